@@ -1,0 +1,15 @@
+/* fault - failures on demand, for tests. SPINSHARD_FAULT=KIND:N[:RANK][:ACTION] makes the N-th call
+ * (from 1) of fault_hit(KIND) on that rank fail with EIO, or ENOSPC for ACTION enospc, or raise
+ * SIGKILL for ACTION kill. KIND "any" counts all kinds. Unset: one load and a branch. */
+#ifndef SPINSHARD_BASE_FAULT_H
+#define SPINSHARD_BASE_FAULT_H
+
+#include <stdbool.h>
+
+/* Local. True, with errno set, where the call must fail now. */
+bool fault_hit(const char *kind);
+
+/* Local. Tell the injector which rank this is; before that RANK matches nothing but absence. */
+void fault_set_rank(int rank);
+
+#endif

@@ -1,0 +1,98 @@
+#include "base/json.h"
+
+#include "base/file.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+err json_parse(const char *text, size_t len, const char *where, json_t **out) {
+    json_error_t why;
+    *out = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
+    if (*out) return err_none();
+    return err_make(ERR_INPUT, where, "the file is damaged or not JSON", "invalid JSON, line %d: %s",
+                    why.line, why.text);
+}
+
+err json_read_file(const char *path, uint64_t max_bytes, json_t **out) {
+    char *text;
+    size_t len;
+    *out = NULL;
+    err e = file_read_all(path, max_bytes, &text, &len);
+    if (e.code) return e;
+    e = json_parse(text, len, path, out);
+    free(text);
+    return e;
+}
+
+err json_text(const json_t *v, int indent, char **out, size_t *len) {
+    size_t flags = JSON_ENCODE_ANY | JSON_REAL_PRECISION(17) | JSON_INDENT((size_t)indent);
+    size_t n = json_dumpb(v, NULL, 0, flags);
+    char *text = n ? malloc(n + 2) : NULL;
+    if (!text) return err_make(ERR_BUG, "json_text", NULL, "cannot write a JSON value");
+    json_dumpb(v, text, n, flags);
+    text[n] = '\n';
+    text[n + 1] = 0;
+    *out = text;
+    *len = n + 1;
+    return err_none();
+}
+
+static err wrong_type(const char *where, const char *key, const char *want) {
+    return err_make(ERR_INPUT, where, NULL, "\"%s\" must be %s", key, want);
+}
+
+static err missing(const char *where, const char *key) {
+    return err_make(ERR_INPUT, where, NULL, "\"%s\" is missing", key);
+}
+
+static const json_t *member(const json_t *o, const char *key) {
+    const json_t *v = json_object_get(o, key);
+    return v && json_is_null(v) ? NULL : v;
+}
+
+err json_opt_int(const json_t *o, const char *key, int64_t lo, int64_t hi, const char *where,
+                 int64_t *out) {
+    const json_t *v = member(o, key);
+    if (!v) return err_none();
+    if (!json_is_integer(v)) return wrong_type(where, key, "an integer");
+    json_int_t n = json_integer_value(v);
+    if (n < lo || n > hi)
+        return err_make(ERR_INPUT, where, NULL, "\"%s\" is %" PRId64 ", not in %" PRId64 "..%" PRId64,
+                        key, (int64_t)n, lo, hi);
+    *out = n;
+    return err_none();
+}
+
+err json_get_int(const json_t *o, const char *key, int64_t lo, int64_t hi, const char *where,
+                 int64_t *out) {
+    return member(o, key) ? json_opt_int(o, key, lo, hi, where, out) : missing(where, key);
+}
+
+err json_opt_real(const json_t *o, const char *key, const char *where, double *out) {
+    const json_t *v = member(o, key);
+    if (!v) return err_none();
+    if (!json_is_number(v)) return wrong_type(where, key, "a number");
+    *out = json_number_value(v);
+    return err_none();
+}
+
+err json_opt_bool(const json_t *o, const char *key, const char *where, bool *out) {
+    const json_t *v = member(o, key);
+    if (!v) return err_none();
+    if (!json_is_boolean(v)) return wrong_type(where, key, "true or false");
+    *out = json_is_true(v);
+    return err_none();
+}
+
+err json_opt_str(const json_t *o, const char *key, const char *where, const char **out) {
+    const json_t *v = member(o, key);
+    if (!v) return err_none();
+    if (!json_is_string(v)) return wrong_type(where, key, "a string");
+    *out = json_string_value(v);
+    return err_none();
+}
+
+err json_get_str(const json_t *o, const char *key, const char *where, const char **out) {
+    return member(o, key) ? json_opt_str(o, key, where, out) : missing(where, key);
+}

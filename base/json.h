@@ -1,0 +1,35 @@
+/* json - the one door to the JSON library, and strict getters with messages that name the key.
+ * Parsing refuses duplicate keys, trailing bytes, bad UTF-8, NUL in strings and numbers that do
+ * not fit. Not a schema language. json_t is jansson's value; others include this header only. */
+#ifndef SPINSHARD_BASE_JSON_H
+#define SPINSHARD_BASE_JSON_H
+
+#include "base/err.h"
+
+#include <jansson.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Local. Parse len bytes; `where` names the source in messages. Caller owns *out (json_decref).
+ * Fails with ERR_INPUT. */
+err json_parse(const char *text, size_t len, const char *where, json_t **out);
+
+/* Local. Read and parse a file of at most max_bytes. Fails with ERR_INPUT. */
+err json_read_file(const char *path, uint64_t max_bytes, json_t **out);
+
+/* Local. The text of a value: keys in their order of insertion, indent as given (0: one line),
+ * doubles with 17 digits, a newline at the end. Caller frees *out (free). */
+err json_text(const json_t *v, int indent, char **out, size_t *len);
+
+/* Local. Getters of object members; `where` names the object in messages. The *_opt ones leave
+ * *out untouched where the key is absent or null. Strings are borrowed. Fail with ERR_INPUT. */
+err json_get_int(const json_t *o, const char *key, int64_t lo, int64_t hi, const char *where,
+                 int64_t *out);
+err json_opt_int(const json_t *o, const char *key, int64_t lo, int64_t hi, const char *where,
+                 int64_t *out);
+err json_opt_real(const json_t *o, const char *key, const char *where, double *out);
+err json_opt_bool(const json_t *o, const char *key, const char *where, bool *out);
+err json_get_str(const json_t *o, const char *key, const char *where, const char **out);
+err json_opt_str(const json_t *o, const char *key, const char *where, const char **out);
+
+#endif

@@ -1,0 +1,85 @@
+#include "base/log.h"
+
+#include "base/clock.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static int my_rank;
+static log_level limit = LOG_PHASE;
+
+void log_set_rank(int rank) {
+    my_rank = rank;
+}
+
+void log_set_level(log_level level) {
+    limit = level;
+}
+
+static void put(const char *text, size_t n) {
+    while (n) {
+        ssize_t w = write(STDERR_FILENO, text, n);
+        if (w <= 0) return; /* nobody listens */
+        text += w;
+        n -= (size_t)w;
+    }
+}
+
+void log_line(log_level level, const char *fmt, ...) {
+    if (level > limit || (my_rank != 0 && level >= LOG_RUN)) return;
+    char line[2048];
+    int n = 0;
+    if (my_rank != 0) n = snprintf(line, sizeof line, "[rank %d] ", my_rank);
+    if (level == LOG_WARN) n += snprintf(line + n, sizeof line - (size_t)n, "warning: ");
+    va_list args;
+    va_start(args, fmt);
+    int more = vsnprintf(line + n, sizeof line - (size_t)n - 1, fmt, args);
+    va_end(args);
+    size_t len = strnlen(line, sizeof line - 2);
+    (void)more;
+    line[len++] = '\n';
+    put(line, len);
+}
+
+void log_progress(const char *phase, long done, long total) {
+    static double last_s;
+    static char last_phase[32];
+    if (my_rank != 0 || limit < LOG_PHASE) return;
+    double now = clock_now_s();
+    bool terminal = isatty(STDERR_FILENO), fresh = strcmp(phase, last_phase) != 0;
+    if (fresh) {
+        snprintf(last_phase, sizeof last_phase, "%s", phase);
+        last_s = now;
+    }
+    if (done < total && now - last_s < (terminal ? 0.1 : 60)) return;
+    if (done >= total && !terminal) return; /* the end of the phase has a line of its own */
+    last_s = now;
+    char line[160];
+    int n;
+    if (terminal) {
+        enum { WIDE = 32 };
+        char bar[WIDE + 1];
+        long full = total ? done * WIDE / total : WIDE;
+        for (int i = 0; i < WIDE; i++) bar[i] = i < full ? '#' : '.';
+        bar[WIDE] = 0;
+        n = snprintf(line, sizeof line, "\r\033[K%s", "");
+        if (done < total)
+            n = snprintf(line, sizeof line, "\r\033[K%-8s [%s] %ld/%ld", phase, bar, done, total);
+    } else {
+        n = snprintf(line, sizeof line, "%s: %ld of %ld\n", phase, done, total);
+    }
+    put(line, (size_t)n);
+}
+
+void log_failure(const err *e, int others) {
+    char text[1600], tail[80] = "";
+    if (others > 0) snprintf(tail, sizeof tail, " (and %d other ranks failed)", others);
+    char at[32] = "";
+    if (e->rank > 0) snprintf(at, sizeof at, " [rank %d]", e->rank);
+    int n = snprintf(text, sizeof text, "spinshard: error: %s%s%s%s%s%s%s\n", e->where,
+                     e->where[0] ? ": " : "", e->what, at, tail, e->hint[0] ? "\n  try: " : "",
+                     e->hint);
+    put(text, (size_t)n < sizeof text ? (size_t)n : sizeof text - 1);
+}

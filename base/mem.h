@@ -1,0 +1,38 @@
+/* mem - aligned memory whose failure is an err, and an arena for buffers of one lifetime.
+ * Not a general allocator: no realloc, no per-thread caches. Every large buffer of the program
+ * comes from here, so that what was planned can be compared with what was taken. */
+#ifndef SPINSHARD_BASE_MEM_H
+#define SPINSHARD_BASE_MEM_H
+
+#include "base/err.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Local. count * size bytes, zeroed, aligned to 64; what names the buffer in messages.
+ * Caller owns *out (mem_free). count 0 gives a valid pointer. Fails with ERR_NOFIT. */
+err mem_alloc(int64_t count, size_t size, const char *what, void **out);
+void mem_free(void *p); /* local; NULL is fine */
+
+/* Local. Bytes held through mem_alloc by this process, and the most there ever were. */
+uint64_t mem_held_bytes(void);
+uint64_t mem_peak_bytes(void);
+
+/* Local. Peak resident set of this process in bytes (VmHWM), 0 where unknown. */
+uint64_t mem_peak_rss_bytes(void);
+
+/* One block cut from front to back; given back as a whole or to a mark. */
+typedef struct arena arena;
+
+/* Local. An arena of `bytes`; caller owns *out. Fails with ERR_NOFIT. */
+err arena_create(uint64_t bytes, const char *what, arena **out);
+void arena_destroy(arena **a); /* local; NULL is fine; sets NULL */
+
+/* Local. Next count * size bytes, aligned to 64, not zeroed; valid until reset or destroy.
+ * Running over the planned size is a bug: aborts with the arena's name. */
+void *arena_take(arena *a, int64_t count, size_t size);
+uint64_t arena_mark(const arena *a);              /* local */
+void arena_reset(arena *a, uint64_t mark);        /* local; 0 gives all back */
+uint64_t arena_peak_bytes(const arena *a);        /* local */
+
+#endif

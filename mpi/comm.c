@@ -1,0 +1,302 @@
+#include "mpi/comm.h"
+
+#include "base/fault.h"
+#include "base/log.h"
+
+#include <mpi.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Pieces of long messages: below INT_MAX, and small enough to stay in cache on the way. */
+enum { PIECE = 16 << 20 };
+
+struct comm {
+    MPI_Comm handle;
+    int rank, size;
+    char name[32];
+};
+
+struct comm_request {
+    int n_parts;
+    MPI_Request parts[];
+};
+
+static comm world;
+static int node_size = 1;
+static char host[MPI_MAX_PROCESSOR_NAME + 1];
+static char library[128];
+
+static void on_failure(MPI_Comm *handle, int *code, ...) {
+    char text[MPI_MAX_ERROR_STRING], name[MPI_MAX_OBJECT_NAME] = "?";
+    int n;
+    MPI_Error_string(*code, text, &n);
+    MPI_Comm_get_name(*handle, name, &n);
+    fprintf(stderr, "spinshard: rank %d: MPI failed on %s: %s\n", world.rank, name, text);
+    MPI_Abort(MPI_COMM_WORLD, ERR_RANK);
+}
+
+static long env_count(const char *name) {
+    const char *s = getenv(name);
+    return s ? strtol(s, NULL, 10) : 0;
+}
+
+/* Waiting ranks spin by default. Where a node has more ranks than cores, that starves the ranks
+ * that compute; Open MPI reads this variable in MPI_Init. */
+static void yield_if_oversubscribed(void) {
+    cpu_set_t set;
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 1) cpus = CPU_COUNT(&set);
+    long ranks = env_count("OMPI_COMM_WORLD_LOCAL_SIZE");
+    if (!ranks) ranks = env_count("SLURM_NTASKS_PER_NODE");
+    if (!ranks) ranks = env_count("SLURM_NTASKS");
+    if (ranks > cpus) setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
+}
+
+/* A launcher that cannot speak to MPI starts N processes that each believe to be alone. */
+static err check_launcher(void) {
+    long promised = env_count("OMPI_COMM_WORLD_SIZE");
+    const char *who = "mpirun";
+    if (!promised && getenv("SLURM_PROCID") && getenv("SLURM_STEP_ID")) {
+        promised = env_count("SLURM_STEP_NUM_TASKS");
+        if (!promised) promised = env_count("SLURM_NTASKS");
+        who = "srun";
+    }
+    if (promised <= 1 || promised == world.size) return err_none();
+    return err_make(ERR_USAGE, "starting MPI",
+                    "start with `srun --mpi=pmix` or with mpirun of the same Open MPI",
+                    "%s started %ld processes, but MPI sees %d: each would run alone on one folder",
+                    who, promised, world.size);
+}
+
+static void learn_node(void) {
+    MPI_Comm node;
+    int n;
+    MPI_Get_processor_name(host, &n);
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
+    MPI_Comm_size(node, &node_size);
+    MPI_Comm_free(&node);
+    char text[MPI_MAX_LIBRARY_VERSION_STRING];
+    MPI_Get_library_version(text, &n);
+    snprintf(library, sizeof library, "%.*s", (int)strcspn(text, ",\n"), text);
+}
+
+err comm_start(int *argc, char ***argv) {
+    int got;
+    yield_if_oversubscribed();
+    MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &got);
+    world.handle = MPI_COMM_WORLD;
+    MPI_Comm_rank(world.handle, &world.rank);
+    MPI_Comm_size(world.handle, &world.size);
+    snprintf(world.name, sizeof world.name, "world");
+    MPI_Comm_set_name(world.handle, world.name);
+    MPI_Errhandler handler;
+    MPI_Comm_create_errhandler(on_failure, &handler);
+    MPI_Comm_set_errhandler(world.handle, handler);
+    MPI_Errhandler_free(&handler);
+    learn_node();
+    log_set_rank(world.rank);
+    fault_set_rank(world.rank);
+    return check_launcher();
+}
+
+void comm_stop(void) {
+    MPI_Finalize();
+}
+
+comm *comm_world(void) {
+    return &world;
+}
+
+int comm_rank(const comm *c) {
+    return c->rank;
+}
+
+int comm_size(const comm *c) {
+    return c->size;
+}
+
+const char *comm_host(void) {
+    return host;
+}
+
+int comm_node_size(void) {
+    return node_size;
+}
+
+const char *comm_library(void) {
+    return library;
+}
+
+void comm_abort(int code, const char *why) {
+    fprintf(stderr, "spinshard: rank %d on %s: %s\n", world.rank, host, why);
+    MPI_Abort(MPI_COMM_WORLD, code);
+    abort();
+}
+
+err comm_split(const comm *c, int color, const char *name, comm **out) {
+    MPI_Comm handle;
+    *out = NULL;
+    MPI_Comm_split(c->handle, color < 0 ? MPI_UNDEFINED : color, c->rank, &handle);
+    if (handle == MPI_COMM_NULL) return err_none();
+    comm *d = calloc(1, sizeof *d);
+    if (!d) comm_abort(ERR_BUG, "no memory for a communicator");
+    d->handle = handle;
+    MPI_Comm_rank(handle, &d->rank);
+    MPI_Comm_size(handle, &d->size);
+    snprintf(d->name, sizeof d->name, "%s", name);
+    MPI_Comm_set_name(handle, d->name);
+    *out = d;
+    return err_none();
+}
+
+void comm_destroy(comm **c) {
+    if (!*c) return;
+    MPI_Comm_free(&(*c)->handle);
+    free(*c);
+    *c = NULL;
+}
+
+err comm_agree(const comm *c, err e, const char *phase, int *others) {
+    /* Key: code, then rank; success sorts last. One small reduction when all is well. */
+    int64_t mine = e.code ? (int64_t)e.code << 32 | c->rank : INT64_MAX, least, failed = e.code != 0;
+    MPI_Allreduce(&mine, &least, 1, MPI_INT64_T, MPI_MIN, c->handle);
+    if (others) *others = 0;
+    if (least == INT64_MAX) return e;
+    comm_sum_i64(c, &failed, 1);
+    if (others) *others = (int)failed - 1;
+    int root = (int)(least & 0xffffffff);
+    if (root == c->rank) e.rank = world.rank;
+    comm_bcast(c, &e, sizeof e, root);
+    if (!e.where[0]) snprintf(e.where, sizeof e.where, "%s", phase);
+    return e;
+}
+
+void comm_barrier(const comm *c) {
+    MPI_Barrier(c->handle);
+}
+
+static int piece_of(uint64_t left) {
+    return left < PIECE ? (int)left : PIECE;
+}
+
+void comm_bcast(const comm *c, void *data, uint64_t n, int root) {
+    char *p = data;
+    for (uint64_t at = 0; at < n; at += PIECE)
+        MPI_Bcast(p + at, piece_of(n - at), MPI_BYTE, root, c->handle);
+}
+
+void comm_bcast_blob(const comm *c, void **data, size_t *len, int root) {
+    uint64_t n = *len;
+    comm_bcast(c, &n, sizeof n, root);
+    if (c->rank != root) {
+        char *p = malloc(n + 1);
+        if (!p) comm_abort(ERR_NOFIT, "no memory for a broadcast");
+        p[n] = 0;
+        *data = p;
+        *len = n;
+    }
+    comm_bcast(c, *data, n, root);
+}
+
+static void reduce_in_place(const comm *c, void *v, int64_t n, MPI_Datatype type, MPI_Op op) {
+    char *p = v;
+    for (int64_t at = 0; at < n; at += PIECE / 8) {
+        int64_t left = n - at;
+        MPI_Allreduce(MPI_IN_PLACE, p + at * 8, left < PIECE / 8 ? (int)left : PIECE / 8, type, op,
+                      c->handle);
+    }
+}
+
+void comm_sum_i64(const comm *c, int64_t *v, int64_t n) {
+    reduce_in_place(c, v, n, MPI_INT64_T, MPI_SUM);
+}
+
+void comm_max_i64(const comm *c, int64_t *v, int64_t n) {
+    reduce_in_place(c, v, n, MPI_INT64_T, MPI_MAX);
+}
+
+void comm_max_f64(const comm *c, double *v, int64_t n) {
+    reduce_in_place(c, v, n, MPI_DOUBLE, MPI_MAX);
+}
+
+void comm_send(const comm *c, const void *data, uint64_t n, int to, comm_tag tag) {
+    const char *p = data;
+    for (uint64_t at = 0; at < n; at += PIECE)
+        MPI_Send(p + at, piece_of(n - at), MPI_BYTE, to, (int)tag, c->handle);
+}
+
+void comm_recv(const comm *c, void *data, uint64_t n, int from, comm_tag tag) {
+    char *p = data;
+    for (uint64_t at = 0; at < n; at += PIECE)
+        MPI_Recv(p + at, piece_of(n - at), MPI_BYTE, from, (int)tag, c->handle, MPI_STATUS_IGNORE);
+}
+
+void comm_gather(const comm *c, const void *mine, uint64_t n, void *all, int root) {
+    if (c->rank != root) {
+        comm_send(c, mine, n, root, TAG_RESULT);
+        return;
+    }
+    for (int r = 0; r < c->size; r++) {
+        char *to = (char *)all + (uint64_t)r * n;
+        if (r == root) memcpy(to, mine, n);
+        else comm_recv(c, to, n, r, TAG_RESULT);
+    }
+}
+
+void comm_gather_blobs(const comm *c, const void *mine, size_t n, void **all, size_t *lens,
+                       int root) {
+    uint64_t len = n, total = 0, *each = NULL;
+    if (c->rank == root && !(each = calloc((size_t)c->size, sizeof *each)))
+        comm_abort(ERR_NOFIT, "no memory to gather");
+    comm_gather(c, &len, sizeof len, each, root);
+    if (c->rank != root) {
+        comm_send(c, mine, n, root, TAG_BLOB);
+        return;
+    }
+    for (int r = 0; r < c->size; r++) total += each[r];
+    char *p = malloc(total + 1);
+    if (!p) comm_abort(ERR_NOFIT, "no memory to gather");
+    *all = p;
+    for (int r = 0; r < c->size; r++) {
+        if (r == root) memcpy(p, mine, n);
+        else comm_recv(c, p, each[r], r, TAG_BLOB);
+        lens[r] = each[r];
+        p += each[r];
+    }
+    *p = 0;
+    free(each);
+}
+
+static comm_request *request_create(uint64_t n) {
+    int parts = (int)((n + PIECE - 1) / PIECE);
+    comm_request *r = malloc(sizeof *r + (size_t)parts * sizeof(MPI_Request));
+    if (!r) comm_abort(ERR_NOFIT, "no memory for a request");
+    r->n_parts = parts;
+    return r;
+}
+
+comm_request *comm_isend(const comm *c, const void *data, uint64_t n, int to, comm_tag tag) {
+    comm_request *r = request_create(n);
+    const char *p = data;
+    for (int i = 0; i < r->n_parts; i++, p += PIECE, n -= PIECE)
+        MPI_Isend(p, piece_of(n), MPI_BYTE, to, (int)tag, c->handle, &r->parts[i]);
+    return r;
+}
+
+comm_request *comm_irecv(const comm *c, void *data, uint64_t n, int from, comm_tag tag) {
+    comm_request *r = request_create(n);
+    char *p = data;
+    for (int i = 0; i < r->n_parts; i++, p += PIECE, n -= PIECE)
+        MPI_Irecv(p, piece_of(n), MPI_BYTE, from, (int)tag, c->handle, &r->parts[i]);
+    return r;
+}
+
+void comm_wait(comm_request **r) {
+    if (!*r) return;
+    MPI_Waitall((*r)->n_parts, (*r)->parts, MPI_STATUSES_IGNORE);
+    free(*r);
+    *r = NULL;
+}

@@ -1,0 +1,79 @@
+/* comm - the ranks of the run: start and stop, agreed errors, and the few exchanges that we use.
+ * Counts are 64-bit; long messages go in pieces. Floats are never summed here: sums that must not
+ * depend on the number of ranks are integer sums or are taken in a fixed order by the caller.
+ * <mpi.h> is included only under mpi/. */
+#ifndef SPINSHARD_MPI_COMM_H
+#define SPINSHARD_MPI_COMM_H
+
+#include "base/err.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct comm comm;
+
+/* Message tags: the only ones. */
+typedef enum comm_tag {
+    TAG_ACTIVATIONS = 1, /* stage to next stage, one window or slice */
+    TAG_TOKENS = 2,      /* token ids of a window */
+    TAG_RESULT = 3,      /* a result to the root */
+    TAG_BLOB = 4,        /* bytes whose length the receiver does not know */
+} comm_tag;
+
+/* Collective on all processes. Start MPI with the calls made from one thread. Checks that a
+ * launcher that promised N ranks made one world of N (SLURM_NTASKS, OMPI_COMM_WORLD_SIZE): N
+ * single ranks on one folder are refused with ERR_USAGE. Without a launcher: a world of one. */
+err comm_start(int *argc, char ***argv);
+void comm_stop(void); /* collective; ends MPI */
+
+/* Local. The world, valid between start and stop. */
+comm *comm_world(void);
+int comm_rank(const comm *c);
+int comm_size(const comm *c);
+const char *comm_host(void);        /* name of this host */
+int comm_node_size(void);           /* ranks of the world on this host */
+const char *comm_library(void);     /* name and version of the MPI library, one line */
+
+/* Local. End every rank now; for a bug or an MPI failure, where nothing can be agreed. */
+_Noreturn void comm_abort(int code, const char *why);
+
+/* Collective on c. A communicator of the ranks with the same color (>= 0), in rank order; color -1
+ * gets NULL. Caller owns *out (comm_destroy). */
+err comm_split(const comm *c, int color, const char *name, comm **out);
+void comm_destroy(comm **c); /* collective on *c; NULL is fine; sets NULL */
+
+/* Collective on c. Same result on every rank: success if every e is success, else the error of the
+ * lowest rank with the smallest nonzero code, with its rank filled in. `phase` names the step.
+ * *others (may be NULL): how many more ranks failed. */
+err comm_agree(const comm *c, err e, const char *phase, int *others);
+
+void comm_barrier(const comm *c); /* collective */
+
+/* Collective on c. n bytes from root to all. */
+void comm_bcast(const comm *c, void *data, uint64_t n, int root);
+/* Collective on c. Bytes whose length only root knows; elsewhere *data is allocated with a NUL
+ * after the last byte (free). At root *data is left alone. */
+void comm_bcast_blob(const comm *c, void **data, size_t *len, int root);
+
+/* Collective on c. In place, element-wise; exact, so same result on every rank and any order. */
+void comm_sum_i64(const comm *c, int64_t *v, int64_t n);
+void comm_max_i64(const comm *c, int64_t *v, int64_t n);
+void comm_max_f64(const comm *c, double *v, int64_t n); /* no NaN */
+
+/* Collective on c. n bytes of each rank to root, in rank order; `all` (root only) holds size * n. */
+void comm_gather(const comm *c, const void *mine, uint64_t n, void *all, int root);
+/* Collective on c. Bytes of varying length to root, concatenated in rank order; at root *all is
+ * allocated (free) and lens[size] filled; elsewhere both are untouched. */
+void comm_gather_blobs(const comm *c, const void *mine, size_t n, void **all, size_t *lens, int root);
+
+/* Local on sender and receiver. Blocking. */
+void comm_send(const comm *c, const void *data, uint64_t n, int to, comm_tag tag);
+void comm_recv(const comm *c, void *data, uint64_t n, int from, comm_tag tag);
+
+/* Local. Non-blocking send: data must stay until comm_wait. */
+typedef struct comm_request comm_request;
+comm_request *comm_isend(const comm *c, const void *data, uint64_t n, int to, comm_tag tag);
+comm_request *comm_irecv(const comm *c, void *data, uint64_t n, int from, comm_tag tag);
+void comm_wait(comm_request **r); /* NULL is fine; sets NULL */
+
+#endif
