@@ -24,7 +24,9 @@ struct comm_request {
     MPI_Request parts[];
 };
 
-static comm world;
+/* Before comm_start, and in commands of one process, a world of one that needs no MPI. */
+static comm world = {.size = 1, .name = "world"};
+static bool started;
 static int node_size = 1;
 static char host[MPI_MAX_PROCESSOR_NAME + 1];
 static char library[128];
@@ -87,10 +89,10 @@ err comm_start(int *argc, char ***argv) {
     int got;
     yield_if_oversubscribed();
     MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &got);
+    started = true;
     world.handle = MPI_COMM_WORLD;
     MPI_Comm_rank(world.handle, &world.rank);
     MPI_Comm_size(world.handle, &world.size);
-    snprintf(world.name, sizeof world.name, "world");
     MPI_Comm_set_name(world.handle, world.name);
     MPI_Errhandler handler;
     MPI_Comm_create_errhandler(on_failure, &handler);
@@ -103,7 +105,8 @@ err comm_start(int *argc, char ***argv) {
 }
 
 void comm_stop(void) {
-    MPI_Finalize();
+    if (started) MPI_Finalize();
+    started = false;
 }
 
 comm *comm_world(void) {
@@ -132,13 +135,14 @@ const char *comm_library(void) {
 
 void comm_abort(int code, const char *why) {
     fprintf(stderr, "spinshard: rank %d on %s: %s\n", world.rank, host, why);
-    MPI_Abort(MPI_COMM_WORLD, code);
-    abort();
+    if (started) MPI_Abort(MPI_COMM_WORLD, code);
+    _Exit(code);
 }
 
 err comm_split(const comm *c, int color, const char *name, comm **out) {
     MPI_Comm handle;
     *out = NULL;
+    if (!started) return err_make(ERR_BUG, name, NULL, "MPI is not started");
     MPI_Comm_split(c->handle, color < 0 ? MPI_UNDEFINED : color, c->rank, &handle);
     if (handle == MPI_COMM_NULL) return err_none();
     comm *d = calloc(1, sizeof *d);
@@ -161,9 +165,14 @@ void comm_destroy(comm **c) {
 
 err comm_agree(const comm *c, err e, const char *phase, int *others) {
     /* Key: code, then rank; success sorts last. One small reduction when all is well. */
+    if (others) *others = 0;
+    if (c->size == 1) {
+        if (e.code) e.rank = world.rank;
+        if (e.code && !e.where[0]) snprintf(e.where, sizeof e.where, "%s", phase);
+        return e;
+    }
     int64_t mine = e.code ? (int64_t)e.code << 32 | c->rank : INT64_MAX, least, failed = e.code != 0;
     MPI_Allreduce(&mine, &least, 1, MPI_INT64_T, MPI_MIN, c->handle);
-    if (others) *others = 0;
     if (least == INT64_MAX) return e;
     comm_sum_i64(c, &failed, 1);
     if (others) *others = (int)failed - 1;
@@ -175,7 +184,7 @@ err comm_agree(const comm *c, err e, const char *phase, int *others) {
 }
 
 void comm_barrier(const comm *c) {
-    MPI_Barrier(c->handle);
+    if (c->size > 1) MPI_Barrier(c->handle);
 }
 
 static int piece_of(uint64_t left) {
@@ -184,6 +193,7 @@ static int piece_of(uint64_t left) {
 
 void comm_bcast(const comm *c, void *data, uint64_t n, int root) {
     char *p = data;
+    if (c->size == 1) return;
     for (uint64_t at = 0; at < n; at += PIECE)
         MPI_Bcast(p + at, piece_of(n - at), MPI_BYTE, root, c->handle);
 }
@@ -203,6 +213,7 @@ void comm_bcast_blob(const comm *c, void **data, size_t *len, int root) {
 
 static void reduce_in_place(const comm *c, void *v, int64_t n, MPI_Datatype type, MPI_Op op) {
     char *p = v;
+    if (c->size == 1) return;
     for (int64_t at = 0; at < n; at += PIECE / 8) {
         int64_t left = n - at;
         MPI_Allreduce(MPI_IN_PLACE, p + at * 8, left < PIECE / 8 ? (int)left : PIECE / 8, type, op,

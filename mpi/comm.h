@@ -26,7 +26,8 @@ typedef enum comm_tag {
 err comm_start(int *argc, char ***argv);
 void comm_stop(void); /* collective; ends MPI */
 
-/* Local. The world, valid between start and stop. */
+/* Local. The world. Where comm_start was not called (commands of one process, unit tests) it is a
+ * world of one in which every collective works without MPI. */
 comm *comm_world(void);
 int comm_rank(const comm *c);
 int comm_size(const comm *c);
