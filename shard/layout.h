@@ -1,0 +1,84 @@
+/* layout - which tensors an archive holds, and where each one lies. Planning only: no files, no
+ * ranks; the same config and options give the same layout everywhere. A *unit* is what is computed,
+ * kept and restarted as one: 0 the embedding, 1..L the layers, L+1 the final norm and the head. A
+ * *part* is one tar with one safetensors shard. Tensors are listed unit by unit; parts are cut in
+ * that order between modules, so that a linear stays in one part. Inside a unit and inside a part
+ * tensors of wide elements come first: safetensors allows no holes, and this order keeps every
+ * tensor on a multiple of its element size. On the way: fused weight -> INT4 codes + scales ->
+ * [layout] -> shard bytes. */
+#ifndef SPINSHARD_SHARD_LAYOUT_H
+#define SPINSHARD_SHARD_LAYOUT_H
+
+#include "base/err.h"
+#include "io/safetensors.h"
+#include "model/config.h"
+#include "model/tensors.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* What a slot holds of the checkpoint's tensor it comes from. */
+typedef enum layout_kind {
+    LAYOUT_PLAIN,  /* the tensor itself in the stored type: norms, biases, embedding, head */
+    LAYOUT_PACKED, /* X.weight_packed     I32 [out, ceil(in * bits / 32)] */
+    LAYOUT_SCALE,  /* X.weight_scale      scale type [out, in / group], or [out, 1] by channel */
+    LAYOUT_ZEROS,  /* X.weight_zero_point I32 [ceil(out * bits / 32), groups], asymmetric only */
+    LAYOUT_SHAPE,  /* X.weight_shape      I64 [2] = out, in */
+} layout_kind;
+
+typedef struct layout_options {
+    int bits;             /* of the codes, 2..8 */
+    int64_t group;        /* along the input; 0: one scale a row */
+    bool symmetric;       /* else zero points are stored */
+    st_dtype scale_dtype; /* BF16, F16 or F32 */
+    st_dtype store_dtype; /* of what is not quantized: BF16, F16 or F32 */
+    bool untied;          /* write a head of its own where the config ties it to the embedding */
+    uint64_t shard_bytes; /* data of a part, kept where a module is not larger */
+} layout_options;
+
+typedef struct layout_slot {
+    char name[128]; /* as in the archive */
+    layout_kind kind;
+    llama_tensor source; /* the tensor of the checkpoint it is made of; a tied head: HEAD */
+    int64_t unit, part;
+    st_dtype dtype;
+    int n_dims;
+    int64_t shape[2];
+    uint64_t bytes;
+    uint64_t unit_offset; /* in the bytes of its unit */
+    uint64_t part_offset; /* in the data section of its part */
+} layout_slot;
+
+typedef struct layout layout;
+
+/* Local. Plan an archive. Caller owns *out (layout_destroy). Fails with ERR_INPUT where the group
+ * does not divide an input (both sizes named) or a size overflows, with ERR_USAGE for options out
+ * of range. */
+err layout_create(const llama_config *cfg, const layout_options *opts, layout **out);
+void layout_destroy(layout **l); /* local; NULL is fine; sets NULL */
+
+const layout_options *layout_opts(const layout *l);
+const llama_config *layout_config(const layout *l); /* tied is false where untied */
+
+/* Local. All tensors, unit by unit; in a unit in the order of unit_offset. Borrowed. */
+int64_t layout_count(const layout *l);
+const layout_slot *layout_tensor(const layout *l, int64_t i);
+const layout_slot *layout_find(const layout *l, const char *name); /* NULL where absent */
+/* Local. The slot made of one tensor of the checkpoint; NULL where absent. layer -1 outside. */
+const layout_slot *layout_find_role(const layout *l, llama_role role, int64_t layer,
+                                    layout_kind kind);
+
+int64_t layout_units(const layout *l); /* layers + 2 */
+uint64_t layout_unit_bytes(const layout *l, int64_t unit);
+/* Local. Tensors first..first + count - 1 make the unit. */
+void layout_unit_range(const layout *l, int64_t unit, int64_t *first, int64_t *count);
+
+int64_t layout_parts(const layout *l);
+uint64_t layout_part_bytes(const layout *l, int64_t part); /* data section, without the header */
+uint64_t layout_total_bytes(const layout *l);              /* of all tensors */
+/* Local. "model-0000k-of-0000N.safetensors". */
+void layout_shard_name(const layout *l, int64_t part, char name[64]);
+/* Local. First bytes of the shard: length and JSON header; its data follow. Caller frees *out. */
+err layout_shard_header(const layout *l, int64_t part, char **out, size_t *len);
+
+#endif
