@@ -1,0 +1,64 @@
+/* gemm - the matrix product: the one door to BLAS and oneDNN.
+ * Not a BLAS: no factorizations, no vectors, row-major only. Every product of the program, from
+ * fusion to the forward pass, ends here.
+ *
+ * Same bits for any number of threads: a product is cut into tiles by a rule that knows the shape
+ * alone; each tile is one library call on one thread. Within a parallel region of the caller the
+ * calls run on the calling thread, with the same tiles. Sizes that do not fit the libraries' int,
+ * and a library that refuses a supported shape, are bugs: the program aborts with the shape. */
+#ifndef SPINSHARD_BASE_GEMM_H
+#define SPINSHARD_BASE_GEMM_H
+
+#include "base/half.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Local. Once, before the first product, from one thread. Sets the number of OpenMP threads:
+ * OMP_NUM_THREADS where set, else the cores of this process shared among the ranks_on_node that
+ * have them in common; at least 1. BLAS itself is kept on one thread. Returns the threads.
+ * Products before the call work, on OpenMP's own number of threads. */
+int gemm_init(int ranks_on_node);
+int gemm_threads(void); /* local; threads that a parallel region gets now */
+
+/* Local. True where bf16 products run in bf16 kernels (oneDNN and a CPU with AVX512_BF16 or AMX).
+ */
+bool gemm_has_bf16(void);
+
+/* Local. One line that names what runs: BLAS, its version and kernels, oneDNN, its version and
+ * instruction set. Equal lines give equal bits; run state records it. */
+void gemm_kernels(char *buf, size_t size);
+
+/* Local. True, with one line for the user, where BLAS runs kernels slower than the CPU offers
+ * (OPENBLAS_CORETYPE, or a CPU younger than the library). */
+bool gemm_slow_kernels(char *buf, size_t size);
+
+/* Local. c[m,n] = op(a) op(b), plus c where `add`. op(a) is [m,k]: a itself (row stride lda), or,
+ * with trans_a, the transpose of a [k,m]; likewise op(b) [k,n]. y = x W^T is trans_b with W
+ * [n,k]. c may not overlap a or b. k = 0 gives zeros (or leaves c). Strides in elements. */
+void gemm_f32(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const float *a,
+              int64_t lda, const float *b, int64_t ldb, bool add, float *c, int64_t ldc);
+void gemm_f64(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const double *a,
+              int64_t lda, const double *b, int64_t ldb, bool add, double *c, int64_t ldc);
+
+/* Local. The same with bf16 factors and fp32 sums. Where gemm_has_bf16 is false the factors are
+ * widened and multiplied in fp32: close, but other bits. */
+void gemm_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
+               const bf16 *b, int64_t ldb, bool add, float *c, int64_t ldc);
+
+/* Local. One tile: one library call on the calling thread. For callers that cut their own work
+ * into fixed tiles, to do something with a tile while it is in cache. Arguments as above. */
+void gemm_tile_f32(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const float *a,
+                   int64_t lda, const float *b, int64_t ldb, bool add, float *c, int64_t ldc);
+void gemm_tile_f64(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const double *a,
+                   int64_t lda, const double *b, int64_t ldb, bool add, double *c, int64_t ldc);
+void gemm_tile_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
+                    const bf16 *b, int64_t ldb, bool add, float *c, int64_t ldc);
+
+/* Local. The cut of a product into tiles: rows and columns of a tile, by shape and bytes per factor
+ * element alone. */
+void gemm_tile_shape(int64_t m, int64_t n, int64_t k, size_t element, int64_t *tile_m,
+                     int64_t *tile_n);
+
+#endif

@@ -1,0 +1,23 @@
+/* machine - what this process may use of the node: cores, memory, and the name of the CPU.
+ * The one door to hwloc. Not a scheduler: it binds nothing. Asked once at the start of a run. */
+#ifndef SPINSHARD_BASE_MACHINE_H
+#define SPINSHARD_BASE_MACHINE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Local. Cores that the affinity mask and the cgroup's CPU quota leave to this process: physical
+ * cores where the mask holds whole cores, at least 1. */
+int machine_cores(void);
+
+/* Local. Memory nodes that those cores touch, at least 1. */
+int machine_numa_nodes(void);
+
+/* Local. Bytes of memory of the node, or the cgroup's limit where that is less. */
+uint64_t machine_memory_bytes(void);
+
+/* Local. Name of the CPU as its maker gives it; "unknown" where it gives none. Writes into buf and
+ * returns it. */
+const char *machine_cpu_name(char *buf, size_t size);
+
+#endif

@@ -1,0 +1,32 @@
+/* fake_quant - activations to a grid of b bits and back: the value that a b-bit number would give.
+ * Scales are dynamic, one per row (token, or head of a token). Not for weights (quant/rtn.h), but
+ * the rounding rule is the same one, quant_code in quant/grid.h. Used by every quantization site.
+ */
+#ifndef SPINSHARD_QUANT_FAKE_QUANT_H
+#define SPINSHARD_QUANT_FAKE_QUANT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct aquant {
+    int bits;                      /* 2..8; 16 and more: off */
+    bool symmetric;                /* codes -2^(b-1) .. 2^(b-1) - 1, no zero point */
+    float clip;                    /* multiplies both ends of the range; 1 is no clipping */
+    bool compressed_tensors_scale; /* symmetric scale max/7.5 (4 bits), max/127.5 (8), not max/7 */
+} aquant;
+
+static inline bool aquant_on(const aquant *q) {
+    return q->bits < 16;
+}
+
+/* Local. out[i, :] = fake quantized x[i, :] for `rows` rows of n, both with row stride `stride`;
+ * out may be x. include_zero: the range of an asymmetric row always holds 0. Not threaded: callers
+ * deal out rows. A row's result depends on the row alone. INTERFACE.md, "Quantizer". */
+void fake_quant_rows(const aquant *q, bool include_zero, const float *x, int64_t rows, int64_t n,
+                     int64_t stride, float *out);
+
+/* Local. The same in double: range, scale and quotient in double, the same tie rule. For tests. */
+void fake_quant_rows_f64(const aquant *q, bool include_zero, const double *x, int64_t rows,
+                         int64_t n, int64_t stride, double *out);
+
+#endif
