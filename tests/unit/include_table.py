@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""Hold the tree against docs/LAYOUT.md: who includes whom, one door per dependency; and against the
+habits that a reader can count on: unique file names, files and functions of a readable size, and
+no name of a machine or of a package host.
+
+The tables are parsed from docs/LAYOUT.md, so that page stays the one place where the rules stand.
+Exit status 1 with one line for each offence.
+"""
+import os
+import re
+import subprocess
+import sys
+
+ROOT = os.environ.get("SPINSHARD_SOURCE") or os.path.dirname(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+GENERATED = {"version.h"}  # configured by CMake from cmake/version.h.in
+MAX_LINES, MAX_FUNCTION = 1000, 150
+
+offences, notes = [], []
+
+
+def tables(text):
+    """Tables of a Markdown page: {tuple of column names: [rows of cells]}."""
+    out, head = {}, None
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            head = None
+            continue
+        cells = [c.strip() for c in line.strip().strip("|").split("|")]
+        if head is None:
+            head = tuple(cells)
+            out[head] = []
+        elif not set(line) <= set("|-: "):
+            out[head].append(cells)
+    return out
+
+
+def tracked():
+    """Every file of the project: what git knows, or in a tarball all but the build."""
+    got = subprocess.run(["git", "-C", ROOT, "ls-files", "-co", "--exclude-standard"],
+                         capture_output=True, text=True)
+    if got.returncode == 0 and got.stdout:
+        return sorted(p for p in got.stdout.splitlines() if os.path.isfile(os.path.join(ROOT, p)))
+    out = []
+    for folder, dirs, files in os.walk(ROOT):
+        dirs[:] = [d for d in dirs if d not in (".git", "build", "__pycache__")]
+        out += [os.path.relpath(os.path.join(folder, f), ROOT) for f in files]
+    return sorted(out)
+
+
+def ticked(cell):
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def words(cell):
+    return cell.replace("`", " ").replace(",", " ").split()
+
+
+class Rules:
+    def __init__(self):
+        with open(os.path.join(ROOT, "docs/LAYOUT.md"), encoding="utf-8") as f:
+            found = tables(f.read())
+        try:
+            self.folders = {r[0]: set(words(r[1])) for r in found["folder", "may include"]}
+            doors = found["header", "only in"]
+            self.headers = {(r[0], r[1]): set(ticked(r[2])) for r in found["folder", "of", "only the headers"]}
+            self.files = {(r[0], r[1]): ticked(r[2]) for r in found["folder", "of", "only in the files"]}
+        except KeyError as e:
+            sys.exit(f"docs/LAYOUT.md has no table with the columns {e}")
+        self.doors = {h.strip("<>"): words(r[1]) for r in doors for h in ticked(r[0])}
+        if len(self.folders) < 5 or len(self.doors) < 5:
+            sys.exit("docs/LAYOUT.md: the tables are too short to be true")
+
+    def check_own(self, path, line, name):
+        folder, target = path.split("/")[0], name.split("/")[0]
+        where = f"{path}:{line}"
+        if name in GENERATED:
+            return
+        if "/" not in name:
+            offences.append(f'{where}: "{name}": name the folder too')
+        elif not os.path.isfile(os.path.join(ROOT, name)):
+            offences.append(f'{where}: "{name}" does not exist')
+        elif target != folder and target not in self.folders.get(folder, set()):
+            offences.append(f"{where}: {folder} may not include {target} ({name})")
+        elif (folder, target) in self.headers and name not in self.headers[folder, target]:
+            offences.append(f"{where}: of {target}, {folder} may include "
+                            f"only {sorted(self.headers[folder, target])}, not {name}")
+        elif (folder, target) in self.files and not any(
+                re.fullmatch(p.replace(".*", r"\.[ch]"), path) for p in self.files[folder, target]):
+            offences.append(f"{where}: in {folder}, only {self.files[folder, target]} may include {target}")
+
+    def check_system(self, path, line, name):
+        for header, owners in self.doors.items():
+            if name == header and not any(path == o or (o.endswith("/") and path.startswith(o))
+                                          for o in owners):
+                offences.append(f"{path}:{line}: <{name}> is included only in {', '.join(owners)}")
+
+
+def check_size(path, lines):
+    if len(lines) > MAX_LINES:
+        offences.append(f"{path}: {len(lines)} lines; cut it")
+    elif len(lines) > 600:
+        notes.append(f"{path}: {len(lines)} lines")
+    start = None
+    for i, line in enumerate(lines, 1):
+        if re.match(r"^[A-Za-z_].*[)] \{$", line) or (line == "{" and start is None):
+            start = i
+        elif line.startswith("}") and start is not None:
+            if i - start > MAX_FUNCTION:
+                offences.append(f"{path}:{start}: a function of {i - start} lines")
+            start = None
+
+
+def check_guard(path, text):
+    want = "SPINSHARD_" + re.sub(r"[^A-Za-z0-9]", "_", path).upper()
+    if f"#ifndef {want}\n#define {want}\n" not in text and "#ifndef SPINSHARD_" in text:
+        offences.append(f"{path}: its guard is not {want}")
+    if not text.startswith("/*"):
+        offences.append(f"{path}: does not begin with a comment that says what it is")
+
+
+# Written in pieces so that this file does not name what it looks for.
+STRANGERS = re.compile("|".join([
+    r"(?<![\w.}$)\"'-])/(?:work|root|tmp/w)/", r"pyp" r"i\.org", "pythonhosted", r"deb\.debian\." "org",
+    r"hugging" r"face\.co/", r"\bcd" r"n\b.*mirror", r"/home/\w+"]))
+
+
+def check_strangers(path, text):
+    for i, line in enumerate(text.splitlines(), 1):
+        found = STRANGERS.search(line)
+        if found:
+            offences.append(f"{path}:{i}: names a machine or a package host: {found.group(0)}")
+
+
+def check_sources(rules, paths):
+    names, seen = {}, 0
+    for path in paths:
+        if not path.endswith((".c", ".h")):
+            continue
+        with open(os.path.join(ROOT, path), encoding="utf-8") as f:
+            text = f.read()
+        for i, line in enumerate(text.splitlines(), 1):
+            own = re.match(r'\s*#\s*include\s+"([^"]+)"', line)
+            system = re.match(r"\s*#\s*include\s+<([^>]+)>", line)
+            if own:
+                rules.check_own(path, i, own.group(1))
+                seen += 1
+            if system:
+                rules.check_system(path, i, system.group(1))
+                seen += 1
+        check_size(path, text.splitlines())
+        if path.endswith(".h"):
+            check_guard(path, text)
+        base = os.path.basename(path)
+        if base in names:
+            offences.append(f"{path}: {names[base]} has the same file name")
+        names[base] = path
+    return seen
+
+
+def main():
+    rules, paths = Rules(), tracked()
+    seen = check_sources(rules, paths)
+    for path in paths:
+        if path.startswith("tests/data/") or path == "tests/unit/include_table.py":
+            continue
+        with open(os.path.join(ROOT, path), "rb") as f:
+            data = f.read()
+        if b"\0" not in data:
+            check_strangers(path, data.decode("utf-8", "replace"))
+    for note in notes:
+        print("note:", note)
+    for offence in offences:
+        print(offence)
+    print(f"{seen} includes in {len(paths)} files: {len(offences)} offences")
+    if seen < 50:
+        sys.exit("that is too few includes to have looked at the right tree")
+    sys.exit(1 if offences else 0)
+
+
+if __name__ == "__main__":
+    main()
