@@ -1,0 +1,91 @@
+/* fuse - fold RMSNorm gains and rotations into one weight matrix, in fp64, rounded once to fp32.
+ * W is [out, in] as in the checkpoint, y = x W^T:
+ *   embedding                E' = E R1
+ *   q, k, gate, up, lm_head  W' = W diag(gain) R1
+ *   v                        W'_h = R2^T W_h diag(gain) R1 for each KV head h
+ *   o                        W' = R1^T W blockdiag(R2 of the KV head of each query head)
+ *   down                     W' = R1^T W R4
+ *   biases                   o, down: b' = b R1; v: b'_h = b_h R2
+ * Rows come out in order, in tiles, for a sink that quantizes them while they are hot. Not reading
+ * and not quantizing. On the way: safetensors tensor, learned R1, R2 -> fused weight. */
+#ifndef SPINSHARD_MODEL_FUSE_H
+#define SPINSHARD_MODEL_FUSE_H
+
+#include "base/err.h"
+#include "rotations/rotation.h"
+#include "rotations/rotation_set.h"
+
+#include <stdint.h>
+
+typedef enum fuse_dtype { FUSE_BF16, FUSE_F16, FUSE_F32 } fuse_dtype;
+
+/* Rotations of the n heads of one side: head h uses rotations[h / per_rotation]. */
+typedef struct fuse_heads {
+    const rotation *const *rotations; /* borrowed; NULL: none; an entry may be NULL (identity) */
+    int64_t n_heads;                  /* 0 where rotations is NULL */
+    int64_t per_rotation;
+} fuse_heads;
+
+/* What to do with one matrix; a value one fills in; all pointers are borrowed. */
+typedef struct fuse_job {
+    const void *source; /* [rows, cols] as on disk, little-endian, need not be aligned */
+    fuse_dtype dtype;
+    int64_t rows, cols;
+    const float *in_gain; /* [cols] RMSNorm gain; NULL: ones */
+    const rotation *in;   /* right factor W R, order cols; NULL: none */
+    fuse_heads in_heads;  /* right factor per head (o); not together with in */
+    const rotation *out;  /* left factor R^T W, order rows; NULL: none */
+    fuse_heads out_heads; /* left factor per head (v); not together with out */
+    int64_t non_finite;   /* result: NaN and Inf seen in source */
+} fuse_job;
+
+/* Takes rows [row0, row0 + rows) of the fused matrix as w [rows, cols], valid during the call.
+ * Tiles come in order from the calling thread, outside any parallel region. */
+typedef err (*fuse_sink)(void *arg, int64_t row0, int64_t rows, const float *w);
+
+/* Local. Fuse and hand over. The source is checked first: where it holds NaN or Inf, non_finite is
+ * set and the sink is not called (success: the caller names the tensor). Fails with ERR_NOFIT,
+ * ERR_BUG (orders that do not fit the matrix) or the sink's error. */
+err fuse_matrix(fuse_job *job, fuse_sink sink, void *arg);
+
+/* Local. Bytes that fuse_matrix allocates for this job: tiles, or the matrix in fp64 where rows are
+ * mixed. */
+uint64_t fuse_scratch_bytes(const fuse_job *job);
+
+/* Local. b [n] (fp32 values of the stored bias) turned by a rotation of order n, or per head; in
+ * place. Pass r or heads, not both; neither: unchanged. */
+err fuse_bias(const rotation *r, const fuse_heads *heads, float *b, int64_t n);
+
+/* Local. NaN and Inf among n elements of a tensor as on disk. */
+int64_t fuse_count_non_finite(const void *source, fuse_dtype dtype, int64_t n);
+
+/* Local. n elements as on disk to fp32 (exact). */
+void fuse_to_f32(const void *source, fuse_dtype dtype, int64_t n, float *out);
+
+/* The linear maps of a model that take rotations, and what each takes. */
+typedef enum fuse_site {
+    FUSE_EMBED,
+    FUSE_HEAD,
+    FUSE_Q,
+    FUSE_K,
+    FUSE_V,
+    FUSE_O,
+    FUSE_GATE,
+    FUSE_UP,
+    FUSE_DOWN
+} fuse_site;
+
+/* The job of a site and the storage it points to; a value; keep it where it is while the job is
+ * used. */
+typedef struct fuse_site_job {
+    fuse_job job;
+    const rotation **r2; /* owned; NULL or [R2 count] */
+} fuse_site_job;
+
+/* Local. Fill the rotations of a site's job from the set (R2 of the layer prepared if needed). The
+ * caller then sets source, dtype, rows, cols and in_gain. R4 is folded into down only where the set
+ * has one. Fails with ERR_NOFIT. */
+err fuse_site_init(fuse_site site, int64_t layer, rotation_set *set, fuse_site_job *out);
+void fuse_site_clear(fuse_site_job *s); /* local */
+
+#endif

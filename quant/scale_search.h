@@ -1,0 +1,30 @@
+/* scale_search - the scale and zero point of one group by trying 80 shrunk ranges: 1.00 to 0.21 in
+ * steps of 0.01; the least sum of |error|^2.4 wins, the wider range on a tie. The exponent 2.4 and
+ * the grid are those of the published code (GPTQ's quantizer with mse on).
+ * Candidates use the scale rounded to its stored type: what is measured is what is stored.
+ * Not the taking of codes (rtn.c). On the way: fused weight -> scales. */
+#ifndef SPINSHARD_QUANT_SCALE_SEARCH_H
+#define SPINSHARD_QUANT_SCALE_SEARCH_H
+
+#include "quant/rtn.h"
+
+#include <stdint.h>
+
+enum { SCALE_SEARCH_CANDIDATES = 80 };
+
+/* Local. Scale and zero point (offset form; 2^(b-1) if symmetric) of the n finite numbers x. Sums
+ * are taken in one fixed order, so the bits depend on x and `how` alone. */
+void scale_search(const wquant *how, const float *x, int64_t n, float *scale, int *zero);
+
+/* Local. Scale and zero point of a range [lo, hi] with lo <= 0 <= hi shrunk by p (1: the plain
+ * rule). */
+void scale_of_range(const wquant *how, float lo, float hi, float p, float *scale, int *zero);
+
+/* Local. Sum over n of |x * unit - value|^2.4 for one scale and zero point; unit is a power of two.
+ * Relative error about 1e-6. For tests and the bench. */
+float scale_error(const float *x, int64_t n, float scale, int zero, int bits, float unit);
+
+/* Local. |e|^2.4 of n numbers in place; 0 for 0. For tests. */
+void scale_pow24(float *e, int64_t n);
+
+#endif

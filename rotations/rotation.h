@@ -1,0 +1,51 @@
+/* rotation - an orthogonal n x n matrix R that acts from the right: y = x R.
+ * Kinds: Hadamard R = diag(signs) H / sqrt(n), the same in blocks down the diagonal, dense,
+ * identity. Opaque, never changed after creation. Not the set of a model (rotation_set.h), not
+ * learning. On the way: learned R1, R2 -> fused weight, and the sites of eval. */
+#ifndef SPINSHARD_ROTATIONS_ROTATION_H
+#define SPINSHARD_ROTATIONS_ROTATION_H
+
+#include "base/err.h"
+#include "base/rng.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef enum rotation_kind { ROTATION_IDENTITY, ROTATION_HADAMARD, ROTATION_DENSE } rotation_kind;
+
+typedef struct rotation rotation;
+
+/* Local. Caller owns *out (rotation_destroy). Fail with ERR_INPUT (an order without a Hadamard
+ * matrix), ERR_USAGE (a block that does not divide n), ERR_NOFIT. */
+err rotation_create_identity(int64_t n, rotation **out);
+/* signs: [n] of 1 or -1, copied; NULL: all 1. */
+err rotation_create_hadamard(int64_t n, const int8_t *signs, rotation **out);
+/* Signs are rng_sign(seed, purpose, first_index + channel). */
+err rotation_create_random_hadamard(int64_t n, uint64_t seed, rng_purpose purpose,
+                                    uint64_t first_index, rotation **out);
+/* n / block equal Hadamard blocks of order `block`. */
+err rotation_create_blocks(int64_t n, int64_t block, rotation **out);
+/* R [n, n] row-major, copied; not checked for orthogonality (rotation_orthogonality). */
+err rotation_create_dense(int64_t n, const double *R, rotation **out);
+void rotation_destroy(rotation **r); /* local; NULL is fine; sets NULL */
+
+int64_t rotation_size(const rotation *r);
+rotation_kind rotation_get_kind(const rotation *r);
+int64_t
+rotation_block(const rotation *r); /* order of the Hadamard blocks; n if one or not Hadamard */
+const int8_t *rotation_signs(const rotation *r); /* borrowed; NULL if none */
+
+/* Local. y = x R, or x R^T, in place on rows of length n at distance ld (>= n). A NULL rotation is
+ * the identity. Threads are used inside; bits of a row do not depend on them. Safe to call from
+ * several threads, where calls on one large dense rotation wait for each other. */
+void rotation_apply_f64(const rotation *r, double *x, int64_t rows, int64_t ld, bool transpose);
+void rotation_apply_f32(const rotation *r, float *x, int64_t rows, int64_t ld, bool transpose);
+
+/* Local. R as out [n, n] row-major. */
+err rotation_to_dense(const rotation *r, double *out);
+
+/* Local. *max = max |R^T R - I| in fp64. Fails with ERR_NOFIT only; the caller judges the number.
+ */
+err rotation_orthogonality(const rotation *r, double *max);
+
+#endif

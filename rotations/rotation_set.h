@@ -1,0 +1,63 @@
+/* rotation_set - the rotations R1, R2, R3, R4 of one model (DESIGN: "Where the rotations stand").
+ * A NULL rotation is the identity. R2 is made when first asked for, so a rank pays only for its
+ * layers. Not files (the caller reads and writes rotations.safetensors) and no LLaMA beyond sizes.
+ */
+#ifndef SPINSHARD_ROTATIONS_ROTATION_SET_H
+#define SPINSHARD_ROTATIONS_ROTATION_SET_H
+
+#include "rotations/rotation.h"
+
+typedef enum rotation_r2 { R2_NONE, R2_LAYER, R2_HEAD } rotation_r2;
+typedef enum rotation_start { START_IDENTITY, START_HAD } rotation_start;
+
+typedef struct rotation_options {
+    bool r1;
+    rotation_r2 r2; /* none, one a layer, one a KV head */
+    bool r3, r4;
+    int64_t r4_block;     /* 0: one Hadamard matrix of the whole width */
+    rotation_start start; /* of R1 and R2; R3 and R4 are plain Hadamard */
+    uint64_t seed;
+} rotation_options;
+
+typedef struct rotation_sizes {
+    int64_t hidden, layers, heads, kv_heads, head_dim, intermediate;
+} rotation_sizes;
+
+typedef struct rotation_set rotation_set;
+
+/* Local. The set; all orders are checked now, so later calls fail only for memory. Caller owns
+ * *out. Fails with ERR_INPUT naming the rotation and the size that has no Hadamard matrix, with
+ * ERR_USAGE for a block that does not divide, and ERR_NOFIT. */
+err rotation_set_create(const rotation_options *opts, const rotation_sizes *sizes,
+                        rotation_set **out);
+void rotation_set_destroy(rotation_set **s); /* local; NULL is fine; sets NULL */
+
+/* Local. Borrowed; NULL is the identity. */
+const rotation *rotation_set_r1(const rotation_set *s);
+const rotation *rotation_set_r3(const rotation_set *s);
+const rotation *rotation_set_r4(const rotation_set *s);
+
+/* Local. Make R2 of a layer (all its KV heads) if it is not there. Not for several threads at once.
+ */
+err rotation_set_prepare_r2(rotation_set *s, int64_t layer);
+/* Local. R2 of a layer and KV head (any head if one a layer); borrowed; the layer must be prepared.
+ */
+const rotation *rotation_set_r2(const rotation_set *s, int64_t layer, int64_t kv_head);
+/* Local. How many R2 a layer has: 0, 1 or kv_heads. */
+int64_t rotation_set_r2_count(const rotation_set *s);
+
+const rotation_options *rotation_set_options(const rotation_set *s); /* local; borrowed */
+const rotation_sizes *rotation_set_sizes(const rotation_set *s);     /* local; borrowed */
+
+/* Local. Replace a rotation, for example by one from a file; takes *r over and sets it NULL; a NULL
+ * *r puts the identity. Sizes are checked: fails with ERR_INPUT and leaves *r. put_r2 needs the set
+ * to have R2 of that layer and head. */
+err rotation_set_put_r1(rotation_set *s, rotation **r);
+err rotation_set_put_r2(rotation_set *s, int64_t layer, int64_t kv_head, rotation **r);
+err rotation_set_put_r3(rotation_set *s, rotation **r);
+err rotation_set_put_r4(rotation_set *s, rotation **r);
+
+/* Local. max over the rotations made so far of max |R^T R - I|. */
+err rotation_set_orthogonality(const rotation_set *s, double *max);
+
+#endif
