@@ -12,6 +12,7 @@
 #define SPINSHARD_MODEL_FUSE_H
 
 #include "base/err.h"
+#include "model/tensors.h"
 #include "rotations/rotation.h"
 #include "rotations/rotation_set.h"
 
@@ -52,40 +53,27 @@ err fuse_matrix(fuse_job *job, fuse_sink sink, void *arg);
  * mixed. */
 uint64_t fuse_scratch_bytes(const fuse_job *job);
 
-/* Local. b [n] (fp32 values of the stored bias) turned by a rotation of order n, or per head; in
- * place. Pass r or heads, not both; neither: unchanged. */
-err fuse_bias(const rotation *r, const fuse_heads *heads, float *b, int64_t n);
-
 /* Local. NaN and Inf among n elements of a tensor as on disk. */
 int64_t fuse_count_non_finite(const void *source, fuse_dtype dtype, int64_t n);
 
 /* Local. n elements as on disk to fp32 (exact). */
 void fuse_to_f32(const void *source, fuse_dtype dtype, int64_t n, float *out);
 
-/* The linear maps of a model that take rotations, and what each takes. */
-typedef enum fuse_site {
-    FUSE_EMBED,
-    FUSE_HEAD,
-    FUSE_Q,
-    FUSE_K,
-    FUSE_V,
-    FUSE_O,
-    FUSE_GATE,
-    FUSE_UP,
-    FUSE_DOWN
-} fuse_site;
-
-/* The job of a site and the storage it points to; a value; keep it where it is while the job is
- * used. */
-typedef struct fuse_site_job {
+/* A job and the storage that it points to; a value; keep it in place while the job is used. */
+typedef struct fuse_plan {
     fuse_job job;
-    const rotation **r2; /* owned; NULL or [R2 count] */
-} fuse_site_job;
+    const rotation **r2; /* owned; NULL or [R2 of a layer] */
+} fuse_plan;
 
-/* Local. Fill the rotations of a site's job from the set (R2 of the layer prepared if needed). The
- * caller then sets source, dtype, rows, cols and in_gain. R4 is folded into down only where the set
- * has one. Fails with ERR_NOFIT. */
-err fuse_site_init(fuse_site site, int64_t layer, rotation_set *set, fuse_site_job *out);
-void fuse_site_clear(fuse_site_job *s); /* local */
+/* Local. Fill the rotations of a matrix (embedding, head or one of the seven linears) or of the
+ * bias of a linear from the set; R2 of the layer is prepared if needed. The caller then sets
+ * source, dtype, rows, cols and in_gain. R4 is folded into down where the set has one.
+ * fuse_plan_clear frees. Fails with ERR_NOFIT, and ERR_BUG for a role that takes no rotation. */
+err fuse_plan_init(llama_role role, int64_t layer, rotation_set *set, fuse_plan *out);
+void fuse_plan_clear(fuse_plan *p); /* local */
+
+/* Local. Turn a bias b [n] (the fp32 values as stored), in place: by the out and out_heads of its
+ * plan. */
+err fuse_bias(const fuse_job *job, float *b, int64_t n);
 
 #endif
