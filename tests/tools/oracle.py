@@ -1,0 +1,48 @@
+#!/usr/bin/env python3
+"""The foreign reader: a Hugging Face folder loaded by transformers in float32, and its perplexity.
+
+usage: oracle.py FOLDER TEXT WINDOW [LIMIT]     prints {"nll": .., "ppl": .., "windows": .., "tokens": ..}
+
+Runs in a Python that has torch, transformers, compressed-tensors and tokenizers. The text is tokenized
+once as a whole; each window of WINDOW tokens begins with what the tokenizer's post-processor adds.
+"""
+import json
+import sys
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+
+
+def windows(folder, text, size, limit):
+    tok = Tokenizer.from_file(f"{folder}/tokenizer.json")
+    ids = tok.encode(text, add_special_tokens=False).ids
+    plain = tok.encode("a", add_special_tokens=False).ids
+    full = tok.encode("a", add_special_tokens=True).ids
+    prefix = full[:len(full) - len(plain)]
+    step = size - len(prefix)
+    n = len(ids) // step
+    return [prefix + ids[i * step:(i + 1) * step] for i in range(min(n, limit or n))]
+
+
+@torch.no_grad()
+def main(folder, path, size, limit=0):
+    torch.set_num_threads(2)
+    with open(path, encoding="utf-8", newline="") as f:
+        batch = windows(folder, f.read(), int(size), int(limit))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.eval()
+    nll, n = 0.0, 0
+    for ids in batch:
+        x = torch.tensor([ids])
+        logits = model(x).logits[0, :-1].double()
+        nll += torch.nn.functional.cross_entropy(logits, x[0, 1:], reduction="sum").item()
+        n += len(ids) - 1
+    mean = nll / n
+    print(json.dumps({"nll": mean, "ppl": float(torch.tensor(mean).double().exp()), "windows": len(batch), "tokens": n}))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
