@@ -9,16 +9,16 @@
 /* The values are the exit codes of the program. */
 typedef enum err_code {
     ERR_OK = 0,
-    ERR_BUG = 1,       /* an assumption of ours failed */
-    ERR_USAGE = 2,     /* wrong flag, key or value */
-    ERR_INPUT = 3,     /* bad input, model or path */
-    ERR_VERIFY = 4,    /* verification failed */
-    ERR_SPACE = 5,     /* out of space or quota */
-    ERR_NOFIT = 6,     /* does not fit in memory */
-    ERR_MISMATCH = 7,    /* run state does not match */
-    ERR_NUMERICS = 8,  /* NaN, not orthogonal */
-    ERR_RANK = 9,      /* a rank was lost or hung */
-    ERR_STOPPED = 75,  /* stopped at a commit: run the same command again */
+    ERR_BUG = 1,      /* an assumption of ours failed */
+    ERR_USAGE = 2,    /* wrong flag, key or value */
+    ERR_INPUT = 3,    /* bad input, model or path */
+    ERR_VERIFY = 4,   /* verification failed */
+    ERR_SPACE = 5,    /* out of space or quota */
+    ERR_NOFIT = 6,    /* does not fit in memory */
+    ERR_MISMATCH = 7, /* run state does not match */
+    ERR_NUMERICS = 8, /* NaN, not orthogonal */
+    ERR_RANK = 9,     /* a rank was lost or hung */
+    ERR_STOPPED = 75, /* stopped at a commit: run the same command again */
 } err_code;
 
 typedef struct err {

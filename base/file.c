@@ -37,8 +37,8 @@ err file_open_read(const char *path, int *fd, uint64_t *bytes) {
 err file_pread(int fd, const char *path, void *to, uint64_t n, uint64_t offset) {
     char *p = to;
     while (n) {
-        ssize_t got = fault_hit("read") ? -1
-                                        : pread(fd, p, n < MAX_MOVE ? n : MAX_MOVE, (off_t)offset);
+        ssize_t got =
+            fault_hit("read") ? -1 : pread(fd, p, n < MAX_MOVE ? n : MAX_MOVE, (off_t)offset);
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) return err_errno(path, "read it");
         if (got == 0)
@@ -54,8 +54,8 @@ err file_pread(int fd, const char *path, void *to, uint64_t n, uint64_t offset) 
 err file_pwrite(int fd, const char *path, const void *from, uint64_t n, uint64_t offset) {
     const char *p = from;
     while (n) {
-        ssize_t put = fault_hit("write") ? -1
-                                         : pwrite(fd, p, n < MAX_MOVE ? n : MAX_MOVE, (off_t)offset);
+        ssize_t put =
+            fault_hit("write") ? -1 : pwrite(fd, p, n < MAX_MOVE ? n : MAX_MOVE, (off_t)offset);
         if (put < 0 && errno == EINTR) continue;
         if (put < 0) return err_errno(path, "write it");
         p += put;
@@ -74,8 +74,8 @@ err file_read_all(const char *path, uint64_t max_bytes, char **out, size_t *len)
     if (e.code) return e;
     char *text = NULL;
     if (bytes > max_bytes)
-        e = err_make(ERR_INPUT, path, NULL, "%" PRIu64 " bytes; at most %" PRIu64 " are read", bytes,
-                     max_bytes);
+        e = err_make(ERR_INPUT, path, NULL, "%" PRIu64 " bytes; at most %" PRIu64 " are read",
+                     bytes, max_bytes);
     else if (!(text = malloc(bytes + 1)))
         e = err_make(ERR_NOFIT, path, NULL, "no memory for %" PRIu64 " bytes", bytes);
     if (!e.code) e = file_pread(fd, path, text, bytes, 0);

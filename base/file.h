@@ -24,7 +24,8 @@ err file_create(const char *path, int *fd);
 err file_sync(int fd, const char *path);
 err file_close(int fd, const char *path); /* a failed close means that bytes may be lost */
 
-/* Local. Give `path` the contents, all or nothing: write aside, fsync, rename, fsync of the folder. */
+/* Local. Give `path` the contents, all or nothing: write aside, fsync, rename, fsync of the folder.
+ */
 err file_publish(const char *path, const void *data, size_t len);
 err file_rename(const char *from, const char *to);
 err file_sync_dir(const char *dir);

@@ -20,7 +20,9 @@ static inline float half_float(uint32_t u) {
     return x;
 }
 
-static inline float half_from_bf16(bf16 h) { return half_float((uint32_t)h << 16); }
+static inline float half_from_bf16(bf16 h) {
+    return half_float((uint32_t)h << 16);
+}
 
 /* NaN stays NaN (quiet); overflow of the rounding gives infinity, as it must. */
 static inline bf16 half_to_bf16(float x) {

@@ -10,8 +10,8 @@ err json_parse(const char *text, size_t len, const char *where, json_t **out) {
     json_error_t why;
     *out = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
     if (*out) return err_none();
-    return err_make(ERR_INPUT, where, "the file is damaged or not JSON", "invalid JSON, line %d: %s",
-                    why.line, why.text);
+    return err_make(ERR_INPUT, where, "the file is damaged or not JSON",
+                    "invalid JSON, line %d: %s", why.line, why.text);
 }
 
 err json_read_file(const char *path, uint64_t max_bytes, json_t **out) {
@@ -58,8 +58,9 @@ err json_opt_int(const json_t *o, const char *key, int64_t lo, int64_t hi, const
     if (!json_is_integer(v)) return wrong_type(where, key, "an integer");
     json_int_t n = json_integer_value(v);
     if (n < lo || n > hi)
-        return err_make(ERR_INPUT, where, NULL, "\"%s\" is %" PRId64 ", not in %" PRId64 "..%" PRId64,
-                        key, (int64_t)n, lo, hi);
+        return err_make(ERR_INPUT, where, NULL,
+                        "\"%s\" is %" PRId64 ", not in %" PRId64 "..%" PRId64, key, (int64_t)n, lo,
+                        hi);
     *out = n;
     return err_none();
 }

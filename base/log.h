@@ -1,5 +1,5 @@
-/* log - lines for people on stderr. Rank 0 speaks; other ranks only warn, with their number in front.
- * Not the result of a command (stdout) and not the machine's log (io/events.h). */
+/* log - lines for people on stderr. Rank 0 speaks; other ranks only warn, with their number in
+ * front. Not the result of a command (stdout) and not the machine's log (io/events.h). */
 #ifndef SPINSHARD_BASE_LOG_H
 #define SPINSHARD_BASE_LOG_H
 

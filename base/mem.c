@@ -27,7 +27,8 @@ err mem_alloc(int64_t count, size_t size, const char *what, void **out) {
     *out = NULL;
     if (count < 0 || !size_mul((uint64_t)count, size, &bytes) ||
         !size_add(bytes, 2 * ALIGN - 1, &total) || total > INT64_MAX)
-        return err_make(ERR_BUG, what, NULL, "impossible size: %" PRId64 " x %zu bytes", count, size);
+        return err_make(ERR_BUG, what, NULL, "impossible size: %" PRId64 " x %zu bytes", count,
+                        size);
     total = total / ALIGN * ALIGN;
     char *p = NULL;
     /* calloc of a large block comes from fresh zero pages: no second pass over the memory. */
@@ -42,7 +43,8 @@ err mem_alloc(int64_t count, size_t size, const char *what, void **out) {
     memcpy(p - 16, &bytes, 8);
     memcpy(p - 8, &raw, 8);
     uint64_t now = atomic_fetch_add(&held, bytes) + bytes, old = atomic_load(&peak);
-    while (now > old && !atomic_compare_exchange_weak(&peak, &old, now)) {}
+    while (now > old && !atomic_compare_exchange_weak(&peak, &old, now)) {
+    }
     *out = p;
     return err_none();
 }
@@ -114,8 +116,9 @@ void *arena_take(arena *a, int64_t count, size_t size) {
     bool fits = count >= 0 && size_mul((uint64_t)count, size, &bytes) &&
                 size_add(a->used, bytes + RED_ZONE, &end) && end <= a->bytes;
     if (!fits) {
-        fprintf(stderr, "spinshard: bug: arena '%s' of %" PRIu64 " bytes is too small: %" PRIu64
-                        " used, %" PRId64 " x %zu more asked\n",
+        fprintf(stderr,
+                "spinshard: bug: arena '%s' of %" PRIu64 " bytes is too small: %" PRIu64
+                " used, %" PRId64 " x %zu more asked\n",
                 a->what, a->bytes, a->used, count, size);
         abort();
     }

@@ -31,8 +31,8 @@ void arena_destroy(arena **a); /* local; NULL is fine; sets NULL */
 /* Local. Next count * size bytes, aligned to 64, not zeroed; valid until reset or destroy.
  * Running over the planned size is a bug: aborts with the arena's name. */
 void *arena_take(arena *a, int64_t count, size_t size);
-uint64_t arena_mark(const arena *a);              /* local */
-void arena_reset(arena *a, uint64_t mark);        /* local; 0 gives all back */
-uint64_t arena_peak_bytes(const arena *a);        /* local */
+uint64_t arena_mark(const arena *a);       /* local */
+void arena_reset(arena *a, uint64_t mark); /* local; 0 gives all back */
+uint64_t arena_peak_bytes(const arena *a); /* local */
 
 #endif

@@ -12,7 +12,8 @@ struct sha256 {
 
 sha256 *sha256_create(void) {
     sha256 *h = malloc(sizeof *h);
-    if (!h || !(h->ctx = EVP_MD_CTX_new()) || !EVP_DigestInit_ex(h->ctx, EVP_sha256(), NULL)) abort();
+    if (!h || !(h->ctx = EVP_MD_CTX_new()) || !EVP_DigestInit_ex(h->ctx, EVP_sha256(), NULL))
+        abort();
     return h;
 }
 

@@ -44,13 +44,16 @@ err size_parse_seconds(const char *text, double *seconds) {
     }
     char *end;
     double v = strtod(text, &end);
-    if (end == text || !isfinite(v) || v < 0)
-        return err_make(ERR_USAGE, text, hint, "not a time");
+    if (end == text || !isfinite(v) || v < 0) return err_make(ERR_USAGE, text, hint, "not a time");
     double unit = 1;
-    if (*end == 's') unit = 1;
-    else if (*end == 'm') unit = 60;
-    else if (*end == 'h') unit = 3600;
-    else if (*end) return err_make(ERR_USAGE, text, hint, "not a time");
+    if (*end == 's')
+        unit = 1;
+    else if (*end == 'm')
+        unit = 60;
+    else if (*end == 'h')
+        unit = 3600;
+    else if (*end)
+        return err_make(ERR_USAGE, text, hint, "not a time");
     if (*end && end[1]) return err_make(ERR_USAGE, text, hint, "not a time");
     *seconds = v * unit;
     return err_none();

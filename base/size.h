@@ -1,5 +1,5 @@
-/* size - arithmetic on counts and bytes that cannot overflow unseen, and sizes as people write them.
- * Not a big-number library. Used wherever a size comes from outside. */
+/* size - arithmetic on counts and bytes that cannot overflow unseen, and sizes as people write
+ * them. Not a big-number library. Used wherever a size comes from outside. */
 #ifndef SPINSHARD_BASE_SIZE_H
 #define SPINSHARD_BASE_SIZE_H
 
@@ -22,9 +22,15 @@ static inline bool size_add(uint64_t a, uint64_t b, uint64_t *out) {
     return true;
 }
 
-static inline int64_t size_min(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t size_max(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t size_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t size_min(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+static inline int64_t size_max(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+static inline int64_t size_ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
 
 /* Local. Narrow a count for an interface that takes int (MPI, BLAS). Fails with ERR_BUG. */
 err size_to_int(int64_t n, const char *what, int *out);

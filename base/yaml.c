@@ -61,8 +61,10 @@ static err build_map(yaml_parser_t *p, const char *where, int depth, json_t *map
         }
         size_t line = key.start_mark.line;
         const char *name = key.type == YAML_SCALAR_EVENT ? (char *)key.data.scalar.value : NULL;
-        if (!name) e = refuse(where, line, "a key must be a plain word");
-        else if (json_object_get(map, name)) e = refuse(where, line, "the key stands there twice");
+        if (!name)
+            e = refuse(where, line, "a key must be a plain word");
+        else if (json_object_get(map, name))
+            e = refuse(where, line, "the key stands there twice");
         if (!e.code) e = next_event(p, where, &value);
         if (!e.code) {
             json_t *item = NULL;
@@ -76,7 +78,8 @@ static err build_map(yaml_parser_t *p, const char *where, int depth, json_t *map
     }
 }
 
-static err build(yaml_parser_t *p, yaml_event_t *event, const char *where, int depth, json_t **out) {
+static err build(yaml_parser_t *p, yaml_event_t *event, const char *where, int depth,
+                 json_t **out) {
     size_t line = event->start_mark.line;
     *out = NULL;
     if (depth > MAX_DEPTH) return refuse(where, line, "nested too deeply");
@@ -85,7 +88,8 @@ static err build(yaml_parser_t *p, yaml_event_t *event, const char *where, int d
             return refuse(where, line, "anchors and tags are not used here");
         const char *s = (char *)event->data.scalar.value;
         if (strlen(s) != event->data.scalar.length) return refuse(where, line, "NUL in a value");
-        *out = event->data.scalar.style == YAML_PLAIN_SCALAR_STYLE ? plain_scalar(s) : json_string(s);
+        *out =
+            event->data.scalar.style == YAML_PLAIN_SCALAR_STYLE ? plain_scalar(s) : json_string(s);
         return *out ? err_none() : refuse(where, line, "not valid UTF-8");
     }
     err e;
@@ -113,13 +117,17 @@ static err parse_stream(yaml_parser_t *p, const char *where, json_t **out) {
         e = next_event(p, where, &event);
         if (e.code) break;
         switch (event.type) {
-        case YAML_STREAM_END_EVENT: end = true; break;
+        case YAML_STREAM_END_EVENT:
+            end = true;
+            break;
         case YAML_DOCUMENT_START_EVENT:
             if (*out) e = refuse(where, event.start_mark.line, "more than one document");
             break;
         case YAML_STREAM_START_EVENT:
-        case YAML_DOCUMENT_END_EVENT: break;
-        default: e = build(p, &event, where, depth, out);
+        case YAML_DOCUMENT_END_EVENT:
+            break;
+        default:
+            e = build(p, &event, where, depth, out);
         }
         yaml_event_delete(&event);
     }
@@ -183,7 +191,8 @@ static void emit_flow(FILE *f, const json_t *v) {
     }
 }
 
-/* Objects of the first level become blocks, lists of objects one item a line, the rest flow style. */
+/* Objects of the first level become blocks, lists of objects one item a line, the rest flow style.
+ */
 err yaml_text(const json_t *v, char **out, size_t *len) {
     FILE *f = open_memstream(out, len);
     if (!f) return err_make(ERR_NOFIT, "yaml_text", NULL, "no memory");

@@ -1,6 +1,7 @@
 /* yaml - the one door to the YAML library: a YAML text as a json_t tree and back.
  * Plain scalars follow the YAML 1.2 core schema: null, true, false, integers, reals; all else is a
- * string (so `no` is a string). Refused: anchors, aliases, tags, several documents, duplicate keys. */
+ * string (so `no` is a string). Refused: anchors, aliases, tags, several documents, duplicate keys.
+ */
 #ifndef SPINSHARD_BASE_YAML_H
 #define SPINSHARD_BASE_YAML_H
 

@@ -171,7 +171,8 @@ err comm_agree(const comm *c, err e, const char *phase, int *others) {
         if (e.code && !e.where[0]) snprintf(e.where, sizeof e.where, "%s", phase);
         return e;
     }
-    int64_t mine = e.code ? (int64_t)e.code << 32 | c->rank : INT64_MAX, least, failed = e.code != 0;
+    int64_t mine = e.code ? (int64_t)e.code << 32 | c->rank : INT64_MAX, least,
+            failed = e.code != 0;
     MPI_Allreduce(&mine, &least, 1, MPI_INT64_T, MPI_MIN, c->handle);
     if (least == INT64_MAX) return e;
     comm_sum_i64(c, &failed, 1);
@@ -252,8 +253,10 @@ void comm_gather(const comm *c, const void *mine, uint64_t n, void *all, int roo
     }
     for (int r = 0; r < c->size; r++) {
         char *to = (char *)all + (uint64_t)r * n;
-        if (r == root) memcpy(to, mine, n);
-        else comm_recv(c, to, n, r, TAG_RESULT);
+        if (r == root)
+            memcpy(to, mine, n);
+        else
+            comm_recv(c, to, n, r, TAG_RESULT);
     }
 }
 
@@ -272,8 +275,10 @@ void comm_gather_blobs(const comm *c, const void *mine, size_t n, void **all, si
     if (!p) comm_abort(ERR_NOFIT, "no memory to gather");
     *all = p;
     for (int r = 0; r < c->size; r++) {
-        if (r == root) memcpy(p, mine, n);
-        else comm_recv(c, p, each[r], r, TAG_BLOB);
+        if (r == root)
+            memcpy(p, mine, n);
+        else
+            comm_recv(c, p, each[r], r, TAG_BLOB);
         lens[r] = each[r];
         p += each[r];
     }

@@ -31,9 +31,9 @@ void comm_stop(void); /* collective; ends MPI */
 comm *comm_world(void);
 int comm_rank(const comm *c);
 int comm_size(const comm *c);
-const char *comm_host(void);        /* name of this host */
-int comm_node_size(void);           /* ranks of the world on this host */
-const char *comm_library(void);     /* name and version of the MPI library, one line */
+const char *comm_host(void);    /* name of this host */
+int comm_node_size(void);       /* ranks of the world on this host */
+const char *comm_library(void); /* name and version of the MPI library, one line */
 
 /* Local. End every rank now; for a bug or an MPI failure, where nothing can be agreed. */
 _Noreturn void comm_abort(int code, const char *why);
@@ -61,11 +61,13 @@ void comm_sum_i64(const comm *c, int64_t *v, int64_t n);
 void comm_max_i64(const comm *c, int64_t *v, int64_t n);
 void comm_max_f64(const comm *c, double *v, int64_t n); /* no NaN */
 
-/* Collective on c. n bytes of each rank to root, in rank order; `all` (root only) holds size * n. */
+/* Collective on c. n bytes of each rank to root, in rank order; `all` (root only) holds size * n.
+ */
 void comm_gather(const comm *c, const void *mine, uint64_t n, void *all, int root);
 /* Collective on c. Bytes of varying length to root, concatenated in rank order; at root *all is
  * allocated (free) and lens[size] filled; elsewhere both are untouched. */
-void comm_gather_blobs(const comm *c, const void *mine, size_t n, void **all, size_t *lens, int root);
+void comm_gather_blobs(const comm *c, const void *mine, size_t n, void **all, size_t *lens,
+                       int root);
 
 /* Local on sender and receiver. Blocking. */
 void comm_send(const comm *c, const void *data, uint64_t n, int to, comm_tag tag);

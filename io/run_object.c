@@ -1,0 +1,106 @@
+#include "io/run_state.h"
+
+#include "base/file.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct run_object {
+    int fd;
+    uint64_t bytes;
+    char *dir, *aside;
+};
+
+static char *objects_dir(const char *out_dir) {
+    char *dir;
+    if (asprintf(&dir, "%s/run/objects", out_dir) < 0) abort();
+    return dir;
+}
+
+char *run_object_path(const char *out_dir, const char *hex) {
+    char *dir = objects_dir(out_dir), *path = file_join(dir, hex);
+    free(dir);
+    return path;
+}
+
+err run_object_create(const char *out_dir, uint64_t bytes, run_object **out) {
+    static int serial; /* one thread writes objects */
+    char host[64] = "";
+    *out = NULL;
+    gethostname(host, sizeof host - 1);
+    run_object *o = calloc(1, sizeof *o);
+    if (!o) abort();
+    o->dir = objects_dir(out_dir);
+    o->bytes = bytes;
+    if (asprintf(&o->aside, "%s/%s.%ld.%d.new", o->dir, host, (long)getpid(), serial++) < 0)
+        abort();
+    err e = file_create(o->aside, &o->fd);
+    if (e.code) {
+        o->fd = -1;
+        run_object_abandon(&o);
+    }
+    *out = o;
+    return e;
+}
+
+err run_object_put(run_object *o, const void *data, uint64_t n, uint64_t offset) {
+    if (offset > o->bytes || n > o->bytes - offset)
+        return err_make(ERR_BUG, o->aside, NULL, "write past the end of an object");
+    return file_pwrite(o->fd, o->aside, data, n, offset);
+}
+
+err run_object_finish(run_object **o, char hex[SHA256_HEX]) {
+    run_object *x = *o;
+    err e = sha256_of_range(x->fd, x->aside, 0, x->bytes, hex);
+    if (!e.code) e = file_sync(x->fd, x->aside);
+    err c = file_close(x->fd, x->aside);
+    x->fd = -1;
+    if (!e.code) e = c;
+    char *path = file_join(x->dir, hex);
+    if (!e.code) e = file_rename(x->aside, path);
+    if (!e.code) e = file_sync_dir(x->dir);
+    free(path);
+    if (e.code) {
+        run_object_abandon(o);
+        return e;
+    }
+    free(x->dir);
+    free(x->aside);
+    free(x);
+    *o = NULL;
+    return e;
+}
+
+void run_object_abandon(run_object **o) {
+    if (!*o) return;
+    if ((*o)->fd >= 0) close((*o)->fd);
+    unlink((*o)->aside);
+    free((*o)->dir);
+    free((*o)->aside);
+    free(*o);
+    *o = NULL;
+}
+
+err run_object_check(const char *out_dir, const char *hex, uint64_t bytes) {
+    char *path = run_object_path(out_dir, hex), found[SHA256_HEX];
+    int fd;
+    uint64_t size;
+    err e = file_open_read(path, &fd, &size);
+    if (!e.code) {
+        if (size != bytes)
+            e = err_make(ERR_MISMATCH, path, NULL, "%" PRIu64 " bytes instead of %" PRIu64, size,
+                         bytes);
+        else
+            e = sha256_of_range(fd, path, 0, bytes, found);
+        close(fd);
+        if (!e.code && strcmp(found, hex))
+            e = err_make(ERR_MISMATCH, path, NULL, "contents do not have their hash");
+    }
+    free(path);
+    return e;
+}

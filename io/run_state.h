@@ -1,0 +1,62 @@
+/* run_state - OUT/run, the state of an unfinished run: what is done stays done over any kill.
+ *   objects/<sha256>  immutable results, named by their contents
+ *   state.json        current and previous generation, each with its own hash
+ *   owner             who writes here: host, pid, job, heartbeat
+ * Knows nothing of layers or learning: the caller keeps its progress in one JSON object (the work),
+ * which a commit makes durable. Order of a commit: objects written aside, flushed and renamed; then
+ * state.json written aside, flushed, renamed, folder flushed. A kill leaves the old or the new one.
+ */
+#ifndef SPINSHARD_IO_RUN_STATE_H
+#define SPINSHARD_IO_RUN_STATE_H
+
+#include "base/err.h"
+#include "base/json.h"
+#include "base/sha256.h"
+
+#include <stdint.h>
+
+typedef struct run_state run_state;
+
+/* Root only. Take ownership of OUT/run (made if absent) and read its state. `fingerprint` is an
+ * object of what the bytes depend on; a state with another one is refused with ERR_MISMATCH naming
+ * the fields that differ. A damaged current generation falls back to the previous one and says so.
+ * Another live owner: ERR_MISMATCH. Borrows fingerprint. Caller owns *out (run_state_close). */
+err run_state_open(const char *out_dir, const json_t *fingerprint, run_state **out);
+
+/* Root only. Gives ownership back. remove: the run is complete, remove OUT/run. */
+err run_state_close(run_state **rs, bool remove);
+
+bool run_state_resumed(const run_state *rs);      /* local: there was a state to go on from */
+int run_state_slice(const run_state *rs);         /* local: restarts so far */
+const char *run_state_phase(const run_state *rs); /* local: phase of the last commit */
+json_t *run_state_work(run_state *rs); /* local: the caller's progress; borrowed, mutable */
+
+/* Root only. Make the work durable under a phase name; beats the owner's heart. */
+err run_state_commit(run_state *rs, const char *phase);
+
+/* Root only. Only beat the owner's heart. */
+void run_state_heartbeat(run_state *rs);
+
+/* An object while it is written, by any rank. */
+typedef struct run_object run_object;
+
+/* Local. Start an object of known size in OUT/run/objects; caller owns *out. */
+err run_object_create(const char *out_dir, uint64_t bytes, run_object **out);
+err run_object_put(run_object *o, const void *data, uint64_t n, uint64_t offset);
+
+/* Local. Hash, flush and rename it to its name; frees *o and sets it NULL, also on failure. */
+err run_object_finish(run_object **o, char hex[SHA256_HEX]);
+void run_object_abandon(run_object **o); /* local; NULL is fine; removes the file; sets NULL */
+
+/* Local. Path of an object; caller frees. */
+char *run_object_path(const char *out_dir, const char *hex);
+
+/* Local. Success if the object is there with this size and its contents have its hash. */
+err run_object_check(const char *out_dir, const char *hex, uint64_t bytes);
+
+/* Local. Read OUT/run/state.json without taking ownership (for status): *phase, *work and
+ * *fingerprint as one object {"phase","slice","generation","work","fingerprint"}. Caller owns *out.
+ */
+err run_state_peek(const char *out_dir, json_t **out);
+
+#endif
