@@ -22,13 +22,15 @@ static const char *const READABLE =
 typedef struct family {
     const char *architecture, *also, *model_type;
     int64_t kv_heads; /* 0: as many as heads */
-    int64_t max_positions, sliding_window;
+    int64_t max_positions;
+    bool has_biases;        /* reads attention_bias and mlp_bias */
+    int64_t sliding_window; /* 0: the key means nothing to it */
 } family;
 
 static const family FAMILIES[] = {
     /* LLaMA 1 was first published under the other spelling. */
-    {"LlamaForCausalLM", "LLaMAForCausalLM", "llama", 0, 2048, 0},
-    {"MistralForCausalLM", "MistralForCausalLM", "mistral", 8, 131072, 4096},
+    {"LlamaForCausalLM", "LLaMAForCausalLM", "llama", 0, 2048, true, 0},
+    {"MistralForCausalLM", "MistralForCausalLM", "mistral", 8, 131072, false, 4096},
 };
 enum { N_FAMILIES = sizeof FAMILIES / sizeof FAMILIES[0] };
 
@@ -177,15 +179,14 @@ static err read_flags(const json_t *o, const char *where, const family *f, llama
         e = err_make(ERR_INPUT, where, "silu is the only one LLaMA models have",
                      "hidden_act \"%.60s\" is not supported", act);
     if (!e.code) e = json_opt_bool(o, "tie_word_embeddings", where, &c->tied);
-    if (!e.code && f->sliding_window == 0) {
+    if (!e.code && f->has_biases) {
         e = json_opt_bool(o, "attention_bias", where, &c->attention_bias);
         if (!e.code) e = json_opt_bool(o, "mlp_bias", where, &c->mlp_bias);
-        return e;
     }
+    if (e.code || !f->sliding_window) return e;
     const json_t *w = json_object_get(o, "sliding_window");
     c->sliding_window = w ? 0 : f->sliding_window; /* null: none; absent: the default */
-    if (!e.code) e = json_opt_int(o, "sliding_window", 1, INT32_MAX, where, &c->sliding_window);
-    return e;
+    return json_opt_int(o, "sliding_window", 1, INT32_MAX, where, &c->sliding_window);
 }
 
 static err read_specials(const json_t *o, const char *where, llama_config *c) {
