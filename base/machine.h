@@ -7,8 +7,12 @@
 #include <stdint.h>
 
 /* Local. Cores that the affinity mask and the cgroup's CPU quota leave to this process: physical
- * cores where the mask holds whole cores, at least 1. */
+ * cores, not hardware threads; at least 1. */
 int machine_cores(void);
+
+/* Local. A number that is the same for processes of one node that may use the same cores: ranks
+ * with equal keys share them. */
+uint64_t machine_affinity_key(void);
 
 /* Local. Memory nodes that those cores touch, at least 1. */
 int machine_numa_nodes(void);

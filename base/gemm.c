@@ -1,0 +1,189 @@
+#include "base/gemm.h"
+
+#include "base/gemm_internal.h"
+#include "base/machine.h"
+#include "base/size.h"
+
+#include <cblas.h>
+#include <omp.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+/* Start. */
+
+static void start_blas(void) {
+    openblas_set_num_threads(1);
+}
+
+static void ensure_started(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, start_blas);
+}
+
+int gemm_init(int ranks_on_node) {
+    ensure_started();
+    const char *asked = getenv("OMP_NUM_THREADS");
+    if (!asked || !*asked) {
+        int threads = machine_cores() / (ranks_on_node > 0 ? ranks_on_node : 1);
+        omp_set_num_threads(threads > 0 ? threads : 1);
+    }
+    return omp_get_max_threads();
+}
+
+int gemm_threads(void) {
+    return omp_get_max_threads();
+}
+
+/* What runs. */
+
+void gemm_kernels(char *buf, size_t size) {
+    ensure_started();
+    char bf16_part[160];
+    gemm_bf16_kernels(bf16_part, sizeof bf16_part);
+    const char *config = openblas_get_config(); /* "OpenBLAS 0.3.21 DYNAMIC_ARCH ... CORE ..." */
+    int name = (int)strcspn(config, " ");
+    int version = config[name] ? (int)strcspn(config + name + 1, " ") : 0;
+    snprintf(buf, size, "%.*s %.*s %s fp32 fp64; %s", name, config, version,
+             version ? config + name + 1 : "", openblas_get_corename(), bf16_part);
+}
+
+static bool core_has_avx512(const char *core) {
+    static const char *const wide[] = {"SkylakeX", "Cooperlake", "SapphireRapids"};
+    for (size_t i = 0; i < sizeof wide / sizeof *wide; i++) {
+        if (strcasecmp(core, wide[i]) == 0) return true;
+    }
+    return false;
+}
+
+bool gemm_slow_kernels(char *buf, size_t size) {
+    const char *core = openblas_get_corename(), *set = getenv("OPENBLAS_CORETYPE");
+    bool offers = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (!offers || core_has_avx512(core)) return false;
+    if (set && *set) {
+        snprintf(
+            buf, size,
+            "OPENBLAS_CORETYPE=%s makes OpenBLAS run its %s kernels at about half the speed of "
+            "this CPU: unset it",
+            set, core);
+    } else {
+        snprintf(buf, size,
+                 "OpenBLAS does not know this CPU and runs its %s kernels at about half speed: set "
+                 "OPENBLAS_CORETYPE=SkylakeX",
+                 core);
+    }
+    return true;
+}
+
+/* Tiles. */
+
+_Noreturn void gemm_abort(const char *what, int64_t m, int64_t n, int64_t k) {
+    fprintf(stderr, "spinshard: bug: matrix product of shape [%lld, %lld, %lld]: %s\n",
+            (long long)m, (long long)n, (long long)k, what);
+    abort();
+}
+
+static int blas_int(int64_t v, int64_t m, int64_t n, int64_t k) {
+    int i;
+    if (v < 0 || size_to_int(v, "size", &i).code) gemm_abort("does not fit an int", m, n, k);
+    return i;
+}
+
+/* BLAS wants a stride of at least 1 even where there is one row. */
+static int blas_stride(int64_t ld, int64_t m, int64_t n, int64_t k) {
+    return blas_int(size_max(ld, 1), m, n, k);
+}
+
+void gemm_tile_f32(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const float *a,
+                   int64_t lda, const float *b, int64_t ldb, bool add, float *c, int64_t ldc) {
+    ensure_started();
+    if (m == 0 || n == 0 || (k == 0 && add)) return;
+    if (k == 0) {
+        for (int64_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
+        return;
+    }
+    cblas_sgemm(CblasRowMajor, trans_a ? CblasTrans : CblasNoTrans,
+                trans_b ? CblasTrans : CblasNoTrans, blas_int(m, m, n, k), blas_int(n, m, n, k),
+                blas_int(k, m, n, k), 1.0f, a, blas_stride(lda, m, n, k), b,
+                blas_stride(ldb, m, n, k), add ? 1.0f : 0.0f, c, blas_stride(ldc, m, n, k));
+}
+
+void gemm_tile_f64(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const double *a,
+                   int64_t lda, const double *b, int64_t ldb, bool add, double *c, int64_t ldc) {
+    ensure_started();
+    if (m == 0 || n == 0 || (k == 0 && add)) return;
+    if (k == 0) {
+        for (int64_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
+        return;
+    }
+    cblas_dgemm(CblasRowMajor, trans_a ? CblasTrans : CblasNoTrans,
+                trans_b ? CblasTrans : CblasNoTrans, blas_int(m, m, n, k), blas_int(n, m, n, k),
+                blas_int(k, m, n, k), 1.0, a, blas_stride(lda, m, n, k), b,
+                blas_stride(ldb, m, n, k), add ? 1.0 : 0.0, c, blas_stride(ldc, m, n, k));
+}
+
+/* Large tiles spare the libraries' packing, small ones keep many cores busy: the largest side of
+ * 512, 256, 128 that gives 64 tiles or more, else 128. bf16 kernels gain nothing beyond 256. */
+void gemm_tile_shape(int64_t m, int64_t n, int64_t k, size_t element, int64_t *tile_m,
+                     int64_t *tile_n) {
+    (void)k;
+    int64_t side = element == sizeof(bf16) ? 256 : 512;
+    while (side > 128 && size_ceil_div(m, side) * size_ceil_div(n, side) < 64) side /= 2;
+    *tile_m = side;
+    *tile_n = side;
+}
+
+/* The rectangle of tile number t. */
+typedef struct tile_rect {
+    int64_t i, m, j, n;
+} tile_rect;
+
+static tile_rect tile_at(int64_t t, int64_t m, int64_t n, int64_t tile_m, int64_t tile_n) {
+    int64_t down = size_ceil_div(m, tile_m);
+    tile_rect r = {.i = t % down * tile_m, .j = t / down * tile_n};
+    r.m = size_min(tile_m, m - r.i);
+    r.n = size_min(tile_n, n - r.j);
+    return r;
+}
+
+void gemm_f32(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const float *a,
+              int64_t lda, const float *b, int64_t ldb, bool add, float *c, int64_t ldc) {
+    int64_t tm, tn;
+    gemm_tile_shape(m, n, k, sizeof *a, &tm, &tn);
+    int64_t tiles = size_ceil_div(m, tm) * size_ceil_div(n, tn);
+#pragma omp parallel for schedule(dynamic) if (tiles > 1)
+    for (int64_t t = 0; t < tiles; t++) {
+        tile_rect r = tile_at(t, m, n, tm, tn);
+        gemm_tile_f32(trans_a, trans_b, r.m, r.n, k, a + (trans_a ? r.i : r.i * lda), lda,
+                      b + (trans_b ? r.j * ldb : r.j), ldb, add, c + r.i * ldc + r.j, ldc);
+    }
+}
+
+void gemm_f64(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const double *a,
+              int64_t lda, const double *b, int64_t ldb, bool add, double *c, int64_t ldc) {
+    int64_t tm, tn;
+    gemm_tile_shape(m, n, k, sizeof *a, &tm, &tn);
+    int64_t tiles = size_ceil_div(m, tm) * size_ceil_div(n, tn);
+#pragma omp parallel for schedule(dynamic) if (tiles > 1)
+    for (int64_t t = 0; t < tiles; t++) {
+        tile_rect r = tile_at(t, m, n, tm, tn);
+        gemm_tile_f64(trans_a, trans_b, r.m, r.n, k, a + (trans_a ? r.i : r.i * lda), lda,
+                      b + (trans_b ? r.j * ldb : r.j), ldb, add, c + r.i * ldc + r.j, ldc);
+    }
+}
+
+void gemm_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
+               const bf16 *b, int64_t ldb, bool add, float *c, int64_t ldc) {
+    int64_t tm, tn;
+    gemm_tile_shape(m, n, k, sizeof *a, &tm, &tn);
+    int64_t tiles = size_ceil_div(m, tm) * size_ceil_div(n, tn);
+#pragma omp parallel for schedule(dynamic) if (tiles > 1)
+    for (int64_t t = 0; t < tiles; t++) {
+        tile_rect r = tile_at(t, m, n, tm, tn);
+        gemm_tile_bf16(trans_b, r.m, r.n, k, a + r.i * lda, lda, b + (trans_b ? r.j * ldb : r.j),
+                       ldb, add, c + r.i * ldc + r.j, ldc);
+    }
+}

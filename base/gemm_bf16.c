@@ -1,0 +1,225 @@
+/* The bf16 product: oneDNN's matmul where it is there and the CPU has the instructions, else the
+ * fp32 product of widened factors. oneDNN 2 and 3 differ in their C interface; this speaks 2. */
+#include "base/gemm.h"
+
+#include "base/gemm_internal.h"
+#include "base/size.h"
+#include "version.h"
+
+#include <omp.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if SPINSHARD_HAVE_DNNL
+#include <oneapi/dnnl/dnnl.h>
+#endif
+#if SPINSHARD_HAVE_DNNL && DNNL_VERSION_MAJOR == 2
+#define BF16_BY_ONEDNN 1
+#else
+#define BF16_BY_ONEDNN 0
+#endif
+
+/* Without bf16 kernels. */
+
+/* Widened copies of a tile's factors, kept by the thread that used them last. */
+static float *widen_buffer(int64_t count, int64_t m, int64_t n, int64_t k) {
+    static _Thread_local float *buffer;
+    static _Thread_local int64_t room;
+    if (count > room) {
+        free(buffer);
+        buffer = aligned_alloc(64, (size_t)size_ceil_div(count, 16) * 64);
+        if (!buffer) gemm_abort("out of memory for fp32 copies of bf16 factors", m, n, k);
+        room = count;
+    }
+    return buffer;
+}
+
+static void tile_widened(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
+                         const bf16 *b, int64_t ldb, bool add, float *c, int64_t ldc) {
+    int64_t b_rows = trans_b ? n : k, b_cols = trans_b ? k : n;
+    float *wide_a = widen_buffer(m * k + b_rows * b_cols, m, n, k), *wide_b = wide_a + m * k;
+    for (int64_t i = 0; i < m; i++) half_array_from_bf16(a + i * lda, k, wide_a + i * k);
+    for (int64_t i = 0; i < b_rows; i++) {
+        half_array_from_bf16(b + i * ldb, b_cols, wide_b + i * b_cols);
+    }
+    gemm_tile_f32(false, trans_b, m, n, k, wide_a, k, wide_b, b_cols, add, c, ldc);
+}
+
+#if BF16_BY_ONEDNN
+
+/* With oneDNN. A matmul is made for one shape; each thread keeps those it has used, so that no lock
+ * and no creation stands in the way of a tile. */
+typedef struct matmul_key {
+    int64_t m, n, k, lda, ldb, ldc;
+    int64_t trans_b, add; /* 64 bits: no padding, so keys compare by memcmp */
+} matmul_key;
+
+typedef struct matmul {
+    matmul_key key;
+    dnnl_primitive_t primitive; /* NULL: free slot */
+    dnnl_memory_t a, b, c;
+} matmul;
+
+enum { CACHE_SLOTS = 256, CACHE_PROBES = 8 };
+
+typedef struct matmul_cache {
+    dnnl_stream_t stream;
+    matmul slots[CACHE_SLOTS];
+} matmul_cache;
+
+static dnnl_engine_t engine;
+static bool usable;
+
+static void start_onednn(void) {
+    if (dnnl_engine_create(&engine, dnnl_cpu, 0) != dnnl_success) return;
+    /* avx512_core_bf16 is the first instruction set whose bf16 is not emulated. */
+    usable = (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) ==
+             dnnl_cpu_isa_avx512_core_bf16;
+}
+
+bool gemm_has_bf16(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, start_onednn);
+    return usable;
+}
+
+void gemm_bf16_kernels(char *buf, size_t size) {
+    const dnnl_version_t *v = dnnl_version();
+    if (gemm_has_bf16()) {
+        dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
+        bool amx = (isa & dnnl_cpu_isa_avx512_core_amx) == dnnl_cpu_isa_avx512_core_amx;
+        snprintf(buf, size, "oneDNN %d.%d.%d %s bf16", v->major, v->minor, v->patch,
+                 amx ? "AMX" : "AVX512_BF16");
+    } else {
+        snprintf(buf, size, "bf16 in fp32 (oneDNN %d.%d.%d finds no AVX512_BF16)", v->major,
+                 v->minor, v->patch);
+    }
+}
+
+static void need(dnnl_status_t status, const matmul_key *k) {
+    if (status == dnnl_success) return;
+    gemm_abort(status == dnnl_out_of_memory ? "oneDNN is out of memory" : "oneDNN refused it", k->m,
+               k->n, k->k);
+}
+
+static void matmul_create(const matmul_key *k, matmul *out) {
+    dnnl_memory_desc_t a, b, c;
+    const dnnl_dims_t da = {k->m, k->k}, db = {k->k, k->n}, dc = {k->m, k->n};
+    const dnnl_dims_t sa = {k->lda, 1}, sc = {k->ldc, 1};
+    const dnnl_dims_t sb = {k->trans_b ? 1 : k->ldb, k->trans_b ? k->ldb : 1};
+    need(dnnl_memory_desc_init_by_strides(&a, 2, da, dnnl_bf16, sa), k);
+    need(dnnl_memory_desc_init_by_strides(&b, 2, db, dnnl_bf16, sb), k);
+    need(dnnl_memory_desc_init_by_strides(&c, 2, dc, dnnl_f32, sc), k);
+    dnnl_matmul_desc_t d;
+    need(dnnl_matmul_desc_init(&d, &a, &b, NULL, &c), k);
+
+    dnnl_primitive_attr_t attr;
+    need(dnnl_primitive_attr_create(&attr), k);
+    if (k->add) {
+        dnnl_post_ops_t ops;
+        need(dnnl_post_ops_create(&ops), k);
+        need(dnnl_post_ops_append_sum(ops, 1.0f), k);
+        need(dnnl_primitive_attr_set_post_ops(attr, ops), k);
+        dnnl_post_ops_destroy(ops);
+    }
+    dnnl_primitive_desc_t pd;
+    need(dnnl_primitive_desc_create(&pd, &d, attr, engine, NULL), k);
+    need(dnnl_primitive_create(&out->primitive, pd), k);
+    dnnl_primitive_desc_destroy(pd);
+    dnnl_primitive_attr_destroy(attr);
+    need(dnnl_memory_create(&out->a, &a, engine, DNNL_MEMORY_NONE), k);
+    need(dnnl_memory_create(&out->b, &b, engine, DNNL_MEMORY_NONE), k);
+    need(dnnl_memory_create(&out->c, &c, engine, DNNL_MEMORY_NONE), k);
+    out->key = *k;
+}
+
+static void matmul_destroy(matmul *p) {
+    dnnl_primitive_destroy(p->primitive);
+    dnnl_memory_destroy(p->a);
+    dnnl_memory_destroy(p->b);
+    dnnl_memory_destroy(p->c);
+    *p = (matmul){0};
+}
+
+static uint64_t key_hash(const matmul_key *k) {
+    const int64_t v[] = {k->m, k->n, k->k, k->lda, k->ldb, k->ldc, k->trans_b * 2 + k->add};
+    uint64_t h = 0;
+    for (size_t i = 0; i < sizeof v / sizeof *v; i++) {
+        h = (h ^ (uint64_t)v[i]) * 0x9e3779b97f4a7c15u;
+        h ^= h >> 29;
+    }
+    return h;
+}
+
+static matmul *matmul_find(matmul_cache *cache, const matmul_key *k) {
+    uint64_t first = key_hash(k);
+    matmul *p = NULL;
+    for (uint64_t i = 0; i < CACHE_PROBES; i++) {
+        p = &cache->slots[(first + i) % CACHE_SLOTS];
+        if (!p->primitive) break;
+        if (memcmp(&p->key, k, sizeof *k) == 0) return p;
+    }
+    if (p->primitive) matmul_destroy(p); /* all probed are taken: the last makes room */
+    matmul_create(k, p);
+    return p;
+}
+
+static matmul_cache *thread_cache(const matmul_key *k) {
+    static _Thread_local matmul_cache *cache;
+    if (!cache) {
+        cache = calloc(1, sizeof *cache);
+        if (!cache) gemm_abort("out of memory for the cache of shapes", k->m, k->n, k->k);
+        need(dnnl_stream_create(&cache->stream, engine, dnnl_stream_default_flags), k);
+    }
+    return cache;
+}
+
+static void tile_onednn(const matmul_key *k, const bf16 *a, const bf16 *b, float *c) {
+    /* oneDNN asks OpenMP for the number of threads when it picks a kernel and when it runs one. */
+    int threads = omp_get_max_threads();
+    omp_set_num_threads(1);
+    matmul_cache *cache = thread_cache(k);
+    matmul *p = matmul_find(cache, k);
+    need(dnnl_memory_set_data_handle(p->a, (void *)(uintptr_t)a), k);
+    need(dnnl_memory_set_data_handle(p->b, (void *)(uintptr_t)b), k);
+    need(dnnl_memory_set_data_handle(p->c, c), k);
+    const dnnl_exec_arg_t args[] = {
+        {DNNL_ARG_SRC, p->a}, {DNNL_ARG_WEIGHTS, p->b}, {DNNL_ARG_DST, p->c}};
+    need(dnnl_primitive_execute(p->primitive, cache->stream, 3, args), k);
+    need(dnnl_stream_wait(cache->stream), k);
+    omp_set_num_threads(threads);
+}
+
+#else
+
+bool gemm_has_bf16(void) {
+    return false;
+}
+
+void gemm_bf16_kernels(char *buf, size_t size) {
+    snprintf(buf, size, "bf16 in fp32 (built without oneDNN 2)");
+}
+
+#endif
+
+void gemm_tile_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
+                    const bf16 *b, int64_t ldb, bool add, float *c, int64_t ldc) {
+    if (m == 0 || n == 0 || (k == 0 && add)) return;
+#if BF16_BY_ONEDNN
+    if (gemm_has_bf16() && k > 0) {
+        const matmul_key key = {.m = m,
+                                .n = n,
+                                .k = k,
+                                .lda = lda,
+                                .ldb = ldb,
+                                .ldc = ldc,
+                                .trans_b = trans_b,
+                                .add = add};
+        tile_onednn(&key, a, b, c);
+        return;
+    }
+#endif
+    tile_widened(trans_b, m, n, k, a, lda, b, ldb, add, c, ldc);
+}

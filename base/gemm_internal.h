@@ -1,0 +1,14 @@
+/* gemm_internal - what gemm.c and gemm_bf16.c share. Nobody else includes it. */
+#ifndef SPINSHARD_BASE_GEMM_INTERNAL_H
+#define SPINSHARD_BASE_GEMM_INTERNAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Local. A shape that cannot happen, or a library that refused it: says so and aborts. */
+_Noreturn void gemm_abort(const char *what, int64_t m, int64_t n, int64_t k);
+
+/* Local. The bf16 half of gemm_kernels. */
+void gemm_bf16_kernels(char *buf, size_t size);
+
+#endif

@@ -1,0 +1,149 @@
+#include "base/machine.h"
+
+#include <ctype.h>
+#include <hwloc.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* What hwloc says of this process, asked once: the topology takes milliseconds to build. */
+typedef struct machine {
+    int cores, numa_nodes;
+    uint64_t affinity_key;
+    char cpu[128];
+} machine;
+
+static uint64_t fnv1a(const char *s) {
+    uint64_t h = 14695981039346656037u;
+    for (; *s; s++) h = (h ^ (unsigned char)*s) * 1099511628211u;
+    return h;
+}
+
+/* Cores of which the mask holds at least one hardware thread. */
+static int count_objects(hwloc_topology_t t, hwloc_const_bitmap_t set, hwloc_obj_type_t type) {
+    int n = 0;
+    for (hwloc_obj_t o = NULL; (o = hwloc_get_next_obj_by_type(t, type, o)) != NULL;) {
+        if (o->cpuset && hwloc_bitmap_intersects(o->cpuset, set)) n++;
+    }
+    return n;
+}
+
+static void read_topology(machine *m) {
+    hwloc_topology_t t;
+    if (hwloc_topology_init(&t)) return;
+    if (hwloc_topology_load(t) == 0) {
+        hwloc_bitmap_t set = hwloc_bitmap_alloc();
+        if (set && hwloc_get_cpubind(t, set, HWLOC_CPUBIND_PROCESS) != 0) {
+            hwloc_bitmap_copy(set, hwloc_topology_get_allowed_cpuset(t));
+        }
+        if (set) {
+            m->cores = count_objects(t, set, HWLOC_OBJ_CORE);
+            m->numa_nodes = count_objects(t, set, HWLOC_OBJ_NUMANODE);
+            char text[4096];
+            hwloc_bitmap_snprintf(text, sizeof text, set);
+            m->affinity_key = fnv1a(text);
+        }
+        hwloc_obj_t package = hwloc_get_obj_by_type(t, HWLOC_OBJ_PACKAGE, 0);
+        const char *name = package ? hwloc_obj_get_info_by_name(package, "CPUModel") : NULL;
+        snprintf(m->cpu, sizeof m->cpu, "%s", name && *name ? name : "unknown");
+        hwloc_bitmap_free(set);
+    }
+    hwloc_topology_destroy(t);
+}
+
+static const machine *machine_get(void) {
+    static machine m;
+    static bool known;
+    if (!known) {
+        snprintf(m.cpu, sizeof m.cpu, "unknown");
+        read_topology(&m);
+        long online = sysconf(_SC_NPROCESSORS_ONLN);
+        if (m.cores < 1) m.cores = online > 0 ? (int)online : 1;
+        if (m.numa_nodes < 1) m.numa_nodes = 1;
+        known = true;
+    }
+    return &m;
+}
+
+static bool read_line(const char *path, char *line, int size) {
+    FILE *f = fopen(path, "re");
+    if (!f) return false;
+    bool got = fgets(line, size, f) != NULL;
+    fclose(f);
+    return got;
+}
+
+/* The process's folder in the unified hierarchy; false where there is none. */
+static bool cgroup_folder(char *path, size_t size) {
+    FILE *f = fopen("/proc/self/cgroup", "re");
+    if (!f) return false;
+    char line[2048];
+    bool found = false;
+    while (!found && fgets(line, sizeof line, f)) {
+        if (strncmp(line, "0::", 3) != 0) continue;
+        line[strcspn(line, "\n")] = 0;
+        found = snprintf(path, size, "/sys/fs/cgroup%s", line + 3) < (int)size;
+    }
+    fclose(f);
+    return found;
+}
+
+/* Calls f on `file` of the process's group and of each group above it: any of them can limit. */
+static void each_cgroup_line(const char *file, void (*f)(const char *line, void *arg), void *arg) {
+    char folder[2048], path[2304], line[256];
+    if (!cgroup_folder(folder, sizeof folder)) return;
+    for (;;) {
+        snprintf(path, sizeof path, "%s/%s", folder, file);
+        if (read_line(path, line, sizeof line)) f(line, arg);
+        char *cut = strrchr(folder, '/');
+        if (!cut || strlen(folder) <= strlen("/sys/fs/cgroup")) break;
+        *cut = 0;
+    }
+}
+
+/* cpu.max: "QUOTA PERIOD" in microseconds, or "max PERIOD". */
+static void take_cpu_quota(const char *line, void *arg) {
+    double *cores = arg, quota, period;
+    if (sscanf(line, "%lf %lf", &quota, &period) == 2 && period > 0 && quota / period < *cores) {
+        *cores = quota / period;
+    }
+}
+
+static void take_memory_limit(const char *line, void *arg) {
+    uint64_t *limit = arg, v;
+    if (isdigit((unsigned char)*line) && sscanf(line, "%" SCNu64, &v) == 1 && v < *limit)
+        *limit = v;
+}
+
+int machine_cores(void) {
+    double cores = machine_get()->cores;
+    each_cgroup_line("cpu.max", take_cpu_quota, &cores);
+    return cores < 1 ? 1 : (int)cores;
+}
+
+int machine_numa_nodes(void) {
+    return machine_get()->numa_nodes;
+}
+
+uint64_t machine_affinity_key(void) {
+    return machine_get()->affinity_key;
+}
+
+uint64_t machine_memory_bytes(void) {
+    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    uint64_t bytes = pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : UINT64_MAX;
+    each_cgroup_line("memory.max", take_memory_limit, &bytes);
+    char line[256]; /* the older hierarchy */
+    if (read_line("/sys/fs/cgroup/memory/memory.limit_in_bytes", line, sizeof line)) {
+        take_memory_limit(line, &bytes);
+    }
+    return bytes;
+}
+
+const char *machine_cpu_name(char *buf, size_t size) {
+    snprintf(buf, size, "%s", machine_get()->cpu);
+    return buf;
+}
