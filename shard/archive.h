@@ -22,7 +22,7 @@ bool archive_is_one(const char *path);
 err archive_open(const comm *c, const char *path, archive **out);
 void archive_close(archive **a); /* local; NULL is fine; sets NULL */
 
-fileset *archive_files(const archive *a);           /* borrowed; base name -> range of a tar */
+const fileset *archive_files(const archive *a);     /* borrowed; base name -> range of a tar */
 const manifest *archive_manifest(const archive *a); /* borrowed; NULL for a tar alone */
 
 typedef struct archive_tally {

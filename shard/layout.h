@@ -51,9 +51,9 @@ typedef struct layout_slot {
 
 typedef struct layout layout;
 
-/* Local. Plan an archive. Caller owns *out (layout_destroy). Fails with ERR_INPUT where the group
- * does not divide an input (both sizes named) or a size overflows, with ERR_USAGE for options out
- * of range. */
+/* Local. Plan an archive. Caller owns *out (layout_destroy). Fails with ERR_USAGE where the group
+ * does not divide an input (both sizes named) or an option is out of range, ERR_INPUT where a
+ * size overflows. */
 err layout_create(const llama_config *cfg, const layout_options *opts, layout **out);
 void layout_destroy(layout **l); /* local; NULL is fine; sets NULL */
 

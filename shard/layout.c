@@ -1,0 +1,321 @@
+#include "shard/layout.h"
+
+#include "base/mem.h"
+#include "base/size.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct layout {
+    layout_options opts;
+    llama_config cfg;
+    layout_slot *slots;
+    int64_t n, n_parts;
+    int64_t *by_part;    /* slot indices, part by part in the order of the file */
+    int64_t *part_first; /* [n_parts + 1] into by_part */
+    int64_t *by_name;    /* slot indices sorted by name */
+    int64_t *unit_first; /* [units + 1] into slots */
+};
+
+static const layout_kind LINEAR_KINDS[] = {LAYOUT_PACKED, LAYOUT_SCALE, LAYOUT_ZEROS, LAYOUT_SHAPE};
+static const char *const SUFFIX[] = {
+    [LAYOUT_PLAIN] = "",       [LAYOUT_PACKED] = "_packed",
+    [LAYOUT_SCALE] = "_scale", [LAYOUT_ZEROS] = "_zero_point",
+    [LAYOUT_SHAPE] = "_shape",
+};
+static const uint64_t MAX_BYTES = (uint64_t)1 << 62;
+
+static err bad_option(const char *key, const char *what) {
+    return err_make(ERR_USAGE, key, NULL, "%s", what);
+}
+
+static bool is_float(st_dtype t) {
+    return t == ST_BF16 || t == ST_F16 || t == ST_F32;
+}
+
+static err check_options(const layout_options *o) {
+    if (o->bits < 2 || o->bits > 8) return bad_option("weights.bits", "must be 2 to 8");
+    if (o->group < 0) return bad_option("weights.group", "must be positive or channel");
+    if (!is_float(o->scale_dtype) || !is_float(o->store_dtype))
+        return bad_option("archive.dtype", "must be BF16, F16 or F32");
+    if (o->shard_bytes == 0) return bad_option("archive.shard_bytes", "must be positive");
+    return err_none();
+}
+
+static int64_t groups_of(const layout_options *o, int64_t in) {
+    return o->group ? in / o->group : 1;
+}
+
+static int64_t words_of(const layout_options *o, int64_t n) {
+    return (n * o->bits + 31) / 32;
+}
+
+static err check_group(const layout_options *o, const llama_tensor *t) {
+    if (!o->group || t->cols % o->group == 0) return err_none();
+    return err_make(ERR_USAGE, t->name, "choose a group that divides it, auto or channel",
+                    "weights.group %" PRId64 " does not divide its input of %" PRId64, o->group,
+                    t->cols);
+}
+
+static void set_shape(const layout_options *o, const llama_tensor *t, layout_slot *s) {
+    s->n_dims = s->kind == LAYOUT_SHAPE ? 1 : s->kind == LAYOUT_PLAIN ? t->n_dims : 2;
+    s->shape[0] = s->kind == LAYOUT_SHAPE   ? 2
+                  : s->kind == LAYOUT_ZEROS ? words_of(o, t->rows)
+                                            : t->rows;
+    s->shape[1] = s->kind == LAYOUT_PLAIN    ? t->cols
+                  : s->kind == LAYOUT_PACKED ? words_of(o, t->cols)
+                                             : groups_of(o, t->cols);
+    if (s->n_dims == 1) s->shape[1] = 1;
+    s->dtype = s->kind == LAYOUT_PLAIN   ? o->store_dtype
+               : s->kind == LAYOUT_SCALE ? o->scale_dtype
+               : s->kind == LAYOUT_SHAPE ? ST_I64
+                                         : ST_I32;
+}
+
+static int64_t unit_of(const llama_config *cfg, const llama_tensor *t) {
+    if (t->role == ROLE_EMBED) return 0;
+    return t->layer >= 0 ? t->layer + 1 : cfg->layers + 1;
+}
+
+/* Sizes stay exact: rows and cols fit 62 bits together (llama_config_parse). */
+static err add_slot(layout *l, const llama_tensor *t, layout_kind kind) {
+    layout_slot *s = &l->slots[l->n++];
+    uint64_t n;
+    *s = (layout_slot){.kind = kind, .source = *t, .unit = unit_of(&l->cfg, t)};
+    snprintf(s->name, sizeof s->name, "%s%s", t->name, SUFFIX[kind]);
+    set_shape(&l->opts, t, s);
+    if (!size_mul((uint64_t)s->shape[0], (uint64_t)s->shape[1], &n) ||
+        !size_mul(n, (uint64_t)st_dtype_bytes(s->dtype), &s->bytes) || s->bytes > MAX_BYTES)
+        return err_make(ERR_INPUT, s->name, NULL, "the size of this tensor overflows");
+    return err_none();
+}
+
+static err add_tensor(layout *l, const llama_tensor *t) {
+    if (!llama_role_is_linear(t->role)) return add_slot(l, t, LAYOUT_PLAIN);
+    err e = check_group(&l->opts, t);
+    for (size_t k = 0; k < 4 && !e.code; k++)
+        if (LINEAR_KINDS[k] != LAYOUT_ZEROS || !l->opts.symmetric)
+            e = add_slot(l, t, LINEAR_KINDS[k]);
+    return e;
+}
+
+/* Slots first..n - 1, one module, go to the part at hand, or to the next where that would be too
+ * large. */
+static void deal_to_part(layout *l, int64_t first, uint64_t *filled) {
+    uint64_t bytes = 0;
+    for (int64_t i = first; i < l->n; i++) bytes += l->slots[i].bytes;
+    uint64_t room = *filled < l->opts.shard_bytes ? l->opts.shard_bytes - *filled : 0;
+    if (*filled && bytes > room) {
+        l->n_parts++;
+        *filled = 0;
+    }
+    *filled += bytes;
+    for (int64_t i = first; i < l->n; i++) l->slots[i].part = l->n_parts - 1;
+}
+
+static err list_slots(layout *l) {
+    int64_t n_sources = llama_tensor_count(&l->cfg);
+    err e = mem_alloc(n_sources * 4, sizeof *l->slots, "layout", (void **)&l->slots);
+    uint64_t filled = 0, total = 0;
+    l->n_parts = 1;
+    for (int64_t i = 0; i < n_sources && !e.code; i++) {
+        llama_tensor t;
+        int64_t first = l->n;
+        llama_tensor_at(&l->cfg, i, &t);
+        e = add_tensor(l, &t);
+        for (int64_t k = first; k < l->n && !e.code; k++)
+            if (!size_add(total, l->slots[k].bytes, &total) || total > MAX_BYTES)
+                e = err_make(ERR_INPUT, t.name, NULL, "the size of the archive overflows");
+        if (!e.code) deal_to_part(l, first, &filled);
+    }
+    return e;
+}
+
+/* Wide elements first, else as listed (source order, then kind): both orders are total. */
+static int compare_width(const layout_slot *x, const layout_slot *y) {
+    return st_dtype_bytes(y->dtype) - st_dtype_bytes(x->dtype);
+}
+
+static int compare_source(const layout_slot *x, const layout_slot *y) {
+    if (x->unit != y->unit) return x->unit < y->unit ? -1 : 1;
+    if (x->source.role != y->source.role) return x->source.role < y->source.role ? -1 : 1;
+    return (int)x->kind - (int)y->kind;
+}
+
+static int compare_in_unit(const void *a, const void *b) {
+    const layout_slot *x = a, *y = b;
+    if (x->unit != y->unit) return x->unit < y->unit ? -1 : 1;
+    int wide = compare_width(x, y);
+    return wide ? wide : compare_source(x, y);
+}
+
+static int compare_in_part(const void *a, const void *b, void *arg) {
+    const layout_slot *slots = arg;
+    const layout_slot *x = &slots[*(const int64_t *)a], *y = &slots[*(const int64_t *)b];
+    if (x->part != y->part) return x->part < y->part ? -1 : 1;
+    int wide = compare_width(x, y);
+    return wide ? wide : compare_source(x, y);
+}
+
+static int compare_name(const void *a, const void *b, void *arg) {
+    const layout_slot *slots = arg;
+    return strcmp(slots[*(const int64_t *)a].name, slots[*(const int64_t *)b].name);
+}
+
+static void place_in_units(layout *l) {
+    qsort(l->slots, (size_t)l->n, sizeof *l->slots, compare_in_unit);
+    int64_t i = 0;
+    for (int64_t u = 0; u < layout_units(l); u++) {
+        uint64_t at = 0;
+        l->unit_first[u] = i;
+        for (; i < l->n && l->slots[i].unit == u; i++) {
+            l->slots[i].unit_offset = at;
+            at += l->slots[i].bytes;
+        }
+    }
+    l->unit_first[layout_units(l)] = l->n;
+}
+
+static void place_in_parts(layout *l) {
+    for (int64_t i = 0; i < l->n; i++) l->by_part[i] = l->by_name[i] = i;
+    qsort_r(l->by_part, (size_t)l->n, sizeof *l->by_part, compare_in_part, l->slots);
+    qsort_r(l->by_name, (size_t)l->n, sizeof *l->by_name, compare_name, l->slots);
+    int64_t i = 0;
+    for (int64_t p = 0; p < l->n_parts; p++) {
+        uint64_t at = 0;
+        l->part_first[p] = i;
+        for (; i < l->n && l->slots[l->by_part[i]].part == p; i++) {
+            l->slots[l->by_part[i]].part_offset = at;
+            at += l->slots[l->by_part[i]].bytes;
+        }
+    }
+    l->part_first[l->n_parts] = l->n;
+}
+
+err layout_create(const llama_config *cfg, const layout_options *opts, layout **out) {
+    *out = NULL;
+    err e = check_options(opts);
+    if (e.code) return e;
+    layout *l = calloc(1, sizeof *l);
+    if (!l) abort();
+    l->opts = *opts;
+    l->cfg = *cfg;
+    if (opts->untied) l->cfg.tied = false;
+    e = list_slots(l);
+    size_t word = sizeof(int64_t);
+    if (!e.code) e = mem_alloc(l->n, word, "layout", (void **)&l->by_part);
+    if (!e.code) e = mem_alloc(l->n, word, "layout", (void **)&l->by_name);
+    if (!e.code) e = mem_alloc(l->n_parts + 1, word, "layout", (void **)&l->part_first);
+    if (!e.code) e = mem_alloc(cfg->layers + 3, word, "layout", (void **)&l->unit_first);
+    if (e.code) {
+        layout_destroy(&l);
+        return e;
+    }
+    place_in_units(l);
+    place_in_parts(l);
+    *out = l;
+    return e;
+}
+
+void layout_destroy(layout **l) {
+    if (!*l) return;
+    mem_free((*l)->slots);
+    mem_free((*l)->by_part);
+    mem_free((*l)->by_name);
+    mem_free((*l)->part_first);
+    mem_free((*l)->unit_first);
+    free(*l);
+    *l = NULL;
+}
+
+const layout_options *layout_opts(const layout *l) {
+    return &l->opts;
+}
+const llama_config *layout_config(const layout *l) {
+    return &l->cfg;
+}
+int64_t layout_count(const layout *l) {
+    return l->n;
+}
+const layout_slot *layout_tensor(const layout *l, int64_t i) {
+    return &l->slots[i];
+}
+int64_t layout_units(const layout *l) {
+    return l->cfg.layers + 2;
+}
+int64_t layout_parts(const layout *l) {
+    return l->n_parts;
+}
+
+const layout_slot *layout_find(const layout *l, const char *name) {
+    int64_t lo = 0, hi = l->n;
+    while (lo < hi) {
+        int64_t middle = lo + (hi - lo) / 2;
+        const layout_slot *s = &l->slots[l->by_name[middle]];
+        int order = strcmp(s->name, name);
+        if (order == 0) return s;
+        if (order < 0)
+            lo = middle + 1;
+        else
+            hi = middle;
+    }
+    return NULL;
+}
+
+const layout_slot *layout_find_role(const layout *l, llama_role role, int64_t layer,
+                                    layout_kind kind) {
+    llama_tensor t;
+    char name[sizeof l->slots->name];
+    if (!llama_tensor_of(&l->cfg, role, layer, &t)) return NULL;
+    if (llama_role_in_layer(role) && (layer < 0 || layer >= l->cfg.layers)) return NULL;
+    snprintf(name, sizeof name, "%s%s", t.name, SUFFIX[kind]);
+    return layout_find(l, name);
+}
+
+void layout_unit_range(const layout *l, int64_t unit, int64_t *first, int64_t *count) {
+    *first = l->unit_first[unit];
+    *count = l->unit_first[unit + 1] - *first;
+}
+
+uint64_t layout_unit_bytes(const layout *l, int64_t unit) {
+    const layout_slot *last = &l->slots[l->unit_first[unit + 1] - 1]; /* no unit is empty */
+    return last->unit_offset + last->bytes;
+}
+
+uint64_t layout_part_bytes(const layout *l, int64_t part) {
+    const layout_slot *last = &l->slots[l->by_part[l->part_first[part + 1] - 1]];
+    return last->part_offset + last->bytes;
+}
+
+uint64_t layout_total_bytes(const layout *l) {
+    uint64_t sum = 0;
+    for (int64_t p = 0; p < l->n_parts; p++) sum += layout_part_bytes(l, p);
+    return sum;
+}
+
+void layout_shard_name(const layout *l, int64_t part, char name[64]) {
+    snprintf(name, 64, "model-%05" PRId64 "-of-%05" PRId64 ".safetensors", part + 1, l->n_parts);
+}
+
+err layout_shard_header(const layout *l, int64_t part, char **out, size_t *len) {
+    /* transformers refuses a file that does not say which framework it is for. */
+    static const char *const metadata[] = {"format", "pt", NULL};
+    int64_t first = l->part_first[part], n = l->part_first[part + 1] - first;
+    st_tensor *tensors;
+    err e = mem_alloc(n, sizeof *tensors, "shard header", (void **)&tensors);
+    if (e.code) return e;
+    for (int64_t i = 0; i < n; i++) {
+        const layout_slot *s = &l->slots[l->by_part[first + i]];
+        tensors[i] = (st_tensor){.name = s->name,
+                                 .dtype = s->dtype,
+                                 .n_dims = s->n_dims,
+                                 .shape = {s->shape[0], s->shape[1]},
+                                 .begin = s->part_offset,
+                                 .end = s->part_offset + s->bytes};
+    }
+    e = st_header_write(tensors, n, metadata, out, len);
+    mem_free(tensors);
+    return e;
+}
