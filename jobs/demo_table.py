@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""The table at the end of jobs/demo.sh, from the JSON that `spinshard eval --json` wrote.
+
+usage: demo_table.py FOLDER SOURCE     FOLDER holds NAME.json, NAME-a4.json and NAME/*.tar
+"""
+import glob
+import json
+import os
+import sys
+
+ROWS = (("source", "full precision"), ("plain", "INT4"), ("rotated", "INT4, R1 R2"),
+        ("online", "INT4, R1 R2, {} online"))
+
+
+def perplexity(path):
+    try:
+        with open(path, encoding="utf-8") as f:
+            ppl = json.load(f)["perplexity"][0]["ppl"]
+    except FileNotFoundError:
+        return "-"
+    return f"{ppl:.2f}" if ppl < 1000 else f"{ppl:.0f}"
+
+
+def megabytes(pattern):
+    return f"{sum(map(os.path.getsize, glob.glob(pattern))) / 2**20:.1f} MiB"
+
+
+def main(folder, source, online):
+    print(f"{'':<28}{'size':>12}{'perplexity':>14}{'with A4 KV4':>14}")
+    for name, title in ROWS:
+        files = os.path.join(source, "*.safetensors") if name == "source" else os.path.join(folder, name, "*.tar")
+        print(f"{title.format(online):<28}{megabytes(files):>12}"
+              f"{perplexity(f'{folder}/{name}.json'):>14}{perplexity(f'{folder}/{name}-a4.json'):>14}")
+    print("A4 KV4: activations, keys and values at 4 bit too, quantized while running")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
