@@ -1,0 +1,158 @@
+"""What the end-to-end tests share: run the program, with or without ranks, and look at what it left.
+
+The program is the one that SPINSHARD names. A run that takes longer than its limit is killed, its
+whole process group, and counts as a hang.
+"""
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import unittest
+
+TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+DATA = os.environ.get("SPINSHARD_TEST_DATA", os.path.join(TESTS, "data"))
+STORIES = os.path.join(DATA, "stories260K")
+TEXT = os.path.join(DATA, "stories.txt")
+SHARED = os.environ.get("SPINSHARD_SHARED", os.path.join(os.path.dirname(os.path.dirname(TESTS)), "shared"))
+SKIP = 77
+
+
+def skip(why):
+    print("skipped:", why)
+    sys.exit(SKIP)
+
+
+def program():
+    path = os.environ.get("SPINSHARD", "")
+    if not os.path.isfile(path):
+        sys.exit("SPINSHARD names no program: run this through ctest")
+    return path
+
+
+class Result:
+    def __init__(self, words, rc, out, err):
+        self.words, self.rc, self.out, self.err = words, rc, out, err
+
+    def __str__(self):
+        return f"{' '.join(self.words)}\nexit code {self.rc}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
+
+    def errors(self):
+        return [line for line in self.err.splitlines() if line.startswith("spinshard: error:")]
+
+    def json(self):
+        return json.loads(self.out)
+
+
+def command(args, ranks=0):
+    """The words of a run; ranks 0: no launcher."""
+    launcher = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)] if ranks else []
+    return launcher + [program(), *map(str, args)]
+
+
+def environment(threads=1, env=None):
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "OMPI_MCA_mpi_yield_when_idle": "1", **(env or {})}
+
+
+def start(args, ranks=0, threads=1, env=None):
+    return subprocess.Popen(command(args, ranks), env=environment(threads, env), text=True, start_new_session=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace")
+
+
+def finish(p, limit=120):
+    try:
+        out, err = p.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(p.pid, signal.SIGKILL)
+        out, err = p.communicate()
+        raise AssertionError(f"hangs: {' '.join(p.args)}\n--- stdout\n{out}\n--- stderr\n{err}") from None
+    return Result(p.args, p.returncode, out, err)
+
+
+def spin(*args, ranks=0, threads=1, env=None, limit=120):
+    return finish(start(args, ranks, threads, env), limit)
+
+
+def settings(*pairs):
+    """--set words from "key=value" strings."""
+    return [word for pair in pairs for word in ("--set", pair)]
+
+
+def sha256(path):
+    with open(path, "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
+def tars(out):
+    return sorted(n for n in os.listdir(out) if n.endswith(".tar")) if os.path.isdir(out) else []
+
+
+def tar_hashes(out):
+    return {n: sha256(os.path.join(out, n)) for n in tars(out)}
+
+
+def unpack(out, to):
+    """`tar xf` of all parts; gives the one folder that they make."""
+    os.makedirs(to)
+    for name in tars(out):
+        subprocess.run(["tar", "-C", to, "-xf", os.path.join(out, name)], check=True)
+    (folder,) = os.listdir(to)
+    return os.path.join(to, folder)
+
+
+class Case(unittest.TestCase):
+    """A test case with a folder of its own."""
+
+    def setUp(self):
+        self.dir = tempfile.mkdtemp(prefix="spinshard-")
+        self.addCleanup(shutil.rmtree, self.dir, True)
+
+    def path(self, *names):
+        return os.path.join(self.dir, *names)
+
+    def good(self, *args, **how):
+        r = spin(*args, **how)
+        self.assertEqual(r.rc, 0, f"\n{r}")
+        self.assertEqual(r.errors(), [], f"\n{r}")
+        return r
+
+    def bad(self, code, words, *args, out=None, **how):
+        """The run fails with this code (or one of them), says so once with these words, and leaves no output."""
+        how.setdefault("limit", 60)
+        r = spin(*args, **how)
+        codes = code if isinstance(code, tuple) else (code,)
+        self.assertIn(r.rc, codes, f"\n{r}")
+        self.assertEqual(len(r.errors()), 1, f"one error line is wanted\n{r}")
+        for word in words:
+            self.assertRegex(r.err, "(?i)" + word, f"\n{r}")
+        self.assertNotRegex(r.err, r"Sanitizer|runtime error:", f"\n{r}")
+        if out:
+            self.assertEqual(tars(out), [], f"partial output\n{r}")
+            self.assertFalse(os.path.exists(os.path.join(out, "manifest.json")), f"partial output\n{r}")
+        return r
+
+    def perplexity(self, model, text=TEXT, window=128, *more, **how):
+        r = self.good("eval", "--model", model, "--text", text, "--window", window, "--json", *more, **how)
+        (p,) = r.json()["perplexity"]
+        self.assertLess(abs(p["ppl"] - 2.718281828459045 ** p["nll"]), 1e-6 * p["ppl"])
+        return p
+
+
+def oracle(*words, limit=600):
+    """Run a script of tests/tools with the Python of the oracles; its last line is JSON."""
+    python = os.environ.get("SPINSHARD_ORACLE_PYTHON")
+    if not python:
+        skip("SPINSHARD_ORACLE_PYTHON names no Python with torch and transformers")
+    r = subprocess.run([python, os.path.join(TESTS, "tools", "oracle.py"), *map(str, words)],
+                       capture_output=True, text=True, timeout=limit, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    if r.returncode:
+        raise AssertionError(f"the oracle failed: {r.stderr[-3000:]}")
+    return json.loads(r.stdout.strip().splitlines()[-1])
+
+
+def main():
+    program()
+    unittest.main(module="__main__", verbosity=2)
