@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""A foreign reader, transformers with compressed-tensors in float32, gets from the unpacked archive the
+perplexity that eval gets. Skips without a Python for oracles."""
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
+import make_model  # noqa: E402
+from spin import STORIES, TEXT, Case, main, oracle, settings, skip, unpack  # noqa: E402
+
+if not os.environ.get("SPINSHARD_ORACLE_PYTHON"):
+    skip("SPINSHARD_ORACLE_PYTHON names no Python with torch and transformers")
+
+FP32 = ["--dtype", "fp32"]
+# Both sum in fp32 in different orders over 3 to 5 layers; nll is about 2 to 11.
+TOLERANCE = 2e-5
+
+
+class Foreign(Case):
+    def compare(self, model, *more):
+        out = self.path(f"out{len(os.listdir(self.dir))}")
+        self.good("quantize", "--model", model, "--out", out, *settings(*more), ranks=2)
+        ours = self.perplexity(out, TEXT, 128, *FP32)
+        theirs = oracle(unpack(out, out + "-hf"), TEXT, 128)
+        self.assertEqual((ours["windows"], ours["tokens"]), (theirs["windows"], theirs["tokens"]))
+        self.assertAlmostEqual(ours["nll"], theirs["nll"], delta=TOLERANCE)
+
+    def test_source(self):
+        for model in (STORIES, make_model.make(self.path("m"), "--biases", "--untied"),
+                      make_model.make(self.path("b"), "--dtype", "BF16", "--head-dim", 32)):
+            ours, theirs = self.perplexity(model, TEXT, 128, *FP32), oracle(model, TEXT, 128)
+            self.assertAlmostEqual(ours["nll"], theirs["nll"], delta=TOLERANCE)
+
+    def test_channel(self):
+        self.compare(STORIES, "weights.group=channel")
+
+    def test_channel_asymmetric(self):
+        self.compare(STORIES, "weights.group=channel", "weights.symmetric=false", "weights.scale=search")
+
+    def test_group_symmetric(self):
+        self.compare(make_model.make(self.path("m"), "--dtype", "BF16"), "weights.group=64")
+
+    def test_group_asymmetric(self):
+        self.compare(make_model.make(self.path("m"), "--dtype", "F16", "--untied"), "weights.group=64",
+                     "weights.symmetric=false", "rotate.r2=head")
+
+    def test_biases_without_rotation(self):
+        self.compare(make_model.make(self.path("m"), "--biases"), "weights.group=32", "rotate.r1=false", "rotate.r2=none")
+
+    def test_biases_rotated(self):
+        self.compare(make_model.make(self.path("m"), "--biases"), "weights.group=32", "rotate.r1=true", "rotate.r2=layer")
+
+    def test_eight_bits(self):
+        self.compare(make_model.make(self.path("m")), "weights.group=64", "weights.bits=8")
+
+
+if __name__ == "__main__":
+    main()
