@@ -37,6 +37,10 @@ int gemm_threads(void) {
     return omp_get_max_threads();
 }
 
+int gemm_thread(void) {
+    return omp_get_thread_num();
+}
+
 /* What runs. */
 
 void gemm_kernels(char *buf, size_t size) {

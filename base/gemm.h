@@ -22,6 +22,10 @@
 int gemm_init(int ranks_on_node);
 int gemm_threads(void); /* local; threads that a parallel region gets now */
 
+/* Local. Number of the calling thread in its parallel region, 0 .. gemm_threads() - 1; to find its
+ * part of a scratch buffer. */
+int gemm_thread(void);
+
 /* Local. True where bf16 products run in bf16 kernels (oneDNN and a CPU with AVX512_BF16 or AMX).
  */
 bool gemm_has_bf16(void);

@@ -65,15 +65,25 @@ void wmat_expand_f64(const wmat *w, int64_t row0, int64_t rows, int64_t col0, in
 size_t compute_factor_bytes(compute_type compute);
 size_t compute_sum_bytes(compute_type compute);
 
-/* Local. Bytes of scratch that one thread needs for wmat_tile with this matrix: 0 where the data
- * are used as they are. */
-uint64_t wmat_tile_scratch_bytes(const wmat *w, compute_type compute);
+/* Local. How y [m, n] is cut into tiles: by its shape alone. Tile i is a rectangle from row i,
+ * column j. */
+enum { WMAT_TILE_ROWS = 256, WMAT_TILE_COLUMNS = 256, WMAT_TILE_DEPTH = 2048 };
+typedef struct wmat_tiles {
+    int64_t m, n, tile_m, tile_n, count;
+} wmat_tiles;
+typedef struct wmat_rect {
+    int64_t i, j, m, n;
+} wmat_rect;
+wmat_tiles wmat_tiles_of(int64_t m, int64_t n);
+wmat_rect wmat_tiles_at(const wmat_tiles *t, int64_t i);
+
+/* Local. Bytes of scratch that one thread needs for wmat_tile. */
+uint64_t wmat_tile_scratch_bytes(compute_type compute);
 
 /* Local. One tile on the calling thread: y[0..m, 0..n] (row stride ldy) = x[0..m, :]
  * W[n0 .. n0+n, :]^T, plus y where `add`. x [m, cols] with stride ldx is bf16, float or double by
  * `compute`; y float, float or double. w must be prepared. scratch: wmat_tile_scratch_bytes,
  * aligned to 64. n is at most WMAT_TILE_COLUMNS. */
-enum { WMAT_TILE_COLUMNS = 256, WMAT_TILE_DEPTH = 2048 };
 void wmat_tile(const wmat *w, compute_type compute, const void *x, int64_t ldx, int64_t m,
                int64_t n0, int64_t n, bool add, void *y, int64_t ldy, void *scratch);
 
