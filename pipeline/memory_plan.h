@@ -1,0 +1,29 @@
+/* memory_plan - every large buffer of a phase by name, before it is allocated. Printed at the start
+ * and held against the measured peak at the end. Not an allocator. */
+#ifndef SPINSHARD_PIPELINE_MEMORY_PLAN_H
+#define SPINSHARD_PIPELINE_MEMORY_PLAN_H
+
+#include "base/err.h"
+#include "mpi/comm.h"
+
+#include <stdint.h>
+
+enum { MEMORY_PLAN_MAX = 16 };
+
+typedef struct memory_plan {
+    int n;
+    struct {
+        char name[48];
+        uint64_t bytes;
+    } buffers[MEMORY_PLAN_MAX];
+} memory_plan;
+
+void memory_plan_add(memory_plan *p, const char *name, uint64_t bytes); /* local */
+uint64_t memory_plan_total(const memory_plan *p);                       /* local */
+
+/* Collective on c. Log the plan of the rank with the largest total, and refuse with ERR_NOFIT (the
+ * same on every rank) where some rank's total is above `limit` bytes a rank. limit 0: the rank's
+ * share of the node's memory. */
+err memory_plan_check(const comm *c, const memory_plan *p, const char *phase, uint64_t limit);
+
+#endif

@@ -1,0 +1,259 @@
+#include "pipeline/quantize_item.h"
+
+#include "base/mem.h"
+#include "model/fuse.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct worker {
+    const quantize_job *job;
+    const quantize_sink *sink;
+    quantize_result *result;
+    sha256 *hash;
+} worker;
+
+static bool folds_gains(const quantize_job *job) {
+    return rotation_set_r1(job->rotations) != NULL;
+}
+
+static fuse_dtype fuse_dtype_of(st_dtype t) {
+    return t == ST_BF16 ? FUSE_BF16 : t == ST_F16 ? FUSE_F16 : FUSE_F32;
+}
+
+static err read_source(worker *w, const char *name, void **out, fuse_dtype *dtype) {
+    *out = NULL;
+    const hf_tensor *t = hf_checkpoint_find(w->job->checkpoint, name);
+    if (!t) return err_make(ERR_INPUT, name, NULL, "the tensor is missing from the checkpoint");
+    char hex[SHA256_HEX];
+    err e = mem_alloc((int64_t)hf_tensor_bytes(t), 1, name, out);
+    if (!e.code) e = hf_checkpoint_read(w->job->checkpoint, t, *out, hex);
+    if (e.code) {
+        mem_free(*out);
+        *out = NULL;
+        return e;
+    }
+    sha256_add(w->hash, hex, 64);
+    *dtype = fuse_dtype_of(t->info.dtype);
+    return e;
+}
+
+static err refuse_non_finite(const char *name, int64_t count) {
+    if (!count) return err_none();
+    return err_make(ERR_INPUT, name, "the checkpoint is damaged: fetch it again",
+                    "%" PRId64 " values are NaN or Inf", count);
+}
+
+/* A vector as fp32 in fresh memory (mem_free). */
+static err read_vector(worker *w, const llama_tensor *t, float **out) {
+    void *raw, *to = NULL;
+    fuse_dtype dtype = FUSE_F32;
+    err e = read_source(w, t->name, &raw, &dtype);
+    if (!e.code) e = refuse_non_finite(t->name, fuse_count_non_finite(raw, dtype, t->rows));
+    if (!e.code) e = mem_alloc(t->rows, sizeof(float), t->name, &to);
+    if (!e.code) fuse_to_f32(raw, dtype, t->rows, to);
+    mem_free(raw);
+    *out = to;
+    return e;
+}
+
+/* A norm: the gain as read, for folding; what the archive gets is ones where it is folded. */
+static err do_norm(worker *w, llama_role role, int64_t layer, float **gain) {
+    llama_tensor t;
+    *gain = NULL;
+    llama_tensor_of(w->job->cfg, role, layer, &t);
+    err e = read_vector(w, &t, gain);
+    if (e.code || !folds_gains(w->job))
+        return e.code ? e : w->sink->plain(w->sink->arg, &t, 0, t.rows, *gain);
+    void *ones;
+    e = mem_alloc(t.rows, sizeof(float), "norm gains", &ones);
+    if (e.code) return e;
+    for (int64_t i = 0; i < t.rows; i++) ((float *)ones)[i] = 1;
+    e = w->sink->plain(w->sink->arg, &t, 0, t.rows, ones);
+    mem_free(ones);
+    return e;
+}
+
+/* Fused rows on their way into codes, or straight to the sink. */
+typedef struct row_target {
+    worker *w;
+    const llama_tensor *tensor;
+    qmatrix *q; /* NULL: the tensor stays at 16 bit */
+    qerror error;
+} row_target;
+
+static err take_rows(void *arg, int64_t row0, int64_t rows, const float *x) {
+    row_target *r = arg;
+    const quantize_sink *sink = r->w->sink;
+    if (!r->q) return sink->plain(sink->arg, r->tensor, row0, rows, x);
+    rtn_quantize_rows(&r->w->job->how, x, rows, r->tensor->cols, row0, r->q);
+    qmatrix_add_error(r->q, x, row0, rows, &r->error);
+    return err_none();
+}
+
+static err fuse_rows(worker *w, const llama_tensor *t, const void *raw, fuse_dtype dtype,
+                     const float *gain, row_target *target) {
+    fuse_plan plan = {.r2 = NULL};
+    err e = fuse_plan_init(t->role, t->layer, w->job->rotations, &plan);
+    if (!e.code) {
+        plan.job.source = raw;
+        plan.job.dtype = dtype;
+        plan.job.rows = t->rows;
+        plan.job.cols = t->cols;
+        plan.job.in_gain = gain;
+        e = fuse_matrix(&plan.job, take_rows, target);
+        if (!e.code) e = refuse_non_finite(t->name, plan.job.non_finite);
+    }
+    fuse_plan_clear(&plan);
+    return e;
+}
+
+static err do_bias(worker *w, llama_role linear, int64_t layer) {
+    llama_tensor t;
+    float *b;
+    if (!llama_tensor_of(w->job->cfg, llama_role_bias(linear), layer, &t)) return err_none();
+    err e = read_vector(w, &t, &b);
+    fuse_plan plan = {.r2 = NULL};
+    if (!e.code) e = fuse_plan_init(t.role, layer, w->job->rotations, &plan);
+    if (!e.code) e = fuse_bias(&plan.job, b, t.rows);
+    if (!e.code) e = w->sink->plain(w->sink->arg, &t, 0, t.rows, b);
+    fuse_plan_clear(&plan);
+    mem_free(b);
+    return e;
+}
+
+static err do_linear(worker *w, llama_role role, int64_t layer, const float *gain) {
+    llama_tensor t;
+    llama_tensor_of(w->job->cfg, role, layer, &t);
+    void *raw = NULL;
+    fuse_dtype dtype = FUSE_F32;
+    row_target target = {.w = w, .tensor = &t};
+    err e = qmatrix_create(t.rows, t.cols, &w->job->how, &target.q);
+    if (e.code) return err_at(e, t.name);
+    e = read_source(w, t.name, &raw, &dtype);
+    if (!e.code) e = fuse_rows(w, &t, raw, dtype, folds_gains(w->job) ? gain : NULL, &target);
+    mem_free(raw);
+    if (!e.code) e = w->sink->quantized(w->sink->arg, &t, target.q);
+    qmatrix_destroy(&target.q);
+    qerror *sum = &w->result->error;
+    sum->sum_sq_error += target.error.sum_sq_error;
+    sum->sum_sq_weight += target.error.sum_sq_weight;
+    if (target.error.max_error > sum->max_error) sum->max_error = target.error.max_error;
+    return e.code ? e : do_bias(w, role, layer);
+}
+
+static err do_layer(worker *w, int64_t layer) {
+    float *attn = NULL, *mlp = NULL;
+    err e = do_norm(w, ROLE_ATTN_NORM, layer, &attn);
+    if (!e.code) e = do_norm(w, ROLE_MLP_NORM, layer, &mlp);
+    if (!e.code) e = do_linear(w, ROLE_Q, layer, attn);
+    if (!e.code) e = do_linear(w, ROLE_K, layer, attn);
+    if (!e.code) e = do_linear(w, ROLE_V, layer, attn);
+    if (!e.code) e = do_linear(w, ROLE_O, layer, NULL);
+    if (!e.code) e = do_linear(w, ROLE_GATE, layer, mlp);
+    if (!e.code) e = do_linear(w, ROLE_UP, layer, mlp);
+    if (!e.code) e = do_linear(w, ROLE_DOWN, layer, NULL);
+    mem_free(attn);
+    mem_free(mlp);
+    return e;
+}
+
+/* The rows of a table of the vocabulary under the role it plays. */
+static err do_table(worker *w, const llama_tensor *t, const void *raw, fuse_dtype dtype,
+                    const float *gain) {
+    row_target target = {.w = w, .tensor = t};
+    return fuse_rows(w, t, raw, dtype, folds_gains(w->job) ? gain : NULL, &target);
+}
+
+static err do_embedding(worker *w) {
+    const llama_config *cfg = w->job->cfg;
+    llama_tensor t;
+    void *raw;
+    fuse_dtype dtype = FUSE_F32;
+    float *gain = NULL;
+    llama_tensor_of(cfg, ROLE_EMBED, -1, &t);
+    err e = read_source(w, t.name, &raw, &dtype);
+    if (!e.code) e = do_table(w, &t, raw, dtype, NULL);
+    if (!e.code && cfg->tied) {
+        e = do_norm(w, ROLE_FINAL_NORM, -1, &gain);
+        llama_tensor head = t;
+        head.role = ROLE_HEAD;
+        if (!e.code && w->job->untied) e = do_table(w, &head, raw, dtype, gain);
+    }
+    mem_free(gain);
+    mem_free(raw);
+    return e;
+}
+
+static err do_head(worker *w) {
+    llama_tensor t;
+    void *raw = NULL;
+    fuse_dtype dtype = FUSE_F32;
+    float *gain;
+    err e = do_norm(w, ROLE_FINAL_NORM, -1, &gain);
+    llama_tensor_of(w->job->cfg, ROLE_HEAD, -1, &t);
+    if (!e.code) e = read_source(w, t.name, &raw, &dtype);
+    if (!e.code) e = do_table(w, &t, raw, dtype, gain);
+    mem_free(gain);
+    mem_free(raw);
+    return e;
+}
+
+int64_t quantize_item_count(const quantize_job *job) {
+    return job->cfg->layers + (job->cfg->tied ? 1 : 2);
+}
+
+double quantize_item_cost(const quantize_job *job, int64_t item) {
+    double table = (double)job->cfg->vocab * (double)job->cfg->hidden;
+    if (item >= 1 && item <= job->cfg->layers) return (double)llama_layer_params(job->cfg);
+    return job->cfg->tied && job->untied ? 2 * table : table;
+}
+
+int quantize_item_units(const quantize_job *job, int64_t item, int64_t units[2]) {
+    units[0] = item;
+    units[1] = job->cfg->layers + 1;
+    return item == 0 && job->cfg->tied ? 2 : 1;
+}
+
+err quantize_item(const quantize_job *job, int64_t item, const quantize_sink *sink,
+                  quantize_result *out) {
+    memset(out, 0, sizeof *out);
+    worker w = {.job = job, .sink = sink, .result = out, .hash = sha256_create()};
+    err e;
+    if (item == 0)
+        e = do_embedding(&w);
+    else if (item <= job->cfg->layers)
+        e = do_layer(&w, item - 1);
+    else
+        e = do_head(&w);
+    sha256_finish(&w.hash, out->source_sha256);
+    return e;
+}
+
+/* The largest tensor of an item decides: tensors follow each other. */
+quantize_memory quantize_item_memory(const quantize_job *job, int64_t item) {
+    quantize_memory most = {0};
+    for (int64_t i = 0; i < llama_tensor_count(job->cfg); i++) {
+        llama_tensor t;
+        llama_tensor_at(job->cfg, i, &t);
+        bool mine = t.layer == item - 1 && item > 0;
+        if (t.role == ROLE_EMBED) mine = item == 0;
+        if (t.role == ROLE_HEAD) mine = item == job->cfg->layers + 1;
+        const hf_tensor *found = hf_checkpoint_find(job->checkpoint, t.name);
+        fuse_plan plan = {.r2 = NULL};
+        if (!mine || t.n_dims != 2 || !found) continue;
+        quantize_memory m = {.source = hf_tensor_bytes(found)};
+        if (!fuse_plan_init(t.role, t.layer, job->rotations, &plan).code) {
+            plan.job.dtype = fuse_dtype_of(found->info.dtype);
+            plan.job.rows = t.rows;
+            plan.job.cols = t.cols;
+            m.fusion = fuse_scratch_bytes(&plan.job);
+        }
+        fuse_plan_clear(&plan);
+        if (llama_role_is_linear(t.role)) m.codes = qmatrix_bytes(t.rows, t.cols, &job->how);
+        if (m.source + m.fusion + m.codes > most.source + most.fusion + most.codes) most = m;
+    }
+    return most;
+}

@@ -1,0 +1,61 @@
+/* quantize_item - one independent piece of quantization: its tensors are read from the checkpoint
+ * (each once), fused in fp64, and the linears rounded to codes; the results go to a sink. An item
+ * is a layer, the embedding, or the final norm and head; a tied model's embedding and head are one
+ * item because both come from one tensor. Not packing and not files: the sink does those. On the
+ * way: safetensors tensor, R1, R2 -> fused weight -> INT4 codes + scales. */
+#ifndef SPINSHARD_PIPELINE_QUANTIZE_ITEM_H
+#define SPINSHARD_PIPELINE_QUANTIZE_ITEM_H
+
+#include "base/err.h"
+#include "base/sha256.h"
+#include "io/hf_checkpoint.h"
+#include "model/tensors.h"
+#include "quant/rtn.h"
+#include "rotations/rotation_set.h"
+
+#include <stdint.h>
+
+typedef struct quantize_job {
+    const hf_checkpoint *checkpoint; /* borrowed */
+    const llama_config *cfg;         /* borrowed */
+    rotation_set *rotations;         /* borrowed; without R1 the norm gains stay where they are */
+    wquant how;
+    bool untied; /* give a tied model a head of its own (R1 and the final gain make it differ) */
+} quantize_job;
+
+/* Where results go. `t` is the checkpoint's tensor a result stands for (role HEAD for the head of a
+ * tied model). Calls come from the calling thread, rows in order. */
+typedef struct quantize_sink {
+    void *arg;
+    /* Rows [row0, row0 + rows) of a tensor that stays at 16 bit, as fp32 [rows, cols]. */
+    err (*plain)(void *arg, const llama_tensor *t, int64_t row0, int64_t rows, const float *w);
+    /* A quantized linear; borrowed. */
+    err (*quantized)(void *arg, const llama_tensor *t, const qmatrix *q);
+} quantize_sink;
+
+/* Error of the linears of an item against the fused weights, and the hash of what was read. */
+typedef struct quantize_result {
+    qerror error;
+    char source_sha256[SHA256_HEX]; /* over the sha256 of each tensor read, in order */
+} quantize_result;
+
+/* Local. Items 0 .. count-1: 0 the embedding, 1..L the layers, L+1 norm and head (in item 0 if
+ * tied). */
+int64_t quantize_item_count(const quantize_job *job);
+double quantize_item_cost(const quantize_job *job, int64_t item); /* in parameters */
+
+/* Local. Units of the archive's layout (0, 1..L, L+1) that an item fills: 1 or 2. */
+int quantize_item_units(const quantize_job *job, int64_t item, int64_t units[2]);
+
+/* Local. Do one item. Fails with ERR_INPUT (NaN or Inf, by tensor and count), ERR_NOFIT, or what
+ * the sink gives. */
+err quantize_item(const quantize_job *job, int64_t item, const quantize_sink *sink,
+                  quantize_result *out);
+
+/* Local. Largest memory of one item, for the plan: the tensor as read, the fusion, codes. */
+typedef struct quantize_memory {
+    uint64_t source, fusion, codes;
+} quantize_memory;
+quantize_memory quantize_item_memory(const quantize_job *job, int64_t item);
+
+#endif
