@@ -1,0 +1,278 @@
+#include "shard/small_files.h"
+
+#include "base/yaml.h"
+#include "shard/entry_names.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_COPIED_BYTES = 256 << 20, INDENT = 2 };
+
+static const char *const COPIED[] = {
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+};
+/* Licences ask to be passed on; they come under many endings. */
+static const char *const COPIED_PREFIX[] = {"LICENSE", "LICENCE", "NOTICE", "USE_POLICY",
+                                            "COPYING"};
+
+bool small_file_is_copied(const char *name) {
+    if (entry_base_fault(name)) return false;
+    for (size_t i = 0; i < sizeof COPIED / sizeof *COPIED; i++)
+        if (!strcmp(name, COPIED[i])) return true;
+    for (size_t i = 0; i < sizeof COPIED_PREFIX / sizeof *COPIED_PREFIX; i++)
+        if (!strncmp(name, COPIED_PREFIX[i], strlen(COPIED_PREFIX[i]))) return true;
+    return false;
+}
+
+/* The text of a value with reals as short as they can be without changing (1e-05 stays 1e-05). */
+static err short_text(const json_t *v, size_t flags, char **out, size_t *len) {
+    for (size_t digits = 15; digits <= 17; digits++) {
+        char *text = json_dumps(v, flags | JSON_INDENT(INDENT) | JSON_REAL_PRECISION(digits));
+        if (!text) break;
+        json_t *again = json_loads(text, 0, NULL);
+        bool same = digits == 17 || (again && json_equal(again, (json_t *)v));
+        json_decref(again);
+        size_t n = strlen(text);
+        char *ended = same ? realloc(text, n + 2) : NULL;
+        if (ended) {
+            memcpy(ended + n, "\n", 2);
+            *out = ended;
+            *len = n + 1;
+            return err_none();
+        }
+        free(text);
+    }
+    return err_make(ERR_BUG, "small files", NULL, "cannot write a JSON value");
+}
+
+/* config.json */
+
+static const char *torch_name(st_dtype t) {
+    return t == ST_BF16 ? "bfloat16" : t == ST_F16 ? "float16" : "float32";
+}
+
+static json_t *weights_scheme(const layout_options *o) {
+    json_t *w = json_pack("{s:i, s:s, s:b, s:s}", "num_bits", o->bits, "type", "int", "symmetric",
+                          o->symmetric, "strategy", o->group ? "group" : "channel");
+    json_object_set_new(w, "group_size", o->group ? json_integer(o->group) : json_null());
+    json_object_set_new(w, "dynamic", json_false());
+    json_object_set_new(w, "actorder", json_null());
+    return w;
+}
+
+/* The fewest keys that say it: older readers refuse keys that they do not know. */
+static json_t *quantization_config(const layout_options *o) {
+    json_t *group = json_pack("{s:[s], s:o, s:n, s:n}", "targets", "Linear", "weights",
+                              weights_scheme(o), "input_activations", "output_activations");
+    return json_pack("{s:s, s:s, s:s, s:[s], s:n, s:{s:o}}", "quant_method", "compressed-tensors",
+                     "format", "pack-quantized", "quantization_status", "compressed", "ignore",
+                     "lm_head", "kv_cache_scheme", "config_groups", "group_0", group);
+}
+
+err small_config_text(const layout *l, const small_options *opts, char **out, size_t *len) {
+    const layout_options *o = layout_opts(l);
+    json_t *c = json_copy((json_t *)opts->config); /* keys keep their order; values are shared */
+    if (!json_is_object(c)) return err_make(ERR_INPUT, "config.json", NULL, "it is not an object");
+    const char *dtype = torch_name(o->store_dtype);
+    bool old_key = json_object_get(c, "torch_dtype"), new_key = json_object_get(c, "dtype");
+    if (new_key) json_object_set_new(c, "dtype", json_string(dtype));
+    if (old_key || !new_key) json_object_set_new(c, "torch_dtype", json_string(dtype));
+    if (o->untied) json_object_set_new(c, "tie_word_embeddings", json_false());
+    json_object_set_new(c, "quantization_config", quantization_config(o));
+    if (opts->spinshard) json_object_set(c, "spinshard", (json_t *)opts->spinshard);
+    err e = short_text(c, 0, out, len);
+    json_decref(c);
+    return e;
+}
+
+/* model.safetensors.index.json */
+
+err small_index_text(const layout *l, char **out, size_t *len) {
+    json_t *map = json_object();
+    char shard[64];
+    for (int64_t i = 0; i < layout_count(l); i++) {
+        const layout_slot *s = layout_tensor(l, i);
+        layout_shard_name(l, s->part, shard);
+        json_object_set_new(map, s->name, json_string(shard));
+    }
+    json_t *o = json_pack("{s:{s:I}, s:o}", "metadata", "total_size",
+                          (json_int_t)layout_total_bytes(l), "weight_map", map);
+    err e = short_text(o, JSON_SORT_KEYS, out, len);
+    json_decref(o);
+    return e;
+}
+
+/* README.md */
+
+static bool is_online(const json_t *spinshard, const char *which) {
+    const json_t *list = json_object_get(spinshard, "online"), *item;
+    size_t i;
+    json_array_foreach(list, i, item) if (json_is_string(item) &&
+                                          !strcmp(json_string_value(item), which)) return true;
+    return false;
+}
+
+static void card_head(FILE *f, const layout *l, const small_options *opts) {
+    const layout_options *o = layout_opts(l);
+    const llama_config *cfg = layout_config(l);
+    fprintf(
+        f,
+        "---\nlibrary_name: transformers\ntags:\n- spinshard\n- compressed-tensors\n- int%d\n---\n",
+        o->bits);
+    fprintf(f, "# %s\n\n", opts->name);
+    fprintf(f,
+            "%s, %" PRId64 " layers, hidden size %" PRId64 ", %" PRId64
+            " parameters, quantized by Spinshard.\n\n",
+            cfg->architecture, cfg->layers, cfg->hidden, llama_params(cfg));
+    fprintf(f, "- Weights of the seven linears of each layer: %d bits, %s, ", o->bits,
+            o->symmetric ? "symmetric" : "asymmetric");
+    if (o->group)
+        fprintf(f, "one scale for %" PRId64 " inputs.\n", o->group);
+    else
+        fprintf(f, "one scale for each output.\n");
+    fprintf(f, "- Embedding, norms and head: %s. Scales: %s.\n", torch_name(o->store_dtype),
+            torch_name(o->scale_dtype));
+    fprintf(f, "- Form: compressed-tensors `pack-quantized`, %" PRId64 " safetensors shard%s.\n",
+            layout_parts(l), layout_parts(l) == 1 ? "" : "s");
+}
+
+static void card_use(FILE *f, const small_options *opts) {
+    const char *name = opts->name;
+    fprintf(f, "\n## Load\n\nEach tar holds a part of one folder:\n\n");
+    fprintf(f, "    for part in %s-*-of-*.tar; do tar xf \"$part\"; done\n\n", name);
+    if (is_online(opts->spinshard, "r4")) {
+        fprintf(f,
+                "The input of every `down_proj` must be rotated while the model runs (R4, see "
+                "`spinshard` in config.json).\n`spinshard eval` does so; transformers and vLLM do "
+                "not, and would give wrong results.\n");
+    } else {
+        fprintf(f,
+                "With transformers (and the Python package compressed-tensors):\n\n"
+                "    from transformers import AutoModelForCausalLM\n"
+                "    model = AutoModelForCausalLM.from_pretrained(\"./%s\")\n\n",
+                name);
+        fprintf(f, "With vLLM:\n\n    vllm serve ./%s\n", name);
+    }
+    fprintf(
+        f,
+        "\n## Measure\n\nPerplexity on a text, from the folder or from the tars as they are:\n\n"
+        "    spinshard eval --model ./%s --text FILE\n\n"
+        "Hashes of every entry, and what loaders demand:\n\n    spinshard verify OUT\n",
+        name);
+}
+
+/* The recipe as an indented block, which Markdown shows as it is. */
+static err card_recipe(FILE *f, const json_t *recipe) {
+    char *text;
+    size_t len;
+    if (!recipe) return err_none();
+    err e = yaml_text(recipe, &text, &len);
+    if (e.code) return e;
+    fprintf(f, "\n## Recipe\n\n");
+    for (char *line = text, *end; *line; line = end) {
+        end = strchrnul(line, '\n');
+        fprintf(f, "    %.*s\n", (int)(end - line), line);
+        if (*end) end++;
+    }
+    free(text);
+    return e;
+}
+
+err small_card_text(const layout *l, const small_options *opts, char **out, size_t *len) {
+    *out = NULL;
+    FILE *f = open_memstream(out, len);
+    if (!f) return err_make(ERR_NOFIT, "README.md", NULL, "no memory for the model card");
+    card_head(f, l, opts);
+    card_use(f, opts);
+    err e = card_recipe(f, opts->recipe);
+    fprintf(f,
+            "\n## Licence\n\nThat of the source model; its licence files, where it has any, are in "
+            "this folder.\n");
+    fclose(f);
+    if (e.code) {
+        free(*out);
+        *out = NULL;
+    }
+    return e;
+}
+
+/* All of them. */
+
+static void add_file(small_files *f, const char *name, char *data, size_t bytes) {
+    small_file x = {.name = strdup(name), .data = data, .bytes = bytes};
+    f->files = realloc(f->files, (size_t)(f->n + 1) * sizeof *f->files);
+    if (!f->files || !x.name) abort();
+    f->files[f->n++] = x;
+}
+
+static int compare_files(const void *a, const void *b) {
+    return strcmp(((const small_file *)a)->name, ((const small_file *)b)->name);
+}
+
+static err check_twins(const small_files *f, const char *where) {
+    const char **names = malloc((size_t)f->n * sizeof *names);
+    if (!names) abort();
+    for (int64_t i = 0; i < f->n; i++) names[i] = f->files[i].name;
+    err e = entry_names_distinct(names, f->n, where);
+    if (e.code) e.code = ERR_INPUT;
+    free(names);
+    return e;
+}
+
+static err copy_files(const fileset *source, small_files *f) {
+    err e = err_none();
+    for (int i = 0; i < fileset_count(source) && !e.code; i++) {
+        const char *name = fileset_name(source, i);
+        char *data;
+        size_t len;
+        if (!small_file_is_copied(name)) continue;
+        e = fileset_read_all(source, name, MAX_COPIED_BYTES, &data, &len);
+        if (!e.code) add_file(f, name, data, len);
+    }
+    return e;
+}
+
+err small_files_create(const fileset *source, const layout *l, const small_options *opts,
+                       small_files **out) {
+    char *text;
+    size_t len;
+    *out = NULL;
+    small_files *f = calloc(1, sizeof *f);
+    if (!f) abort();
+    err e = small_config_text(l, opts, &text, &len);
+    if (!e.code) add_file(f, "config.json", text, len);
+    if (!e.code) e = small_index_text(l, &text, &len);
+    if (!e.code) add_file(f, "model.safetensors.index.json", text, len);
+    if (!e.code) e = small_card_text(l, opts, &text, &len);
+    if (!e.code) add_file(f, "README.md", text, len);
+    if (!e.code) e = copy_files(source, f);
+    if (!e.code) qsort(f->files + 1, (size_t)f->n - 1, sizeof *f->files, compare_files);
+    if (!e.code) e = check_twins(f, fileset_where(source));
+    if (e.code)
+        small_files_destroy(&f);
+    else
+        *out = f;
+    return e;
+}
+
+void small_files_destroy(small_files **f) {
+    if (!*f) return;
+    for (int64_t i = 0; i < (*f)->n; i++) {
+        free((*f)->files[i].name);
+        free((*f)->files[i].data);
+    }
+    free((*f)->files);
+    free(*f);
+    *f = NULL;
+}
