@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""SIGKILL of random ranks at random moments: the same command goes on to the same bytes, and nothing hangs.
+
+SPINSHARD_KILLS: how many kills (8). SPINSHARD_KILL_SEED: the seed of their times and ranks (1). Every second
+kill comes from outside after a random time, every other one from inside at a random operation on a file, so
+that the short phases get their share. Prints in which phase the run was each time.
+"""
+import collections
+import json
+import os
+import random
+import signal
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
+import make_model  # noqa: E402
+from spin import Case, finish, main, settings, sha256, spin, start, tar_hashes  # noqa: E402
+
+KILLS = int(os.environ.get("SPINSHARD_KILLS", "8"))
+SEED = int(os.environ.get("SPINSHARD_KILL_SEED", "1"))
+RANKS = 3
+HOW = settings("weights.group=64", "weights.scale=search", "archive.shard_bytes=1M")
+
+
+def processes_below(pid):
+    """All processes below pid, by /proc."""
+    out, todo = [], [pid]
+    while todo:
+        p = todo.pop()
+        try:
+            for task in os.listdir(f"/proc/{p}/task"):
+                with open(f"/proc/{p}/task/{task}/children") as f:
+                    children = [int(c) for c in f.read().split()]
+                out += children
+                todo += children
+        except OSError:
+            pass
+    return out
+
+
+def ranks_of(launcher):
+    """Process ids of the ranks under mpirun, by rank."""
+    found = {}
+    for pid in processes_below(launcher):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as f:
+                for item in f.read().split(b"\0"):
+                    if item.startswith(b"OMPI_COMM_WORLD_RANK="):
+                        found[int(item.split(b"=")[1])] = pid
+        except (OSError, ValueError):
+            pass
+    return found
+
+
+def last_phase(out):
+    phase = "start"
+    try:
+        with open(os.path.join(out, "events.jsonl")) as f:
+            for line in f:
+                try:
+                    phase = json.loads(line)["phase"]
+                except ValueError:
+                    pass  # a line that the kill cut
+    except OSError:
+        pass
+    return phase
+
+
+class Kills(Case):
+    def result(self, out):
+        got = tar_hashes(out)
+        for n in ("manifest.json", "rotations.safetensors", "recipe.yaml"):
+            got[n] = sha256(os.path.join(out, n))
+        return got
+
+    def kill_by_time(self, args, rng, seconds):
+        p = start(args, ranks=RANKS)
+        time.sleep(rng.uniform(0, seconds))
+        victims = ranks_of(p.pid)
+        if victims:
+            try:
+                os.kill(victims[rng.choice(sorted(victims))], signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        return finish(p)
+
+    def kill_by_operation(self, args, rng, operations):
+        rank = rng.randrange(RANKS)
+        n = rng.randint(1, operations[rank])
+        return spin(*args, ranks=RANKS, env={"SPINSHARD_FAULT": f"any:{n}:{rank}:kill"})
+
+    def operations(self, model):
+        """For each rank a count of operations on files, between one and two times those of a whole run."""
+        counts = []
+        for rank in range(RANKS):
+            n, died = 16, True
+            while died:
+                n *= 2
+                args = ["quantize", "--model", model, "--out", self.path(f"probe{rank}-{n}"), *HOW]
+                died = spin(*args, ranks=RANKS, env={"SPINSHARD_FAULT": f"any:{n}:{rank}:kill"}).rc != 0
+            counts.append(n)
+        return counts
+
+    def test_kills(self):
+        rng = random.Random(SEED)
+        model = make_model.make(self.path("m"), "--hidden", 192, "--intermediate", 512, "--layers", 6,
+                                "--heads", 6, "--kv-heads", 2, "--dtype", "BF16")
+        ref = self.path("ref")
+        begin = time.monotonic()
+        self.good("quantize", "--model", model, "--out", ref, *HOW, ranks=RANKS)
+        seconds = time.monotonic() - begin
+        want = self.result(ref)
+        operations = self.operations(model)
+        histogram, kills, resumed, round_ = collections.Counter(), 0, 0, 0
+        while kills < KILLS:
+            round_ += 1
+            out = self.path(f"out{round_}")
+            args = ["quantize", "--model", model, "--out", out, *HOW]
+            for attempt in range(6):
+                last = attempt == 5 or kills >= KILLS
+                if last:
+                    r = self.good(*args, ranks=rng.choice((1, 2, RANKS)))
+                elif kills % 2:
+                    r = self.kill_by_time(args, rng, seconds)
+                else:
+                    r = self.kill_by_operation(args, rng, operations)
+                if r.rc == 0:
+                    break
+                kills += 1
+                resumed += attempt > 0
+                histogram[last_phase(out)] += 1
+                if os.path.exists(os.path.join(out, "manifest.json")):
+                    break  # killed after completion: what is there must be whole
+            self.assertEqual(want, self.result(out), f"round {round_}")
+            self.good("verify", out)
+        print(f"{kills} kills in {round_} runs, {resumed} of them of a run that had been killed before; "
+              f"a whole run takes {seconds:.1f} s and operations {operations}; phase: {dict(histogram)}")
+
+
+if __name__ == "__main__":
+    main()
