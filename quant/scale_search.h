@@ -16,13 +16,17 @@ enum { SCALE_SEARCH_CANDIDATES = 80 };
  * are taken in one fixed order, so the bits depend on x and `how` alone. */
 void scale_search(const wquant *how, const float *x, int64_t n, float *scale, int *zero);
 
+/* Local. Range of n finite numbers with 0 put into it: *lo <= 0 <= *hi. */
+void scale_range(const float *x, int64_t n, float *lo, float *hi);
+
 /* Local. Scale and zero point of a range [lo, hi] with lo <= 0 <= hi shrunk by p (1: the plain
  * rule). */
 void scale_of_range(const wquant *how, float lo, float hi, float p, float *scale, int *zero);
 
-/* Local. Sum over n of |x * unit - value|^2.4 for one scale and zero point; unit is a power of two.
- * Relative error about 1e-6. For tests and the bench. */
-float scale_error(const float *x, int64_t n, float scale, int zero, int bits, float unit);
+/* Local. Sum over n of |value - x|^2.4 for one scale and zero point (offset form), relative error
+ * about 1e-6, times a power of 2^2.4 that depends on the largest |x| alone: numbers are first
+ * scaled by a power of two, so that tiny weights do not underflow. For tests and the bench. */
+float scale_error(const wquant *how, const float *x, int64_t n, float scale, int zero);
 
 /* Local. |e|^2.4 of n numbers in place; 0 for 0. For tests. */
 void scale_pow24(float *e, int64_t n);

@@ -1,0 +1,175 @@
+#include "quant/rtn.h"
+
+#include "base/half.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "quant/grid.h"
+#include "quant/scale_search.h"
+
+#include <float.h>
+#include <inttypes.h>
+#include <stddef.h>
+
+int64_t wquant_group(const wquant *how, int64_t cols) {
+    return how->group ? how->group : cols;
+}
+
+err wquant_check(const wquant *how, int64_t rows, int64_t cols) {
+    if (how->bits < 2 || how->bits > 8)
+        return err_make(ERR_USAGE, "weights.bits", "choose 2 to 8 bits",
+                        "weights of %d bits are not supported", how->bits);
+    if (rows < 1 || cols < 1)
+        return err_make(ERR_BUG, "quantized matrix", NULL,
+                        "impossible shape %" PRId64 " x %" PRId64, rows, cols);
+    if (how->group < 0 || cols % wquant_group(how, cols))
+        return err_make(ERR_USAGE, "weights.group",
+                        "choose a group that divides every input size, `auto` or `channel`",
+                        "groups of %" PRId64 " do not divide the %" PRId64
+                        " inputs of a matrix [%" PRId64 ", %" PRId64 "]",
+                        how->group, cols, rows, cols);
+    return err_none();
+}
+
+uint64_t qmatrix_bytes(int64_t rows, int64_t cols, const wquant *how) {
+    uint64_t codes, scales, bytes;
+    uint64_t per_scale = sizeof(float) + (how->symmetric ? 0 : 1);
+    uint64_t n_groups = (uint64_t)(cols / wquant_group(how, cols));
+    if (!size_mul((uint64_t)rows, (uint64_t)cols, &codes) ||
+        !size_mul((uint64_t)rows * per_scale, n_groups, &scales) ||
+        !size_add(codes, scales, &bytes))
+        return 0;
+    return bytes;
+}
+
+err qmatrix_create(int64_t rows, int64_t cols, const wquant *how, qmatrix **out) {
+    *out = NULL;
+    err e = wquant_check(how, rows, cols);
+    if (e.code) return e;
+    if (!qmatrix_bytes(rows, cols, how))
+        return err_make(ERR_INPUT, "quantized matrix", NULL,
+                        "%" PRId64 " x %" PRId64 " elements overflow", rows, cols);
+    void *body, *codes = NULL, *scales = NULL, *zeros = NULL;
+    e = mem_alloc(1, sizeof(qmatrix), "quantized matrix", &body);
+    if (e.code) return e;
+    qmatrix *q = body;
+    *q = (qmatrix){.rows = rows,
+                   .cols = cols,
+                   .group = wquant_group(how, cols),
+                   .bits = how->bits,
+                   .symmetric = how->symmetric,
+                   .scale_type = how->scale_type};
+    q->n_groups = cols / q->group;
+    e = mem_alloc(rows * cols, 1, "codes", &codes);
+    if (!e.code) e = mem_alloc(rows * q->n_groups, sizeof(float), "scales", &scales);
+    if (!e.code && !how->symmetric) e = mem_alloc(rows * q->n_groups, 1, "zero points", &zeros);
+    q->codes = codes;
+    q->scales = scales;
+    q->zeros = zeros;
+    if (e.code) {
+        qmatrix_destroy(&q);
+        return e;
+    }
+    *out = q;
+    return e;
+}
+
+void qmatrix_destroy(qmatrix **q) {
+    if (!*q) return;
+    mem_free((*q)->codes);
+    mem_free((*q)->scales);
+    mem_free((*q)->zeros);
+    mem_free(*q);
+    *q = NULL;
+}
+
+float scale_round(float s, scale_type type) {
+    if (type == SCALE_BF16) {
+        float r = half_from_bf16(half_to_bf16(s));
+        return quant_clamp(r, half_from_bf16(0x0001), half_from_bf16(0x7f7f));
+    }
+    if (type == SCALE_FP16) return quant_clamp(half_from_fp16(half_to_fp16(s)), 0x1p-24f, 65504.0f);
+    return quant_clamp(s, FLT_TRUE_MIN, FLT_MAX);
+}
+
+static void take_codes(const float *x, int64_t n, float scale, int zero, int bits, uint8_t *codes) {
+    const float z = (float)zero, top = (float)grid_top(bits);
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) codes[i] = (uint8_t)(int)quant_offset_code(x[i], scale, z, top);
+}
+
+static void quantize_row(const wquant *how, const float *x, int64_t row, qmatrix *q) {
+    for (int64_t g = 0; g < q->n_groups; g++) {
+        const float *xg = x + g * q->group;
+        float lo, hi, scale;
+        int zero;
+        if (how->search) {
+            scale_search(how, xg, q->group, &scale, &zero);
+        } else {
+            scale_range(xg, q->group, &lo, &hi);
+            scale_of_range(how, lo, hi, 1.0f, &scale, &zero);
+        }
+        take_codes(xg, q->group, scale, zero, q->bits, q->codes + row * q->cols + g * q->group);
+        q->scales[row * q->n_groups + g] = scale;
+        if (q->zeros) q->zeros[row * q->n_groups + g] = (uint8_t)zero;
+    }
+}
+
+void rtn_quantize_rows(const wquant *how, const float *w, int64_t rows, int64_t cols, int64_t row0,
+                       qmatrix *q) {
+#pragma omp parallel for schedule(static) if (rows > 1)
+    for (int64_t r = 0; r < rows; r++) quantize_row(how, w + r * cols, row0 + r, q);
+}
+
+static int zero_of(const qmatrix *q, int64_t row, int64_t g) {
+    return q->zeros ? q->zeros[row * q->n_groups + g] : grid_middle(q->bits);
+}
+
+static void dequantize_row(const qmatrix *q, int64_t row, float *out) {
+    for (int64_t g = 0; g < q->n_groups; g++) {
+        const uint8_t *codes = q->codes + row * q->cols + g * q->group;
+        float s = q->scales[row * q->n_groups + g];
+        int z = zero_of(q, row, g);
+        float *to = out + g * q->group;
+#pragma omp simd
+        for (int64_t i = 0; i < q->group; i++) to[i] = (float)(codes[i] - z) * s;
+    }
+}
+
+void qmatrix_dequantize_rows(const qmatrix *q, int64_t row0, int64_t rows, float *out) {
+#pragma omp parallel for schedule(static) if (rows > 1)
+    for (int64_t r = 0; r < rows; r++) dequantize_row(q, row0 + r, out + r * q->cols);
+}
+
+static qerror row_error(const qmatrix *q, const float *w, int64_t row) {
+    qerror sum = {0};
+    for (int64_t g = 0; g < q->n_groups; g++) {
+        const uint8_t *codes = q->codes + row * q->cols + g * q->group;
+        float s = q->scales[row * q->n_groups + g];
+        int z = zero_of(q, row, g);
+        for (int64_t i = 0; i < q->group; i++) {
+            double x = w[g * q->group + i];
+            double e = (double)((float)(codes[i] - z) * s) - x;
+            sum.sum_sq_error += e * e;
+            sum.sum_sq_weight += x * x;
+            sum.max_error = fmax(sum.max_error, fabs(e));
+        }
+    }
+    return sum;
+}
+
+/* Rows are summed one after the other: their number in a call does not change the bits. */
+void qmatrix_add_error(const qmatrix *q, const float *w, int64_t row0, int64_t rows, qerror *sum) {
+    enum { BLOCK = 64 };
+    qerror part[BLOCK];
+    for (int64_t r0 = 0; r0 < rows; r0 += BLOCK) {
+        int64_t n = size_min(BLOCK, rows - r0);
+#pragma omp parallel for schedule(static) if (n > 1)
+        for (int64_t r = 0; r < n; r++)
+            part[r] = row_error(q, w + (r0 + r) * q->cols, row0 + r0 + r);
+        for (int64_t r = 0; r < n; r++) {
+            sum->sum_sq_error += part[r].sum_sq_error;
+            sum->sum_sq_weight += part[r].sum_sq_weight;
+            sum->max_error = fmax(sum->max_error, part[r].max_error);
+        }
+    }
+}
