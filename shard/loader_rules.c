@@ -1,0 +1,334 @@
+#include "shard/loader_rules.h"
+
+#include "io/fileset.h"
+#include "model/tensors.h"
+#include "quant/pack.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_INDEX_BYTES = 64 << 20 };
+static const char CONFIG[] = "config.json", INDEX[] = "model.safetensors.index.json";
+
+/* What one check carries along. */
+typedef struct check {
+    const hf_checkpoint *ck;
+    const llama_config *cfg;
+    loader_form form;
+    st_dtype dtype;  /* as config.json says */
+    int64_t n_known; /* tensors of the checkpoint that the config demands */
+    int64_t n_odd;   /* linears whose sizes are no multiples of 32 */
+    char odd[128];   /* the first of them */
+    loader_report *report;
+} check;
+
+static void add_finding(check *c, bool fatal, const char *where, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+
+static void add_finding(check *c, bool fatal, const char *where, const char *fmt, ...) {
+    loader_report *r = c->report;
+    r->n_fatal += fatal;
+    r->n_notes += !fatal;
+    if (r->n == LOADER_MAX) return;
+    loader_finding *f = &r->items[r->n++];
+    f->fatal = fatal;
+    snprintf(f->where, sizeof f->where, "%s", where);
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(f->what, sizeof f->what, fmt, args);
+    va_end(args);
+}
+
+/* quantization_config */
+
+static err bad_key(const char *where, const char *key, const char *want) {
+    return err_make(ERR_VERIFY, where, NULL, "quantization_config: \"%s\" must be %s", key, want);
+}
+
+static bool is_text(const json_t *o, const char *key, const char *want) {
+    const json_t *v = json_object_get(o, key);
+    return json_is_string(v) && !strcmp(json_string_value(v), want);
+}
+
+static bool is_absent(const json_t *o, const char *key) {
+    const json_t *v = json_object_get(o, key);
+    return !v || json_is_null(v);
+}
+
+static bool is_empty(const json_t *o, const char *key) {
+    const json_t *v = json_object_get(o, key);
+    return is_absent(o, key) || (json_is_object(v) && json_object_size(v) == 0);
+}
+
+static bool lists_only(const json_t *o, const char *key, const char *want) {
+    const json_t *v = json_object_get(o, key), *first = json_array_get(v, 0);
+    return json_array_size(v) == 1 && json_is_string(first) &&
+           !strcmp(json_string_value(first), want);
+}
+
+static err parse_weights(const json_t *w, const char *where, loader_form *out) {
+    const json_t *bits = json_object_get(w, "num_bits"), *sym = json_object_get(w, "symmetric");
+    const json_t *dynamic = json_object_get(w, "dynamic"), *size = json_object_get(w, "group_size");
+    json_int_t n = json_integer_value(bits);
+    if (!json_is_integer(bits) || n < 2 || n > 8) return bad_key(where, "num_bits", "2 to 8");
+    if (!is_text(w, "type", "int")) return bad_key(where, "type", "\"int\"");
+    if (!json_is_boolean(sym)) return bad_key(where, "symmetric", "true or false");
+    if (dynamic && !json_is_false(dynamic)) return bad_key(where, "dynamic", "false");
+    if (is_text(w, "actorder", "group")) return bad_key(where, "actorder", "null or static");
+    *out = (loader_form){.bits = (int)n, .symmetric = json_is_true(sym)};
+    if (is_text(w, "strategy", "channel"))
+        return is_absent(w, "group_size") ? err_none() : bad_key(where, "group_size", "null");
+    if (!is_text(w, "strategy", "group"))
+        return bad_key(where, "strategy", "\"group\" or \"channel\"");
+    out->group = json_integer_value(size);
+    return out->group > 0 ? err_none() : bad_key(where, "group_size", "a positive integer");
+}
+
+err loader_form_parse(const json_t *config, const char *where, bool *present, loader_form *out) {
+    const json_t *q = json_object_get(config, "quantization_config");
+    *out = (loader_form){0};
+    *present = json_is_object(q);
+    if (!*present)
+        return is_absent(config, "quantization_config")
+                   ? err_none()
+                   : err_make(ERR_VERIFY, where, NULL, "\"quantization_config\" is not an object");
+    const json_t *groups = json_object_get(q, "config_groups");
+    const json_t *group = json_object_iter_value(json_object_iter((json_t *)groups));
+    if (!is_text(q, "quant_method", "compressed-tensors"))
+        return bad_key(where, "quant_method", "\"compressed-tensors\"");
+    if (!is_text(q, "format", "pack-quantized"))
+        return bad_key(where, "format", "\"pack-quantized\"");
+    if (!is_text(q, "quantization_status", "compressed"))
+        return bad_key(where, "quantization_status", "\"compressed\"");
+    if (!lists_only(q, "ignore", "lm_head")) return bad_key(where, "ignore", "[\"lm_head\"]");
+    if (!is_absent(q, "kv_cache_scheme")) return bad_key(where, "kv_cache_scheme", "null");
+    if (!is_empty(q, "sparsity_config")) return bad_key(where, "sparsity_config", "empty");
+    if (!is_empty(q, "transform_config")) return bad_key(where, "transform_config", "empty");
+    if (json_object_size(groups) != 1) return bad_key(where, "config_groups", "one group");
+    if (!lists_only(group, "targets", "Linear")) return bad_key(where, "targets", "[\"Linear\"]");
+    if (!is_absent(group, "input_activations")) return bad_key(where, "input_activations", "null");
+    if (!is_absent(group, "output_activations"))
+        return bad_key(where, "output_activations", "null");
+    return parse_weights(json_object_get(group, "weights"), where, out);
+}
+
+/* config.json beside it */
+
+static void check_dtype(check *c) {
+    static const struct {
+        const char *name;
+        st_dtype dtype;
+    } known[] = {{"bfloat16", ST_BF16}, {"float16", ST_F16}, {"float32", ST_F32}};
+    const json_t *config = hf_checkpoint_config(c->ck);
+    const char *key = is_absent(config, "dtype") ? "torch_dtype" : "dtype";
+    for (size_t i = 0; i < 3; i++)
+        if (is_text(config, key, known[i].name)) {
+            c->dtype = known[i].dtype;
+            return;
+        }
+    c->dtype = ST_BF16;
+    add_finding(c, true, CONFIG, "%s is not bfloat16, float16 or float32", key);
+}
+
+static void check_online(check *c) {
+    const json_t *own = json_object_get(hf_checkpoint_config(c->ck), "spinshard"), *x;
+    size_t i;
+    json_array_foreach(json_object_get(own, "online"), i,
+                       x) if (json_is_string(x) && !strcmp(json_string_value(x), "r4"))
+        add_finding(c, false, CONFIG,
+                    "needs R4 while it runs: spinshard eval applies it; transformers and vLLM "
+                    "do not and give wrong results");
+}
+
+static void check_widths(check *c) {
+    int bits = c->form.bits;
+    int64_t group = c->form.group;
+    if (bits == 3 || bits == 5 || bits == 6 || bits == 7)
+        add_finding(c, false, CONFIG,
+                    "%d-bit words are packed densely: needs compressed-tensors 0.17 or newer",
+                    bits);
+    if (bits != 4 && bits != 8)
+        add_finding(c, false, CONFIG, "vLLM runs 4 and 8 bits; %d bits load in transformers", bits);
+    if (group && group != 32 && group != 64 && group != 128)
+        add_finding(c, false, CONFIG,
+                    "vLLM's kernels take groups of 32, 64, 128 or whole rows, not %" PRId64, group);
+}
+
+/* Tensors */
+
+static const hf_tensor *find_tensor(check *c, const char *name) {
+    const hf_tensor *t = hf_checkpoint_find(c->ck, name);
+    /* An alias is found under a name that is not its own; loaders would miss it. */
+    if (t && strcmp(t->info.name, name)) t = NULL;
+    c->n_known += t != NULL;
+    return t;
+}
+
+static void check_place(check *c, const hf_tensor *t) {
+    uint64_t begin = t->info.begin, size = (uint64_t)st_dtype_bytes(t->info.dtype);
+    if (size && begin % size)
+        add_finding(c, false, t->info.name, "begins at byte %" PRIu64 ", not aligned to %s", begin,
+                    st_dtype_name(t->info.dtype));
+}
+
+static const hf_tensor *want_tensor(check *c, const char *name, st_dtype dtype, int n_dims,
+                                    int64_t rows, int64_t cols) {
+    const hf_tensor *t = find_tensor(c, name);
+    if (!t) {
+        add_finding(c, true, name, "is missing");
+        return NULL;
+    }
+    const st_tensor *s = &t->info;
+    bool fits = s->n_dims == n_dims && s->shape[0] == rows && (n_dims == 1 || s->shape[1] == cols);
+    if (!fits)
+        add_finding(c, true, name, "has another shape than [%" PRId64 ", %" PRId64 "]", rows, cols);
+    if (s->dtype != dtype)
+        add_finding(c, true, name, "is %s, should be %s", st_dtype_name(s->dtype),
+                    st_dtype_name(dtype));
+    check_place(c, t);
+    return fits && s->dtype == dtype ? t : NULL;
+}
+
+static err check_stored_shape(check *c, const char *name, const llama_tensor *t) {
+    int64_t shape[2];
+    const hf_tensor *s = want_tensor(c, name, ST_I64, 1, 2, 1);
+    if (!s) return err_none();
+    err e = hf_checkpoint_read(c->ck, s, shape, NULL);
+    if (!e.code && (shape[0] != t->rows || shape[1] != t->cols))
+        add_finding(c, true, name,
+                    "holds [%" PRId64 ", %" PRId64 "], should be [%" PRId64 ", %" PRId64 "]",
+                    shape[0], shape[1], t->rows, t->cols);
+    return e;
+}
+
+static void note_odd(check *c, const llama_tensor *t) {
+    if (t->rows % 32 == 0 && t->cols % 32 == 0) return;
+    if (!c->n_odd++) snprintf(c->odd, sizeof c->odd, "%s", t->name);
+}
+
+static err check_linear(check *c, const llama_tensor *t) {
+    char name[128];
+    const loader_form *f = &c->form;
+    int64_t groups = f->group ? t->cols / f->group : 1;
+    if (hf_checkpoint_find(c->ck, t->name))
+        add_finding(c, true, t->name, "stands beside its packed form");
+    if (f->group && t->cols % f->group)
+        add_finding(c, true, t->name, "groups of %" PRId64 " do not divide its input of %" PRId64,
+                    f->group, t->cols);
+    snprintf(name, sizeof name, "%s_packed", t->name);
+    want_tensor(c, name, ST_I32, 2, t->rows, pack_words(t->cols, f->bits));
+    snprintf(name, sizeof name, "%s_scale", t->name);
+    const hf_tensor *scale = hf_checkpoint_find(c->ck, name);
+    st_dtype stored = scale ? scale->info.dtype : c->dtype;
+    bool is_float = stored == ST_BF16 || stored == ST_F16 || stored == ST_F32;
+    want_tensor(c, name, is_float ? stored : c->dtype, 2, t->rows, groups);
+    if (is_float && stored != c->dtype)
+        add_finding(c, false, name, "is %s in a %s model; vLLM expects one type",
+                    st_dtype_name(stored), st_dtype_name(c->dtype));
+    snprintf(name, sizeof name, "%s_zero_point", t->name);
+    if (!f->symmetric) want_tensor(c, name, ST_I32, 2, pack_words(t->rows, f->bits), groups);
+    snprintf(name, sizeof name, "%s_shape", t->name);
+    note_odd(c, t);
+    return check_stored_shape(c, name, t);
+}
+
+static err check_tensors(check *c) {
+    err e = err_none();
+    int64_t n = llama_tensor_count(c->cfg);
+    for (int64_t i = 0; i < n && !e.code; i++) {
+        llama_tensor t;
+        llama_tensor_at(c->cfg, i, &t);
+        if (llama_role_is_linear(t.role))
+            e = check_linear(c, &t);
+        else
+            want_tensor(c, t.name, c->dtype, t.n_dims, t.rows, t.cols);
+    }
+    if (c->n_odd)
+        add_finding(c, false, c->odd,
+                    "vLLM's kernels want inputs and outputs in multiples of 32; not so in %" PRId64
+                    " linears, this is the first",
+                    c->n_odd);
+    if (c->cfg->tied && hf_checkpoint_find(c->ck, "lm_head.weight"))
+        add_finding(c, true, "lm_head.weight",
+                    "is stored, but config.json ties the head to the embedding");
+    return e;
+}
+
+/* The tensors that were asked for are c->n_known; whatever else is there no loader knows. */
+static void check_strangers(check *c) {
+    int64_t stored = 0, named = hf_checkpoint_count(c->ck);
+    for (int i = 0; i < hf_checkpoint_shards(c->ck); i++) {
+        const st_header *h = hf_checkpoint_header(c->ck, i);
+        const char *format = st_header_metadata(h, "format");
+        stored += st_header_count(h);
+        if (!format || strcmp(format, "pt"))
+            add_finding(c, true, hf_checkpoint_shard_name(c->ck, i),
+                        "its metadata lacks \"format\": \"pt\", transformers refuses it");
+    }
+    if (stored != named)
+        add_finding(c, true, INDEX, "the shards hold %" PRId64 " tensors, the index names %" PRId64,
+                    stored, named);
+    if (named > c->n_known)
+        add_finding(c, true, INDEX, "%" PRId64 " tensors belong to nothing in this model",
+                    named - c->n_known);
+}
+
+static err check_index(check *c) {
+    const fileset *fs = hf_checkpoint_fileset(c->ck);
+    char *text;
+    size_t len;
+    json_t *o;
+    if (!fileset_find(fs, INDEX, NULL, NULL, NULL)) {
+        add_finding(c, hf_checkpoint_shards(c->ck) > 1, INDEX, "is missing");
+        return err_none();
+    }
+    err e = fileset_read_all(fs, INDEX, MAX_INDEX_BYTES, &text, &len);
+    if (e.code) return e;
+    e = json_parse(text, len, INDEX, &o);
+    free(text);
+    if (e.code) return e;
+    const json_t *size = json_object_get(json_object_get(o, "metadata"), "total_size");
+    uint64_t want = hf_checkpoint_bytes(c->ck);
+    if (!json_is_integer(size) || (uint64_t)json_integer_value(size) != want)
+        add_finding(c, true, INDEX, "its total_size is not the %" PRIu64 " bytes of the tensors",
+                    want);
+    json_decref(o);
+    return e;
+}
+
+err loader_rules_check(const hf_checkpoint *ck, const llama_config *cfg, loader_report *out) {
+    *out = (loader_report){.items = calloc(LOADER_MAX, sizeof *out->items)};
+    if (!out->items) abort();
+    check c = {.ck = ck, .cfg = cfg, .report = out};
+    bool present;
+    err form = loader_form_parse(hf_checkpoint_config(ck), CONFIG, &present, &c.form);
+    if (form.code || !present) {
+        add_finding(&c, true, CONFIG, "%s",
+                    form.code ? form.what : "there is no quantization_config");
+        return err_none();
+    }
+    check_dtype(&c);
+    check_online(&c);
+    check_widths(&c);
+    err e = check_tensors(&c);
+    if (!e.code) check_strangers(&c);
+    if (!e.code) e = check_index(&c);
+    return e;
+}
+
+void loader_report_clear(loader_report *r) {
+    free(r->items);
+    *r = (loader_report){0};
+}
+
+err loader_report_err(const loader_report *r) {
+    if (!r->n_fatal) return err_none();
+    for (int64_t i = 0; i < r->n; i++)
+        if (r->items[i].fatal)
+            return err_make(ERR_VERIFY, r->items[i].where, NULL,
+                            "%s (%" PRId64 " such findings in all)", r->items[i].what, r->n_fatal);
+    return err_make(ERR_VERIFY, NULL, NULL, "%" PRId64 " findings", r->n_fatal);
+}
