@@ -34,6 +34,12 @@ typedef struct alias {
     const hf_tensor *tensor;
 } alias;
 
+/* A cache behind the const of reading calls. */
+typedef struct open_files {
+    int ring[MAX_OPEN]; /* shards in the order in which they were opened */
+    uint64_t n_opened;
+} open_files;
+
 struct hf_checkpoint {
     const fileset *fs;
     char *config_text;
@@ -43,8 +49,8 @@ struct hf_checkpoint {
     json_t *index; /* NULL: one file without an index */
     shard *shards; /* sorted by name */
     int n_shards;
-    int open_ring[MAX_OPEN], n_opened; /* shards in the order in which they were opened */
-    hf_tensor *tensors;                /* sorted by name */
+    open_files *open;
+    hf_tensor *tensors; /* sorted by name */
     int64_t n_tensors;
     alias *aliases; /* sorted by name */
     int64_t n_aliases;
@@ -216,14 +222,13 @@ static void close_shard(shard *s) {
 
 /* The descriptor of a shard; the one opened longest ago makes room. */
 static err shard_fd(const hf_checkpoint *ck, int i, int *fd) {
-    /* The ring is a cache: it changes nothing that a caller can see. */
-    hf_checkpoint *cache = (hf_checkpoint *)ck;
+    open_files *o = ck->open;
     bool was_open = ck->shards[i].fd >= 0;
-    if (!was_open && ck->n_opened >= MAX_OPEN)
-        close_shard(&ck->shards[ck->open_ring[ck->n_opened % MAX_OPEN]]);
+    if (!was_open && o->n_opened >= MAX_OPEN)
+        close_shard(&ck->shards[o->ring[o->n_opened % MAX_OPEN]]);
     err e = open_shard(ck, i);
     *fd = ck->shards[i].fd;
-    if (!e.code && !was_open) cache->open_ring[cache->n_opened++ % MAX_OPEN] = i;
+    if (!e.code && !was_open) o->ring[o->n_opened++ % MAX_OPEN] = i;
     return e;
 }
 
@@ -394,8 +399,9 @@ err hf_checkpoint_open(const comm *c, const fileset *fs, hf_checkpoint **out) {
     int64_t unnamed = 0;
     hf_checkpoint *ck = calloc(1, sizeof *ck);
     *out = NULL;
-    err e = ck ? err_none() : err_make(ERR_NOFIT, fileset_where(fs), NULL, "no memory");
     if (ck) ck->fs = fs;
+    if (ck) ck->open = calloc(1, sizeof *ck->open);
+    err e = ck && ck->open ? err_none() : err_make(ERR_NOFIT, fileset_where(fs), NULL, "no memory");
     e = comm_agree(c, e, "opening the checkpoint", NULL);
     /* The shards first: a folder of pickles is named as such even without a config. */
     if (!e.code) e = comm_agree(c, list_shards(c, ck), "listing the shards", NULL);
@@ -421,6 +427,7 @@ void hf_checkpoint_destroy(hf_checkpoint **ck) {
     free((*ck)->shards);
     free((*ck)->tensors);
     free((*ck)->aliases);
+    free((*ck)->open);
     free((*ck)->config_text);
     json_decref((*ck)->config);
     json_decref((*ck)->index);
