@@ -230,15 +230,14 @@ wmat_rect wmat_tiles_at(const wmat_tiles *t, int64_t i) {
 }
 
 void wmat_product(const wmat *w, compute_type compute, const void *x, int64_t m, bool add, void *y,
-                  void *scratch) {
+                  void *scratch, uint64_t thread_bytes) {
     const wmat_tiles tiles = wmat_tiles_of(m, w->rows);
     const size_t factor = compute_factor_bytes(compute), sum = compute_sum_bytes(compute);
-    const uint64_t room = wmat_tile_scratch_bytes(compute);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t t = 0; t < tiles.count; t++) {
         const wmat_rect r = wmat_tiles_at(&tiles, t);
         wmat_tile(w, compute, (const char *)x + (size_t)(r.i * w->cols) * factor, w->cols, r.m, r.j,
                   r.n, add, (char *)y + (size_t)(r.i * w->rows + r.j) * sum, w->rows,
-                  (char *)scratch + room * (uint64_t)gemm_thread());
+                  (char *)scratch + thread_bytes * (uint64_t)gemm_thread());
     }
 }

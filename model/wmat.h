@@ -87,9 +87,9 @@ uint64_t wmat_tile_scratch_bytes(compute_type compute);
 void wmat_tile(const wmat *w, compute_type compute, const void *x, int64_t ldx, int64_t m,
                int64_t n0, int64_t n, bool add, void *y, int64_t ldy, void *scratch);
 
-/* Local, threaded. y [m, rows] = x [m, cols] W^T, plus y where `add`, by fixed tiles.
- * scratch: gemm_threads() times wmat_tile_scratch_bytes. */
+/* Local, threaded. y [m, rows] = x [m, cols] W^T, plus y where `add`, by fixed tiles. scratch:
+ * gemm_threads() parts of thread_bytes >= wmat_tile_scratch_bytes. */
 void wmat_product(const wmat *w, compute_type compute, const void *x, int64_t m, bool add, void *y,
-                  void *scratch);
+                  void *scratch, uint64_t thread_bytes);
 
 #endif

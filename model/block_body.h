@@ -1,0 +1,115 @@
+/* block_body - the body of block.c for one type of reals. Rows are tokens throughout. */
+#include "model/real.h"
+
+/* s->input = the factors of rms(x), through the site, times the norm's gain. */
+static void REAL_FN(normed_input)(const site *at, const float *gain, int64_t n_tokens,
+                                  const REAL *x, llama_scratch *s) {
+    const int64_t n = s->cfg.hidden;
+    const size_t row_bytes = (size_t)n * compute_factor_bytes(s->compute);
+    const bool acts = site_acts(at);
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < n_tokens; t++) {
+        REAL *row = acts ? (REAL *)s->wide_input + t * n : scratch_of_thread(s);
+        REAL_FN(norm_rows)(x + t * n, 1, n, s->cfg.rms_eps, NULL, row);
+        if (!acts) {
+            char *to = (char *)s->input + (size_t)t * row_bytes;
+            REAL_FN(norm_factors)(row, n, gain, s->compute, to);
+        }
+    }
+    if (!acts) return;
+    REAL *wide = s->wide_input;
+    REAL_FN(site_apply)(at, wide, n_tokens, &s->site);
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < n_tokens; t++) {
+        REAL_FN(norm_factors)
+        (wide + t * n, n, gain, s->compute, (char *)s->input + (size_t)t * row_bytes);
+    }
+}
+
+/* RoPE and biases: queries go to q_heads, keys and values stay for their sites. */
+static void REAL_FN(place_positions)(const llama_layer *l, int64_t n_tokens, llama_scratch *s) {
+    const llama_config *c = &s->cfg;
+    const int64_t d = c->head_dim, half = d / 2, group = c->heads / c->kv_heads;
+    const size_t factor = compute_factor_bytes(s->compute);
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < n_tokens; t++) {
+        REAL *q = (REAL *)s->q + t * c->heads * d, *k = (REAL *)s->k + t * c->kv_heads * d;
+        const REAL *cos_t = (REAL *)s->cos_t + t * half, *sin_t = (REAL *)s->sin_t + t * half;
+        REAL_FN(norm_add_bias)(q, l->bq, c->heads * d);
+        REAL_FN(norm_add_bias)(k, l->bk, c->kv_heads * d);
+        REAL_FN(norm_add_bias)((REAL *)s->v + t * c->kv_heads * d, l->bv, c->kv_heads * d);
+        for (int64_t h = 0; h < c->kv_heads; h++) REAL_FN(rope_head)(k + h * d, half, cos_t, sin_t);
+        for (int64_t h = 0; h < c->heads; h++) {
+            const int64_t to = ((h / group * n_tokens + t) * group + h % group) * d;
+            REAL_FN(rope_head)(q + h * d, half, cos_t, sin_t);
+            REAL_FN(norm_factors)
+            (q + h * d, d, NULL, s->compute, (char *)s->q_heads + (size_t)to * factor);
+        }
+    }
+}
+
+/* [T, kv_heads, head_dim] reals to [kv_heads, T, head_dim] factors. */
+static void REAL_FN(by_head)(const REAL *from, int64_t n_tokens, const llama_scratch *s, void *to) {
+    const int64_t d = s->cfg.head_dim, heads = s->cfg.kv_heads;
+    const size_t factor = compute_factor_bytes(s->compute);
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < n_tokens; t++) {
+        for (int64_t h = 0; h < heads; h++) {
+            REAL_FN(norm_factors)
+            (from + (t * heads + h) * d, d, NULL, s->compute,
+             (char *)to + (size_t)((h * n_tokens + t) * d) * factor);
+        }
+    }
+}
+
+/* x += o_proj of the attention output, which lies in s->q. */
+static void REAL_FN(output_product)(const llama_layer *l, const site *at, int64_t n_tokens, REAL *x,
+                                    llama_scratch *s) {
+    const int64_t n = s->cfg.heads * s->cfg.head_dim, hidden = s->cfg.hidden;
+    REAL *out = s->q;
+    REAL_FN(site_apply)(at, out, n_tokens, &s->site);
+    const void *factors = out;
+    if (s->compute == COMPUTE_BF16) {
+#pragma omp parallel for schedule(static)
+        for (int64_t t = 0; t < n_tokens; t++) {
+            REAL_FN(norm_factors)(out + t * n, n, NULL, s->compute, (bf16 *)s->input + t * n);
+        }
+        factors = s->input;
+    }
+    wmat_product(&l->o, s->compute, factors, n_tokens, true, x, s->per_thread, s->thread_bytes);
+    for (int64_t t = 0; l->bo && t < n_tokens; t++) {
+        REAL_FN(norm_add_bias)(x + t * hidden, l->bo, hidden);
+    }
+}
+
+void REAL_FN(block_forward)(const llama_layer *l, int64_t layer, const llama_sites *sites,
+                            int64_t n_tokens, REAL *x, llama_scratch *s) {
+    const llama_config *c = &s->cfg;
+    const site input = sites_input(sites, c), keys = sites_keys(sites, c);
+    const site values = sites_values(sites, c, layer), output = sites_output(sites, c, layer);
+    const attention_shape shape = {.tokens = n_tokens,
+                                   .heads = c->heads,
+                                   .kv_heads = c->kv_heads,
+                                   .head_dim = c->head_dim,
+                                   .sliding_window = c->sliding_window,
+                                   .compute = s->compute};
+
+    REAL_FN(normed_input)(&input, l->attn_norm, n_tokens, x, s);
+    wmat_product(&l->q, s->compute, s->input, n_tokens, false, s->q, s->per_thread,
+                 s->thread_bytes);
+    wmat_product(&l->k, s->compute, s->input, n_tokens, false, s->k, s->per_thread,
+                 s->thread_bytes);
+    wmat_product(&l->v, s->compute, s->input, n_tokens, false, s->v, s->per_thread,
+                 s->thread_bytes);
+    REAL_FN(place_positions)(l, n_tokens, s);
+    REAL_FN(site_apply)(&keys, s->k, n_tokens, &s->site);
+    REAL_FN(site_apply)(&values, s->v, n_tokens, &s->site);
+    REAL_FN(by_head)(s->k, n_tokens, s, s->k_heads);
+    REAL_FN(by_head)(s->v, n_tokens, s, s->v_heads);
+    REAL_FN(attention)
+    (&shape, s->q_heads, s->k_heads, s->v_heads, s->q, s->per_thread, s->thread_bytes);
+    REAL_FN(output_product)(l, &output, n_tokens, x, s);
+
+    REAL_FN(normed_input)(&input, l->mlp_norm, n_tokens, x, s);
+    REAL_FN(mlp_forward)(l, sites, n_tokens, x, s);
+}

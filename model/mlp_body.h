@@ -1,0 +1,58 @@
+/* mlp_body - the body of mlp.c for one type of reals. */
+#include "model/real.h"
+
+/* mid = silu(gate(h)) * up(h), a tile of both at a time, so that neither is ever held whole. */
+static void REAL_FN(gate_up)(const llama_layer *l, bool keep_real, int64_t n_tokens,
+                             llama_scratch *s) {
+    const wmat_tiles tiles = wmat_tiles_of(n_tokens, l->gate.rows);
+    const size_t factor = compute_factor_bytes(s->compute);
+    const int64_t width = l->gate.rows;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t i = 0; i < tiles.count; i++) {
+        const wmat_rect r = wmat_tiles_at(&tiles, i);
+        REAL *g = scratch_of_thread(s), *u = g + WMAT_TILE_ROWS * WMAT_TILE_COLUMNS;
+        const char *h = (const char *)s->input + (size_t)(r.i * l->gate.cols) * factor;
+        wmat_tile(&l->gate, s->compute, h, l->gate.cols, r.m, r.j, r.n, false, g, r.n,
+                  scratch_tile_of_thread(s));
+        wmat_tile(&l->up, s->compute, h, l->up.cols, r.m, r.j, r.n, false, u, r.n,
+                  scratch_tile_of_thread(s));
+        for (int64_t t = 0; t < r.m; t++) {
+            REAL *gt = g + t * r.n, *ut = u + t * r.n;
+            const int64_t at = (r.i + t) * width + r.j;
+            REAL_FN(norm_add_bias)(gt, l->bgate ? l->bgate + r.j : NULL, r.n);
+            REAL_FN(norm_add_bias)(ut, l->bup ? l->bup + r.j : NULL, r.n);
+#pragma omp simd
+            for (int64_t j = 0; j < r.n; j++) gt[j] = REAL_SILU(gt[j]) * ut[j];
+            if (keep_real) {
+                memcpy((REAL *)s->wide_mid + at, gt, (size_t)r.n * sizeof *gt);
+            } else {
+                char *to = (char *)s->mid + (size_t)at * factor;
+                REAL_FN(norm_factors)(gt, r.n, NULL, s->compute, to);
+            }
+        }
+    }
+}
+
+void REAL_FN(mlp_forward)(const llama_layer *l, const llama_sites *sites, int64_t n_tokens, REAL *x,
+                          llama_scratch *s) {
+    const site down = sites_down(sites, &s->cfg);
+    const bool acts = site_acts(&down);
+    const int64_t width = s->cfg.intermediate, hidden = s->cfg.hidden;
+    REAL_FN(gate_up)(l, acts, n_tokens, s);
+    if (acts) {
+        REAL *mid = s->wide_mid;
+        REAL_FN(site_apply)(&down, mid, n_tokens, &s->site);
+        const size_t row = (size_t)width * compute_factor_bytes(s->compute);
+        if (s->mid != s->wide_mid) {
+#pragma omp parallel for schedule(static)
+            for (int64_t t = 0; t < n_tokens; t++) {
+                REAL_FN(norm_factors)
+                (mid + t * width, width, NULL, s->compute, (char *)s->mid + (size_t)t * row);
+            }
+        }
+    }
+    wmat_product(&l->down, s->compute, s->mid, n_tokens, true, x, s->per_thread, s->thread_bytes);
+    for (int64_t t = 0; l->bdown && t < n_tokens; t++) {
+        REAL_FN(norm_add_bias)(x + t * hidden, l->bdown, hidden);
+    }
+}

@@ -1,0 +1,28 @@
+/* norm - RMSNorm of rows, and what else is done to a row between two products: gain, bias, rounding
+ * to the factors of the next. Not LayerNorm: no mean is
+ * taken away. The first and third step of a block (block.h). */
+#ifndef SPINSHARD_MODEL_NORM_H
+#define SPINSHARD_MODEL_NORM_H
+
+#include "model/wmat.h"
+
+#include <stdint.h>
+
+/* Local. out = x / sqrt(mean(x^2) + eps) for rows of n, times gain [n] unless it is NULL. out may
+ * be x. Zhang, Sennrich: Root Mean Square Layer Normalization, 2019, equation 4. */
+void norm_rows_f32(const float *x, int64_t rows, int64_t n, double eps, const float *gain,
+                   float *out);
+void norm_rows_f64(const double *x, int64_t rows, int64_t n, double eps, const float *gain,
+                   double *out);
+
+/* Local. x[0..n] times gain (NULL: 1) as factors of a product in `compute`: bf16, or REAL. to may
+ * be x where the type is the same. */
+void norm_factors_f32(const float *x, int64_t n, const float *gain, compute_type compute, void *to);
+void norm_factors_f64(const double *x, int64_t n, const float *gain, compute_type compute,
+                      void *to);
+
+/* Local. x[0..n] += b[0..n]; b NULL: nothing. */
+void norm_add_bias_f32(float *x, const float *b, int64_t n);
+void norm_add_bias_f64(double *x, const float *b, int64_t n);
+
+#endif

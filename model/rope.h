@@ -1,0 +1,20 @@
+/* rope - rotary position embedding in the pairing of Hugging Face checkpoints: channel i of a head
+ * turns with channel i + head_dim/2. Not the interleaved pairing of the paper (Su and others:
+ * RoFormer, 2021). Applied to queries and keys after their projections. */
+#ifndef SPINSHARD_MODEL_ROPE_H
+#define SPINSHARD_MODEL_ROPE_H
+
+#include <stdint.h>
+
+/* Local, threaded. Tables [n_tokens, half] of cos and sin of t inv_freq[i], angles in double;
+ * inv_freq [half] from llama_inv_freq, half = head_dim / 2. */
+void rope_tables_f32(const double *inv_freq, int64_t half, int64_t n_tokens, float *cos_t,
+                     float *sin_t);
+void rope_tables_f64(const double *inv_freq, int64_t half, int64_t n_tokens, double *cos_t,
+                     double *sin_t);
+
+/* Local. One head in place: x [2 half], with the table rows of its position. */
+void rope_head_f32(float *x, int64_t half, const float *cos_t, const float *sin_t);
+void rope_head_f64(double *x, int64_t half, const double *cos_t, const double *sin_t);
+
+#endif

@@ -1,0 +1,23 @@
+/* rope_body - the body of rope.c for one type of reals. */
+#include "model/real.h"
+
+void REAL_FN(rope_tables)(const double *inv_freq, int64_t half, int64_t n_tokens, REAL *cos_t,
+                          REAL *sin_t) {
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < n_tokens; t++) {
+        for (int64_t i = 0; i < half; i++) {
+            double angle = (double)t * inv_freq[i];
+            cos_t[t * half + i] = (REAL)cos(angle);
+            sin_t[t * half + i] = (REAL)sin(angle);
+        }
+    }
+}
+
+void REAL_FN(rope_head)(REAL *x, int64_t half, const REAL *cos_t, const REAL *sin_t) {
+#pragma omp simd
+    for (int64_t i = 0; i < half; i++) {
+        REAL a = x[i], b = x[i + half];
+        x[i] = a * cos_t[i] - b * sin_t[i];
+        x[i + half] = b * cos_t[i] + a * sin_t[i];
+    }
+}

@@ -1,0 +1,26 @@
+#include "model/site.h"
+
+#include "base/gemm.h"
+#include "base/size.h"
+
+#include <string.h>
+
+static bool all_identity(const site *s) {
+    if (!s->R) return true;
+    const int64_t segments = s->n / s->segment;
+    for (int64_t i = 0; i < segments; i += s->share) {
+        const rotation *r = s->R[i / s->share];
+        if (r && rotation_get_kind(r) != ROTATION_IDENTITY) return false;
+    }
+    return true;
+}
+
+bool site_acts(const site *s) {
+    return aquant_on(&s->quant) || (s->turned && !all_identity(s));
+}
+
+#define REAL_BITS 32
+#include "model/site_body.h"
+#undef REAL_BITS
+#define REAL_BITS 64
+#include "model/site_body.h"

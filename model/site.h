@@ -1,0 +1,38 @@
+/* site - a quantization site on rows: x -> x + (Q(xR) - xR) R^T (DESIGN.md 2.2), with R in equal
+ * segments along the row (heads), or x -> Q(xR) where the weights that follow already hold R^-1.
+ * Not the placing of sites in a block (block.c). */
+#ifndef SPINSHARD_MODEL_SITE_H
+#define SPINSHARD_MODEL_SITE_H
+
+#include "quant/fake_quant.h"
+#include "rotations/rotation.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct site {
+    aquant quant;
+    bool include_zero;
+    bool range_per_segment;   /* a range per segment, else per row */
+    bool turned;              /* leave the row in the rotated basis */
+    int64_t n, segment;       /* row length; segment divides it */
+    const rotation *const *R; /* segment i uses R[i / share]; a NULL one is the identity */
+    int64_t share;
+} site;
+
+/* Buffers of a site: a panel of rows, and a row for each thread. */
+typedef struct site_scratch {
+    void *panel;
+    int64_t panel_room; /* reals; at least n */
+    void *threads;
+    uint64_t thread_bytes; /* distance of the threads' parts; each holds at least n reals */
+} site_scratch;
+
+/* Local. True where applying the site changes anything. */
+bool site_acts(const site *s);
+
+/* Local, threaded. x [rows, s->n] in place. Bits of a row do not depend on the other rows. */
+void site_apply_f32(const site *s, float *x, int64_t rows, const site_scratch *scratch);
+void site_apply_f64(const site *s, double *x, int64_t rows, const site_scratch *scratch);
+
+#endif

@@ -1,0 +1,66 @@
+#include "model/sites.h"
+
+static site nothing(int64_t n) {
+    return (site){.quant = {.bits = 16}, .n = n, .segment = n, .share = 1};
+}
+
+/* R2 of a layer for a row of `segments` heads. */
+static void put_r2(site *p, const llama_sites *s, const llama_config *cfg, int64_t layer,
+                   int64_t segments) {
+    p->segment = cfg->head_dim;
+    p->share = segments;
+    if (!s->R2) return;
+    p->R = s->R2 + (s->r2_per_head ? layer * cfg->kv_heads : layer);
+    if (s->r2_per_head) p->share = segments / cfg->kv_heads;
+}
+
+site sites_input(const llama_sites *s, const llama_config *cfg) {
+    site p = nothing(cfg->hidden);
+    if (!s) return p;
+    p.quant = s->act;
+    p.include_zero = true;
+    p.R = &s->R1;
+    return p;
+}
+
+site sites_keys(const llama_sites *s, const llama_config *cfg) {
+    site p = nothing(cfg->kv_heads * cfg->head_dim);
+    if (!s) return p;
+    p.quant = s->kv;
+    p.include_zero = true;
+    p.range_per_segment = true;
+    p.segment = cfg->head_dim;
+    p.share = cfg->kv_heads;
+    p.R = &s->R3;
+    return p;
+}
+
+site sites_values(const llama_sites *s, const llama_config *cfg, int64_t layer) {
+    site p = nothing(cfg->kv_heads * cfg->head_dim);
+    if (!s) return p;
+    p.quant = s->kv;
+    p.range_per_segment = true;
+    put_r2(&p, s, cfg, layer, cfg->kv_heads);
+    return p;
+}
+
+site sites_output(const llama_sites *s, const llama_config *cfg, int64_t layer) {
+    site p = nothing(cfg->heads * cfg->head_dim);
+    if (!s) return p;
+    p.quant = s->act;
+    p.include_zero = !s->o_per_head;
+    p.range_per_segment = s->o_per_head;
+    put_r2(&p, s, cfg, layer, cfg->heads);
+    return p;
+}
+
+site sites_down(const llama_sites *s, const llama_config *cfg) {
+    site p = nothing(cfg->intermediate);
+    if (!s) return p;
+    p.quant = s->act;
+    if (s->down_bits) p.quant.bits = s->down_bits;
+    p.include_zero = true;
+    p.turned = s->r4_fused;
+    p.R = &s->R4;
+    return p;
+}

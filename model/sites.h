@@ -1,0 +1,15 @@
+/* sites - which site stands where in a block: the five places of llama_sites as values of `site`.
+ * A NULL llama_sites gives sites that do nothing. */
+#ifndef SPINSHARD_MODEL_SITES_H
+#define SPINSHARD_MODEL_SITES_H
+
+#include "model/forward.h"
+#include "model/site.h"
+
+site sites_input(const llama_sites *s, const llama_config *cfg); /* attention and MLP input: R1 */
+site sites_keys(const llama_sites *s, const llama_config *cfg);  /* after RoPE, per head: R3 */
+site sites_values(const llama_sites *s, const llama_config *cfg, int64_t layer); /* per head: R2 */
+site sites_output(const llama_sites *s, const llama_config *cfg, int64_t layer); /* o_proj: R2 */
+site sites_down(const llama_sites *s, const llama_config *cfg); /* down_proj input: R4 */
+
+#endif
