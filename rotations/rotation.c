@@ -1,0 +1,275 @@
+#include "rotations/rotation.h"
+
+#include "base/gemm.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "rotations/fwht.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+enum {
+    SMALL = 256,           /* dense orders up to this work in panels on the stack */
+    SMALL_PANEL = 1 << 12, /* numbers in such a panel */
+    F32_COPY = 2048,       /* dense orders up to this hold R in fp32 too */
+    F32_COLUMNS = 512,     /* larger ones round so many columns of R at a time */
+    BLOCK = 1 << 13,       /* numbers in a block of rows of a Hadamard rotation */
+    PARALLEL_FROM = 1 << 14,
+};
+static const int64_t PANEL_BYTES = 32 << 20; /* of a large dense rotation's copy of rows */
+
+struct rotation {
+    rotation_kind kind;
+    int64_t n, block;
+    int8_t *signs; /* Hadamard: [n] or NULL */
+    fwht *hadamard;
+    double *dense;  /* [n, n] */
+    float *dense32; /* [n, n] up to F32_COPY, else NULL */
+    void *panel;    /* n > SMALL: [panel_rows, n] doubles */
+    float *columns; /* n > F32_COPY: [n, F32_COLUMNS] */
+    int64_t panel_rows;
+};
+
+static err create(int64_t n, rotation_kind kind, rotation **out) {
+    *out = NULL;
+    if (n < 1) return err_make(ERR_BUG, "rotation", NULL, "impossible order %" PRId64, n);
+    void *body;
+    err e = mem_alloc(1, sizeof(rotation), "rotation", &body);
+    if (e.code) return e;
+    *out = body;
+    (*out)->kind = kind;
+    (*out)->n = (*out)->block = n;
+    return e;
+}
+
+static err finish(err e, rotation **out) {
+    if (e.code) rotation_destroy(out);
+    return e;
+}
+
+err rotation_create_identity(int64_t n, rotation **out) {
+    return create(n, ROTATION_IDENTITY, out);
+}
+
+err rotation_create_blocks(int64_t n, int64_t block, rotation **out) {
+    *out = NULL;
+    if (block < 1 || n % block)
+        return err_make(ERR_USAGE, "rotation", "choose a block that divides the size",
+                        "blocks of %" PRId64 " do not divide %" PRId64, block, n);
+    err e = create(n, ROTATION_HADAMARD, out);
+    if (e.code) return e;
+    (*out)->block = block;
+    return finish(fwht_create(block, &(*out)->hadamard), out);
+}
+
+static err add_signs(rotation *r) {
+    void *p;
+    err e = mem_alloc(r->n, 1, "signs of a rotation", &p);
+    r->signs = p;
+    return e;
+}
+
+err rotation_create_hadamard(int64_t n, const int8_t *signs, rotation **out) {
+    err e = rotation_create_blocks(n, n, out);
+    if (e.code || !signs) return e;
+    e = add_signs(*out);
+    if (!e.code) memcpy((*out)->signs, signs, (size_t)n);
+    return finish(e, out);
+}
+
+err rotation_create_random_hadamard(int64_t n, uint64_t seed, rng_purpose purpose,
+                                    uint64_t first_index, rotation **out) {
+    err e = rotation_create_blocks(n, n, out);
+    if (e.code) return e;
+    e = add_signs(*out);
+    for (int64_t i = 0; i < n && !e.code; i++)
+        (*out)->signs[i] = (int8_t)rng_sign(seed, purpose, first_index + (uint64_t)i);
+    return finish(e, out);
+}
+
+static err dense_alloc(rotation *r) {
+    const int64_t n = r->n;
+    void *p;
+    err e = mem_alloc(n * n, sizeof(double), "dense rotation", &p);
+    r->dense = p;
+    if (!e.code && n <= F32_COPY) {
+        e = mem_alloc(n * n, sizeof(float), "dense rotation in fp32", &p);
+        r->dense32 = p;
+    }
+    if (!e.code && n > F32_COPY) {
+        e = mem_alloc(n * F32_COLUMNS, sizeof(float), "columns of a rotation", &p);
+        r->columns = p;
+    }
+    if (!e.code && n > SMALL) {
+        r->panel_rows = size_max(64, size_min(1024, PANEL_BYTES / (int64_t)sizeof(double) / n));
+        e = mem_alloc(r->panel_rows * n, sizeof(double), "rows to rotate", &r->panel);
+    }
+    return e;
+}
+
+err rotation_create_dense(int64_t n, const double *R, rotation **out) {
+    err e = create(n, ROTATION_DENSE, out);
+    if (e.code) return e;
+    e = dense_alloc(*out);
+    if (!e.code) memcpy((*out)->dense, R, (size_t)(n * n) * sizeof(double));
+    if (!e.code && (*out)->dense32)
+        for (int64_t i = 0; i < n * n; i++) (*out)->dense32[i] = (float)R[i];
+    return finish(e, out);
+}
+
+void rotation_destroy(rotation **r) {
+    if (!*r) return;
+    fwht_destroy(&(*r)->hadamard);
+    mem_free((*r)->signs);
+    mem_free((*r)->dense);
+    mem_free((*r)->dense32);
+    mem_free((*r)->panel);
+    mem_free((*r)->columns);
+    mem_free(*r);
+    *r = NULL;
+}
+
+int64_t rotation_size(const rotation *r) {
+    return r->n;
+}
+
+rotation_kind rotation_get_kind(const rotation *r) {
+    return r->kind;
+}
+
+int64_t rotation_block(const rotation *r) {
+    return r->block;
+}
+
+const int8_t *rotation_signs(const rotation *r) {
+    return r->signs;
+}
+
+#define REAL      float
+#define NAME(x)   x##_f32
+#define FWHT      fwht_rows_f32
+#define GEMM_TILE gemm_tile_f32
+#include "rotations/rotation_body.h"
+#undef REAL
+#undef NAME
+#undef FWHT
+#undef GEMM_TILE
+
+#define REAL      double
+#define NAME(x)   x##_f64
+#define FWHT      fwht_rows_f64
+#define GEMM_TILE gemm_tile_f64
+#include "rotations/rotation_body.h"
+#undef REAL
+#undef NAME
+#undef FWHT
+#undef GEMM_TILE
+
+static void large_dense_rows_f64(const rotation *r, double *x, int64_t rows, int64_t ld,
+                                 bool transpose) {
+    const int64_t n = r->n;
+#pragma omp critical(rotation_panel)
+    for (int64_t i = 0; i < rows; i += r->panel_rows) {
+        int64_t m = size_min(r->panel_rows, rows - i);
+        copy_rows_f64(x + i * ld, m, ld, n, r->panel);
+        gemm_f64(false, transpose, m, n, n, r->panel, n, r->dense, n, false, x + i * ld, ld);
+    }
+}
+
+/* Columns [j, j + m) of R, or of R^T, rounded to fp32: [n, F32_COLUMNS]. */
+static void round_columns(const rotation *r, int64_t j, int64_t m, bool transpose) {
+    const int64_t n = r->n;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < m; c++)
+            r->columns[i * F32_COLUMNS + c] =
+                (float)(transpose ? r->dense[(j + c) * n + i] : r->dense[i * n + j + c]);
+}
+
+static void large_dense_rows_f32(const rotation *r, float *x, int64_t rows, int64_t ld,
+                                 bool transpose) {
+    const int64_t n = r->n;
+#pragma omp critical(rotation_panel)
+    for (int64_t i = 0; i < rows; i += r->panel_rows) {
+        int64_t m = size_min(r->panel_rows, rows - i);
+        float *part = x + i * ld;
+        copy_rows_f32(part, m, ld, n, r->panel);
+        if (r->dense32)
+            gemm_f32(false, transpose, m, n, n, r->panel, n, r->dense32, n, false, part, ld);
+        for (int64_t j = 0; j < n && !r->dense32; j += F32_COLUMNS) {
+            int64_t width = size_min(F32_COLUMNS, n - j);
+            round_columns(r, j, width, transpose);
+            gemm_f32(false, false, m, width, n, r->panel, n, r->columns, F32_COLUMNS, false,
+                     part + j, ld);
+        }
+    }
+}
+
+void rotation_apply_f64(const rotation *r, double *x, int64_t rows, int64_t ld, bool transpose) {
+    if (!r || r->kind == ROTATION_IDENTITY) return;
+    if (r->kind == ROTATION_HADAMARD)
+        hadamard_rows_f64(r, x, rows, ld, transpose);
+    else if (r->n <= SMALL)
+        small_dense_rows_f64(r, r->dense, x, rows, ld, transpose);
+    else
+        large_dense_rows_f64(r, x, rows, ld, transpose);
+}
+
+void rotation_apply_f32(const rotation *r, float *x, int64_t rows, int64_t ld, bool transpose) {
+    if (!r || r->kind == ROTATION_IDENTITY) return;
+    if (r->kind == ROTATION_HADAMARD)
+        hadamard_rows_f32(r, x, rows, ld, transpose);
+    else if (r->n <= SMALL)
+        small_dense_rows_f32(r, r->dense32, x, rows, ld, transpose);
+    else
+        large_dense_rows_f32(r, x, rows, ld, transpose);
+}
+
+/* Rows [i0, i0 + m) of the identity. */
+static void unit_rows(int64_t n, int64_t i0, int64_t m, double *out) {
+    memset(out, 0, (size_t)(m * n) * sizeof(double));
+    for (int64_t i = 0; i < m; i++) out[i * n + i0 + i] = 1.0;
+}
+
+err rotation_to_dense(const rotation *r, double *out) {
+    unit_rows(r->n, 0, r->n, out);
+    rotation_apply_f64(r, out, r->n, r->n, false);
+    return err_none();
+}
+
+static double distance_from_unit(const double *x, int64_t n, int64_t i0, int64_t m) {
+    double most = 0;
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) {
+            double d = fabs(x[i * n + j] - (j == i0 + i ? 1.0 : 0.0));
+            /* Written so that a NaN counts as infinitely far. */
+            if (!(d <= most)) most = isnan(d) ? INFINITY : d;
+        }
+    return most;
+}
+
+/* Row i of R^T R is e_i R^T R: a block of unit vectors turned back and forth, or for a dense R the
+ * product of its columns with R. */
+err rotation_orthogonality(const rotation *r, double *max) {
+    const int64_t n = r->n, per = size_min(n, 256);
+    void *rows;
+    *max = INFINITY;
+    err e = mem_alloc(per * n, sizeof(double), "rows of R^T R", &rows);
+    if (e.code) return e;
+    double most = 0;
+    for (int64_t i = 0; i < n; i += per) {
+        int64_t m = size_min(per, n - i);
+        if (r->kind == ROTATION_DENSE) {
+            gemm_f64(true, false, m, n, n, r->dense + i, n, r->dense, n, false, rows, n);
+        } else {
+            unit_rows(n, i, m, rows);
+            rotation_apply_f64(r, rows, m, n, true);
+            rotation_apply_f64(r, rows, m, n, false);
+        }
+        most = fmax(most, distance_from_unit(rows, n, i, m));
+    }
+    mem_free(rows);
+    *max = most;
+    return e;
+}
