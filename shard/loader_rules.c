@@ -22,6 +22,8 @@ typedef struct check {
     int64_t n_known; /* tensors of the checkpoint that the config demands */
     int64_t n_odd;   /* linears whose sizes are no multiples of 32 */
     char odd[128];   /* the first of them */
+    int64_t n_mixed; /* scales of another type than the model */
+    char mixed[128]; /* the first of them */
     loader_report *report;
 } check;
 
@@ -225,9 +227,8 @@ static err check_linear(check *c, const llama_tensor *t) {
     st_dtype stored = scale ? scale->info.dtype : c->dtype;
     bool is_float = stored == ST_BF16 || stored == ST_F16 || stored == ST_F32;
     want_tensor(c, name, is_float ? stored : c->dtype, 2, t->rows, groups);
-    if (is_float && stored != c->dtype)
-        add_finding(c, false, name, "is %s in a %s model; vLLM expects one type",
-                    st_dtype_name(stored), st_dtype_name(c->dtype));
+    if (is_float && stored != c->dtype && !c->n_mixed++)
+        snprintf(c->mixed, sizeof c->mixed, "%s", name);
     snprintf(name, sizeof name, "%s_zero_point", t->name);
     if (!f->symmetric) want_tensor(c, name, ST_I32, 2, pack_words(t->rows, f->bits), groups);
     snprintf(name, sizeof name, "%s_shape", t->name);
@@ -251,6 +252,10 @@ static err check_tensors(check *c) {
                     "vLLM's kernels want inputs and outputs in multiples of 32; not so in %" PRId64
                     " linears, this is the first",
                     c->n_odd);
+    if (c->n_mixed)
+        add_finding(c, false, c->mixed,
+                    "is not of the model's type (so are %" PRId64 " scales); vLLM expects one type",
+                    c->n_mixed);
     if (c->cfg->tied && hf_checkpoint_find(c->ck, "lm_head.weight"))
         add_finding(c, true, "lm_head.weight",
                     "is stored, but config.json ties the head to the embedding");
