@@ -1,0 +1,346 @@
+/* config.json and the tensor list: real files of published models, hand-made edits of one,
+ * parameter counts and rotary frequencies taken with transformers. */
+#include "base/file.h"
+#include "model/config.h"
+#include "model/tensors.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static err parse_text(const char *text, llama_config *out) {
+    json_t *o;
+    err e = json_parse(text, strlen(text), "config.json", &o);
+    assert_int_equal(e.code, 0);
+    e = llama_config_parse(o, "config.json", out);
+    json_decref(o);
+    return e;
+}
+
+/* False where the shared fixtures are absent. */
+static bool load_fixture(const char *name, llama_config *out) {
+    const char *shared = getenv("SPINSHARD_SHARED");
+    char *dir = file_join(shared ? shared : "../shared", "fixtures"),
+         *folder = file_join(dir, name);
+    char *path = file_join(folder, "config.json");
+    bool there = file_exists(path);
+    if (there) {
+        json_t *o;
+        assert_int_equal(json_read_file(path, 1 << 20, &o).code, 0);
+        err e = llama_config_parse(o, path, out);
+        if (e.code) fail_msg("%s: %s", path, e.what);
+        json_decref(o);
+    } else {
+        print_message("skipped: no %s\n", path);
+    }
+    free(path);
+    free(folder);
+    free(dir);
+    return there;
+}
+
+static void test_published_models(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        int64_t params, tensors, kv_heads, head_dim, max_positions;
+        bool tied;
+    } MODELS[] = {
+        {"llama1-7b", 6738415616, 291, 32, 128, 2048, false},
+        {"llama2-70b", 68976648192, 723, 8, 128, 4096, false},
+        {"llama3.1-8b", 8030261248, 291, 8, 128, 131072, false},
+        {"llama3.2-1b", 1235814400, 146, 8, 64, 131072, true}, /* 147 with the tied head */
+    };
+    for (size_t i = 0; i < sizeof MODELS / sizeof MODELS[0]; i++) {
+        llama_config c;
+        if (!load_fixture(MODELS[i].name, &c)) skip();
+        assert_string_equal(c.architecture, "LlamaForCausalLM");
+        assert_string_equal(c.model_type, "llama");
+        assert_int_equal(llama_params(&c), MODELS[i].params);
+        assert_int_equal(llama_tensor_count(&c), MODELS[i].tensors);
+        assert_int_equal(c.kv_heads, MODELS[i].kv_heads);
+        assert_int_equal(c.head_dim, MODELS[i].head_dim);
+        assert_int_equal(c.max_positions, MODELS[i].max_positions);
+        assert_int_equal(c.tied, MODELS[i].tied);
+        assert_int_equal(c.sliding_window, 0);
+    }
+}
+
+/* Every name that the published index lists is in our list, and no other. */
+static void test_names_of_published_index(void **state) {
+    (void)state;
+    llama_config c;
+    if (!load_fixture("llama2-70b", &c)) skip();
+    const char *shared = getenv("SPINSHARD_SHARED");
+    char *path = file_join(shared ? shared : "../shared",
+                           "fixtures/llama2-70b/model.safetensors.index.json");
+    json_t *o;
+    assert_int_equal(json_read_file(path, 1 << 24, &o).code, 0);
+    const json_t *map = json_object_get(o, "weight_map");
+    size_t others = 0;
+    const char *name;
+    json_t *v;
+    json_object_foreach((json_t *)map, name, v) others += strstr(name, "inv_freq") != NULL;
+    assert_int_equal(json_object_size(map) - others, llama_tensor_count(&c));
+    for (int64_t i = 0; i < llama_tensor_count(&c); i++) {
+        llama_tensor t;
+        llama_tensor_at(&c, i, &t);
+        if (!json_object_get(map, t.name)) fail_msg("%s is not in the index", t.name);
+    }
+    json_decref(o);
+    free(path);
+}
+
+/* Values of transformers 4.57, which computes them in fp32. */
+static void test_llama3_frequencies(void **state) {
+    (void)state;
+    static const struct {
+        int i;
+        double inv;
+    } WANT[] = {{0, 1.0},
+                {1, 0.663601279258728},
+                {8, 0.03760603070259094},
+                {14, 0.0032114461064338684},
+                {16, 0.000429556705057621},
+                {20, 8.570255886297673e-06},
+                {24, 1.6619674170215148e-06},
+                {31, 9.418306490260875e-08}};
+    llama_config c;
+    if (!load_fixture("llama3.2-1b", &c)) skip();
+    assert_int_equal(c.rope.kind, ROPE_LLAMA3);
+    double inv[32];
+    llama_inv_freq(&c, inv);
+    for (size_t k = 0; k < sizeof WANT / sizeof WANT[0]; k++)
+        assert_true(fabs(inv[WANT[k].i] / WANT[k].inv - 1) < 1e-6);
+}
+
+#define SMALL                                                                                      \
+    "\"hidden_size\":64,\"intermediate_size\":176,\"num_hidden_layers\":2,"                        \
+    "\"num_attention_heads\":8,\"vocab_size\":100"
+#define LLAMA   "{\"architectures\":[\"LlamaForCausalLM\"]," SMALL
+#define MISTRAL "{\"architectures\":[\"MistralForCausalLM\"],\"model_type\":\"mistral\"," SMALL
+
+static void test_defaults(void **state) {
+    (void)state;
+    llama_config c;
+    assert_int_equal(parse_text(LLAMA "}", &c).code,
+                     0); /* as the first LLaMA files: little is said */
+    assert_int_equal(c.kv_heads, 8);
+    assert_int_equal(c.head_dim, 8);
+    assert_int_equal(c.max_positions, 2048);
+    assert_true(c.rope_theta == 10000 && c.rms_eps == 1e-6 && c.rope.kind == ROPE_NONE);
+    assert_false(c.tied || c.attention_bias || c.mlp_bias);
+    assert_int_equal(c.sliding_window, 0);
+    assert_int_equal(c.bos, -1);
+    assert_int_equal(c.n_eos, 0);
+    assert_int_equal(parse_text("{\"architectures\":[\"LLaMAForCausalLM\"]," SMALL "}", &c).code,
+                     0);
+    assert_string_equal(c.architecture, "LlamaForCausalLM");
+    assert_int_equal(parse_text("{\"model_type\":\"llama\"," SMALL "}", &c).code, 0);
+    assert_int_equal(parse_text(MISTRAL "}", &c).code, 0);
+    assert_int_equal(c.kv_heads, 8);
+    assert_int_equal(c.max_positions, 131072);
+    assert_int_equal(c.sliding_window, 4096);
+    assert_string_equal(c.model_type, "mistral");
+    assert_int_equal(parse_text(MISTRAL ",\"sliding_window\":null,\"head_dim\":null}", &c).code, 0);
+    assert_int_equal(c.sliding_window, 0);
+    assert_int_equal(c.head_dim, 8);
+    assert_int_equal(parse_text(MISTRAL ",\"sliding_window\":32}", &c).code, 0);
+    assert_int_equal(c.sliding_window, 32);
+}
+
+static void test_stated_values(void **state) {
+    (void)state;
+    llama_config c;
+    err e = parse_text(LLAMA ",\"num_key_value_heads\":2,\"head_dim\":16,\"rms_norm_eps\":1e-5,"
+                             "\"rope_theta\":500000,\"tie_word_embeddings\":true,"
+                             "\"attention_bias\":true,\"mlp_bias\":true,\"bos_token_id\":1,"
+                             "\"eos_token_id\":[2,7],\"max_position_embeddings\":512}",
+                       &c);
+    assert_int_equal(e.code, 0);
+    assert_int_equal(c.kv_heads, 2);
+    assert_int_equal(c.head_dim, 16);
+    assert_true(c.rope_theta == 500000 && c.rms_eps == 1e-5);
+    assert_true(c.tied && c.attention_bias && c.mlp_bias);
+    assert_int_equal(c.bos, 1);
+    assert_int_equal(c.n_eos, 2);
+    assert_int_equal(c.eos[1], 7);
+    /* By hand: q and o 64 * 128, k and v 64 * 32, gate, up, down 64 * 176, biases 128 + 32 + 32 +
+     * 64 and 176 + 176 + 64, norms 2 * 64; then the embedding and the final norm. */
+    int64_t layer = 2 * 64 * 128 + 2 * 64 * 32 + 3 * 64 * 176 + 256 + 416 + 128;
+    assert_int_equal(llama_layer_params(&c), layer);
+    assert_int_equal(llama_params(&c), 2 * layer + 100 * 64 + 64);
+}
+
+/* Both spellings of transformers: 4 has rope_scaling beside rope_theta, 5 has one object. */
+static void test_rope_spellings(void **state) {
+    (void)state;
+    static const char *const LINEAR[] = {
+        LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":4.0}}",
+        LLAMA ",\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":4}}",
+        LLAMA
+        ",\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4.0,\"rope_theta\":10000.0}}",
+    };
+    /* Values of transformers 4.57 for head_dim 8. */
+    static const double WANT[] = {0.25, 0.025, 0.0025, 0.00025};
+    llama_config c;
+    double inv[4];
+    for (int k = 0; k < 3; k++) {
+        assert_int_equal(parse_text(LINEAR[k], &c).code, 0);
+        assert_int_equal(c.rope.kind, ROPE_LINEAR);
+        llama_inv_freq(&c, inv);
+        for (int i = 0; i < 4; i++) assert_true(fabs(inv[i] / WANT[i] - 1) < 1e-12);
+    }
+    err e = parse_text(LLAMA ",\"rope_parameters\":{\"rope_type\":\"llama3\",\"factor\":8.0,"
+                             "\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,"
+                             "\"original_max_position_embeddings\":8192,\"rope_theta\":500000.0}}",
+                       &c);
+    assert_int_equal(e.code, 0);
+    assert_true(c.rope.kind == ROPE_LLAMA3 && c.rope_theta == 500000 && c.rope.factor == 8);
+    assert_int_equal(c.rope.original_max_positions, 8192);
+    assert_int_equal(parse_text(LLAMA ",\"rope_parameters\":{\"rope_type\":\"default\","
+                                      "\"rope_theta\":1000000.0}}",
+                                &c)
+                         .code,
+                     0);
+    assert_true(c.rope.kind == ROPE_NONE && c.rope_theta == 1000000);
+}
+
+typedef struct refusal {
+    const char *text, *message;
+} refusal;
+
+static const refusal REFUSED[] = {
+    {"[]", "not a JSON object"},
+    {"{" SMALL "}", "neither architectures nor model_type"},
+    {"{\"architectures\":[]," SMALL "}", "list of names"},
+    {"{\"architectures\":[3]," SMALL "}", "unknown architecture"},
+    {"{\"architectures\":[\"Qwen2ForCausalLM\"]," SMALL "}", "Qwen2ForCausalLM"},
+    {"{\"architectures\":[\"LlamaForSequenceClassification\"]," SMALL "}", "LlamaForSequence"},
+    {"{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"gemma\"," SMALL "}", "gemma"},
+    {"{\"model_type\":\"qwen2\"," SMALL "}", "qwen2"},
+    {"{\"architectures\":[\"LlamaForCausalLM\"]}", "\"hidden_size\" is missing"},
+    {LLAMA ",\"hidden_act\":\"gelu\"}", "gelu"},
+    {LLAMA ",\"num_key_value_heads\":3}", "cannot share"},
+    {LLAMA ",\"num_key_value_heads\":0}", "num_key_value_heads"},
+    {LLAMA ",\"num_key_value_heads\":16}", "cannot share"},
+    {LLAMA ",\"head_dim\":7}", "even"},
+    {LLAMA ",\"head_dim\":0}", "head_dim"},
+    {LLAMA ",\"head_dim\":\"8\"}", "head_dim"},
+    {LLAMA ",\"max_position_embeddings\":0}", "max_position_embeddings"},
+    {LLAMA ",\"rms_norm_eps\":-1}", "rms_norm_eps"},
+    {LLAMA ",\"rms_norm_eps\":\"1e-5\"}", "rms_norm_eps"},
+    {LLAMA ",\"rope_theta\":0}", "rope_theta"},
+    {LLAMA ",\"tie_word_embeddings\":1}", "tie_word_embeddings"},
+    {LLAMA ",\"rope_scaling\":[]}", "rope_scaling"},
+    {LLAMA ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4.0}}", "yarn"},
+    {LLAMA ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":4.0}}", "dynamic"},
+    {LLAMA ",\"rope_scaling\":{\"type\":\"linear\"}}", "\"factor\" is missing"},
+    {LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":0.5}}", "factor"},
+    {LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8}}", "low_freq_factor"},
+    {LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,"
+           "\"high_freq_factor\":4,\"original_max_position_embeddings\":8192}}",
+     "not above"},
+    {LLAMA ",\"partial_rotary_factor\":0.5}", "partial_rotary_factor"},
+    {LLAMA ",\"eos_token_id\":\"</s>\"}", "eos_token_id"},
+    {LLAMA ",\"eos_token_id\":[1,2,3,4,5,6,7,8,9]}", "9 end tokens"},
+    {"{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":65,\"intermediate_size\":1,"
+     "\"num_hidden_layers\":1,\"num_attention_heads\":8,\"vocab_size\":1}",
+     "not a multiple"},
+    {"{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":1048576,\"intermediate_size\":1,"
+     "\"num_hidden_layers\":1,\"num_attention_heads\":65536,\"head_dim\":512,\"vocab_size\":1}",
+     "the product"},
+    {"{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":9223372036854775807}",
+     "hidden_size"},
+    {"{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":64.0}", "hidden_size"},
+    {"{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":-64}", "hidden_size"},
+};
+
+static void test_refusals(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof REFUSED / sizeof REFUSED[0]; i++) {
+        llama_config c;
+        err e = parse_text(REFUSED[i].text, &c);
+        if (e.code != ERR_INPUT || !strstr(e.what, REFUSED[i].message))
+            fail_msg("%s: expected \"%s\", got %d %s", REFUSED[i].text, REFUSED[i].message, e.code,
+                     e.what);
+    }
+}
+
+static void assert_tensor(const llama_config *c, int64_t i, const char *name, int64_t rows,
+                          int64_t cols) {
+    llama_tensor t, again;
+    llama_tensor_at(c, i, &t);
+    assert_string_equal(t.name, name);
+    assert_int_equal(t.rows, rows);
+    assert_int_equal(t.cols, cols);
+    assert_int_equal(t.n_dims, strstr(name, "norm") || strstr(name, "bias") ? 1 : 2);
+    assert_true(llama_tensor_of(c, t.role, t.layer, &again));
+    assert_string_equal(again.name, name);
+}
+
+static void test_order(void **state) {
+    (void)state;
+    llama_config c;
+    assert_int_equal(parse_text(LLAMA ",\"num_key_value_heads\":2,\"head_dim\":4}", &c).code, 0);
+    assert_int_equal(llama_tensor_count(&c), 1 + 2 * 9 + 2);
+    assert_tensor(&c, 0, "model.embed_tokens.weight", 100, 64);
+    assert_tensor(&c, 1, "model.layers.0.input_layernorm.weight", 64, 1);
+    assert_tensor(&c, 2, "model.layers.0.self_attn.q_proj.weight", 32, 64);
+    assert_tensor(&c, 3, "model.layers.0.self_attn.k_proj.weight", 8, 64);
+    assert_tensor(&c, 4, "model.layers.0.self_attn.v_proj.weight", 8, 64);
+    assert_tensor(&c, 5, "model.layers.0.self_attn.o_proj.weight", 64, 32);
+    assert_tensor(&c, 6, "model.layers.0.post_attention_layernorm.weight", 64, 1);
+    assert_tensor(&c, 7, "model.layers.0.mlp.gate_proj.weight", 176, 64);
+    assert_tensor(&c, 8, "model.layers.0.mlp.up_proj.weight", 176, 64);
+    assert_tensor(&c, 9, "model.layers.0.mlp.down_proj.weight", 64, 176);
+    assert_tensor(&c, 10, "model.layers.1.input_layernorm.weight", 64, 1);
+    assert_tensor(&c, 19, "model.norm.weight", 64, 1);
+    assert_tensor(&c, 20, "lm_head.weight", 100, 64);
+}
+
+static void test_order_with_biases(void **state) {
+    (void)state;
+    llama_config c;
+    assert_int_equal(parse_text(LLAMA ",\"num_key_value_heads\":2,\"attention_bias\":true,"
+                                      "\"mlp_bias\":true,\"tie_word_embeddings\":true}",
+                                &c)
+                         .code,
+                     0);
+    assert_int_equal(llama_tensor_count(&c), 1 + 2 * 16 + 1);
+    assert_tensor(&c, 6, "model.layers.0.self_attn.q_proj.bias", 64, 1);
+    assert_tensor(&c, 7, "model.layers.0.self_attn.k_proj.bias", 16, 1);
+    assert_tensor(&c, 9, "model.layers.0.self_attn.o_proj.bias", 64, 1);
+    assert_tensor(&c, 14, "model.layers.0.mlp.gate_proj.bias", 176, 1);
+    assert_tensor(&c, 16, "model.layers.0.mlp.down_proj.bias", 64, 1);
+    assert_tensor(&c, 32, "model.layers.1.mlp.down_proj.bias", 64, 1);
+    assert_tensor(&c, 33, "model.norm.weight", 64, 1);
+    llama_tensor t;
+    assert_false(llama_tensor_of(&c, ROLE_HEAD, 0, &t));
+    assert_int_equal(llama_role_bias(ROLE_O), ROLE_O_BIAS);
+    assert_int_equal(llama_role_bias(ROLE_DOWN), ROLE_DOWN_BIAS);
+    /* The sum of the list is the count of parameters. */
+    int64_t sum = 0;
+    for (int64_t i = 0; i < llama_tensor_count(&c); i++) {
+        llama_tensor_at(&c, i, &t);
+        sum += t.rows * t.cols;
+    }
+    assert_int_equal(sum, llama_params(&c));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_published_models),   cmocka_unit_test(test_names_of_published_index),
+        cmocka_unit_test(test_llama3_frequencies), cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_stated_values),      cmocka_unit_test(test_rope_spellings),
+        cmocka_unit_test(test_refusals),           cmocka_unit_test(test_order),
+        cmocka_unit_test(test_order_with_biases),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
