@@ -1,0 +1,771 @@
+/* The forward pass: fp64 goldens of an independent implementation on three small trained models;
+ * a slow plain forward in double written here, with every quantization site, dense rotations,
+ * biases and a sliding window; the same bits for any number of threads and any cut into stages. */
+#include "base/gemm.h"
+#include "base/json.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "io/hf_checkpoint.h"
+#include "model/forward.h"
+#include "model/tensors.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <math.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static void need(err e) {
+    if (e.code) print_error("%s: %s\n", e.where, e.what);
+    assert_int_equal(e.code, ERR_OK);
+}
+
+static void *room(int64_t count, size_t size) {
+    void *p;
+    need(mem_alloc(count, size, "test", &p));
+    return p;
+}
+
+/* A checkpoint into a stage that holds the whole model. */
+
+typedef struct whole_model {
+    llama_config cfg;
+    llama_stage stage;
+} whole_model;
+
+static wmat *matrix_slot(llama_stage *s, const llama_tensor *t) {
+    llama_layer *l = t->layer >= 0 ? &s->layers[t->layer] : NULL;
+    switch (t->role) {
+    case ROLE_EMBED:
+        return &s->embed;
+    case ROLE_HEAD:
+        return &s->head;
+    case ROLE_Q:
+        return &l->q;
+    case ROLE_K:
+        return &l->k;
+    case ROLE_V:
+        return &l->v;
+    case ROLE_O:
+        return &l->o;
+    case ROLE_GATE:
+        return &l->gate;
+    case ROLE_UP:
+        return &l->up;
+    case ROLE_DOWN:
+        return &l->down;
+    default:
+        return NULL;
+    }
+}
+
+static float **vector_slot(llama_stage *s, const llama_tensor *t) {
+    llama_layer *l = t->layer >= 0 ? &s->layers[t->layer] : NULL;
+    switch (t->role) {
+    case ROLE_FINAL_NORM:
+        return &s->final_norm;
+    case ROLE_ATTN_NORM:
+        return &l->attn_norm;
+    case ROLE_MLP_NORM:
+        return &l->mlp_norm;
+    case ROLE_Q_BIAS:
+        return &l->bq;
+    case ROLE_K_BIAS:
+        return &l->bk;
+    case ROLE_V_BIAS:
+        return &l->bv;
+    case ROLE_O_BIAS:
+        return &l->bo;
+    case ROLE_GATE_BIAS:
+        return &l->bgate;
+    case ROLE_UP_BIAS:
+        return &l->bup;
+    case ROLE_DOWN_BIAS:
+        return &l->bdown;
+    default:
+        return NULL;
+    }
+}
+
+static wmat_kind kind_of(st_dtype d) {
+    return d == ST_F32 ? WMAT_F32 : d == ST_F16 ? WMAT_F16 : WMAT_BF16;
+}
+
+static void load(const char *dir, whole_model *m) {
+    fileset *fs;
+    hf_checkpoint *ck;
+    need(fileset_open_dir(comm_world(), dir, &fs));
+    need(hf_checkpoint_open(comm_world(), fs, &ck));
+    need(llama_config_parse(hf_checkpoint_config(ck), dir, &m->cfg));
+    need(llama_stage_init(&m->stage, &m->cfg, 0, m->cfg.layers));
+    for (int64_t i = 0; i < llama_tensor_count(&m->cfg); i++) {
+        llama_tensor t;
+        llama_tensor_at(&m->cfg, i, &t);
+        const hf_tensor *in = hf_checkpoint_find(ck, t.name);
+        if (!in && t.role == ROLE_EMBED) in = hf_checkpoint_find(ck, "lm_head.weight");
+        assert_non_null(in);
+        wmat w;
+        need(wmat_init(&w, kind_of(in->info.dtype), t.rows, t.cols, t.name));
+        need(hf_checkpoint_read(ck, in, w.data, NULL));
+        if (t.n_dims == 2) {
+            *matrix_slot(&m->stage, &t) = w;
+        } else {
+            float **slot = vector_slot(&m->stage, &t);
+            *slot = room(t.rows, sizeof(float));
+            wmat_expand_f32(&w, 0, t.rows, 0, 1, *slot, 1);
+            wmat_clear(&w);
+        }
+    }
+    m->stage.head_is_embed = m->cfg.tied;
+    hf_checkpoint_destroy(&ck);
+    fileset_destroy(&fs);
+}
+
+/* One window through the whole model: sum of NLL, and logits of the last token where asked. */
+static double run(const llama_stage *s, const llama_sites *sites, compute_type compute,
+                  const int32_t *ids, int64_t n_tokens, double *nll, double *last_logits) {
+    llama_scratch *scratch;
+    need(llama_scratch_create(s->cfg, sites, compute, n_tokens, &scratch));
+    char *x = room(n_tokens * s->cfg->hidden, llama_real_bytes(compute));
+    double sum;
+    need(llama_embed(s, compute, ids, n_tokens, x));
+    need(llama_layers_forward(s, sites, n_tokens, x, scratch));
+    need(llama_head_nll(s, n_tokens, x, ids, scratch, &sum, nll));
+    const char *last = x + (size_t)((n_tokens - 1) * s->cfg->hidden) * llama_real_bytes(compute);
+    if (last_logits) need(llama_head_logits(s, 1, last, scratch, last_logits));
+    mem_free(x);
+    llama_scratch_destroy(&scratch);
+    return sum;
+}
+
+/* Goldens. */
+
+static bool shared_path(const char *tail, char *path, size_t size) {
+    const char *shared = getenv("SPINSHARD_SHARED");
+    snprintf(path, size, "%s/%s", shared ? shared : "../shared", tail);
+    return access(path, R_OK) == 0;
+}
+
+static void check_logits(const json_t *golden, const double *logits, int64_t vocab, double tol) {
+    double sum = 0, squares = 0, scale = 0;
+    for (int64_t j = 0; j < vocab; j++) {
+        sum += logits[j];
+        squares += logits[j] * logits[j];
+        scale += fabs(logits[j]);
+    }
+    double want_sum = json_number_value(json_object_get(golden, "last_logit_sum"));
+    double want_l2 = json_number_value(json_object_get(golden, "last_logit_l2"));
+    assert_true(fabs(sum - want_sum) <= tol * scale);
+    assert_true(fabs(sqrt(squares) - want_l2) <= tol * want_l2);
+    const json_t *top = json_object_get(golden, "last_top10");
+    assert_int_equal(json_array_size(top), 10);
+    for (size_t i = 0; i < 10; i++) {
+        int64_t id = json_integer_value(json_array_get(json_array_get(top, i), 0));
+        double want = json_number_value(json_array_get(json_array_get(top, i), 1));
+        assert_true(fabs(logits[id] - want) <= tol * want_l2);
+    }
+}
+
+static void check_golden(const char *name, const json_t *golden) {
+    char dir[1024], tail[256];
+    snprintf(tail, sizeof tail, "models/%s", name);
+    assert_true(shared_path(tail, dir, sizeof dir));
+    const json_t *list = json_object_get(golden, "ids");
+    const int64_t n = (int64_t)json_array_size(list);
+    assert_true(n > 1);
+    int32_t *ids = room(n, sizeof *ids);
+    for (int64_t t = 0; t < n; t++) {
+        ids[t] = (int32_t)json_integer_value(json_array_get(list, (size_t)t));
+    }
+    const double want = json_number_value(json_object_get(golden, "nll_nat_per_token"));
+    const struct {
+        compute_type compute;
+        double nll_tolerance, logit_tolerance;
+    } cases[] = {{COMPUTE_F64, 1e-9, 1e-9}, {COMPUTE_F32, 2e-5, 2e-5}, {COMPUTE_BF16, 5e-3, 3e-2}};
+    for (int i = 0; i < 3; i++) {
+        whole_model m;
+        load(dir, &m);
+        need(llama_stage_prepare(&m.stage, cases[i].compute));
+        double *logits = room(m.cfg.vocab, sizeof *logits);
+        double nll = run(&m.stage, NULL, cases[i].compute, ids, n, NULL, logits) / (double)(n - 1);
+        print_message("%s, type %d: NLL %.15g, off by %.2g\n", name, cases[i].compute, nll,
+                      fabs(nll - want) / want);
+        assert_true(fabs(nll - want) <= cases[i].nll_tolerance * want);
+        check_logits(golden, logits, m.cfg.vocab, cases[i].logit_tolerance);
+        mem_free(logits);
+        llama_stage_clear(&m.stage);
+    }
+    mem_free(ids);
+}
+
+static void test_goldens(void **state) {
+    (void)state;
+    char path[1024];
+    if (!shared_path("vectors/golden-logits.json", path, sizeof path)) {
+        print_message("no golden-logits.json (SPINSHARD_SHARED): skipped\n");
+        skip();
+    }
+    json_t *all;
+    need(json_read_file(path, 1 << 26, &all));
+    const char *name;
+    json_t *golden;
+    int seen = 0;
+    json_object_foreach(all, name, golden) {
+        check_golden(name, golden);
+        seen++;
+    }
+    assert_int_equal(seen, 3);
+    json_decref(all);
+}
+
+/* A small model of random weights. */
+
+static uint64_t stream;
+
+static float *random_f32(int64_t n, double scale, double mean) {
+    float *v = room(n, sizeof *v);
+    stream++;
+    for (int64_t i = 0; i < n; i++) {
+        v[i] = (float)(mean + scale * rng_normal(11, RNG_TEST, (stream << 32) + (uint64_t)i));
+    }
+    return v;
+}
+
+static wmat random_matrix(int64_t rows, int64_t cols) {
+    return (wmat){.kind = WMAT_F32,
+                  .rows = rows,
+                  .cols = cols,
+                  .data = random_f32(rows * cols, 1 / sqrt((double)cols), 0)};
+}
+
+static void make_model(whole_model *m, bool biases, int64_t window) {
+    *m = (whole_model){.cfg = {.hidden = 48,
+                               .intermediate = 80,
+                               .layers = 2,
+                               .heads = 6,
+                               .kv_heads = 2,
+                               .head_dim = 8,
+                               .vocab = 2100,
+                               .max_positions = 512,
+                               .rms_eps = 1e-5,
+                               .rope_theta = 10000,
+                               .sliding_window = window}};
+    const llama_config *c = &m->cfg;
+    const int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+    need(llama_stage_init(&m->stage, c, 0, c->layers));
+    for (int64_t i = 0; i < c->layers; i++) {
+        llama_layer *l = &m->stage.layers[i];
+        l->q = random_matrix(q, c->hidden);
+        l->k = random_matrix(kv, c->hidden);
+        l->v = random_matrix(kv, c->hidden);
+        l->o = random_matrix(c->hidden, q);
+        l->gate = random_matrix(c->intermediate, c->hidden);
+        l->up = random_matrix(c->intermediate, c->hidden);
+        l->down = random_matrix(c->hidden, c->intermediate);
+        l->attn_norm = random_f32(c->hidden, 0.2, 1);
+        l->mlp_norm = random_f32(c->hidden, 0.2, 1);
+        if (!biases) continue;
+        l->bq = random_f32(q, 0.3, 0);
+        l->bk = random_f32(kv, 0.3, 0);
+        l->bv = random_f32(kv, 0.3, 0);
+        l->bo = random_f32(c->hidden, 0.3, 0);
+        l->bgate = random_f32(c->intermediate, 0.3, 0);
+        l->bup = random_f32(c->intermediate, 0.3, 0);
+        l->bdown = random_f32(c->hidden, 0.3, 0);
+    }
+    m->stage.embed = random_matrix(c->vocab, c->hidden);
+    m->stage.head = random_matrix(c->vocab, c->hidden);
+    m->stage.final_norm = random_f32(c->hidden, 0.2, 1);
+}
+
+/* An orthogonal matrix: random columns made orthonormal (Gram-Schmidt, twice). */
+static double *random_orthogonal(int64_t n) {
+    double *r = room(n * n, sizeof *r);
+    stream++;
+    for (int64_t i = 0; i < n * n; i++)
+        r[i] = rng_normal(5, RNG_TEST, (stream << 32) + (uint64_t)i);
+    for (int64_t i = 0; i < n; i++) {
+        for (int pass = 0; pass < 2; pass++) {
+            for (int64_t j = 0; j < i; j++) {
+                double dot = 0;
+                for (int64_t k = 0; k < n; k++) dot += r[i * n + k] * r[j * n + k];
+                for (int64_t k = 0; k < n; k++) r[i * n + k] -= dot * r[j * n + k];
+            }
+        }
+        double norm = 0;
+        for (int64_t k = 0; k < n; k++) norm += r[i * n + k] * r[i * n + k];
+        for (int64_t k = 0; k < n; k++) r[i * n + k] /= sqrt(norm);
+    }
+    return r;
+}
+
+/* The slow forward: plain loops in double, one token at a time, whole score rows. */
+
+typedef struct slow_sites {
+    int act_bits, kv_bits, down_bits;
+    bool o_per_head, r2_per_head;
+    const double *R1, *R2[8], *R3, *R4; /* NULL: identity; R2 [layer * kv_heads + head] */
+} slow_sites;
+
+static void slow_quant(double *x, int64_t n, int bits, bool zero) {
+    double lo = x[0], hi = x[0];
+    for (int64_t j = 1; j < n; j++) {
+        lo = fmin(lo, x[j]);
+        hi = fmax(hi, x[j]);
+    }
+    if (zero) {
+        lo = fmin(lo, 0);
+        hi = fmax(hi, 0);
+    }
+    double top = pow(2, bits) - 1, s = hi > lo ? (hi - lo) / top : 1, z = rint(-lo / s);
+    for (int64_t j = 0; j < n; j++) x[j] = (fmin(fmax(rint(x[j] / s) + z, 0), top) - z) * s;
+}
+
+static void slow_turn(const double *R, int64_t n, double *x, bool back) {
+    if (!R) return;
+    double y[128];
+    for (int64_t j = 0; j < n; j++) {
+        y[j] = 0;
+        for (int64_t k = 0; k < n; k++) y[j] += x[k] * (back ? R[j * n + k] : R[k * n + j]);
+    }
+    memcpy(x, y, (size_t)n * sizeof *x);
+}
+
+/* Q(xR) R^T, as the definition of a site says. */
+static void slow_site(const double *R, int64_t n, int bits, bool zero, double *x) {
+    if (bits >= 16) return;
+    slow_turn(R, n, x, false);
+    slow_quant(x, n, bits, zero);
+    slow_turn(R, n, x, true);
+}
+
+static void slow_linear(const wmat *w, const float *bias, const double *x, double *y) {
+    const float *v = w->data;
+    for (int64_t i = 0; i < w->rows; i++) {
+        y[i] = bias ? bias[i] : 0;
+        for (int64_t j = 0; j < w->cols; j++) y[i] += x[j] * v[i * w->cols + j];
+    }
+}
+
+static void slow_norm(const double *x, int64_t n, double eps, double *y) {
+    double sum = 0;
+    for (int64_t j = 0; j < n; j++) sum += x[j] * x[j];
+    for (int64_t j = 0; j < n; j++) y[j] = x[j] / sqrt(sum / (double)n + eps);
+}
+
+static void slow_rope(double *x, int64_t d, double theta, int64_t t) {
+    for (int64_t i = 0; i < d / 2; i++) {
+        double a = (double)t * pow(theta, -2.0 * (double)i / (double)d), u = x[i], v = x[i + d / 2];
+        x[i] = u * cos(a) - v * sin(a);
+        x[i + d / 2] = v * cos(a) + u * sin(a);
+    }
+}
+
+static const double *slow_r2(const slow_sites *s, const llama_config *c, int64_t layer, int64_t h) {
+    return s->R2[s->r2_per_head ? layer * c->kv_heads + h : layer];
+}
+
+/* Keys and values of all tokens so far: k, v [T, kv_heads * d]. */
+static void slow_attend(const llama_config *c, const slow_sites *s, int64_t layer, int64_t t,
+                        const double *q, const double *k, const double *v, double *out) {
+    const int64_t d = c->head_dim, kv = c->kv_heads * d, group = c->heads / c->kv_heads;
+    for (int64_t h = 0; h < c->heads; h++) {
+        double p[600], most = -1e300, total = 0;
+        const int64_t first =
+            c->sliding_window ? (t >= c->sliding_window ? t - c->sliding_window + 1 : 0) : 0;
+        for (int64_t u = first; u <= t; u++) {
+            p[u] = 0;
+            for (int64_t i = 0; i < d; i++) p[u] += q[h * d + i] * k[u * kv + h / group * d + i];
+            p[u] /= sqrt((double)d);
+            most = fmax(most, p[u]);
+        }
+        for (int64_t u = first; u <= t; u++) total += p[u] = exp(p[u] - most);
+        for (int64_t i = 0; i < d; i++) {
+            out[h * d + i] = 0;
+            for (int64_t u = first; u <= t; u++)
+                out[h * d + i] += p[u] / total * v[u * kv + h / group * d + i];
+        }
+        if (s->o_per_head)
+            slow_site(slow_r2(s, c, layer, h / group), d, s->act_bits, false, out + h * d);
+    }
+    if (s->o_per_head || s->act_bits >= 16) return;
+    for (int64_t h = 0; h < c->heads; h++)
+        slow_turn(slow_r2(s, c, layer, h / group), d, out + h * d, false);
+    slow_quant(out, c->heads * d, s->act_bits, true);
+    for (int64_t h = 0; h < c->heads; h++)
+        slow_turn(slow_r2(s, c, layer, h / group), d, out + h * d, true);
+}
+
+static void slow_gain(double *x, const float *gain, int64_t n) {
+    for (int64_t j = 0; j < n; j++) x[j] *= gain[j];
+}
+
+static void slow_layer(const whole_model *m, const slow_sites *s, int64_t layer, int64_t n_tokens,
+                       double *x) {
+    const llama_config *c = &m->cfg;
+    const llama_layer *l = &m->stage.layers[layer];
+    const int64_t d = c->head_dim, kv = c->kv_heads * d;
+    double *k = room(n_tokens * kv, 8), *v = room(n_tokens * kv, 8);
+    for (int64_t t = 0; t < n_tokens; t++) {
+        double h[128], q[128], a[128], y[128], u[128], *xt = x + t * c->hidden;
+        slow_norm(xt, c->hidden, c->rms_eps, h);
+        slow_site(s->R1, c->hidden, s->act_bits, true, h);
+        slow_gain(h, l->attn_norm, c->hidden);
+        slow_linear(&l->q, l->bq, h, q);
+        slow_linear(&l->k, l->bk, h, k + t * kv);
+        slow_linear(&l->v, l->bv, h, v + t * kv);
+        for (int64_t i = 0; i < c->heads; i++) slow_rope(q + i * d, d, c->rope_theta, t);
+        for (int64_t i = 0; i < c->kv_heads; i++) {
+            slow_rope(k + t * kv + i * d, d, c->rope_theta, t);
+            slow_site(s->R3, d, s->kv_bits, true, k + t * kv + i * d);
+            slow_site(slow_r2(s, c, layer, i), d, s->kv_bits, false, v + t * kv + i * d);
+        }
+        slow_attend(c, s, layer, t, q, k, v, a);
+        slow_linear(&l->o, l->bo, a, y);
+        for (int64_t j = 0; j < c->hidden; j++) xt[j] += y[j];
+        slow_norm(xt, c->hidden, c->rms_eps, h);
+        slow_site(s->R1, c->hidden, s->act_bits, true, h);
+        slow_gain(h, l->mlp_norm, c->hidden);
+        slow_linear(&l->gate, l->bgate, h, a);
+        slow_linear(&l->up, l->bup, h, u);
+        for (int64_t j = 0; j < c->intermediate; j++) a[j] = a[j] / (1 + exp(-a[j])) * u[j];
+        slow_site(s->R4, c->intermediate, s->down_bits, true, a);
+        slow_linear(&l->down, l->bdown, a, y);
+        for (int64_t j = 0; j < c->hidden; j++) xt[j] += y[j];
+    }
+    mem_free(k);
+    mem_free(v);
+}
+
+static double slow_nll(const whole_model *m, const slow_sites *s, const int32_t *ids,
+                       int64_t n_tokens, double *nll) {
+    const llama_config *c = &m->cfg;
+    double *x = room(n_tokens * c->hidden, 8), *z = room(c->vocab, 8), sum = 0;
+    for (int64_t t = 0; t < n_tokens; t++) {
+        for (int64_t j = 0; j < c->hidden; j++)
+            x[t * c->hidden + j] = ((float *)m->stage.embed.data)[ids[t] * c->hidden + j];
+    }
+    for (int64_t l = 0; l < c->layers; l++) slow_layer(m, s, l, n_tokens, x);
+    for (int64_t t = 0; t + 1 < n_tokens; t++) {
+        double h[128], total = 0;
+        slow_norm(x + t * c->hidden, c->hidden, c->rms_eps, h);
+        slow_gain(h, m->stage.final_norm, c->hidden);
+        slow_linear(&m->stage.head, NULL, h, z);
+        for (int64_t j = 0; j < c->vocab; j++) total += exp(z[j]);
+        nll[t] = log(total) - z[ids[t + 1]];
+        sum += nll[t];
+    }
+    mem_free(x);
+    mem_free(z);
+    return sum;
+}
+
+static int32_t *random_ids(int64_t n, int64_t vocab) {
+    int32_t *ids = room(n, sizeof *ids);
+    for (int64_t t = 0; t < n; t++)
+        ids[t] = (int32_t)(rng_uniform(1, RNG_DATA, (uint64_t)t) * (double)vocab);
+    return ids;
+}
+
+enum { TOKENS = 300 }; /* more than a block of keys and one of queries */
+
+static void test_plain_against_slow(void **state) {
+    (void)state;
+    const slow_sites off = {.act_bits = 16, .kv_bits = 16, .down_bits = 16};
+    for (int variant = 0; variant < 4; variant++) {
+        whole_model m;
+        make_model(&m, variant & 1, variant & 2 ? 70 : 0);
+        int32_t *ids = random_ids(TOKENS, m.cfg.vocab);
+        double want[TOKENS], got[TOKENS];
+        double sum = slow_nll(&m, &off, ids, TOKENS, want);
+        assert_true(fabs(run(&m.stage, NULL, COMPUTE_F64, ids, TOKENS, got, NULL) - sum) <=
+                    1e-10 * sum);
+        for (int t = 0; t + 1 < TOKENS; t++) assert_true(fabs(got[t] - want[t]) <= 1e-9 * want[t]);
+        assert_true(fabs(run(&m.stage, NULL, COMPUTE_F32, ids, TOKENS, got, NULL) - sum) <=
+                    1e-5 * sum);
+        for (int t = 0; t + 1 < TOKENS; t++) assert_true(fabs(got[t] - want[t]) <= 1e-4 * want[t]);
+        need(llama_stage_prepare(&m.stage, COMPUTE_BF16));
+        assert_true(fabs(run(&m.stage, NULL, COMPUTE_BF16, ids, TOKENS, got, NULL) - sum) <=
+                    1e-3 * sum);
+        mem_free(ids);
+        llama_stage_clear(&m.stage);
+    }
+}
+
+/* Rotations of a model, dense and as our objects. */
+typedef struct turns {
+    double *dense[8];
+    rotation *R[8];
+    const rotation *R2[4];
+} turns;
+
+enum { T_R1, T_R3, T_R4, T_R2 }; /* four R2 from T_R2 on */
+
+static void make_turns(turns *t, const llama_config *c) {
+    const int64_t n[] = {c->hidden,   c->head_dim, c->intermediate, c->head_dim,
+                         c->head_dim, c->head_dim, c->head_dim};
+    for (int i = 0; i < 7; i++) {
+        t->dense[i] = random_orthogonal(n[i]);
+        need(rotation_create_dense(n[i], t->dense[i], &t->R[i]));
+    }
+    for (int i = 0; i < 4; i++) t->R2[i] = t->R[T_R2 + i];
+}
+
+static void free_turns(turns *t) {
+    for (int i = 0; i < 7; i++) {
+        mem_free(t->dense[i]);
+        rotation_destroy(&t->R[i]);
+    }
+}
+
+static void test_sites_against_slow(void **state) {
+    (void)state;
+    enum { N = 20 }; /* few tokens: a flipped rounding changes all that follow */
+    for (int variant = 0; variant < 16; variant++) {
+        whole_model m;
+        turns t;
+        make_model(&m, variant & 1, 0);
+        make_turns(&t, &m.cfg);
+        const bool per_head = variant & 2, act = variant & 8, kv = variant & 4;
+        llama_sites ours = llama_sites_none();
+        ours.act.bits = act ? 4 : 16;
+        ours.kv.bits = kv ? 3 : 16;
+        ours.down_bits = act && kv ? 5 : 0;
+        ours.o_per_head = variant & 1;
+        ours.R1 = t.R[T_R1];
+        ours.R3 = t.R[T_R3];
+        ours.R4 = t.R[T_R4];
+        ours.R2 = t.R2;
+        ours.r2_per_head = per_head;
+        slow_sites slow = {.act_bits = ours.act.bits,
+                           .kv_bits = ours.kv.bits,
+                           .down_bits = ours.down_bits ? ours.down_bits : ours.act.bits,
+                           .o_per_head = ours.o_per_head,
+                           .r2_per_head = per_head,
+                           .R1 = t.dense[T_R1],
+                           .R3 = t.dense[T_R3],
+                           .R4 = t.dense[T_R4]};
+        for (int i = 0; i < 4; i++) slow.R2[i] = t.dense[T_R2 + i];
+        int32_t *ids = random_ids(N, m.cfg.vocab);
+        double want[N], got[N];
+        double sum = slow_nll(&m, &slow, ids, N, want);
+        double off = fabs(run(&m.stage, &ours, COMPUTE_F64, ids, N, got, NULL) - sum);
+        assert_true(off <= 1e-9 * sum);
+        for (int i = 0; i + 1 < N; i++) assert_true(fabs(got[i] - want[i]) <= 1e-8 * want[i]);
+        mem_free(ids);
+        free_turns(&t);
+        llama_stage_clear(&m.stage);
+    }
+}
+
+/* down_proj that holds R4, with its input turned for real, is the same function. */
+static void test_fused_r4(void **state) {
+    (void)state;
+    whole_model m;
+    turns t;
+    make_model(&m, false, 0);
+    make_turns(&t, &m.cfg);
+    enum { N = 30 };
+    int32_t *ids = random_ids(N, m.cfg.vocab);
+    llama_sites site = llama_sites_none();
+    site.R4 = t.R[T_R4];
+    double plain = run(&m.stage, NULL, COMPUTE_F64, ids, N, NULL, NULL);
+    site.act.bits = 4;
+    site.R1 = t.R[T_R1];
+    double quantized = run(&m.stage, &site, COMPUTE_F64, ids, N, NULL, NULL);
+    const int64_t n = m.cfg.intermediate;
+    for (int64_t l = 0; l < m.cfg.layers; l++) {
+        float *w = m.stage.layers[l].down.data;
+        for (int64_t i = 0; i < m.cfg.hidden; i++) {
+            double row[128];
+            for (int64_t j = 0; j < n; j++) row[j] = w[i * n + j];
+            slow_turn(t.dense[T_R4], n, row, false);
+            for (int64_t j = 0; j < n; j++) w[i * n + j] = (float)row[j];
+        }
+    }
+    site.r4_fused = true;
+    assert_true(fabs(run(&m.stage, &site, COMPUTE_F64, ids, N, NULL, NULL) - quantized) <=
+                1e-2 * quantized);
+    site.act.bits = 16;
+    /* the turned weights are rounded to fp32 */
+    assert_true(fabs(run(&m.stage, &site, COMPUTE_F64, ids, N, NULL, NULL) - plain) <=
+                1e-6 * plain);
+    assert_true(fabs(quantized - plain) > 1e-5 * plain);
+    mem_free(ids);
+    free_turns(&t);
+    llama_stage_clear(&m.stage);
+}
+
+static void test_same_bits(void **state) {
+    (void)state;
+    whole_model m;
+    turns t;
+    make_model(&m, true, 0);
+    make_turns(&t, &m.cfg);
+    llama_sites sites = llama_sites_none();
+    sites.act.bits = sites.kv.bits = 4;
+    sites.R1 = t.R[T_R1];
+    sites.R4 = t.R[T_R4];
+    sites.R2 = t.R2;
+    int32_t *ids = random_ids(TOKENS, m.cfg.vocab);
+    static const compute_type types[] = {COMPUTE_F64, COMPUTE_F32, COMPUTE_BF16};
+    for (int i = 0; i < 6; i++) {
+        const llama_sites *s = i < 3 ? &sites : NULL;
+        double one[TOKENS], many[TOKENS];
+        need(llama_stage_prepare(&m.stage, types[i % 3])); /* from i = 2 on the weights are bf16 */
+        for (int threads = 1; threads <= 3; threads++) {
+            omp_set_num_threads(threads);
+            run(&m.stage, s, types[i % 3], ids, TOKENS, threads == 1 ? one : many, NULL);
+            if (threads > 1) assert_memory_equal(one, many, (TOKENS - 1) * sizeof *one);
+        }
+        /* the same, one layer at a time, as two stages would */
+        llama_scratch *scratch;
+        need(llama_scratch_create(&m.cfg, s, types[i % 3], TOKENS + 7, &scratch));
+        void *x = room(TOKENS * m.cfg.hidden, llama_real_bytes(types[i % 3]));
+        need(llama_embed(&m.stage, types[i % 3], ids, TOKENS, x));
+        for (int64_t l = 0; l < m.cfg.layers; l++) {
+            llama_stage part = {
+                .cfg = &m.cfg, .first_layer = l, .n_layers = 1, .layers = m.stage.layers + l};
+            need(llama_layers_forward(&part, s, TOKENS, x, scratch));
+        }
+        double sum;
+        need(llama_head_nll(&m.stage, TOKENS, x, ids, scratch, &sum, many));
+        assert_memory_equal(one, many, (TOKENS - 1) * sizeof *one);
+        mem_free(x);
+        llama_scratch_destroy(&scratch);
+    }
+    mem_free(ids);
+    free_turns(&t);
+    llama_stage_clear(&m.stage);
+}
+
+/* Packed words against values worked out by hand, all widths, with and without zero points. */
+static void test_packed_weights(void **state) {
+    (void)state;
+    for (int bits = 2; bits <= 8; bits++) {
+        for (int symmetric = 0; symmetric < 2; symmetric++) {
+            enum { ROWS = 3, COLS = 48, GROUP = 16 };
+            wmat w;
+            need(wmat_init_packed(&w, ROWS, COLS, bits, GROUP, symmetric, "test"));
+            assert_int_equal(w.words, (COLS * bits + 31) / 32);
+            float want[ROWS * COLS], got[ROWS * COLS];
+            double wide[ROWS * COLS];
+            uint8_t *bytes = w.data; /* little-endian words are a little-endian bit string */
+            for (int i = 0; i < ROWS; i++) {
+                for (int j = 0; j < COLS; j++) {
+                    unsigned code = (unsigned)(i * 7 + j * 5) % (1u << bits);
+                    for (int b = 0; b < bits; b++) {
+                        int at = j * bits + b;
+                        if (code >> b & 1)
+                            bytes[(size_t)i * (size_t)w.words * 4 + (size_t)at / 8] |=
+                                (uint8_t)(1u << at % 8);
+                    }
+                    int group = i * (COLS / GROUP) + j / GROUP,
+                        zero = symmetric ? 1 << (bits - 1) : group % (1 << bits);
+                    float scale = 0.37f + (float)group;
+                    w.scales[group] = scale;
+                    if (!symmetric) w.zeros[group] = (uint8_t)zero;
+                    want[i * COLS + j] = ((float)(int)code - (float)zero) * scale;
+                }
+            }
+            wmat_expand_f32(&w, 0, ROWS, 0, COLS, got, COLS);
+            assert_memory_equal(got, want, sizeof got);
+            wmat_expand_f32(&w, 1, 1, 19, 22, got, COLS); /* from the middle of a group */
+            assert_memory_equal(got, want + COLS + 19, 22 * sizeof *got);
+            wmat_expand_f64(&w, 0, ROWS, 0, COLS, wide, COLS);
+            for (int i = 0; i < ROWS * COLS; i++) assert_true(wide[i] == want[i]);
+            need(wmat_prepare(&w, COMPUTE_BF16));
+            assert_int_equal(w.kind, WMAT_BF16);
+            for (int i = 0; i < ROWS * COLS; i++)
+                assert_int_equal(((bf16 *)w.data)[i], half_to_bf16(want[i]));
+            wmat_clear(&w);
+        }
+    }
+    wmat w;
+    assert_int_equal(wmat_init_packed(&w, 2, 48, 4, 32, true, "test").code, ERR_INPUT);
+}
+
+/* Products with resident weights of every kind and more inputs than one expanded tile is deep. */
+static void test_products_of_kinds(void **state) {
+    (void)state;
+    enum { ROWS = 300, COLS = 2500, M = 5 };
+    float *w = random_f32(ROWS * COLS, 1, 0), *x = random_f32(M * COLS, 1, 0);
+    double *want = room(M * ROWS, sizeof *want);
+    for (int i = 0; i < ROWS * COLS; i++) w[i] = half_from_bf16(half_to_bf16(w[i]));
+    for (int i = 0; i < M * COLS; i++) x[i] = half_from_bf16(half_to_bf16(x[i]));
+    for (int i = 0; i < M; i++) {
+        for (int j = 0; j < ROWS; j++) {
+            for (int k = 0; k < COLS; k++)
+                want[i * ROWS + j] += (double)x[i * COLS + k] * w[j * COLS + k];
+        }
+    }
+    for (int kind = WMAT_BF16; kind <= WMAT_F32; kind++) {
+        wmat m;
+        need(wmat_init(&m, kind, ROWS, COLS, "test"));
+        if (kind == WMAT_BF16) half_array_to_bf16(w, ROWS * COLS, m.data);
+        if (kind == WMAT_F16)
+            half_array_to_fp16(w, ROWS * COLS, m.data); /* small values lose bits */
+        if (kind == WMAT_F32) memcpy(m.data, w, ROWS * COLS * sizeof *w);
+        for (int compute = COMPUTE_F32; compute <= COMPUTE_F64; compute++) {
+            const uint64_t bytes = wmat_tile_scratch_bytes(compute);
+            void *scratch = room(gemm_threads(), bytes),
+                 *y = room(M * ROWS, compute_sum_bytes(compute));
+            double *wide = room(M * COLS, sizeof *wide);
+            for (int i = 0; i < M * COLS; i++) wide[i] = x[i];
+            wmat_product(&m, compute, compute == COMPUTE_F64 ? (void *)wide : x, M, false, y,
+                         scratch, bytes);
+            wmat_product(&m, compute, compute == COMPUTE_F64 ? (void *)wide : x, M, true, y,
+                         scratch, bytes);
+            const double tol = kind == WMAT_F16 ? 1e-3 : compute == COMPUTE_F64 ? 1e-12 : 1e-4;
+            for (int i = 0; i < M * ROWS; i++) {
+                double got = compute == COMPUTE_F64 ? ((double *)y)[i] : ((float *)y)[i];
+                assert_true(fabs(got - 2 * want[i]) <= tol * 2 * sqrt(COLS));
+            }
+            mem_free(scratch);
+            mem_free(y);
+            mem_free(wide);
+        }
+        wmat_clear(&m);
+    }
+    mem_free(w);
+    mem_free(x);
+    mem_free(want);
+}
+
+static void test_refusals(void **state) {
+    (void)state;
+    whole_model m;
+    make_model(&m, false, 0);
+    llama_scratch *scratch;
+    need(llama_scratch_create(&m.cfg, NULL, COMPUTE_F32, 8, &scratch));
+    assert_true(llama_scratch_bytes(&m.cfg, NULL, COMPUTE_F32, 8, 1) > 0);
+    float *x = room(9 * m.cfg.hidden, sizeof *x);
+    const int32_t ids[] = {1, 2, (int32_t)m.cfg.vocab};
+    assert_int_equal(llama_embed(&m.stage, COMPUTE_F32, ids, 3, x).code, ERR_INPUT);
+    assert_int_equal(llama_embed(&m.stage, COMPUTE_F32, (int32_t[]){-1}, 1, x).code, ERR_INPUT);
+    assert_int_equal(llama_layers_forward(&m.stage, NULL, 9, x, scratch).code, ERR_BUG);
+    llama_sites sites = llama_sites_none();
+    sites.act.bits = 4;
+    assert_int_equal(llama_layers_forward(&m.stage, &sites, 4, x, scratch).code, ERR_BUG);
+    double sum;
+    assert_int_equal(llama_head_nll(&m.stage, 3, x, ids, scratch, &sum, NULL).code, ERR_INPUT);
+    mem_free(x);
+    llama_scratch_destroy(&scratch);
+    llama_stage_clear(&m.stage);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_packed_weights),     cmocka_unit_test(test_products_of_kinds),
+        cmocka_unit_test(test_plain_against_slow), cmocka_unit_test(test_sites_against_slow),
+        cmocka_unit_test(test_fused_r4),           cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_refusals),           cmocka_unit_test(test_goldens),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
