@@ -58,9 +58,10 @@ static const struct {
     [OPT_FORCE] = {"--force", NULL, "replace an output that exists", BIT(CMD_QUANTIZE), false},
     [OPT_KEEP_RUN] = {"--keep-run", NULL, "keep OUT/run when done", BIT(CMD_QUANTIZE), false},
     [OPT_DRY_RUN] = {"--dry-run", NULL, "print the plan and stop", BIT(CMD_QUANTIZE), false},
-    [OPT_STOP_BEFORE] = {"--stop-before", "TIME",
-                         "stop at a commit after TIME (90s, 10m, 2h), exit 75", BIT(CMD_QUANTIZE),
-                         false},
+    [OPT_STOP_BEFORE] =
+        {"--stop-before", "TIME",
+         "stop at a commit when less than TIME of the Slurm job is left (90s, 10m, 2h), exit 75",
+         BIT(CMD_QUANTIZE), false},
     [OPT_SOURCE] = {"--source", "DIR", "the checkpoint it was made from: dequantize and compare",
                     BIT(CMD_VERIFY), false},
     [OPT_EQUIVALENCE] =

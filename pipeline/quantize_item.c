@@ -80,14 +80,18 @@ static err do_norm(worker *w, llama_role role, int64_t layer, float **gain) {
 typedef struct row_target {
     worker *w;
     const llama_tensor *tensor;
-    qmatrix *q; /* NULL: the tensor stays at 16 bit */
+    qmatrix *q; /* NULL: not quantized */
     qerror error;
 } row_target;
 
 static err take_rows(void *arg, int64_t row0, int64_t rows, const float *x) {
     row_target *r = arg;
     const quantize_sink *sink = r->w->sink;
-    if (!r->q) return sink->plain(sink->arg, r->tensor, row0, rows, x);
+    if (!llama_role_is_linear(r->tensor->role))
+        return sink->plain(sink->arg, r->tensor, row0, rows, x);
+    err e = err_none();
+    if (sink->fused) e = sink->fused(sink->arg, r->tensor, row0, rows, x);
+    if (e.code || !r->q) return e;
     rtn_quantize_rows(&r->w->job->how, x, rows, r->tensor->cols, row0, r->q);
     qmatrix_add_error(r->q, x, row0, rows, &r->error);
     return err_none();
@@ -130,12 +134,13 @@ static err do_linear(worker *w, llama_role role, int64_t layer, const float *gai
     void *raw = NULL;
     fuse_dtype dtype = FUSE_F32;
     row_target target = {.w = w, .tensor = &t};
-    err e = qmatrix_create(t.rows, t.cols, &w->job->how, &target.q);
+    err e = err_none();
+    if (w->sink->quantized) e = qmatrix_create(t.rows, t.cols, &w->job->how, &target.q);
     if (e.code) return err_at(e, t.name);
     e = read_source(w, t.name, &raw, &dtype);
     if (!e.code) e = fuse_rows(w, &t, raw, dtype, folds_gains(w->job) ? gain : NULL, &target);
     mem_free(raw);
-    if (!e.code) e = w->sink->quantized(w->sink->arg, &t, target.q);
+    if (!e.code && target.q) e = w->sink->quantized(w->sink->arg, &t, target.q);
     qmatrix_destroy(&target.q);
     qerror *sum = &w->result->error;
     sum->sum_sq_error += target.error.sum_sq_error;

@@ -29,8 +29,10 @@ typedef struct quantize_sink {
     void *arg;
     /* Rows [row0, row0 + rows) of a tensor that stays at 16 bit, as fp32 [rows, cols]. */
     err (*plain)(void *arg, const llama_tensor *t, int64_t row0, int64_t rows, const float *w);
-    /* A quantized linear; borrowed. */
+    /* A quantized linear; borrowed. NULL: linears are only fused, not quantized. */
     err (*quantized)(void *arg, const llama_tensor *t, const qmatrix *q);
+    /* Fused rows of a linear before they are quantized; may be NULL. */
+    err (*fused)(void *arg, const llama_tensor *t, int64_t row0, int64_t rows, const float *w);
 } quantize_sink;
 
 /* Error of the linears of an item against the fused weights, and the hash of what was read. */

@@ -1,0 +1,303 @@
+/* eval: perplexity of texts, through stages of layers over the ranks. */
+#include "jobs/jobs.h"
+
+#include "base/clock.h"
+#include "base/gemm.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "jobs/setup.h"
+#include "pipeline/eval_run.h"
+#include "pipeline/memory_plan.h"
+#include "pipeline/rotation_file.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct eval_text {
+    const char *path;
+    text_windows *windows; /* root only */
+    int64_t first, n;      /* its windows among all */
+} eval_text;
+
+typedef struct eval_job {
+    const comm *c;
+    const options *o;
+    source source;
+    recipe *recipe;
+    rotation_set *rotations;
+    const rotation **r2;
+    llama_sites sites;
+    compute_type compute;
+    int64_t window, limit, tail;
+    eval_text texts[OPTIONS_MAX_VALUES];
+    int n_texts;
+    char bos[80];           /* root: what each window begins with */
+    int32_t *ids;           /* [n_windows * window], on every rank */
+    const int32_t **starts; /* [n_windows] into ids */
+    int64_t n_windows;
+    double *nll; /* root: [n_windows] */
+    double seconds;
+} eval_job;
+
+static const char *compute_name(compute_type t) {
+    return t == COMPUTE_BF16 ? "bf16" : t == COMPUTE_F32 ? "fp32" : "fp64";
+}
+
+static err read_flags(eval_job *j) {
+    const options *o = j->o;
+    j->window = 2048;
+    if (!options_has(o, OPT_MODEL))
+        return err_make(ERR_USAGE, "--model", NULL, "say which model: --model DIR or OUT");
+    if (!options_has(o, OPT_TEXT))
+        return err_make(ERR_USAGE, "--text", NULL, "say which text: --text FILE");
+    err e = options_int(o, OPT_WINDOW, 2, 1 << 20, &j->window);
+    if (!e.code) e = options_int(o, OPT_LIMIT, 1, INT64_MAX, &j->limit);
+    if (!e.code) e = options_int(o, OPT_TAIL, 1, INT64_MAX, &j->tail);
+    const char *dtype = options_str(o, OPT_DTYPE);
+    if (!dtype || !strcmp(dtype, "bf16"))
+        j->compute = COMPUTE_BF16;
+    else if (!strcmp(dtype, "fp32"))
+        j->compute = COMPUTE_F32;
+    else if (!strcmp(dtype, "fp64"))
+        j->compute = COMPUTE_F64;
+    else if (!e.code)
+        e = err_make(ERR_USAGE, "--dtype", NULL, "\"%s\" is not bf16, fp32 or fp64", dtype);
+    j->n_texts = o->n_values[OPT_TEXT];
+    for (int i = 0; i < j->n_texts; i++) j->texts[i].path = o->values[OPT_TEXT][i];
+    return e;
+}
+
+/* The weights of an archive hold R4 for good; its input must be turned whatever the recipe says
+ * now. */
+static bool archive_has_r4(const source *s) {
+    const json_t *online = json_object_get(json_object_get(s->recipe, "rotate"), "online");
+    const json_t *note =
+        json_object_get(json_object_get(hf_checkpoint_config(s->ck), "spinshard"), "online");
+    size_t i;
+    json_t *item;
+    json_array_foreach(online ? online : note, i,
+                       item) if (json_is_string(item) &&
+                                 !strcmp(json_string_value(item), "r4")) return true;
+    return false;
+}
+
+static err make_sites(eval_job *j) {
+    bool fused = j->source.form.packed, r4_fused = fused && archive_has_r4(&j->source);
+    const char *file = options_str(j->o, OPT_ROTATIONS);
+    err e = err_none();
+    if (file && fused)
+        e = err_make(ERR_USAGE, "--rotations", "leave it out",
+                     "the archive holds its rotations already");
+    if (r4_fused && !recipe_list_has(j->recipe, "rotate.online", "r4")) {
+        bool r3 = recipe_list_has(j->recipe, "rotate.online", "r3");
+        recipe_put(j->recipe, "rotate.online",
+                   r3 ? json_pack("[s, s]", "r3", "r4") : json_pack("[s]", "r4"));
+    }
+    e = comm_agree(j->c, e, "reading the flags", NULL);
+    if (!e.code && file) recipe_put(j->recipe, "rotate.start", json_string(file));
+    bool quantized = recipe_int(j->recipe, "activations.bits") < 16 ||
+                     recipe_int(j->recipe, "kv.bits") < 16 ||
+                     (json_is_integer(recipe_get(j->recipe, "activations.down_bits")) &&
+                      recipe_int(j->recipe, "activations.down_bits") < 16);
+    if (!e.code && !quantized && !r4_fused && !file) {
+        /* Nothing is rotated that is not quantized: sizes without a Hadamard matrix do not matter.
+         */
+        recipe_put(j->recipe, "rotate.online", json_array());
+        recipe_put(j->recipe, "rotate.r1", json_false());
+        recipe_put(j->recipe, "rotate.r2", json_string("none"));
+    }
+    if (fused) { /* the start of what is fused no longer matters */
+        recipe_put(j->recipe, "rotate.start", json_string("had"));
+        recipe_put(j->recipe, "rotate.r1", json_false());
+        recipe_put(j->recipe, "rotate.r2", json_string("none"));
+    }
+    if (!e.code) e = setup_rotations(j->c, j->recipe, &j->source.cfg, &j->rotations);
+    if (!e.code)
+        e = comm_agree(j->c,
+                       setup_sites(j->recipe, &j->source.cfg, j->rotations, fused, r4_fused,
+                                   &j->sites, &j->r2),
+                       "making the sites", NULL);
+    return e;
+}
+
+/* Root only. All windows of all texts, one after the other. */
+static err read_texts(eval_job *j) {
+    tokenizer *t;
+    err e = source_tokenizer(&j->source, &t);
+    for (int i = 0; i < j->n_texts && !e.code; i++) {
+        eval_text *x = &j->texts[i];
+        char *text = NULL;
+        size_t len;
+        int32_t *ids = NULL;
+        int64_t n;
+        e = text_read(x->path, &text, &len);
+        if (!e.code) e = err_at(tokenizer_encode(t, text, len, false, &ids, &n), "");
+        if (!e.code)
+            e = text_windows_create(ids, n, j->window, j->limit, j->tail, setup_bos(j->recipe),
+                                    (int32_t)j->source.cfg.bos, t, x->path, &x->windows);
+        free(text);
+        free(ids);
+        if (e.code) break;
+        x->first = j->n_windows;
+        x->n = text_windows_count(x->windows);
+        j->n_windows += x->n;
+        snprintf(j->bos, sizeof j->bos, "%s", text_windows_bos(x->windows));
+    }
+    tokenizer_destroy(&t);
+    return e;
+}
+
+static err share_texts(eval_job *j) {
+    err e = err_none();
+    if (comm_rank(j->c) == 0) e = read_texts(j);
+    e = comm_agree(j->c, e, "reading the texts", NULL);
+    if (e.code) return e;
+    comm_bcast(j->c, &j->n_windows, sizeof j->n_windows, 0);
+    j->ids = malloc((size_t)(j->n_windows * j->window) * sizeof *j->ids);
+    j->starts = malloc((size_t)j->n_windows * sizeof *j->starts);
+    j->nll = calloc((size_t)j->n_windows, sizeof *j->nll);
+    if (!j->ids || !j->starts || !j->nll) abort();
+    for (int i = 0; i < j->n_texts; i++)
+        for (int64_t w = 0; w < j->texts[i].n; w++)
+            memcpy(j->ids + (j->texts[i].first + w) * j->window,
+                   text_window_at(j->texts[i].windows, w), (size_t)j->window * sizeof *j->ids);
+    for (int i = 0; i < j->n_texts; i++) text_windows_destroy(&j->texts[i].windows);
+    comm_bcast(j->c, j->ids, (uint64_t)(j->n_windows * j->window) * sizeof *j->ids, 0);
+    for (int64_t w = 0; w < j->n_windows; w++) j->starts[w] = j->ids + w * j->window;
+    return e;
+}
+
+/* Load this rank's stage and run all windows; ranks without a stage wait. */
+static err run_stages(eval_job *j) {
+    const llama_config *cfg = &j->source.cfg;
+    int rank = comm_rank(j->c), size = comm_size(j->c), n_stages;
+    embed_rows rows;
+    err e = comm_agree(j->c, embed_rows_init(j->ids, j->n_windows * j->window, cfg->vocab, &rows),
+                       "tokens", NULL);
+    if (e.code) return e;
+    stage_range *ranges = calloc((size_t)size, sizeof *ranges);
+    if (!ranges) abort();
+    stage_costs costs = partition_costs(cfg, rows.n);
+    partition_stages(cfg->layers, &costs, size, ranges, &n_stages);
+    if (n_stages < size)
+        log_line(LOG_RUN, "%d of %d ranks are idle: the model has %" PRId64 " layers",
+                 size - n_stages, size, cfg->layers);
+    load_options lo = {.checkpoint = j->source.ck,
+                       .cfg = cfg,
+                       .form = j->source.form,
+                       .embed = rank == 0 ? &rows : NULL,
+                       .head = rank == n_stages - 1,
+                       .range = ranges[rank],
+                       .compute = j->compute};
+    memory_plan p = {.n = 0};
+    bool active = rank < n_stages;
+    if (active) {
+        memory_plan_add(&p, "weights", load_stage_bytes(&lo));
+        memory_plan_add(&p, "scratch",
+                        llama_scratch_bytes(cfg, &j->sites, j->compute, j->window, gemm_threads()));
+        memory_plan_add(&p, "residual streams", eval_boundary_bytes(cfg, j->compute, j->window));
+    }
+    uint64_t limit = 0;
+    if (options_has(j->o, OPT_MEM)) e = size_parse(options_str(j->o, OPT_MEM), &limit);
+    e = comm_agree(j->c, e, "--mem", NULL);
+    if (!e.code) e = memory_plan_check(j->c, &p, "eval", limit);
+    comm *stages = NULL;
+    llama_stage stage = {.cfg = cfg};
+    if (!e.code && active) e = load_stage(&lo, &stage);
+    e = comm_agree(j->c, e, "loading the weights", NULL);
+    if (!e.code && n_stages < size) e = comm_split(j->c, active ? 0 : -1, "stages", &stages);
+    double start = clock_now_s();
+    if (!e.code && active) {
+        eval_windows w = {.ids = j->starts, .n = j->n_windows, .length = j->window};
+        e = eval_run(stages ? stages : j->c, &stage, &j->sites, j->compute, &rows, &w,
+                     rank == 0 ? j->nll : NULL);
+    }
+    e = comm_agree(j->c, e, "evaluating", NULL);
+    j->seconds = clock_now_s() - start;
+    comm_destroy(&stages);
+    llama_stage_clear(&stage);
+    embed_rows_clear(&rows);
+    free(ranges);
+    return e;
+}
+
+/* Root only. The sum over windows in their order, so it does not depend on the ranks. */
+static double text_nll(const eval_job *j, const eval_text *x) {
+    double sum = 0;
+    for (int64_t w = 0; w < x->n; w++) sum += j->nll[x->first + w];
+    return sum / ((double)x->n * (double)(j->window - 1));
+}
+
+static void print_json(const eval_job *j) {
+    json_t *list = json_array();
+    for (int i = 0; i < j->n_texts; i++) {
+        const eval_text *x = &j->texts[i];
+        double nll = text_nll(j, x);
+        json_array_append_new(
+            list, json_pack("{s:s, s:I, s:I, s:I, s:f, s:f}", "text", x->path, "window",
+                            (json_int_t)j->window, "windows", (json_int_t)x->n, "tokens",
+                            (json_int_t)(x->n * (j->window - 1)), "nll", nll, "ppl", exp(nll)));
+    }
+    json_t *v = json_pack("{s:s, s:s, s:s, s:i, s:i, s:f, s:o}", "model", j->source.path, "dtype",
+                          compute_name(j->compute), "bos", j->bos, "ranks", comm_size(j->c),
+                          "threads", gemm_threads(), "tokens_per_s",
+                          (double)(j->n_windows * j->window) / j->seconds, "perplexity", list);
+    json_dumpf(v, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
+    puts("");
+    json_decref(v);
+}
+
+static void print_table(const eval_job *j) {
+    printf("%s, %s products, activations %d bit, cache %d bit, start of a window: %s\n",
+           j->source.path, compute_name(j->compute), j->sites.act.bits, j->sites.kv.bits, j->bos);
+    printf("%-40s %8s %8s %12s %10s\n", "text", "window", "windows", "nats/token", "perplexity");
+    for (int i = 0; i < j->n_texts; i++) {
+        const eval_text *x = &j->texts[i];
+        double nll = text_nll(j, x);
+        printf("%-40s %8" PRId64 " %8" PRId64 " %12.6f %10.4f\n", x->path, j->window, x->n, nll,
+               exp(nll));
+    }
+}
+
+static err refuse_nan(const eval_job *j) {
+    for (int64_t w = 0; w < j->n_windows; w++)
+        if (!isfinite(j->nll[w]))
+            return err_make(ERR_NUMERICS, j->source.path, NULL,
+                            "the loss of window %" PRId64 " is not a number", w);
+    return err_none();
+}
+
+err job_eval(const comm *c, const options *o) {
+    eval_job j = {.c = c, .o = o};
+    err e = comm_agree(c, read_flags(&j), "reading the flags", NULL);
+    if (!e.code) e = source_open(c, options_str(o, OPT_MODEL), &j.source);
+    if (!e.code) e = setup_recipe(c, o, j.source.recipe, &j.recipe);
+    if (!e.code) e = make_sites(&j);
+    if (!e.code) e = share_texts(&j);
+    if (!e.code) e = run_stages(&j);
+    if (!e.code)
+        e = comm_agree(c, comm_rank(c) == 0 ? refuse_nan(&j) : err_none(), "evaluating", NULL);
+    if (!e.code && comm_rank(c) == 0) {
+        if (options_has(o, OPT_JSON))
+            print_json(&j);
+        else
+            print_table(&j);
+        char peak[32];
+        log_line(LOG_PHASE, "eval: %.0f tokens/s, rank 0 at %s",
+                 (double)(j.n_windows * j.window) / j.seconds,
+                 size_text(mem_peak_rss_bytes(), peak));
+    }
+    for (int i = 0; i < j.n_texts; i++) text_windows_destroy(&j.texts[i].windows);
+    free(j.ids);
+    free(j.starts);
+    free(j.nll);
+    free(j.r2);
+    rotation_set_destroy(&j.rotations);
+    recipe_destroy(&j.recipe);
+    source_close(&j.source);
+    return e;
+}

@@ -1,0 +1,213 @@
+/* inspect: what is inside a model folder, an archive, a tar or a safetensors file, from headers. */
+#include "jobs/jobs.h"
+
+#include "base/file.h"
+#include "base/size.h"
+#include "io/safetensors.h"
+#include "jobs/source.h"
+#include "model/tensors.h"
+#include "pipeline/rotation_file.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static json_t *tensor_json(const st_tensor *t) {
+    json_t *shape = json_array();
+    for (int d = 0; d < t->n_dims; d++) json_array_append_new(shape, json_integer(t->shape[d]));
+    return json_pack("{s:s, s:s, s:o, s:I}", "name", t->name, "dtype", st_dtype_name(t->dtype),
+                     "shape", shape, "bytes", (json_int_t)(t->end - t->begin));
+}
+
+static void print_tensor(const json_t *t) {
+    char shape[128] = "", bytes[32];
+    size_t i;
+    json_t *d;
+    json_array_foreach(json_object_get(t, "shape"), i, d) {
+        size_t used = strlen(shape);
+        snprintf(shape + used, sizeof shape - used, "%s%" JSON_INTEGER_FORMAT, i ? " x " : "",
+                 json_integer_value(d));
+    }
+    printf("  %-64s %-5s %-20s %s\n", json_string_value(json_object_get(t, "name")),
+           json_string_value(json_object_get(t, "dtype")), shape,
+           size_text((uint64_t)json_integer_value(json_object_get(t, "bytes")), bytes));
+}
+
+/* ---- one safetensors file ---- */
+
+static err describe_file(const char *path, bool tensors, json_t *v) {
+    int fd;
+    uint64_t bytes;
+    st_header *h = NULL;
+    err e = file_open_read(path, &fd, &bytes);
+    if (e.code) return e;
+    e = st_header_read(fd, path, 0, bytes, &h);
+    close(fd);
+    if (e.code) return e;
+    json_object_set_new(v, "kind", json_string("safetensors"));
+    json_object_set_new(v, "bytes", json_integer((json_int_t)bytes));
+    json_object_set_new(v, "header_sha256", json_string(st_header_sha256(h)));
+    json_object_set_new(v, "n_tensors", json_integer(st_header_count(h)));
+    json_t *meta = json_object(), *list = json_array();
+    for (int64_t i = 0; i < st_header_metadata_count(h); i++) {
+        const char *key, *value;
+        st_header_metadata_at(h, i, &key, &value);
+        json_object_set_new(meta, key, json_string(value));
+    }
+    json_object_set_new(v, "metadata", meta);
+    for (int64_t i = 0; tensors && i < st_header_count(h); i++)
+        json_array_append_new(list, tensor_json(st_header_at(h, i)));
+    if (tensors)
+        json_object_set_new(v, "tensors", list);
+    else
+        json_decref(list);
+    st_header_destroy(&h);
+    return e;
+}
+
+/* ---- a model folder or an archive ---- */
+
+static json_t *config_json(const source *s) {
+    const llama_config *c = &s->cfg;
+    static const char *rope[] = {"none", "linear", "llama3"};
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:f, s:s, s:I}",
+                     "architecture", c->architecture, "hidden", (json_int_t)c->hidden,
+                     "intermediate", (json_int_t)c->intermediate, "layers", (json_int_t)c->layers,
+                     "heads", (json_int_t)c->heads, "kv_heads", (json_int_t)c->kv_heads, "head_dim",
+                     (json_int_t)c->head_dim, "vocab", (json_int_t)c->vocab, "max_positions",
+                     (json_int_t)c->max_positions, "tied", c->tied, "rope_theta", c->rope_theta,
+                     "rope_scaling", rope[c->rope.kind], "parameters", (json_int_t)llama_params(c));
+}
+
+static json_t *entries_json(const manifest *m) {
+    json_t *list = json_array();
+    for (int64_t i = 0; i < m->n_entries; i++) {
+        const manifest_entry *x = &m->entries[i];
+        json_array_append_new(list, json_pack("{s:s, s:s, s:I, s:I, s:s}", "name", x->name, "tar",
+                                              m->tars[x->tar].file, "offset", (json_int_t)x->offset,
+                                              "bytes", (json_int_t)x->bytes, "sha256", x->sha256));
+    }
+    return list;
+}
+
+static err describe_model(const comm *c, const char *path, bool tensors, json_t *v) {
+    source s;
+    err e = source_open(c, path, &s);
+    if (!e.code) {
+        json_object_set_new(v, "kind", json_string(s.ar ? "archive" : "model"));
+        json_object_set_new(v, "config", config_json(&s));
+        json_object_set_new(v, "tensor_bytes", json_integer((json_int_t)hf_checkpoint_bytes(s.ck)));
+        json_object_set_new(v, "n_tensors", json_integer(hf_checkpoint_count(s.ck)));
+        if (s.form.packed)
+            json_object_set_new(v, "weights",
+                                json_pack("{s:i, s:I, s:b}", "bits", s.form.bits, "group",
+                                          (json_int_t)s.form.group, "symmetric", s.form.symmetric));
+        if (s.ar && archive_manifest(s.ar)) {
+            json_object_set_new(v, "name", json_string(archive_manifest(s.ar)->name));
+            json_object_set_new(v, "entries", entries_json(archive_manifest(s.ar)));
+            json_object_set(v, "recipe", (json_t *)(uintptr_t)s.recipe);
+        }
+        json_t *list = json_array();
+        for (int64_t i = 0; tensors && i < hf_checkpoint_count(s.ck); i++)
+            json_array_append_new(list, tensor_json(&hf_checkpoint_at(s.ck, i)->info));
+        if (tensors)
+            json_object_set_new(v, "tensors", list);
+        else
+            json_decref(list);
+    }
+    source_close(&s);
+    return e;
+}
+
+/* ---- SpinQuant's public keys ---- */
+
+static err export_spinquant(const comm *c, const char *out, const char *file) {
+    source s;
+    rotation_set *set = NULL;
+    char *path = file_join(out, "rotations.safetensors");
+    err e = source_open(c, out, &s);
+    if (!e.code) {
+        rotation_options o = {.r1 = true};
+        rotation_sizes z = {.hidden = s.cfg.hidden,
+                            .layers = s.cfg.layers,
+                            .heads = s.cfg.heads,
+                            .kv_heads = s.cfg.kv_heads,
+                            .head_dim = s.cfg.head_dim,
+                            .intermediate = s.cfg.intermediate};
+        e = rotation_file_read(c, path, &o, &z, &set);
+    }
+    if (!e.code && rotation_set_r2_count(set) > 1)
+        e = err_make(ERR_INPUT, path, "quantize with rotate.r2=layer",
+                     "SpinQuant has one R2 a layer, not one a head");
+    if (!e.code) e = rotation_file_write(file, set, true, NULL);
+    rotation_set_destroy(&set);
+    source_close(&s);
+    free(path);
+    return e;
+}
+
+/* ---- text ---- */
+
+static void print_text(const json_t *v) {
+    char bytes[32];
+    const char *key;
+    json_t *item;
+    size_t i;
+    printf("%s: %s", json_string_value(json_object_get(v, "path")),
+           json_string_value(json_object_get(v, "kind")));
+    json_t *size = json_object_get(v, "tensor_bytes");
+    if (!size) size = json_object_get(v, "bytes");
+    printf(", %" JSON_INTEGER_FORMAT " tensors, %s\n",
+           json_integer_value(json_object_get(v, "n_tensors")),
+           size_text((uint64_t)json_integer_value(size), bytes));
+    json_object_foreach(json_object_get(v, "config"), key, item) {
+        char *text = json_dumps(item, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
+        printf("  %-16s %s\n", key, text);
+        free(text);
+    }
+    json_t *w = json_object_get(v, "weights");
+    if (w) {
+        json_int_t group = json_integer_value(json_object_get(w, "group"));
+        char by[40] = "channel";
+        if (group) snprintf(by, sizeof by, "%" JSON_INTEGER_FORMAT, group);
+        printf("  %-16s INT%" JSON_INTEGER_FORMAT ", group %s, %s\n", "weights",
+               json_integer_value(json_object_get(w, "bits")), by,
+               json_is_true(json_object_get(w, "symmetric")) ? "symmetric" : "asymmetric");
+    }
+    json_array_foreach(json_object_get(v, "entries"), i, item)
+        printf("  %-64s %s  %s\n", json_string_value(json_object_get(item, "name")),
+               size_text((uint64_t)json_integer_value(json_object_get(item, "bytes")), bytes),
+               json_string_value(json_object_get(item, "sha256")));
+    json_object_foreach(json_object_get(v, "metadata"), key, item)
+        printf("  %-24s %s\n", key, json_string_value(item));
+    json_array_foreach(json_object_get(v, "tensors"), i, item) print_tensor(item);
+}
+
+static bool ends_with(const char *s, const char *end) {
+    size_t n = strlen(s), m = strlen(end);
+    return n >= m && !strcmp(s + n - m, end);
+}
+
+err job_inspect(const comm *c, const options *o) {
+    if (options_has(o, OPT_EXPORT_SPINQUANT)) {
+        err e = export_spinquant(c, o->target, options_str(o, OPT_EXPORT_SPINQUANT));
+        if (!e.code && !options_has(o, OPT_JSON))
+            printf("%s written\n", options_str(o, OPT_EXPORT_SPINQUANT));
+        return e;
+    }
+    json_t *v = json_object();
+    json_object_set_new(v, "path", json_string(o->target));
+    bool tensors = options_has(o, OPT_TENSORS);
+    err e = ends_with(o->target, ".safetensors") ? describe_file(o->target, tensors, v)
+                                                 : describe_model(c, o->target, tensors, v);
+    if (!e.code && options_has(o, OPT_JSON)) {
+        json_dumpf(v, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
+        puts("");
+    } else if (!e.code) {
+        print_text(v);
+    }
+    json_decref(v);
+    return e;
+}

@@ -1,0 +1,201 @@
+/* quantize: checkpoint in, archive out. The recipe of the command as named steps; the phases are in
+ * quantize_items.c and quantize_output.c. */
+#include "jobs/jobs.h"
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/gemm.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "jobs/quantize_run.h"
+#include "jobs/setup.h"
+#include "jobs/stop.h"
+#include "pipeline/memory_plan.h"
+#include "pipeline/partition.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static err check_flags(const options *o) {
+    if (!options_has(o, OPT_MODEL))
+        return err_make(ERR_USAGE, "--model", NULL, "say which model: --model DIR");
+    if (!options_has(o, OPT_OUT))
+        return err_make(ERR_USAGE, "--out", NULL, "say where to: --out OUT");
+    if (options_has(o, OPT_CALIB) || options_has(o, OPT_CALIB_IDS))
+        log_line(LOG_WARN, "this recipe uses no calibration text; --calib is not read");
+    return err_none();
+}
+
+/* The tokenizer is only checked: a wrong one would spoil the archive. Root only. */
+static err check_tokenizer(const source *s) {
+    tokenizer *t;
+    if (!fileset_find(s->files, "tokenizer.json", NULL, NULL, NULL)) {
+        log_line(LOG_WARN, "%s has no tokenizer.json; the archive will have none", s->path);
+        return err_none();
+    }
+    err e = source_tokenizer(s, &t);
+    tokenizer_destroy(&t);
+    return e;
+}
+
+static err describe_run(quantize_run *q) {
+    const llama_config *cfg = &q->source.cfg;
+    if (q->source.form.packed)
+        return err_make(ERR_INPUT, q->source.path, "give the checkpoint it was made from",
+                        "the weights are quantized already");
+    st_dtype store = setup_store_dtype(q->recipe, &q->source);
+    wquant how;
+    err e = setup_weights(q->recipe, cfg, store, &how);
+    if (!e.code) e = setup_name(q->recipe, q->source.path, &how);
+    if (e.code) return e;
+    bool untied = cfg->tied && rotation_set_r1(q->rotations);
+    layout_options lo = setup_layout(q->recipe, &how, store, untied);
+    e = layout_create(cfg, &lo, &q->layout);
+    if (e.code) return e;
+    q->job = (quantize_job){.checkpoint = q->source.ck,
+                            .cfg = cfg,
+                            .rotations = q->rotations,
+                            .how = how,
+                            .untied = untied};
+    q->n_items = quantize_item_count(&q->job);
+    q->n_units = layout_units(q->layout);
+    return e;
+}
+
+static err deal_items(quantize_run *q) {
+    double *cost = calloc((size_t)q->n_items, sizeof *cost);
+    q->owner = calloc((size_t)q->n_items, sizeof *q->owner);
+    q->units = calloc((size_t)q->n_units, sizeof *q->units);
+    if (!cost || !q->owner || !q->units) abort();
+    for (int64_t i = 0; i < q->n_items; i++) cost[i] = quantize_item_cost(&q->job, i);
+    err e = partition_items(cost, q->n_items, comm_size(q->c), q->owner);
+    free(cost);
+    int idle = comm_size(q->c) - (int)size_min(q->n_items, comm_size(q->c));
+    if (idle > 0)
+        log_line(LOG_RUN, "%d of %d ranks are idle: the model has %" PRId64 " pieces of work", idle,
+                 comm_size(q->c), q->n_items);
+    return e;
+}
+
+/* What the bytes depend on; a restart under another one is refused. */
+static void make_fingerprint(quantize_run *q) {
+    char kernels[256];
+    gemm_kernels(kernels, sizeof kernels);
+    json_t *headers = json_object();
+    for (int i = 0; i < hf_checkpoint_shards(q->source.ck); i++)
+        json_object_set_new(headers, hf_checkpoint_shard_name(q->source.ck, i),
+                            json_string(hf_checkpoint_header_sha256(q->source.ck, i)));
+    q->fingerprint =
+        json_pack("{s:s, s:o, s:n, s:O, s:s}", "config_sha256",
+                  hf_checkpoint_config_sha256(q->source.ck), "headers", headers, "calib_ids_sha256",
+                  "recipe", recipe_tree(q->recipe), "kernels", kernels);
+    if (!q->fingerprint) abort();
+}
+
+static err plan(quantize_run *q) {
+    quantize_memory most = {0};
+    for (int64_t i = 0; i < q->n_items; i++) {
+        quantize_memory m = quantize_item_memory(&q->job, i);
+        if (q->owner[i] == comm_rank(q->c) &&
+            m.source + m.fusion + m.codes > most.source + most.fusion + most.codes)
+            most = m;
+    }
+    memory_plan p = {.n = 0};
+    memory_plan_add(&p, "tensor as read", most.source);
+    memory_plan_add(&p, "fusion in fp64", most.fusion);
+    memory_plan_add(&p, "codes and scales", most.codes);
+    memory_plan_add(&p, "packed tensor", most.codes / 2);
+    uint64_t limit = 0;
+    err e = err_none();
+    if (options_has(q->o, OPT_MEM)) e = size_parse(options_str(q->o, OPT_MEM), &limit);
+    e = comm_agree(q->c, e, "--mem", NULL);
+    char in[32], out[32];
+    log_line(LOG_PHASE,
+             "plan: %d ranks, %d threads each; reads %s, writes %s in %" PRId64
+             " tar files (twice that on disk while it runs)",
+             comm_size(q->c), gemm_threads(), size_text(hf_checkpoint_bytes(q->source.ck), in),
+             size_text(layout_total_bytes(q->layout), out), layout_parts(q->layout));
+    return e.code ? e : memory_plan_check(q->c, &p, "quantize", limit);
+}
+
+static err prepare(quantize_run *q) {
+    err e = comm_agree(q->c, check_flags(q->o), "reading the flags", NULL);
+    if (!e.code)
+        e = comm_agree(q->c, stop_setup(options_str(q->o, OPT_STOP_BEFORE)), "reading the flags",
+                       NULL);
+    if (!e.code) e = setup_recipe(q->c, q->o, NULL, &q->recipe);
+    if (!e.code) e = comm_agree(q->c, setup_refuse_missing(q->recipe), "reading the recipe", NULL);
+    if (!e.code) e = source_open(q->c, options_str(q->o, OPT_MODEL), &q->source);
+    if (!e.code) e = setup_rotations(q->c, q->recipe, &q->source.cfg, &q->rotations);
+    if (!e.code) e = comm_agree(q->c, describe_run(q), "planning", NULL);
+    if (!e.code) {
+        err t = err_none();
+        if (comm_rank(q->c) == 0) t = check_tokenizer(&q->source);
+        e = comm_agree(q->c, t, "reading the tokenizer", NULL);
+    }
+    if (!e.code) e = comm_agree(q->c, deal_items(q), "dealing the work", NULL);
+    if (e.code) return e;
+    make_fingerprint(q);
+    return plan(q);
+}
+
+static void clear(quantize_run *q) {
+    json_decref(q->fingerprint);
+    free(q->owner);
+    free(q->units);
+    layout_destroy(&q->layout);
+    rotation_set_destroy(&q->rotations);
+    source_close(&q->source);
+    recipe_destroy(&q->recipe);
+    events_close(&q->events);
+}
+
+void quantize_phase_start(quantize_run *q, const char *phase) {
+    q->phase_start_s = clock_now_s();
+    events_add(q->events, phase, "start", NULL);
+}
+
+void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
+    double seconds = clock_now_s() - q->phase_start_s;
+    int64_t peak = (int64_t)mem_peak_rss_bytes();
+    comm_max_i64(q->c, &peak, 1);
+    char text[32];
+    log_line(LOG_PHASE, "%s: done in %.2f s, largest rank at %s", phase, seconds,
+             size_text((uint64_t)peak, text));
+    if (!q->events) {
+        json_decref(more);
+        return;
+    }
+    if (!more) more = json_object();
+    json_object_set_new(more, "seconds", json_real(seconds));
+    json_object_set_new(more, "peak_rss_bytes", json_integer(peak));
+    events_add(q->events, phase, "end", more);
+}
+
+err job_quantize(const comm *c, const options *o) {
+    quantize_run q = {.c = c, .o = o, .out = options_str(o, OPT_OUT), .start_s = clock_now_s()};
+    q.phase_start_s = q.start_s;
+    err e = prepare(&q);
+    if (!e.code && options_has(o, OPT_DRY_RUN)) {
+        clear(&q);
+        return e;
+    }
+    if (!e.code) e = quantize_open_output(&q);
+    if (!e.code && !q.complete) e = quantize_do_items(&q);
+    if (!e.code && !q.complete) e = quantize_pack(&q);
+    if (!e.code) e = quantize_finish(&q);
+    if (q.state) {
+        /* A run that began here and failed on its input leaves nothing: what is mended would not be
+         * the same input. Other failures keep what is done. */
+        bool hopeless = (e.code == ERR_INPUT || e.code == ERR_USAGE) && !run_state_resumed(q.state);
+        events_add(q.events, "done", e.code == ERR_STOPPED ? "stop" : "done",
+                   json_pack("{s:i}", "exit", e.code));
+        err r = run_state_close(&q.state, hopeless);
+        if (r.code) log_line(LOG_WARN, "%s: %s", r.where, r.what);
+    }
+    clear(&q);
+    return e;
+}

@@ -1,0 +1,199 @@
+/* Phase gptq of quantize: every rank does its items, each unit becomes an object of the run state,
+ * rank 0 commits. A killed run finds its objects again. */
+#include "jobs/quantize_run.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "jobs/stop.h"
+#include "shard/packed_tensor.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A commit costs a few flushes of the disk; so much work may be lost instead. */
+#define COMMIT_EVERY_S 1.0
+
+/* The objects of the (one or two) units of an item while it is done. */
+typedef struct item_output {
+    quantize_run *q;
+    int n_units;
+    int64_t units[2];
+    run_object *objects[2];
+} item_output;
+
+static err put(item_output *out, const layout_slot *slot, const void *data, uint64_t n,
+               uint64_t begin) {
+    for (int i = 0; i < out->n_units; i++)
+        if (out->units[i] == slot->unit)
+            return run_object_put(out->objects[i], data, n, slot->unit_offset + begin);
+    return err_make(ERR_BUG, slot->name, NULL, "a tensor of another unit");
+}
+
+static err take_plain(void *arg, const llama_tensor *t, int64_t row0, int64_t rows,
+                      const float *w) {
+    item_output *out = arg;
+    const layout_slot *slot = layout_find_role(out->q->layout, t->role, t->layer, LAYOUT_PLAIN);
+    if (!slot) return err_make(ERR_BUG, t->name, NULL, "no place in the archive");
+    uint64_t size = (uint64_t)st_dtype_bytes(slot->dtype);
+    int64_t n = rows * t->cols;
+    void *bytes;
+    err e = mem_alloc(n, size, t->name, &bytes);
+    if (!e.code) e = packed_plain_fill(w, n, slot->dtype, t->name, bytes);
+    if (!e.code) e = put(out, slot, bytes, (uint64_t)n * size, (uint64_t)(row0 * t->cols) * size);
+    mem_free(bytes);
+    return e;
+}
+
+static err take_quantized(void *arg, const llama_tensor *t, const qmatrix *m) {
+    item_output *out = arg;
+    static const layout_kind kinds[] = {LAYOUT_PACKED, LAYOUT_SCALE, LAYOUT_ZEROS, LAYOUT_SHAPE};
+    err e = err_none();
+    for (int i = 0; i < 4 && !e.code; i++) {
+        const layout_slot *slot = layout_find_role(out->q->layout, t->role, t->layer, kinds[i]);
+        if (!slot) continue; /* no zero points where symmetric */
+        uint64_t n = packed_tensor_bytes(m, kinds[i]);
+        if (n != slot->bytes)
+            return err_make(ERR_BUG, slot->name, NULL, "size differs from the layout");
+        void *bytes;
+        e = mem_alloc((int64_t)n, 1, slot->name, &bytes);
+        if (e.code) return e;
+        packed_tensor_fill(m, kinds[i], bytes);
+        e = put(out, slot, bytes, n, 0);
+        mem_free(bytes);
+    }
+    return e;
+}
+
+/* What a rank tells rank 0 about a round: one item at most. */
+typedef struct round_report {
+    int64_t item; /* -1: none */
+    char hex[2][SHA256_HEX];
+    quantize_result result;
+    double seconds;
+} round_report;
+
+static err do_item(quantize_run *q, int64_t item, round_report *r) {
+    item_output out = {.q = q};
+    out.n_units = quantize_item_units(&q->job, item, out.units);
+    err e = err_none();
+    double start = clock_now_s();
+    for (int i = 0; i < out.n_units && !e.code; i++)
+        e = run_object_create(q->out, layout_unit_bytes(q->layout, out.units[i]), &out.objects[i]);
+    quantize_sink sink = {.arg = &out, .plain = take_plain, .quantized = take_quantized};
+    if (!e.code) e = quantize_item(&q->job, item, &sink, &r->result);
+    for (int i = 0; i < out.n_units; i++) {
+        if (!e.code) e = run_object_finish(&out.objects[i], r->hex[i]);
+        run_object_abandon(&out.objects[i]);
+    }
+    r->item = item;
+    r->seconds = clock_now_s() - start;
+    return e;
+}
+
+static bool item_done(const quantize_run *q, int64_t item) {
+    int64_t units[2];
+    int n = quantize_item_units(&q->job, item, units);
+    for (int i = 0; i < n; i++)
+        if (!q->units[units[i]].hex[0]) return false;
+    return true;
+}
+
+/* The first item of this rank that is not done, at or after `from`; -1: none. */
+static int64_t next_item(const quantize_run *q, int64_t from) {
+    for (int64_t i = from; i < q->n_items; i++)
+        if (q->owner[i] == comm_rank(q->c) && !item_done(q, i)) return i;
+    return -1;
+}
+
+/* Root only. Enter a finished item into the work tree, the events and the sums. */
+static err note_item(quantize_run *q, const round_report *r) {
+    int64_t units[2];
+    int n = quantize_item_units(&q->job, r->item, units);
+    json_t *done = json_object_get(run_state_work(q->state), "units");
+    char key[24];
+    for (int i = 0; i < n; i++) {
+        snprintf(key, sizeof key, "%" PRId64, units[i]);
+        json_object_set_new(
+            done, key,
+            json_pack("{s:s, s:s}", "object", r->hex[i], "source_sha256", r->result.source_sha256));
+    }
+    /* A source that changed under a run must not end up in one archive with what it was. */
+    json_t *sources = json_object_get(run_state_work(q->state), "sources");
+    snprintf(key, sizeof key, "%" PRId64, r->item);
+    const char *before = json_string_value(json_object_get(sources, key));
+    if (before && strcmp(before, r->result.source_sha256))
+        return err_make(ERR_MISMATCH, q->source.path, "start over with --force",
+                        "tensors of layer item %" PRId64 " are not those of the start of this run",
+                        r->item);
+    json_object_set_new(sources, key, json_string(r->result.source_sha256));
+    q->error_sq += r->result.error.sum_sq_error;
+    q->weight_sq += r->result.error.sum_sq_weight;
+    json_t *more = json_pack("{s:I, s:f}", "item", (json_int_t)r->item, "seconds", r->seconds);
+    if (r->result.error.sum_sq_weight > 0)
+        json_object_set_new(
+            more, "relative_error",
+            json_real(sqrt(r->result.error.sum_sq_error / r->result.error.sum_sq_weight)));
+    events_add(q->events, "gptq", "layer", more);
+    return err_none();
+}
+
+/* Collective. Share what the round brought: rank 0 notes it, everyone marks the units. */
+static err share_round(quantize_run *q, const round_report *mine, int64_t *done_items) {
+    int size = comm_size(q->c);
+    round_report *all = calloc((size_t)size, sizeof *all);
+    if (!all) abort();
+    comm_gather(q->c, mine, sizeof *mine, all, 0);
+    comm_bcast(q->c, all, (uint64_t)size * sizeof *all, 0);
+    err e = err_none();
+    for (int r = 0; r < size; r++) {
+        if (all[r].item < 0) continue;
+        int64_t units[2];
+        int n = quantize_item_units(&q->job, all[r].item, units);
+        for (int i = 0; i < n; i++) memcpy(q->units[units[i]].hex, all[r].hex[i], SHA256_HEX);
+        ++*done_items;
+        if (q->state && !e.code) e = note_item(q, &all[r]);
+    }
+    free(all);
+    return e;
+}
+
+err quantize_do_items(quantize_run *q) {
+    int64_t done = 0, from = 0;
+    for (int64_t i = 0; i < q->n_items; i++) done += item_done(q, i);
+    quantize_phase_start(q, "gptq");
+    double last_commit_s = clock_now_s();
+    err e = err_none();
+    while (done < q->n_items && !e.code) {
+        round_report mine = {.item = -1};
+        int64_t item = next_item(q, from);
+        if (item >= 0) e = do_item(q, item, &mine);
+        from = item >= 0 ? item + 1 : q->n_items;
+        e = comm_agree(q->c, e, "quantizing", NULL);
+        if (e.code) break;
+        e = share_round(q, &mine, &done);
+        bool stop = stop_agreed(q->c);
+        bool due = stop || done == q->n_items || clock_now_s() - last_commit_s > COMMIT_EVERY_S;
+        if (q->state && due && !e.code) {
+            e = run_state_commit(q->state, "gptq");
+            events_add(q->events, "gptq", "commit", json_pack("{s:I}", "done", (json_int_t)done));
+            last_commit_s = clock_now_s();
+        }
+        if (q->state) run_state_heartbeat(q->state);
+        e = comm_agree(q->c, e, "committing", NULL);
+        log_progress("gptq", done, q->n_items);
+        if (stop && !e.code && done < q->n_items)
+            return comm_agree(q->c, stop_error(q->out), "stopping", NULL);
+    }
+    if (e.code) return e;
+    json_t *more = NULL;
+    if (q->state && q->weight_sq > 0) {
+        double relative = sqrt(q->error_sq / q->weight_sq);
+        log_line(LOG_PHASE, "weights: relative error %.4f", relative);
+        more = json_pack("{s:f}", "relative_error", relative);
+    }
+    quantize_phase_end(q, "gptq", more);
+    return e;
+}

@@ -1,0 +1,50 @@
+/* quantize_run - the state of one quantize command: what was opened, what is done, where it goes.
+ * Private to jobs/quantize*.c. */
+#ifndef SPINSHARD_JOBS_QUANTIZE_RUN_H
+#define SPINSHARD_JOBS_QUANTIZE_RUN_H
+
+#include "io/events.h"
+#include "io/run_state.h"
+#include "jobs/options.h"
+#include "jobs/recipe.h"
+#include "jobs/source.h"
+#include "pipeline/quantize_item.h"
+#include "shard/layout.h"
+
+/* Where a unit of the archive is kept until it is packed. hex "" : not done. */
+typedef struct unit_done {
+    char hex[SHA256_HEX];
+} unit_done;
+
+typedef struct quantize_run {
+    const comm *c;
+    const options *o;
+    const char *out;
+    recipe *recipe;
+    source source;
+    rotation_set *rotations;
+    layout *layout;
+    quantize_job job;
+    int64_t n_items, n_units;
+    int *owner;       /* [n_items] rank of an item */
+    unit_done *units; /* [n_units], same on every rank */
+    run_state *state; /* root only */
+    events *events;   /* root only */
+    json_t *fingerprint;
+    double error_sq, weight_sq; /* root: sums of the linears done in this slice */
+    bool complete;              /* an earlier life published the archive; only cleaning was left */
+    double start_s, phase_start_s;
+} quantize_run;
+
+/* Collective. The phases, in order; each returns the same error on every rank. */
+err quantize_open_output(quantize_run *q); /* run folder, state, what is done already */
+err quantize_do_items(quantize_run *q);    /* phase gptq: items to objects */
+err quantize_pack(quantize_run *q);        /* phase pack and verify: objects to tars, manifest */
+err quantize_finish(quantize_run *q);      /* phase done: reports, remove the run folder */
+
+/* Collective. Start and end of a phase in the log and events; more is taken over (root; or NULL).
+ */
+void quantize_phase_start(quantize_run *q, const char *phase);
+void quantize_phase_end(quantize_run *q, const char *phase, json_t *more);
+
+#endif

@@ -1,0 +1,310 @@
+#include "jobs/verify_source.h"
+
+#include "base/gemm.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "base/size.h"
+#include "model/fuse.h"
+#include "pipeline/eval_run.h"
+#include "pipeline/partition.h"
+#include "pipeline/quantize_item.h"
+#include "shard/packed_tensor.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct compare {
+    const source *ar;
+    verify_values *sum;
+    double sq_error, sq_weight; /* of all linears */
+    bool full_range;            /* scales span the range, so no value is further than half a step */
+    qmatrix *q;                 /* the linear at hand */
+    double one_error, one_weight;
+} compare;
+
+static err differs(const char *name, const char *fmt, double a, double b) {
+    char what[160];
+    snprintf(what, sizeof what, fmt, a, b);
+    return err_make(ERR_VERIFY, name, "make the archive again; if it comes back, report a bug",
+                    "%s", what);
+}
+
+/* Relative distance between neighbours of a stored type: one rounding moves a value by half of it;
+ * the source, fused again from rotations.safetensors, may sit on the other side of a tie. */
+static double spacing(st_dtype t) {
+    return t == ST_BF16 ? 0x1p-7 : t == ST_F16 ? 0x1p-10 : 0x1p-20;
+}
+
+static err compare_plain(void *arg, const llama_tensor *t, int64_t row0, int64_t rows,
+                         const float *w) {
+    compare *c = arg;
+    const char *name = t->role == ROLE_HEAD ? "lm_head.weight" : t->name;
+    const hf_tensor *found = hf_checkpoint_find(c->ar->ck, name);
+    if (!found) return err_make(ERR_VERIFY, name, NULL, "the tensor is missing from the archive");
+    st_dtype type = found->info.dtype;
+    uint64_t size = (uint64_t)st_dtype_bytes(type);
+    int64_t n = rows * t->cols;
+    void *raw, *values = NULL;
+    err e = mem_alloc(n, size, name, &raw);
+    if (!e.code) e = mem_alloc(n, sizeof(float), name, &values);
+    if (!e.code)
+        e = hf_checkpoint_read_range(c->ar->ck, found, (uint64_t)(row0 * t->cols) * size,
+                                     (uint64_t)n * size, raw);
+    if (!e.code) {
+        fuse_to_f32(raw,
+                    type == ST_BF16  ? FUSE_BF16
+                    : type == ST_F16 ? FUSE_F16
+                                     : FUSE_F32,
+                    n, values);
+        const float *v = values;
+        double tiny = type == ST_F16 ? 0x1p-23 : 1e-30;
+        for (int64_t i = 0; i < n && !e.code; i++)
+            if (!(fabs((double)v[i] - (double)w[i]) <= spacing(type) * fabs((double)w[i]) + tiny))
+                e = differs(name, "holds %.9g where the source gives %.9g", v[i], w[i]);
+    }
+    mem_free(raw);
+    mem_free(values);
+    return e;
+}
+
+static err begin_linear(compare *c, const llama_tensor *t) {
+    char base[96];
+    snprintf(base, sizeof base, "%.*s", (int)(strlen(t->name) - strlen(".weight")), t->name);
+    const stored_form *f = &c->ar->form;
+    c->one_error = c->one_weight = 0;
+    return packed_tensor_read(c->ar->ck, base, f->bits, f->group, f->symmetric, &c->q);
+}
+
+static err end_linear(compare *c, const llama_tensor *t) {
+    double relative = c->one_weight > 0 ? sqrt(c->one_error / c->one_weight) : 0;
+    c->sq_error += c->one_error;
+    c->sq_weight += c->one_weight;
+    c->sum->linears++;
+    if (relative >= c->sum->worst_relative) {
+        c->sum->worst_relative = relative;
+        snprintf(c->sum->worst, sizeof c->sum->worst, "%s", t->name);
+    }
+    qmatrix_destroy(&c->q);
+    /* Rounding to nothing would leave an error of 1: codes that carry the weights stay well below.
+     */
+    return relative < 0.9
+               ? err_none()
+               : differs(t->name,
+                         "differs from the source: relative error %.3g (below %.1f expected)",
+                         relative, 0.9);
+}
+
+/* How many steps of its scale a value may be off: half a step, and what rounding the scale to its
+ * stored type moves the ends of the range by; a searched scale clips, so nothing bounds it. */
+static err check_step(const compare *c, const char *name, double steps) {
+    double limit = 0.5 + 0x1p-8 * (double)(1 << c->q->bits);
+    if (c->full_range && !(steps <= limit))
+        return differs(name, "a weight is %.3g quantization steps off; %.3g are possible", steps,
+                       limit);
+    return err_none();
+}
+
+static err compare_linear(void *arg, const llama_tensor *t, int64_t row0, int64_t rows,
+                          const float *w) {
+    compare *c = arg;
+    err e = err_none();
+    if (row0 == 0) e = begin_linear(c, t);
+    void *buf = NULL;
+    if (!e.code) e = mem_alloc(rows * t->cols, sizeof(float), "dequantized rows", &buf);
+    if (e.code) return e;
+    const float *dq = buf;
+    qmatrix_dequantize_rows(c->q, row0, rows, buf);
+    double worst = 0;
+    for (int64_t i = 0; i < rows; i++) {
+        const float *scale = c->q->scales + (row0 + i) * c->q->n_groups;
+        for (int64_t j = 0; j < t->cols; j++) {
+            double x = w[i * t->cols + j], d = dq[i * t->cols + j] - x,
+                   steps = fabs(d) / scale[j / c->q->group];
+            c->one_error += d * d;
+            c->one_weight += x * x;
+            if (steps > worst) worst = steps;
+        }
+    }
+    mem_free(buf);
+    if (worst > c->sum->worst_step) c->sum->worst_step = worst;
+    e = check_step(c, t->name, worst);
+    if (!e.code && row0 + rows == t->rows) e = end_linear(c, t);
+    return e;
+}
+
+/* True where the recipe of the archive takes scales from the full range. */
+static bool scales_span_range(const source *ar) {
+    const json_t *weights = json_object_get(ar->recipe, "weights");
+    const char *scale = json_string_value(json_object_get(weights, "scale"));
+    const char *method = json_string_value(json_object_get(weights, "method"));
+    return scale && method && !strcmp(scale, "max") && !strcmp(method, "rtn");
+}
+
+static err share_values(const comm *c, compare *x, verify_values *out) {
+    int size = comm_size(c);
+    verify_values *all = calloc((size_t)size, sizeof *all);
+    double sums[2] = {x->sq_error, x->sq_weight}, *each = calloc((size_t)size * 2, sizeof *each);
+    if (!all || !each) abort();
+    comm_gather(c, out, sizeof *out, all, 0);
+    comm_gather(c, sums, sizeof sums, each, 0);
+    sums[0] = sums[1] = 0;
+    for (int r = 0; r < size && comm_rank(c) == 0; r++) {
+        sums[0] += each[2 * r];
+        sums[1] += each[2 * r + 1];
+        if (r) out->linears += all[r].linears;
+        out->worst_step = fmax(out->worst_step, all[r].worst_step);
+        if (all[r].worst_relative > out->worst_relative) {
+            out->worst_relative = all[r].worst_relative;
+            memcpy(out->worst, all[r].worst, sizeof out->worst);
+        }
+    }
+    if (sums[1] > 0) out->relative_error = sqrt(sums[0] / sums[1]);
+    comm_bcast(c, out, sizeof *out, 0);
+    free(all);
+    free(each);
+    return err_none();
+}
+
+err verify_values_against(const comm *c, const source *ar, const source *from,
+                          rotation_set *rotations, verify_values *out) {
+    memset(out, 0, sizeof *out);
+    compare x = {.ar = ar, .sum = out, .full_range = scales_span_range(ar)};
+    quantize_job job = {.checkpoint = from->ck,
+                        .cfg = &from->cfg,
+                        .rotations = rotations,
+                        .untied = from->cfg.tied && !ar->cfg.tied};
+    quantize_sink sink = {.arg = &x, .plain = compare_plain, .fused = compare_linear};
+    int64_t n = quantize_item_count(&job);
+    int *owner = calloc((size_t)n, sizeof *owner);
+    double *cost = calloc((size_t)n, sizeof *cost);
+    if (!owner || !cost) abort();
+    for (int64_t i = 0; i < n; i++) cost[i] = quantize_item_cost(&job, i);
+    err e = partition_items(cost, n, comm_size(c), owner);
+    for (int64_t i = 0; i < n && !e.code; i++) {
+        quantize_result r;
+        if (owner[i] == comm_rank(c)) e = quantize_item(&job, i, &sink, &r);
+        log_progress("verify", i + 1, n);
+    }
+    qmatrix_destroy(&x.q);
+    free(owner);
+    free(cost);
+    e = comm_agree(c, e, "comparing with the source", NULL);
+    return e.code ? e : share_values(c, &x, out);
+}
+
+/* ---- the function ---- */
+
+enum { PROBE_TOKENS = 64, PROBE_WINDOWS = 2 };
+
+typedef struct logits_pair {
+    double *kept; /* [PROBE_WINDOWS, length, vocab] of the first pass */
+    int64_t length, vocab;
+    bool second;
+    double relative;
+} logits_pair;
+
+static err take_logits(void *arg, int64_t window, const double *logits) {
+    logits_pair *p = arg;
+    int64_t n = p->length * p->vocab;
+    double *kept = p->kept + window * n;
+    if (!p->second) {
+        memcpy(kept, logits, (size_t)n * sizeof *kept);
+        return err_none();
+    }
+    for (int64_t t = 0; t < p->length; t++) {
+        double d = 0, s = 0;
+        for (int64_t v = 0; v < p->vocab; v++) {
+            double a = kept[t * p->vocab + v], b = logits[t * p->vocab + v];
+            d += (a - b) * (a - b);
+            s += a * a;
+        }
+        double relative = s > 0 ? sqrt(d / s) : 0;
+        if (!(relative <= p->relative)) p->relative = relative;
+    }
+    return err_none();
+}
+
+typedef struct equivalence {
+    const comm *c; /* all of the ranks with layers */
+    const source *from;
+    rotation_set *rotations;
+    stage_range range;
+    embed_rows rows;
+    eval_windows windows;
+    logits_pair pair;
+} equivalence;
+
+static err one_pass(equivalence *q, bool fused) {
+    const llama_config *cfg = &q->from->cfg;
+    load_options lo = {.checkpoint = q->from->ck,
+                       .cfg = cfg,
+                       .fuse = fused ? q->rotations : NULL,
+                       .embed = comm_rank(q->c) == 0 ? &q->rows : NULL,
+                       .head = comm_rank(q->c) == comm_size(q->c) - 1,
+                       .range = q->range,
+                       .compute = COMPUTE_F32};
+    llama_sites sites = llama_sites_none();
+    if (fused && rotation_set_r4(q->rotations)) {
+        sites.R4 = rotation_set_r4(q->rotations);
+        sites.r4_fused = true;
+    }
+    llama_stage stage = {.cfg = cfg};
+    err e = comm_agree(q->c, load_stage(&lo, &stage), "loading the weights", NULL);
+    q->pair.second = fused;
+    if (!e.code)
+        e = eval_logits(q->c, &stage, &sites, COMPUTE_F32, &q->rows, &q->windows, take_logits,
+                        &q->pair);
+    llama_stage_clear(&stage);
+    return e;
+}
+
+static err run_equivalence(equivalence *q) {
+    const llama_config *cfg = &q->from->cfg;
+    int64_t length = size_min(PROBE_TOKENS, cfg->max_positions);
+    int32_t ids[PROBE_WINDOWS * PROBE_TOKENS];
+    const int32_t *starts[PROBE_WINDOWS];
+    for (int64_t i = 0; i < PROBE_WINDOWS * length; i++)
+        ids[i] = (int32_t)(rng_u64(0, RNG_PROBE, (uint64_t)i) % (uint64_t)cfg->vocab);
+    for (int i = 0; i < PROBE_WINDOWS; i++) starts[i] = ids + i * length;
+    q->windows = (eval_windows){.ids = starts, .n = PROBE_WINDOWS, .length = length};
+    q->pair.length = length;
+    q->pair.vocab = cfg->vocab;
+    void *kept = NULL;
+    err e = err_none();
+    if (comm_rank(q->c) == comm_size(q->c) - 1)
+        e = mem_alloc(PROBE_WINDOWS * length * cfg->vocab, sizeof(double), "logits of the source",
+                      &kept);
+    q->pair.kept = kept;
+    if (!e.code) e = embed_rows_init(ids, PROBE_WINDOWS * length, cfg->vocab, &q->rows);
+    e = comm_agree(q->c, e, "preparing the comparison", NULL);
+    if (!e.code) e = one_pass(q, false);
+    if (!e.code) e = one_pass(q, true);
+    embed_rows_clear(&q->rows);
+    mem_free(kept);
+    return e;
+}
+
+err verify_equivalence(const comm *c, const source *from, rotation_set *rotations,
+                       double *relative) {
+    int n_stages, size = comm_size(c), rank = comm_rank(c);
+    stage_range *ranges = calloc((size_t)size, sizeof *ranges);
+    if (!ranges) abort();
+    stage_costs costs = partition_costs(&from->cfg, PROBE_WINDOWS * PROBE_TOKENS);
+    partition_stages(from->cfg.layers, &costs, size, ranges, &n_stages);
+    comm *stages = NULL;
+    err e = err_none();
+    if (n_stages < size) e = comm_split(c, rank < n_stages ? 0 : -1, "stages", &stages);
+    equivalence q = {
+        .c = stages ? stages : c, .from = from, .rotations = rotations, .range = ranges[rank]};
+    if (!e.code && rank < n_stages) e = run_equivalence(&q);
+    e = comm_agree(c, e, "comparing the function", NULL);
+    *relative = q.pair.relative;
+    comm_max_f64(c, relative, 1);
+    comm_destroy(&stages);
+    free(ranges);
+    return e;
+}
