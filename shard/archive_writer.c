@@ -253,13 +253,23 @@ static manifest *make_manifest(const archive_writer *w, const manifest *about,
     return m;
 }
 
+/* A manifest that its reader would refuse must not be published. */
+static err checked_text(const manifest *m, char **text, size_t *len) {
+    manifest *again = NULL;
+    err e = manifest_text(m, text, len);
+    if (!e.code) e = manifest_parse(*text, *len, "the new manifest", &again);
+    if (e.code) e.code = ERR_BUG;
+    manifest_destroy(&again);
+    return e;
+}
+
 /* Root only. The manifest last: until it stands there, there is no archive. What was moved is taken
  * back after a failure. */
 static err publish(const archive_writer *w, const manifest *m) {
     char *text = NULL, *path = file_join(w->out_dir, "manifest.json");
     size_t len = 0;
     int64_t moved = 0;
-    err e = manifest_text(m, &text, &len);
+    err e = checked_text(m, &text, &len);
     if (!e.code) e = archive_remove(w->out_dir);
     for (; moved < w->n_parts && !e.code; moved++)
         e = file_rename(w->parts[moved].partial, w->parts[moved].published);

@@ -1,0 +1,431 @@
+/* Layout: sums and shapes worked out by hand or by a formula that shares nothing with it, the order
+ * that files need, bytes of packed tensors, and the small files. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "base/json.h"
+#include "io/safetensors.h"
+#include "shard/layout.h"
+#include "shard/loader_rules.h"
+#include "shard/packed_tensor.h"
+#include "shard/small_files.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Odd sizes on purpose: 5 tokens, 3 rows of K, so that 2-byte tensors end anywhere. */
+static llama_config odd_config(void) {
+    llama_config c = {.hidden = 10,
+                      .intermediate = 7,
+                      .layers = 3,
+                      .heads = 3,
+                      .kv_heads = 1,
+                      .head_dim = 3,
+                      .vocab = 5,
+                      .attention_bias = true,
+                      .mlp_bias = true};
+    strcpy(c.architecture, "LlamaForCausalLM");
+    return c;
+}
+
+static llama_config llama2_70b(void) {
+    llama_config c = {.hidden = 8192,
+                      .intermediate = 28672,
+                      .layers = 80,
+                      .heads = 64,
+                      .kv_heads = 8,
+                      .head_dim = 128,
+                      .vocab = 32000};
+    strcpy(c.architecture, "LlamaForCausalLM");
+    return c;
+}
+
+static layout_options plain_options(int bits, int64_t group, bool symmetric) {
+    return (layout_options){.bits = bits,
+                            .group = group,
+                            .symmetric = symmetric,
+                            .scale_dtype = ST_BF16,
+                            .store_dtype = ST_BF16,
+                            .shard_bytes = (uint64_t)4 << 30};
+}
+
+static layout *make(const llama_config *c, const layout_options *o) {
+    layout *l;
+    err e = layout_create(c, o, &l);
+    if (e.code) fail_msg("%s: %s", e.where, e.what);
+    return l;
+}
+
+/* 70B at 4 bits, groups of 128: a formula over the published shapes. */
+static void test_70b(void **state) {
+    (void)state;
+    llama_config c = llama2_70b();
+    layout_options o = plain_options(4, 128, true);
+    layout *l = make(&c, &o);
+    uint64_t linear = 2u * 8192 * 8192 + 2u * 1024 * 8192 + 3ull * 28672 * 8192;
+    uint64_t layer = linear / 2 + linear / 128 * 2 + 7 * 16 + 2 * 8192 * 2;
+    uint64_t ends = 2 * 32000ull * 8192 * 2 + 8192 * 2;
+    assert_int_equal(layout_total_bytes(l), 80 * layer + ends);
+    assert_int_equal(layout_count(l), 80 * (7 * 3 + 2) + 3);
+    assert_int_equal(layout_units(l), 82);
+    assert_int_equal(layout_unit_bytes(l, 0), 32000ull * 8192 * 2);
+    assert_int_equal(layout_unit_bytes(l, 5), layer);
+    assert_int_equal(layout_unit_bytes(l, 81), 32000ull * 8192 * 2 + 8192 * 2);
+    /* 36.1 GB in parts of at most 4 GiB: nine, and no cut wastes more than one module */
+    assert_int_equal(layout_parts(l), 9);
+    uint64_t largest_module = 32000ull * 8192 * 2;
+    for (int64_t p = 0; p < 9; p++) {
+        assert_true(layout_part_bytes(l, p) <= o.shard_bytes);
+        if (p < 8) assert_true(layout_part_bytes(l, p) > o.shard_bytes - largest_module);
+    }
+    char name[64];
+    layout_shard_name(l, 8, name);
+    assert_string_equal(name, "model-00009-of-00009.safetensors");
+    layout_destroy(&l);
+    assert_null(l);
+}
+
+static void test_shapes(void **state) {
+    (void)state;
+    llama_config c = llama2_70b();
+    layout_options o = plain_options(3, 64, false);
+    o.scale_dtype = ST_F32;
+    o.store_dtype = ST_F16;
+    layout *l = make(&c, &o);
+    const layout_slot *s = layout_find(l, "model.layers.79.self_attn.k_proj.weight_packed");
+    assert_non_null(s);
+    assert_true(s->dtype == ST_I32 && s->n_dims == 2 && s->unit == 80);
+    assert_int_equal(s->shape[0], 1024);
+    assert_int_equal(s->shape[1], 8192 * 3 / 32);
+    s = layout_find(l, "model.layers.0.mlp.down_proj.weight_scale");
+    assert_true(s->dtype == ST_F32 && s->shape[0] == 8192 && s->shape[1] == 28672 / 64);
+    s = layout_find(l, "model.layers.0.mlp.up_proj.weight_zero_point");
+    assert_true(s->dtype == ST_I32 && s->shape[0] == 28672 * 3 / 32 && s->shape[1] == 128);
+    s = layout_find(l, "model.layers.0.mlp.up_proj.weight_shape");
+    assert_true(s->dtype == ST_I64 && s->n_dims == 1 && s->shape[0] == 2 && s->bytes == 16);
+    s = layout_find_role(l, ROLE_UP, 7, LAYOUT_SCALE);
+    assert_string_equal(s->name, "model.layers.7.mlp.up_proj.weight_scale");
+    s = layout_find_role(l, ROLE_HEAD, -1, LAYOUT_PLAIN);
+    assert_true(s->dtype == ST_F16 && s->shape[0] == 32000 && s->unit == 81);
+    assert_null(layout_find(l, "model.layers.0.mlp.up_proj.weight"));
+    assert_null(layout_find_role(l, ROLE_UP, 80, LAYOUT_SCALE));
+    assert_null(layout_find_role(l, ROLE_UP_BIAS, 0, LAYOUT_PLAIN));
+    layout_destroy(&l);
+}
+
+/* In units and in parts: no holes, every tensor on a multiple of its element size. */
+static void check_order(const layout *l, uint64_t shard_bytes) {
+    uint64_t *unit_sum = calloc((size_t)layout_units(l), sizeof *unit_sum);
+    for (int64_t i = 0; i < layout_count(l); i++) {
+        const layout_slot *s = layout_tensor(l, i), *before = i ? layout_tensor(l, i - 1) : NULL;
+        uint64_t size = (uint64_t)st_dtype_bytes(s->dtype);
+        if (before) assert_true(before->unit <= s->unit);
+        assert_int_equal(s->unit_offset, unit_sum[s->unit]);
+        unit_sum[s->unit] += s->bytes;
+        assert_int_equal(s->unit_offset % size, 0);
+        assert_int_equal(s->part_offset % size, 0);
+        assert_true(layout_find(l, s->name) == s);
+    }
+    for (int64_t u = 0; u < layout_units(l); u++)
+        assert_int_equal(unit_sum[u], layout_unit_bytes(l, u));
+    free(unit_sum);
+    for (int64_t p = 0; p < layout_parts(l); p++) {
+        char *header, name[64];
+        size_t len;
+        st_header *h;
+        layout_shard_name(l, p, name);
+        assert_int_equal(layout_shard_header(l, p, &header, &len).code, 0);
+        assert_int_equal(len % 8, 0);
+        /* the strict reader refuses holes, overlaps, and sizes that do not fit */
+        err e = st_header_parse(header + 8, len - 8, layout_part_bytes(l, p), name, &h);
+        if (e.code) fail_msg("%s", e.what);
+        assert_string_equal(st_header_metadata(h, "format"), "pt");
+        int64_t sources = 0;
+        for (int64_t i = 0; i < st_header_count(h); i++) {
+            const layout_slot *s = layout_find(l, st_header_at(h, i)->name);
+            assert_int_equal(s->part, p);
+            assert_int_equal(s->part_offset, st_header_at(h, i)->begin);
+            sources += s->kind == LAYOUT_PLAIN || s->kind == LAYOUT_PACKED;
+        }
+        if (layout_part_bytes(l, p) > shard_bytes) assert_int_equal(sources, 1);
+        st_header_destroy(&h);
+        free(header);
+    }
+}
+
+static void test_order(void **state) {
+    (void)state;
+    llama_config c = odd_config();
+    for (uint64_t shard_bytes = 1; shard_bytes < 20000; shard_bytes = shard_bytes * 3 + 7)
+        for (int bits = 2; bits <= 8; bits++)
+            for (int kind = 0; kind < 4; kind++) {
+                layout_options o = plain_options(bits, 0, kind & 1);
+                o.shard_bytes = shard_bytes;
+                if (kind & 2) o.scale_dtype = ST_F16, o.store_dtype = ST_F32;
+                layout *l = make(&c, &o);
+                /* a linear is never cut in two */
+                for (int64_t i = 0; i < layout_count(l); i++) {
+                    const layout_slot *s = layout_tensor(l, i);
+                    if (s->kind == LAYOUT_PLAIN) continue;
+                    const layout_slot *packed =
+                        layout_find_role(l, s->source.role, s->source.layer, LAYOUT_PACKED);
+                    assert_int_equal(s->part, packed->part);
+                }
+                check_order(l, shard_bytes);
+                layout_destroy(&l);
+            }
+}
+
+static void test_tied(void **state) {
+    (void)state;
+    llama_config c = llama2_70b();
+    c.tied = true;
+    layout_options o = plain_options(4, 0, true);
+    layout *l = make(&c, &o);
+    assert_null(layout_find(l, "lm_head.weight"));
+    assert_true(layout_config(l)->tied);
+    layout_destroy(&l);
+    o.untied = true;
+    l = make(&c, &o);
+    assert_non_null(layout_find(l, "lm_head.weight"));
+    assert_false(layout_config(l)->tied);
+    layout_destroy(&l);
+}
+
+static void test_refusals(void **state) {
+    (void)state;
+    llama_config c = llama2_70b();
+    c.intermediate = 11008 + 32;
+    layout *l;
+    layout_options o = plain_options(4, 128, true);
+    err e = layout_create(&c, &o, &l);
+    assert_int_equal(e.code, ERR_USAGE);
+    assert_non_null(strstr(e.what, "128"));
+    assert_non_null(strstr(e.what, "11040"));
+    assert_null(l);
+    o = plain_options(9, 128, true);
+    assert_int_equal(layout_create(&c, &o, &l).code, ERR_USAGE);
+    o = plain_options(4, -1, true);
+    assert_int_equal(layout_create(&c, &o, &l).code, ERR_USAGE);
+    o = plain_options(4, 0, true);
+    o.store_dtype = ST_I32;
+    assert_int_equal(layout_create(&c, &o, &l).code, ERR_USAGE);
+}
+
+/* The golden words of the format, with the scale and the shape. */
+static void test_packed_bytes(void **state) {
+    (void)state;
+    wquant how = {.bits = 4, .group = 8, .symmetric = false, .scale_type = SCALE_BF16};
+    qmatrix *q;
+    int32_t words[6];
+    uint16_t scales[6];
+    int64_t shape[2];
+    assert_int_equal(qmatrix_create(3, 16, &how, &q).code, 0);
+    for (int i = 0; i < 48; i++) q->codes[i] = (uint8_t)(i % 16);
+    for (int i = 0; i < 6; i++) {
+        q->scales[i] = i % 2 ? -0.5f : 1.0f;
+        q->zeros[i] = (uint8_t)(i + 1); /* [3, 2]: rows 1 2, 3 4, 5 6 */
+    }
+    assert_int_equal(packed_tensor_bytes(q, LAYOUT_PACKED), sizeof words);
+    packed_tensor_fill(q, LAYOUT_PACKED, words);
+    for (int i = 0; i < 6; i++) assert_int_equal(words[i], i % 2 ? -19088744 : 1985229328);
+    assert_int_equal(packed_tensor_bytes(q, LAYOUT_SCALE), sizeof scales);
+    packed_tensor_fill(q, LAYOUT_SCALE, scales);
+    for (int i = 0; i < 6; i++) assert_int_equal(scales[i], i % 2 ? 0xbf00 : 0x3f80);
+    assert_int_equal(packed_tensor_bytes(q, LAYOUT_ZEROS), 8);
+    packed_tensor_fill(q, LAYOUT_ZEROS, words);
+    assert_int_equal(words[0], 0x531);
+    assert_int_equal(words[1], 0x642);
+    assert_int_equal(packed_tensor_bytes(q, LAYOUT_SHAPE), sizeof shape);
+    packed_tensor_fill(q, LAYOUT_SHAPE, shape);
+    assert_true(shape[0] == 3 && shape[1] == 16);
+    qmatrix_destroy(&q);
+}
+
+static void test_plain_bytes(void **state) {
+    (void)state;
+    const float x[3] = {1.0f, -65504.0f, 3.140625f};
+    const float large[1] = {65520.0f};
+    uint16_t got[3];
+    float same[3];
+    assert_int_equal(packed_plain_fill(x, 3, ST_F16, "t", got).code, 0);
+    assert_int_equal(got[0], 0x3c00);
+    assert_int_equal(got[1], 0xfbff);
+    assert_int_equal(got[2], 0x4248);
+    assert_int_equal(packed_plain_fill(x, 3, ST_BF16, "t", got).code, 0);
+    assert_int_equal(got[0], 0x3f80);
+    assert_int_equal(got[2], 0x4049);
+    assert_int_equal(packed_plain_fill(x, 3, ST_F32, "t", same).code, 0);
+    assert_memory_equal(same, x, sizeof x);
+    assert_int_equal(packed_plain_fill(large, 1, ST_F16, "t", got).code, ERR_NUMERICS);
+}
+
+static const char SOURCE[] =
+    "{\"architectures\": [\"LlamaForCausalLM\"], \"torch_dtype\": \"float32\", "
+    "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, \"own\": {\"b\": 1, \"a\": 2}, "
+    "\"tie_word_embeddings\": true, \"vocab_size\": 5}";
+
+static json_t *config_of(const layout *l, const json_t *spinshard, char **text) {
+    json_t *source, *made;
+    size_t len;
+    assert_int_equal(json_parse(SOURCE, strlen(SOURCE), "config.json", &source).code, 0);
+    small_options o = {.name = "m", .config = source, .spinshard = spinshard};
+    assert_int_equal(small_config_text(l, &o, text, &len).code, 0);
+    assert_int_equal(strlen(*text), len);
+    assert_int_equal(json_parse(*text, len, "config.json", &made).code, 0);
+    json_decref(source);
+    return made;
+}
+
+static void test_config(void **state) {
+    (void)state;
+    static const char *const order[] = {
+        "architectures",       "torch_dtype", "rms_norm_eps",        "rope_theta", "own",
+        "tie_word_embeddings", "vocab_size",  "quantization_config", "spinshard"};
+    llama_config c = llama2_70b();
+    layout_options o = plain_options(4, 64, false);
+    o.untied = true;
+    layout *l = make(&c, &o);
+    json_t *online = json_pack("{s:[s]}", "online", "r3");
+    char *text;
+    const char *key;
+    json_t *made = config_of(l, online, &text), *value;
+    size_t i = 0;
+    json_object_foreach(made, key, value) assert_string_equal(key, order[i++]);
+    assert_int_equal(i, 9);
+    assert_string_equal(json_string_value(json_object_get(made, "torch_dtype")), "bfloat16");
+    assert_true(json_is_false(json_object_get(made, "tie_word_embeddings")));
+    assert_non_null(strstr(text, "\"rms_norm_eps\": 1e-5,")); /* short, as people write it */
+    bool present;
+    loader_form form;
+    assert_int_equal(loader_form_parse(made, "config.json", &present, &form).code, 0);
+    assert_true(present && form.bits == 4 && form.group == 64 && !form.symmetric);
+    free(text);
+    json_decref(made);
+    json_decref(online);
+    layout_destroy(&l);
+
+    o = plain_options(8, 0, true);
+    l = make(&c, &o);
+    made = config_of(l, NULL, &text);
+    assert_true(json_is_true(json_object_get(made, "tie_word_embeddings"))); /* left as it was */
+    assert_int_equal(loader_form_parse(made, "config.json", &present, &form).code, 0);
+    assert_true(present && form.bits == 8 && form.group == 0 && form.symmetric);
+    json_object_del(made, "quantization_config");
+    assert_int_equal(loader_form_parse(made, "config.json", &present, &form).code, 0);
+    assert_false(present);
+    free(text);
+    json_decref(made);
+    layout_destroy(&l);
+}
+
+/* Set one key of the scheme and expect a refusal that names it. */
+static void refuse(const char *path, const char *key, json_t *value) {
+    static const char good[] =
+        "{\"quantization_config\": {\"quant_method\": \"compressed-tensors\", \"format\": "
+        "\"pack-quantized\", \"quantization_status\": \"compressed\", \"ignore\": [\"lm_head\"], "
+        "\"config_groups\": {\"g\": {\"targets\": [\"Linear\"], \"weights\": {\"num_bits\": 4, "
+        "\"type\": \"int\", \"symmetric\": true, \"strategy\": \"group\", \"group_size\": 32}}}}}";
+    json_t *o;
+    bool present;
+    loader_form form;
+    assert_int_equal(json_parse(good, strlen(good), "c", &o).code, 0);
+    assert_int_equal(loader_form_parse(o, "c", &present, &form).code, 0);
+    json_t *at = json_object_get(o, "quantization_config");
+    if (*path) at = json_object_get(json_object_get(at, "config_groups"), "g");
+    if (!strcmp(path, "weights")) at = json_object_get(at, "weights");
+    json_object_set_new(at, key, value);
+    err e = loader_form_parse(o, "c", &present, &form);
+    assert_int_equal(e.code, ERR_VERIFY);
+    assert_non_null(strstr(e.what, key));
+    json_decref(o);
+}
+
+static void test_foreign_schemes(void **state) {
+    (void)state;
+    refuse("", "quant_method", json_string("gptq"));
+    refuse("", "format", json_string("int-quantized"));
+    refuse("", "quantization_status", json_string("frozen"));
+    refuse("", "ignore", json_array());
+    refuse("", "kv_cache_scheme", json_object());
+    refuse("", "transform_config", json_pack("{s:i}", "config_groups", 1));
+    refuse("", "config_groups", json_object());
+    refuse("group", "targets", json_pack("[s]", "re:.*"));
+    refuse("group", "input_activations", json_object());
+    refuse("weights", "num_bits", json_integer(16));
+    refuse("weights", "type", json_string("float"));
+    refuse("weights", "symmetric", json_null());
+    refuse("weights", "strategy", json_string("tensor"));
+    refuse("weights", "group_size", json_integer(0));
+    refuse("weights", "dynamic", json_true());
+    refuse("weights", "actorder", json_string("group"));
+}
+
+static void test_index_and_card(void **state) {
+    (void)state;
+    llama_config c = odd_config();
+    layout_options o = plain_options(4, 0, true);
+    o.shard_bytes = 500;
+    layout *l = make(&c, &o);
+    char *text;
+    size_t len;
+    json_t *index;
+    assert_int_equal(small_index_text(l, &text, &len).code, 0);
+    assert_int_equal(json_parse(text, len, "index", &index).code, 0);
+    free(text);
+    json_t *map = json_object_get(index, "weight_map");
+    assert_int_equal(json_object_size(map), layout_count(l));
+    uint64_t total = 0;
+    for (int64_t i = 0; i < layout_count(l); i++) {
+        const layout_slot *s = layout_tensor(l, i);
+        char shard[64];
+        layout_shard_name(l, s->part, shard);
+        assert_string_equal(json_string_value(json_object_get(map, s->name)), shard);
+        total += s->bytes;
+    }
+    assert_int_equal(
+        json_integer_value(json_object_get(json_object_get(index, "metadata"), "total_size")),
+        total);
+    json_decref(index);
+
+    json_t *recipe = json_pack("{s:i, s:{s:s}}", "seed", 0, "weights", "method", "rtn");
+    json_t *online = json_pack("{s:[s]}", "online", "r4");
+    small_options so = {.name = "mod", .recipe = recipe};
+    assert_int_equal(small_card_text(l, &so, &text, &len).code, 0);
+    assert_non_null(strstr(text, "from_pretrained(\"./mod\")"));
+    assert_non_null(strstr(text, "\n    seed: 0\n"));
+    free(text);
+    so.spinshard = online;
+    assert_int_equal(small_card_text(l, &so, &text, &len).code, 0);
+    assert_null(strstr(text, "from_pretrained")); /* would give wrong results */
+    free(text);
+    json_decref(recipe);
+    json_decref(online);
+    layout_destroy(&l);
+    assert_true(small_file_is_copied("tokenizer.json") && small_file_is_copied("LICENSE.txt"));
+    assert_true(small_file_is_copied("USE_POLICY.md") &&
+                small_file_is_copied("chat_template.jinja"));
+    assert_false(small_file_is_copied("config.json") || small_file_is_copied("README.md"));
+    assert_false(small_file_is_copied("model.safetensors") || small_file_is_copied("LICENSE\n"));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_70b),
+        cmocka_unit_test(test_shapes),
+        cmocka_unit_test(test_order),
+        cmocka_unit_test(test_tied),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_packed_bytes),
+        cmocka_unit_test(test_plain_bytes),
+        cmocka_unit_test(test_config),
+        cmocka_unit_test(test_foreign_schemes),
+        cmocka_unit_test(test_index_and_card),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
