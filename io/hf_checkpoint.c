@@ -23,6 +23,7 @@ enum {
 
 typedef struct shard {
     char *name;
+    char *where;      /* for messages: the path, and the name where that is not its end */
     const char *path; /* borrowed from the file set */
     uint64_t offset, bytes;
     st_header *header;
@@ -138,9 +139,14 @@ static err add_shard(hf_checkpoint *ck, const char *name) {
         return err_make(ERR_INPUT, fileset_where(ck->fs),
                         "fetch the model again: most tools go on where they stopped",
                         "shard %.200s is missing, or is not a regular file", name);
-    if (!(s->name = strdup(name))) return no_memory(ck);
     s->fd = -1;
     ck->n_shards++;
+    bool plain = ends_with(s->path, name);
+    s->name = strdup(name);
+    if (!s->name || asprintf(&s->where, plain ? "%s" : "%s: %s", s->path, name) < 0) {
+        s->where = NULL;
+        return no_memory(ck);
+    }
     return err_none();
 }
 
@@ -238,7 +244,8 @@ static err read_header_texts(const hf_checkpoint *ck, char **texts, size_t *lens
         const shard *s = &ck->shards[i];
         int fd;
         err e = shard_fd(ck, i, &fd);
-        if (!e.code) e = st_header_read_text(fd, s->name, s->offset, s->bytes, &texts[i], &lens[i]);
+        if (!e.code)
+            e = st_header_read_text(fd, s->where, s->offset, s->bytes, &texts[i], &lens[i]);
         if (e.code) return e;
     }
     return err_none();
@@ -252,7 +259,7 @@ static err share_headers(const comm *c, hf_checkpoint *ck, char **texts, size_t 
     for (int i = 0; i < ck->n_shards; i++) comm_bcast_blob(c, (void **)&texts[i], &lens[i], 0);
     for (int i = 0; i < ck->n_shards && !e.code; i++) {
         shard *s = &ck->shards[i];
-        e = st_header_parse(texts[i], lens[i], s->bytes - 8 - lens[i], s->name, &s->header);
+        e = st_header_parse(texts[i], lens[i], s->bytes - 8 - lens[i], s->where, &s->header);
     }
     return e;
 }
@@ -266,7 +273,7 @@ static err read_headers(const comm *c, hf_checkpoint *ck) {
     for (int i = 0; texts && i < ck->n_shards; i++) free(texts[i]);
     free(texts);
     free(lens);
-    return e.code ? err_at(e, fileset_where(ck->fs)) : e;
+    return e;
 }
 
 /* The shard that the index gives for a name; without an index there is one shard. NULL: not named.
@@ -423,6 +430,7 @@ void hf_checkpoint_destroy(hf_checkpoint **ck) {
         close_shard(&(*ck)->shards[i]);
         st_header_destroy(&(*ck)->shards[i].header);
         free((*ck)->shards[i].name);
+        free((*ck)->shards[i].where);
     }
     free((*ck)->shards);
     free((*ck)->tensors);
