@@ -67,7 +67,7 @@ err file_pwrite(int fd, const char *path, const void *from, uint64_t n, uint64_t
 
 err file_read_all(const char *path, uint64_t max_bytes, char **out, size_t *len) {
     int fd;
-    uint64_t bytes;
+    uint64_t bytes = 0;
     *out = NULL;
     *len = 0;
     err e = file_open_read(path, &fd, &bytes);

@@ -73,13 +73,10 @@ void log_progress(const char *phase, long done, long total) {
     put(line, (size_t)n);
 }
 
-void log_failure(const err *e, int others) {
-    char text[1600], tail[80] = "";
-    if (others > 0) snprintf(tail, sizeof tail, " (and %d other ranks failed)", others);
-    char at[32] = "";
+void log_failure(const err *e) {
+    char text[1600], at[32] = "";
     if (e->rank > 0) snprintf(at, sizeof at, " [rank %d]", e->rank);
-    int n = snprintf(text, sizeof text, "spinshard: error: %s%s%s%s%s%s%s\n", e->where,
-                     e->where[0] ? ": " : "", e->what, at, tail, e->hint[0] ? "\n  try: " : "",
-                     e->hint);
+    int n = snprintf(text, sizeof text, "spinshard: error: %s%s%s%s%s%s\n", e->where,
+                     e->where[0] ? ": " : "", e->what, at, e->hint[0] ? "\n  try: " : "", e->hint);
     put(text, (size_t)n < sizeof text ? (size_t)n : sizeof text - 1);
 }

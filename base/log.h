@@ -18,7 +18,7 @@ void log_line(log_level level, const char *fmt, ...) __attribute__((format(print
  * done == total ends it. */
 void log_progress(const char *phase, long done, long total);
 
-/* Local. The one message of a failed run. others: how many more ranks failed. */
-void log_failure(const err *e, int others);
+/* Local. The one message of a failed run. */
+void log_failure(const err *e);
 
 #endif

@@ -77,7 +77,7 @@ static err run(command cmd, int argc, char **argv) {
 
 static int report(const err *e) {
     fflush(stdout);
-    if (e->code && comm_rank(comm_world()) == 0) log_failure(e, 0);
+    if (e->code && comm_rank(comm_world()) == 0) log_failure(e);
     return e->code;
 }
 

@@ -29,7 +29,6 @@ static comm world = {.size = 1, .name = "world"};
 static bool started;
 static int node_size = 1;
 static char host[MPI_MAX_PROCESSOR_NAME + 1];
-static char library[128];
 
 static void on_failure(MPI_Comm *handle, int *code, ...) {
     char text[MPI_MAX_ERROR_STRING], name[MPI_MAX_OBJECT_NAME] = "?";
@@ -80,9 +79,6 @@ static void learn_node(void) {
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
     MPI_Comm_size(node, &node_size);
     MPI_Comm_free(&node);
-    char text[MPI_MAX_LIBRARY_VERSION_STRING];
-    MPI_Get_library_version(text, &n);
-    snprintf(library, sizeof library, "%.*s", (int)strcspn(text, ",\n"), text);
 }
 
 err comm_start(int *argc, char ***argv) {
@@ -130,6 +126,11 @@ int comm_node_size(void) {
 }
 
 const char *comm_library(void) {
+    static char library[128];
+    char text[MPI_MAX_LIBRARY_VERSION_STRING];
+    int n;
+    MPI_Get_library_version(text, &n); /* one of the few calls allowed before MPI_Init */
+    snprintf(library, sizeof library, "%.*s", (int)strcspn(text, ",\n"), text);
     return library;
 }
 
@@ -181,6 +182,9 @@ err comm_agree(const comm *c, err e, const char *phase, int *others) {
     if (root == c->rank) e.rank = world.rank;
     comm_bcast(c, &e, sizeof e, root);
     if (!e.where[0]) snprintf(e.where, sizeof e.where, "%s", phase);
+    size_t used = strlen(e.what);
+    if (failed > 1 && failed < c->size) /* all of them: the message speaks for every rank */
+        snprintf(e.what + used, sizeof e.what - used, " (and on %d other ranks)", (int)failed - 1);
     return e;
 }
 
