@@ -224,11 +224,11 @@ void *scratch_of_thread(const llama_scratch *s) {
 
 /* The pass. */
 
-static err check_id(const llama_config *cfg, int32_t id, int64_t t) {
-    if (id >= 0 && id < cfg->vocab) return err_none();
+static err check_id(int64_t vocab, int32_t id, int64_t t) {
+    if (id >= 0 && id < vocab) return err_none();
     return err_make(ERR_INPUT, "token ids", "use the tokenizer of this model",
                     "id %" PRId32 " at position %" PRId64 " is outside the vocabulary of %" PRId64,
-                    id, t, cfg->vocab);
+                    id, t, vocab);
 }
 
 err llama_embed(const llama_stage *s, compute_type compute, const int32_t *ids, int64_t n_tokens,
@@ -236,7 +236,7 @@ err llama_embed(const llama_stage *s, compute_type compute, const int32_t *ids, 
     const int64_t n = s->cfg->hidden;
     if (s->embed.kind == WMAT_NONE) return err_make(ERR_BUG, "embedding", NULL, "not on this rank");
     for (int64_t t = 0; t < n_tokens; t++) {
-        err e = check_id(s->cfg, ids[t], t);
+        err e = check_id(s->embed.rows, ids[t], t);
         if (e.code) return e;
         if (compute == COMPUTE_F64)
             wmat_expand_f64(&s->embed, ids[t], 1, 0, n, (double *)x + t * n, n);
@@ -289,7 +289,7 @@ err llama_head_nll(const llama_stage *s, int64_t n_tokens, const void *x, const 
     *nll_sum = 0;
     err e = find_head(s, &head);
     if (!e.code) e = check_room(scratch, n_tokens);
-    for (int64_t t = 0; !e.code && t < n_tokens; t++) e = check_id(s->cfg, ids[t], t);
+    for (int64_t t = 0; !e.code && t < n_tokens; t++) e = check_id(head->rows, ids[t], t);
     if (e.code || n_tokens < 2) return e;
     double *each = nll ? nll : scratch->nll;
     if (scratch->compute == COMPUTE_F64) {
