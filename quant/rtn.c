@@ -10,6 +10,8 @@
 #include <inttypes.h>
 #include <stddef.h>
 
+enum { LANES = 8 };
+
 int64_t wquant_group(const wquant *how, int64_t cols) {
     return how->group ? how->group : cols;
 }
@@ -140,20 +142,30 @@ void qmatrix_dequantize_rows(const qmatrix *q, int64_t row0, int64_t rows, float
     for (int64_t r = 0; r < rows; r++) dequantize_row(q, row0 + r, out + r * q->cols);
 }
 
+/* Errors of one group in LANES partial sums, which the compiler can keep in vectors; a fixed order.
+ */
+static void add_group_error(const uint8_t *codes, const float *w, int64_t n, int zero, float scale,
+                            qerror *sum) {
+    double errors[LANES] = {0}, weights[LANES] = {0};
+    float most = 0;
+    for (int64_t i = 0; i < n; i++) {
+        float e = (float)(codes[i] - zero) * scale - w[i];
+        errors[i % LANES] += (double)e * (double)e;
+        weights[i % LANES] += (double)w[i] * (double)w[i];
+        most = fabsf(e) > most ? fabsf(e) : most;
+    }
+    for (int l = 0; l < LANES; l++) {
+        sum->sum_sq_error += errors[l];
+        sum->sum_sq_weight += weights[l];
+    }
+    if ((double)most > sum->max_error) sum->max_error = (double)most;
+}
+
 static qerror row_error(const qmatrix *q, const float *w, int64_t row) {
     qerror sum = {0};
-    for (int64_t g = 0; g < q->n_groups; g++) {
-        const uint8_t *codes = q->codes + row * q->cols + g * q->group;
-        float s = q->scales[row * q->n_groups + g];
-        int z = zero_of(q, row, g);
-        for (int64_t i = 0; i < q->group; i++) {
-            double x = w[g * q->group + i];
-            double e = (double)((float)(codes[i] - z) * s) - x;
-            sum.sum_sq_error += e * e;
-            sum.sum_sq_weight += x * x;
-            sum.max_error = fmax(sum.max_error, fabs(e));
-        }
-    }
+    for (int64_t g = 0; g < q->n_groups; g++)
+        add_group_error(q->codes + row * q->cols + g * q->group, w + g * q->group, q->group,
+                        zero_of(q, row, g), q->scales[row * q->n_groups + g], &sum);
     return sum;
 }
 
