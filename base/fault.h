@@ -12,4 +12,9 @@ bool fault_hit(const char *kind);
 /* Local. Tell the injector which rank this is; before that RANK matches nothing but absence. */
 void fault_set_rank(int rank);
 
+/* Local. Arm with a text of the form above in place of the environment's; counting starts anew. A
+ * text that is not of the form disarms. */
+void fault_arm(const char *spec);
+bool fault_armed(void); /* local: the failure has not come yet */
+
 #endif

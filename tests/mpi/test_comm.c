@@ -1,0 +1,118 @@
+/* Ranks: agreement, exchange, integer sums, on 1 to 4 ranks. A failed check ends with nonzero. */
+#include "base/log.h"
+#include "mpi/comm.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int failures;
+
+static void check(bool ok, const char *what) {
+    if (ok) return;
+    failures++;
+    fprintf(stderr, "rank %d: failed: %s\n", comm_rank(comm_world()), what);
+}
+
+static void errors_are_agreed(const comm *c) {
+    int rank = comm_rank(c), size = comm_size(c), others = -1;
+    check(!comm_agree(c, err_none(), "nothing", &others).code && others == 0,
+          "success stays success");
+    /* The last rank fails with a larger code than the first: the smaller code wins. */
+    err e = err_none();
+    if (rank == size - 1) e = err_make(ERR_SPACE, "disk", "h", "late");
+    if (rank == 0 && size > 1) e = err_make(ERR_INPUT, "", NULL, "early");
+    e = comm_agree(c, e, "phase", &others);
+    check(e.code == (size > 1 ? ERR_INPUT : ERR_SPACE), "smallest nonzero code wins");
+    check(e.rank == 0, "the rank is filled in");
+    check(!strcmp(e.where, size > 1 ? "phase" : "disk"), "an empty where becomes the phase");
+    check(others == (size > 1 ? 1 : 0), "the others are counted");
+    bool told = strstr(e.what, "other ranks") != NULL;
+    check(told == (size > 2), "others are told unless every rank failed");
+    /* Equal codes: the lowest rank speaks. */
+    e = comm_agree(c, err_make(ERR_INPUT, "w", NULL, "rank %d", rank), "phase", NULL);
+    check(e.rank == 0 && !strncmp(e.what, "rank 0", 6), "lowest rank of equal codes");
+}
+
+static void bytes_go_round(const comm *c) {
+    int rank = comm_rank(c), size = comm_size(c);
+    enum { N = (40 << 20) + 17 }; /* several pieces and a rest */
+    char *data = malloc(N);
+    if (!data) abort();
+    for (int i = 0; i < N; i++) data[i] = (char)(rank == 0 ? i * 7 : 0);
+    comm_bcast(c, data, N, 0);
+    bool same = true;
+    for (int i = 0; i < N; i++) same &= data[i] == (char)(i * 7);
+    check(same, "broadcast in pieces");
+    if (size > 1) { /* a ring, half of it without waiting */
+        int next = (rank + 1) % size, before = (rank + size - 1) % size;
+        char *in = calloc(1, N);
+        if (!in) abort();
+        data[N - 1] = (char)rank;
+        comm_request *r = comm_irecv(c, in, N, before, TAG_ACTIVATIONS);
+        comm_send(c, data, N, next, TAG_ACTIVATIONS);
+        comm_wait(&r);
+        check(in[N - 1] == (char)before && in[N / 2] == (char)((N / 2) * 7), "ring");
+        check(r == NULL, "a request is gone after waiting");
+        free(in);
+    }
+    free(data);
+    void *blob = rank == size - 1 ? (void *)(uintptr_t) "hello" : NULL;
+    size_t len = rank == size - 1 ? 5 : 0;
+    comm_bcast_blob(c, &blob, &len, size - 1);
+    check(len == 5 && !memcmp(blob, "hello", 5), "blob");
+    if (rank != size - 1) free(blob);
+}
+
+static void results_are_gathered(const comm *c) {
+    int rank = comm_rank(c), size = comm_size(c);
+    char mine[8], *all = NULL, want[64] = "";
+    size_t lens[8] = {0};
+    snprintf(mine, sizeof mine, "%.*s", rank, "abcdef");
+    comm_gather_blobs(c, mine, (size_t)rank, (void **)&all, lens, 0);
+    for (int r = 0; r < size; r++) strncat(want, "abcdef", (size_t)r);
+    if (rank == 0) {
+        check(!strcmp(all, want), "blobs in rank order");
+        for (int r = 0; r < size; r++) check(lens[r] == (size_t)r, "length of a blob");
+        free(all);
+    }
+    int64_t v[3] = {rank, 1, -rank}, one = (int64_t)1 << 61;
+    comm_sum_i64(c, v, 3);
+    check(v[0] == size * (size - 1) / 2 && v[1] == size && v[2] == -v[0], "integer sum");
+    if (size <= 3) {
+        comm_sum_i64(c, &one, 1);
+        check(one == ((int64_t)1 << 61) * size, "large integers are exact");
+    }
+    double m[2] = {rank * 0.5, -rank};
+    comm_max_f64(c, m, 2);
+    check(m[0] == (size - 1) * 0.5 && m[1] == 0, "maximum");
+}
+
+static void ranks_are_split(const comm *c) {
+    comm *half = NULL;
+    int rank = comm_rank(c), size = comm_size(c);
+    err e = comm_split(c, rank == size - 1 && size > 1 ? -1 : 0, "all but the last", &half);
+    check(!e.code, "split");
+    check((half == NULL) == (rank == size - 1 && size > 1), "color -1 gets none");
+    if (half)
+        check(comm_rank(half) == rank && comm_size(half) == (size > 1 ? size - 1 : 1),
+              "ranks keep their order");
+    comm_destroy(&half);
+}
+
+int main(int argc, char **argv) {
+    err e = comm_start(&argc, &argv);
+    if (e.code) {
+        log_failure(&e);
+        return 1;
+    }
+    const comm *c = comm_world();
+    errors_are_agreed(c);
+    bytes_go_round(c);
+    results_are_gathered(c);
+    ranks_are_split(c);
+    int64_t all = failures;
+    comm_sum_i64(c, &all, 1);
+    comm_stop();
+    return all ? 1 : 0;
+}

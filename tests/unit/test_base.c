@@ -1,0 +1,274 @@
+/* base: sizes, memory, random numbers, half floats, JSON, YAML, files. */
+#include "base/fault.h"
+#include "base/file.h"
+#include "base/half.h"
+#include "base/json.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "base/sha256.h"
+#include "base/size.h"
+#include "base/yaml.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static void sizes_as_people_write_them(void **state) {
+    (void)state;
+    uint64_t b = 0;
+    assert_int_equal(size_parse("4G", &b).code, 0);
+    assert_int_equal(b, 4ull << 30);
+    assert_int_equal(size_parse("1048576", &b).code, 0);
+    assert_int_equal(b, 1048576);
+    static const char *bad[] = {
+        "", "G", "4X", "4GB", "-1", "99999999999999999999", "17179869184T", "1.5G"};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        assert_int_equal(size_parse(bad[i], &b).code, ERR_USAGE);
+    double s = 0;
+    static const struct {
+        const char *text;
+        double seconds;
+    } times[] = {{"90s", 90}, {"10m", 600}, {"2h", 7200}, {"01:02:03", 3723}, {"45", 45}};
+    for (size_t i = 0; i < sizeof times / sizeof times[0]; i++) {
+        assert_int_equal(size_parse_seconds(times[i].text, &s).code, 0);
+        assert_true(s == times[i].seconds);
+    }
+    static const char *bad_times[] = {"", "m", "10x", "1:2", "00:61:00", "nan", "-3s"};
+    for (size_t i = 0; i < sizeof bad_times / sizeof bad_times[0]; i++)
+        assert_int_equal(size_parse_seconds(bad_times[i], &s).code, ERR_USAGE);
+}
+
+static void arithmetic_that_overflows_says_so(void **state) {
+    (void)state;
+    uint64_t r = 7;
+    assert_true(size_mul(8192ull * 28672, 80, &r));
+    assert_int_equal(r, 18790481920ull);
+    assert_false(size_mul(1ull << 63, 2, &r));
+    assert_false(size_add(UINT64_MAX, 1, &r));
+    assert_int_equal(r, 18790481920ull);
+    int n;
+    assert_int_equal(size_to_int(1ll << 31, "rows", &n).code, ERR_BUG);
+    assert_int_equal(size_to_int((1ll << 31) - 1, "rows", &n).code, 0);
+}
+
+static void memory_is_aligned_zeroed_and_counted(void **state) {
+    (void)state;
+    uint64_t before = mem_held_bytes();
+    void *p[9];
+    for (int i = 0; i < 9; i++) {
+        assert_int_equal(mem_alloc(i * 37, 3, "test", &p[i]).code, 0);
+        assert_int_equal((uintptr_t)p[i] % 64, 0);
+        for (int k = 0; k < i * 111; k++) assert_int_equal(((char *)p[i])[k], 0);
+        memset(p[i], 1, (size_t)(i * 111));
+    }
+    assert_int_equal(mem_held_bytes() - before, 36 * 111);
+    for (int i = 0; i < 9; i++) mem_free(p[i]);
+    assert_int_equal(mem_held_bytes(), before);
+    assert_int_equal(mem_alloc(1ll << 62, 8, "too much", &p[0]).code, ERR_BUG);
+    assert_int_equal(mem_alloc(1ll << 50, 1, "too much", &p[0]).code, ERR_NOFIT);
+    assert_null(p[0]);
+}
+
+static void an_arena_gives_aligned_blocks_and_takes_them_back(void **state) {
+    (void)state;
+    arena *a;
+    assert_int_equal(arena_create(4096, "test", &a).code, 0);
+    char *x = arena_take(a, 10, 1);
+    uint64_t mark = arena_mark(a);
+    char *y = arena_take(a, 100, 8);
+    assert_int_equal((uintptr_t)x % 64, 0);
+    assert_int_equal((uintptr_t)y % 64, 0);
+    assert_true(y >= x + 10);
+    arena_reset(a, mark);
+    assert_ptr_equal(arena_take(a, 1, 1), y);
+    assert_true(arena_peak_bytes(a) >= 810);
+    arena_destroy(&a);
+    assert_null(a);
+}
+
+/* Known answers of Philox4x32-10 published with its authors' library (Random123, kat_vectors). */
+static void philox_gives_the_known_answers(void **state) {
+    (void)state;
+    static const struct {
+        uint32_t counter[4], key[2], want[4];
+    } kat[] = {
+        {{0, 0, 0, 0}, {0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
+        {{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff},
+         {0xffffffff, 0xffffffff},
+         {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
+        {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
+         {0xa4093822, 0x299f31d0},
+         {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
+    };
+    for (int i = 0; i < 3; i++) {
+        uint32_t out[4];
+        rng_philox(kat[i].counter, kat[i].key, out);
+        assert_memory_equal(out, kat[i].want, sizeof out);
+    }
+}
+
+static void random_numbers_have_their_moments(void **state) {
+    (void)state;
+    enum { N = 200000 };
+    double u = 0, uu = 0, z = 0, zz = 0;
+    int sign = 0;
+    for (uint64_t i = 0; i < N; i++) {
+        double a = rng_uniform(5, RNG_TEST, i), b = rng_normal(6, RNG_TEST, i);
+        assert_true(a >= 0 && a < 1);
+        u += a;
+        uu += a * a;
+        z += b;
+        zz += b * b;
+        sign += rng_sign(7, RNG_TEST, i);
+    }
+    double sd = 1 / sqrt(N); /* five standard deviations each */
+    assert_true(fabs(u / N - 0.5) < 5 * sd * sqrt(1.0 / 12));
+    assert_true(fabs(uu / N - 1.0 / 3) < 5 * sd * sqrt(4.0 / 45));
+    assert_true(fabs(z / N) < 5 * sd);
+    assert_true(fabs(zz / N - 1) < 5 * sd * sqrt(2));
+    assert_true(abs(sign) < 5 * sqrt(N));
+    assert_true(rng_u64(1, RNG_TEST, 3) != rng_u64(1, RNG_DATA, 3));
+}
+
+static void half_floats_round_half_to_even(void **state) {
+    (void)state;
+    static const struct {
+        float x;
+        bf16 b;
+        fp16 h;
+    } cases[] = {
+        {1.0f, 0x3f80, 0x3c00},
+        {-2.0f, 0xc000, 0xc000},
+        {1.0f + 0x1p-8f, 0x3f80, 0x3c04},     /* tie of bf16: to even, down */
+        {1.0f + 3 * 0x1p-8f, 0x3f82, 0x3c0c}, /* tie of bf16: to even, up */
+        {1.0f + 0x1p-11f, 0x3f80, 0x3c00},    /* tie of fp16: down */
+        {65504.0f, 0x4780, 0x7bff},
+        {65520.0f, 0x4780, 0x7c00},
+        {0x1p-24f, 0x3380, 0x0001},
+        {0x1p-25f, 0x3300, 0x0000},
+        {-0.0f, 0x8000, 0x8000},
+        {INFINITY, 0x7f80, 0x7c00},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        assert_int_equal(half_to_bf16(cases[i].x), cases[i].b);
+        assert_int_equal(half_to_fp16(cases[i].x), cases[i].h);
+    }
+    assert_true(isnan(half_from_bf16(half_to_bf16(NAN))));
+    assert_true(isnan(half_from_fp16(half_to_fp16(NAN))));
+    for (uint32_t u = 0; u < 65536; u++) { /* every 16-bit value survives the way through float */
+        float b = half_from_bf16((bf16)u), h = half_from_fp16((fp16)u);
+        if (!isnan(b)) assert_int_equal(half_to_bf16(b), u);
+        if (!isnan(h)) assert_int_equal(half_to_fp16(h), u);
+    }
+}
+
+static void json_is_strict(void **state) {
+    (void)state;
+    static const char *bad[] = {"",
+                                "{",
+                                "{} x",
+                                "{\"a\":1,\"a\":2}",
+                                "[1,]",
+                                "{\"a\":01}",
+                                "\"\\u0000\"",
+                                "\"\xff\"",
+                                "123456789012345678901234567890"};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        json_t *v;
+        assert_int_equal(json_parse(bad[i], strlen(bad[i]), "test", &v).code, ERR_INPUT);
+    }
+    json_t *v;
+    const char *good =
+        "{\"n\": 9223372036854775807, \"r\": 0.5, \"b\": true, \"s\": \"x\", \"z\": null}";
+    assert_int_equal(json_parse(good, strlen(good), "test", &v).code, 0);
+    int64_t n = 0;
+    double r = 0;
+    bool b = false;
+    const char *s = NULL;
+    assert_int_equal(json_get_int(v, "n", 0, INT64_MAX, "test", &n).code, 0);
+    assert_true(n == INT64_MAX);
+    assert_int_equal(json_get_int(v, "n", 0, 5, "test", &n).code, ERR_INPUT);
+    assert_int_equal(json_get_int(v, "z", 0, 5, "test", &n).code, ERR_INPUT);
+    assert_int_equal(json_opt_int(v, "z", 0, 5, "test", &n).code, 0);
+    assert_int_equal(json_opt_real(v, "r", "test", &r).code, 0);
+    assert_int_equal(json_opt_bool(v, "s", "test", &b).code, ERR_INPUT);
+    assert_int_equal(json_get_str(v, "s", "test", &s).code, 0);
+    assert_string_equal(s, "x");
+    json_decref(v);
+}
+
+static void yaml_reads_what_it_writes(void **state) {
+    (void)state;
+    const char *text =
+        "seed: 0\n"
+        "rotate:\n  start: had # a comment\n  online: [r3, r4]\n"
+        "learn:\n  - {objective: range, steps: 400}\n"
+        "odd: {no: no, quoted: \"12\", text: 'it''s: 1', real: 1.5, none: ~, list: []}\n";
+    json_t *v, *again;
+    char *out;
+    size_t len;
+    assert_int_equal(yaml_parse(text, strlen(text), "test", &v).code, 0);
+    json_t *odd = json_object_get(v, "odd");
+    assert_string_equal(json_string_value(json_object_get(odd, "no")),
+                        "no"); /* not false: YAML 1.2 */
+    assert_true(json_is_string(json_object_get(odd, "quoted")));
+    assert_true(json_is_null(json_object_get(odd, "none")));
+    assert_int_equal(yaml_text(v, &out, &len).code, 0);
+    assert_int_equal(yaml_parse(out, len, "again", &again).code, 0);
+    assert_true(json_equal(v, again));
+    free(out);
+    json_decref(v);
+    json_decref(again);
+    static const char *bad[] = {"a: 1\na: 2",     "a: &x 1\nb: *x", "a: !!int 3",
+                                "--- 1\n--- 2\n", "a: [",           "\ta: 1"};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        assert_int_equal(yaml_parse(bad[i], strlen(bad[i]), "test", &v).code, ERR_USAGE);
+}
+
+static void a_published_file_is_whole(void **state) {
+    (void)state;
+    char dir[] = "/tmp/spinshard-test-XXXXXX";
+    assert_non_null(mkdtemp(dir));
+    char *path = file_join(dir, "x"), *text, hex[SHA256_HEX];
+    size_t len;
+    assert_int_equal(file_publish(path, "first", 5).code, 0);
+    assert_int_equal(file_publish(path, "second", 6).code, 0);
+    assert_int_equal(file_read_all(path, 100, &text, &len).code, 0);
+    assert_int_equal(len, 6);
+    assert_string_equal(text, "second");
+    free(text);
+    assert_int_equal(file_read_all(path, 5, &text, &len).code, ERR_INPUT);
+    sha256_of("abc", 3, hex); /* FIPS 180-2, appendix B.1 */
+    assert_string_equal(hex, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    assert_int_equal(file_read_all(dir, 5, &text, &len).code, ERR_INPUT);
+    assert_int_equal(file_remove_tree(dir).code, 0);
+    assert_false(file_exists(dir));
+    assert_int_equal(file_remove_tree(dir).code, 0);
+    free(path);
+    assert_false(file_is_base_name("../x") || file_is_base_name("") || file_is_base_name("..") ||
+                 file_is_base_name("a/b"));
+    assert_true(file_is_base_name("model-00001-of-00002.safetensors"));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(sizes_as_people_write_them),
+        cmocka_unit_test(arithmetic_that_overflows_says_so),
+        cmocka_unit_test(memory_is_aligned_zeroed_and_counted),
+        cmocka_unit_test(an_arena_gives_aligned_blocks_and_takes_them_back),
+        cmocka_unit_test(philox_gives_the_known_answers),
+        cmocka_unit_test(random_numbers_have_their_moments),
+        cmocka_unit_test(half_floats_round_half_to_even),
+        cmocka_unit_test(json_is_strict),
+        cmocka_unit_test(yaml_reads_what_it_writes),
+        cmocka_unit_test(a_published_file_is_whole),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

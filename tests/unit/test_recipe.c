@@ -1,0 +1,122 @@
+/* The command line and the recipe: precedence, bounds, nearest names. */
+#include "base/yaml.h"
+#include "jobs/options.h"
+#include "jobs/recipe.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static err parse(command cmd, const char *const *words, options *o) {
+    int n = 0;
+    while (words[n]) n++;
+    return options_parse(cmd, n, (char **)(uintptr_t)words, o);
+}
+
+static void flags_take_values_in_both_forms(void **state) {
+    (void)state;
+    options o;
+    const char *words[] = {"--model", "M", "--out=O", "--set", "seed=3", "--set=weights.bits=8",
+                           "--force", NULL};
+    assert_int_equal(parse(CMD_QUANTIZE, words, &o).code, 0);
+    assert_string_equal(options_str(&o, OPT_MODEL), "M");
+    assert_string_equal(options_str(&o, OPT_OUT), "O");
+    assert_int_equal(o.n_values[OPT_SET], 2);
+    assert_string_equal(o.values[OPT_SET][1], "weights.bits=8");
+    assert_true(options_has(&o, OPT_FORCE));
+}
+
+static void wrong_flags_are_named(void **state) {
+    (void)state;
+    options o;
+    static const struct {
+        command cmd;
+        const char *words[4];
+        const char *hint;
+    } cases[] = {
+        {CMD_QUANTIZE, {"--modle", "M", NULL}, "--model"},
+        {CMD_QUANTIZE, {"--window", "5", NULL}, ""},
+        {CMD_QUANTIZE, {"--model", NULL}, ""},
+        {CMD_QUANTIZE, {"--force=yes", NULL}, ""},
+        {CMD_QUANTIZE, {"--out=a", "--out=b", NULL}, ""},
+        {CMD_VERIFY, {NULL}, ""},
+        {CMD_VERIFY, {"a", "b", NULL}, ""},
+        {CMD_EVAL, {"--txet", "f", NULL}, "--text"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        err e = parse(cases[i].cmd, cases[i].words, &o);
+        assert_int_equal(e.code, ERR_USAGE);
+        assert_non_null(strstr(e.hint, cases[i].hint));
+    }
+    int64_t n = 0;
+    const char *words[] = {"--window", "12x", NULL};
+    assert_int_equal(parse(CMD_EVAL, words, &o).code, 0);
+    assert_int_equal(options_int(&o, OPT_WINDOW, 2, 100, &n).code, ERR_USAGE);
+}
+
+static void later_sources_win(void **state) {
+    (void)state;
+    options o;
+    recipe *r;
+    const char *words[] = {
+        "--set", "weights.bits=6", "--set", "rotate.online=[r3, r4]", "--seed", "9", NULL};
+    assert_int_equal(parse(CMD_QUANTIZE, words, &o).code, 0);
+    const char *file = "seed: 4\nweights: {bits: 5, group: 64}\n";
+    assert_int_equal(recipe_create(&o, file, "file", NULL, &r).code, 0);
+    assert_int_equal(recipe_int(r, "seed"), 9);           /* flag over file */
+    assert_int_equal(recipe_int(r, "weights.bits"), 6);   /* --set over file */
+    assert_int_equal(recipe_int(r, "weights.group"), 64); /* file over default */
+    assert_true(recipe_bool(r, "weights.symmetric"));     /* default */
+    assert_true(recipe_list_has(r, "rotate.online", "r4"));
+    assert_int_equal(recipe_bytes(r, "archive.shard_bytes"), 4ull << 30);
+    /* What was resolved, read back as a recipe, resolves to itself. */
+    char *text;
+    size_t len;
+    recipe *again;
+    assert_int_equal(yaml_text(recipe_tree(r), &text, &len).code, 0);
+    memset(&o, 0, sizeof o);
+    assert_int_equal(recipe_create(&o, text, "again", NULL, &again).code, 0);
+    assert_true(
+        json_equal((json_t *)(uintptr_t)recipe_tree(r), (json_t *)(uintptr_t)recipe_tree(again)));
+    free(text);
+    recipe_destroy(&r);
+    recipe_destroy(&again);
+}
+
+static void wrong_keys_and_values_are_named(void **state) {
+    (void)state;
+    static const struct {
+        const char *set, *says;
+    } cases[] = {
+        {"weights.bit=4", "weights.bits"},  {"weights.bits=9", "2..8"},
+        {"weights.bits=four", "2..8"},      {"rotate.r2=heads", "layer"},
+        {"rotate.online=[r5]", "r3|r4"},    {"rotate.online=[r3, r3]", "once"},
+        {"rotate.r1=yes", "true or false"}, {"archive.shard_bytes=3Q", "4G"},
+        {"kv.clip=2", "0.01..1"},           {"seed", "KEY=VALUE"},
+        {"weights=4", "weights."},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        options o;
+        recipe *r = NULL;
+        const char *words[] = {"--set", cases[i].set, NULL};
+        assert_int_equal(parse(CMD_QUANTIZE, words, &o).code, 0);
+        err e = recipe_create(&o, NULL, NULL, NULL, &r);
+        assert_int_equal(e.code, ERR_USAGE);
+        assert_null(r);
+        assert_true(strstr(e.what, cases[i].says) || strstr(e.hint, cases[i].says));
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(flags_take_values_in_both_forms),
+        cmocka_unit_test(wrong_flags_are_named),
+        cmocka_unit_test(later_sources_win),
+        cmocka_unit_test(wrong_keys_and_values_are_named),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

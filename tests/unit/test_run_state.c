@@ -1,0 +1,252 @@
+/* The run folder: generations, damage, fingerprints, owners, objects, and every failure of a
+ * commit. */
+#include "base/fault.h"
+#include "base/file.h"
+#include "io/events.h"
+#include "io/run_owner.h"
+#include "io/run_state.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static char out[64];
+
+static int fresh_folder(void **state) {
+    (void)state;
+    strcpy(out, "/tmp/spinshard-test-XXXXXX");
+    return mkdtemp(out) ? 0 : -1;
+}
+
+static int remove_folder(void **state) {
+    (void)state;
+    return file_remove_tree(out).code;
+}
+
+static json_t *fingerprint(int bits) {
+    return json_pack("{s:s, s:{s:i, s:s}}", "config_sha256", "abc", "recipe", "bits", bits,
+                     "method", "rtn");
+}
+
+static run_state *open_state(int bits) {
+    run_state *rs;
+    json_t *f = fingerprint(bits);
+    err e = run_state_open(out, f, &rs);
+    json_decref(f);
+    assert_int_equal(e.code, 0);
+    return rs;
+}
+
+static void set_step(run_state *rs, int step) {
+    json_object_set_new(run_state_work(rs), "step", json_integer(step));
+}
+
+static int get_step(run_state *rs) {
+    return (int)json_integer_value(json_object_get(run_state_work(rs), "step"));
+}
+
+static char *state_path(void) {
+    static char path[128];
+    snprintf(path, sizeof path, "%s/run/state.json", out);
+    return path;
+}
+
+static void what_is_committed_comes_back(void **state) {
+    (void)state;
+    run_state *rs = open_state(4);
+    assert_false(run_state_resumed(rs));
+    set_step(rs, 1);
+    assert_int_equal(run_state_commit(rs, "gptq").code, 0);
+    set_step(rs, 2); /* never committed */
+    assert_int_equal(run_state_close(&rs, false).code, 0);
+    rs = open_state(4);
+    assert_true(run_state_resumed(rs));
+    assert_int_equal(get_step(rs), 1);
+    assert_int_equal(run_state_slice(rs), 1);
+    assert_string_equal(run_state_phase(rs), "gptq");
+    assert_int_equal(run_state_close(&rs, true).code, 0);
+    char *run = file_join(out, "run");
+    assert_false(file_exists(run));
+    free(run);
+}
+
+static void another_fingerprint_is_refused_by_field(void **state) {
+    (void)state;
+    run_state *rs = open_state(4);
+    assert_int_equal(run_state_close(&rs, false).code, 0);
+    json_t *f = fingerprint(8);
+    err e = run_state_open(out, f, &rs);
+    json_decref(f);
+    assert_int_equal(e.code, ERR_MISMATCH);
+    assert_null(rs);
+    assert_non_null(strstr(e.what, "recipe.bits (was 4, is 8)"));
+    assert_null(strstr(e.what, "config_sha256"));
+    rs = open_state(4); /* the refusal gave ownership back */
+    assert_int_equal(run_state_close(&rs, false).code, 0);
+}
+
+/* Flip each byte of the newest generation's line: the older one is used, or (the brackets around)
+ * it does not matter. Never a crash, never a state that was not committed. */
+static void any_flipped_bit_falls_back_one_generation(void **state) {
+    (void)state;
+    run_state *rs = open_state(4);
+    set_step(rs, 1);
+    assert_int_equal(run_state_commit(rs, "gptq").code, 0);
+    set_step(rs, 2);
+    assert_int_equal(run_state_commit(rs, "gptq").code, 0);
+    assert_int_equal(run_state_close(&rs, false).code, 0);
+    char *text;
+    size_t len;
+    assert_int_equal(file_read_all(state_path(), 1 << 20, &text, &len).code, 0);
+    for (size_t bit = 0; bit < 8 * len; bit += 5) {
+        text[bit / 8] ^= (char)(1 << bit % 8);
+        assert_int_equal(file_publish(state_path(), text, len).code, 0);
+        json_t *v = NULL;
+        err e = run_state_peek(out, &v);
+        text[bit / 8] ^= (char)(1 << bit % 8);
+        if (e.code) continue; /* said to be damaged: both lines hit by one byte that joins them */
+        int step = (int)json_integer_value(json_object_get(json_object_get(v, "work"), "step"));
+        assert_in_range(step, 1, 2);
+        json_decref(v);
+    }
+    size_t first_line = (size_t)(strchr(text + 2, '\n') - text);
+    text[first_line / 2] ^= 1;
+    assert_int_equal(file_publish(state_path(), text, len).code, 0);
+    rs = open_state(4);
+    assert_int_equal(get_step(rs), 1);
+    assert_int_equal(run_state_close(&rs, false).code, 0);
+    free(text);
+}
+
+static void two_owners_are_one_too_many(void **state) {
+    (void)state;
+    run_state *rs = open_state(4), *other;
+    pid_t pid = fork();
+    if (pid == 0) {
+        json_t *f = fingerprint(4);
+        err e = run_state_open(out, f, &other);
+        _exit(e.code == ERR_MISMATCH && strstr(e.what, "another run writes here") ? 0 : 1);
+    }
+    int status;
+    waitpid(pid, &status, 0);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    assert_int_equal(run_state_close(&rs, false).code, 0);
+    /* An owner that died without a word is replaced at once. */
+    pid = fork();
+    if (pid == 0) {
+        json_t *f = fingerprint(4);
+        err e = run_state_open(out, f, &other);
+        _exit(e.code);
+    }
+    waitpid(pid, &status, 0);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    rs = open_state(4);
+    assert_int_equal(run_state_close(&rs, false).code, 0);
+}
+
+static void objects_are_named_by_their_contents(void **state) {
+    (void)state;
+    run_state *rs = open_state(4);
+    run_object *o;
+    char hex[SHA256_HEX];
+    assert_int_equal(run_object_create(out, 3, &o).code, 0);
+    assert_int_equal(run_object_put(o, "c", 1, 2).code, 0);
+    assert_int_equal(run_object_put(o, "ab", 2, 0).code, 0);
+    assert_int_equal(run_object_put(o, "ab", 2, 2).code, ERR_BUG);
+    assert_int_equal(run_object_finish(&o, hex).code, 0);
+    assert_null(o);
+    assert_string_equal(hex, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    assert_int_equal(run_object_check(out, hex, 3).code, 0);
+    assert_int_equal(run_object_check(out, hex, 4).code, ERR_MISMATCH);
+    char *path = run_object_path(out, hex);
+    assert_int_equal(file_publish(path, "abd", 3).code, 0);
+    assert_int_equal(run_object_check(out, hex, 3).code, ERR_MISMATCH);
+    free(path);
+    assert_int_equal(run_state_close(&rs, true).code, 0);
+}
+
+/* A commit in a child with the n-th call failing or killing; whatever happens, the parent then
+ * finds a committed state, and a run goes on from it. Exhaustive over the calls of the commit. */
+static void every_call_of_a_commit_may_fail(void **state) {
+    (void)state;
+    static const char *actions[] = {"eio", "enospc", "kill"};
+    for (int a = 0; a < 3; a++) {
+        bool hit = true;
+        for (int n = 1; hit; n++) {
+            assert_int_equal(file_remove_tree(out).code, 0);
+            assert_int_equal(file_make_dirs(out).code, 0);
+            run_state *rs = open_state(4);
+            set_step(rs, 1);
+            assert_int_equal(run_state_commit(rs, "gptq").code, 0);
+            assert_int_equal(run_state_close(&rs, false).code, 0);
+            pid_t pid = fork();
+            if (pid == 0) {
+                char spec[64];
+                snprintf(spec, sizeof spec, "any:%d:%s", n, actions[a]);
+                fault_arm(spec);
+                json_t *f = fingerprint(4);
+                err e = run_state_open(out, f, &rs);
+                if (e.code) _exit(e.code);
+                set_step(rs, 2);
+                e = run_state_commit(rs, "gptq");
+                _exit(e.code ? e.code : fault_armed() ? 100 : 0);
+            }
+            int status;
+            waitpid(pid, &status, 0);
+            int code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+            hit = code != 100; /* 100: the failure would have come after the commit */
+            if (WIFEXITED(status) && code != 100 && code != 0)
+                assert_true(code == ERR_INPUT || code == ERR_SPACE);
+            rs = open_state(4);
+            assert_in_range(get_step(rs), 1, 2);
+            if (code == 100) assert_int_equal(get_step(rs), 2);
+            assert_int_equal(run_state_close(&rs, false).code, 0);
+            assert_true(n < 100);
+        }
+    }
+}
+
+static void events_end_a_broken_line_and_go_on(void **state) {
+    (void)state;
+    char *path = file_join(out, "events.jsonl"), *text;
+    size_t len;
+    assert_int_equal(file_publish(path, "{\"half\": ", 9).code, 0);
+    events *ev;
+    assert_int_equal(events_open(path, 2, &ev).code, 0);
+    events_add(ev, "pack", "start", json_pack("{s:i}", "loss", 3));
+    events_close(&ev);
+    assert_int_equal(file_read_all(path, 1000, &text, &len).code, 0);
+    char *line = strchr(text, '\n') + 1;
+    json_t *v;
+    assert_int_equal(json_parse(line, strlen(line), "events", &v).code, 0);
+    assert_int_equal(json_integer_value(json_object_get(v, "slice")), 2);
+    assert_int_equal(json_integer_value(json_object_get(v, "loss")), 3);
+    json_decref(v);
+    free(text);
+    free(path);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(what_is_committed_comes_back, fresh_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(another_fingerprint_is_refused_by_field, fresh_folder,
+                                        remove_folder),
+        cmocka_unit_test_setup_teardown(any_flipped_bit_falls_back_one_generation, fresh_folder,
+                                        remove_folder),
+        cmocka_unit_test_setup_teardown(two_owners_are_one_too_many, fresh_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(objects_are_named_by_their_contents, fresh_folder,
+                                        remove_folder),
+        cmocka_unit_test_setup_teardown(every_call_of_a_commit_may_fail, fresh_folder,
+                                        remove_folder),
+        cmocka_unit_test_setup_teardown(events_end_a_broken_line_and_go_on, fresh_folder,
+                                        remove_folder),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
