@@ -154,6 +154,10 @@ static void check_widths(check *c) {
                     bits);
     if (bits != 4 && bits != 8)
         add_finding(c, false, CONFIG, "vLLM runs 4 and 8 bits; %d bits load in transformers", bits);
+    if (!c->form.symmetric)
+        add_finding(c, false, CONFIG,
+                    "zero points: transformers loads them with compressed-tensors 0.15 to 0.17; "
+                    "0.18 to 0.20 expect them unpacked and fail");
     if (group && group != 32 && group != 64 && group != 128)
         add_finding(c, false, CONFIG,
                     "vLLM's kernels take groups of 32, 64, 128 or whole rows, not %" PRId64, group);
