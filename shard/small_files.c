@@ -147,7 +147,22 @@ static void card_head(FILE *f, const layout *l, const small_options *opts) {
             layout_parts(l), layout_parts(l) == 1 ? "" : "s");
 }
 
-static void card_use(FILE *f, const small_options *opts) {
+/* Dense words of odd widths came with 0.17; 0.18 to 0.20 cannot load packed zero points. */
+static void card_transformers(FILE *f, const layout_options *o, const char *name) {
+    bool dense = o->bits == 3 || o->bits == 5 || o->bits == 6 || o->bits == 7;
+    fprintf(f, "With transformers and the Python packages accelerate and compressed-tensors (");
+    if (o->symmetric)
+        fprintf(f, "%s or newer", dense ? "0.17" : "0.15");
+    else
+        fprintf(f, "%s; 0.18 to 0.20 fail on zero points", dense ? "0.17" : "0.15 to 0.17");
+    fprintf(f,
+            "):\n\n"
+            "    from transformers import AutoModelForCausalLM\n"
+            "    model = AutoModelForCausalLM.from_pretrained(\"./%s\")\n\n",
+            name);
+}
+
+static void card_use(FILE *f, const layout *l, const small_options *opts) {
     const char *name = opts->name;
     fprintf(f, "\n## Load\n\nEach tar holds a part of one folder:\n\n");
     fprintf(f, "    for part in %s-*-of-*.tar; do tar xf \"$part\"; done\n\n", name);
@@ -157,11 +172,7 @@ static void card_use(FILE *f, const small_options *opts) {
                 "`spinshard` in config.json).\n`spinshard eval` does so; transformers and vLLM do "
                 "not, and would give wrong results.\n");
     } else {
-        fprintf(f,
-                "With transformers (and the Python package compressed-tensors):\n\n"
-                "    from transformers import AutoModelForCausalLM\n"
-                "    model = AutoModelForCausalLM.from_pretrained(\"./%s\")\n\n",
-                name);
+        card_transformers(f, layout_opts(l), name);
         fprintf(f, "With vLLM:\n\n    vllm serve ./%s\n", name);
     }
     fprintf(
@@ -194,7 +205,7 @@ err small_card_text(const layout *l, const small_options *opts, char **out, size
     FILE *f = open_memstream(out, len);
     if (!f) return err_make(ERR_NOFIT, "README.md", NULL, "no memory for the model card");
     card_head(f, l, opts);
-    card_use(f, opts);
+    card_use(f, l, opts);
     err e = card_recipe(f, opts->recipe);
     fprintf(f,
             "\n## Licence\n\nThat of the source model; its licence files, where it has any, are in "
