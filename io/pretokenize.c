@@ -490,6 +490,13 @@ static bool run_stage(pretokenize_run *r, int at, const char *text, size_t len, 
     return ok && flush(&p);
 }
 
+/* A pattern may step back over the longest run of spaces; a bad one must still come to an end. */
+static uint32_t match_limit(size_t len) {
+    const uint64_t floor = 10000000, per_byte = 16;
+    return len > (UINT32_MAX - floor) / per_byte ? UINT32_MAX : (uint32_t)(floor + per_byte * len);
+}
+
 bool pretokenize_text(pretokenize_run *r, const char *text, size_t len, bool at_start) {
+    pcre2_set_match_limit(r->match, match_limit(len));
     return len == 0 || run_stage(r, 0, text, len, at_start);
 }
