@@ -1,0 +1,66 @@
+/* cayley_dist - R1 and its optimiser over ranks: the same steps as rotations/optimizer.h on a
+ * matrix dealt over a grid (mpi/dmat.h), or on the first rank alone where the grid is 1x1. Not the
+ * gradient. Stands between the summed gradient of R1 and the R1 that the sites use.
+ *
+ * No rank needs the whole matrix: R and gradients go in and out in rows, as many at a time as the
+ * caller has room for. Bits depend on the grid and on its BLAS threads alone, never on the number
+ * of ranks; on 1x1 they are those of optimizer_step, for any number of threads. */
+#ifndef SPINSHARD_ROTATIONS_CAYLEY_DIST_H
+#define SPINSHARD_ROTATIONS_CAYLEY_DIST_H
+
+#include "mpi/comm.h"
+#include "mpi/grid.h"
+#include "rotations/optimizer.h"
+
+typedef struct cayley_dist cayley_dist;
+
+typedef struct cayley_dist_options {
+    int64_t n;
+    optimizer_kind kind;
+    grid_shape grid;  /* grid_resolve */
+    int blas_threads; /* numerics.threads; of a cell inside ScaLAPACK; not used on 1x1 */
+    int block;        /* 0: DMAT_BLOCK; for tests */
+} cayley_dist_options;
+
+/* Collective on c. R is zero until put. Borrows c. Caller owns *out. Fails, the same on every rank,
+ * with ERR_NOFIT, ERR_MISMATCH. Takes 5 (adam) or 4 matrices over the cells, on 1x1 6 or 5 on the
+ * first rank. */
+err cayley_dist_create(const comm *c, const cayley_dist_options *o, cayley_dist **out);
+void cayley_dist_destroy(cayley_dist **d); /* collective; NULL is fine; sets NULL */
+
+/* Local. Rows [row, row + rows) of R, [rows, n], that every rank holds. Cells take their part. */
+void cayley_dist_put_rows(cayley_dist *d, int64_t row, int64_t rows, const double *R);
+
+/* The gradient G = dL/dR of the next step, one of the two, in rows until all are given:
+ * - Local. Rows of the summed G that every rank holds.
+ * - Collective. Rows of this rank's contribution in fixed point, v * 2^exponent; summed exactly
+ *   over ranks into the cells. v is overwritten. */
+void cayley_dist_put_gradient(cayley_dist *d, int64_t row, int64_t rows, const double *G);
+void cayley_dist_sum_gradient(cayley_dist *d, int64_t row, int64_t rows, int64_t *v, int exponent);
+
+/* Collective. One step with the gradient given. The report is the same on every rank; may be NULL.
+ * Fails, agreed, with ERR_NUMERICS (a gradient that is not finite; R is then as before) or
+ * ERR_NOFIT. */
+err cayley_dist_step(cayley_dist *d, double lr, optimizer_report *report);
+
+/* Collective. Rows of R to every rank, in fp64 or rounded to fp32 (half the traffic). */
+void cayley_dist_get_rows(const cayley_dist *d, int64_t row, int64_t rows, double *R);
+void cayley_dist_get_rows_f32(const cayley_dist *d, int64_t row, int64_t rows, float *R);
+
+/* Collective. *max = max |R^T R - I|, on every rank. */
+err cayley_dist_orthogonality(cayley_dist *d, double *max);
+
+/* Collective. *max = max |R^T (R z) - z| over random unit vectors of (seed, step): n^2 work. */
+err cayley_dist_probe(cayley_dist *d, uint64_t seed, int64_t step, double *max);
+
+/* Local. R and the optimiser's state on this rank as raw doubles; 0 of them where the rank is no
+ * cell. A state goes back only onto the same grid, and continues bit for bit. */
+int64_t cayley_dist_state_count(const cayley_dist *d);
+void cayley_dist_state_save(const cayley_dist *d, double *out);
+void cayley_dist_state_load(cayley_dist *d, const double *in);
+
+/* Local. Bytes of the matrices on this rank; and whether it is a cell. */
+uint64_t cayley_dist_bytes(const cayley_dist *d);
+bool cayley_dist_is_cell(const cayley_dist *d);
+
+#endif
