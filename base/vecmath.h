@@ -8,30 +8,27 @@
 #include <math.h>
 #include <stdint.h>
 
-/* Local. e^x. Below the smallest normal number 0, above the largest infinity; NaN stays NaN.
- * x = n ln 2 + r, |r| <= ln 2 / 2; ln 2 is split so that n times the high part is exact; e^r by its
- * Taylor series to r^7 (next term below 1e-8). */
+/* Local. e^x. 0 below -87.7, infinity above 88.37 (a little early); NaN stays NaN.
+ * x = n ln 2 + r, |r| <= ln 2 / 2. n comes from adding 1.5 * 2^23, which leaves it rounded in the
+ * low bits; ln 2 is split so that n times the high part is exact; e^r by its Taylor series to r^7
+ * (next term below 1e-8). The limits give n = -127 and 128, whose 2^n below are 0 and infinity.
+ * fmaf is one rounding wherever it runs, so the bits do not depend on the compiler. */
 static inline float vec_exp(float x) {
     const float log2_e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-    float n = rintf(x * log2_e);
-    n = n > -127.0f ? n : -127.0f; /* NaN too, so that the cast below is defined */
-    n = n < 128.0f ? n : 128.0f;
-    float r = (x - n * ln2_high) - n * ln2_low;
+    const float to_integer = 12582912.0f;
+    x = x < -88.0f ? -88.0f : x; /* in this form NaN passes */
+    x = x > 89.0f ? 89.0f : x;
+    float shifted = fmaf(x, log2_e, to_integer), n = shifted - to_integer;
+    float r = fmaf(n, -ln2_low, fmaf(n, -ln2_high, x));
     float p = 1.0f / 5040;
-    p = p * r + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    /* 2^n; n = -127 gives 0. 2^128 is made of two factors, as finite results lie just below it. */
-    int32_t k = (int32_t)n;
-    int32_t k_high = k < 127 ? k : 127;
-    float two_n = half_float((uint32_t)(k_high + 127) << 23);
-    float extra = k > 127 ? 2.0f : 1.0f;
-    float y = p * two_n * extra;
-    return x > 88.7228390f ? INFINITY : (x < -87.3365447f ? 0.0f : y);
+    p = fmaf(p, r, 1.0f / 720);
+    p = fmaf(p, r, 1.0f / 120);
+    p = fmaf(p, r, 1.0f / 24);
+    p = fmaf(p, r, 1.0f / 6);
+    p = fmaf(p, r, 0.5f);
+    p = fmaf(p, r, 1.0f);
+    p = fmaf(p, r, 1.0f);
+    return p * half_float((half_bits(shifted) + 127u) << 23); /* all but the low 9 bits fall off */
 }
 
 /* Local. x / (1 + e^-x). */
