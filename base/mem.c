@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -17,7 +18,7 @@
 #define RED_ZONE                          0
 #endif
 
-enum { ALIGN = 64 };
+enum { ALIGN = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 32 << 20 };
 
 static _Atomic uint64_t held, peak;
 
@@ -40,6 +41,12 @@ err mem_alloc(int64_t count, size_t size, const char *what, void **out) {
                         "cannot allocate %s", size_text(bytes, text));
     }
     if ((size_t)(p - raw) < 2 * sizeof(uint64_t)) p += ALIGN;
+    /* Pages of 2 MB where the system has them: a large block costs a fault for each page otherwise.
+     */
+    if (total >= HUGE_FROM) {
+        char *page = p + (HUGE_PAGE - (uintptr_t)p % HUGE_PAGE);
+        madvise(page, (size_t)(p + bytes - page) / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+    }
     memcpy(p - 16, &bytes, 8);
     memcpy(p - 8, &raw, 8);
     uint64_t now = atomic_fetch_add(&held, bytes) + bytes, old = atomic_load(&peak);

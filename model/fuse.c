@@ -10,12 +10,16 @@
 #include <string.h>
 
 enum {
-    TILE = 1 << 19,        /* numbers in a tile of rows */
-    DENSE_TILE_ROWS = 512, /* a dense product wants at least so many */
-    BLOCK = 1 << 13,       /* numbers in a block of rows that one thread takes */
-    COLUMNS = 16,          /* columns turned together where rows are mixed by a Hadamard matrix */
-    DENSE_COLUMNS = 512,   /* by a dense one */
-    CHUNK = 1024,          /* elements converted at a time */
+    TILE = 1 << 19,         /* numbers in a tile of rows */
+    DENSE_TILE_ROWS = 2048, /* a dense product wants at least so many */
+    BLOCK = 1 << 13,        /* numbers in a block of rows that one thread takes */
+    LEAST_COLUMNS = 16,     /* columns turned together where rows are mixed: a Hadamard matrix, */
+    MOST_COLUMNS = 64,
+    DENSE_COLUMNS = 2048, /* or a dense one */
+    TURNED = 1 << 17,     /* numbers in such columns that fit the second cache */
+    AHEAD = 16,           /* rows between prefetch and use */
+    SQUARE = 8,           /* rows transposed together: a cache line of fp64 */
+    CHUNK = 1024,         /* elements converted at a time */
 };
 
 static size_t element_bytes(fuse_dtype dtype) {
@@ -89,16 +93,19 @@ static int64_t tile_rows(const fuse_job *job) {
     return size_min(rows, job->rows);
 }
 
-/* Columns that are turned together, and in how many buffers of that many columns. */
+/* Columns that are turned together, and in how many buffers of that many columns: one a thread, or
+ * the factor and the result of a dense product. */
 static int64_t column_block(const fuse_job *job, int64_t *buffers) {
     bool dense = is_large_dense(job->out);
-    *buffers = dense ? 1 : gemm_threads();
-    return size_min(job->cols, dense ? DENSE_COLUMNS : COLUMNS);
+    *buffers = dense ? 2 : gemm_threads();
+    int64_t columns = size_max(LEAST_COLUMNS, size_min(MOST_COLUMNS, TURNED / job->rows / 16 * 16));
+    return size_min(job->cols, dense ? DENSE_COLUMNS : columns);
 }
 
 uint64_t fuse_scratch_bytes(const fuse_job *job) {
     int64_t buffers, tile = tile_rows(job) * job->cols;
     uint64_t bytes = (uint64_t)tile * sizeof(float);
+    if (is_large_dense(job->in)) bytes += (uint64_t)tile * sizeof(double);
     if (!mixes_rows(job)) return bytes + (uint64_t)tile * sizeof(double);
     int64_t columns = column_block(job, &buffers);
     return bytes + (uint64_t)(job->rows * (job->cols + columns * buffers)) * sizeof(double);
@@ -142,134 +149,146 @@ static void turn(const rotation *whole, const fuse_heads *heads, int64_t n, doub
                            false);
 }
 
-/* One row as on disk to fp64 with its gains. */
-static void widen_row(const fuse_job *job, int64_t row, double *to) {
-    const char *from =
-        (const char *)job->source + (size_t)(row * job->cols) * element_bytes(job->dtype);
+/* Columns [col0, col0 + n) of a row as on disk, to fp64 with their gains. */
+static void widen(const fuse_job *job, int64_t row, int64_t col0, int64_t n, double *to) {
+    const size_t element = element_bytes(job->dtype);
+    const char *from = (const char *)job->source + (size_t)(row * job->cols + col0) * element;
     float chunk[CHUNK];
-    for (int64_t i = 0; i < job->cols; i += CHUNK) {
-        int64_t n = size_min(CHUNK, job->cols - i);
-        fuse_to_f32(from + (size_t)i * element_bytes(job->dtype), job->dtype, n, chunk);
+    for (int64_t i = 0; i < n; i += CHUNK) {
+        int64_t m = size_min(CHUNK, n - i);
+        fuse_to_f32(from + (size_t)i * element, job->dtype, m, chunk);
         if (job->in_gain)
-            for (int64_t j = 0; j < n; j++)
-                to[i + j] = (double)chunk[j] * (double)job->in_gain[i + j];
+            for (int64_t j = 0; j < m; j++)
+                to[i + j] = (double)chunk[j] * (double)job->in_gain[col0 + i + j];
         else
-            for (int64_t j = 0; j < n; j++) to[i + j] = (double)chunk[j];
-    }
-}
-
-/* Rows [row0, row0 + rows) times gains and the right factor into to [rows, cols]. A large dense
- * factor is one threaded product; others are taken by each thread on its rows while they are in
- * cache. */
-static void right_side(const fuse_job *job, int64_t row0, int64_t rows, double *to) {
-    const int64_t per = size_max(1, BLOCK / job->cols), blocks = size_ceil_div(rows, per);
-    const bool dense = is_large_dense(job->in);
-#pragma omp parallel for schedule(static) if (blocks > 1)
-    for (int64_t k = 0; k < blocks; k++) {
-        int64_t first = k * per, n = size_min(per, rows - first);
-        for (int64_t r = first; r < first + n; r++) widen_row(job, row0 + r, to + r * job->cols);
-        if (!dense) turn(job->in, &job->in_heads, job->cols, to + first * job->cols, n, job->cols);
-    }
-    if (dense) rotation_apply_f64(job->in, to, rows, job->cols, false);
-}
-
-/* n columns of w [rows, cols] from c0 to rows of t [n, rows], and back, in squares of a cache line.
- */
-static void columns_out(const double *w, int64_t rows, int64_t cols, int64_t c0, int64_t n,
-                        double *t) {
-    for (int64_t r0 = 0; r0 < rows; r0 += 8) {
-        int64_t end = size_min(rows, r0 + 8);
-        for (int64_t c = 0; c < n; c++)
-            for (int64_t r = r0; r < end; r++) t[c * rows + r] = w[r * cols + c0 + c];
-    }
-}
-
-static void columns_in(const double *t, int64_t rows, int64_t cols, int64_t c0, int64_t n,
-                       double *w) {
-    for (int64_t r0 = 0; r0 < rows; r0 += 8) {
-        int64_t end = size_min(rows, r0 + 8);
-        for (int64_t r = r0; r < end; r++)
-            for (int64_t c = 0; c < n; c++) w[r * cols + c0 + c] = t[c * rows + r];
-    }
-}
-
-/* w = R^T w, as rows of the transpose times R: blocks of columns, each by one thread. */
-static void left_side_blocks(const fuse_job *job, double *w, int64_t columns, double *scratch) {
-    const int64_t rows = job->rows, blocks = size_ceil_div(job->cols, columns);
-#pragma omp parallel for schedule(static)
-    for (int64_t k = 0; k < blocks; k++) {
-        double *t = scratch + omp_get_thread_num() * columns * rows;
-        int64_t c0 = k * columns, n = size_min(columns, job->cols - c0);
-        columns_out(w, rows, job->cols, c0, n, t);
-        turn(job->out, &job->out_heads, rows, t, n, rows);
-        columns_in(t, rows, job->cols, c0, n, w);
-    }
-}
-
-/* The same with a large dense R: one block of columns after the other, each a threaded product. */
-static void left_side_dense(const fuse_job *job, double *w, int64_t columns, double *t) {
-    const int64_t rows = job->rows;
-    for (int64_t c0 = 0; c0 < job->cols; c0 += columns) {
-        const int64_t n = size_min(columns, job->cols - c0), parts = size_ceil_div(n, COLUMNS);
-#pragma omp parallel for schedule(static)
-        for (int64_t p = 0; p < parts; p++)
-            columns_out(w, rows, job->cols, c0 + p * COLUMNS, size_min(COLUMNS, n - p * COLUMNS),
-                        t + p * COLUMNS * rows);
-        rotation_apply_f64(job->out, t, n, rows, false);
-#pragma omp parallel for schedule(static)
-        for (int64_t p = 0; p < parts; p++)
-            columns_in(t + p * COLUMNS * rows, rows, job->cols, c0 + p * COLUMNS,
-                       size_min(COLUMNS, n - p * COLUMNS), w);
+            for (int64_t j = 0; j < m; j++) to[i + j] = (double)chunk[j];
     }
 }
 
 static void round_to_f32(const double *w, int64_t n, float *out) {
-    const int64_t blocks = size_ceil_div(n, BLOCK);
-#pragma omp parallel for schedule(static) if (blocks > 1)
-    for (int64_t k = 0; k < blocks; k++)
-        for (int64_t i = k * BLOCK; i < size_min(n, (k + 1) * BLOCK); i++) out[i] = (float)w[i];
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) out[i] = (float)w[i];
 }
 
-/* Rows that do not mix: nothing larger than a tile is held. */
-static err fuse_rows(const fuse_job *job, fuse_sink sink, void *arg, float *tile) {
+/* Rows [row0, row0 + rows) times the right factor, to fp32. `w` holds them in fp64, or is room for
+ * them where they still come from the source. Each thread takes its rows through all steps while
+ * they are in cache; only a large dense factor is a threaded product of its own, into `product`. */
+typedef struct row_tile {
+    bool from_source;
+    double *w;       /* [rows, cols] */
+    double *product; /* [rows, cols]; NULL unless the right factor is large and dense */
+    float *out;      /* [rows, cols] */
+} row_tile;
+
+static void finish_rows(const fuse_job *job, int64_t row0, int64_t rows, const row_tile *t) {
+    const int64_t cols = job->cols, per = size_max(1, BLOCK / cols),
+                  blocks = size_ceil_div(rows, per);
+#pragma omp parallel for schedule(static) if (blocks > 1)
+    for (int64_t k = 0; k < blocks; k++) {
+        const int64_t first = k * per, n = size_min(per, rows - first);
+        double *w = t->w + first * cols;
+        for (int64_t r = 0; r < n && t->from_source; r++)
+            widen(job, row0 + first + r, 0, cols, w + r * cols);
+        if (t->product) continue;
+        turn(job->in, &job->in_heads, cols, w, n, cols);
+        round_to_f32(w, n * cols, t->out + first * cols);
+    }
+    if (!t->product) return;
+    rotation_product_f64(job->in, t->w, rows, t->product);
+#pragma omp parallel for schedule(static) if (rows > 1)
+    for (int64_t r = 0; r < rows; r++) round_to_f32(t->product + r * cols, cols, t->out + r * cols);
+}
+
+/* Ask for `bytes` at the same place of SQUARE rows, AHEAD rows further on: a column block is a
+ * short piece of every row, which the hardware does not foresee. */
+static void prefetch_rows(const char *at, size_t row_bytes, int64_t rows_left, size_t bytes) {
+    for (int64_t r = AHEAD; r < size_min(AHEAD + SQUARE, rows_left); r++)
+        for (size_t b = 0; b < bytes; b += 64) __builtin_prefetch(at + (size_t)r * row_bytes + b);
+}
+
+/* n (at most MOST_COLUMNS) columns of the source from c0, as rows of t [n, rows]; and such rows to
+ * the columns of w [rows, cols]; a few rows of the matrix at a time. */
+static void columns_out(const fuse_job *job, int64_t c0, int64_t n, double *t) {
+    const size_t element = element_bytes(job->dtype), row_bytes = (size_t)job->cols * element;
+    const char *from = (const char *)job->source + (size_t)c0 * element;
+    double square[SQUARE][MOST_COLUMNS];
+    for (int64_t r0 = 0; r0 < job->rows; r0 += SQUARE) {
+        const int64_t m = size_min(SQUARE, job->rows - r0);
+        prefetch_rows(from + (size_t)r0 * row_bytes, row_bytes, job->rows - r0,
+                      (size_t)n * element);
+        for (int64_t r = 0; r < m; r++) widen(job, r0 + r, c0, n, square[r]);
+        for (int64_t c = 0; c < n; c++)
+            for (int64_t r = 0; r < m; r++) t[c * job->rows + r0 + r] = square[r][c];
+    }
+}
+
+static void columns_in(const fuse_job *job, const double *t, int64_t c0, int64_t n, double *w) {
+    for (int64_t r0 = 0; r0 < job->rows; r0 += SQUARE) {
+        const int64_t end = size_min(job->rows, r0 + SQUARE);
+        prefetch_rows((const char *)(w + r0 * job->cols + c0), (size_t)job->cols * sizeof(double),
+                      job->rows - r0, (size_t)n * sizeof(double));
+        for (int64_t r = r0; r < end; r++)
+            for (int64_t c = 0; c < n; c++) w[r * job->cols + c0 + c] = t[c * job->rows + r];
+    }
+}
+
+/* w = R^T W, as rows of the transpose times R: blocks of columns, each by one thread. */
+static void left_side_blocks(const fuse_job *job, double *w, int64_t columns, double *scratch) {
+    const int64_t blocks = size_ceil_div(job->cols, columns);
+#pragma omp parallel for schedule(static)
+    for (int64_t k = 0; k < blocks; k++) {
+        double *t = scratch + omp_get_thread_num() * columns * job->rows;
+        const int64_t c0 = k * columns, n = size_min(columns, job->cols - c0);
+        columns_out(job, c0, n, t);
+        turn(job->out, &job->out_heads, job->rows, t, n, job->rows);
+        columns_in(job, t, c0, n, w);
+    }
+}
+
+/* The same with a large dense R: one block of columns after the other, each a threaded product. */
+static void left_side_dense(const fuse_job *job, double *w, int64_t columns, double *scratch) {
+    double *t = scratch, *turned = scratch + columns * job->rows;
+    for (int64_t c0 = 0; c0 < job->cols; c0 += columns) {
+        const int64_t n = size_min(columns, job->cols - c0),
+                      parts = size_ceil_div(n, LEAST_COLUMNS);
+#pragma omp parallel for schedule(static)
+        for (int64_t p = 0; p < parts; p++) {
+            int64_t c = p * LEAST_COLUMNS;
+            columns_out(job, c0 + c, size_min(LEAST_COLUMNS, n - c), t + c * job->rows);
+        }
+        rotation_product_f64(job->out, t, n, turned);
+#pragma omp parallel for schedule(static)
+        for (int64_t p = 0; p < parts; p++) {
+            int64_t c = p * LEAST_COLUMNS;
+            columns_in(job, turned + c * job->rows, c0 + c, size_min(LEAST_COLUMNS, n - c), w);
+        }
+    }
+}
+
+static err hand_over(const fuse_job *job, row_tile t, fuse_sink sink, void *arg) {
     const int64_t per = tile_rows(job);
-    void *wide;
-    err e = mem_alloc(per * job->cols, sizeof(double), "tile of a fused matrix", &wide);
+    err e = err_none();
     for (int64_t row0 = 0; row0 < job->rows && !e.code; row0 += per) {
         int64_t rows = size_min(per, job->rows - row0);
-        right_side(job, row0, rows, wide);
-        round_to_f32(wide, rows * job->cols, tile);
-        e = sink(arg, row0, rows, tile);
+        finish_rows(job, row0, rows, &t);
+        e = sink(arg, row0, rows, t.out);
+        if (!t.from_source) t.w += rows * job->cols;
     }
-    mem_free(wide);
     return e;
 }
 
-/* Rows that mix: the whole matrix in fp64, right factor first. */
-static err fuse_mixed(const fuse_job *job, fuse_sink sink, void *arg, float *tile) {
-    const int64_t per = tile_rows(job);
+/* Rows that mix: the whole matrix in fp64, left factor first. */
+static err mix_rows(const fuse_job *job, double *w) {
     int64_t buffers, columns = column_block(job, &buffers);
-    void *memory, *turned = NULL;
-    err e = mem_alloc(job->rows * job->cols, sizeof(double), "fused matrix", &memory);
-    if (!e.code)
-        e = mem_alloc(job->rows * columns * buffers, sizeof(double), "columns of a fused matrix",
+    void *turned;
+    err e = mem_alloc(job->rows * columns * buffers, sizeof(double), "columns of a fused matrix",
                       &turned);
-    double *w = memory;
-    for (int64_t row0 = 0; row0 < job->rows && !e.code; row0 += per)
-        right_side(job, row0, size_min(per, job->rows - row0), w + row0 * job->cols);
-    if (!e.code) {
-        if (is_large_dense(job->out))
-            left_side_dense(job, w, columns, turned);
-        else
-            left_side_blocks(job, w, columns, turned);
-    }
+    if (e.code) return e;
+    if (is_large_dense(job->out))
+        left_side_dense(job, w, columns, turned);
+    else
+        left_side_blocks(job, w, columns, turned);
     mem_free(turned);
-    for (int64_t row0 = 0; row0 < job->rows && !e.code; row0 += per) {
-        int64_t rows = size_min(per, job->rows - row0);
-        round_to_f32(w + row0 * job->cols, rows * job->cols, tile);
-        e = sink(arg, row0, rows, tile);
-    }
-    mem_free(w);
     return e;
 }
 
@@ -278,11 +297,22 @@ err fuse_matrix(fuse_job *job, fuse_sink sink, void *arg) {
     if (e.code) return e;
     job->non_finite = fuse_count_non_finite(job->source, job->dtype, job->rows * job->cols);
     if (job->non_finite) return e;
-    void *tile;
-    e = mem_alloc(tile_rows(job) * job->cols, sizeof(float), "tile of a fused matrix", &tile);
-    if (e.code) return e;
-    e = mixes_rows(job) ? fuse_mixed(job, sink, arg, tile) : fuse_rows(job, sink, arg, tile);
-    mem_free(tile);
+    const int64_t tile = tile_rows(job) * job->cols;
+    void *out = NULL, *w = NULL, *product = NULL;
+    e = mem_alloc(tile, sizeof(float), "tile of a fused matrix", &out);
+    if (!e.code && is_large_dense(job->in))
+        e = mem_alloc(tile, sizeof(double), "tile of a fused matrix", &product);
+    if (!e.code)
+        e = mem_alloc(mixes_rows(job) ? job->rows * job->cols : tile, sizeof(double),
+                      "fused matrix", &w);
+    if (!e.code && mixes_rows(job)) e = mix_rows(job, w);
+    if (!e.code) {
+        row_tile t = {.from_source = !mixes_rows(job), .w = w, .product = product, .out = out};
+        e = hand_over(job, t, sink, arg);
+    }
+    mem_free(out);
+    mem_free(product);
+    mem_free(w);
     return e;
 }
 

@@ -5,6 +5,7 @@
 #include "base/size.h"
 #include "rotations/fwht.h"
 
+#include <assert.h>
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
@@ -224,6 +225,11 @@ void rotation_apply_f32(const rotation *r, float *x, int64_t rows, int64_t ld, b
         small_dense_rows_f32(r, r->dense32, x, rows, ld, transpose);
     else
         large_dense_rows_f32(r, x, rows, ld, transpose);
+}
+
+void rotation_product_f64(const rotation *r, const double *x, int64_t rows, double *y) {
+    assert(r->kind == ROTATION_DENSE);
+    gemm_f64(false, false, rows, r->n, r->n, x, r->n, r->dense, r->n, false, y, r->n);
 }
 
 /* Rows [i0, i0 + m) of the identity. */

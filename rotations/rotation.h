@@ -41,6 +41,10 @@ const int8_t *rotation_signs(const rotation *r); /* borrowed; NULL if none */
 void rotation_apply_f64(const rotation *r, double *x, int64_t rows, int64_t ld, bool transpose);
 void rotation_apply_f32(const rotation *r, float *x, int64_t rows, int64_t ld, bool transpose);
 
+/* Local. y = x R for a dense R, out of place, rows [rows, n] without gaps; y may not overlap x. One
+ * large product: for callers that have rows by the thousand and memory for both. */
+void rotation_product_f64(const rotation *r, const double *x, int64_t rows, double *y);
+
 /* Local. R as out [n, n] row-major. */
 err rotation_to_dense(const rotation *r, double *out);
 
