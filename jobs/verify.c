@@ -31,6 +31,15 @@ typedef struct verify_job {
     double orthogonality, equivalence;
 } verify_job;
 
+/* Every hash, before anything in the archive is parsed: damage is named as damage. */
+static err check_bytes(verify_job *v) {
+    archive *a = NULL;
+    err e = archive_open(v->c, v->o->target, &a);
+    if (!e.code) e = archive_verify_bytes(v->c, a, &v->tally);
+    archive_close(&a);
+    return e;
+}
+
 static err check_loaders(verify_job *v) {
     err e = err_none();
     if (comm_rank(v->c) == 0) {
@@ -149,8 +158,8 @@ err job_verify(const comm *c, const options *o) {
                      "an unfinished run has none; `spinshard status` tells how far it is",
                      "has no manifest.json: not a complete archive");
     e = comm_agree(c, e, "reading the flags", NULL);
+    if (!e.code) e = check_bytes(&v);
     if (!e.code) e = source_open(c, o->target, &v.archive);
-    if (!e.code) e = archive_verify_bytes(c, v.archive.ar, &v.tally);
     if (!e.code) e = check_loaders(&v);
     if (!e.code && options_has(o, OPT_SOURCE)) e = check_source(&v);
     if (!e.code && comm_rank(c) == 0) {

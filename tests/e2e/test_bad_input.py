@@ -147,18 +147,19 @@ class BadModel(Case):
         for key, value in (("num_hidden_layers", 3), ("intermediate_size", 264), ("num_key_value_heads", 8),
                            ("vocab_size", 511), ("tie_word_embeddings", False)):
             with self.subTest(key):
+                make_model.make(self.model, "--layers", 2, "--shards", 2)
                 self.edit_json("config.json", lambda c: c.update({key: value}))
                 self.refused(INPUT)
-                make_model.make(self.model, "--layers", 2, "--shards", 2)
 
     def test_config_out_of_range(self):
-        for key, value in (("hidden_size", -128), ("hidden_size", 1 << 40), ("num_attention_heads", 0),
-                           ("num_key_value_heads", 3), ("hidden_act", "gelu"), ("rms_norm_eps", "small"),
-                           ("rope_scaling", {"rope_type": "yarn", "factor": 4.0})):
+        for key, value, words in (("hidden_size", -128, ()), ("hidden_size", 1 << 40, ()),
+                                  ("num_attention_heads", 0, ()), ("num_key_value_heads", 3, ("key-value heads",)),
+                                  ("hidden_act", "gelu", ("gelu",)), ("rms_norm_eps", "small", ()),
+                                  ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, ("yarn",))):
             with self.subTest(key=key, value=value):
-                self.edit_json("config.json", lambda c: c.update({key: value}))
-                self.refused(INPUT, key)
                 make_model.make(self.model, "--layers", 2, "--shards", 2)
+                self.edit_json("config.json", lambda c: c.update({key: value}))
+                self.refused(INPUT, *(words or (key,)))
 
     def test_group_does_not_divide(self):
         self.refused((USAGE, INPUT), "group", "64", "172", model=STORIES, more=settings("weights.group=64"))
@@ -182,7 +183,7 @@ class BadText(Case):
     def test_shorter_than_a_window(self):
         with open(self.path("short.txt"), "w") as f:
             f.write("Once upon a time.")
-        self.evaluate(INPUT, [r"short\.txt", "128"], self.path("short.txt"), "--window", 128)
+        self.evaluate(INPUT, [r"short\.txt", r"\b5 tokens", r"\b127\b"], self.path("short.txt"), "--window", 128)
 
     def test_missing_and_not_text(self):
         self.evaluate(INPUT, [r"nothing\.txt"], self.path("nothing.txt"))
@@ -283,19 +284,24 @@ class BadArchive(Case):
             for ranks in (0, 3):
                 self.bad(code, words, *args, ranks=ranks)
 
+    def flip(self, path, where):
+        with open(path, "r+b") as f:
+            f.seek(where)
+            old = f.read(1)[0]
+            f.seek(where)
+            f.write(bytes([old ^ 16]))
+
     def test_flipped_bit(self):
         path = os.path.join(self.out, self.tars[1])
-        for where in (700, os.path.getsize(path) // 2, os.path.getsize(path) - 1500):
+        size = os.path.getsize(path)
+        # the tar header, the safetensors header, the data, the last tensor, the padding
+        for where in (30, 700, size // 2, size - 2500, size - 700):
             with self.subTest(where):
-                with open(path, "r+b") as f:
-                    f.seek(where)
-                    old = f.read(1)
-                    f.seek(where)
-                    f.write(bytes([old[0] ^ 16]))
-                self.refused((INPUT, VERIFY), self.tars[1].replace(".", r"\."))
-                with open(path, "r+b") as f:
-                    f.seek(where)
-                    f.write(old)
+                self.flip(path, where)
+                try:
+                    self.refused(VERIFY, self.tars[1].replace(".", r"\."))
+                finally:
+                    self.flip(path, where)
         self.good("verify", self.out)
 
     def test_missing_part(self):

@@ -20,7 +20,7 @@ from spin import Case, finish, main, settings, sha256, spin, start, tar_hashes  
 KILLS = int(os.environ.get("SPINSHARD_KILLS", "8"))
 SEED = int(os.environ.get("SPINSHARD_KILL_SEED", "1"))
 RANKS = 3
-HOW = settings("weights.group=64", "weights.scale=search", "archive.shard_bytes=1M")
+HOW = settings("weights.group=64", "weights.scale=search", "archive.shard_bytes=1M")  # some seconds of search
 
 
 def processes_below(pid):
@@ -104,8 +104,8 @@ class Kills(Case):
 
     def test_kills(self):
         rng = random.Random(SEED)
-        model = make_model.make(self.path("m"), "--hidden", 192, "--intermediate", 512, "--layers", 6,
-                                "--heads", 6, "--kv-heads", 2, "--dtype", "BF16")
+        model = make_model.make(self.path("m"), "--hidden", 256, "--intermediate", 768, "--layers", 16,
+                                "--dtype", "BF16")
         ref = self.path("ref")
         begin = time.monotonic()
         self.good("quantize", "--model", model, "--out", ref, *HOW, ranks=RANKS)
