@@ -6,6 +6,7 @@
 #include "model/fuse.h"
 
 #include <math.h>
+#include <omp.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -441,6 +442,36 @@ static void large_matrices(void **state) {
     rotation_destroy(&inner);
 }
 
+/* The same bits on any number of threads. */
+static void threads_make_no_difference(void **state) {
+    (void)state;
+    enum { ROWS = 320, COLS = 1408 };
+    float *w = room(ROWS * COLS, sizeof(float)), *ours[4];
+    const int before = omp_get_max_threads();
+    fill(w, ROWS * COLS, 31);
+    rotation *inner, *out[2];
+    assert_ok(rotation_create_hadamard(COLS, NULL, &inner));
+    assert_ok(rotation_create_random_hadamard(ROWS, 3, RNG_R1_SIGNS, 0, &out[0]));
+    out[1] = dense_rotation(ROWS, 4);
+    for (int k = 0; k < 4; k++) {
+        omp_set_num_threads(k % 2 ? 3 : 1);
+        fuse_job job = {.source = w,
+                        .dtype = FUSE_F32,
+                        .rows = ROWS,
+                        .cols = COLS,
+                        .in = inner,
+                        .out = out[k / 2]};
+        ours[k] = fused(&job);
+    }
+    omp_set_num_threads(before);
+    for (int k = 0; k < 4; k += 2)
+        assert_memory_equal(ours[k], ours[k + 1], sizeof(float) * ROWS * COLS);
+    for (int k = 0; k < 4; k++) free(ours[k]);
+    for (int k = 0; k < 2; k++) rotation_destroy(&out[k]);
+    rotation_destroy(&inner);
+    free(w);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_role_against_the_algebra),
@@ -451,6 +482,7 @@ int main(void) {
         cmocka_unit_test(non_finite_numbers_are_counted),
         cmocka_unit_test(errors_come_back),
         cmocka_unit_test(large_matrices),
+        cmocka_unit_test(threads_make_no_difference),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
