@@ -18,13 +18,13 @@ static void start_blas(void) {
     openblas_set_num_threads(1);
 }
 
-static void ensure_started(void) {
+void gemm_ensure_blas(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, start_blas);
 }
 
 int gemm_init(int ranks_on_node) {
-    ensure_started();
+    gemm_ensure_blas();
     const char *asked = getenv("OMP_NUM_THREADS");
     if (!asked || !*asked) {
         int threads = machine_cores() / (ranks_on_node > 0 ? ranks_on_node : 1);
@@ -37,6 +37,11 @@ int gemm_threads(void) {
     return omp_get_max_threads();
 }
 
+void gemm_blas_threads(int threads) {
+    gemm_ensure_blas();
+    openblas_set_num_threads(threads > 0 ? threads : 1);
+}
+
 int gemm_thread(void) {
     return omp_get_thread_num();
 }
@@ -44,7 +49,7 @@ int gemm_thread(void) {
 /* What runs. */
 
 void gemm_kernels(char *buf, size_t size) {
-    ensure_started();
+    gemm_ensure_blas();
     char bf16_part[160];
     gemm_bf16_kernels(bf16_part, sizeof bf16_part);
     const char *config = openblas_get_config(); /* "OpenBLAS 0.3.21 DYNAMIC_ARCH ... CORE ..." */
@@ -103,7 +108,7 @@ static int blas_stride(int64_t ld, int64_t m, int64_t n, int64_t k) {
 
 void gemm_tile_f32(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const float *a,
                    int64_t lda, const float *b, int64_t ldb, bool add, float *c, int64_t ldc) {
-    ensure_started();
+    gemm_ensure_blas();
     if (m == 0 || n == 0 || (k == 0 && add)) return;
     if (k == 0) {
         for (int64_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
@@ -117,7 +122,7 @@ void gemm_tile_f32(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, 
 
 void gemm_tile_f64(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const double *a,
                    int64_t lda, const double *b, int64_t ldb, bool add, double *c, int64_t ldc) {
-    ensure_started();
+    gemm_ensure_blas();
     if (m == 0 || n == 0 || (k == 0 && add)) return;
     if (k == 0) {
         for (int64_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);

@@ -22,6 +22,10 @@
 int gemm_init(int ranks_on_node);
 int gemm_threads(void); /* local; threads that a parallel region gets now */
 
+/* Local. Threads inside BLAS, for ScaLAPACK alone (mpi/dmat.c), which sets them back to 1: bits of
+ * a product then depend on them. */
+void gemm_blas_threads(int threads);
+
 /* Local. Number of the calling thread in its parallel region, 0 .. gemm_threads() - 1; to find its
  * part of a scratch buffer. */
 int gemm_thread(void);

@@ -1,4 +1,4 @@
-/* gemm_internal - what gemm.c and gemm_bf16.c share. Nobody else includes it. */
+/* gemm_internal - what gemm.c, gemm_bf16.c and lapack.c share. Nobody else includes it. */
 #ifndef SPINSHARD_BASE_GEMM_INTERNAL_H
 #define SPINSHARD_BASE_GEMM_INTERNAL_H
 
@@ -7,6 +7,9 @@
 
 /* Local. A shape that cannot happen, or a library that refused it: says so and aborts. */
 _Noreturn void gemm_abort(const char *what, int64_t m, int64_t n, int64_t k);
+
+/* Local. BLAS is on one thread from here on. */
+void gemm_ensure_blas(void);
 
 /* Local. The bf16 half of gemm_kernels. */
 void gemm_bf16_kernels(char *buf, size_t size);

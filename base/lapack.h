@@ -1,4 +1,5 @@
-/* lapack - the factorizations that the program needs in fp64: LU, QR, symmetric eigenvectors.
+/* lapack - the factorizations that the program needs in fp64: inverse of a block, QR, symmetric
+ * eigenvectors.
  * The one door to LAPACK. Not a LAPACK: square matrices, no products (base/gemm.h), no ranks
  * (mpi/dmat.h). Serves the Cayley step and the start points of learning.
  *
@@ -12,12 +13,9 @@
 
 #include <stdint.h>
 
-/* Local. A = P L U in place; a [n, n], pivots [n]. Fails with ERR_NUMERICS where a pivot is zero
- * or not a number; `what` names the matrix. */
-err lapack_lu(int64_t n, double *a, int *pivots, const char *what);
-
-/* Local. B <- A^-1 B for `columns` columns of length n, from the factors of lapack_lu. */
-err lapack_lu_solve(int64_t n, int64_t columns, const double *lu, const int *pivots, double *b);
+/* Local. A <- A^-1, by LU with pivots; a [n, n] in either order, with rows at distance n. For
+ * blocks, not for large matrices. Fails with ERR_NUMERICS where A is singular; `what` names it. */
+err lapack_inverse(int64_t n, double *a, const char *what);
 
 /* Local. A = Q U with the diagonal of U positive (which makes Q unique): a [n, n] becomes Q.
  * Fails with ERR_NOFIT, ERR_NUMERICS where a column depends on those before it. */

@@ -11,6 +11,7 @@
 
 #include "base/err.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* Local. W = -1/2 (G R^T - R G^T) [n, n], exactly skew: the direction of descent, dR = W R. Any G
@@ -32,10 +33,10 @@ err cayley_step(int64_t n, const double *A, double *R);
 err cayley_skew_batch(int64_t n, int64_t count, const double *G, const double *R, double *W);
 err cayley_step_batch(int64_t n, int64_t count, const double *A, double *R);
 
-/* Local. Largest column sum of absolute values, |W|_1; and sqrt of the sum of squares, summed by
- * rows in order. */
+/* Local. Largest column sum of absolute values, |W|_1; and the sum of squares, by rows in order. */
 double cayley_norm_1(int64_t n, const double *W);
-double cayley_norm_f(int64_t n, const double *W);
+double cayley_sum_squares(int64_t n, const double *W);
+bool cayley_finite(int64_t count, const double *x); /* local; no NaN, no infinity */
 
 /* Local. *max = max |R^T R - I|: one product. Fails with ERR_NOFIT. */
 err cayley_orthogonality(int64_t n, const double *R, double *max);
