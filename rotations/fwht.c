@@ -29,26 +29,19 @@ struct fwht {
 typedef float float16 __attribute__((vector_size(64)));
 typedef double double8 __attribute__((vector_size(64)));
 
-static inline float16 madd_f32(float16 a, float16 b, float16 c) {
+/* Vectors are never passed to functions: below AVX-512 that would change the ABI. */
 #if defined(__AVX512F__)
-    return (float16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#define MADD_F32(a, b, c) ((float16)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define MADD_F64(a, b, c) ((double8)_mm512_fmadd_pd((__m512d)(a), (__m512d)(b), (__m512d)(c)))
 #else
-    return a * b + c;
+#define MADD_F32(a, b, c) ((a) * (b) + (c))
+#define MADD_F64(a, b, c) ((a) * (b) + (c))
 #endif
-}
-
-static inline double8 madd_f64(double8 a, double8 b, double8 c) {
-#if defined(__AVX512F__)
-    return (double8)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
-#else
-    return a * b + c;
-#endif
-}
 
 #define REAL    float
 #define VEC     float16
 #define LANES   16
-#define MADD    madd_f32
+#define MADD    MADD_F32
 #define NAME(x) x##_f32
 #include "rotations/fwht_body.h"
 #undef REAL
@@ -60,7 +53,7 @@ static inline double8 madd_f64(double8 a, double8 b, double8 c) {
 #define REAL    double
 #define VEC     double8
 #define LANES   8
-#define MADD    madd_f64
+#define MADD    MADD_F64
 #define NAME(x) x##_f64
 #include "rotations/fwht_body.h"
 #undef REAL

@@ -2,12 +2,6 @@
  * and once with double: REAL, VEC (64 bytes of them), LANES, MADD(a, b, c) = a b + c and NAME(x)
  * are defined there. Not a header of its own. */
 
-static inline VEC NAME(load)(const REAL *p) {
-    VEC v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
 /* Length of a row of the core in whole panels. */
 static int64_t NAME(padded)(int64_t c) {
     return size_ceil_div(c, 2 * LANES) * 2 * LANES;
@@ -24,8 +18,9 @@ static void NAME(core_batch)(const REAL *C, int64_t c, int64_t ld, REAL scale, R
     for (int64_t j = 0; j < ld; j += 2 * LANES, C += c * 2 * LANES) {
         VEC sum[BATCH][2] = {0};
         for (int64_t b = 0; b < c; b++) {
-            const VEC left = NAME(load)(C + b * 2 * LANES),
-                      right = NAME(load)(C + (2 * b + 1) * LANES);
+            VEC left, right;
+            memcpy(&left, C + b * 2 * LANES, sizeof left);
+            memcpy(&right, C + (2 * b + 1) * LANES, sizeof right);
 #pragma GCC unroll 8
             for (int v = 0; v < BATCH; v++) {
                 const VEC xb = x0[v][b] - (VEC){0};
