@@ -41,6 +41,7 @@ typedef struct eval_job {
     int64_t n_windows;
     double *nll; /* root: [n_windows] */
     double seconds;
+    json_t *peaks; /* root: peak resident bytes of each rank */
 } eval_job;
 
 static const char *compute_name(compute_type t) {
@@ -232,6 +233,16 @@ static double text_nll(const eval_job *j, const eval_text *x) {
     return sum / ((double)x->n * (double)(j->window - 1));
 }
 
+static void gather_peaks(eval_job *j) {
+    uint64_t mine = mem_peak_rss_bytes(), *all = calloc((size_t)comm_size(j->c), sizeof *all);
+    if (!all) abort();
+    comm_gather(j->c, &mine, sizeof mine, all, 0);
+    j->peaks = json_array();
+    for (int r = 0; r < comm_size(j->c); r++)
+        json_array_append_new(j->peaks, json_integer((json_int_t)all[r]));
+    free(all);
+}
+
 static void print_json(const eval_job *j) {
     json_t *list = json_array();
     for (int i = 0; i < j->n_texts; i++) {
@@ -242,10 +253,11 @@ static void print_json(const eval_job *j) {
                             (json_int_t)j->window, "windows", (json_int_t)x->n, "tokens",
                             (json_int_t)(x->n * (j->window - 1)), "nll", nll, "ppl", exp(nll)));
     }
-    json_t *v = json_pack("{s:s, s:s, s:s, s:i, s:i, s:f, s:o}", "model", j->source.path, "dtype",
-                          compute_name(j->compute), "bos", j->bos, "ranks", comm_size(j->c),
-                          "threads", gemm_threads(), "tokens_per_s",
-                          (double)(j->n_windows * j->window) / j->seconds, "perplexity", list);
+    json_t *v =
+        json_pack("{s:s, s:s, s:s, s:i, s:i, s:f, s:O, s:o}", "model", j->source.path, "dtype",
+                  compute_name(j->compute), "bos", j->bos, "ranks", comm_size(j->c), "threads",
+                  gemm_threads(), "tokens_per_s", (double)(j->n_windows * j->window) / j->seconds,
+                  "peak_rss_bytes", j->peaks, "perplexity", list);
     json_dumpf(v, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
     puts("");
     json_decref(v);
@@ -281,6 +293,7 @@ err job_eval(const comm *c, const options *o) {
     if (!e.code) e = run_stages(&j);
     if (!e.code)
         e = comm_agree(c, comm_rank(c) == 0 ? refuse_nan(&j) : err_none(), "evaluating", NULL);
+    if (!e.code) gather_peaks(&j);
     if (!e.code && comm_rank(c) == 0) {
         if (options_has(o, OPT_JSON))
             print_json(&j);
@@ -296,6 +309,7 @@ err job_eval(const comm *c, const options *o) {
     free(j.starts);
     free(j.nll);
     free(j.r2);
+    json_decref(j.peaks);
     rotation_set_destroy(&j.rotations);
     recipe_destroy(&j.recipe);
     source_close(&j.source);
