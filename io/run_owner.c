@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { STALE_S = 600 };
+enum { STALE_S = 600, DYING_S = 5 };
 
 struct run_owner {
     char *path;
@@ -28,9 +28,10 @@ typedef struct owner_info {
 } owner_info;
 
 /* When a process started, in clock ticks since boot (field 22 of /proc/PID/stat): a pid that was
- * given to another process has another start. 0 where it cannot be told. */
-static int64_t start_ticks_of(int64_t pid) {
+ * given to another process has another start. 0 where it cannot be told. *state is field 3. */
+static int64_t start_ticks_of(int64_t pid, char *state) {
     char path[64], text[1024];
+    *state = '?';
     snprintf(path, sizeof path, "/proc/%" PRId64 "/stat", pid);
     FILE *f = fopen(path, "r");
     if (!f) return 0;
@@ -38,6 +39,7 @@ static int64_t start_ticks_of(int64_t pid) {
     fclose(f);
     text[n] = 0;
     char *p = strrchr(text, ')'); /* the name may hold anything */
+    if (p && p[1] == ' ') *state = p[2];
     for (int field = 2; p && field < 22; field++) p = strchr(p + 1, ' ');
     return p ? strtoll(p + 1, NULL, 10) : 0;
 }
@@ -48,7 +50,8 @@ static void describe_me(owner_info *me) {
     const char *job = getenv("SLURM_JOB_ID");
     snprintf(me->job, sizeof me->job, "%s", job ? job : "");
     me->pid = getpid();
-    me->start_ticks = start_ticks_of(me->pid);
+    char state;
+    me->start_ticks = start_ticks_of(me->pid, &state);
     me->beat = (int64_t)time(NULL);
 }
 
@@ -85,8 +88,21 @@ static bool surely_dead(const owner_info *o, const owner_info *me) {
     if (o->job[0] && !strcmp(o->job, me->job) && getenv("SLURM_RESTART_COUNT")) return true;
     if (strcmp(o->host, me->host)) return false;
     if (kill((pid_t)o->pid, 0) != 0 && errno == ESRCH) return true;
-    int64_t ticks = start_ticks_of(o->pid);
+    char state;
+    int64_t ticks = start_ticks_of(o->pid, &state);
+    if (state == 'Z' || state == 'X') return true; /* killed, and nobody has asked for its status */
     return ticks && o->start_ticks && ticks != o->start_ticks;
+}
+
+/* A launcher that was killed may leave ranks that are still dying: give those of this host time. */
+static bool wait_for_death(const owner_info *o, const owner_info *me) {
+    int polls = strcmp(o->host, me->host) ? 0 : DYING_S * 10;
+    const struct timespec tenth = {.tv_nsec = 100000000};
+    while (!surely_dead(o, me)) {
+        if (polls-- <= 0) return false;
+        nanosleep(&tenth, NULL);
+    }
+    return true;
 }
 
 static err make_file(const char *path, const owner_info *me, bool *exists) {
@@ -126,7 +142,7 @@ err run_owner_take(const char *run_dir, run_owner **out) {
         bool readable = read_owner(path, &other);
         if (!readable) sleep(1); /* it may be being written */
         if (!readable && !read_owner(path, &other)) other.beat = 0;
-        if (!surely_dead(&other, &me)) break;
+        if (!wait_for_death(&other, &me)) break;
         bury(path, &me);
     }
     if (!e.code && exists)

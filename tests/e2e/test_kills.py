@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """SIGKILL of random ranks at random moments: the same command goes on to the same bytes, and nothing hangs.
 
-SPINSHARD_KILLS: how many kills (8). SPINSHARD_KILL_SEED: the seed of their times and ranks (1). Every second
-kill comes from outside after a random time, every other one from inside at a random operation on a file, so
-that the short phases get their share. Prints in which phase the run was each time.
+SPINSHARD_KILLS: how many kills (8). SPINSHARD_KILL_SEED: the seed of their times and ranks (1). Of four kills,
+two come shortly after the start of a phase drawn at random, so that the short ones get their share, one at a
+random operation on a file, and one at a random time. Prints in which phase the run was each time.
 """
 import collections
 import json
@@ -20,6 +20,7 @@ from spin import Case, finish, main, settings, sha256, spin, start, tar_hashes  
 KILLS = int(os.environ.get("SPINSHARD_KILLS", "8"))
 SEED = int(os.environ.get("SPINSHARD_KILL_SEED", "1"))
 RANKS = 3
+PHASES = ("load", "gptq", "pack", "verify")
 HOW = settings("weights.group=64", "weights.scale=search", "archive.shard_bytes=1M")  # some seconds of search
 
 
@@ -77,6 +78,17 @@ class Kills(Case):
     def kill_by_time(self, args, rng, seconds):
         p = start(args, ranks=RANKS)
         time.sleep(rng.uniform(0, seconds))
+        return self.kill_now(p, rng)
+
+    def kill_by_phase(self, args, rng, out):
+        phase = rng.choice(PHASES)
+        p = start(args, ranks=RANKS)
+        while p.poll() is None and last_phase(out) != phase:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.02))
+        return self.kill_now(p, rng)
+
+    def kill_now(self, p, rng):
         victims = ranks_of(p.pid)
         if victims:
             try:
@@ -121,10 +133,12 @@ class Kills(Case):
                 last = attempt == 5 or kills >= KILLS
                 if last:
                     r = self.good(*args, ranks=rng.choice((1, 2, RANKS)))
-                elif kills % 2:
+                elif kills % 4 == 1:
+                    r = self.kill_by_operation(args, rng, operations)
+                elif kills % 4 == 3:
                     r = self.kill_by_time(args, rng, seconds)
                 else:
-                    r = self.kill_by_operation(args, rng, operations)
+                    r = self.kill_by_phase(args, rng, out)
                 if r.rc == 0:
                     break
                 kills += 1

@@ -113,6 +113,26 @@ class Restart(Case):
             self.assertIn(r.rc, (3, MISMATCH), f"\n{r}")
             self.assertEqual(len(r.errors()), 1, f"\n{r}")
 
+    def test_one_writer(self):
+        """A second run on the folder of a live one is refused; of a dead one whose pid lives on, it is not."""
+        p = start(self.args)
+        while p.poll() is None and not any(e["event"] == "commit" for e in events(self.out)):
+            time.sleep(0.01)
+        p.send_signal(signal.SIGSTOP)
+        self.bad(MISMATCH, [f"pid {p.pid}"], *self.args, out=self.out)
+        p.send_signal(signal.SIGCONT)
+        p.kill()
+        finish(p)
+        path = os.path.join(self.out, "run", "owner")
+        with open(path) as f:
+            owner = json.load(f)
+        self.assertGreater(owner["start"], 0)
+        owner["pid"] = os.getpid()  # alive, but it started at another time
+        with open(path, "w") as f:
+            json.dump(owner, f)
+        self.good(*self.args)
+        self.assertEqual(self.whole(), tar_hashes(self.out))
+
     def test_stop_before(self):
         r = spin(*self.args, "--stop-before", "10m", env={"SLURM_JOB_END_TIME": str(int(time.time()) + 60)})
         self.assertEqual(r.rc, STOPPED, f"\n{r}")
