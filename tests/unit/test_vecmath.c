@@ -1,4 +1,5 @@
-/* exp and SiLU against the double functions of the C library over their whole range. */
+/* exp and SiLU against the double functions of the C library over their whole range; every fp16
+ * number widened. */
 #include "base/vecmath.h"
 
 #include <setjmp.h>
@@ -40,11 +41,32 @@ static void test_silu(void **state) {
     assert_true(vec_silu(-1000) == 0 && vec_silu(1000) == 1000 && vec_silu(0) == 0);
 }
 
+static void test_every_fp16(void **state) {
+    (void)state;
+    static fp16 all[65536];
+    static float wide[65536];
+    for (int i = 0; i < 65536; i++) all[i] = (fp16)i;
+    half_array_from_fp16(all, 65536, wide);
+    for (int i = 0; i < 65536; i++) {
+        int exponent = i >> 10 & 31, fraction = i & 1023;
+        double want = exponent ? ldexp(1024 + fraction, exponent - 25) : ldexp(fraction, -24);
+        if (exponent == 31) want = fraction ? NAN : INFINITY;
+        if (i & 0x8000) want = -want;
+        if (isnan(want)) {
+            assert_true(isnan(wide[i]));
+        } else {
+            assert_true(wide[i] == want && !signbit(wide[i]) == !signbit(want));
+        }
+        assert_true(isnan(want) || half_bits(wide[i]) == half_bits(half_from_fp16((fp16)i)));
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_exp),
         cmocka_unit_test(test_exp_ends),
         cmocka_unit_test(test_silu),
+        cmocka_unit_test(test_every_fp16),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
