@@ -182,6 +182,11 @@ err cayley_step_batch(int64_t n, int64_t count, const double *A, double *R) {
     return failed.e;
 }
 
+/* The larger; NaN wins and stays. */
+static double larger(double a, double b) {
+    return b > a || isnan(b) ? b : a;
+}
+
 double cayley_norm_1(int64_t n, const double *W) {
     /* Rows of a skew matrix are its columns but for signs; yet any matrix is served. */
     double most = 0;
@@ -190,7 +195,7 @@ double cayley_norm_1(int64_t n, const double *W) {
         const int64_t b = size_min(BLOCK, n - j0);
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < b; j++) sums[j] += fabs(W[i * n + j0 + j]);
-        for (int64_t j = 0; j < b; j++) most = sums[j] > most || isnan(sums[j]) ? sums[j] : most;
+        for (int64_t j = 0; j < b; j++) most = larger(most, sums[j]);
     }
     return most;
 }
@@ -210,7 +215,7 @@ static double distance_to_identity(int64_t n, const double *P) {
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0; j < n; j++) {
             double d = fabs(P[i * n + j] - (i == j));
-            if (!(d <= most)) most = d;
+            most = larger(most, d);
         }
     return most;
 }
@@ -237,8 +242,7 @@ err cayley_probe(int64_t n, const double *R, uint64_t seed, int64_t step, double
     gemm_f64(true, false, n, PROBES, n, R, n, u, PROBES, false, back, PROBES);
     *max = 0;
     for (int64_t i = 0; i < n * PROBES; i++) {
-        double d = fabs(back[i] - z[i]);
-        if (!(d <= *max)) *max = d;
+        *max = larger(*max, fabs(back[i] - z[i]));
     }
     mem_free(z);
     return e;
