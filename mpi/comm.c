@@ -2,8 +2,8 @@
 
 #include "base/fault.h"
 #include "base/log.h"
+#include "mpi/comm_internal.h"
 
-#include <mpi.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -115,6 +115,10 @@ int comm_rank(const comm *c) {
 
 int comm_size(const comm *c) {
     return c->size;
+}
+
+MPI_Comm comm_handle(const comm *c) {
+    return c->handle;
 }
 
 const char *comm_host(void) {

@@ -39,6 +39,7 @@ void dmat_destroy(dmat **m); /* local; NULL is fine; sets NULL */
  * bytes. To save and restore a matrix on the same grid, and for element-wise work. */
 double *dmat_part(dmat *m);
 int64_t dmat_part_entries(const dmat *m);
+int64_t dmat_order(const dmat *m); /* local; n */
 
 /* Local. Rows and columns of this cell's part, and the row or column of the whole matrix that a
  * local one is. Entry (i, j) of the part stands at part[j * rows + i]. */
@@ -73,9 +74,13 @@ err dmat_eigen(dmat *A, dmat *V, double *values);
 /* A = Q U; A becomes Q, with the diagonal of U positive. ERR_NUMERICS, ERR_NOFIT. */
 err dmat_qr(dmat *A);
 
+/* Collective. y = M x, or M^T x: [n] on every rank, summed in a fixed order. ERR_NOFIT. */
+err dmat_times(bool trans, const dmat *m, const double *x, double *y);
+
 /* Collective. Same result on every rank, and the same for any number of ranks beside the cells. */
 double dmat_sum_squares(const dmat *m);
-double dmat_norm_1(const dmat *m);             /* largest column sum of absolute values */
-double dmat_max_minus_identity(const dmat *m); /* max |m - I| */
+err dmat_norm_1(const dmat *m, double *out);   /* largest column sum of absolute values */
+double dmat_max_minus_identity(const dmat *m); /* max |m - I|; NaN gives infinity */
+bool dmat_finite(const dmat *m);               /* no NaN, no infinity */
 
 #endif

@@ -25,6 +25,9 @@ err grid_resolve(const char *text, int64_t n, int ranks, grid_shape *out);
 /* Local. "2x2" into buf. */
 const char *grid_text(grid_shape g, char buf[24]);
 
+/* Local. How many of n rows (or columns), dealt in blocks of nb, the cell `which` of `of` has. */
+int64_t grid_part(int64_t n, int64_t nb, int which, int of);
+
 /* Local. Entries of the largest cell's part of an n x n matrix in blocks of nb. */
 int64_t grid_cell_entries(grid_shape g, int64_t n, int64_t nb);
 
