@@ -14,8 +14,9 @@ typedef enum rng_purpose {
     RNG_PROBE = 4,
     RNG_R1_NORMAL = 5, /* index: row * n + column */
     RNG_R2_NORMAL = 6,
-    RNG_RANGE_ROWS = 7, /* index: step * rows + i */
-    RNG_DATA = 8,       /* index: window */
+    RNG_RANGE_ROWS = 7,    /* index: step * rows + i */
+    RNG_DATA = 8,          /* index: window */
+    RNG_RANGE_ROWS_R2 = 9, /* index: (step * matrices + matrix) * rows + i */
 } rng_purpose;
 
 /* Local. The 128-bit block of Philox4x32-10 at a counter under a key. */

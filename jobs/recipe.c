@@ -91,6 +91,25 @@ static const key keys[] = {
 };
 enum { N_KEYS = sizeof keys / sizeof keys[0] };
 
+/* Keys of a phase of learn. */
+static const key phase_keys[] = {
+    {"objective", KIND_WORD, "range", 0, 0, "range|ce|kl-top", "what is minimised"},
+    {"steps", KIND_INT, "100", 1, 1 << 24, NULL, "steps"},
+    {"batch", KIND_INT, "8", 1, 1 << 20, NULL, "windows a step (ce, kl-top)"},
+    {"window", KIND_INT, "2048", 2, 1 << 20, NULL, "tokens of a window (ce, kl-top)"},
+    {"rows", KIND_INT, "32768", 1, 1 << 28, NULL, "rows of R1 sites a step (range)"},
+    {"optimizer", KIND_WORD, "adam", 0, 0, "adam|sgd-published", "how a step is made"},
+    {"lr_r1", KIND_REAL, "0.002", 0, 100, NULL, "rate of R1, radians (sgd-published: 1.5)"},
+    {"lr_r2", KIND_REAL, "0.006", 0, 100, NULL, "rate of R2"},
+    {"lr_scale", KIND_REAL, "0.001", 0, 100, NULL, "rate of scales (reserved)"},
+    {"schedule", KIND_WORD, "cosine", 0, 0, "cosine|linear|constant", "how rates fall"},
+    {"range_grad", KIND_WORD, "through", 0, 0, "through|detached",
+     "gradient through the quantizer's range"},
+    {"weights", KIND_BOOL, "false", 0, 0, NULL, "weights fake-quantized while learning"},
+    {"top_k", KIND_INT, "1000", 1, 1 << 24, NULL, "logits of kl-top"},
+};
+enum { N_PHASE_KEYS = sizeof phase_keys / sizeof phase_keys[0] };
+
 struct recipe {
     json_t *tree;
 };
@@ -213,24 +232,30 @@ static void describe(const key *k, char *text, size_t n) {
     }
 }
 
+static err unknown_key(const key *table, int n, const char *path, const char *where) {
+    const char *names[N_KEYS + N_PHASE_KEYS + 1];
+    for (int i = 0; i < n; i++) names[i] = table[i].path;
+    names[n] = NULL;
+    char hint[160];
+    snprintf(hint, sizeof hint, "did you mean %s?", options_nearest(path, names));
+    return err_make(ERR_USAGE, where, hint, "unknown recipe key \"%s\"", path);
+}
+
+static err check_value(const key *k, const json_t *value, const char *where) {
+    if (fits(k, value)) return err_none();
+    char want[200], *is = json_dumps(value, JSON_ENCODE_ANY);
+    describe(k, want, sizeof want);
+    err e = err_make(ERR_USAGE, where, NULL, "recipe key %s is %.80s; it must be %s", k->path,
+                     is ? is : "?", want);
+    free(is);
+    return e;
+}
+
 static err set_key(json_t *tree, const char *path, json_t *value, const char *where) {
     const key *k = find_key(path);
-    if (!k) {
-        const char *names[N_KEYS + 1];
-        for (int i = 0; i < N_KEYS; i++) names[i] = keys[i].path;
-        names[N_KEYS] = NULL;
-        char hint[160];
-        snprintf(hint, sizeof hint, "did you mean %s?", options_nearest(path, names));
-        return err_make(ERR_USAGE, where, hint, "unknown recipe key \"%s\"", path);
-    }
-    if (!fits(k, value)) {
-        char want[200], *is = json_dumps(value, JSON_ENCODE_ANY);
-        describe(k, want, sizeof want);
-        err e = err_make(ERR_USAGE, where, NULL, "recipe key %s is %.80s; it must be %s", path,
-                         is ? is : "?", want);
-        free(is);
-        return e;
-    }
+    if (!k) return unknown_key(keys, N_KEYS, path, where);
+    err e = check_value(k, value, where);
+    if (e.code) return e;
     tree_put(tree, path, json_incref(value));
     return err_none();
 }
@@ -272,6 +297,40 @@ static err apply_set(json_t *tree, const char *text) {
     return e;
 }
 
+/* Each phase of learn: keys checked, defaults filled in, in the order of the table. */
+static err resolve_phases(json_t *tree) {
+    json_t *phases = json_object_get(tree, "learn"), *phase, *value;
+    size_t i;
+    const char *name;
+    json_array_foreach(phases, i, phase) {
+        char where[40];
+        snprintf(where, sizeof where, "learn[%zu]", i);
+        if (!json_is_object(phase))
+            return err_make(ERR_USAGE, where, NULL, "a phase is a mapping of keys");
+        json_object_foreach(phase, name, value) {
+            bool known = false;
+            for (int k = 0; k < N_PHASE_KEYS; k++) known |= !strcmp(phase_keys[k].path, name);
+            if (!known) return unknown_key(phase_keys, N_PHASE_KEYS, name, where);
+        }
+        json_t *whole = json_object();
+        for (int k = 0; k < N_PHASE_KEYS; k++) {
+            value = json_incref(json_object_get(phase, phase_keys[k].path));
+            err e = err_none();
+            if (!value)
+                e = yaml_parse(phase_keys[k].standard, strlen(phase_keys[k].standard), where,
+                               &value);
+            if (!e.code) e = check_value(&phase_keys[k], value, where);
+            json_object_set_new(whole, phase_keys[k].path, value);
+            if (e.code) {
+                json_decref(whole);
+                return e;
+            }
+        }
+        json_array_set_new(phases, i, whole);
+    }
+    return err_none();
+}
+
 static json_t *default_tree(void) {
     json_t *tree = json_object();
     for (int i = 0; i < N_KEYS; i++) {
@@ -297,6 +356,7 @@ err recipe_create(const options *o, const char *file_text, const char *file_name
     int64_t seed = -1;
     if (!e.code) e = options_int(o, OPT_SEED, 0, (int64_t)9007199254740991, &seed);
     if (!e.code && seed >= 0) tree_put(tree, "seed", json_integer(seed));
+    if (!e.code) e = resolve_phases(tree);
     if (e.code) {
         json_decref(tree);
         return e;
@@ -400,12 +460,18 @@ err recipe_find_file(const char *arg, char **path) {
     return no_such_recipe(arg);
 }
 
+static void help_table(const key *table, int n) {
+    for (int i = 0; i < n; i++) {
+        char left[64], want[200];
+        snprintf(left, sizeof left, "%s=%s", table[i].path, table[i].standard);
+        describe(&table[i], want, sizeof want);
+        printf("    %-32s %s (%s)\n", left, table[i].help, want);
+    }
+}
+
 void recipe_help(void) {
     puts("\nRecipe keys (a YAML file, or --set KEY=VALUE), with their defaults:");
-    for (int i = 0; i < N_KEYS; i++) {
-        char left[64], want[200];
-        snprintf(left, sizeof left, "%s=%s", keys[i].path, keys[i].standard);
-        describe(&keys[i], want, sizeof want);
-        printf("    %-32s %s (%s)\n", left, keys[i].help, want);
-    }
+    help_table(keys, N_KEYS);
+    puts("\nKeys of a phase of learn, as in --set 'learn=[{objective: range, steps: 400}]':");
+    help_table(phase_keys, N_PHASE_KEYS);
 }

@@ -18,6 +18,7 @@ typedef enum comm_tag {
     TAG_TOKENS = 2,      /* token ids of a window */
     TAG_RESULT = 3,      /* a result to the root */
     TAG_BLOB = 4,        /* bytes whose length the receiver does not know */
+    TAG_GRADIENTS = 5,   /* stage to the one before, one window or slice */
 } comm_tag;
 
 /* Collective on all processes. Start MPI with the calls made from one thread. Checks that a

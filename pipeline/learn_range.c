@@ -1,0 +1,344 @@
+#include "pipeline/learn_range.h"
+
+#include "base/mem.h"
+#include "base/size.h"
+#include "pipeline/range_step.h"
+#include "rotations/cayley.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { R2_ROWS = 512 }; /* of each kind of site, a matrix and step */
+
+struct learn_range {
+    const comm *c;
+    learn_range_options o;
+    row_pool *pool;
+    int64_t n, d, n_r2; /* hidden, head_dim, R2 matrices of this rank */
+    cayley_dist *r1;
+    optimizer *r2;
+    double *R1, *R2, *W2; /* R1 everywhere; R2 and its directions of this rank */
+    range_work *work1, *work2;
+    int64_t *grad1, *grad2, *rows; /* rows: a band of G on its way */
+    int64_t per_site, step;
+    double w_max1, w_max2;
+};
+
+enum { BAND = 64 }; /* rows of G that are transposed and summed at a time */
+
+static double largest_weight(const comm *c, const row_pool *p, pool_kind kind) {
+    double most = 0;
+    int64_t sets = kind == POOL_R1 ? 2 * p->n_layers : p->n_layers;
+    for (int64_t i = 0; i < sets; i++)
+        for (int64_t r = 0; r < p->sets[kind][i].n; r++)
+            most = fmax(most, (double)p->sets[kind][i].w[r]);
+    comm_max_f64(c, &most, 1);
+    return most;
+}
+
+/* Noise of a quantizer of b bits is its range over 2^b - 1: the weight of a site against others. */
+static double noise_of(const aquant *q) {
+    double levels = ldexp(1, q->bits) - 1;
+    return 1 / (levels * levels);
+}
+
+/* Only proportions matter: the larger of the two is one. */
+static float site_weight(const learn_range_options *o, const aquant *q) {
+    double most = 0;
+    if (aquant_on(&o->act)) most = fmax(most, noise_of(&o->act));
+    if (aquant_on(&o->kv)) most = fmax(most, noise_of(&o->kv));
+    return aquant_on(q) ? (float)(noise_of(q) / most) : 0;
+}
+
+static err check_options(const learn_range_options *o) {
+    bool r1 = o->r1 && aquant_on(&o->act),
+         r2 = o->r2_heads && (aquant_on(&o->act) || aquant_on(&o->kv));
+    if (r1 || r2) return err_none();
+    return err_make(
+        ERR_USAGE, "learn", "set activations.bits or kv.bits, or leave learn empty",
+        "nothing that a rotation stands before is quantized: there is nothing to learn");
+}
+
+static err create_r1(learn_range *l, const double *R1) {
+    cayley_dist_options co = {
+        .n = l->n, .kind = l->o.kind, .grid = l->o.grid, .blas_threads = l->o.blas_threads};
+    err e = cayley_dist_create(l->c, &co, &l->r1);
+    if (e.code) return e;
+    cayley_dist_put_rows(l->r1, 0, l->n, R1);
+    int64_t sites = 2 * l->o.layers;
+    l->per_site = size_ceil_div(l->o.rows, sites);
+    void *grad = NULL, *rows = NULL;
+    e = range_work_create(l->n, size_max(1, l->per_site * 2 * l->pool->n_layers), &l->work1);
+    if (!e.code) e = mem_alloc(l->n * l->n, sizeof(int64_t), "gradient of R1", &grad);
+    if (!e.code) e = mem_alloc(BAND * l->n, sizeof(int64_t), "gradient of R1", &rows);
+    l->grad1 = grad;
+    l->rows = rows;
+    return e;
+}
+
+static err create_r2(learn_range *l, const double *R2) {
+    int64_t dd = l->d * l->d;
+    void *r = NULL, *w = NULL, *grad = NULL;
+    l->n_r2 = l->pool->n_layers * l->o.r2_heads;
+    err e = mem_alloc(l->n_r2 * dd, sizeof(double), "R2", &r);
+    if (!e.code) e = mem_alloc(l->n_r2 * dd, sizeof(double), "directions of R2", &w);
+    if (!e.code) e = mem_alloc(dd, sizeof(int64_t), "gradient of R2", &grad);
+    if (!e.code) e = range_work_create(l->d, 2 * R2_ROWS, &l->work2);
+    if (!e.code && l->n_r2) e = optimizer_create(l->o.kind, l->d, l->n_r2, &l->r2);
+    l->R2 = r;
+    l->W2 = w;
+    l->grad2 = grad;
+    if (!e.code && l->n_r2) memcpy(r, R2, (size_t)(l->n_r2 * dd) * sizeof(double));
+    return e;
+}
+
+err learn_range_create(const comm *c, const learn_range_options *o, row_pool *pool,
+                       const double *R1, const double *R2, learn_range **out) {
+    *out = NULL;
+    err e = comm_agree(c, check_options(o), "learning", NULL);
+    if (e.code) return e;
+    learn_range *l = calloc(1, sizeof *l);
+    if (!l) abort();
+    l->c = c;
+    l->o = *o;
+    l->o.r1 = o->r1 && aquant_on(&o->act);
+    l->pool = pool;
+    l->n = pool->hidden;
+    l->d = pool->head_dim;
+    void *r = NULL;
+    e = mem_alloc(R1 ? l->n * l->n : 1, sizeof(double), "R1", &r);
+    l->R1 = r;
+    if (!e.code && R1) memcpy(r, R1, (size_t)(l->n * l->n) * sizeof(double));
+    e = comm_agree(c, e, "learning", NULL);
+    if (!e.code && l->o.r1) e = comm_agree(c, create_r1(l, R1), "learning", NULL);
+    if (!e.code && o->r2_heads) e = comm_agree(c, create_r2(l, R2), "learning", NULL);
+    l->w_max1 = largest_weight(c, pool, POOL_R1);
+    l->w_max2 = fmax(largest_weight(c, pool, POOL_VALUE), largest_weight(c, pool, POOL_O));
+    if (e.code) learn_range_destroy(&l);
+    *out = l;
+    return e;
+}
+
+void learn_range_destroy(learn_range **l) {
+    if (!*l) return;
+    learn_range *x = *l;
+    cayley_dist_destroy(&x->r1);
+    optimizer_destroy(&x->r2);
+    range_work_destroy(&x->work1);
+    range_work_destroy(&x->work2);
+    mem_free(x->R1);
+    mem_free(x->R2);
+    mem_free(x->W2);
+    mem_free(x->grad1);
+    mem_free(x->grad2);
+    mem_free(x->rows);
+    free(x);
+    *l = NULL;
+}
+
+/* The transposed integers of a batch as rows of G, a band at a time, into the distributed sum. */
+static void sum_gradient(learn_range *l, const range_batch *b) {
+    int exponent = ilogb(b->unit);
+    for (int64_t i0 = 0; i0 < l->n; i0 += BAND) {
+        int64_t rows = size_min(BAND, l->n - i0);
+        for (int64_t j = 0; j < l->n; j++)
+            for (int64_t i = 0; i < rows; i++) l->rows[i * l->n + j] = b->grad[j * l->n + i0 + i];
+        cayley_dist_sum_gradient(l->r1, i0, rows, l->rows, exponent);
+    }
+}
+
+static err step_r1(learn_range *l, learn_report *report) {
+    range_begin(l->work1, l->R1);
+    range_rule rule = {.symmetric = l->o.act.symmetric, .include_zero = true};
+    int64_t sites = 2 * l->o.layers;
+    for (int64_t i = 0; i < 2 * l->pool->n_layers; i++) {
+        int64_t site = 2 * l->pool->first_layer + i;
+        range_draw d = {.rule = rule,
+                        .weight = 1,
+                        .seed = l->o.seed,
+                        .purpose = RNG_RANGE_ROWS,
+                        .first_index = (uint64_t)((l->step * sites + site) * l->per_site),
+                        .period = 1,
+                        .span = 1};
+        range_add(l->work1, &l->pool->sets[POOL_R1][i], d, l->per_site);
+    }
+    range_batch b = {.grad = l->grad1};
+    range_finish(l->work1, l->w_max1, &b);
+    sum_gradient(l, &b);
+    comm_sum_i64(l->c, &b.loss, 1);
+    report->loss = (double)b.loss * RANGE_LOSS_UNIT / (double)(l->per_site * sites);
+    optimizer_report r;
+    double lr = lr_schedule_at(l->o.schedule, l->o.lr_r1, l->step, l->o.steps);
+    err e = cayley_dist_step(l->r1, lr, &r);
+    if (e.code) return e;
+    report->angle_r1 = r.angle_rms;
+    cayley_dist_get_rows(l->r1, 0, l->n, l->R1);
+    return cayley_dist_probe(l->r1, l->o.seed, l->step, &report->orthogonality);
+}
+
+/* Rows of one R2: values, then o_proj inputs of the query heads that share it. */
+static void draw_r2(learn_range *l, int64_t matrix) {
+    int64_t heads = l->o.r2_heads, layer = matrix / heads, head = matrix % heads;
+    int64_t global = (l->pool->first_layer + layer) * heads + head, all = l->o.layers * heads;
+    range_draw d = {.seed = l->o.seed, .purpose = RNG_RANGE_ROWS_R2};
+    uint64_t first = (uint64_t)((l->step * all + global) * 2 * R2_ROWS);
+    int64_t kv = l->pool->kv_heads, q = l->pool->heads;
+    if (aquant_on(&l->o.kv)) {
+        d.rule = (range_rule){.symmetric = l->o.kv.symmetric, .include_zero = false};
+        d.weight = site_weight(&l->o, &l->o.kv);
+        d.first_index = first;
+        d.period = kv;
+        d.span = heads > 1 ? 1 : kv;
+        d.offset = heads > 1 ? head : 0;
+        range_add(l->work2, &l->pool->sets[POOL_VALUE][layer], d, R2_ROWS);
+    }
+    if (aquant_on(&l->o.act) && l->o.o_per_head) {
+        d.rule = (range_rule){.symmetric = l->o.act.symmetric, .include_zero = false};
+        d.weight = site_weight(&l->o, &l->o.act);
+        d.first_index = first + R2_ROWS;
+        d.period = q;
+        d.span = heads > 1 ? q / kv : q;
+        d.offset = heads > 1 ? head * (q / kv) : 0;
+        range_add(l->work2, &l->pool->sets[POOL_O][layer], d, R2_ROWS);
+    }
+}
+
+static err step_r2(learn_range *l, learn_report *report) {
+    int64_t dd = l->d * l->d, loss = 0;
+    double *G = malloc((size_t)dd * sizeof *G);
+    if (!G) abort();
+    err e = err_none();
+    for (int64_t m = 0; m < l->n_r2 && !e.code; m++) {
+        range_begin(l->work2, l->R2 + m * dd);
+        draw_r2(l, m);
+        range_batch b = {.grad = l->grad2};
+        range_finish(l->work2, l->w_max2, &b);
+        for (int64_t i = 0; i < l->d; i++)
+            for (int64_t j = 0; j < l->d; j++)
+                G[i * l->d + j] = (double)l->grad2[j * l->d + i] * b.unit;
+        e = cayley_skew(l->d, G, l->R2 + m * dd, l->W2 + m * dd);
+        loss += b.loss;
+    }
+    free(G);
+    optimizer_report r = {0};
+    double lr = lr_schedule_at(l->o.schedule, l->o.lr_r2, l->step, l->o.steps);
+    if (!e.code && l->n_r2) e = optimizer_step(l->r2, lr, l->W2, l->R2, &r);
+    e = comm_agree(l->c, e, "step of R2", NULL);
+    comm_sum_i64(l->c, &loss, 1);
+    comm_max_f64(l->c, &r.angle_rms, 1);
+    report->loss_r2 =
+        (double)loss * RANGE_LOSS_UNIT / (double)(l->o.layers * l->o.r2_heads * 2 * R2_ROWS);
+    report->angle_r2 = r.angle_rms;
+    return e;
+}
+
+err learn_range_step(learn_range *l, learn_report *report) {
+    memset(report, 0, sizeof *report);
+    err e = err_none();
+    if (l->o.r1) e = step_r1(l, report);
+    if (!e.code && l->o.r2_heads) e = step_r2(l, report);
+    if (!e.code) l->step++;
+    report->step = l->step;
+    return e;
+}
+
+const double *learn_range_r1(const learn_range *l) {
+    return l->R1;
+}
+
+const double *learn_range_r2(const learn_range *l) {
+    return l->R2;
+}
+
+/* ---- state: step, R1 part with its optimiser, then for each R2 the matrix, and the optimiser ----
+ */
+
+static int64_t r2_state_count(const learn_range *l, int64_t matrices) {
+    int64_t dd = l->d * l->d;
+    return matrices ? matrices * dd + (l->o.kind == OPTIMIZER_ADAM ? matrices * (dd + 1) : 0) + 1
+                    : 0;
+}
+
+static int64_t r1_state_count(const learn_range *l) {
+    int64_t most = l->o.r1 ? cayley_dist_state_count(l->r1) : 0;
+    comm_max_i64(l->c, &most, 1);
+    return most;
+}
+
+int64_t learn_range_state_count(const learn_range *l) {
+    return 1 + r1_state_count(l) + r2_state_count(l, l->o.layers * l->o.r2_heads);
+}
+
+/* The optimiser's own order is steps, v of all, M of all. In the file matrices stand one after the
+ * other (R, v, M), so that a restart on other ranks finds those of its layers. */
+static int64_t matrix_state(const learn_range *l) {
+    return l->d * l->d + (l->o.kind == OPTIMIZER_ADAM ? l->d * l->d + 1 : 0);
+}
+
+static void pack_r2(const learn_range *l, double *out) {
+    int64_t dd = l->d * l->d, each = matrix_state(l),
+            count = l->r2 ? optimizer_state_count(l->r2) : 0;
+    double *s = malloc((size_t)(count + 1) * sizeof *s);
+    if (!s) abort();
+    if (count) optimizer_state_save(l->r2, s);
+    for (int64_t m = 0; m < l->n_r2; m++) {
+        memcpy(out + m * each, l->R2 + m * dd, (size_t)dd * sizeof *out);
+        if (each == dd) continue;
+        out[m * each + dd] = s[1 + m];
+        memcpy(out + m * each + dd + 1, s + 1 + l->n_r2 + m * dd, (size_t)dd * sizeof *out);
+    }
+    free(s);
+}
+
+static void unpack_r2(learn_range *l, const double *in) {
+    int64_t dd = l->d * l->d, each = matrix_state(l),
+            count = l->r2 ? optimizer_state_count(l->r2) : 0;
+    double *s = calloc((size_t)(count + 1), sizeof *s);
+    if (!s) abort();
+    s[0] = (double)l->step;
+    for (int64_t m = 0; m < l->n_r2; m++) {
+        memcpy(l->R2 + m * dd, in + m * each, (size_t)dd * sizeof *s);
+        if (each == dd) continue;
+        s[1 + m] = in[m * each + dd];
+        memcpy(s + 1 + l->n_r2 + m * dd, in + m * each + dd + 1, (size_t)dd * sizeof *s);
+    }
+    if (count) optimizer_state_load(l->r2, s);
+    free(s);
+}
+
+err learn_range_state_save(learn_range *l, double *out) {
+    int64_t n1 = r1_state_count(l), each = matrix_state(l);
+    if (l->o.grid.rows * l->o.grid.cols > 1)
+        return err_make(ERR_USAGE, "numerics.grid", "use numerics.grid=1x1",
+                        "state of a grid of more than one cell is not kept in this version");
+    if (comm_rank(l->c) == 0) {
+        out[0] = (double)l->step;
+        if (l->o.r1) cayley_dist_state_save(l->r1, out + 1);
+    }
+    if (!l->o.r2_heads) return err_none();
+    double *mine = malloc((size_t)(l->n_r2 * each + 1) * sizeof *mine);
+    size_t *lens = calloc((size_t)comm_size(l->c), sizeof *lens);
+    void *all = NULL;
+    if (!mine || !lens) abort();
+    pack_r2(l, mine);
+    comm_gather_blobs(l->c, mine, (size_t)(l->n_r2 * each) * sizeof *mine, &all, lens, 0);
+    if (comm_rank(l->c) == 0)
+        memcpy(out + 1 + n1, all, (size_t)(l->o.layers * l->o.r2_heads * each) * sizeof *out);
+    free(all);
+    free(lens);
+    free(mine);
+    return err_none();
+}
+
+err learn_range_state_load(learn_range *l, const double *in) {
+    int64_t n1 = r1_state_count(l);
+    l->step = (int64_t)in[0];
+    if (l->o.r1) {
+        if (cayley_dist_is_cell(l->r1)) cayley_dist_state_load(l->r1, in + 1);
+        cayley_dist_get_rows(l->r1, 0, l->n, l->R1);
+    }
+    if (l->o.r2_heads)
+        unpack_r2(l, in + 1 + n1 + l->pool->first_layer * l->o.r2_heads * matrix_state(l));
+    return err_none();
+}

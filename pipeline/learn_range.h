@@ -1,0 +1,64 @@
+/* learn_range - a phase of learning by the layer-local objective: each rank works on the rows of
+ * its own layers; per step only the integer sums of R1's gradient and the Cayley step cross ranks.
+ * R2 of a layer is learned by the rank that owns it. No pipeline, no bubbles. On the way: gradient
+ * of R at each site -> sum over layers and ranks -> Cayley step. */
+#ifndef SPINSHARD_PIPELINE_LEARN_RANGE_H
+#define SPINSHARD_PIPELINE_LEARN_RANGE_H
+
+#include "base/err.h"
+#include "mpi/comm.h"
+#include "pipeline/row_pool.h"
+#include "quant/fake_quant.h"
+#include "rotations/cayley_dist.h"
+
+#include <stdint.h>
+
+typedef struct learn_range_options {
+    int64_t steps, rows; /* rows: of R1 sites a step, over the whole model */
+    optimizer_kind kind;
+    lr_schedule schedule;
+    double lr_r1, lr_r2;
+    aquant act, kv;   /* what is quantized: sites at 16 bit drop out */
+    bool o_per_head;  /* else the o_proj input does not see R2 alone, and only values count */
+    bool r1;          /* learn R1 */
+    int64_t r2_heads; /* R2 of a layer: 0, 1, or one a KV head */
+    int64_t layers;   /* of the model */
+    uint64_t seed;
+    grid_shape grid;
+    int blas_threads;
+} learn_range_options;
+
+/* What a step did, the same on every rank. */
+typedef struct learn_report {
+    int64_t step; /* done so far */
+    double loss, loss_r2;
+    double angle_r1, angle_r2; /* RMS entry of the skew step, radians */
+    double orthogonality;      /* probe of R1 */
+} learn_report;
+
+typedef struct learn_range learn_range;
+
+/* Collective on c; ranks own contiguous layers in rank order (the pool's); ranks without layers
+ * have an empty pool. Borrows pool and c. R1 [hidden, hidden] on every rank, R2 [n_layers,
+ * r2_heads, head_dim, head_dim] of the rank's own layers: start points, copied (NULL where not
+ * learned). Caller owns *out. Same result on every rank. Fails with ERR_NOFIT, ERR_USAGE (nothing
+ * quantized that a rotation could help). */
+err learn_range_create(const comm *c, const learn_range_options *o, row_pool *pool,
+                       const double *R1, const double *R2, learn_range **out);
+void learn_range_destroy(learn_range **l); /* collective; NULL is fine; sets NULL */
+
+/* Collective. One step. Fails, agreed, with ERR_NUMERICS. */
+err learn_range_step(learn_range *l, learn_report *report);
+
+/* Local. R1 as it is, on every rank; R2 of the rank's own layers. Borrowed; change with a step. */
+const double *learn_range_r1(const learn_range *l);
+const double *learn_range_r2(const learn_range *l);
+
+/* Collective. Everything a restart needs, at root (elsewhere nothing is written): R1, its
+ * optimiser, all R2 and theirs, as doubles. Does not depend on ranks where the grid is 1x1. */
+int64_t learn_range_state_count(const learn_range *l);
+err learn_range_state_save(learn_range *l, double *out);
+/* Collective. `in` on every rank. */
+err learn_range_state_load(learn_range *l, const double *in);
+
+#endif

@@ -1,0 +1,69 @@
+/* row_pool - a sample of the inputs of the rotated sites of this rank's layers, with a weight for
+ * each row: what the layer-local objective `range` learns from, and second moments for `pca`.
+ * Rows come from one full-precision forward and backward pass (pipeline/capture_run.h). Which rows
+ * are kept does not depend on ranks. Not activations of a step: nothing here is ever propagated. */
+#ifndef SPINSHARD_PIPELINE_ROW_POOL_H
+#define SPINSHARD_PIPELINE_ROW_POOL_H
+
+#include "base/err.h"
+#include "base/half.h"
+#include "model/config.h"
+#include "mpi/comm.h"
+
+#include <stdint.h>
+
+/* Groups of sites that share what is learned from them. */
+typedef enum pool_kind {
+    POOL_R1,    /* attention and MLP inputs, rows of `hidden`; two sites a layer */
+    POOL_VALUE, /* values, rows of head_dim, one a KV head */
+    POOL_O,     /* o_proj inputs, rows of head_dim, one a query head */
+    POOL_KINDS,
+} pool_kind;
+
+/* Rows of one site: bf16 [n, width] and their weights. */
+typedef struct row_set {
+    int64_t n, width;
+    bf16 *x;  /* owned */
+    float *w; /* owned; sensitivity |dL/dx|^2 of the row, scaled by row_pool_finish */
+} row_set;
+
+typedef struct row_pool {
+    int64_t first_layer, n_layers; /* of this rank */
+    int64_t hidden, head_dim, heads, kv_heads;
+    int64_t tokens;            /* tokens kept of each site */
+    int64_t filled;            /* tokens there are so far */
+    row_set *sets[POOL_KINDS]; /* R1: [2 n_layers]; value, o: [n_layers] */
+} row_pool;
+
+/* Local. Room for `tokens` tokens of each site of layers [first, first + n). Caller clears
+ * (row_pool_clear), also after an error. Fails with ERR_NOFIT. */
+err row_pool_init(const llama_config *cfg, int64_t first, int64_t n, int64_t tokens, row_pool *out);
+void row_pool_clear(row_pool *p);
+
+/* Local. Bytes that row_pool_init takes. */
+uint64_t row_pool_bytes(const llama_config *cfg, int64_t n, int64_t tokens);
+
+/* Local. Put the kept tokens of a window into a site's set. x and g are [n_tokens, width_all]
+ * (hidden, kv_heads head_dim, heads head_dim); token t of the window is kept where
+ * t % stride == 0; `at` is the pool token that the first kept one becomes. */
+void row_pool_put(row_pool *p, pool_kind kind, int64_t layer, int site, int64_t at,
+                  int64_t n_tokens, int64_t stride, const float *x, const float *g);
+
+/* Collective on c. Clamp the weights of a kind at their 99.9 % quantile over all layers of the
+ * model and scale them to mean 1, the same for any number of ranks. */
+err row_pool_finish(const comm *c, row_pool *p, pool_kind kind);
+
+/* Local. Scale the rows of the sets of a kind, each by one power of two, so that |x| <=
+ * sqrt(width); weights are scaled back by its square, so that no objective changes but by rounding.
+ */
+void row_pool_normalise(row_pool *p, pool_kind kind);
+
+/* Collective on c. Second moment of all rows of POOL_R1 over the whole model, sum x^T x as
+ * [hidden, hidden] on every rank; exact in any order, so the same for any number of ranks. */
+err row_pool_moment_r1(const comm *c, const row_pool *p, double *out);
+
+/* Local. Second moment of the o_proj inputs of a layer: of all query heads, or (kv_head >= 0) of
+ * those of one KV head; [head_dim, head_dim]. */
+err row_pool_moment_r2(const row_pool *p, int64_t layer, int64_t kv_head, double *out);
+
+#endif
