@@ -94,8 +94,8 @@ static void REAL_FN(query_block_init)(REAL_FN(query_block) * b, void *scratch) {
 
 /* Head kv, queries from t0: all key blocks that any of them sees, in order. */
 static void REAL_FN(attend)(const attention_shape *s, int64_t kv, int64_t t0, const void *q,
-                            const void *k, const void *v, REAL *out, void *scratch) {
-    const int64_t group = s->heads / s->kv_heads, d = s->head_dim;
+                            const void *k, const void *v, REAL *out, REAL *lse, void *scratch) {
+    const int64_t group = s->heads / s->kv_heads, d = s->head_dim, room = room_of(s);
     const int64_t t_end = size_min(s->tokens, t0 + query_block_tokens(s));
     const int64_t oldest = s->sliding_window > 0 ? size_max(0, t0 - s->sliding_window + 1) : 0;
     const size_t row_bytes = (size_t)d * compute_factor_bytes(s->compute);
@@ -108,29 +108,30 @@ static void REAL_FN(attend)(const attention_shape *s, int64_t kv, int64_t t0, co
     REAL_FN(query_block_init)(&b, scratch);
     for (int64_t c0 = oldest / KEY_BLOCK * KEY_BLOCK; c0 < t_end; c0 += KEY_BLOCK) {
         const int64_t n = size_min(KEY_BLOCK, t_end - c0);
-        const size_t at = (size_t)(kv * s->tokens + c0) * row_bytes;
+        const size_t at = (size_t)(kv * room + c0) * row_bytes;
         REAL_FN(scores_product)
-        (&b, (const char *)q + (size_t)((kv * s->tokens + t0) * group) * row_bytes,
-         (const char *)k + at, n);
+        (&b, (const char *)q + (size_t)((kv * room + t0) * group) * row_bytes, (const char *)k + at,
+         n);
         for (int64_t r = 0; r < b.rows; r++) REAL_FN(weigh_row)(&b, r, c0, n);
         REAL_FN(values_product)(&b, (const char *)v + at, n);
     }
     for (int64_t r = 0; r < b.rows; r++) {
-        REAL *to = out + ((t0 + r / group) * s->heads + kv * group + r % group) * d;
+        REAL *to = out + ((t0 - s->first + r / group) * s->heads + kv * group + r % group) * d;
         const REAL *sum = b.sums + r * d, total = b.total[r];
 #pragma omp simd
         for (int64_t j = 0; j < d; j++) to[j] = sum[j] / total;
+        if (lse) lse[(kv * room + t0) * group + r] = b.max[r] + REAL_LOG(total);
     }
 }
 
 void REAL_FN(attention)(const attention_shape *s, const void *q, const void *k, const void *v,
-                        REAL *out, void *threads, uint64_t thread_bytes) {
-    const int64_t step = query_block_tokens(s), blocks = size_ceil_div(s->tokens, step);
+                        REAL *out, REAL *lse, void *threads, uint64_t thread_bytes) {
+    const int64_t step = query_block_tokens(s), blocks = size_ceil_div(s->tokens - s->first, step);
     /* the last queries see most keys: begin with them */
 #pragma omp parallel for schedule(dynamic)
     for (int64_t u = 0; u < blocks * s->kv_heads; u++) {
         REAL_FN(attend)
-        (s, u % s->kv_heads, (blocks - 1 - u / s->kv_heads) * step, q, k, v, out,
+        (s, u % s->kv_heads, s->first + (blocks - 1 - u / s->kv_heads) * step, q, k, v, out, lse,
          (char *)threads + thread_bytes * (uint64_t)gemm_thread());
     }
 }

@@ -107,7 +107,7 @@ void REAL_FN(block_forward)(const llama_layer *l, int64_t layer, const llama_sit
     REAL_FN(by_head)(s->k, n_tokens, s, s->k_heads);
     REAL_FN(by_head)(s->v, n_tokens, s, s->v_heads);
     REAL_FN(attention)
-    (&shape, s->q_heads, s->k_heads, s->v_heads, s->q, s->per_thread, s->thread_bytes);
+    (&shape, s->q_heads, s->k_heads, s->v_heads, s->q, NULL, s->per_thread, s->thread_bytes);
     REAL_FN(output_product)(l, &output, n_tokens, x, s);
 
     REAL_FN(normed_input)(&input, l->mlp_norm, n_tokens, x, s);

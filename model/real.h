@@ -9,17 +9,20 @@
 #undef REAL
 #undef REAL_FN
 #undef REAL_EXP
+#undef REAL_LOG
 #undef REAL_SILU
 
 #if REAL_BITS == 32
 #define REAL       float
 #define REAL_FN(x) x##_f32
 #define REAL_EXP   vec_exp
+#define REAL_LOG   logf
 #define REAL_SILU  vec_silu
 #elif REAL_BITS == 64
 #define REAL         double
 #define REAL_FN(x)   x##_f64
 #define REAL_EXP     exp
+#define REAL_LOG     log
 #define REAL_SILU(x) ((x) / (1 + exp(-(x))))
 #else
 #error "define REAL_BITS"

@@ -5,7 +5,7 @@
 
 #include <string.h>
 
-static bool all_identity(const site *s) {
+bool site_is_identity(const site *s) {
     if (!s->R) return true;
     const int64_t segments = s->n / s->segment;
     for (int64_t i = 0; i < segments; i += s->share) {
@@ -16,7 +16,7 @@ static bool all_identity(const site *s) {
 }
 
 bool site_acts(const site *s) {
-    return aquant_on(&s->quant) || (s->turned && !all_identity(s));
+    return aquant_on(&s->quant) || (s->turned && !site_is_identity(s));
 }
 
 #define REAL_BITS 32

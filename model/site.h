@@ -31,6 +31,12 @@ typedef struct site_scratch {
 /* Local. True where applying the site changes anything. */
 bool site_acts(const site *s);
 
+bool site_is_identity(const site *s); /* local; its rotations turn nothing */
+
+/* Local, threaded. Rows [rows, s->n] times R, or R^T where `back`, segment by segment. */
+void site_turn_f32(const site *s, float *x, int64_t rows, bool back);
+void site_turn_f64(const site *s, double *x, int64_t rows, bool back);
+
 /* Local, threaded. x [rows, s->n] in place. Bits of a row do not depend on the other rows. */
 void site_apply_f32(const site *s, float *x, int64_t rows, const site_scratch *scratch);
 void site_apply_f64(const site *s, double *x, int64_t rows, const site_scratch *scratch);

@@ -7,8 +7,9 @@
 #define FAKE_QUANT fake_quant_rows_f64
 #endif
 
-/* Turns rows [rows, n] segment by segment; one rotation for all segments sees them as more rows. */
-static void REAL_FN(turn)(const site *s, REAL *x, int64_t rows, bool back) {
+/* One rotation for all segments sees them as more rows. */
+void REAL_FN(site_turn)(const site *s, REAL *x, int64_t rows, bool back) {
+    if (site_is_identity(s)) return;
     const int64_t segments = s->n / s->segment;
     if (s->share >= segments) {
         REAL_FN(rotation_apply)(s->R[0], x, rows * segments, s->segment, back);
@@ -46,9 +47,9 @@ static void REAL_FN(errors_of_rows)(const site *s, REAL *u, int64_t rows,
 
 void REAL_FN(site_apply)(const site *s, REAL *x, int64_t rows, const site_scratch *scratch) {
     if (!site_acts(s)) return;
-    const bool identity = all_identity(s);
+    const bool identity = site_is_identity(s);
     if (identity || s->turned) {
-        if (!identity) REAL_FN(turn)(s, x, rows, false);
+        if (!identity) REAL_FN(site_turn)(s, x, rows, false);
         if (aquant_on(&s->quant)) REAL_FN(quantize_rows)(s, x, rows);
         return;
     }
@@ -58,9 +59,9 @@ void REAL_FN(site_apply)(const site *s, REAL *x, int64_t rows, const site_scratc
         const int64_t m = size_min(at_once, rows - i0), count = m * n;
         REAL *part = x + i0 * n;
         memcpy(u, part, (size_t)count * sizeof *u);
-        REAL_FN(turn)(s, u, m, false);
+        REAL_FN(site_turn)(s, u, m, false);
         REAL_FN(errors_of_rows)(s, u, m, scratch);
-        REAL_FN(turn)(s, u, m, true);
+        REAL_FN(site_turn)(s, u, m, true);
 #pragma omp parallel for simd schedule(static)
         for (int64_t j = 0; j < count; j++) part[j] += u[j];
     }

@@ -1,0 +1,33 @@
+#include "model/site_backward.h"
+
+#include "base/gemm.h"
+#include "base/size.h"
+#include "model/norm.h"
+
+#include <string.h>
+
+/* Rows whose share in the gradient of the segments' rotations is summed by one thread. */
+enum { CHUNK_REALS = 1 << 16 };
+
+static int64_t chunk_rows(const site *s) {
+    return size_max(8, CHUNK_REALS / s->n);
+}
+
+int64_t site_rotations(const site *s) {
+    return size_max(1, s->n / s->segment / s->share);
+}
+
+int64_t site_chunk_reals(const site *s) {
+    return 2 * chunk_rows(s) * s->n;
+}
+
+int64_t site_parts_room(const site *s, int64_t rows) {
+    if (s->segment == s->n) return 0;
+    return size_ceil_div(rows, chunk_rows(s)) * site_rotations(s) * s->segment * s->segment;
+}
+
+#define REAL_BITS 32
+#include "model/site_backward_body.h"
+#undef REAL_BITS
+#define REAL_BITS 64
+#include "model/site_backward_body.h"

@@ -1,0 +1,78 @@
+/* site_backward - a quantization site in learning form: forward that keeps its error, and backward
+ * to x and to the rotation, with the range of the quantizer held or followed (DESIGN.md 2.2;
+ * backward.h has the formulas). Not where sites stand (sites.h), not the quantizer (fake_quant.h).
+ */
+#ifndef SPINSHARD_MODEL_SITE_BACKWARD_H
+#define SPINSHARD_MODEL_SITE_BACKWARD_H
+
+#include "base/half.h"
+#include "model/site.h"
+#include "model/wmat.h"
+
+/* The ends of one range: u[hi] and u[lo], as places in the row, and dscale / du there, over scale
+ * and without clip: 1 / (max - min), or sign / max|u|; 0 where the end is held at 0. */
+typedef struct site_ends_f32 {
+    int32_t hi, lo;
+    float hi_slope, lo_slope;
+} site_ends_f32;
+typedef struct site_ends_f64 {
+    int32_t hi, lo;
+    double hi_slope, lo_slope;
+} site_ends_f64;
+
+/* What rows leave behind; NULL: not kept. Factors are bf16 or real, by compute. */
+typedef struct site_kept {
+    void *error; /* factor [rows, n]: e = Q(xR) - xR, for dR */
+    void *moved; /* factor [rows, n]: x^ - x, for the range */
+    void *ends;  /* site_ends [rows, n / range], for the range */
+} site_kept;
+
+/* Local. Reals in one range, and ranges in a row. */
+static inline int64_t site_range(const site *s) {
+    return s->range_per_segment ? s->segment : s->n;
+}
+static inline int64_t site_ranges(const site *s) {
+    return s->n / site_range(s);
+}
+
+typedef struct site_work {
+    compute_type compute;
+    void *panel; /* real: rows in the rotated basis */
+    int64_t panel_room;
+    bf16 *half; /* COMPUTE_BF16: panel_room, or NULL */
+    int64_t half_room;
+    void *slopes; /* real [rows, ranges, 2] */
+    void *parts;  /* real: parts of the gradient of R2, see site_parts_room */
+    void *threads;
+    uint64_t thread_bytes; /* each holds n reals, and site_chunk_reals */
+    const bf16 *R_half;    /* a dense R of one segment in bf16 [n, n]; NULL: rotation_apply */
+    const void *R_t;       /* a dense R of one segment, transposed, real [n, n]; NULL */
+} site_work;
+
+/* Local. Reals that `parts` holds for gradients of the segments' rotations of `rows` rows, and
+ * those of a thread. */
+int64_t site_parts_room(const site *s, int64_t rows);
+int64_t site_chunk_reals(const site *s);
+
+/* Local. How many rotations the segments of a row share. */
+int64_t site_rotations(const site *s);
+
+/* Local, threaded. x [rows, n] in place, as site_apply; fills what of `kept` is not NULL. */
+void site_keep_f32(const site *s, float *x, int64_t rows, const site_kept *kept,
+                   const site_work *work);
+void site_keep_f64(const site *s, double *x, int64_t rows, const site_kept *kept,
+                   const site_work *work);
+
+/* Local, threaded. g [rows, n]: in dL/dx^, out dL/dx. x: factors of the rows before the site, for
+ * the gradient through the range; moved NULL: the range is held. dR [site_rotations, segment,
+ * segment] real is added to; NULL or error NULL: not wanted. */
+void site_back_f32(const site *s, float *g, int64_t rows, const void *x, const site_kept *kept,
+                   float *dR, const site_work *work);
+void site_back_f64(const site *s, double *g, int64_t rows, const void *x, const site_kept *kept,
+                   double *dR, const site_work *work);
+
+/* Local. n factors as reals. */
+void site_widen_f32(const void *from, int64_t n, compute_type compute, float *to);
+void site_widen_f64(const void *from, int64_t n, compute_type compute, double *to);
+
+#endif

@@ -1,0 +1,307 @@
+/* site_backward_body - the body of site_backward.c for one type of reals. */
+#include "model/real.h"
+
+#if REAL_BITS == 32
+#define FAKE_QUANT fake_quant_rows
+#else
+#define FAKE_QUANT fake_quant_rows_f64
+#endif
+
+void REAL_FN(site_widen)(const void *from, int64_t n, compute_type compute, REAL *to) {
+    if (compute == COMPUTE_BF16) {
+        const bf16 *half = from;
+#pragma omp simd
+        for (int64_t j = 0; j < n; j++) to[j] = half_from_bf16(half[j]);
+    } else {
+        memcpy(to, from, (size_t)n * sizeof *to);
+    }
+}
+
+static const char *REAL_FN(factors_at)(const void *base, int64_t at, compute_type compute) {
+    return (const char *)base + (size_t)at * compute_factor_bytes(compute);
+}
+
+/* Forward. */
+
+/* The first place of the value v. */
+static int32_t REAL_FN(place_of)(const REAL *u, int64_t n, REAL v) {
+    int64_t j = 0;
+    while (j < n - 1 && u[j] != v) j++;
+    return (int32_t)j;
+}
+
+static REAL_FN(site_ends) REAL_FN(ends_of_range)(const site *s, const REAL *u, int64_t n) {
+    REAL lo = u[0], hi = u[0];
+#pragma omp simd reduction(min : lo) reduction(max : hi)
+    for (int64_t j = 0; j < n; j++) {
+        lo = u[j] < lo ? u[j] : lo;
+        hi = u[j] > hi ? u[j] : hi;
+    }
+    REAL_FN(site_ends)
+    e = {.hi = REAL_FN(place_of)(u, n, hi), .lo = REAL_FN(place_of)(u, n, lo)};
+    if (s->quant.symmetric) {
+        const REAL top = hi > -lo ? hi : -lo;
+        if (top > 0 && hi >= -lo) e.hi_slope = 1 / top;
+        if (top > 0 && hi < -lo) e.lo_slope = -1 / top;
+        return e;
+    }
+    const bool low_held = s->include_zero && lo >= 0, high_held = s->include_zero && hi <= 0;
+    const REAL width = (high_held ? 0 : hi) - (low_held ? 0 : lo);
+    if (width > 0 && !high_held) e.hi_slope = 1 / width;
+    if (width > 0 && !low_held) e.lo_slope = -1 / width;
+    return e;
+}
+
+/* One row: u -> Q(u) - u, with Q(u) to x where the basis is x's own. */
+static void REAL_FN(keep_row)(const site *s, REAL *u, int64_t i, REAL *x, const site_kept *kept,
+                              const site_work *work) {
+    const int64_t n = s->n, range = site_range(s), ranges = n / range;
+    REAL *q = (REAL *)((char *)work->threads + work->thread_bytes * (uint64_t)gemm_thread());
+    if (kept->ends) {
+        REAL_FN(site_ends) *ends = (REAL_FN(site_ends) *)kept->ends + i * ranges;
+        for (int64_t r = 0; r < ranges; r++) {
+            ends[r] = REAL_FN(ends_of_range)(s, u + r * range, range);
+            ends[r].hi += (int32_t)(r * range);
+            ends[r].lo += (int32_t)(r * range);
+        }
+    }
+    FAKE_QUANT(&s->quant, s->include_zero, u, ranges, range, range, q);
+    if (x) memcpy(x, q, (size_t)n * sizeof *x);
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) u[j] = q[j] - u[j];
+    if (kept->error) {
+        char *to = (char *)kept->error + (size_t)(i * n) * compute_factor_bytes(work->compute);
+        REAL_FN(norm_factors)(u, n, NULL, work->compute, to);
+    }
+}
+
+static void REAL_FN(keep_moved)(const REAL *moved, int64_t row, int64_t rows, int64_t n,
+                                const site_kept *kept, const site_work *work) {
+    if (!kept->moved) return;
+    const size_t factor = compute_factor_bytes(work->compute);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        char *to = (char *)kept->moved + (size_t)((row + i) * n) * factor;
+        REAL_FN(norm_factors)(moved + i * n, n, NULL, work->compute, to);
+    }
+}
+
+/* u [rows, n] = rows times R, or R^T: in bf16 where there is such a copy of R. */
+static void REAL_FN(turn_panel)(const site *s, REAL *u, int64_t rows, bool back,
+                                const site_work *work) {
+#if REAL_BITS == 32
+    if (work->R_half) {
+        const int64_t n = s->n;
+#pragma omp parallel for schedule(static)
+        for (int64_t i = 0; i < rows; i++) {
+            norm_factors_f32(u + i * n, n, NULL, COMPUTE_BF16, work->half + i * n);
+        }
+        gemm_bf16(back, rows, n, n, work->half, n, work->R_half, n, false, u, n);
+        return;
+    }
+#endif
+    (void)work;
+    REAL_FN(site_turn)(s, u, rows, back);
+}
+
+void REAL_FN(site_keep)(const site *s, REAL *x, int64_t rows, const site_kept *kept,
+                        const site_work *work) {
+    if (!aquant_on(&s->quant)) return;
+    const bool identity = site_is_identity(s);
+    const int64_t n = s->n, at_once = size_max(1, work->panel_room / n);
+    REAL *u = work->panel;
+    for (int64_t i0 = 0; i0 < rows; i0 += at_once) {
+        const int64_t m = size_min(at_once, rows - i0);
+        REAL *part = x + i0 * n;
+#pragma omp parallel for schedule(static)
+        for (int64_t i = 0; i < m; i++) memcpy(u + i * n, part + i * n, (size_t)n * sizeof *u);
+        if (!identity) REAL_FN(turn_panel)(s, u, m, false, work);
+#pragma omp parallel for schedule(static)
+        for (int64_t i = 0; i < m; i++) {
+            REAL_FN(keep_row)
+            (s, u + i * n, i0 + i, identity ? part + i * n : NULL, kept, work);
+        }
+        if (!identity) {
+            REAL_FN(turn_panel)(s, u, m, true, work);
+#pragma omp parallel for simd schedule(static)
+            for (int64_t j = 0; j < m * n; j++) part[j] += u[j];
+        }
+        REAL_FN(keep_moved)(u, i0, m, n, kept, work);
+    }
+}
+
+/* Backward. */
+
+/* slopes [rows, ranges, 2]: du at the two ends of each range, from <g, x^ - x> over the range. */
+static void REAL_FN(end_slopes)(const site *s, const REAL *g, int64_t rows, const site_kept *kept,
+                                const site_work *work) {
+    const int64_t n = s->n, range = site_range(s), ranges = n / range;
+    const REAL_FN(site_ends) *ends = kept->ends;
+    REAL *slopes = work->slopes;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        REAL *moved =
+            (REAL *)((char *)work->threads + work->thread_bytes * (uint64_t)gemm_thread());
+        REAL_FN(site_widen)
+        (REAL_FN(factors_at)(kept->moved, i * n, work->compute), n, work->compute, moved);
+        for (int64_t r = 0; r < ranges; r++) {
+            const REAL *gr = g + i * n + r * range, *mr = moved + r * range;
+            REAL c = 0;
+#pragma omp simd reduction(+ : c)
+            for (int64_t j = 0; j < range; j++) c += gr[j] * mr[j];
+            slopes[2 * (i * ranges + r)] = c * ends[i * ranges + r].hi_slope;
+            slopes[2 * (i * ranges + r) + 1] = c * ends[i * ranges + r].lo_slope;
+        }
+    }
+}
+
+/* dR += g^T e for one rotation of whole rows. */
+static void REAL_FN(whole_error)(const site *s, const REAL *g, int64_t rows, const site_kept *kept,
+                                 REAL *dR, const site_work *work) {
+    const int64_t n = s->n;
+#if REAL_BITS == 32
+    if (work->compute == COMPUTE_BF16) {
+        bf16 *g_t = work->half; /* [n, rows] */
+        enum { SIDE = 32 };
+#pragma omp parallel for schedule(static)
+        for (int64_t j0 = 0; j0 < n; j0 += SIDE) {
+            const int64_t m = size_min(SIDE, n - j0);
+            for (int64_t i0 = 0; i0 < rows; i0 += SIDE) {
+                const int64_t k = size_min(SIDE, rows - i0);
+                for (int64_t j = j0; j < j0 + m; j++) {
+                    for (int64_t i = i0; i < i0 + k; i++) {
+                        g_t[j * rows + i] = half_to_bf16(g[i * n + j]);
+                    }
+                }
+            }
+        }
+        gemm_bf16(false, n, n, rows, g_t, rows, kept->error, n, true, dR, n);
+        return;
+    }
+#endif
+    (void)work;
+    REAL_FN(gemm)(true, false, n, n, rows, g, n, kept->error, n, true, dR, n);
+}
+
+/* dR += x^T du for one rotation of whole rows: two columns of dR a range. A unit is a few rows of
+ * dR, so that its sums run over tokens in order. */
+static void REAL_FN(whole_range)(const site *s, int64_t rows, const void *x, const site_kept *kept,
+                                 REAL *dR, const site_work *work) {
+    enum { SIDE = 16 };
+    const int64_t n = s->n, ranges = site_ranges(s);
+    const REAL_FN(site_ends) *ends = kept->ends;
+    const REAL *slopes = work->slopes;
+#pragma omp parallel for schedule(static)
+    for (int64_t j0 = 0; j0 < n; j0 += SIDE) {
+        const int64_t m = size_min(SIDE, n - j0);
+        REAL xs[SIDE];
+        for (int64_t i = 0; i < rows * ranges; i++) {
+            REAL_FN(site_widen)
+            (REAL_FN(factors_at)(x, i / ranges * n + j0, work->compute), m, work->compute, xs);
+            REAL *hi = dR + j0 * n + ends[i].hi, *lo = dR + j0 * n + ends[i].lo;
+            const REAL at_hi = slopes[2 * i], at_lo = slopes[2 * i + 1];
+            for (int64_t j = 0; j < m; j++) {
+                hi[j * n] += xs[j] * at_hi;
+                lo[j * n] += xs[j] * at_lo;
+            }
+        }
+    }
+}
+
+/* The share of rows i0 .. i0 + m in the gradients of the segments' rotations: part [rotations,
+ * segment, segment]. */
+static void REAL_FN(segments_part)(const site *s, const REAL *g, int64_t i0, int64_t m,
+                                   const void *x, const site_kept *kept, REAL *part,
+                                   const site_work *work) {
+    const int64_t n = s->n, d = s->segment, segments = n / d, ranges = site_ranges(s);
+    REAL *errors = (REAL *)((char *)work->threads + work->thread_bytes * (uint64_t)gemm_thread());
+    REAL *xs = errors + m * n;
+    REAL_FN(site_widen)
+    (REAL_FN(factors_at)(kept->error, i0 * n, work->compute), m * n, work->compute, errors);
+    memset(part, 0, (size_t)(site_rotations(s) * d * d) * sizeof *part);
+    if (s->share >= segments) {
+        REAL_FN(gemm_tile)
+        (true, false, d, d, m * segments, g + i0 * n, d, errors, d, true, part, d);
+    } else {
+        for (int64_t h = 0; h < segments; h++) {
+            REAL *to = part + h / s->share * d * d;
+            REAL_FN(gemm_tile)
+            (true, false, d, d, m, g + i0 * n + h * d, n, errors + h * d, n, true, to, d);
+        }
+    }
+    if (!kept->moved) return;
+    REAL_FN(site_widen)
+    (REAL_FN(factors_at)(x, i0 * n, work->compute), m * n, work->compute, xs);
+    for (int64_t k = 0; k < 2 * m * ranges; k++) {
+        const int64_t i = k / (2 * ranges);
+        const REAL_FN(site_ends) *e = (REAL_FN(site_ends) *)kept->ends + i0 * ranges + k / 2;
+        const int64_t at = k % 2 ? e->lo : e->hi, h = at / d;
+        const REAL du = ((REAL *)work->slopes)[2 * i0 * ranges + k];
+        REAL *to = part + h / s->share * d * d + at % d;
+        for (int64_t j = 0; j < d; j++) to[j * d] += xs[i * n + h * d + j] * du;
+    }
+}
+
+static void REAL_FN(segments_gradient)(const site *s, const REAL *g, int64_t rows, const void *x,
+                                       const site_kept *kept, REAL *dR, const site_work *work) {
+    const int64_t per = chunk_rows(s), chunks = size_ceil_div(rows, per);
+    const int64_t size = site_rotations(s) * s->segment * s->segment;
+    REAL *parts = work->parts;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t c = 0; c < chunks; c++) {
+        REAL_FN(segments_part)
+        (s, g, c * per, size_min(per, rows - c * per), x, kept, parts + c * size, work);
+    }
+    for (int64_t c = 0; c < chunks; c++) {
+#pragma omp simd
+        for (int64_t j = 0; j < size; j++) dR[j] += parts[c * size + j];
+    }
+}
+
+/* g += du R^T. */
+static void REAL_FN(add_range)(const site *s, REAL *g, int64_t rows, const site_kept *kept,
+                               const site_work *work) {
+    const int64_t n = s->n, ranges = site_ranges(s);
+    const REAL_FN(site_ends) *ends = kept->ends;
+    const REAL *slopes = work->slopes, *R_t = work->R_t;
+    if (R_t) {
+#pragma omp parallel for schedule(static)
+        for (int64_t i = 0; i < rows; i++) {
+            const REAL at_hi = slopes[2 * i], at_lo = slopes[2 * i + 1];
+            const REAL *hi = R_t + ends[i].hi * n, *lo = R_t + ends[i].lo * n;
+#pragma omp simd
+            for (int64_t j = 0; j < n; j++) g[i * n + j] += at_hi * hi[j] + at_lo * lo[j];
+        }
+        return;
+    }
+    const int64_t at_once = size_max(1, work->panel_room / n);
+    REAL *u = work->panel;
+    for (int64_t i0 = 0; i0 < rows; i0 += at_once) {
+        const int64_t m = size_min(at_once, rows - i0);
+        memset(u, 0, (size_t)(m * n) * sizeof *u);
+        for (int64_t k = 0; k < m * ranges; k++) {
+            const int64_t at = i0 * ranges + k;
+            u[k / ranges * n + ends[at].hi] += slopes[2 * at];
+            u[k / ranges * n + ends[at].lo] += slopes[2 * at + 1];
+        }
+        REAL_FN(site_turn)(s, u, m, true);
+#pragma omp parallel for simd schedule(static)
+        for (int64_t j = 0; j < m * n; j++) g[i0 * n + j] += u[j];
+    }
+}
+
+void REAL_FN(site_back)(const site *s, REAL *g, int64_t rows, const void *x, const site_kept *kept,
+                        REAL *dR, const site_work *work) {
+    if (!aquant_on(&s->quant)) return;
+    const bool through = kept->moved && kept->ends;
+    if (through) REAL_FN(end_slopes)(s, g, rows, kept, work);
+    if (dR && kept->error && s->segment == s->n) {
+        REAL_FN(whole_error)(s, g, rows, kept, dR, work);
+        if (through) REAL_FN(whole_range)(s, rows, x, kept, dR, work);
+    } else if (dR && kept->error) {
+        REAL_FN(segments_gradient)(s, g, rows, x, kept, dR, work);
+    }
+    if (through) REAL_FN(add_range)(s, g, rows, kept, work);
+}
+
+#undef FAKE_QUANT

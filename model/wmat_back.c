@@ -1,0 +1,59 @@
+#include "model/wmat_back.h"
+
+#include "base/gemm.h"
+#include "base/size.h"
+
+static void tile_f32(const wmat *w, int64_t row0, int64_t rows, const float *dy, int64_t ldy,
+                     int64_t m, int64_t j0, int64_t n, bool add, float *dx, int64_t ldx,
+                     float *scratch) {
+    for (int64_t k0 = 0; k0 < rows; k0 += WMAT_TILE_DEPTH) {
+        int64_t k = size_min(WMAT_TILE_DEPTH, rows - k0);
+        wmat_expand_f32(w, row0 + k0, k, j0, n, scratch, n);
+        gemm_tile_f32(false, false, m, n, k, dy + k0, ldy, scratch, n, add || k0 > 0, dx, ldx);
+    }
+}
+
+static void tile_f64(const wmat *w, int64_t row0, int64_t rows, const double *dy, int64_t ldy,
+                     int64_t m, int64_t j0, int64_t n, bool add, double *dx, int64_t ldx,
+                     double *scratch) {
+    for (int64_t k0 = 0; k0 < rows; k0 += WMAT_TILE_DEPTH) {
+        int64_t k = size_min(WMAT_TILE_DEPTH, rows - k0);
+        wmat_expand_f64(w, row0 + k0, k, j0, n, scratch, n);
+        gemm_tile_f64(false, false, m, n, k, dy + k0, ldy, scratch, n, add || k0 > 0, dx, ldx);
+    }
+}
+
+void wmat_back_tile_rows(const wmat *w, compute_type compute, int64_t row0, int64_t rows,
+                         const void *dy, int64_t ldy, int64_t m, int64_t j0, int64_t n, bool add,
+                         void *dx, int64_t ldx, void *scratch) {
+    const int64_t at = row0 * w->cols + j0;
+    if (compute == COMPUTE_BF16) {
+        gemm_tile_bf16(false, m, n, rows, dy, ldy, (const bf16 *)w->data + at, w->cols, add, dx,
+                       ldx);
+    } else if (compute == COMPUTE_F32 && w->kind == WMAT_F32) {
+        gemm_tile_f32(false, false, m, n, rows, dy, ldy, (const float *)w->data + at, w->cols, add,
+                      dx, ldx);
+    } else if (compute == COMPUTE_F32) {
+        tile_f32(w, row0, rows, dy, ldy, m, j0, n, add, dx, ldx, scratch);
+    } else {
+        tile_f64(w, row0, rows, dy, ldy, m, j0, n, add, dx, ldx, scratch);
+    }
+}
+
+void wmat_back_tile(const wmat *w, compute_type compute, const void *dy, int64_t ldy, int64_t m,
+                    int64_t j0, int64_t n, bool add, void *dx, int64_t ldx, void *scratch) {
+    wmat_back_tile_rows(w, compute, 0, w->rows, dy, ldy, m, j0, n, add, dx, ldx, scratch);
+}
+
+void wmat_back_product(const wmat *w, compute_type compute, const void *dy, int64_t m, bool add,
+                       void *dx, void *scratch, uint64_t thread_bytes) {
+    const wmat_tiles tiles = wmat_tiles_of(m, w->cols);
+    const size_t factor = compute_factor_bytes(compute), sum = compute_sum_bytes(compute);
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t t = 0; t < tiles.count; t++) {
+        const wmat_rect r = wmat_tiles_at(&tiles, t);
+        wmat_back_tile(w, compute, (const char *)dy + (size_t)(r.i * w->rows) * factor, w->rows,
+                       r.m, r.j, r.n, add, (char *)dx + (size_t)(r.i * w->cols + r.j) * sum,
+                       w->cols, (char *)scratch + thread_bytes * (uint64_t)gemm_thread());
+    }
+}

@@ -1,0 +1,25 @@
+/* wmat_back - the product of a gradient with a resident weight matrix: dx = dy W for y = x W^T.
+ * W is taken as it lies; the gradient of W is never formed. Beside wmat.h, for the backward. */
+#ifndef SPINSHARD_MODEL_WMAT_BACK_H
+#define SPINSHARD_MODEL_WMAT_BACK_H
+
+#include "model/wmat.h"
+
+/* Local. One tile on the calling thread: dx[0..m, 0..n] (row stride ldx) = dy[0..m, :]
+ * W[:, j0 .. j0+n], plus dx where `add`. dy [m, rows] with stride ldy is bf16, float or double by
+ * `compute`; dx float, float or double. w must be prepared. scratch: wmat_tile_scratch_bytes,
+ * aligned to 64. n is at most WMAT_TILE_COLUMNS. */
+void wmat_back_tile(const wmat *w, compute_type compute, const void *dy, int64_t ldy, int64_t m,
+                    int64_t j0, int64_t n, bool add, void *dx, int64_t ldx, void *scratch);
+
+/* Local. The same for rows row0 .. row0 + rows of W alone: dy [m, rows] are their columns. */
+void wmat_back_tile_rows(const wmat *w, compute_type compute, int64_t row0, int64_t rows,
+                         const void *dy, int64_t ldy, int64_t m, int64_t j0, int64_t n, bool add,
+                         void *dx, int64_t ldx, void *scratch);
+
+/* Local, threaded. dx [m, cols] = dy [m, rows] W, plus dx where `add`, by fixed tiles. scratch:
+ * gemm_threads() parts of thread_bytes >= wmat_tile_scratch_bytes. */
+void wmat_back_product(const wmat *w, compute_type compute, const void *dy, int64_t m, bool add,
+                       void *dx, void *scratch, uint64_t thread_bytes);
+
+#endif
