@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Speed as ratios taken in one run on one machine, each against a named reference or limit.
+
+usage: ratios.py --program build/release/spinshard --model SMOLLM2_DIR --text FILE [--only NAME]...
+                 [--python PYTHON_WITH_TRANSFORMERS] [--repeat 3]
+
+  eval       tokens/s of `spinshard eval` in bf16 over those of transformers in bf16: at least 1.5
+  quantize   time of quantize without search over reading the source and sha256 of source and result: at most 4
+  search     candidate errors a second a core (bench_search): at least 3e8
+  fuse       fusion with a dense R1, 8192/28672 shapes, over the fp64 product peak (bench_fuse): at least 60 %
+  tokenizer  MB/s of one core (bench_tokenizer): at least 5
+
+Runs alternate, the best of --repeat counts. Run it alone: two busy processes spoil every figure.
+"""
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+TRANSFORMERS = r"""
+import json, sys, time, torch
+from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+model, text, window, windows = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+torch.set_num_threads(int(sys.argv[5]))
+ids = Tokenizer.from_file(model + "/tokenizer.json").encode(open(text, encoding="utf8").read(), add_special_tokens=False).ids
+m = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+def run(j):
+    x = torch.tensor([ids[j * window:(j + 1) * window]])
+    with torch.inference_mode():
+        return torch.nn.functional.cross_entropy(m(x).logits[0, :-1].float(), x[0, 1:]).item()
+run(0)
+t = time.time()
+for j in range(windows): run(j)
+print(json.dumps({"tokens_per_s": window * windows / (time.time() - t)}))
+"""
+
+
+def clean_env(threads):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
+    env.update(OMP_NUM_THREADS=str(threads), OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    return env
+
+
+def bench_eval(a):
+    threads, windows, ours, theirs = os.cpu_count(), 8, 0, 0
+    for _ in range(a.repeat):
+        out = subprocess.run([a.program, "eval", "--quiet", "--json", "--model", a.model, "--text", a.text, "--window",
+                              "1024", "--limit", str(windows)], env=clean_env(threads), capture_output=True, check=True)
+        ours = max(ours, json.loads(out.stdout)["tokens_per_s"])
+        out = subprocess.run([a.python, "-c", TRANSFORMERS, a.model, a.text, "1024", str(windows), str(threads)],
+                             env=clean_env(threads), capture_output=True, check=True)
+        theirs = max(theirs, json.loads(out.stdout.splitlines()[-1])["tokens_per_s"])
+    print(f"eval       {ours:.0f} tokens/s, transformers {theirs:.0f}: {ours / theirs:.2f} (at least 1.5)")
+
+
+def read_and_hash(paths):
+    start = time.time()
+    for path in paths:
+        h = hashlib.sha256()
+        with open(path, "rb", buffering=0) as f:
+            while piece := f.read(4 << 20):
+                h.update(piece)
+    return time.time() - start
+
+
+def bench_quantize(a):
+    best, reference = 1e9, 1e9
+    for _ in range(a.repeat):
+        folder = tempfile.mkdtemp(dir=os.path.dirname(os.path.abspath(a.model)))
+        out = os.path.join(folder, "out")
+        start = time.time()
+        subprocess.run([a.program, "quantize", "--quiet", "--model", a.model, "--out", out, "--set", "weights.group=64"],
+                       env=clean_env(os.cpu_count()), check=True, stdout=subprocess.DEVNULL)
+        best = min(best, time.time() - start)
+        source = [os.path.join(a.model, f) for f in os.listdir(a.model) if f.endswith(".safetensors")]
+        result = [os.path.join(out, f) for f in os.listdir(out) if f.endswith(".tar")]
+        reference = min(reference, read_and_hash(source + result))
+        shutil.rmtree(folder)
+    print(f"quantize   {best:.2f} s, read and sha256 of both {reference:.2f} s: {best / reference:.2f} (at most 4)")
+
+
+def bench_program(a, name, *args):
+    path = os.path.join(os.path.dirname(os.path.abspath(a.program)), "bench", name)
+    print(f"-- {name}")
+    sys.stdout.flush()
+    subprocess.run([path, *args], env=clean_env(1 if name in ("bench_search", "bench_tokenizer") else os.cpu_count()), check=True)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--program", required=True)
+    p.add_argument("--model", required=True)
+    p.add_argument("--text", required=True)
+    p.add_argument("--python", default=sys.executable)
+    p.add_argument("--repeat", type=int, default=3)
+    p.add_argument("--only", action="append")
+    a = p.parse_args()
+    todo = {
+        "eval": lambda: bench_eval(a),
+        "quantize": lambda: bench_quantize(a),
+        "search": lambda: bench_program(a, "bench_search"),
+        "fuse": lambda: bench_program(a, "bench_fuse"),
+        "tokenizer": lambda: bench_program(a, "bench_tokenizer", os.path.join(a.model, "tokenizer.json"), a.text),
+    }
+    for name, run in todo.items():
+        if not a.only or name in a.only:
+            run()
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+/* The layer-local objective on sampled rows: against a plain double version, finite differences,
+ * exactness of the sums, and what a descent with it does. */
+#include "base/gemm.h"
+#include "base/rng.h"
+#include "pipeline/range_step.h"
+#include "pipeline/row_pool.h"
+#include "rotations/cayley.h"
+#include "rotations/optimizer.h"
+#include "rotations/start.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { N = 48, ROWS = 700, DRAWS = 300 };
+
+static bf16 rows_x[ROWS * N];
+static float rows_w[ROWS];
+static const row_set set = {.n = ROWS, .width = N, .x = rows_x, .w = rows_w};
+static double w_max;
+
+/* Rows with an outlier channel and an offset, normalised as after RMSNorm. */
+static int make_rows(void **state) {
+    (void)state;
+    for (int64_t r = 0; r < ROWS; r++) {
+        double v[N], sum = 0;
+        for (int64_t j = 0; j < N; j++) {
+            v[j] = rng_normal(1, RNG_TEST, (uint64_t)(r * N + j)) + (j == 5 ? 9 : 0) + 0.3;
+            sum += v[j] * v[j];
+        }
+        for (int64_t j = 0; j < N; j++)
+            rows_x[r * N + j] = half_to_bf16((float)(v[j] * 0.99 / sqrt(sum / N)));
+        rows_w[r] = (float)(0.2 + 2 * rng_uniform(2, RNG_TEST, (uint64_t)r));
+        w_max = fmax(w_max, (double)rows_w[r]);
+    }
+    return 0;
+}
+
+static range_draw draw_of(range_rule rule) {
+    return (range_draw){.rule = rule,
+                        .weight = 1,
+                        .seed = 7,
+                        .purpose = RNG_RANGE_ROWS,
+                        .first_index = 1000,
+                        .period = 1,
+                        .span = 1};
+}
+
+static int64_t drawn_row(int64_t i) {
+    return (int64_t)((rng_u64(7, RNG_RANGE_ROWS, 1000 + (uint64_t)i) >> 32) % ROWS);
+}
+
+/* Loss and gradient the plain way, R as given. */
+static double slow(const double *R, range_rule rule, double *G) {
+    double loss = 0;
+    if (G) memset(G, 0, N * N * sizeof *G);
+    for (int64_t k = 0; k < DRAWS; k++) {
+        int64_t row = drawn_row(k), hi = 0, lo = 0;
+        double x[N], u[N] = {0}, w = rows_w[row];
+        for (int64_t i = 0; i < N; i++) {
+            x[i] = half_from_bf16(rows_x[row * N + i]);
+            for (int64_t j = 0; j < N; j++) u[j] += x[i] * R[i * N + j];
+        }
+        for (int64_t j = 0; j < N; j++) {
+            if (u[j] > u[hi]) hi = j;
+            if (u[j] < u[lo]) lo = j;
+        }
+        double du[N] = {0}, range;
+        if (rule.symmetric) {
+            int64_t at = u[hi] >= -u[lo] ? hi : lo;
+            range = 2 * fabs(u[at]);
+            du[at] = 2 * w * range * (u[at] > 0 ? 2 : -2);
+        } else {
+            double top = rule.include_zero ? fmax(u[hi], 0) : u[hi],
+                   low = rule.include_zero ? fmin(u[lo], 0) : u[lo];
+            range = top - low;
+            if (!rule.include_zero || u[hi] > 0) du[hi] += 2 * w * range;
+            if (!rule.include_zero || u[lo] < 0) du[lo] -= 2 * w * range;
+        }
+        loss += w * range * range;
+        for (int64_t i = 0; G && i < N; i++)
+            for (int64_t j = 0; j < N; j++) G[i * N + j] += x[i] * du[j];
+    }
+    return loss;
+}
+
+static double fast(const double *R, range_rule rule, int64_t *grad, double *G) {
+    range_work *w;
+    assert_int_equal(range_work_create(N, DRAWS, &w).code, 0);
+    range_begin(w, R);
+    range_add(w, &set, draw_of(rule), DRAWS);
+    range_batch b = {.grad = grad};
+    range_finish(w, w_max, &b);
+    for (int64_t i = 0; G && i < N; i++)
+        for (int64_t j = 0; j < N; j++) G[i * N + j] = (double)grad[j * N + i] * b.unit;
+    range_work_destroy(&w);
+    return (double)b.loss * RANGE_LOSS_UNIT;
+}
+
+/* R whose entries are bf16 numbers, so that both ways see the same products. */
+static void rounded_start(double *R) {
+    assert_int_equal(start_orthogonal(N, 3, RNG_TEST, 0, R).code, 0);
+    for (int64_t i = 0; i < N * N; i++) R[i] = half_from_bf16(half_to_bf16((float)R[i]));
+}
+
+static const range_rule rules[] = {{false, true}, {false, false}, {true, false}};
+
+static void the_batch_equals_the_plain_sum(void **state) {
+    (void)state;
+    static double R[N * N], want[N * N], got[N * N];
+    static int64_t grad[N * N];
+    rounded_start(R);
+    for (int k = 0; k < 3; k++) {
+        double a = slow(R, rules[k], want), b = fast(R, rules[k], grad, got), d = 0, s = 0;
+        /* fp32 sums of products, and coefficients of 20 bits */
+        assert_true(fabs(a - b) <= 1e-5 * a);
+        for (int i = 0; i < N * N; i++) {
+            d += (want[i] - got[i]) * (want[i] - got[i]);
+            s += want[i] * want[i];
+        }
+        assert_true(sqrt(d) <= 1e-3 * sqrt(s));
+    }
+}
+
+static void the_gradient_is_that_of_the_loss(void **state) {
+    (void)state;
+    static double R[N * N], G[N * N], A[N * N], plus[N * N], minus[N * N];
+    assert_int_equal(start_orthogonal(N, 4, RNG_TEST, 0, R).code, 0);
+    for (int k = 0; k < 3; k++) {
+        slow(R, rules[k], G);
+        for (int dir = 0; dir < 20; dir++) {
+            const double h = 1e-7;
+            double exact = 0;
+            for (int i = 0; i < N * N; i++) {
+                A[i] = rng_normal((uint64_t)dir, RNG_TEST, (uint64_t)i);
+                exact += G[i] * A[i];
+                plus[i] = R[i] + h * A[i];
+                minus[i] = R[i] - h * A[i];
+            }
+            double numeric = (slow(plus, rules[k], NULL) - slow(minus, rules[k], NULL)) / (2 * h);
+            double size = cayley_sum_squares(N, G);
+            assert_true(fabs(numeric - exact) <= 1e-5 * sqrt(size * N * N));
+        }
+    }
+}
+
+/* Two halves on two "ranks", and any number of threads: the same integers. */
+static void sums_are_exact(void **state) {
+    (void)state;
+    static double R[N * N];
+    static int64_t whole[N * N], part[N * N], sum[N * N], one[N * N];
+    rounded_start(R);
+    fast(R, rules[0], whole, NULL);
+    for (int half = 0; half < 2; half++) {
+        range_work *w;
+        assert_int_equal(range_work_create(N, DRAWS, &w).code, 0);
+        range_begin(w, R);
+        range_draw d = draw_of(rules[0]);
+        d.first_index += half ? DRAWS / 3 : 0;
+        range_add(w, &set, d, half ? DRAWS - DRAWS / 3 : DRAWS / 3);
+        range_batch b = {.grad = part};
+        range_finish(w, w_max, &b);
+        for (int i = 0; i < N * N; i++) sum[i] += part[i];
+        range_work_destroy(&w);
+    }
+    assert_memory_equal(whole, sum, sizeof sum);
+    fast(R, rules[0], one, NULL);
+    assert_memory_equal(whole, one, sizeof one);
+}
+
+/* The offset of one channel is spread: the loss falls by more than a third of where it began. */
+static void a_descent_lowers_the_range(void **state) {
+    (void)state;
+    static double R[N * N], G[N * N], W[N * N];
+    static int64_t grad[N * N];
+    optimizer *o;
+    memset(R, 0, sizeof R);
+    for (int i = 0; i < N; i++) R[i * N + i] = 1;
+    double first = slow(R, rules[0], NULL);
+    assert_int_equal(optimizer_create(OPTIMIZER_ADAM, N, 1, &o).code, 0);
+    for (int t = 0; t < 200; t++) {
+        fast(R, rules[0], grad, G);
+        assert_int_equal(cayley_skew(N, G, R, W).code, 0);
+        assert_int_equal(optimizer_step(o, 0.01, W, R, NULL).code, 0);
+    }
+    double off;
+    assert_int_equal(cayley_orthogonality(N, R, &off).code, 0);
+    assert_true(off <= 1e-12);
+    assert_true(slow(R, rules[0], NULL) < 0.6 * first);
+    optimizer_destroy(&o);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_batch_equals_the_plain_sum),
+        cmocka_unit_test(the_gradient_is_that_of_the_loss),
+        cmocka_unit_test(sums_are_exact),
+        cmocka_unit_test(a_descent_lowers_the_range),
+    };
+    gemm_init(1);
+    return cmocka_run_group_tests(tests, make_rows, NULL);
+}
