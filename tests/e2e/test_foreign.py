@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """A foreign reader, transformers with compressed-tensors in float32, gets from the unpacked archive the
-perplexity that eval gets. Skips without a Python for oracles."""
+perplexity that eval gets. Skips without a Python for oracles.
+
+compressed-tensors 0.18 to 0.20 with transformers 4.57 cannot load any asymmetric packed model, their own
+included: the shape of weight_zero_point is not packed while loading. These two cases need 0.15 to 0.17."""
 import os
 import sys
 
@@ -25,6 +28,11 @@ class Foreign(Case):
         self.assertEqual((ours["windows"], ours["tokens"]), (theirs["windows"], theirs["tokens"]))
         self.assertAlmostEqual(ours["nll"], theirs["nll"], delta=TOLERANCE)
 
+    def need_packed_zero_points(self):
+        version = oracle("--versions")["compressed-tensors"]
+        if tuple(map(int, version.split(".")[:2])) >= (0, 18):
+            self.skipTest(f"compressed-tensors {version} loads no packed zero points")
+
     def test_source(self):
         for model in (STORIES, make_model.make(self.path("m"), "--biases", "--untied"),
                       make_model.make(self.path("b"), "--dtype", "BF16", "--head-dim", 32)):
@@ -35,12 +43,14 @@ class Foreign(Case):
         self.compare(STORIES, "weights.group=channel")
 
     def test_channel_asymmetric(self):
+        self.need_packed_zero_points()
         self.compare(STORIES, "weights.group=channel", "weights.symmetric=false", "weights.scale=search")
 
     def test_group_symmetric(self):
         self.compare(make_model.make(self.path("m"), "--dtype", "BF16"), "weights.group=64")
 
     def test_group_asymmetric(self):
+        self.need_packed_zero_points()
         self.compare(make_model.make(self.path("m"), "--dtype", "F16", "--untied"), "weights.group=64",
                      "weights.symmetric=false", "rotate.r2=head")
 

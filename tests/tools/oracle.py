@@ -2,12 +2,14 @@
 """The foreign reader: a Hugging Face folder loaded by transformers in float32, and its perplexity.
 
 usage: oracle.py FOLDER TEXT WINDOW [LIMIT]     prints {"nll": .., "ppl": .., "windows": .., "tokens": ..}
+       oracle.py --versions                     prints {"compressed-tensors": "0.17.1", ..}
 
 Runs in a Python that has torch, transformers, compressed-tensors and tokenizers. The text is tokenized
 once as a whole; each window of WINDOW tokens begins with what the tokenizer's post-processor adds.
 """
 import json
 import sys
+from importlib.metadata import version
 
 import torch
 from tokenizers import Tokenizer
@@ -43,6 +45,9 @@ def main(folder, path, size, limit=0):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--versions"]:
+        print(json.dumps({name: version(name) for name in ("compressed-tensors", "transformers", "torch")}))
+        sys.exit(0)
     if len(sys.argv) < 4:
         sys.exit(__doc__)
     main(*sys.argv[1:])
