@@ -18,6 +18,8 @@ void Cblacs_gridinit(int *context, const char *order, int rows, int cols);
 void Cblacs_gridexit(int context);
 void Cblacs_set(int context, int what, const int *value);
 
+void pb_topset_(const int *context, const char *op, const char *scope, const char *top,
+                size_t op_len, size_t scope_len, size_t top_len);
 void pdgemm_(const char *ta, const char *tb, const int *m, const int *n, const int *k,
              const double *alpha, const double *a, const int *ia, const int *ja, const int *da,
              const double *b, const int *ib, const int *jb, const int *db, const double *beta,
@@ -73,6 +75,12 @@ static void start_blacs(dgrid *g) {
     g->context = g->system;
     Cblacs_gridinit(&g->context, "Row", g->shape.rows, g->shape.cols);
     Cblacs_set(g->context, BLACS_REPEATABLE, &yes);
+    /* ScaLAPACK keeps the topologies of its messages by process, not by grid, and some routines
+     * leave theirs behind: ranks that came from different grids would wait for each other. */
+    for (const char *scope = "RCA"; *scope; scope++) {
+        pb_topset_(&g->context, "B", scope, " ", 1, 1, 1);
+        pb_topset_(&g->context, "C", scope, " ", 1, 1, 1);
+    }
 }
 
 err dgrid_create(const comm *c, grid_shape shape, int block, int blas_threads, dgrid **out) {

@@ -23,8 +23,8 @@ typedef struct cayley_dist_options {
 } cayley_dist_options;
 
 /* Collective on c. R is zero until put. Borrows c. Caller owns *out. Fails, the same on every rank,
- * with ERR_NOFIT, ERR_MISMATCH. Takes 5 (adam) or 4 matrices over the cells, on 1x1 6 or 5 on the
- * first rank. */
+ * with ERR_NOFIT, ERR_MISMATCH. Takes 4 matrices over the cells; on 1x1 3 (adam) or 2
+ * on the first rank, and 2 more within a step. */
 err cayley_dist_create(const comm *c, const cayley_dist_options *o, cayley_dist **out);
 void cayley_dist_destroy(cayley_dist **d); /* collective; NULL is fine; sets NULL */
 
@@ -53,8 +53,9 @@ err cayley_dist_orthogonality(cayley_dist *d, double *max);
 /* Collective. *max = max |R^T (R z) - z| over random unit vectors of (seed, step): n^2 work. */
 err cayley_dist_probe(cayley_dist *d, uint64_t seed, int64_t step, double *max);
 
-/* Local. R and the optimiser's state on this rank as raw doubles; 0 of them where the rank is no
- * cell. A state goes back only onto the same grid, and continues bit for bit. */
+/* R and the optimiser's state on this rank as raw doubles; 0 of them where the rank is no cell. A
+ * state goes back only onto the same grid, and continues bit for bit. count and save are local,
+ * load is collective. */
 int64_t cayley_dist_state_count(const cayley_dist *d);
 void cayley_dist_state_save(const cayley_dist *d, double *out);
 void cayley_dist_state_load(cayley_dist *d, const double *in);

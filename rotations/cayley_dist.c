@@ -1,0 +1,351 @@
+#include "rotations/cayley_dist.h"
+
+#include "base/mem.h"
+#include "base/rng.h"
+#include "base/size.h"
+#include "mpi/dmat.h"
+#include "rotations/cayley.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+enum { PARALLEL_FROM = 65536 }; /* numbers, for element-wise work */
+
+/* On a grid of one cell the first rank holds plain matrices and runs optimizer_step; else the cells
+ * hold parts, T and spare are scratch, and the optimiser is written here once more on parts. */
+struct cayley_dist {
+    const comm *c;
+    cayley_dist_options o;
+    /* 1x1: first rank only */
+    double *R, *G; /* [n, n] */
+    optimizer *opt;
+    /* grid */
+    dgrid *g;
+    dmat *dR, *dG, *T;
+    dmat *extra; /* adam: momentum; sgd-published: scratch */
+    int64_t steps;
+    double v;
+};
+
+static bool on_grid(const cayley_dist *d) {
+    return d->g != NULL;
+}
+
+static bool is_first(const cayley_dist *d) {
+    return comm_rank(d->c) == 0;
+}
+
+static err create_single(cayley_dist *d) {
+    const int64_t n = d->o.n;
+    void *R = NULL, *G = NULL;
+    if (!is_first(d)) return err_none();
+    err e = mem_alloc(n * n, sizeof(double), "R1", &R);
+    d->R = R;
+    if (!e.code) e = mem_alloc(n * n, sizeof(double), "gradient of R1", &G);
+    d->G = G;
+    if (!e.code) e = optimizer_create(d->o.kind, n, 1, &d->opt);
+    return e;
+}
+
+static err create_grid(cayley_dist *d) {
+    const bool adam = d->o.kind == OPTIMIZER_ADAM;
+    err e = dgrid_create(d->c, d->o.grid, d->o.block, d->o.blas_threads, &d->g);
+    if (!e.code) e = dmat_create(d->g, d->o.n, "R1", &d->dR);
+    if (!e.code) e = dmat_create(d->g, d->o.n, "gradient of R1", &d->dG);
+    if (!e.code) e = dmat_create(d->g, d->o.n, "factors of the R1 step", &d->T);
+    if (!e.code)
+        e = dmat_create(d->g, d->o.n, adam ? "momentum of R1" : "turned direction", &d->extra);
+    return e;
+}
+
+err cayley_dist_create(const comm *c, const cayley_dist_options *o, cayley_dist **out) {
+    void *body;
+    *out = NULL;
+    err e = comm_agree(c, mem_alloc(1, sizeof(cayley_dist), "R1", &body), "R1", NULL);
+    if (e.code) return e;
+    cayley_dist *d = body;
+    *d = (cayley_dist){.c = c, .o = *o};
+    const bool single = (int64_t)o->grid.rows * o->grid.cols == 1;
+    e = single ? comm_agree(c, create_single(d), "R1", NULL) : create_grid(d);
+    if (e.code)
+        cayley_dist_destroy(&d);
+    else
+        *out = d;
+    return e;
+}
+
+void cayley_dist_destroy(cayley_dist **d) {
+    if (!*d) return;
+    mem_free((*d)->R);
+    mem_free((*d)->G);
+    optimizer_destroy(&(*d)->opt);
+    dmat_destroy(&(*d)->dR);
+    dmat_destroy(&(*d)->dG);
+    dmat_destroy(&(*d)->T);
+    dmat_destroy(&(*d)->extra);
+    dgrid_destroy(&(*d)->g);
+    mem_free(*d);
+    *d = NULL;
+}
+
+/* Rows in and out. */
+
+void cayley_dist_put_rows(cayley_dist *d, int64_t row, int64_t rows, const double *R) {
+    const int64_t n = d->o.n;
+    if (on_grid(d))
+        dmat_put_rows(d->dR, row, rows, R);
+    else if (is_first(d))
+        memcpy(d->R + row * n, R, (size_t)(rows * n) * sizeof *R);
+}
+
+void cayley_dist_put_gradient(cayley_dist *d, int64_t row, int64_t rows, const double *G) {
+    const int64_t n = d->o.n;
+    if (on_grid(d))
+        dmat_put_rows(d->dG, row, rows, G);
+    else if (is_first(d))
+        memcpy(d->G + row * n, G, (size_t)(rows * n) * sizeof *G);
+}
+
+void cayley_dist_sum_gradient(cayley_dist *d, int64_t row, int64_t rows, int64_t *v, int exponent) {
+    const int64_t n = d->o.n;
+    if (on_grid(d)) {
+        dmat_sum_rows_i64(d->dG, row, rows, v, exponent);
+        return;
+    }
+    comm_sum_i64(d->c, v, rows * n);
+    for (int64_t i = 0; is_first(d) && i < rows * n; i++)
+        d->G[row * n + i] = ldexp((double)v[i], exponent);
+}
+
+void cayley_dist_get_rows(const cayley_dist *d, int64_t row, int64_t rows, double *R) {
+    const int64_t n = d->o.n;
+    if (on_grid(d)) {
+        dmat_get_rows(d->dR, row, rows, R);
+        return;
+    }
+    if (is_first(d)) memcpy(R, d->R + row * n, (size_t)(rows * n) * sizeof *R);
+    comm_bcast(d->c, R, (uint64_t)(rows * n) * sizeof *R, 0);
+}
+
+void cayley_dist_get_rows_f32(const cayley_dist *d, int64_t row, int64_t rows, float *R) {
+    const int64_t n = d->o.n;
+    if (on_grid(d)) {
+        dmat_get_rows_f32(d->dR, row, rows, R);
+        return;
+    }
+    for (int64_t i = 0; is_first(d) && i < rows * n; i++) R[i] = (float)d->R[row * n + i];
+    comm_bcast(d->c, R, (uint64_t)(rows * n) * sizeof *R, 0);
+}
+
+/* Steps. */
+
+static err step_single(cayley_dist *d, double lr, optimizer_report *said) {
+    err e = err_none();
+    if (is_first(d)) {
+        e = cayley_skew(d->o.n, d->G, d->R, d->G);
+        if (!e.code) e = optimizer_step(d->opt, lr, d->G, d->R, said);
+    }
+    e = comm_agree(d->c, e, "step of R1", NULL);
+    if (!e.code) comm_bcast(d->c, said, sizeof *said, 0);
+    return e;
+}
+
+/* dG <- W = -1/2 (G R^T - R G^T), exactly skew. */
+static void direction(cayley_dist *d) {
+    dmat_gemm(false, true, 1, d->dG, d->dR, 0, d->T);
+    dmat_copy(d->T, d->dG);
+    dmat_add_transpose(0.5, d->T, -0.5, d->dG);
+}
+
+/* dG: W becomes A = factor M. */
+static double adam_direction(cayley_dist *d, double lr, double sum_squares) {
+    const int64_t entries = dmat_part_entries(d->dG);
+    const double factor = optimizer_adam_factor(lr, d->steps + 1, sum_squares, d->o.n, &d->v);
+    double *W = dmat_part(d->dG), *M = dmat_part(d->extra);
+#pragma omp parallel for if (entries >= PARALLEL_FROM)
+    for (int64_t i = 0; i < entries; i++) {
+        M[i] = OPTIMIZER_BETA_1 * M[i] + (1 - OPTIMIZER_BETA_1) * W[i];
+        W[i] = factor * M[i];
+    }
+    return factor;
+}
+
+/* dG: W becomes A = alpha W, alpha by the norm of W' = R^T W R. */
+static err sgd_direction(cayley_dist *d, double lr, double *alpha) {
+    const int64_t entries = dmat_part_entries(d->dG);
+    double norm, *W = dmat_part(d->dG);
+    dmat_gemm(false, false, 1, d->dG, d->dR, 0, d->T);
+    dmat_gemm(true, false, 1, d->dR, d->T, 0, d->extra);
+    err e = dmat_norm_1(d->extra, &norm);
+    *alpha = optimizer_sgd_factor(lr, norm);
+    for (int64_t i = 0; i < entries; i++) W[i] *= *alpha;
+    return e;
+}
+
+/* to = f from, plus `diagonal` on the diagonal of the whole. */
+static void scaled_plus_diagonal(const cayley_dist *d, double f, dmat *from, double diagonal,
+                                 dmat *to) {
+    int64_t rows, cols;
+    const double *in = dmat_part(from);
+    double *out = dmat_part(to);
+    dmat_part_shape(d->T, &rows, &cols);
+#pragma omp parallel for if (rows * cols >= PARALLEL_FROM)
+    for (int64_t j = 0; j < cols; j++)
+        for (int64_t i = 0; i < rows; i++) {
+            const int64_t at = j * rows + i;
+            out[at] = f * in[at] + (dmat_row(to, i) == dmat_col(to, j) ? diagonal : 0);
+        }
+}
+
+/* R <- 2 (I - A/2)^-1 R - R with A in dG. */
+static err move(cayley_dist *d) {
+    const int64_t entries = dmat_part_entries(d->dR);
+    scaled_plus_diagonal(d, -0.5, d->dG, 1, d->T);
+    dmat_copy(d->dR, d->dG);
+    err e = dmat_solve(d->T, d->dG);
+    if (e.code) return e;
+    double *R = dmat_part(d->dR), *X = dmat_part(d->dG);
+#pragma omp parallel for if (entries >= PARALLEL_FROM)
+    for (int64_t i = 0; i < entries; i++) R[i] = 2 * X[i] - R[i];
+    return e;
+}
+
+/* R <- R (3 I - R^T R) / 2. */
+static void polish(cayley_dist *d) {
+    dmat_gemm(true, false, 1, d->dR, d->dR, 0, d->T);
+    scaled_plus_diagonal(d, -0.5, d->T, 1.5, d->T);
+    dmat_gemm(false, false, 1, d->dR, d->T, 0, d->dG);
+    dmat_copy(d->dG, d->dR);
+}
+
+static err step_grid(cayley_dist *d, double lr, optimizer_report *said) {
+    const double n = (double)d->o.n;
+    direction(d);
+    if (!dmat_finite(d->dG))
+        return err_make(ERR_NUMERICS, "optimizer", "use a smaller learning rate",
+                        "gradient of R1 at step %" PRId64 " holds NaN or infinity", d->steps);
+    err e = err_none();
+    const double sum_squares = dmat_sum_squares(d->dG);
+    said->gradient = sqrt(sum_squares);
+    if (d->o.kind == OPTIMIZER_ADAM)
+        said->alpha = adam_direction(d, lr, sum_squares);
+    else
+        e = sgd_direction(d, lr, &said->alpha);
+    if (e.code) return e;
+    said->angle_rms = sqrt(dmat_sum_squares(d->dG)) / n;
+    said->angle_turn = said->angle_rms * sqrt(n);
+    e = move(d);
+    if (!e.code && ++d->steps % OPTIMIZER_POLISH_EVERY == 0) polish(d);
+    return e;
+}
+
+err cayley_dist_step(cayley_dist *d, double lr, optimizer_report *report) {
+    optimizer_report said = {0};
+    err e = on_grid(d) ? step_grid(d, lr, &said) : step_single(d, lr, &said);
+    if (!e.code && report) *report = said;
+    return e;
+}
+
+/* Measures. */
+
+err cayley_dist_orthogonality(cayley_dist *d, double *max) {
+    err e = err_none();
+    if (on_grid(d)) {
+        dmat_gemm(true, false, 1, d->dR, d->dR, 0, d->T);
+        *max = dmat_max_minus_identity(d->T);
+        return e;
+    }
+    if (is_first(d)) e = cayley_orthogonality(d->o.n, d->R, max);
+    e = comm_agree(d->c, e, "orthogonality of R1", NULL);
+    if (!e.code) comm_bcast(d->c, max, sizeof *max, 0);
+    return e;
+}
+
+static err probe_grid(const cayley_dist *d, uint64_t seed, int64_t step, double *max) {
+    const int64_t n = d->o.n;
+    void *p;
+    *max = 0;
+    err e = comm_agree(d->c, mem_alloc(3 * n, sizeof(double), "probe of R1", &p), "probe", NULL);
+    if (e.code) {
+        mem_free(p);
+        return e;
+    }
+    double *z = p, *u = z + n, *back = u + n;
+    for (int64_t i = 0; i < n; i++)
+        z[i] = rng_sign(seed, RNG_PROBE, (uint64_t)(step * n + i)) / sqrt((double)n);
+    e = dmat_times(false, d->dR, z, u);
+    if (!e.code) e = dmat_times(true, d->dR, u, back);
+    for (int64_t i = 0; i < n; i++) {
+        const double off = fabs(back[i] - z[i]);
+        if (off > *max || isnan(off)) *max = off;
+    }
+    mem_free(p);
+    return e;
+}
+
+err cayley_dist_probe(cayley_dist *d, uint64_t seed, int64_t step, double *max) {
+    err e = err_none();
+    if (on_grid(d)) return probe_grid(d, seed, step, max);
+    if (is_first(d)) e = cayley_probe(d->o.n, d->R, seed, step, max);
+    e = comm_agree(d->c, e, "probe of R1", NULL);
+    if (!e.code) comm_bcast(d->c, max, sizeof *max, 0);
+    return e;
+}
+
+/* State: on a grid steps, v, R and, of adam, M, as this cell has them. */
+
+static int64_t grid_state_count(const cayley_dist *d) {
+    const int64_t entries = dmat_part_entries(d->dR);
+    if (!dgrid_is_cell(d->g)) return 0;
+    return 2 + entries * (d->o.kind == OPTIMIZER_ADAM ? 2 : 1);
+}
+
+int64_t cayley_dist_state_count(const cayley_dist *d) {
+    if (on_grid(d)) return grid_state_count(d);
+    return is_first(d) ? d->o.n * d->o.n + optimizer_state_count(d->opt) : 0;
+}
+
+void cayley_dist_state_save(const cayley_dist *d, double *out) {
+    const int64_t size = d->o.n * d->o.n;
+    if (on_grid(d) && dgrid_is_cell(d->g)) {
+        const int64_t entries = dmat_part_entries(d->dR);
+        out[0] = (double)d->steps;
+        out[1] = d->v;
+        memcpy(out + 2, dmat_part(d->dR), (size_t)entries * sizeof *out);
+        if (d->o.kind == OPTIMIZER_ADAM)
+            memcpy(out + 2 + entries, dmat_part(d->extra), (size_t)entries * sizeof *out);
+    } else if (!on_grid(d) && is_first(d)) {
+        memcpy(out, d->R, (size_t)size * sizeof *out);
+        optimizer_state_save(d->opt, out + size);
+    }
+}
+
+void cayley_dist_state_load(cayley_dist *d, const double *in) {
+    const int64_t size = d->o.n * d->o.n;
+    if (on_grid(d) && dgrid_is_cell(d->g)) {
+        const int64_t entries = dmat_part_entries(d->dR);
+        d->v = in[1];
+        memcpy(dmat_part(d->dR), in + 2, (size_t)entries * sizeof *in);
+        if (d->o.kind == OPTIMIZER_ADAM)
+            memcpy(dmat_part(d->extra), in + 2 + entries, (size_t)entries * sizeof *in);
+    } else if (!on_grid(d) && is_first(d)) {
+        memcpy(d->R, in, (size_t)size * sizeof *in);
+        optimizer_state_load(d->opt, in + size);
+    }
+    /* Ranks beside the cells count steps too: the polish is a collective of all. */
+    double steps = on_grid(d) && dgrid_is_cell(d->g) ? in[0] : 0;
+    if (on_grid(d)) comm_bcast(d->c, &steps, sizeof steps, 0);
+    d->steps = (int64_t)steps;
+}
+
+uint64_t cayley_dist_bytes(const cayley_dist *d) {
+    const int64_t size = d->o.n * d->o.n, width = size_min(d->o.n, 128);
+    if (on_grid(d)) return (uint64_t)(4 * dmat_part_entries(d->dR)) * sizeof(double);
+    if (!is_first(d)) return 0;
+    return (uint64_t)(5 * size + 2 * d->o.n * width) * sizeof(double);
+}
+
+bool cayley_dist_is_cell(const cayley_dist *d) {
+    return on_grid(d) ? dgrid_is_cell(d->g) : is_first(d);
+}

@@ -1,0 +1,237 @@
+/* R1 over ranks: the same steps as on one, the same bits on any number of ranks beside the cells,
+ * sums in fixed point, restart bit for bit. */
+#include "base/err.h"
+#include "base/log.h"
+#include "base/rng.h"
+#include "mpi/comm.h"
+#include "rotations/cayley.h"
+#include "rotations/cayley_dist.h"
+#include "rotations/optimizer.h"
+#include "rotations/start.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N = 72, BLOCK = 16 }; /* four whole blocks and a half */
+
+static int failures;
+
+static void check(bool ok, const char *what) {
+    if (ok) return;
+    failures++;
+    fprintf(stderr, "rank %d: failed: %s\n", comm_rank(comm_world()), what);
+}
+
+static void check_ok(err e, const char *what) {
+    if (e.code) fprintf(stderr, "%s: %s\n", e.where, e.what);
+    check(!e.code, what);
+}
+
+static double *room(int64_t count) {
+    double *p = calloc((size_t)count, sizeof *p);
+    if (!p) abort();
+    return p;
+}
+
+static double *start(void) {
+    double *R = room(N * N);
+    check_ok(start_orthogonal(N, 1, RNG_TEST, 0, R), "start");
+    return R;
+}
+
+static double *gradient(int64_t t) {
+    double *G = room(N * N);
+    for (int64_t i = 0; i < N * N; i++) G[i] = rng_normal(2, RNG_TEST, (uint64_t)(t * N * N + i));
+    return G;
+}
+
+static cayley_dist *make(const comm *c, grid_shape shape, optimizer_kind kind) {
+    const cayley_dist_options o = {
+        .n = N, .kind = kind, .grid = shape, .blas_threads = 1, .block = BLOCK};
+    cayley_dist *d;
+    double *R = start();
+    check_ok(cayley_dist_create(c, &o, &d), "create");
+    cayley_dist_put_rows(d, 0, 5, R);
+    cayley_dist_put_rows(d, 5, N - 5, R + 5 * N);
+    free(R);
+    return d;
+}
+
+static const double rates[] = {0.05, 1.5}; /* of adam and sgd-published */
+
+static void go(cayley_dist *d, optimizer_kind kind, int64_t first, int64_t steps) {
+    for (int64_t t = first; t < first + steps; t++) {
+        double *G = gradient(t);
+        cayley_dist_put_gradient(d, 0, N, G);
+        check_ok(cayley_dist_step(d, rates[kind], NULL), "step");
+        free(G);
+    }
+}
+
+static double *result(const cayley_dist *d) {
+    double *R = room(N * N);
+    cayley_dist_get_rows(d, 0, 31, R);
+    cayley_dist_get_rows(d, 31, N - 31, R + 31 * N);
+    return R;
+}
+
+static double distance(const double *a, const double *b) {
+    double most = 0;
+    for (int64_t i = 0; i < N * N; i++) most = fmax(most, fabs(a[i] - b[i]));
+    return most;
+}
+
+static bool same_bits(const double *a, const double *b) {
+    return !memcmp(a, b, sizeof *a * N * N);
+}
+
+/* Against optimizer_step on whole matrices, held by another test against its formulas. */
+static void steps_are_those_of_one_rank(const comm *c, grid_shape shape, optimizer_kind kind) {
+    optimizer *o;
+    double *R = start(), *W = room(N * N), max, probe;
+    optimizer_report one, said;
+    cayley_dist *d = make(c, shape, kind);
+    check_ok(optimizer_create(kind, N, 1, &o), "optimizer");
+    for (int64_t t = 0; t < 6; t++) {
+        double *G = gradient(t);
+        check_ok(cayley_skew(N, G, R, W), "skew");
+        check_ok(optimizer_step(o, rates[kind], W, R, &one), "step of one rank");
+        cayley_dist_put_gradient(d, 0, N, G);
+        check_ok(cayley_dist_step(d, rates[kind], &said), "step");
+        check(fabs(said.alpha / one.alpha - 1) < 1e-12, "alpha");
+        check(fabs(said.angle_rms / one.angle_rms - 1) < 1e-12, "angle");
+        check(fabs(said.angle_turn / one.angle_turn - 1) < 1e-12, "angle of a turn");
+        check(fabs(said.gradient / one.gradient - 1) < 1e-12, "gradient");
+        free(G);
+    }
+    double *got = result(d);
+    check(distance(R, got) < 1e-12, "the same R as on one rank");
+    if (shape.rows * shape.cols == 1) check(same_bits(R, got), "the same bits as on one rank");
+    float f[2 * N];
+    cayley_dist_get_rows_f32(d, 40, 2, f);
+    bool same = true;
+    for (int64_t i = 0; i < 2 * N; i++) same &= f[i] == (float)got[40 * N + i];
+    check(same, "rows in fp32");
+    check_ok(cayley_dist_orthogonality(d, &max), "orthogonality");
+    check_ok(cayley_dist_probe(d, 1, 2, &probe), "probe");
+    check(max > 0 && max < 1e-13 && probe > 0 && probe < 1e-13, "orthogonal");
+    for (int64_t i = 0; i < N; i++) got[i] *= 1 + 1e-5; /* row 0 too long */
+    cayley_dist_put_rows(d, 0, 1, got);
+    check_ok(cayley_dist_orthogonality(d, &max), "orthogonality");
+    check_ok(cayley_dist_probe(d, 1, 2, &probe), "probe");
+    check(max > 1e-9 && probe > 1e-9, "a defect is seen on every rank");
+    cayley_dist_destroy(&d);
+    optimizer_destroy(&o);
+    free(R), free(W), free(got);
+}
+
+/* The grid on the first k ranks, for every k that has room for it. */
+static void bits_depend_on_the_grid_alone(const comm *c, grid_shape shape) {
+    double *first = NULL;
+    const int cells = shape.rows * shape.cols;
+    for (int k = cells; k <= comm_size(c); k++) {
+        comm *part = NULL;
+        check_ok(comm_split(c, comm_rank(c) < k ? 0 : -1, "first ranks", &part), "split");
+        double *got = room(N * N);
+        if (part) {
+            cayley_dist *d = make(part, shape, OPTIMIZER_ADAM);
+            go(d, OPTIMIZER_ADAM, 0, 4);
+            free(got);
+            got = result(d);
+            check(cayley_dist_is_cell(d) == (comm_rank(part) < cells), "cells are the first ranks");
+            check((cayley_dist_bytes(d) > 0) == cayley_dist_is_cell(d), "bytes at cells alone");
+            cayley_dist_destroy(&d);
+        }
+        comm_destroy(&part);
+        comm_bcast(c, got, sizeof *got * N * N, 0);
+        if (!first)
+            first = got;
+        else {
+            check(same_bits(first, got), "the same bits with more ranks");
+            free(got);
+        }
+    }
+    free(first);
+}
+
+static void contributions_are_summed(const comm *c, grid_shape shape) {
+    cayley_dist *a = make(c, shape, OPTIMIZER_ADAM), *b = make(c, shape, OPTIMIZER_ADAM);
+    int64_t *v = calloc(N * N, sizeof *v);
+    double *G = room(N * N);
+    const int64_t size = comm_size(c);
+    for (int64_t i = 0; i < N * N; i++) {
+        const int64_t base = (int64_t)(1e6 * rng_normal(5, RNG_TEST, (uint64_t)i));
+        v[i] = base + comm_rank(c) * 1000;
+        G[i] = (double)(base * size + 1000 * (size * (size - 1) / 2)) / 1024;
+    }
+    cayley_dist_sum_gradient(a, 0, 33, v, -10);
+    cayley_dist_sum_gradient(a, 33, N - 33, v + 33 * N, -10);
+    cayley_dist_put_gradient(b, 0, N, G);
+    check_ok(cayley_dist_step(a, 0.1, NULL), "step");
+    check_ok(cayley_dist_step(b, 0.1, NULL), "step");
+    double *x = result(a), *y = result(b);
+    check(same_bits(x, y), "contributions in fixed point");
+    cayley_dist_destroy(&a), cayley_dist_destroy(&b);
+    free(v), free(G), free(x), free(y);
+}
+
+static void restart_continues(const comm *c, grid_shape shape, optimizer_kind kind) {
+    cayley_dist *a = make(c, shape, kind), *b = make(c, shape, kind), *d = make(c, shape, kind);
+    const int64_t cut = shape.rows * shape.cols == 2 ? 98 : 3; /* once over a polish */
+    go(a, kind, 0, cut + 5);
+    go(b, kind, 0, cut);
+    const int64_t count = cayley_dist_state_count(b);
+    check((count > 0) == cayley_dist_is_cell(b), "state at cells alone");
+    double *state = room(count + 1);
+    cayley_dist_state_save(b, state);
+    cayley_dist_state_load(d, state);
+    go(d, kind, cut, 5);
+    double *x = result(a), *y = result(d);
+    check(same_bits(x, y), "a restored state continues bit for bit");
+    cayley_dist_destroy(&a), cayley_dist_destroy(&b), cayley_dist_destroy(&d);
+    free(state), free(x), free(y);
+}
+
+static void nan_is_refused(const comm *c, grid_shape shape) {
+    cayley_dist *d = make(c, shape, OPTIMIZER_ADAM), *whole = make(c, shape, OPTIMIZER_ADAM);
+    go(d, OPTIMIZER_ADAM, 0, 2);
+    double *before = result(d), *G = gradient(7);
+    G[N * N / 2] = NAN;
+    cayley_dist_put_gradient(d, 0, N, G);
+    err e = cayley_dist_step(d, 0.1, NULL);
+    check(e.code == ERR_NUMERICS, "NaN is refused on every rank");
+    double *after = result(d);
+    check(same_bits(before, after), "R is as before");
+    go(d, OPTIMIZER_ADAM, 2, 1);
+    go(whole, OPTIMIZER_ADAM, 0, 3);
+    double *x = result(d), *y = result(whole);
+    check(same_bits(x, y), "the optimiser is as before");
+    cayley_dist_destroy(&d), cayley_dist_destroy(&whole);
+    free(before), free(after), free(G), free(x), free(y);
+}
+
+int main(int argc, char **argv) {
+    err e = comm_start(&argc, &argv);
+    if (e.code) {
+        log_failure(&e);
+        return 1;
+    }
+    const comm *c = comm_world();
+    static const grid_shape shapes[] = {{1, 1}, {2, 1}, {1, 2}, {2, 2}, {3, 2}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        if (shapes[i].rows * shapes[i].cols > comm_size(c)) continue;
+        for (int kind = 0; kind < 2; kind++) {
+            steps_are_those_of_one_rank(c, shapes[i], (optimizer_kind)kind);
+            restart_continues(c, shapes[i], (optimizer_kind)kind);
+        }
+        bits_depend_on_the_grid_alone(c, shapes[i]);
+        contributions_are_summed(c, shapes[i]);
+        nan_is_refused(c, shapes[i]);
+    }
+    int64_t all = failures;
+    comm_sum_i64(c, &all, 1);
+    comm_stop();
+    return all ? 1 : 0;
+}
