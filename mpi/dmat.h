@@ -11,7 +11,7 @@
 #define SPINSHARD_MPI_DMAT_H
 
 #include "mpi/comm.h"
-#include "mpi/grid.h"
+#include "mpi/grid_shape.h"
 
 #include <stdbool.h>
 

@@ -9,7 +9,7 @@
 #define SPINSHARD_ROTATIONS_CAYLEY_DIST_H
 
 #include "mpi/comm.h"
-#include "mpi/grid.h"
+#include "mpi/grid_shape.h"
 #include "rotations/optimizer.h"
 
 typedef struct cayley_dist cayley_dist;

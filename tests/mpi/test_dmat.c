@@ -5,7 +5,7 @@
 #include "base/rng.h"
 #include "mpi/comm.h"
 #include "mpi/dmat.h"
-#include "mpi/grid.h"
+#include "mpi/grid_shape.h"
 
 #include <math.h>
 #include <stdio.h>

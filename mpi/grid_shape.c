@@ -1,4 +1,4 @@
-#include "mpi/grid.h"
+#include "mpi/grid_shape.h"
 
 #include "base/size.h"
 

@@ -1,8 +1,8 @@
-/* grid - how many rows and columns of ranks a distributed matrix is dealt over.
+/* grid_shape - how many rows and columns of ranks a distributed matrix is dealt over.
  * Not the process grid itself (mpi/dmat.h): plain arithmetic, no MPI. The answer is written into
  * the recipe (`numerics.grid`), since bits of distributed factorizations depend on it. */
-#ifndef SPINSHARD_MPI_GRID_H
-#define SPINSHARD_MPI_GRID_H
+#ifndef SPINSHARD_MPI_GRID_SHAPE_H
+#define SPINSHARD_MPI_GRID_SHAPE_H
 
 #include "base/err.h"
 
