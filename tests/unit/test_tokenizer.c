@@ -391,7 +391,7 @@ static void slow_json(const slow_bpe *s, growbuf *out) {
 }
 
 /* Tokens of the text with spaces between. */
-static void slow_encode(const slow_bpe *s, const char *text, char *out) {
+static void slow_encode(const slow_bpe *s, const char *text, char *out, size_t size) {
     static char token[MAX_TEXT][MAX_TOKEN];
     int n = 0;
     for (const char *p = text; *p; p += utf8_width(*p))
@@ -412,7 +412,9 @@ static void slow_encode(const slow_bpe *s, const char *text, char *out) {
         n--;
         m = 0; /* the merge may have made room for one of a lower rank */
     }
-    for (int i = 0; i < n; i++) out += sprintf(out, "%s%s", i ? " " : "", token[i]);
+    size_t used = 0;
+    for (int i = 0; i < n; i++)
+        used += (size_t)snprintf(out + used, size - used, "%s%s", i ? " " : "", token[i]);
 }
 
 static void compare_with_slow(const slow_bpe *s, const tokenizer *t, uint64_t *at) {
@@ -422,7 +424,7 @@ static void compare_with_slow(const slow_bpe *s, const tokenizer *t, uint64_t *a
     int64_t n;
     uint64_t len = draw(at, draw(at, 3) ? 40 : MAX_TEXT - 1);
     for (uint64_t i = 0; i < len; i++) strcat(text, letters[draw(at, 4)]);
-    slow_encode(s, text, want);
+    slow_encode(s, text, want, sizeof want);
     assert_int_equal(tokenizer_encode(t, text, strlen(text), false, &ids, &n).code, 0);
     char *p = got;
     for (int64_t i = 0; i < n; i++)
