@@ -8,6 +8,7 @@
 #include "rotations/cayley_dist.h"
 #include "rotations/optimizer.h"
 #include "rotations/start.h"
+#include "rotations/start_dist.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -194,6 +195,36 @@ static void restart_continues(const comm *c, grid_shape shape, optimizer_kind ki
     free(state), free(x), free(y);
 }
 
+/* Against the start points of one rank, held by another test against their definitions. */
+static void start_points_are_those_of_one_rank(const comm *c, grid_shape shape) {
+    cayley_dist *d = make(c, shape, OPTIMIZER_ADAM);
+    dgrid *g;
+    dmat *C;
+    double *want = room(N * N), *moment = room(N * N), *x = gradient(3);
+    check_ok(dgrid_create(c, shape, BLOCK, 1, &g), "grid");
+    check_ok(dmat_create(g, N, "moment", &C), "moment");
+    check_ok(start_dist_orthogonal(g, 9, N, d), "random start");
+    double *got = result(d);
+    check_ok(start_orthogonal(N, 9, RNG_R1_NORMAL, 0, want), "random start of one rank");
+    check(distance(got, want) < 1e-11, "the same random matrix");
+    free(got);
+    for (int64_t i = 0; i < N; i++) /* symmetric; its eigenvalues lie apart */
+        for (int64_t j = 0; j < N; j++)
+            moment[i * N + j] = (i == j) * (double)(3 * i) + 0.1 * (x[i * N + j] + x[j * N + i]);
+    dmat_put_rows(C, 0, N, moment);
+    check_ok(start_dist_pca(g, C, N, d), "pca");
+    got = result(d);
+    check_ok(start_pca(N, moment, want, NULL), "pca of one rank");
+    check(distance(got, want) < 1e-10, "the same eigenvectors");
+    moment[7] = NAN;
+    dmat_put_rows(C, 0, N, moment);
+    check(start_dist_pca(g, C, N, d).code == ERR_NUMERICS, "NaN is refused on every rank");
+    cayley_dist_destroy(&d);
+    dmat_destroy(&C);
+    dgrid_destroy(&g);
+    free(want), free(moment), free(x), free(got);
+}
+
 static void nan_is_refused(const comm *c, grid_shape shape) {
     cayley_dist *d = make(c, shape, OPTIMIZER_ADAM), *whole = make(c, shape, OPTIMIZER_ADAM);
     go(d, OPTIMIZER_ADAM, 0, 2);
@@ -229,6 +260,7 @@ int main(int argc, char **argv) {
         bits_depend_on_the_grid_alone(c, shapes[i]);
         contributions_are_summed(c, shapes[i]);
         nan_is_refused(c, shapes[i]);
+        start_points_are_those_of_one_rank(c, shapes[i]);
     }
     int64_t all = failures;
     comm_sum_i64(c, &all, 1);

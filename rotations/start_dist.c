@@ -1,0 +1,100 @@
+#include "rotations/start_dist.h"
+
+#include "base/mem.h"
+#include "base/rng.h"
+#include "base/size.h"
+#include "rotations/fwht.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { ROWS = 128 }; /* rows that pass through every rank at a time */
+
+err start_dist_orthogonal(dgrid *g, uint64_t seed, int64_t n, cayley_dist *d) {
+    dmat *Q;
+    void *p;
+    int64_t rows, cols;
+    err e = comm_agree(dgrid_comm(g), mem_alloc(ROWS * n, sizeof(double), "rows of R1", &p),
+                       "random R1", NULL);
+    if (!e.code) e = dmat_create(g, n, "random R1", &Q);
+    if (e.code) {
+        mem_free(p);
+        return e;
+    }
+    dmat_part_shape(Q, &rows, &cols);
+#pragma omp parallel for
+    for (int64_t j = 0; j < cols; j++)
+        for (int64_t i = 0; i < rows; i++)
+            dmat_part(Q)[j * rows + i] =
+                rng_normal(seed, RNG_R1_NORMAL, (uint64_t)(dmat_row(Q, i) * n + dmat_col(Q, j)));
+    e = dmat_qr(Q);
+    for (int64_t row = 0; row < n && !e.code; row += ROWS) {
+        const int64_t b = size_min(ROWS, n - row);
+        dmat_get_rows(Q, row, b, p);
+        cayley_dist_put_rows(d, row, b, p);
+    }
+    dmat_destroy(&Q);
+    mem_free(p);
+    return e;
+}
+
+/* Entries of largest magnitude in the columns of V, the first of equals: their signs, on every
+ * rank. Rows pass by from the first to the last, so this is the rule of start_pca. */
+static void column_signs(const dmat *V, int64_t n, double *rows, double *most, double *signs) {
+    for (int64_t j = 0; j < n; j++) most[j] = signs[j] = 0;
+    for (int64_t row = 0; row < n; row += ROWS) {
+        const int64_t b = size_min(ROWS, n - row);
+        dmat_get_rows(V, row, b, rows);
+        for (int64_t i = 0; i < b; i++)
+            for (int64_t j = 0; j < n; j++) {
+                const double v = rows[i * n + j];
+                if (fabs(v) <= most[j]) continue;
+                most[j] = fabs(v);
+                signs[j] = v < 0 ? -1 : 1;
+            }
+    }
+}
+
+/* R = V H / sqrt(n) in rows: columns signed, largest value first, then the fast transform. */
+static void mix_rows(const dmat *V, int64_t n, const fwht *f, double *rows, double *turned,
+                     const double *signs, cayley_dist *d) {
+    for (int64_t row = 0; row < n; row += ROWS) {
+        const int64_t b = size_min(ROWS, n - row);
+        dmat_get_rows(V, row, b, rows);
+#pragma omp parallel for
+        for (int64_t i = 0; i < b; i++)
+            for (int64_t j = 0; j < n; j++)
+                turned[i * n + j] = signs[n - 1 - j] * rows[i * n + n - 1 - j];
+        fwht_rows_f64(f, turned, b, n, false);
+        cayley_dist_put_rows(d, row, b, turned);
+    }
+}
+
+static err pca_with(dgrid *g, dmat *C, int64_t n, const fwht *f, double *scratch, cayley_dist *d) {
+    double *rows = scratch, *turned = rows + ROWS * n, *values = turned + ROWS * n;
+    double *most = values + n, *signs = most + n;
+    dmat *V;
+    err e = dmat_create(g, n, "eigenvectors", &V);
+    if (!e.code) e = dmat_eigen(C, V, values);
+    if (!e.code) {
+        column_signs(V, n, rows, most, signs);
+        mix_rows(V, n, f, rows, turned, signs, d);
+    }
+    dmat_destroy(&V);
+    return e;
+}
+
+err start_dist_pca(dgrid *g, dmat *C, int64_t n, cayley_dist *d) {
+    void *scratch = NULL;
+    fwht *f = NULL;
+    if (!dmat_finite(C))
+        return err_make(ERR_NUMERICS, "start point", NULL,
+                        "the second moment of R1 holds NaN or infinity");
+    err e = fwht_create(n, &f);
+    if (!e.code) e = mem_alloc((2 * ROWS + 3) * n, sizeof(double), "start of R1", &scratch);
+    e = comm_agree(dgrid_comm(g), e, "start of R1", NULL);
+    if (!e.code) e = pca_with(g, C, n, f, scratch, d);
+    mem_free(scratch);
+    fwht_destroy(&f);
+    return e;
+}
