@@ -19,6 +19,22 @@ void REAL_FN(norm_rows)(const REAL *x, int64_t rows, int64_t n, double eps, cons
     }
 }
 
+REAL REAL_FN(norm_scale)(const REAL *x, int64_t n, double eps) {
+    REAL sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < n; j++) sum += x[j] * x[j];
+    return (REAL)(1 / sqrt((double)sum / (double)n + eps));
+}
+
+void REAL_FN(norm_back)(const REAL *y, REAL scale, const REAL *g, int64_t n, REAL *dx) {
+    REAL sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < n; j++) sum += g[j] * y[j];
+    const REAL mean = sum / (REAL)n;
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) dx[j] += scale * (g[j] - y[j] * mean);
+}
+
 void REAL_FN(norm_factors)(const REAL *x, int64_t n, const float *gain, compute_type compute,
                            void *to) {
     if (compute != COMPUTE_BF16) {

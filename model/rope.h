@@ -17,4 +17,8 @@ void rope_tables_f64(const double *inv_freq, int64_t half, int64_t n_tokens, dou
 void rope_head_f32(float *x, int64_t half, const float *cos_t, const float *sin_t);
 void rope_head_f64(double *x, int64_t half, const double *cos_t, const double *sin_t);
 
+/* Local. Its backward, in place on dL/d output: the turn by the opposite angle. */
+void rope_head_back_f32(float *g, int64_t half, const float *cos_t, const float *sin_t);
+void rope_head_back_f64(double *g, int64_t half, const double *cos_t, const double *sin_t);
+
 #endif

@@ -21,3 +21,12 @@ void REAL_FN(rope_head)(REAL *x, int64_t half, const REAL *cos_t, const REAL *si
         x[i + half] = b * cos_t[i] + a * sin_t[i];
     }
 }
+
+void REAL_FN(rope_head_back)(REAL *g, int64_t half, const REAL *cos_t, const REAL *sin_t) {
+#pragma omp simd
+    for (int64_t i = 0; i < half; i++) {
+        REAL a = g[i], b = g[i + half];
+        g[i] = a * cos_t[i] + b * sin_t[i];
+        g[i + half] = b * cos_t[i] - a * sin_t[i];
+    }
+}

@@ -1,0 +1,119 @@
+#include "model/capture.h"
+
+#include "base/mem.h"
+#include "model/objective.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+struct llama_layers {
+    int64_t n_layers, hidden;
+    llama_pass_shape shape;
+    bool recompute;
+    llama_stash **stash; /* [n_layers], or one */
+    char *inputs;        /* real [n_layers, window, hidden]; recompute only */
+};
+
+static size_t input_bytes(const llama_layers *l) {
+    return (size_t)(l->shape.window * l->hidden) * llama_real_bytes(l->shape.compute);
+}
+
+uint64_t llama_layers_bytes(const llama_config *cfg, const llama_sites *sites,
+                            const llama_pass_shape *shape, int64_t n_layers, bool recompute) {
+    const uint64_t stash = llama_stash_bytes(cfg, sites, shape), n = (uint64_t)n_layers;
+    const llama_layers l = {.hidden = cfg->hidden, .shape = *shape};
+    return recompute ? stash + n * input_bytes(&l) : n * stash;
+}
+
+err llama_layers_create(const llama_config *cfg, const llama_sites *sites,
+                        const llama_pass_shape *shape, int64_t n_layers, bool recompute,
+                        llama_layers **out) {
+    void *p;
+    *out = NULL;
+    err e = mem_alloc(1, sizeof(llama_layers), "layers of a window", &p);
+    if (e.code) return e;
+    llama_layers *l = p;
+    *l = (llama_layers){
+        .n_layers = n_layers, .hidden = cfg->hidden, .shape = *shape, .recompute = recompute};
+    e = mem_alloc(n_layers, sizeof *l->stash, "layers of a window", &p);
+    if (!e.code) l->stash = p;
+    for (int64_t i = 0; !e.code && i < (recompute ? 1 : n_layers); i++) {
+        e = llama_stash_create(cfg, sites, shape, &l->stash[i]);
+    }
+    if (!e.code && recompute) {
+        e = mem_alloc(n_layers, input_bytes(l), "inputs of the layers", &p);
+        if (!e.code) l->inputs = p;
+    }
+    if (e.code) llama_layers_destroy(&l);
+    *out = l;
+    return e;
+}
+
+void llama_layers_destroy(llama_layers **l) {
+    if (!*l) return;
+    for (int64_t i = 0; (*l)->stash && i < (*l)->n_layers; i++)
+        llama_stash_destroy(&(*l)->stash[i]);
+    mem_free((*l)->stash);
+    mem_free((*l)->inputs);
+    mem_free(*l);
+    *l = NULL;
+}
+
+static err check_layers(const llama_layers *l, const llama_stage *stage, int64_t n_tokens) {
+    if (l->n_layers == stage->n_layers && n_tokens <= l->shape.slice) return err_none();
+    return err_make(ERR_BUG, "backward pass", NULL,
+                    "%" PRId64 " tokens, %" PRId64 " layers in buffers for %" PRId64, n_tokens,
+                    stage->n_layers, l->n_layers);
+}
+
+err llama_layers_keep(llama_layers *l, const llama_stage *stage, const llama_sites *sites,
+                      int64_t n_tokens, void *x, llama_work *work) {
+    err e = check_layers(l, stage, n_tokens);
+    const size_t bytes = (size_t)(n_tokens * l->hidden) * llama_real_bytes(l->shape.compute);
+    for (int64_t i = 0; !e.code && i < l->n_layers; i++) {
+        if (l->recompute) memcpy(l->inputs + (size_t)i * input_bytes(l), x, bytes);
+        e = llama_block_forward_keep(stage, stage->first_layer + i, sites, 0, n_tokens, x,
+                                     l->stash[l->recompute ? 0 : i], work);
+    }
+    return e;
+}
+
+err llama_layers_back(llama_layers *l, const llama_stage *stage, const llama_sites *sites,
+                      int64_t n_tokens, void *dx, void *R1, void *const *R2, const llama_tap *tap,
+                      llama_work *work) {
+    err e = check_layers(l, stage, n_tokens);
+    for (int64_t i = l->n_layers - 1; !e.code && i >= 0; i--) {
+        const int64_t layer = stage->first_layer + i;
+        llama_stash *stash = l->stash[l->recompute ? 0 : i];
+        if (l->recompute)
+            e = llama_block_forward_keep(stage, layer, sites, 0, n_tokens,
+                                         l->inputs + (size_t)i * input_bytes(l), stash, work);
+        const rotation_grads grads = {.R1 = R1, .R2 = R2 ? R2[i] : NULL};
+        if (!e.code)
+            e = llama_block_backward(stage, layer, sites, 0, n_tokens, dx, stash, &grads, tap,
+                                     work);
+    }
+    return e;
+}
+
+err llama_capture(const llama_stage *stage, const int32_t *ids, int64_t n_tokens,
+                  const llama_tap *tap, double *nll_sum, llama_layers *layers, llama_work *work) {
+    const compute_type compute = layers->shape.compute;
+    double sum;
+    void *x, *next;
+    err e = mem_alloc(n_tokens * layers->hidden, llama_real_bytes(compute), "residual stream", &x);
+    if (e.code) return e;
+    e = mem_alloc(n_tokens, sizeof(int32_t), "targets", &next);
+    if (!e.code) {
+        memcpy(next, ids + 1, (size_t)(n_tokens - 1) * sizeof *ids);
+        ((int32_t *)next)[n_tokens - 1] = -1;
+        e = llama_embed(stage, compute, ids, n_tokens, x);
+        if (!e.code) e = llama_layers_keep(layers, stage, NULL, n_tokens, x, work);
+        if (!e.code) e = llama_ce_backward(stage, n_tokens, x, next, 1, x, &sum, NULL, work);
+        if (!e.code) e = llama_layers_back(layers, stage, NULL, n_tokens, x, NULL, NULL, tap, work);
+        if (!e.code && nll_sum) *nll_sum = sum;
+        mem_free(next);
+    }
+    mem_free(x);
+    return e;
+}
