@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-enum { KEY_BLOCK = 256, QUERY_ROWS = 256 };
+enum { KEY_BLOCK = 256, QUERY_ROWS = 256, LANES = 16 }; /* LANES divides KEY_BLOCK */
 
 /* Tokens of a query block: about QUERY_ROWS rows of a group of heads that share keys. */
 static int64_t query_block_tokens(const attention_shape *s) {

@@ -12,42 +12,69 @@ typedef struct REAL_FN(query_block) {
     REAL *max, *total; /* [rows] */
 } REAL_FN(query_block);
 
-/* Softmax weights of row r for keys c0 .. c0+n, relative to the row's greatest score so far; what
- * was summed before is scaled to it. */
+/* Weights e^(score - most) of columns [lo, hi) as factors, and their sum. Scores may be weights. */
+static REAL REAL_FN(exponentials)(const REAL_FN(query_block) * b, int64_t r, int64_t lo, int64_t hi,
+                                  REAL most) {
+    const REAL *row = b->scores + r * KEY_BLOCK, scale = b->scale;
+    REAL total = 0;
+#if REAL_BITS == 32
+    if (b->s->compute == COMPUTE_BF16) {
+        bf16 *to = (bf16 *)b->weights + r * KEY_BLOCK;
+#pragma omp simd reduction(+ : total)
+        for (int64_t c = lo; c < hi; c++) {
+            REAL p = REAL_EXP(row[c] * scale - most);
+            /* half_to_bf16 without its care for NaN payloads, which arithmetic does not make */
+            uint32_t u = half_bits(p);
+            to[c] = (bf16)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+            total += p;
+        }
+        return total;
+    }
+#endif
+    REAL *to = (REAL *)b->weights + r * KEY_BLOCK;
+#pragma omp simd reduction(+ : total)
+    for (int64_t c = lo; c < hi; c++) {
+        REAL p = REAL_EXP(row[c] * scale - most);
+        to[c] = p;
+        total += p;
+    }
+    return total;
+}
+
+/* What was summed so far is brought to the scale of a greater score. */
+static void REAL_FN(rescale_row)(REAL_FN(query_block) * b, int64_t r, REAL most) {
+    const int64_t d = b->s->head_dim;
+    REAL shrink = b->max[r] > -INFINITY ? REAL_EXP(b->max[r] - most) : 0, *sum = b->sums + r * d;
+#pragma omp simd
+    for (int64_t j = 0; j < d; j++) sum[j] *= shrink;
+    b->total[r] *= shrink;
+    b->max[r] = most;
+}
+
+/* Softmax weights of row r for keys c0 .. c0+n, relative to the row's greatest score so far. Keys
+ * that the row does not see get weight 0; the first and last vector are filled up with them. */
 static void REAL_FN(weigh_row)(REAL_FN(query_block) * b, int64_t r, int64_t c0, int64_t n) {
     const attention_shape *s = b->s;
     const int64_t t = b->t0 + r / b->group;
     const int64_t oldest = s->sliding_window > 0 ? t - s->sliding_window + 1 : 0;
-    const int64_t lo = size_min(n, size_max(0, oldest - c0)),
-                  hi = size_max(lo, size_min(n, t + 1 - c0));
-    REAL *row = b->scores + r * KEY_BLOCK, most = b->max[r], total = 0;
-    const REAL scale = b->scale;
-#pragma omp simd reduction(max : most)
-    for (int64_t c = lo; c < hi; c++) {
-        REAL v = row[c] * scale;
-        most = v > most ? v : most;
+    const int64_t lo = size_min(n, size_max(0, oldest - c0));
+    const int64_t hi = size_max(lo, size_min(n, t + 1 - c0));
+    const int64_t first = lo / LANES * LANES, last = size_ceil_div(hi, LANES) * LANES;
+    REAL *row = b->scores + r * KEY_BLOCK, greatest = -INFINITY;
+    const size_t factor = compute_factor_bytes(s->compute);
+    char *weights = (char *)b->weights + (size_t)(r * KEY_BLOCK) * factor;
+    if (lo < hi) {
+        for (int64_t c = first; c < lo; c++) row[c] = -INFINITY;
+        for (int64_t c = hi; c < last; c++) row[c] = -INFINITY;
+#pragma omp simd reduction(max : greatest)
+        for (int64_t c = first; c < last; c++) greatest = row[c] > greatest ? row[c] : greatest;
+        greatest *= b->scale;
+        if (greatest > b->max[r]) REAL_FN(rescale_row)(b, r, greatest);
+        b->total[r] += REAL_FN(exponentials)(b, r, first, last, b->max[r]);
     }
-#pragma omp simd reduction(+ : total)
-    for (int64_t c = lo; c < hi; c++) {
-        REAL p = REAL_EXP(row[c] * scale - most);
-        row[c] = p;
-        total += p;
-    }
-    for (int64_t c = 0; c < lo; c++) row[c] = 0;
-    for (int64_t c = hi; c < n; c++) row[c] = 0;
-    if (b->weights != b->scores) {
-        norm_factors_f32((const float *)row, n, NULL, COMPUTE_BF16,
-                         (bf16 *)b->weights + r * KEY_BLOCK);
-    }
-    if (most > b->max[r]) {
-        REAL shrink = b->max[r] > -INFINITY ? REAL_EXP(b->max[r] - most) : 0,
-             *sum = b->sums + r * s->head_dim;
-#pragma omp simd
-        for (int64_t d = 0; d < s->head_dim; d++) sum[d] *= shrink;
-        b->total[r] *= shrink;
-        b->max[r] = most;
-    }
-    b->total[r] += total;
+    const int64_t from = lo < hi ? first : n, to = lo < hi ? last : n;
+    memset(weights, 0, (size_t)from * factor);
+    if (to < n) memset(weights + (size_t)to * factor, 0, (size_t)(n - to) * factor);
 }
 
 static void REAL_FN(scores_product)(const REAL_FN(query_block) * b, const char *q, const char *k,

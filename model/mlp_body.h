@@ -1,6 +1,22 @@
 /* mlp_body - the body of mlp.c for one type of reals. */
 #include "model/real.h"
 
+static void REAL_FN(silu_times)(const REAL *g, const REAL *u, int64_t n, REAL *to) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) to[j] = REAL_SILU(g[j]) * u[j];
+}
+
+static void REAL_FN(silu_factors)(const REAL *g, const REAL *u, int64_t n, compute_type compute,
+                                  void *to) {
+    if (compute != COMPUTE_BF16) {
+        REAL_FN(silu_times)(g, u, n, to);
+        return;
+    }
+    bf16 *half = to;
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) half[j] = half_to_bf16((float)(REAL_SILU(g[j]) * u[j]));
+}
+
 /* mid = silu(gate(h)) * up(h), a tile of both at a time, so that neither is ever held whole. */
 static void REAL_FN(gate_up)(const llama_layer *l, bool keep_real, int64_t n_tokens,
                              llama_scratch *s) {
@@ -21,13 +37,11 @@ static void REAL_FN(gate_up)(const llama_layer *l, bool keep_real, int64_t n_tok
             const int64_t at = (r.i + t) * width + r.j;
             REAL_FN(norm_add_bias)(gt, l->bgate ? l->bgate + r.j : NULL, r.n);
             REAL_FN(norm_add_bias)(ut, l->bup ? l->bup + r.j : NULL, r.n);
-#pragma omp simd
-            for (int64_t j = 0; j < r.n; j++) gt[j] = REAL_SILU(gt[j]) * ut[j];
             if (keep_real) {
-                memcpy((REAL *)s->wide_mid + at, gt, (size_t)r.n * sizeof *gt);
+                REAL_FN(silu_times)(gt, ut, r.n, (REAL *)s->wide_mid + at);
             } else {
-                char *to = (char *)s->mid + (size_t)at * factor;
-                REAL_FN(norm_factors)(gt, r.n, NULL, s->compute, to);
+                REAL_FN(silu_factors)
+                (gt, ut, r.n, s->compute, (char *)s->mid + (size_t)at * factor);
             }
         }
     }

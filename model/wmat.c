@@ -197,11 +197,21 @@ static void tile_expanded_f64(const wmat *w, const double *x, int64_t ldx, int64
     }
 }
 
+/* oneDNN is at its best with some 500 inputs at a time. */
+static void tile_bf16(const wmat *w, const bf16 *x, int64_t ldx, int64_t m, int64_t n0, int64_t n,
+                      bool add, float *y, int64_t ldy) {
+    const int64_t depth = w->cols <= 1024 ? w->cols : 512;
+    const bf16 *rows = (const bf16 *)w->data + n0 * w->cols;
+    for (int64_t k0 = 0; k0 < w->cols; k0 += depth) {
+        const int64_t k = size_min(depth, w->cols - k0);
+        gemm_tile_bf16(true, m, n, k, x + k0, ldx, rows + k0, w->cols, add || k0 > 0, y, ldy);
+    }
+}
+
 void wmat_tile(const wmat *w, compute_type compute, const void *x, int64_t ldx, int64_t m,
                int64_t n0, int64_t n, bool add, void *y, int64_t ldy, void *scratch) {
     if (compute == COMPUTE_BF16) {
-        gemm_tile_bf16(true, m, n, w->cols, x, ldx, (const bf16 *)w->data + n0 * w->cols, w->cols,
-                       add, y, ldy);
+        tile_bf16(w, x, ldx, m, n0, n, add, y, ldy);
     } else if (used_as_is(w, compute)) {
         gemm_tile_f32(false, true, m, n, w->cols, x, ldx, (const float *)w->data + n0 * w->cols,
                       w->cols, add, y, ldy);
