@@ -15,7 +15,8 @@
 #include <stdint.h>
 
 /* Local. W = -1/2 (G R^T - R G^T) [n, n], exactly skew: the direction of descent, dR = W R. Any G
- * that differs by S R, S symmetric, gives the same. W may be G, but not overlap R. Fails with ERR_NOFIT. */
+ * that differs by S R, S symmetric, gives the same. W may be G, but not overlap R. Fails with
+ * ERR_NOFIT. */
 err cayley_skew(int64_t n, const double *G, const double *R, double *W);
 
 /* Local. W' = R^T W R, exactly skew: the same direction as a step from the right, dR = R W'. W' may
