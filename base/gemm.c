@@ -134,13 +134,16 @@ void gemm_tile_f64(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, 
                 blas_stride(ldb, m, n, k), add ? 1.0 : 0.0, c, blas_stride(ldc, m, n, k));
 }
 
-/* Large tiles spare the libraries' packing, small ones keep many cores busy: the largest side of
- * 512, 256, 128 that gives 64 tiles or more, else 128. bf16 kernels gain nothing beyond 256. */
+/* Large tiles spare the libraries' packing, small ones keep many cores busy: the largest side that
+ * gives enough tiles (512, 256 or 128 for 64 of them; bf16 kernels, which gain nothing beyond 256
+ * and lose much below: 256 or 128 for 16). */
 void gemm_tile_shape(int64_t m, int64_t n, int64_t k, size_t element, int64_t *tile_m,
                      int64_t *tile_n) {
     (void)k;
-    int64_t side = element == sizeof(bf16) ? 256 : 512;
-    while (side > 128 && size_ceil_div(m, side) * size_ceil_div(n, side) < 64) side /= 2;
+    const bool half = element == sizeof(bf16);
+    const int64_t enough = half ? 16 : 64;
+    int64_t side = half ? 256 : 512;
+    while (side > 128 && size_ceil_div(m, side) * size_ceil_div(n, side) < enough) side /= 2;
     *tile_m = side;
     *tile_n = side;
 }

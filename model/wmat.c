@@ -197,10 +197,11 @@ static void tile_expanded_f64(const wmat *w, const double *x, int64_t ldx, int64
     }
 }
 
-/* oneDNN is at its best with some 500 inputs at a time. */
+/* Up to some thousand inputs oneDNN is at its best with 512 at a time; beyond, more sums cost more
+ * than they save (bench_gemm). */
 static void tile_bf16(const wmat *w, const bf16 *x, int64_t ldx, int64_t m, int64_t n0, int64_t n,
                       bool add, float *y, int64_t ldy) {
-    const int64_t depth = w->cols <= 1024 ? w->cols : 512;
+    const int64_t depth = w->cols > 1024 && w->cols <= 4096 ? 512 : w->cols;
     const bf16 *rows = (const bf16 *)w->data + n0 * w->cols;
     for (int64_t k0 = 0; k0 < w->cols; k0 += depth) {
         const int64_t k = size_min(depth, w->cols - k0);
