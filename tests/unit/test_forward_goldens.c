@@ -1,0 +1,314 @@
+/* The forward pass against fp64 goldens of an independent implementation, on three small trained
+ * models: loss of a window, the last token's logits, and perplexity of a corpus. */
+#include "base/file.h"
+#include "base/json.h"
+#include "base/mem.h"
+#include "io/hf_checkpoint.h"
+#include "io/tokenizer.h"
+#include "model/forward.h"
+#include "model/tensors.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static void need(err e) {
+    if (e.code) print_error("%s: %s\n", e.where, e.what);
+    assert_int_equal(e.code, ERR_OK);
+}
+
+static void *room(int64_t count, size_t size) {
+    void *p;
+    need(mem_alloc(count, size, "test", &p));
+    return p;
+}
+
+/* A checkpoint into a stage that holds the whole model. */
+
+typedef struct whole_model {
+    llama_config cfg;
+    llama_stage stage;
+} whole_model;
+
+static wmat *matrix_slot(llama_stage *s, const llama_tensor *t) {
+    llama_layer *l = t->layer >= 0 ? &s->layers[t->layer] : NULL;
+    switch (t->role) {
+    case ROLE_EMBED:
+        return &s->embed;
+    case ROLE_HEAD:
+        return &s->head;
+    case ROLE_Q:
+        return &l->q;
+    case ROLE_K:
+        return &l->k;
+    case ROLE_V:
+        return &l->v;
+    case ROLE_O:
+        return &l->o;
+    case ROLE_GATE:
+        return &l->gate;
+    case ROLE_UP:
+        return &l->up;
+    case ROLE_DOWN:
+        return &l->down;
+    default:
+        return NULL;
+    }
+}
+
+static float **vector_slot(llama_stage *s, const llama_tensor *t) {
+    llama_layer *l = t->layer >= 0 ? &s->layers[t->layer] : NULL;
+    switch (t->role) {
+    case ROLE_FINAL_NORM:
+        return &s->final_norm;
+    case ROLE_ATTN_NORM:
+        return &l->attn_norm;
+    case ROLE_MLP_NORM:
+        return &l->mlp_norm;
+    case ROLE_Q_BIAS:
+        return &l->bq;
+    case ROLE_K_BIAS:
+        return &l->bk;
+    case ROLE_V_BIAS:
+        return &l->bv;
+    case ROLE_O_BIAS:
+        return &l->bo;
+    case ROLE_GATE_BIAS:
+        return &l->bgate;
+    case ROLE_UP_BIAS:
+        return &l->bup;
+    case ROLE_DOWN_BIAS:
+        return &l->bdown;
+    default:
+        return NULL;
+    }
+}
+
+static wmat_kind kind_of(st_dtype d) {
+    return d == ST_F32 ? WMAT_F32 : d == ST_F16 ? WMAT_F16 : WMAT_BF16;
+}
+
+static void load(const char *dir, whole_model *m) {
+    fileset *fs;
+    hf_checkpoint *ck;
+    need(fileset_open_dir(comm_world(), dir, &fs));
+    need(hf_checkpoint_open(comm_world(), fs, &ck));
+    need(llama_config_parse(hf_checkpoint_config(ck), dir, &m->cfg));
+    need(llama_stage_init(&m->stage, &m->cfg, 0, m->cfg.layers));
+    for (int64_t i = 0; i < llama_tensor_count(&m->cfg); i++) {
+        llama_tensor t;
+        llama_tensor_at(&m->cfg, i, &t);
+        const hf_tensor *in = hf_checkpoint_find(ck, t.name);
+        if (!in && t.role == ROLE_EMBED) in = hf_checkpoint_find(ck, "lm_head.weight");
+        assert_non_null(in);
+        wmat w;
+        need(wmat_init(&w, kind_of(in->info.dtype), t.rows, t.cols, t.name));
+        need(hf_checkpoint_read(ck, in, w.data, NULL));
+        if (t.n_dims == 2) {
+            *matrix_slot(&m->stage, &t) = w;
+        } else {
+            float **slot = vector_slot(&m->stage, &t);
+            *slot = room(t.rows, sizeof(float));
+            wmat_expand_f32(&w, 0, t.rows, 0, 1, *slot, 1);
+            wmat_clear(&w);
+        }
+    }
+    m->stage.head_is_embed = m->cfg.tied;
+    hf_checkpoint_destroy(&ck);
+    fileset_destroy(&fs);
+}
+
+/* One window through the whole model: sum of NLL, and logits of the last token where asked. */
+static double run(const llama_stage *s, const llama_sites *sites, compute_type compute,
+                  const int32_t *ids, int64_t n_tokens, double *nll, double *last_logits) {
+    llama_scratch *scratch;
+    need(llama_scratch_create(s->cfg, sites, compute, n_tokens, &scratch));
+    char *x = room(n_tokens * s->cfg->hidden, llama_real_bytes(compute));
+    double sum;
+    need(llama_embed(s, compute, ids, n_tokens, x));
+    need(llama_layers_forward(s, sites, n_tokens, x, scratch));
+    need(llama_head_nll(s, n_tokens, x, ids, scratch, &sum, nll));
+    const char *last = x + (size_t)((n_tokens - 1) * s->cfg->hidden) * llama_real_bytes(compute);
+    if (last_logits) need(llama_head_logits(s, 1, last, scratch, last_logits));
+    mem_free(x);
+    llama_scratch_destroy(&scratch);
+    return sum;
+}
+
+/* Goldens. */
+
+static bool shared_path(const char *tail, char *path, size_t size) {
+    const char *shared = getenv("SPINSHARD_SHARED");
+    snprintf(path, size, "%s/%s", shared ? shared : "../shared", tail);
+    return access(path, R_OK) == 0;
+}
+
+static void check_logits(const json_t *golden, const double *logits, int64_t vocab, double tol) {
+    double sum = 0, squares = 0, scale = 0;
+    for (int64_t j = 0; j < vocab; j++) {
+        sum += logits[j];
+        squares += logits[j] * logits[j];
+        scale += fabs(logits[j]);
+    }
+    double want_sum = json_number_value(json_object_get(golden, "last_logit_sum"));
+    double want_l2 = json_number_value(json_object_get(golden, "last_logit_l2"));
+    assert_true(fabs(sum - want_sum) <= tol * scale);
+    assert_true(fabs(sqrt(squares) - want_l2) <= tol * want_l2);
+    const json_t *top = json_object_get(golden, "last_top10");
+    assert_int_equal(json_array_size(top), 10);
+    for (size_t i = 0; i < 10; i++) {
+        int64_t id = json_integer_value(json_array_get(json_array_get(top, i), 0));
+        double want = json_number_value(json_array_get(json_array_get(top, i), 1));
+        assert_true(fabs(logits[id] - want) <= tol * want_l2);
+    }
+}
+
+static void check_golden(const char *name, const json_t *golden) {
+    char dir[1024], tail[256];
+    snprintf(tail, sizeof tail, "models/%s", name);
+    assert_true(shared_path(tail, dir, sizeof dir));
+    const json_t *list = json_object_get(golden, "ids");
+    const int64_t n = (int64_t)json_array_size(list);
+    assert_true(n > 1);
+    int32_t *ids = room(n, sizeof *ids);
+    for (int64_t t = 0; t < n; t++) {
+        ids[t] = (int32_t)json_integer_value(json_array_get(list, (size_t)t));
+    }
+    const double want = json_number_value(json_object_get(golden, "nll_nat_per_token"));
+    const struct {
+        compute_type compute;
+        double nll_tolerance, logit_tolerance;
+    } cases[] = {{COMPUTE_F64, 1e-9, 1e-9}, {COMPUTE_F32, 2e-5, 2e-5}, {COMPUTE_BF16, 5e-3, 3e-2}};
+    for (int i = 0; i < 3; i++) {
+        whole_model m;
+        load(dir, &m);
+        need(llama_stage_prepare(&m.stage, cases[i].compute));
+        double *logits = room(m.cfg.vocab, sizeof *logits);
+        double nll = run(&m.stage, NULL, cases[i].compute, ids, n, NULL, logits) / (double)(n - 1);
+        print_message("%s, type %d: NLL %.15g, off by %.2g\n", name, cases[i].compute, nll,
+                      fabs(nll - want) / want);
+        assert_true(fabs(nll - want) <= cases[i].nll_tolerance * want);
+        check_logits(golden, logits, m.cfg.vocab, cases[i].logit_tolerance);
+        mem_free(logits);
+        llama_stage_clear(&m.stage);
+    }
+    mem_free(ids);
+}
+
+/* The corpus: stories that begin a line with "Once upon a time", each up to the next one and
+ * stripped, its first 900 characters, at most 256 tokens with BOS; 40 of them. */
+
+enum { STORIES = 40, STORY_CHARACTERS = 900, STORY_TOKENS = 256 };
+
+static const char *next_story(const char *from) {
+    const char *p = from;
+    while ((p = strstr(p, "\nOnce upon a time")) != NULL && p[1] == 0) p++;
+    return p ? p + 1 : NULL;
+}
+
+/* Bytes of the story at `text` that ends before `end`. */
+static size_t story_bytes(const char *text, const char *end) {
+    while (end > text && (end[-1] == '\n' || end[-1] == ' ')) end--;
+    size_t n = 0;
+    for (int characters = 0; text + n < end; n++) {
+        if (((unsigned char)text[n] & 0xc0) == 0x80) continue; /* inside a character */
+        if (++characters > STORY_CHARACTERS) break;
+    }
+    return n;
+}
+
+static double story_nll(const whole_model *m, const tokenizer *tok, const char *text, size_t bytes,
+                        int64_t *predictions) {
+    int32_t *ids, window[STORY_TOKENS];
+    int64_t n;
+    need(tokenizer_encode(tok, text, bytes, false, &ids, &n));
+    if (n > STORY_TOKENS - 1) n = STORY_TOKENS - 1;
+    window[0] = (int32_t)m->cfg.bos;
+    memcpy(window + 1, ids, (size_t)n * sizeof *ids);
+    free(ids);
+    *predictions += n;
+    return run(&m->stage, NULL, COMPUTE_F64, window, n + 1, NULL, NULL);
+}
+
+static void check_corpus(const char *name, const json_t *golden) {
+    char path[1024], tail[256], *text, *json;
+    size_t bytes;
+    whole_model m;
+    tokenizer *tok;
+    snprintf(tail, sizeof tail, "models/%s", name);
+    assert_true(shared_path(tail, path, sizeof path));
+    load(path, &m);
+    snprintf(tail, sizeof tail, "models/%s/tokenizer.json", name);
+    if (!shared_path(tail, path, sizeof path)) {
+        shared_path("models/stories260K/tokenizer.json", path, sizeof path);
+    }
+    need(file_read_all(path, 1 << 26, &json, &bytes));
+    need(tokenizer_create(json, bytes, path, &tok));
+    assert_true(shared_path("text/tinystories-val.txt", path, sizeof path));
+    need(file_read_all(path, 1 << 30, &text, &bytes));
+    double sum = 0;
+    int64_t predictions = 0;
+    const char *story = next_story(text);
+    for (int i = 0; i < STORIES; i++) {
+        assert_non_null(story);
+        const char *after = next_story(story);
+        sum += story_nll(&m, tok, story, story_bytes(story, after ? after : text + bytes),
+                         &predictions);
+        story = after;
+    }
+    const json_t *corpus = json_object_get(golden, "corpus");
+    double want = json_number_value(json_object_get(corpus, "ppl"));
+    double got = exp(sum / (double)predictions);
+    print_message("%s: perplexity %.12g over %lld predictions, off by %.2g\n", name, got,
+                  (long long)predictions, fabs(got - want) / want);
+    assert_int_equal(predictions, json_integer_value(json_object_get(corpus, "tokens")));
+    assert_true(fabs(got - want) <= 1e-9 * want);
+    free(json);
+    free(text);
+    tokenizer_destroy(&tok);
+    llama_stage_clear(&m.stage);
+}
+
+static void each_golden(void (*check)(const char *name, const json_t *golden)) {
+    char path[1024];
+    if (!shared_path("vectors/golden-logits.json", path, sizeof path)) {
+        print_message("no golden-logits.json (SPINSHARD_SHARED): skipped\n");
+        skip();
+    }
+    json_t *all;
+    need(json_read_file(path, 1 << 26, &all));
+    const char *name;
+    json_t *golden;
+    int seen = 0;
+    json_object_foreach(all, name, golden) {
+        check(name, golden);
+        seen++;
+    }
+    assert_int_equal(seen, 3);
+    json_decref(all);
+}
+
+static void test_windows(void **state) {
+    (void)state;
+    each_golden(check_golden);
+}
+
+static void test_corpus(void **state) {
+    (void)state;
+    each_golden(check_corpus);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_windows),
+        cmocka_unit_test(test_corpus),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
