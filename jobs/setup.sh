@@ -54,8 +54,14 @@ build_preset() {
         shift
     done
     [ $# -gt 0 ] && shift
-    (cd "$spinshard_root" && cmake --preset "$preset" "$@" --log-level=WARNING &&
-        cmake --build --preset "$preset" --target "${targets[@]}") >&2
+    local build=$spinshard_root/build/$preset arg fresh=true
+    [ -f "$build/build.ninja" ] || fresh=false
+    for arg in "$@"; do
+        arg=${arg#-D}
+        grep -qs "^${arg%%=*}:[A-Z]*=${arg#*=}\$" "$build/CMakeCache.txt" || fresh=false
+    done
+    $fresh || (cd "$spinshard_root" && cmake --preset "$preset" "$@") >&2 || return 1
+    (cd "$spinshard_root" && cmake --build --preset "$preset" --target "${targets[@]}") >&2
 }
 
 # Open MPI asks for this in containers, where everybody is root.
