@@ -96,7 +96,8 @@ static uint64_t lay_out_stash(llama_stash *s, const llama_sites *sites, char *ba
     s->o = cut(&c, w * g->heads * d, factor);
     s->keys = cut_kept(&c, &keys, shape, false);
     s->values = cut_kept(&c, &values, shape, shape->r2);
-    if (s->values.error && s->values.moved) s->v_in = cut(&c, w * values.n, factor);
+    if (aquant_on(&values.quant) && shape->r2 && shape->through)
+        s->v_in = cut(&c, w * values.n, factor);
     s->out = cut_kept(&c, &out, shape, shape->r2);
     s->gate = cut(&c, w * g->intermediate, factor);
     s->up = cut(&c, w * g->intermediate, factor);
