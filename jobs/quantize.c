@@ -24,8 +24,6 @@ static err check_flags(const options *o) {
         return err_make(ERR_USAGE, "--model", NULL, "say which model: --model DIR");
     if (!options_has(o, OPT_OUT))
         return err_make(ERR_USAGE, "--out", NULL, "say where to: --out OUT");
-    if (options_has(o, OPT_CALIB) || options_has(o, OPT_CALIB_IDS))
-        log_line(LOG_WARN, "this recipe uses no calibration text; --calib is not read");
     return err_none();
 }
 
@@ -137,6 +135,7 @@ static err prepare(quantize_run *q) {
         e = comm_agree(q->c, t, "reading the tokenizer", NULL);
     }
     if (!e.code) e = comm_agree(q->c, deal_items(q), "dealing the work", NULL);
+    if (!e.code) e = quantize_read_calibration(q);
     if (e.code) return e;
     make_fingerprint(q);
     return plan(q);
@@ -146,6 +145,7 @@ static void clear(quantize_run *q) {
     json_decref(q->fingerprint);
     free(q->owner);
     free(q->units);
+    free(q->calib_ids);
     layout_destroy(&q->layout);
     rotation_set_destroy(&q->rotations);
     source_close(&q->source);
@@ -184,6 +184,7 @@ err job_quantize(const comm *c, const options *o) {
         return e;
     }
     if (!e.code) e = quantize_open_output(&q);
+    if (!e.code && !q.complete) e = quantize_learn(&q);
     if (!e.code && !q.complete) e = quantize_do_items(&q);
     if (!e.code && !q.complete) e = quantize_pack(&q);
     if (!e.code) e = quantize_finish(&q);

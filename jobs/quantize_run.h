@@ -31,10 +31,20 @@ typedef struct quantize_run {
     run_state *state; /* root only */
     events *events;   /* root only */
     json_t *fingerprint;
+    int32_t
+        *calib_ids; /* [calib_windows * calib.window], on every rank; NULL where none is needed */
+    int64_t calib_windows;
     double error_sq, weight_sq; /* root: sums of the linears done in this slice */
     bool complete;              /* an earlier life published the archive; only cleaning was left */
     double start_s, phase_start_s;
 } quantize_run;
+
+/* Local. True where the recipe needs calibration text: learning, or a start from activations. */
+bool quantize_needs_calibration(const recipe *r);
+/* Collective. Read --calib or --calib-ids into q->calib_ids. */
+err quantize_read_calibration(quantize_run *q);
+/* Collective. Phases learn.k: the rotations of q become the learned ones. */
+err quantize_learn(quantize_run *q);
 
 /* Collective. The phases, in order; each returns the same error on every rank. */
 err quantize_open_output(quantize_run *q); /* run folder, state, what is done already */

@@ -1,7 +1,9 @@
 #include "jobs/setup.h"
 
 #include "base/file.h"
+#include "base/mem.h"
 #include "pipeline/rotation_file.h"
+#include "rotations/start.h"
 #include "shard/entry_names.h"
 
 #include <ctype.h>
@@ -42,25 +44,65 @@ static err not_yet(const char *key, const char *what, const char *instead) {
     return err_make(ERR_USAGE, key, instead, "%s is not in this version", what);
 }
 
+static err refuse_phase(const json_t *phase) {
+    const char *objective = json_string_value(json_object_get(phase, "objective"));
+    if (strcmp(objective, "range")) return not_yet("learn", objective, "use objective: range");
+    if (json_is_true(json_object_get(phase, "weights")))
+        return not_yet("learn", "learning with quantized weights", "leave weights: false");
+    return err_none();
+}
+
 err setup_refuse_missing(const recipe *r) {
-    if (json_array_size(recipe_get(r, "learn")))
-        return not_yet("learn", "learning of rotations",
-                       "leave learn empty; rotate.start=had needs none");
+    size_t i;
+    json_t *phase;
+    json_array_foreach(recipe_get(r, "learn"), i, phase) {
+        err e = refuse_phase(phase);
+        if (e.code) return e;
+    }
+    if (json_array_size(recipe_get(r, "learn")) && recipe_int(r, "activations.bits") >= 16 &&
+        recipe_int(r, "kv.bits") >= 16)
+        return err_make(
+            ERR_USAGE, "learn",
+            "set activations.bits or kv.bits, or leave learn empty; learning for weights "
+            "alone is not in this version",
+            "neither activations nor the cache are quantized: there is nothing to learn");
     if (!recipe_is(r, "weights.method", "rtn"))
         return not_yet("weights.method", recipe_str(r, "weights.method"), "use weights.method=rtn");
     if (json_array_size(recipe_get(r, "scale.pairs")) || !recipe_is(r, "scale.start", "ones"))
         return not_yet("scale", "scaling of pairs", "use scale.pairs=[] and scale.start=ones");
-    static const char *starts[] = {"orthogonal", "pca", "womi"};
-    for (int i = 0; i < 3; i++)
-        if (recipe_is(r, "rotate.start", starts[i]))
-            return not_yet("rotate.start", starts[i],
-                           "use had, identity or a rotations.safetensors");
+    if (recipe_is(r, "rotate.start", "womi"))
+        return not_yet("rotate.start", "womi", "use had, orthogonal, pca, identity or a file");
     return err_none();
 }
 
 static rotation_r2 r2_of(const recipe *r) {
     if (recipe_is(r, "rotate.r2", "head")) return R2_HEAD;
     return recipe_is(r, "rotate.r2", "layer") ? R2_LAYER : R2_NONE;
+}
+
+/* Random orthogonal R1 and R2 in place of the Hadamard ones. */
+static err random_start(rotation_set *set) {
+    const rotation_sizes *z = rotation_set_sizes(set);
+    uint64_t seed = rotation_set_options(set)->seed;
+    int64_t d = z->head_dim, most = z->hidden > d ? z->hidden : d,
+            heads = rotation_set_r2_count(set);
+    rotation *r = NULL;
+    void *buf;
+    err e = mem_alloc(most * most, sizeof(double), "random rotation", &buf);
+    if (!e.code && rotation_set_r1(set)) {
+        e = start_orthogonal(z->hidden, seed, RNG_R1_NORMAL, 0, buf);
+        if (!e.code) e = rotation_create_dense(z->hidden, buf, &r);
+        if (!e.code) e = rotation_set_put_r1(set, &r);
+    }
+    for (int64_t i = 0; i < z->layers * heads && !e.code; i++) {
+        e = rotation_set_prepare_r2(set, i / heads);
+        if (!e.code) e = start_orthogonal(d, seed, RNG_R2_NORMAL, (uint64_t)(i * d * d), buf);
+        if (!e.code) e = rotation_create_dense(d, buf, &r);
+        if (!e.code) e = rotation_set_put_r2(set, i / heads, i % heads, &r);
+    }
+    rotation_destroy(&r);
+    mem_free(buf);
+    return e;
 }
 
 err setup_rotations(const comm *c, const recipe *r, const llama_config *cfg, rotation_set **out) {
@@ -83,9 +125,15 @@ err setup_rotations(const comm *c, const recipe *r, const llama_config *cfg, rot
         .head_dim = cfg->head_dim,
         .intermediate = cfg->intermediate,
     };
-    bool named = recipe_is(r, "rotate.start", "had") || recipe_is(r, "rotate.start", "identity");
+    /* pca begins as a Hadamard set: its sizes are checked, its matrices replaced once there are
+     * rows. */
+    static const char *made[] = {"had", "identity", "orthogonal", "pca"};
+    bool named = false;
+    for (int i = 0; i < 4; i++) named |= recipe_is(r, "rotate.start", made[i]);
     if (!named) return rotation_file_read(c, recipe_str(r, "rotate.start"), &o, &z, out);
-    return comm_agree(c, rotation_set_create(&o, &z, out), "making the rotations", NULL);
+    err e = rotation_set_create(&o, &z, out);
+    if (!e.code && recipe_is(r, "rotate.start", "orthogonal")) e = random_start(*out);
+    return comm_agree(c, e, "making the rotations", NULL);
 }
 
 static bool divides_all(int64_t group, const llama_config *cfg) {
