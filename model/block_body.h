@@ -48,16 +48,18 @@ static void REAL_FN(place_positions)(const llama_layer *l, int64_t n_tokens, lla
     }
 }
 
-/* [T, kv_heads, head_dim] reals to [kv_heads, T, head_dim] factors. */
-static void REAL_FN(by_head)(const REAL *from, int64_t n_tokens, const llama_scratch *s, void *to) {
+/* Keys and values [T, kv_heads, head_dim] to factors [kv_heads, T, head_dim]. */
+static void REAL_FN(by_head)(int64_t n_tokens, const llama_scratch *s) {
     const int64_t d = s->cfg.head_dim, heads = s->cfg.kv_heads;
     const size_t factor = compute_factor_bytes(s->compute);
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < n_tokens; t++) {
         for (int64_t h = 0; h < heads; h++) {
-            REAL_FN(norm_factors)
-            (from + (t * heads + h) * d, d, NULL, s->compute,
-             (char *)to + (size_t)((h * n_tokens + t) * d) * factor);
+            const int64_t from = (t * heads + h) * d;
+            const size_t to = (size_t)((h * n_tokens + t) * d) * factor;
+            const REAL *k = (REAL *)s->k + from, *v = (REAL *)s->v + from;
+            REAL_FN(norm_factors)(k, d, NULL, s->compute, (char *)s->k_heads + to);
+            REAL_FN(norm_factors)(v, d, NULL, s->compute, (char *)s->v_heads + to);
         }
     }
 }
@@ -95,17 +97,12 @@ void REAL_FN(block_forward)(const llama_layer *l, int64_t layer, const llama_sit
                                    .compute = s->compute};
 
     REAL_FN(normed_input)(&input, l->attn_norm, n_tokens, x, s);
-    wmat_product(&l->q, s->compute, s->input, n_tokens, false, s->q, s->per_thread,
-                 s->thread_bytes);
-    wmat_product(&l->k, s->compute, s->input, n_tokens, false, s->k, s->per_thread,
-                 s->thread_bytes);
-    wmat_product(&l->v, s->compute, s->input, n_tokens, false, s->v, s->per_thread,
-                 s->thread_bytes);
+    const wmat_term qkv[] = {{&l->q, s->q}, {&l->k, s->k}, {&l->v, s->v}};
+    wmat_products(qkv, 3, s->compute, s->input, n_tokens, false, s->per_thread, s->thread_bytes);
     REAL_FN(place_positions)(l, n_tokens, s);
     REAL_FN(site_apply)(&keys, s->k, n_tokens, &s->site);
     REAL_FN(site_apply)(&values, s->v, n_tokens, &s->site);
-    REAL_FN(by_head)(s->k, n_tokens, s, s->k_heads);
-    REAL_FN(by_head)(s->v, n_tokens, s, s->v_heads);
+    REAL_FN(by_head)(n_tokens, s);
     REAL_FN(attention)
     (&shape, s->q_heads, s->k_heads, s->v_heads, s->q, NULL, s->per_thread, s->thread_bytes);
     REAL_FN(output_product)(l, &output, n_tokens, x, s);

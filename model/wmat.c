@@ -240,15 +240,31 @@ wmat_rect wmat_tiles_at(const wmat_tiles *t, int64_t i) {
     return r;
 }
 
-void wmat_product(const wmat *w, compute_type compute, const void *x, int64_t m, bool add, void *y,
-                  void *scratch, uint64_t thread_bytes) {
-    const wmat_tiles tiles = wmat_tiles_of(m, w->rows);
+void wmat_products(const wmat_term *terms, int n, compute_type compute, const void *x, int64_t m,
+                   bool add, void *scratch, uint64_t thread_bytes) {
     const size_t factor = compute_factor_bytes(compute), sum = compute_sum_bytes(compute);
+    int64_t units = 0;
+    for (int i = 0; i < n; i++) units += wmat_tiles_of(m, terms[i].w->rows).count;
 #pragma omp parallel for schedule(dynamic)
-    for (int64_t t = 0; t < tiles.count; t++) {
-        const wmat_rect r = wmat_tiles_at(&tiles, t);
+    for (int64_t u = 0; u < units; u++) {
+        int64_t tile = u;
+        const wmat_term *term = terms;
+        wmat_tiles tiles = wmat_tiles_of(m, term->w->rows);
+        while (tile >= tiles.count) {
+            tile -= tiles.count;
+            term++;
+            tiles = wmat_tiles_of(m, term->w->rows);
+        }
+        const wmat *w = term->w;
+        const wmat_rect r = wmat_tiles_at(&tiles, tile);
         wmat_tile(w, compute, (const char *)x + (size_t)(r.i * w->cols) * factor, w->cols, r.m, r.j,
-                  r.n, add, (char *)y + (size_t)(r.i * w->rows + r.j) * sum, w->rows,
+                  r.n, add, (char *)term->y + (size_t)(r.i * w->rows + r.j) * sum, w->rows,
                   (char *)scratch + thread_bytes * (uint64_t)gemm_thread());
     }
+}
+
+void wmat_product(const wmat *w, compute_type compute, const void *x, int64_t m, bool add, void *y,
+                  void *scratch, uint64_t thread_bytes) {
+    const wmat_term one = {w, y};
+    wmat_products(&one, 1, compute, x, m, add, scratch, thread_bytes);
 }

@@ -92,4 +92,12 @@ void wmat_tile(const wmat *w, compute_type compute, const void *x, int64_t ldx, 
 void wmat_product(const wmat *w, compute_type compute, const void *x, int64_t m, bool add, void *y,
                   void *scratch, uint64_t thread_bytes);
 
+/* Local, threaded. n products with one x, their tiles dealt to the threads together. */
+typedef struct wmat_term {
+    const wmat *w;
+    void *y;
+} wmat_term;
+void wmat_products(const wmat_term *terms, int n, compute_type compute, const void *x, int64_t m,
+                   bool add, void *scratch, uint64_t thread_bytes);
+
 #endif
