@@ -67,7 +67,7 @@ static err run(command cmd, int argc, char **argv) {
     err e = comm_agree(comm_world(), options_parse(cmd, argc, argv, o), "reading the flags", NULL);
     if (!e.code && options_has(o, OPT_QUIET)) log_set_level(LOG_WARN);
     if (!e.code) {
-        gemm_init(comm_node_size());
+        gemm_init(comm_core_sharers());
         if (jobs[cmd].parallel) greet();
         e = jobs[cmd].run(comm_world(), o);
     }

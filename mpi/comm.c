@@ -2,6 +2,7 @@
 
 #include "base/fault.h"
 #include "base/log.h"
+#include "base/machine.h"
 #include "mpi/comm_internal.h"
 
 #include <sched.h>
@@ -27,7 +28,7 @@ struct comm_request {
 /* Before comm_start, and in commands of one process, a world of one that needs no MPI. */
 static comm world = {.size = 1, .name = "world"};
 static bool started;
-static int node_size = 1;
+static int node_size = 1, core_sharers = 1;
 static char host[MPI_MAX_PROCESSOR_NAME + 1];
 
 static void on_failure(MPI_Comm *handle, int *code, ...) {
@@ -78,6 +79,12 @@ static void learn_node(void) {
     MPI_Get_processor_name(host, &n);
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
     MPI_Comm_size(node, &node_size);
+    uint64_t mine = machine_affinity_key(), *all = malloc((size_t)node_size * sizeof *all);
+    if (!all) comm_abort(ERR_NOFIT, "no memory to start");
+    MPI_Allgather(&mine, 1, MPI_UINT64_T, all, 1, MPI_UINT64_T, node);
+    core_sharers = 0;
+    for (int r = 0; r < node_size; r++) core_sharers += all[r] == mine;
+    free(all);
     MPI_Comm_free(&node);
 }
 
@@ -127,6 +134,10 @@ const char *comm_host(void) {
 
 int comm_node_size(void) {
     return node_size;
+}
+
+int comm_core_sharers(void) {
+    return core_sharers;
 }
 
 const char *comm_library(void) {

@@ -34,6 +34,7 @@ int comm_rank(const comm *c);
 int comm_size(const comm *c);
 const char *comm_host(void);    /* name of this host */
 int comm_node_size(void);       /* ranks of the world on this host */
+int comm_core_sharers(void);    /* those that may use this rank's cores, itself included */
 const char *comm_library(void); /* name and version of the MPI library, one line */
 
 /* Local. End every rank now; for a bug or an MPI failure, where nothing can be agreed. */
