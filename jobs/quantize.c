@@ -19,12 +19,28 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Flags of layouts that learning end to end will have; none of them changes a byte. */
+static err check_layout(const options *o) {
+    int64_t replicas = 1, stages = 1;
+    const char *recompute = options_str(o, OPT_RECOMPUTE);
+    err e = options_int(o, OPT_REPLICAS, 1, 1 << 20, &replicas);
+    if (!e.code) e = options_int(o, OPT_STAGES, 1, 1 << 20, &stages);
+    if (e.code) return e;
+    if (recompute && strcmp(recompute, "auto") && strcmp(recompute, "on") &&
+        strcmp(recompute, "off"))
+        return err_make(ERR_USAGE, "--recompute", NULL, "\"%s\" is not auto, on or off", recompute);
+    if (options_has(o, OPT_REPLICAS) || options_has(o, OPT_STAGES) ||
+        (recompute && strcmp(recompute, "auto")))
+        log_line(LOG_RUN, "--replicas, --stages and --recompute have no effect in this version");
+    return err_none();
+}
+
 static err check_flags(const options *o) {
     if (!options_has(o, OPT_MODEL))
         return err_make(ERR_USAGE, "--model", NULL, "say which model: --model DIR");
     if (!options_has(o, OPT_OUT))
         return err_make(ERR_USAGE, "--out", NULL, "say where to: --out OUT");
-    return err_none();
+    return check_layout(o);
 }
 
 /* The tokenizer is only checked: a wrong one would spoil the archive. Root only. */
