@@ -47,10 +47,6 @@ static unsigned sites_on(const llama_config *cfg, const llama_sites *sites) {
            (aquant_on(&down.quant) ? ON_DOWN : 0u);
 }
 
-static size_t ends_bytes(compute_type compute) {
-    return compute == COMPUTE_F64 ? sizeof(site_ends_f64) : sizeof(site_ends_f32);
-}
-
 static site_kept cut_kept(cutter *c, const site *s, const llama_pass_shape *shape, bool learned) {
     const uint64_t factor = compute_factor_bytes(shape->compute);
     const int64_t rows = shape->window;
@@ -59,17 +55,8 @@ static site_kept cut_kept(cutter *c, const site *s, const llama_pass_shape *shap
     if (learned) kept.error = cut(c, rows * s->n, factor);
     if (!shape->through) return kept;
     kept.moved = cut(c, rows * s->n, factor);
-    kept.ends = cut(c, rows * site_ranges(s), ends_bytes(shape->compute));
+    kept.ends = cut(c, rows * site_ranges(s), site_ends_bytes(shape->compute));
     return kept;
-}
-
-site_kept site_kept_at(const site_kept *kept, const site *s, int64_t row, compute_type compute) {
-    const size_t factor = compute_factor_bytes(compute);
-    return (site_kept){
-        .error = bytes_at(kept->error, row * s->n, factor),
-        .moved = bytes_at(kept->moved, row * s->n, factor),
-        .ends = bytes_at(kept->ends, row * site_ranges(s), ends_bytes(compute)),
-    };
 }
 
 /* The stash. */

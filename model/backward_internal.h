@@ -73,9 +73,6 @@ static inline void *bytes_at(const void *base, int64_t count, size_t size) {
     return base ? (char *)base + (size_t)count * size : NULL;
 }
 
-/* Local. What a site kept of the rows from `row` on. */
-site_kept site_kept_at(const site_kept *kept, const site *s, int64_t row, compute_type compute);
-
 /* Local, threaded. As llama_block_forward_keep and llama_block_backward, checked by these. */
 void block_keep_f32(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
                     int64_t n_tokens, float *x, llama_stash *stash, llama_work *w);

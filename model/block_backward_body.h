@@ -89,8 +89,8 @@ static err REAL_FN(back_mid)(const llama_layer *l, int64_t layer, const llama_si
     const wmat_tiles tiles = wmat_tiles_of(n_tokens, width);
     err e = err_none();
     if (whole) {
-        wmat_back_product(&l->down, compute, w->input, n_tokens, false, w->mid, w->per_thread,
-                          w->thread_bytes);
+        const wmat_back_term term = {&l->down, w->input};
+        wmat_back_products(&term, 1, compute, n_tokens, w->mid, w->per_thread, w->thread_bytes);
         e = REAL_FN(back_down_site)(layer, sites, t0, n_tokens, st, tap, w);
         if (e.code) return e;
     }
@@ -185,8 +185,8 @@ static err REAL_FN(back_output)(const llama_layer *l, int64_t layer, const llama
     const int64_t n = w->cfg.heads * w->cfg.head_dim;
     const site out = sites_output(sites, &w->cfg, layer);
     const void *o = bytes_at(st->o, t0 * n, compute_factor_bytes(compute));
-    wmat_back_product(&l->o, compute, w->input, n_tokens, false, w->wide, w->per_thread,
-                      w->thread_bytes);
+    const wmat_back_term term = {&l->o, w->input};
+    wmat_back_products(&term, 1, compute, n_tokens, w->wide, w->per_thread, w->thread_bytes);
     if (REAL_FN(wants)(tap, TAP_O_IN)) {
         err e = REAL_FN(tell)(tap, layer, TAP_O_IN, t0, n_tokens, n, o, w->wide, w);
         if (e.code) return e;
@@ -274,10 +274,8 @@ static err REAL_FN(back_mlp)(const llama_layer *l, int64_t layer, const llama_si
     if (!e.code)
         e = REAL_FN(tell_factors)(tap, layer, TAP_UP_OUT, t0, n_tokens, width, w->mid_b, w);
     if (e.code) return e;
-    wmat_back_product(&l->gate, compute, w->mid_a, n_tokens, false, w->dh, w->per_thread,
-                      w->thread_bytes);
-    wmat_back_product(&l->up, compute, w->mid_b, n_tokens, true, w->dh, w->per_thread,
-                      w->thread_bytes);
+    const wmat_back_term terms[] = {{&l->gate, w->mid_a}, {&l->up, w->mid_b}};
+    wmat_back_products(terms, 2, compute, n_tokens, w->dh, w->per_thread, w->thread_bytes);
     return REAL_FN(back_normed)(layer, sites, NORM_MLP, l->mlp_norm, t0, n_tokens, dx, st,
                                 grads ? grads->R1 : NULL, tap, w);
 }
@@ -306,12 +304,8 @@ static err REAL_FN(back_attention)(const llama_layer *l, int64_t layer, const ll
         e = REAL_FN(tell)(tap, layer, TAP_KEY_OUT, t0, n_tokens, c->kv_heads * c->head_dim, NULL,
                           w->k, w);
     if (e.code) return e;
-    wmat_back_product(&l->q, compute, w->input, n_tokens, false, w->dh, w->per_thread,
-                      w->thread_bytes);
-    wmat_back_product(&l->k, compute, w->k_half, n_tokens, true, w->dh, w->per_thread,
-                      w->thread_bytes);
-    wmat_back_product(&l->v, compute, w->v_half, n_tokens, true, w->dh, w->per_thread,
-                      w->thread_bytes);
+    const wmat_back_term terms[] = {{&l->q, w->input}, {&l->k, w->k_half}, {&l->v, w->v_half}};
+    wmat_back_products(terms, 3, compute, n_tokens, w->dh, w->per_thread, w->thread_bytes);
     return REAL_FN(back_normed)(layer, sites, NORM_ATTN, l->attn_norm, t0, n_tokens, dx, st,
                                 grads ? grads->R1 : NULL, tap, w);
 }

@@ -50,7 +50,7 @@ static void REAL_FN(keep_normed)(const llama_sites *sites, int which, const floa
     }
     const site_kept kept = site_kept_at(&st->input[which], &at, t0, compute);
     const site_work work = REAL_FN(work_of_site)(w, sites, true);
-    REAL_FN(site_keep)(&at, y, n_tokens, &kept, &work);
+    REAL_FN(site_keep)(&at, y, n_tokens, bytes_at(st->y[which], t0 * n, factor), &kept, &work);
     REAL_FN(to_factors)(y, n_tokens, n, gain, compute, w->input);
 }
 
@@ -105,8 +105,8 @@ static void REAL_FN(keep_keys_values)(const llama_sites *sites, int64_t layer, i
         void *to = bytes_at(st->v_in, t0 * values.n, compute_factor_bytes(compute));
         REAL_FN(to_factors)(w->v, n_tokens, values.n, NULL, compute, to);
     }
-    REAL_FN(site_keep)(&keys, w->k, n_tokens, &keys_kept, &work);
-    REAL_FN(site_keep)(&values, w->v, n_tokens, &values_kept, &work);
+    REAL_FN(site_keep)(&keys, w->k, n_tokens, NULL, &keys_kept, &work);
+    REAL_FN(site_keep)(&values, w->v, n_tokens, NULL, &values_kept, &work);
     REAL_FN(keep_by_head)(w->k, t0, n_tokens, st->k, w);
     REAL_FN(keep_by_head)(w->v, t0, n_tokens, st->v, w);
 }
@@ -123,7 +123,7 @@ static void REAL_FN(keep_output)(const llama_layer *l, int64_t layer, const llam
     REAL *o = w->wide;
     REAL_FN(to_factors)
     (o, n_tokens, n, NULL, compute, bytes_at(st->o, t0 * n, compute_factor_bytes(compute)));
-    REAL_FN(site_keep)(&out, o, n_tokens, &kept, &work);
+    REAL_FN(site_keep)(&out, o, n_tokens, NULL, &kept, &work);
     REAL_FN(to_factors)(o, n_tokens, n, NULL, compute, w->input);
     wmat_product(&l->o, compute, w->input, n_tokens, true, x, w->per_thread, w->thread_bytes);
     for (int64_t t = 0; l->bo && t < n_tokens; t++) {
@@ -174,7 +174,7 @@ static void REAL_FN(keep_mlp)(const llama_layer *l, const llama_sites *sites, in
     if (acts) {
         const site_kept kept = site_kept_at(&st->down, &down, t0, compute);
         const site_work work = REAL_FN(work_of_site)(w, sites, false);
-        REAL_FN(site_keep)(&down, w->mid, n_tokens, &kept, &work);
+        REAL_FN(site_keep)(&down, w->mid, n_tokens, NULL, &kept, &work);
         REAL_FN(to_factors)(w->mid, n_tokens, width, NULL, compute, w->mid_a);
     }
     wmat_product(&l->down, compute, w->mid_a, n_tokens, true, x, w->per_thread, w->thread_bytes);
@@ -188,9 +188,8 @@ void REAL_FN(block_keep)(const llama_layer *l, int64_t layer, const llama_sites 
     const compute_type compute = w->shape.compute;
     const attention_shape shape = REAL_FN(shape_of)(w, t0, n_tokens);
     REAL_FN(keep_normed)(sites, NORM_ATTN, l->attn_norm, t0, n_tokens, x, st, w);
-    wmat_product(&l->q, compute, w->input, n_tokens, false, w->q, w->per_thread, w->thread_bytes);
-    wmat_product(&l->k, compute, w->input, n_tokens, false, w->k, w->per_thread, w->thread_bytes);
-    wmat_product(&l->v, compute, w->input, n_tokens, false, w->v, w->per_thread, w->thread_bytes);
+    const wmat_term terms[] = {{&l->q, w->q}, {&l->k, w->k}, {&l->v, w->v}};
+    wmat_products(terms, 3, compute, w->input, n_tokens, false, w->per_thread, w->thread_bytes);
     REAL_FN(keep_positions)(l, t0, n_tokens, st, w);
     REAL_FN(keep_keys_values)(sites, layer, t0, n_tokens, st, w);
     REAL_FN(attention)

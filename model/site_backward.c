@@ -26,6 +26,23 @@ int64_t site_parts_room(const site *s, int64_t rows) {
     return size_ceil_div(rows, chunk_rows(s)) * site_rotations(s) * s->segment * s->segment;
 }
 
+size_t site_ends_bytes(compute_type compute) {
+    return compute == COMPUTE_F64 ? sizeof(site_ends_f64) : sizeof(site_ends_f32);
+}
+
+static void *moved_by(const void *base, int64_t count, size_t size) {
+    return base ? (char *)base + (size_t)count * size : NULL;
+}
+
+site_kept site_kept_at(const site_kept *kept, const site *s, int64_t row, compute_type compute) {
+    const size_t factor = compute_factor_bytes(compute);
+    return (site_kept){
+        .error = moved_by(kept->error, row * s->n, factor),
+        .moved = moved_by(kept->moved, row * s->n, factor),
+        .ends = moved_by(kept->ends, row * site_ranges(s), site_ends_bytes(compute)),
+    };
+}
+
 #define REAL_BITS 32
 #include "model/site_backward_body.h"
 #undef REAL_BITS

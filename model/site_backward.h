@@ -39,8 +39,7 @@ typedef struct site_work {
     compute_type compute;
     void *panel; /* real: rows in the rotated basis */
     int64_t panel_room;
-    bf16 *half; /* COMPUTE_BF16: panel_room, or NULL */
-    int64_t half_room;
+    bf16 *half;   /* COMPUTE_BF16: [rows, n] for the widest n of one segment, else NULL */
     void *slopes; /* real [rows, ranges, 2] */
     void *parts;  /* real: parts of the gradient of R2, see site_parts_room */
     void *threads;
@@ -54,14 +53,19 @@ typedef struct site_work {
 int64_t site_parts_room(const site *s, int64_t rows);
 int64_t site_chunk_reals(const site *s);
 
+/* Local. Bytes of the ends of a range; what was kept of the rows from `row` on. */
+size_t site_ends_bytes(compute_type compute);
+site_kept site_kept_at(const site_kept *kept, const site *s, int64_t row, compute_type compute);
+
 /* Local. How many rotations the segments of a row share. */
 int64_t site_rotations(const site *s);
 
-/* Local, threaded. x [rows, n] in place, as site_apply; fills what of `kept` is not NULL. */
-void site_keep_f32(const site *s, float *x, int64_t rows, const site_kept *kept,
-                   const site_work *work);
-void site_keep_f64(const site *s, double *x, int64_t rows, const site_kept *kept,
-                   const site_work *work);
+/* Local, threaded. x [rows, n] in place, as site_apply; fills what of `kept` is not NULL. factors:
+ * x as factors, where the caller has them; or NULL. */
+void site_keep_f32(const site *s, float *x, int64_t rows, const void *factors,
+                   const site_kept *kept, const site_work *work);
+void site_keep_f64(const site *s, double *x, int64_t rows, const void *factors,
+                   const site_kept *kept, const site_work *work);
 
 /* Local, threaded. g [rows, n]: in dL/dx^, out dL/dx. x: factors of the rows before the site, for
  * the gradient through the range; moved NULL: the range is held. dR [site_rotations, segment,

@@ -23,11 +23,15 @@ static const char *REAL_FN(factors_at)(const void *base, int64_t at, compute_typ
 
 /* Forward. */
 
-/* The first place of the value v. */
+/* The first place of the value v, which is there. */
 static int32_t REAL_FN(place_of)(const REAL *u, int64_t n, REAL v) {
-    int64_t j = 0;
-    while (j < n - 1 && u[j] != v) j++;
-    return (int32_t)j;
+    int32_t place = INT32_MAX;
+#pragma omp simd reduction(min : place)
+    for (int32_t j = 0; j < (int32_t)n; j++) {
+        const int32_t here = u[j] == v ? j : INT32_MAX;
+        place = here < place ? here : place;
+    }
+    return place < n ? place : 0; /* NaN is nowhere */
 }
 
 static REAL_FN(site_ends) REAL_FN(ends_of_range)(const site *s, const REAL *u, int64_t n) {
@@ -75,38 +79,60 @@ static void REAL_FN(keep_row)(const site *s, REAL *u, int64_t i, REAL *x, const 
     }
 }
 
-static void REAL_FN(keep_moved)(const REAL *moved, int64_t row, int64_t rows, int64_t n,
-                                const site_kept *kept, const site_work *work) {
+static void REAL_FN(keep_moved)(const REAL *moved, int64_t rows, int64_t n, const site_kept *kept,
+                                const site_work *work) {
     if (!kept->moved) return;
     const size_t factor = compute_factor_bytes(work->compute);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < rows; i++) {
-        char *to = (char *)kept->moved + (size_t)((row + i) * n) * factor;
+        char *to = (char *)kept->moved + (size_t)(i * n) * factor;
         REAL_FN(norm_factors)(moved + i * n, n, NULL, work->compute, to);
     }
 }
 
-/* u [rows, n] = rows times R, or R^T: in bf16 where there is such a copy of R. */
-static void REAL_FN(turn_panel)(const site *s, REAL *u, int64_t rows, bool back,
-                                const site_work *work) {
 #if REAL_BITS == 32
-    if (work->R_half) {
-        const int64_t n = s->n;
+/* A dense R of whole rows turns in bf16: rows and errors as factors, which are kept anyway. */
+static void site_keep_half(const site *s, float *x, int64_t rows, const void *factors,
+                           const site_kept *kept, const site_work *work) {
+    const int64_t n = s->n;
+    float *u = work->panel;
+    if (!factors) {
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < rows; i++) {
-            norm_factors_f32(u + i * n, n, NULL, COMPUTE_BF16, work->half + i * n);
+            norm_factors_f32(x + i * n, n, NULL, COMPUTE_BF16, work->half + i * n);
         }
-        gemm_bf16(back, rows, n, n, work->half, n, work->R_half, n, false, u, n);
+        factors = work->half;
+    }
+    gemm_bf16(false, rows, n, n, factors, n, work->R_half, n, false, u, n);
+    site_kept errors = *kept;
+    if (!errors.error) errors.error = work->half;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++) keep_row_f32(s, u + i * n, i, NULL, &errors, work);
+    if (!kept->moved) {
+        gemm_bf16(true, rows, n, n, errors.error, n, work->R_half, n, true, x, n);
+        return;
+    }
+    gemm_bf16(true, rows, n, n, errors.error, n, work->R_half, n, false, u, n);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const float *row = u + i * n;
+        norm_factors_f32(row, n, NULL, COMPUTE_BF16, (bf16 *)kept->moved + i * n);
+#pragma omp simd
+        for (int64_t j = 0; j < n; j++) x[i * n + j] += row[j];
+    }
+}
+#endif
+
+void REAL_FN(site_keep)(const site *s, REAL *x, int64_t rows, const void *factors,
+                        const site_kept *kept, const site_work *work) {
+    if (!aquant_on(&s->quant)) return;
+#if REAL_BITS == 32
+    if (work->R_half) {
+        site_keep_half(s, x, rows, factors, kept, work);
         return;
     }
 #endif
-    (void)work;
-    REAL_FN(site_turn)(s, u, rows, back);
-}
-
-void REAL_FN(site_keep)(const site *s, REAL *x, int64_t rows, const site_kept *kept,
-                        const site_work *work) {
-    if (!aquant_on(&s->quant)) return;
+    (void)factors;
     const bool identity = site_is_identity(s);
     const int64_t n = s->n, at_once = size_max(1, work->panel_room / n);
     REAL *u = work->panel;
@@ -115,18 +141,18 @@ void REAL_FN(site_keep)(const site *s, REAL *x, int64_t rows, const site_kept *k
         REAL *part = x + i0 * n;
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < m; i++) memcpy(u + i * n, part + i * n, (size_t)n * sizeof *u);
-        if (!identity) REAL_FN(turn_panel)(s, u, m, false, work);
+        if (!identity) REAL_FN(site_turn)(s, u, m, false);
+        const site_kept at = site_kept_at(kept, s, i0, work->compute);
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < m; i++) {
-            REAL_FN(keep_row)
-            (s, u + i * n, i0 + i, identity ? part + i * n : NULL, kept, work);
+            REAL_FN(keep_row)(s, u + i * n, i, identity ? part + i * n : NULL, &at, work);
         }
         if (!identity) {
-            REAL_FN(turn_panel)(s, u, m, true, work);
+            REAL_FN(site_turn)(s, u, m, true);
 #pragma omp parallel for simd schedule(static)
             for (int64_t j = 0; j < m * n; j++) part[j] += u[j];
         }
-        REAL_FN(keep_moved)(u, i0, m, n, kept, work);
+        REAL_FN(keep_moved)(u, m, n, &at, work);
     }
 }
 

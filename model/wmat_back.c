@@ -23,13 +23,24 @@ static void tile_f64(const wmat *w, int64_t row0, int64_t rows, const double *dy
     }
 }
 
+/* As in wmat_tile: some thousand rows go 512 at a time. */
+static void tile_bf16(const wmat *w, int64_t row0, int64_t rows, const bf16 *dy, int64_t ldy,
+                      int64_t m, int64_t j0, int64_t n, bool add, float *dx, int64_t ldx) {
+    const int64_t depth = rows > 1024 && rows <= 4096 ? 512 : rows;
+    const bf16 *from = (const bf16 *)w->data + row0 * w->cols + j0;
+    for (int64_t k0 = 0; k0 < rows; k0 += depth) {
+        const int64_t k = size_min(depth, rows - k0);
+        gemm_tile_bf16(false, m, n, k, dy + k0, ldy, from + k0 * w->cols, w->cols, add || k0 > 0,
+                       dx, ldx);
+    }
+}
+
 void wmat_back_tile_rows(const wmat *w, compute_type compute, int64_t row0, int64_t rows,
                          const void *dy, int64_t ldy, int64_t m, int64_t j0, int64_t n, bool add,
                          void *dx, int64_t ldx, void *scratch) {
     const int64_t at = row0 * w->cols + j0;
     if (compute == COMPUTE_BF16) {
-        gemm_tile_bf16(false, m, n, rows, dy, ldy, (const bf16 *)w->data + at, w->cols, add, dx,
-                       ldx);
+        tile_bf16(w, row0, rows, dy, ldy, m, j0, n, add, dx, ldx);
     } else if (compute == COMPUTE_F32 && w->kind == WMAT_F32) {
         gemm_tile_f32(false, false, m, n, rows, dy, ldy, (const float *)w->data + at, w->cols, add,
                       dx, ldx);
@@ -45,15 +56,20 @@ void wmat_back_tile(const wmat *w, compute_type compute, const void *dy, int64_t
     wmat_back_tile_rows(w, compute, 0, w->rows, dy, ldy, m, j0, n, add, dx, ldx, scratch);
 }
 
-void wmat_back_product(const wmat *w, compute_type compute, const void *dy, int64_t m, bool add,
-                       void *dx, void *scratch, uint64_t thread_bytes) {
-    const wmat_tiles tiles = wmat_tiles_of(m, w->cols);
+void wmat_back_products(const wmat_back_term *terms, int n, compute_type compute, int64_t m,
+                        void *dx, void *scratch, uint64_t thread_bytes) {
+    const int64_t cols = terms[0].w->cols;
+    const wmat_tiles tiles = wmat_tiles_of(m, cols);
     const size_t factor = compute_factor_bytes(compute), sum = compute_sum_bytes(compute);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t t = 0; t < tiles.count; t++) {
         const wmat_rect r = wmat_tiles_at(&tiles, t);
-        wmat_back_tile(w, compute, (const char *)dy + (size_t)(r.i * w->rows) * factor, w->rows,
-                       r.m, r.j, r.n, add, (char *)dx + (size_t)(r.i * w->cols + r.j) * sum,
-                       w->cols, (char *)scratch + thread_bytes * (uint64_t)gemm_thread());
+        void *part = (char *)scratch + thread_bytes * (uint64_t)gemm_thread();
+        char *to = (char *)dx + (size_t)(r.i * cols + r.j) * sum;
+        for (int i = 0; i < n; i++) {
+            const wmat *w = terms[i].w;
+            const char *dy = (const char *)terms[i].dy + (size_t)(r.i * w->rows) * factor;
+            wmat_back_tile(w, compute, dy, w->rows, r.m, r.j, r.n, i > 0, to, cols, part);
+        }
     }
 }

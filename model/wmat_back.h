@@ -17,9 +17,16 @@ void wmat_back_tile_rows(const wmat *w, compute_type compute, int64_t row0, int6
                          const void *dy, int64_t ldy, int64_t m, int64_t j0, int64_t n, bool add,
                          void *dx, int64_t ldx, void *scratch);
 
-/* Local, threaded. dx [m, cols] = dy [m, rows] W, plus dx where `add`, by fixed tiles. scratch:
- * gemm_threads() parts of thread_bytes >= wmat_tile_scratch_bytes. */
-void wmat_back_product(const wmat *w, compute_type compute, const void *dy, int64_t m, bool add,
-                       void *dx, void *scratch, uint64_t thread_bytes);
+/* One of several products with one sum. */
+typedef struct wmat_back_term {
+    const wmat *w;
+    const void *dy; /* [m, w->rows] */
+} wmat_back_term;
+
+/* Local, threaded. dx [m, cols] = sum over the terms of dy W, by fixed tiles, terms in their order;
+ * all of the same cols. scratch: gemm_threads() parts of thread_bytes >= wmat_tile_scratch_bytes.
+ */
+void wmat_back_products(const wmat_back_term *terms, int n, compute_type compute, int64_t m,
+                        void *dx, void *scratch, uint64_t thread_bytes);
 
 #endif

@@ -92,7 +92,8 @@ static void check_product(const wmat *w, compute_type compute, double tolerance)
     const uint64_t each = wmat_tile_scratch_bytes(compute) + 64;
     void *scratch = room((int64_t)each * gemm_threads(), 1);
     for (int add = 0; add < 2; add++) {
-        wmat_back_product(w, compute, in, m, add, out, scratch, each);
+        const wmat_back_term terms[] = {{w, in}, {w, in}};
+        wmat_back_products(terms, 1 + add, compute, m, out, scratch, each);
         for (int64_t i = 0; i < m; i++) {
             for (int64_t j = 0; j < w->cols; j++) {
                 double want = 0, size = 0;
