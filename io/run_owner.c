@@ -187,12 +187,17 @@ void run_owner_heartbeat(run_owner *o) {
     free(text);
 }
 
-void run_owner_describe(const char *run_dir, char text[256]) {
+bool run_owner_describe(const char *run_dir, char text[256]) {
     char *path = file_join(run_dir, "owner");
-    owner_info o;
+    owner_info o, me;
+    bool alive = false;
     text[0] = 0;
-    if (file_exists(path) && read_owner(path, &o))
+    describe_me(&me);
+    if (file_exists(path) && read_owner(path, &o)) {
+        alive = !surely_dead(&o, &me);
         snprintf(text, 256, "host %s, pid %" PRId64 "%s%s, last heartbeat %" PRId64 " s ago",
-                 o.host, o.pid, o.job[0] ? ", job " : "", o.job, (int64_t)time(NULL) - o.beat);
+                 o.host, o.pid, o.job[0] ? ", job " : "", o.job, me.beat - o.beat);
+    }
     free(path);
+    return alive;
 }

@@ -15,7 +15,8 @@ err run_owner_take(const char *run_dir, run_owner **out);
 void run_owner_give_back(run_owner **o); /* root only; NULL is fine; removes the file; sets NULL */
 void run_owner_heartbeat(run_owner *o);  /* root only; cheap; at most one write a second */
 
-/* Local. The owner in one line for people; empty where there is none. */
-void run_owner_describe(const char *run_dir, char text[256]);
+/* Local. The owner in one line for people; empty where there is none. True where it may be alive:
+ * not surely dead in the sense above. */
+bool run_owner_describe(const char *run_dir, char text[256]);
 
 #endif

@@ -38,7 +38,7 @@ static json_t *describe(const char *out) {
     char *run = file_join(out, "run"), *manifest = file_join(out, "manifest.json");
     json_t *v = json_object(), *state = NULL;
     bool complete = file_exists(manifest), unfinished = file_exists(run);
-    run_owner_describe(run, owner);
+    bool alive = run_owner_describe(run, owner);
     json_object_set_new(v, "out", json_string(out));
     json_object_set_new(v, "state",
                         json_string(complete     ? "complete"
