@@ -42,7 +42,7 @@ static json_t *describe(const char *out) {
     json_object_set_new(v, "out", json_string(out));
     json_object_set_new(v, "state",
                         json_string(complete     ? "complete"
-                                    : owner[0]   ? "running"
+                                    : alive      ? "running"
                                     : unfinished ? "unfinished"
                                                  : "none"));
     if (unfinished && !run_state_peek(out, &state).code) {
