@@ -243,7 +243,10 @@ static llama_work work_shape(const llama_config *cfg, const llama_sites *sites,
 uint64_t llama_work_bytes(const llama_config *cfg, const llama_sites *sites,
                           const llama_pass_shape *shape, int threads) {
     llama_work w = work_shape(cfg, sites, shape, threads);
-    return lay_out_work(&w, sites, NULL);
+    const uint64_t bytes = lay_out_work(&w, sites, NULL), n = (uint64_t)cfg->hidden;
+    if (!(w.on & ON_INPUT)) return bytes;
+    return bytes + (shape->compute == COMPUTE_BF16 ? n * n * sizeof(bf16) : 0) +
+           (shape->through ? n * n * compute_sum_bytes(shape->compute) : 0);
 }
 
 static err fill_rope_tables(llama_work *w) {
