@@ -174,17 +174,32 @@ static err make_small_files(const quantize_run *q, small_files **out) {
     return e;
 }
 
+/* In pieces that stay in cache: a unit of a large model is large, and its memory would be touched
+ * for the first time only to be copied once. */
+static err copy_tensor(archive_writer *w, int64_t i, const layout_slot *slot, int fd,
+                       const char *path, void *piece, uint64_t piece_bytes) {
+    err e = err_none();
+    for (uint64_t at = 0; at < slot->bytes && !e.code; at += piece_bytes) {
+        uint64_t n = slot->bytes - at < piece_bytes ? slot->bytes - at : piece_bytes;
+        e = file_pread(fd, path, piece, n, slot->unit_offset + at);
+        if (!e.code) e = archive_writer_put(w, i, at, piece, n);
+    }
+    return e;
+}
+
 static err copy_unit(const quantize_run *q, archive_writer *w, int64_t unit) {
-    uint64_t bytes = layout_unit_bytes(q->layout, unit);
+    enum { PIECE = 4 << 20 };
     char *path = run_object_path(q->out, q->units[unit].hex);
-    void *blob = NULL;
+    void *piece = NULL;
     int fd = -1;
+    int64_t first, count;
+    layout_unit_range(q->layout, unit, &first, &count);
     err e = file_open_read(path, &fd, NULL);
-    if (!e.code) e = mem_alloc((int64_t)bytes, 1, "unit of the archive", &blob);
-    if (!e.code) e = file_pread(fd, path, blob, bytes, 0);
-    if (!e.code) e = archive_writer_put_unit(w, unit, blob);
+    if (!e.code) e = mem_alloc(PIECE, 1, "piece of a unit", &piece);
+    for (int64_t i = first; i < first + count && !e.code; i++)
+        e = copy_tensor(w, i, layout_tensor(q->layout, i), fd, path, piece, PIECE);
     if (fd >= 0) close(fd);
-    mem_free(blob);
+    mem_free(piece);
     free(path);
     return e;
 }
