@@ -9,6 +9,7 @@
 #include "pipeline/eval_run.h"
 #include "pipeline/partition.h"
 #include "pipeline/quantize_item.h"
+#include "pipeline/source_tensor.h"
 #include "shard/packed_tensor.h"
 
 #include <inttypes.h>
@@ -55,11 +56,7 @@ static err compare_plain(void *arg, const llama_tensor *t, int64_t row0, int64_t
         e = hf_checkpoint_read_range(c->ar->ck, found, (uint64_t)(row0 * t->cols) * size,
                                      (uint64_t)n * size, raw);
     if (!e.code) {
-        fuse_to_f32(raw,
-                    type == ST_BF16  ? FUSE_BF16
-                    : type == ST_F16 ? FUSE_F16
-                                     : FUSE_F32,
-                    n, values);
+        fuse_to_f32(raw, source_tensor_dtype(type), n, values);
         const float *v = values;
         double tiny = type == ST_F16 ? 0x1p-23 : 1e-30;
         for (int64_t i = 0; i < n && !e.code; i++)

@@ -4,6 +4,7 @@
 #include "base/size.h"
 #include "model/fuse.h"
 #include "model/tensors.h"
+#include "pipeline/source_tensor.h"
 #include "quant/pack.h"
 
 #include <inttypes.h>
@@ -43,34 +44,18 @@ static wmat_kind kind_of(st_dtype t) {
     return t == ST_BF16 ? WMAT_BF16 : t == ST_F16 ? WMAT_F16 : WMAT_F32;
 }
 
-static fuse_dtype fuse_dtype_of(st_dtype t) {
-    return t == ST_BF16 ? FUSE_BF16 : t == ST_F16 ? FUSE_F16 : FUSE_F32;
-}
-
-static err refuse_non_finite(const char *name, int64_t count) {
-    if (!count) return err_none();
-    return err_make(ERR_INPUT, name, "the checkpoint is damaged: fetch it again",
-                    "%" PRId64 " values are NaN or Inf", count);
-}
-
-static err find_tensor(const hf_checkpoint *ck, const char *name, const hf_tensor **out) {
-    *out = hf_checkpoint_find(ck, name);
-    if (*out) return err_none();
-    return err_make(ERR_INPUT, name, NULL, "the tensor is missing from the checkpoint");
-}
-
 /* The raw bytes of a plain tensor in fresh memory (mem_free), checked for NaN and Inf. */
 static err read_checked(const hf_checkpoint *ck, const char *name, const hf_tensor **found,
                         void **out) {
     *out = NULL;
-    err e = find_tensor(ck, name, found);
+    err e = source_tensor_find(ck, name, found);
     if (e.code) return e;
     e = mem_alloc((int64_t)hf_tensor_bytes(*found), 1, name, out);
     if (!e.code) e = hf_checkpoint_read(ck, *found, *out, NULL);
     if (!e.code) {
         st_dtype t = (*found)->info.dtype;
         int64_t n = (int64_t)hf_tensor_bytes(*found) / st_dtype_bytes(t);
-        e = refuse_non_finite(name, fuse_count_non_finite(*out, fuse_dtype_of(t), n));
+        e = source_tensor_refuse(name, fuse_count_non_finite(*out, source_tensor_dtype(t), n));
     }
     if (e.code) {
         mem_free(*out);
@@ -84,7 +69,7 @@ static err read_vector(const hf_checkpoint *ck, const char *name, int64_t n, flo
     void *raw, *to = NULL;
     err e = read_checked(ck, name, &t, &raw);
     if (!e.code) e = mem_alloc(n, sizeof(float), name, &to);
-    if (!e.code) fuse_to_f32(raw, fuse_dtype_of(t->info.dtype), n, to);
+    if (!e.code) fuse_to_f32(raw, source_tensor_dtype(t->info.dtype), n, to);
     mem_free(raw);
     *out = to;
     return e;
@@ -93,14 +78,14 @@ static err read_vector(const hf_checkpoint *ck, const char *name, int64_t n, flo
 static err read_plain(const hf_checkpoint *ck, const char *name, int64_t rows, int64_t cols,
                       wmat *w) {
     const hf_tensor *t;
-    err e = find_tensor(ck, name, &t);
+    err e = source_tensor_find(ck, name, &t);
     if (e.code) return e;
     st_dtype type = t->info.dtype;
     e = wmat_init(w, kind_of(type), rows, cols, name);
     if (!e.code) e = hf_checkpoint_read(ck, t, w->data, NULL);
     if (!e.code)
-        e = refuse_non_finite(name,
-                              fuse_count_non_finite(w->data, fuse_dtype_of(type), rows * cols));
+        e = source_tensor_refuse(
+            name, fuse_count_non_finite(w->data, source_tensor_dtype(type), rows * cols));
     return e;
 }
 
@@ -120,7 +105,7 @@ static err read_packed_zeros(const hf_checkpoint *ck, const char *weight, wmat *
     void *raw = NULL;
     int64_t words = pack_words(w->rows, w->bits) * w->n_groups;
     err e = part_name(name, sizeof name, weight, ".weight_zero_point");
-    if (!e.code) e = find_tensor(ck, name, &t);
+    if (!e.code) e = source_tensor_find(ck, name, &t);
     if (!e.code && hf_tensor_bytes(t) != (uint64_t)words * 4)
         e = err_make(ERR_INPUT, name, NULL, "has the wrong size");
     if (!e.code) e = mem_alloc(words, 4, name, &raw);
@@ -135,7 +120,7 @@ static err read_packed(const hf_checkpoint *ck, const stored_form *form, const l
     char name[160];
     const hf_tensor *t;
     err e = part_name(name, sizeof name, want->name, ".weight_packed");
-    if (!e.code) e = find_tensor(ck, name, &t);
+    if (!e.code) e = source_tensor_find(ck, name, &t);
     if (!e.code)
         e = wmat_init_packed(w, want->rows, want->cols, form->bits,
                              form->group ? form->group : want->cols, form->symmetric, want->name);
@@ -148,7 +133,7 @@ static err read_packed(const hf_checkpoint *ck, const stored_form *form, const l
     int64_t n = w->rows * w->n_groups;
     if (!e.code && (int64_t)hf_tensor_bytes(t) != n * st_dtype_bytes(t->info.dtype))
         e = err_make(ERR_INPUT, name, NULL, "has the wrong size");
-    if (!e.code) fuse_to_f32(raw, fuse_dtype_of(t->info.dtype), n, w->scales);
+    if (!e.code) fuse_to_f32(raw, source_tensor_dtype(t->info.dtype), n, w->scales);
     mem_free(raw);
     if (!e.code && !form->symmetric) e = read_packed_zeros(ck, want->name, w);
     return e;
@@ -177,7 +162,7 @@ static err read_fused(const load_options *o, const llama_tensor *want, const flo
     if (!e.code) e = fuse_plan_init(want->role, want->layer, o->fuse, &plan);
     if (!e.code) {
         plan.job.source = raw;
-        plan.job.dtype = fuse_dtype_of(t->info.dtype);
+        plan.job.dtype = source_tensor_dtype(t->info.dtype);
         plan.job.rows = want->rows;
         plan.job.cols = want->cols;
         plan.job.in_gain = gain;
@@ -270,7 +255,7 @@ static err load_layer(const load_options *o, int64_t layer, llama_layer *L) {
 static err read_embed_rows(const load_options *o, const char *name, wmat *w) {
     enum { PIECE = 16 << 20 };
     const hf_tensor *t;
-    err e = find_tensor(o->checkpoint, name, &t);
+    err e = source_tensor_find(o->checkpoint, name, &t);
     if (e.code) return e;
     st_dtype type = t->info.dtype;
     uint64_t row_bytes = (uint64_t)o->cfg->hidden * (uint64_t)st_dtype_bytes(type);
@@ -289,8 +274,8 @@ static err read_embed_rows(const load_options *o, const char *name, wmat *w) {
     }
     mem_free(piece);
     if (!e.code)
-        e = refuse_non_finite(
-            name, fuse_count_non_finite(w->data, fuse_dtype_of(type), w->rows * w->cols));
+        e = source_tensor_refuse(
+            name, fuse_count_non_finite(w->data, source_tensor_dtype(type), w->rows * w->cols));
     return e;
 }
 

@@ -2,6 +2,7 @@
 
 #include "base/mem.h"
 #include "model/fuse.h"
+#include "pipeline/source_tensor.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -19,16 +20,13 @@ static bool folds_gains(const quantize_job *job) {
     return rotation_set_r1(job->rotations) != NULL;
 }
 
-static fuse_dtype fuse_dtype_of(st_dtype t) {
-    return t == ST_BF16 ? FUSE_BF16 : t == ST_F16 ? FUSE_F16 : FUSE_F32;
-}
-
 static err read_source(worker *w, const char *name, void **out, fuse_dtype *dtype) {
     *out = NULL;
-    const hf_tensor *t = hf_checkpoint_find(w->job->checkpoint, name);
-    if (!t) return err_make(ERR_INPUT, name, NULL, "the tensor is missing from the checkpoint");
+    const hf_tensor *t;
+    err e = source_tensor_find(w->job->checkpoint, name, &t);
+    if (e.code) return e;
     char hex[SHA256_HEX];
-    err e = mem_alloc((int64_t)hf_tensor_bytes(t), 1, name, out);
+    e = mem_alloc((int64_t)hf_tensor_bytes(t), 1, name, out);
     if (!e.code) e = hf_checkpoint_read(w->job->checkpoint, t, *out, hex);
     if (e.code) {
         mem_free(*out);
@@ -36,14 +34,8 @@ static err read_source(worker *w, const char *name, void **out, fuse_dtype *dtyp
         return e;
     }
     sha256_add(w->hash, hex, 64);
-    *dtype = fuse_dtype_of(t->info.dtype);
+    *dtype = source_tensor_dtype(t->info.dtype);
     return e;
-}
-
-static err refuse_non_finite(const char *name, int64_t count) {
-    if (!count) return err_none();
-    return err_make(ERR_INPUT, name, "the checkpoint is damaged: fetch it again",
-                    "%" PRId64 " values are NaN or Inf", count);
 }
 
 /* A vector as fp32 in fresh memory (mem_free). */
@@ -51,7 +43,7 @@ static err read_vector(worker *w, const llama_tensor *t, float **out) {
     void *raw, *to = NULL;
     fuse_dtype dtype = FUSE_F32;
     err e = read_source(w, t->name, &raw, &dtype);
-    if (!e.code) e = refuse_non_finite(t->name, fuse_count_non_finite(raw, dtype, t->rows));
+    if (!e.code) e = source_tensor_refuse(t->name, fuse_count_non_finite(raw, dtype, t->rows));
     if (!e.code) e = mem_alloc(t->rows, sizeof(float), t->name, &to);
     if (!e.code) fuse_to_f32(raw, dtype, t->rows, to);
     mem_free(raw);
@@ -108,7 +100,7 @@ static err fuse_rows(worker *w, const llama_tensor *t, const void *raw, fuse_dty
         plan.job.cols = t->cols;
         plan.job.in_gain = gain;
         e = fuse_matrix(&plan.job, take_rows, target);
-        if (!e.code) e = refuse_non_finite(t->name, plan.job.non_finite);
+        if (!e.code) e = source_tensor_refuse(t->name, plan.job.non_finite);
     }
     fuse_plan_clear(&plan);
     return e;
@@ -251,7 +243,7 @@ quantize_memory quantize_item_memory(const quantize_job *job, int64_t item) {
         if (!mine || t.n_dims != 2 || !found) continue;
         quantize_memory m = {.source = hf_tensor_bytes(found)};
         if (!fuse_plan_init(t.role, t.layer, job->rotations, &plan).code) {
-            plan.job.dtype = fuse_dtype_of(found->info.dtype);
+            plan.job.dtype = source_tensor_dtype(found->info.dtype);
             plan.job.rows = t.rows;
             plan.job.cols = t.cols;
             m.fusion = fuse_scratch_bytes(&plan.job);
