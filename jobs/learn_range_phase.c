@@ -1,0 +1,94 @@
+/* A phase with the layer-local objective `range`. */
+#include "jobs/learn.h"
+
+#include "base/log.h"
+#include "jobs/setup.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { COMMIT_STEPS = 20 };
+
+static err phase_options(const learner *l, const json_t *phase, learn_range_options *o) {
+    const recipe *r = l->q->recipe;
+    llama_sites sites;
+    const rotation **unused;
+    err e = setup_sites(r, learner_cfg(l), l->q->rotations, true, false, &sites, &unused);
+    free(unused);
+    if (e.code) return e;
+    *o = (learn_range_options){
+        .steps = json_integer_value(json_object_get(phase, "steps")),
+        .rows = json_integer_value(json_object_get(phase, "rows")),
+        .lr_r1 = json_number_value(json_object_get(phase, "lr_r1")),
+        .lr_r2 = json_number_value(json_object_get(phase, "lr_r2")),
+        .act = sites.act,
+        .kv = sites.kv,
+        .o_per_head = sites.o_per_head,
+        .r1 = l->R1 != NULL,
+        .r2_heads = l->r2_heads,
+        .layers = learner_cfg(l)->layers,
+        .seed = (uint64_t)recipe_int(r, "seed"),
+        .blas_threads = json_is_integer(recipe_get(r, "numerics.threads"))
+                            ? (int)recipe_int(r, "numerics.threads")
+                            : 1,
+    };
+    if (!optimizer_kind_parse(json_string_value(json_object_get(phase, "optimizer")), &o->kind) ||
+        !lr_schedule_parse(json_string_value(json_object_get(phase, "schedule")), &o->schedule))
+        return err_make(ERR_BUG, "learn", NULL, "unknown optimizer or schedule");
+    return grid_resolve(recipe_str(r, "numerics.grid"), learner_cfg(l)->hidden, comm_size(l->q->c),
+                        &o->grid);
+}
+
+static err step(void *self, learn_report *report) {
+    return learn_range_step(self, report);
+}
+
+static int64_t state_count(void *self) {
+    return learn_range_state_count(self);
+}
+
+static err state_save(void *self, double *out) {
+    return learn_range_state_save(self, out);
+}
+
+err learn_range_phase(learner *l, int64_t k, const double *saved, int64_t n_saved) {
+    quantize_run *q = l->q;
+    const json_t *p = json_array_get(recipe_get(q->recipe, "learn"), (size_t)k);
+    learn_range_options o;
+    char name[32];
+    snprintf(name, sizeof name, "learn.%" PRId64, k);
+    err e = comm_agree(q->c, phase_options(l, p, &o), "learning", NULL);
+    if (e.code) return e;
+    quantize_phase_start(q, name);
+    learn_range *r = NULL;
+    const double *R2 = l->r2_heads ? l->R2 + l->range.first * learner_r2_entries(l) : NULL;
+    e = learn_range_create(q->c, &o, &l->pool, l->R1, R2, &r);
+    int64_t done = 0;
+    if (!e.code && saved && n_saved == learn_range_state_count(r)) {
+        e = learn_range_state_load(r, saved);
+        done = (int64_t)saved[0];
+        log_line(LOG_RUN, "%s goes on after step %" PRId64, name, done);
+    }
+    learn_phase ops = {.self = r,
+                       .number = k,
+                       .steps = o.steps,
+                       .commit_steps = COMMIT_STEPS,
+                       .step = step,
+                       .state_count = state_count,
+                       .state_save = state_save};
+    if (!e.code) e = learn_run_steps(l, &ops, done);
+    if (!e.code) {
+        int64_t n = learner_cfg(l)->hidden;
+        if (o.r1 && l->R1) memcpy(l->R1, learn_range_r1(r), (size_t)(n * n) * sizeof(double));
+        if (l->r2_heads) {
+            memcpy(l->R2 + l->range.first * learner_r2_entries(l), learn_range_r2(r),
+                   (size_t)(l->range.n * learner_r2_entries(l)) * sizeof(double));
+            learn_share_r2(l);
+        }
+    }
+    learn_range_destroy(&r);
+    if (!e.code) quantize_phase_end(q, name, NULL);
+    return e;
+}

@@ -1,0 +1,68 @@
+/* The loop of steps of a learning phase: progress, events, commits, stops. */
+#include "jobs/learn.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "jobs/stop.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define COMMIT_SECONDS 60.0
+
+static err commit_phase(learner *l, const learn_phase *p, const learn_report *report) {
+    quantize_run *q = l->q;
+    int64_t n = p->state_count(p->self);
+    double *state = q->state ? malloc((size_t)n * sizeof *state) : NULL;
+    char name[32];
+    snprintf(name, sizeof name, "learn.%" PRId64, p->number);
+    err e = p->state_save(p->self, state);
+    if (q->state && !e.code) e = learn_keep(q, "learning", state, n, p->number);
+    if (q->state && !e.code) e = run_state_commit(q->state, name);
+    events_add(q->events, name, "commit", json_pack("{s:I}", "step", (json_int_t)report->step));
+    free(state);
+    return comm_agree(q->c, e, "committing", NULL);
+}
+
+static void tell_step(const learner *l, const char *name, const learn_report *r, int64_t steps,
+                      double seconds) {
+    log_progress(name, r->step, steps);
+    events_add(l->q->events, name, "step",
+               json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "step", (json_int_t)r->step, "loss",
+                         r->loss, "loss_r2", r->loss_r2, "angle_r1", r->angle_r1, "angle_r2",
+                         r->angle_r2, "orth", r->orthogonality, "seconds", seconds));
+}
+
+err learn_run_steps(learner *l, const learn_phase *p, int64_t done) {
+    quantize_run *q = l->q;
+    char name[32];
+    snprintf(name, sizeof name, "learn.%" PRId64, p->number);
+    double start = clock_now_s(), committed = start;
+    learn_report report = {.step = done}, first = {0};
+    err e = err_none();
+    while (report.step < p->steps && !e.code) {
+        e = p->step(p->self, &report);
+        if (e.code) return err_at(e, name);
+        if (!first.step) first = report;
+        double now = clock_now_s();
+        tell_step(l, name, &report, p->steps, now - start);
+        int64_t due = now - committed > COMMIT_SECONDS;
+        comm_max_i64(q->c, &due, 1); /* clocks differ between ranks */
+        bool stop = stop_agreed(q->c);
+        if (due || stop || report.step % p->commit_steps == 0 || report.step == p->steps) {
+            e = commit_phase(l, p, &report);
+            committed = clock_now_s();
+        }
+        if (q->state) run_state_heartbeat(q->state);
+        if (stop && !e.code && report.step < p->steps)
+            return comm_agree(q->c, stop_error(q->out), "stopping", NULL);
+    }
+    if (!e.code && first.step)
+        log_line(LOG_PHASE,
+                 "%s: %" PRId64
+                 " steps in %.1f s, loss %.5g -> %.5g (R2 %.5g -> %.5g), |R^T R - I| about %.1g",
+                 name, report.step - done, clock_now_s() - start, first.loss, report.loss,
+                 first.loss_r2, report.loss_r2, report.orthogonality);
+    return e;
+}
