@@ -39,9 +39,9 @@ static void *cut(cutter *c, int64_t count, uint64_t size) {
 enum { ON_INPUT = 1, ON_KEYS = 2, ON_VALUES = 4, ON_OUT = 8, ON_DOWN = 16 };
 
 static unsigned sites_on(const llama_config *cfg, const llama_sites *sites) {
-    const site input = sites_input(sites, cfg), keys = sites_keys(sites, cfg);
+    const site input = sites_input(sites, cfg, 0, NORM_ATTN), keys = sites_keys(sites, cfg, 0);
     const site values = sites_values(sites, cfg, 0), out = sites_output(sites, cfg, 0);
-    const site down = sites_down(sites, cfg);
+    const site down = sites_down(sites, cfg, 0);
     return (aquant_on(&input.quant) ? ON_INPUT : 0u) | (aquant_on(&keys.quant) ? ON_KEYS : 0u) |
            (aquant_on(&values.quant) ? ON_VALUES : 0u) | (aquant_on(&out.quant) ? ON_OUT : 0u) |
            (aquant_on(&down.quant) ? ON_DOWN : 0u);
@@ -67,9 +67,9 @@ static uint64_t lay_out_stash(llama_stash *s, const llama_sites *sites, char *ba
     const uint64_t real = compute_sum_bytes(shape->compute);
     const uint64_t factor = compute_factor_bytes(shape->compute);
     const int64_t w = shape->window, d = g->head_dim;
-    const site input = sites_input(sites, g), keys = sites_keys(sites, g);
+    const site input = sites_input(sites, g, 0, NORM_ATTN), keys = sites_keys(sites, g, 0);
     const site values = sites_values(sites, g, 0), out = sites_output(sites, g, 0);
-    const site down = sites_down(sites, g);
+    const site down = sites_down(sites, g, 0);
     cutter c = {.base = base};
     for (int i = 0; i < NORMS; i++) {
         s->y[i] = cut(&c, w * g->hidden, factor);

@@ -7,8 +7,7 @@
 #include "model/attention.h"
 #include "model/backward.h"
 #include "model/site_backward.h"
-
-enum { NORM_ATTN, NORM_MLP, NORMS };
+#include "model/sites.h"
 
 struct llama_stash {
     llama_config cfg;

@@ -58,7 +58,7 @@ static err REAL_FN(back_down_site)(int64_t layer, const llama_sites *sites, int6
     const compute_type compute = w->shape.compute;
     const int64_t width = w->cfg.intermediate;
     const size_t factor = compute_factor_bytes(compute);
-    const site down = sites_down(sites, &w->cfg);
+    const site down = sites_down(sites, &w->cfg, layer);
     err e = err_none();
     if (REAL_FN(wants)(tap, TAP_DOWN_IN)) {
 #pragma omp parallel for schedule(static)
@@ -127,7 +127,7 @@ static err REAL_FN(back_normed)(int64_t layer, const llama_sites *sites, int whi
                                 llama_stash *st, REAL *dR, const llama_tap *tap, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const tap_place place = which == NORM_ATTN ? TAP_ATTN_IN : TAP_MLP_IN;
-    const site at = sites_input(sites, &w->cfg);
+    const site at = sites_input(sites, &w->cfg, layer, which);
     const int64_t n = w->cfg.hidden;
     const size_t factor = compute_factor_bytes(compute);
     const void *y = bytes_at(st->y[which], t0 * n, factor);
@@ -216,7 +216,8 @@ static err REAL_FN(back_keys_values)(int64_t layer, const llama_sites *sites, in
                                      int64_t n_tokens, llama_stash *st, REAL *dR,
                                      const llama_tap *tap, llama_work *w) {
     const compute_type compute = w->shape.compute;
-    const site keys = sites_keys(sites, &w->cfg), values = sites_values(sites, &w->cfg, layer);
+    const site keys = sites_keys(sites, &w->cfg, layer),
+               values = sites_values(sites, &w->cfg, layer);
     const site_kept keys_kept = site_kept_at(&st->keys, &keys, t0, compute);
     const site_kept values_kept = site_kept_at(&st->values, &values, t0, compute);
     const site_work work = REAL_FN(work_of_site)(w, sites, false);

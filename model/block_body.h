@@ -87,7 +87,9 @@ static void REAL_FN(output_product)(const llama_layer *l, const site *at, int64_
 void REAL_FN(block_forward)(const llama_layer *l, int64_t layer, const llama_sites *sites,
                             int64_t n_tokens, REAL *x, llama_scratch *s) {
     const llama_config *c = &s->cfg;
-    const site input = sites_input(sites, c), keys = sites_keys(sites, c);
+    const site attn_in = sites_input(sites, c, layer, NORM_ATTN),
+               keys = sites_keys(sites, c, layer);
+    const site mlp_in = sites_input(sites, c, layer, NORM_MLP);
     const site values = sites_values(sites, c, layer), output = sites_output(sites, c, layer);
     const attention_shape shape = {.tokens = n_tokens,
                                    .heads = c->heads,
@@ -96,7 +98,7 @@ void REAL_FN(block_forward)(const llama_layer *l, int64_t layer, const llama_sit
                                    .sliding_window = c->sliding_window,
                                    .compute = s->compute};
 
-    REAL_FN(normed_input)(&input, l->attn_norm, n_tokens, x, s);
+    REAL_FN(normed_input)(&attn_in, l->attn_norm, n_tokens, x, s);
     const wmat_term qkv[] = {{&l->q, s->q}, {&l->k, s->k}, {&l->v, s->v}};
     wmat_products(qkv, 3, s->compute, s->input, n_tokens, false, s->per_thread, s->thread_bytes);
     REAL_FN(place_positions)(l, n_tokens, s);
@@ -107,6 +109,6 @@ void REAL_FN(block_forward)(const llama_layer *l, int64_t layer, const llama_sit
     (&shape, s->q_heads, s->k_heads, s->v_heads, s->q, NULL, s->per_thread, s->thread_bytes);
     REAL_FN(output_product)(l, &output, n_tokens, x, s);
 
-    REAL_FN(normed_input)(&input, l->mlp_norm, n_tokens, x, s);
-    REAL_FN(mlp_forward)(l, sites, n_tokens, x, s);
+    REAL_FN(normed_input)(&mlp_in, l->mlp_norm, n_tokens, x, s);
+    REAL_FN(mlp_forward)(l, layer, sites, n_tokens, x, s);
 }

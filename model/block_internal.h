@@ -44,10 +44,10 @@ void block_forward_f64(const llama_layer *l, int64_t layer, const llama_sites *s
                        int64_t n_tokens, double *x, llama_scratch *s);
 
 /* Local, threaded. s->mid = down_proj input of `input` (gate, up, SiLU, site); x += down_proj. */
-void mlp_forward_f32(const llama_layer *l, const llama_sites *sites, int64_t n_tokens, float *x,
-                     llama_scratch *s);
-void mlp_forward_f64(const llama_layer *l, const llama_sites *sites, int64_t n_tokens, double *x,
-                     llama_scratch *s);
+void mlp_forward_f32(const llama_layer *l, int64_t layer, const llama_sites *sites,
+                     int64_t n_tokens, float *x, llama_scratch *s);
+void mlp_forward_f64(const llama_layer *l, int64_t layer, const llama_sites *sites,
+                     int64_t n_tokens, double *x, llama_scratch *s);
 
 /* Local, threaded. As llama_head_nll and llama_head_logits. */
 void loss_nll_f32(const wmat *head, const float *final_norm, int64_t n_tokens, const float *x,

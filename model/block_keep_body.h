@@ -34,10 +34,11 @@ static site_work REAL_FN(work_of_site)(const llama_work *w, const llama_sites *s
 }
 
 /* w->input = factors of rms(x), through the site, times the gain. */
-static void REAL_FN(keep_normed)(const llama_sites *sites, int which, const float *gain, int64_t t0,
-                                 int64_t n_tokens, const REAL *x, llama_stash *st, llama_work *w) {
+static void REAL_FN(keep_normed)(int64_t layer, const llama_sites *sites, int which,
+                                 const float *gain, int64_t t0, int64_t n_tokens, const REAL *x,
+                                 llama_stash *st, llama_work *w) {
     const compute_type compute = w->shape.compute;
-    const site at = sites_input(sites, &w->cfg);
+    const site at = sites_input(sites, &w->cfg, layer, which);
     const int64_t n = w->cfg.hidden;
     const size_t factor = compute_factor_bytes(compute);
     REAL *y = w->wide, *scale = (REAL *)st->scale[which] + t0;
@@ -97,7 +98,8 @@ static void REAL_FN(keep_by_head)(const REAL *from, int64_t t0, int64_t n_tokens
 static void REAL_FN(keep_keys_values)(const llama_sites *sites, int64_t layer, int64_t t0,
                                       int64_t n_tokens, llama_stash *st, llama_work *w) {
     const compute_type compute = w->shape.compute;
-    const site keys = sites_keys(sites, &w->cfg), values = sites_values(sites, &w->cfg, layer);
+    const site keys = sites_keys(sites, &w->cfg, layer),
+               values = sites_values(sites, &w->cfg, layer);
     const site_kept keys_kept = site_kept_at(&st->keys, &keys, t0, compute);
     const site_kept values_kept = site_kept_at(&st->values, &values, t0, compute);
     const site_work work = REAL_FN(work_of_site)(w, sites, false);
@@ -154,10 +156,11 @@ static void REAL_FN(keep_mid_tile)(const llama_layer *l, wmat_rect r, int64_t t0
     }
 }
 
-static void REAL_FN(keep_mlp)(const llama_layer *l, const llama_sites *sites, int64_t t0,
-                              int64_t n_tokens, REAL *x, llama_stash *st, llama_work *w) {
+static void REAL_FN(keep_mlp)(const llama_layer *l, int64_t layer, const llama_sites *sites,
+                              int64_t t0, int64_t n_tokens, REAL *x, llama_stash *st,
+                              llama_work *w) {
     const compute_type compute = w->shape.compute;
-    const site down = sites_down(sites, &w->cfg);
+    const site down = sites_down(sites, &w->cfg, layer);
     const bool acts = aquant_on(&down.quant);
     const int64_t hidden = w->cfg.hidden, width = w->cfg.intermediate;
     const wmat_tiles tiles = wmat_tiles_of(n_tokens, width);
@@ -187,7 +190,7 @@ void REAL_FN(block_keep)(const llama_layer *l, int64_t layer, const llama_sites 
                          int64_t n_tokens, REAL *x, llama_stash *st, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const attention_shape shape = REAL_FN(shape_of)(w, t0, n_tokens);
-    REAL_FN(keep_normed)(sites, NORM_ATTN, l->attn_norm, t0, n_tokens, x, st, w);
+    REAL_FN(keep_normed)(layer, sites, NORM_ATTN, l->attn_norm, t0, n_tokens, x, st, w);
     const wmat_term terms[] = {{&l->q, w->q}, {&l->k, w->k}, {&l->v, w->v}};
     wmat_products(terms, 3, compute, w->input, n_tokens, false, w->per_thread, w->thread_bytes);
     REAL_FN(keep_positions)(l, t0, n_tokens, st, w);
@@ -195,6 +198,6 @@ void REAL_FN(block_keep)(const llama_layer *l, int64_t layer, const llama_sites 
     REAL_FN(attention)
     (&shape, st->q, st->k, st->v, w->wide, st->lse, w->per_thread, w->thread_bytes);
     REAL_FN(keep_output)(l, layer, sites, t0, n_tokens, x, st, w);
-    REAL_FN(keep_normed)(sites, NORM_MLP, l->mlp_norm, t0, n_tokens, x, st, w);
-    REAL_FN(keep_mlp)(l, sites, t0, n_tokens, x, st, w);
+    REAL_FN(keep_normed)(layer, sites, NORM_MLP, l->mlp_norm, t0, n_tokens, x, st, w);
+    REAL_FN(keep_mlp)(l, layer, sites, t0, n_tokens, x, st, w);
 }

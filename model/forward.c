@@ -158,8 +158,8 @@ static llama_scratch scratch_shape(const llama_config *cfg, const llama_sites *s
                                    compute_type compute, int64_t max_tokens, int threads) {
     llama_scratch s = {
         .cfg = *cfg, .compute = compute, .max_tokens = max_tokens, .threads = threads};
-    const site input = sites_input(sites, cfg), keys = sites_keys(sites, cfg);
-    const site down = sites_down(sites, cfg);
+    const site input = sites_input(sites, cfg, 0, NORM_ATTN), keys = sites_keys(sites, cfg, 0);
+    const site down = sites_down(sites, cfg, 0);
     s.input_sites = site_acts(&input) || site_acts(&keys);
     s.down_site = site_acts(&down);
     return s;

@@ -14,6 +14,7 @@
 #include "model/wmat.h"
 #include "quant/fake_quant.h"
 #include "rotations/rotation.h"
+#include "rotations/scale_set.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -36,8 +37,8 @@ typedef struct llama_stage {
 } llama_stage;
 
 /* Where and how activations are quantized, DESIGN.md 2.2: x -> x + (Q(xR) - xR) R^T.
- * All pointers are borrowed; a NULL rotation is the identity. In an archive whose weights hold R1
- * and R2 these two are NULL. */
+ * All pointers are borrowed; a NULL rotation is the identity. In an archive whose weights hold R1,
+ * R2 and the scales these are NULL. */
 typedef struct llama_sites {
     aquant act;    /* attention, MLP and o_proj inputs */
     aquant kv;     /* keys after RoPE, values */
@@ -48,8 +49,9 @@ typedef struct llama_sites {
     const rotation *const *R2; /* head_dim; [layers], or [layers * kv_heads] with r2_per_head; by
                                   the layer's number in the model; the array may be NULL */
     bool r2_per_head;
-    const rotation *R3; /* head_dim, keys */
-    const rotation *R4; /* intermediate */
+    const rotation *R3;      /* head_dim, keys */
+    const rotation *R4;      /* intermediate */
+    const scale_set *scales; /* NULL: ones; also where the weights hold them */
     bool r4_fused; /* down_proj already holds R4: its input is turned for real, quantized or not */
 } llama_sites;
 

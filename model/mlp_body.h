@@ -47,9 +47,9 @@ static void REAL_FN(gate_up)(const llama_layer *l, bool keep_real, int64_t n_tok
     }
 }
 
-void REAL_FN(mlp_forward)(const llama_layer *l, const llama_sites *sites, int64_t n_tokens, REAL *x,
-                          llama_scratch *s) {
-    const site down = sites_down(sites, &s->cfg);
+void REAL_FN(mlp_forward)(const llama_layer *l, int64_t layer, const llama_sites *sites,
+                          int64_t n_tokens, REAL *x, llama_scratch *s) {
+    const site down = sites_down(sites, &s->cfg, layer);
     const bool acts = site_acts(&down);
     const int64_t width = s->cfg.intermediate, hidden = s->cfg.hidden;
     REAL_FN(gate_up)(l, acts, n_tokens, s);

@@ -15,6 +15,10 @@ bool site_is_identity(const site *s) {
     return true;
 }
 
+bool site_is_plain(const site *s) {
+    return !s->before && !s->after && site_is_identity(s);
+}
+
 bool site_acts(const site *s) {
     return aquant_on(&s->quant) || (s->turned && !site_is_identity(s));
 }

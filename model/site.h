@@ -1,11 +1,14 @@
 /* site - a quantization site on rows: x -> x + (Q(xR) - xR) R^T (DESIGN.md 2.2), with R in equal
  * segments along the row (heads), or x -> Q(xR) where the weights that follow already hold R^-1.
+ * Scales stand before or after R: x -> x + (Q(x S^-1 R) - x S^-1 R) R^T S, and
+ * x -> x + (Q(x R S^-1) - x R S^-1) S R^T.
  * Not the placing of sites in a block (block.c). */
 #ifndef SPINSHARD_MODEL_SITE_H
 #define SPINSHARD_MODEL_SITE_H
 
 #include "quant/fake_quant.h"
 #include "rotations/rotation.h"
+#include "rotations/scale_set.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -18,6 +21,10 @@ typedef struct site {
     int64_t n, segment;       /* row length; segment divides it */
     const rotation *const *R; /* segment i uses R[i / share]; a NULL one is the identity */
     int64_t share;
+    const scale_vector *before; /* [n / before_share] by segments: segment i takes part i /
+                                   before_share; NULL: ones */
+    int64_t before_share;
+    const scale_vector *after; /* [n]; only with one segment; NULL: ones */
 } site;
 
 /* Buffers of a site: a panel of rows, and a row for each thread. */
@@ -32,10 +39,16 @@ typedef struct site_scratch {
 bool site_acts(const site *s);
 
 bool site_is_identity(const site *s); /* local; its rotations turn nothing */
+bool site_is_plain(const site *s);    /* local; no rotation and no scale: x -> Q(x) */
 
 /* Local, threaded. Rows [rows, s->n] times R, or R^T where `back`, segment by segment. */
 void site_turn_f32(const site *s, float *x, int64_t rows, bool back);
 void site_turn_f64(const site *s, double *x, int64_t rows, bool back);
+
+/* Local, threaded. Rows [rows, s->n] times the scales before the rotation, or (inverse) over them;
+ * nothing without these. */
+void site_scale_f32(const site *s, float *x, int64_t rows, bool inverse);
+void site_scale_f64(const site *s, double *x, int64_t rows, bool inverse);
 
 /* Local, threaded. x [rows, s->n] in place. Bits of a row do not depend on the other rows. */
 void site_apply_f32(const site *s, float *x, int64_t rows, const site_scratch *scratch);

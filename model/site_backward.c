@@ -13,6 +13,11 @@ static int64_t chunk_rows(const site *s) {
     return size_max(8, CHUNK_REALS / s->n);
 }
 
+/* One rotation of whole rows, with large products of its own; scales before it go by segments. */
+static bool site_is_whole(const site *s) {
+    return s->segment == s->n && !s->before;
+}
+
 int64_t site_rotations(const site *s) {
     return size_max(1, s->n / s->segment / s->share);
 }
@@ -22,7 +27,7 @@ int64_t site_chunk_reals(const site *s) {
 }
 
 int64_t site_parts_room(const site *s, int64_t rows) {
-    if (s->segment == s->n) return 0;
+    if (site_is_whole(s)) return 0;
     return size_ceil_div(rows, chunk_rows(s)) * site_rotations(s) * s->segment * s->segment;
 }
 

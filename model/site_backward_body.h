@@ -56,23 +56,29 @@ static REAL_FN(site_ends) REAL_FN(ends_of_range)(const site *s, const REAL *u, i
     return e;
 }
 
-/* One row: u -> Q(u) - u, with Q(u) to x where the basis is x's own. */
+/* One row: u = xR -> (Q(u/S) - u/S) S with the scales after the rotation, or Q(u) - u; Q(u) to x
+ * where the basis is x's own. The ends are of u/S and their slopes those of u. */
 static void REAL_FN(keep_row)(const site *s, REAL *u, int64_t i, REAL *x, const site_kept *kept,
                               const site_work *work) {
     const int64_t n = s->n, range = site_range(s), ranges = n / range;
     REAL *q = (REAL *)((char *)work->threads + work->thread_bytes * (uint64_t)gemm_thread());
+    if (s->after) REAL_FN(scale_times)(s->after->REAL_INVERSE, n, u);
     if (kept->ends) {
         REAL_FN(site_ends) *ends = (REAL_FN(site_ends) *)kept->ends + i * ranges;
         for (int64_t r = 0; r < ranges; r++) {
             ends[r] = REAL_FN(ends_of_range)(s, u + r * range, range);
             ends[r].hi += (int32_t)(r * range);
             ends[r].lo += (int32_t)(r * range);
+            if (!s->after) continue;
+            ends[r].hi_slope *= s->after->REAL_INVERSE[ends[r].hi];
+            ends[r].lo_slope *= s->after->REAL_INVERSE[ends[r].lo];
         }
     }
     FAKE_QUANT(&s->quant, s->include_zero, u, ranges, range, range, q);
     if (x) memcpy(x, q, (size_t)n * sizeof *x);
 #pragma omp simd
     for (int64_t j = 0; j < n; j++) u[j] = q[j] - u[j];
+    if (s->after) REAL_FN(scale_times)(s->after->REAL_SCALE, n, u);
     if (kept->error) {
         char *to = (char *)kept->error + (size_t)(i * n) * compute_factor_bytes(work->compute);
         REAL_FN(norm_factors)(u, n, NULL, work->compute, to);
@@ -133,7 +139,7 @@ void REAL_FN(site_keep)(const site *s, REAL *x, int64_t rows, const void *factor
     }
 #endif
     (void)factors;
-    const bool identity = site_is_identity(s);
+    const bool plain = site_is_plain(s);
     const int64_t n = s->n, at_once = size_max(1, work->panel_room / n);
     REAL *u = work->panel;
     for (int64_t i0 = 0; i0 < rows; i0 += at_once) {
@@ -141,14 +147,16 @@ void REAL_FN(site_keep)(const site *s, REAL *x, int64_t rows, const void *factor
         REAL *part = x + i0 * n;
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < m; i++) memcpy(u + i * n, part + i * n, (size_t)n * sizeof *u);
-        if (!identity) REAL_FN(site_turn)(s, u, m, false);
+        REAL_FN(site_scale)(s, u, m, true);
+        REAL_FN(site_turn)(s, u, m, false);
         const site_kept at = site_kept_at(kept, s, i0, work->compute);
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < m; i++) {
-            REAL_FN(keep_row)(s, u + i * n, i, identity ? part + i * n : NULL, &at, work);
+            REAL_FN(keep_row)(s, u + i * n, i, plain ? part + i * n : NULL, &at, work);
         }
-        if (!identity) {
+        if (!plain) {
             REAL_FN(site_turn)(s, u, m, true);
+            REAL_FN(site_scale)(s, u, m, false);
 #pragma omp parallel for simd schedule(static)
             for (int64_t j = 0; j < m * n; j++) part[j] += u[j];
         }
@@ -156,7 +164,10 @@ void REAL_FN(site_keep)(const site *s, REAL *x, int64_t rows, const void *factor
     }
 }
 
-/* Backward. */
+/* Backward. With scales before the rotation, x~ = x S^-1 and g~ = g S are what the site of x~ sees:
+ * dR += g~^T e + x~^T du, dL/dx = g + (du R^T) S^-1, and <g~, x~^ - x~> = <g, x^ - x>. With scales
+ * after it, u = x R S^-1 and x^ = x + (e S) R^T: kept are e S and slopes over S, so that
+ * dR += g^T (e S) + x^T (du S^-1) and dL/dx = g + (du S^-1) R^T are the formulas without scales. */
 
 /* slopes [rows, ranges, 2]: du at the two ends of each range, from <g, x^ - x> over the range. */
 static void REAL_FN(end_slopes)(const site *s, const REAL *g, int64_t rows, const site_kept *kept,
@@ -234,6 +245,14 @@ static void REAL_FN(whole_range)(const site *s, int64_t rows, const void *x, con
     }
 }
 
+/* v times the scales of each segment, or over them. */
+static void REAL_FN(scale_segments)(const site *s, int64_t rows, bool inverse, REAL *v) {
+    const REAL *all = inverse ? s->before->REAL_INVERSE : s->before->REAL_SCALE;
+    const int64_t d = s->segment, segments = s->n / d;
+    for (int64_t i = 0; i < rows * segments; i++)
+        REAL_FN(scale_times)(all + i % segments / s->before_share * d, d, v + i * d);
+}
+
 /* The share of rows i0 .. i0 + m in the gradients of the segments' rotations: part [rotations,
  * segment, segment]. */
 static void REAL_FN(segments_part)(const site *s, const REAL *g, int64_t i0, int64_t m,
@@ -245,19 +264,26 @@ static void REAL_FN(segments_part)(const site *s, const REAL *g, int64_t i0, int
     REAL_FN(site_widen)
     (REAL_FN(factors_at)(kept->error, i0 * n, work->compute), m * n, work->compute, errors);
     memset(part, 0, (size_t)(site_rotations(s) * d * d) * sizeof *part);
+    const REAL *gs = g + i0 * n;
+    if (s->before) { /* xs is free until the range */
+        memcpy(xs, gs, (size_t)(m * n) * sizeof *xs);
+        REAL_FN(scale_segments)(s, m, false, xs);
+        gs = xs;
+    }
     if (s->share >= segments) {
         REAL_FN(gemm_tile)
-        (true, false, d, d, m * segments, g + i0 * n, d, errors, d, true, part, d);
+        (true, false, d, d, m * segments, gs, d, errors, d, true, part, d);
     } else {
         for (int64_t h = 0; h < segments; h++) {
             REAL *to = part + h / s->share * d * d;
             REAL_FN(gemm_tile)
-            (true, false, d, d, m, g + i0 * n + h * d, n, errors + h * d, n, true, to, d);
+            (true, false, d, d, m, gs + h * d, n, errors + h * d, n, true, to, d);
         }
     }
     if (!kept->moved) return;
     REAL_FN(site_widen)
     (REAL_FN(factors_at)(x, i0 * n, work->compute), m * n, work->compute, xs);
+    if (s->before) REAL_FN(scale_segments)(s, m, true, xs);
     for (int64_t k = 0; k < 2 * m * ranges; k++) {
         const int64_t i = k / (2 * ranges);
         const REAL_FN(site_ends) *e = (REAL_FN(site_ends) *)kept->ends + i0 * ranges + k / 2;
@@ -284,7 +310,7 @@ static void REAL_FN(segments_gradient)(const site *s, const REAL *g, int64_t row
     }
 }
 
-/* g += du R^T. */
+/* g += du R^T, over the scales before R. */
 static void REAL_FN(add_range)(const site *s, REAL *g, int64_t rows, const site_kept *kept,
                                const site_work *work) {
     const int64_t n = s->n, ranges = site_ranges(s);
@@ -311,6 +337,7 @@ static void REAL_FN(add_range)(const site *s, REAL *g, int64_t rows, const site_
             u[k / ranges * n + ends[at].lo] += slopes[2 * at + 1];
         }
         REAL_FN(site_turn)(s, u, m, true);
+        REAL_FN(site_scale)(s, u, m, true);
 #pragma omp parallel for simd schedule(static)
         for (int64_t j = 0; j < m * n; j++) g[i0 * n + j] += u[j];
     }
@@ -321,7 +348,7 @@ void REAL_FN(site_back)(const site *s, REAL *g, int64_t rows, const void *x, con
     if (!aquant_on(&s->quant)) return;
     const bool through = kept->moved && kept->ends;
     if (through) REAL_FN(end_slopes)(s, g, rows, kept, work);
-    if (dR && kept->error && s->segment == s->n) {
+    if (dR && kept->error && site_is_whole(s)) {
         REAL_FN(whole_error)(s, g, rows, kept, dR, work);
         if (through) REAL_FN(whole_range)(s, rows, x, kept, dR, work);
     } else if (dR && kept->error) {

@@ -1,7 +1,7 @@
 #include "model/sites.h"
 
 static site nothing(int64_t n) {
-    return (site){.quant = {.bits = 16}, .n = n, .segment = n, .share = 1};
+    return (site){.quant = {.bits = 16}, .n = n, .segment = n, .share = 1, .before_share = 1};
 }
 
 /* R2 of a layer for a row of `segments` heads. */
@@ -14,16 +14,17 @@ static void put_r2(site *p, const llama_sites *s, const llama_config *cfg, int64
     if (s->r2_per_head) p->share = segments / cfg->kv_heads;
 }
 
-site sites_input(const llama_sites *s, const llama_config *cfg) {
+site sites_input(const llama_sites *s, const llama_config *cfg, int64_t layer, int which) {
     site p = nothing(cfg->hidden);
     if (!s) return p;
     p.quant = s->act;
     p.include_zero = true;
     p.R = &s->R1;
+    p.after = scale_set_get(s->scales, which == NORM_ATTN ? SCALE_ATTN : SCALE_MLP, layer);
     return p;
 }
 
-site sites_keys(const llama_sites *s, const llama_config *cfg) {
+site sites_keys(const llama_sites *s, const llama_config *cfg, int64_t layer) {
     site p = nothing(cfg->kv_heads * cfg->head_dim);
     if (!s) return p;
     p.quant = s->kv;
@@ -32,6 +33,7 @@ site sites_keys(const llama_sites *s, const llama_config *cfg) {
     p.segment = cfg->head_dim;
     p.share = cfg->kv_heads;
     p.R = &s->R3;
+    p.before = scale_set_get(s->scales, SCALE_QK, layer);
     return p;
 }
 
@@ -41,6 +43,7 @@ site sites_values(const llama_sites *s, const llama_config *cfg, int64_t layer) 
     p.quant = s->kv;
     p.range_per_segment = true;
     put_r2(&p, s, cfg, layer, cfg->kv_heads);
+    p.before = scale_set_get(s->scales, SCALE_VO, layer);
     return p;
 }
 
@@ -51,10 +54,12 @@ site sites_output(const llama_sites *s, const llama_config *cfg, int64_t layer) 
     p.include_zero = !s->o_per_head;
     p.range_per_segment = s->o_per_head;
     put_r2(&p, s, cfg, layer, cfg->heads);
+    p.before = scale_set_get(s->scales, SCALE_VO, layer);
+    p.before_share = cfg->heads / cfg->kv_heads;
     return p;
 }
 
-site sites_down(const llama_sites *s, const llama_config *cfg) {
+site sites_down(const llama_sites *s, const llama_config *cfg, int64_t layer) {
     site p = nothing(cfg->intermediate);
     if (!s) return p;
     p.quant = s->act;
@@ -62,5 +67,6 @@ site sites_down(const llama_sites *s, const llama_config *cfg) {
     p.include_zero = true;
     p.turned = s->r4_fused;
     p.R = &s->R4;
+    if (!s->r4_fused) p.before = scale_set_get(s->scales, SCALE_UD, layer);
     return p;
 }

@@ -14,6 +14,7 @@ struct rotation_set {
     rotation **r2;  /* [layers, r2_count] */
     bool *prepared; /* [layers] */
     int64_t r2_count;
+    scale_set *scales; /* NULL: none */
 };
 
 static err check_order(const char *what, const char *hint, int64_t n) {
@@ -96,6 +97,7 @@ void rotation_set_destroy(rotation_set **set) {
         rotation_destroy(&s->r2[i]);
     mem_free(s->r2);
     mem_free(s->prepared);
+    scale_set_destroy(&s->scales);
     mem_free(s);
     *set = NULL;
 }
@@ -174,6 +176,25 @@ err rotation_set_put_r2(rotation_set *s, int64_t layer, int64_t kv_head, rotatio
     err e = rotation_set_prepare_r2(s, layer);
     if (e.code) return e;
     return put(&s->r2[layer * s->r2_count + kv_head], r, s->sizes.head_dim, "R2");
+}
+
+const scale_set *rotation_set_scales(const rotation_set *s) {
+    return s->scales;
+}
+
+void rotation_set_put_scales(rotation_set *s, scale_set **scales) {
+    scale_set_destroy(&s->scales);
+    s->scales = *scales;
+    *scales = NULL;
+}
+
+err rotation_set_new_scales(const rotation_set *s, scale_set **out) {
+    const scale_sizes sizes = {.hidden = s->sizes.hidden,
+                               .layers = s->sizes.layers,
+                               .kv_heads = s->sizes.kv_heads,
+                               .head_dim = s->sizes.head_dim,
+                               .intermediate = s->sizes.intermediate};
+    return scale_set_create(&sizes, out);
 }
 
 static err widen(const rotation *r, double *max) {

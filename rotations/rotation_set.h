@@ -1,11 +1,13 @@
-/* rotation_set - the rotations R1, R2, R3, R4 of one model (DESIGN: "Where the rotations stand").
- * A NULL rotation is the identity. R2 is made when first asked for, so a rank pays only for its
- * layers. Not files (the caller reads and writes rotations.safetensors) and no LLaMA beyond sizes.
+/* rotation_set - the rotations R1, R2, R3, R4 of one model (DESIGN: "Where the rotations stand"),
+ * and the scales that stand beside them. A NULL rotation is the identity. R2 is made when first
+ * asked for, so a rank pays only for its layers. Not files (the caller reads and writes
+ * rotations.safetensors) and no LLaMA beyond sizes.
  */
 #ifndef SPINSHARD_ROTATIONS_ROTATION_SET_H
 #define SPINSHARD_ROTATIONS_ROTATION_SET_H
 
 #include "rotations/rotation.h"
+#include "rotations/scale_set.h"
 
 typedef enum rotation_r2 { R2_NONE, R2_LAYER, R2_HEAD } rotation_r2;
 typedef enum rotation_start { START_IDENTITY, START_HAD } rotation_start;
@@ -56,6 +58,13 @@ err rotation_set_put_r1(rotation_set *s, rotation **r);
 err rotation_set_put_r2(rotation_set *s, int64_t layer, int64_t kv_head, rotation **r);
 err rotation_set_put_r3(rotation_set *s, rotation **r);
 err rotation_set_put_r4(rotation_set *s, rotation **r);
+
+/* Local. The scales; borrowed; NULL: ones everywhere. put takes *scales over (NULL: none) and sets
+ * it NULL. */
+const scale_set *rotation_set_scales(const rotation_set *s);
+void rotation_set_put_scales(rotation_set *s, scale_set **scales);
+/* Local. An empty scale_set of the sizes of s. Caller owns *out. Fails with ERR_NOFIT. */
+err rotation_set_new_scales(const rotation_set *s, scale_set **out);
 
 /* Local. max over the rotations made so far of max |R^T R - I|. */
 err rotation_set_orthogonality(const rotation_set *s, double *max);

@@ -91,13 +91,44 @@ static void skew_part(const double *G, const double *R, int64_t n, double *out) 
     mem_free(p);
 }
 
+/* Scales of a whole row, ones where there are none: before or after the rotation. */
+static double *scales_of_row(const site *s, bool before) {
+    double *v = room(s->n, sizeof *v);
+    for (int64_t i = 0; i < s->n; i++) {
+        const int64_t part = i / s->segment / s->before_share * s->segment;
+        v[i] = 1;
+        if (before && s->before) v[i] = s->before->s[part + i % s->segment];
+        if (!before && s->after) v[i] = s->after->s[i];
+    }
+    return v;
+}
+
+/* a [m, n] with its rows, then its columns, times or over v. */
+static void scale_sides(double *a, int64_t m, int64_t n, const double *rows, const double *cols) {
+    for (int64_t i = 0; i < m * n; i++) a[i] *= (rows ? rows[i / n] : 1) * (cols ? cols[i % n] : 1);
+}
+
 /* What stands before and after a site: x = h A^T, y = x^ W^T, L = sum sin(y). The long way has
- * A' = R^T A, W' = W R, u = h A'^T, q = Q(u), y = q W'^T. */
+ * A' = S_after^-1 R^T S_before^-1 A, W' = W S_before R S_after, u = h A'^T, q = Q(u), y = q W'^T.
+ */
 static void long_way(const site *s, const double *B, int64_t rows, int64_t before, int64_t after,
-                     const double *h, const double *A, const double *W, double *dR) {
+                     const double *h, const double *A_in, const double *W_in, double *dR) {
     const int64_t n = s->n;
+    double *b = scales_of_row(s, true), *a = scales_of_row(s, false);
+    double *over_b = room(n, sizeof *b), *over_a = room(n, sizeof *a);
+    double *A = room(n * before, sizeof *A), *W = room(after * n, sizeof *W);
+    for (int64_t i = 0; i < n; i++) {
+        over_b[i] = 1 / b[i];
+        over_a[i] = 1 / a[i];
+    }
+    memcpy(A, A_in, (size_t)(n * before) * sizeof *A);
+    memcpy(W, W_in, (size_t)(after * n) * sizeof *W);
+    scale_sides(A, n, before, over_b, NULL);
+    scale_sides(W, after, n, NULL, b);
     double *A1 = times(true, false, n, before, n, B, A),
            *W1 = times(false, false, after, n, n, W, B);
+    scale_sides(A1, n, before, over_a, NULL);
+    scale_sides(W1, after, n, NULL, a);
     double *u = times(false, true, rows, n, before, h, A1);
     for (int64_t i = 0; i < rows; i++) slow_quantize(s, u + i * n);
     double *y = times(false, true, rows, after, n, u, W1);
@@ -107,9 +138,11 @@ static void long_way(const site *s, const double *B, int64_t rows, int64_t befor
     double *dA1 = times(true, false, n, before, rows, dq, h);
     double *from_w = times(true, false, n, n, after, W, dW1);
     double *from_a = times(false, true, n, n, before, A, dA1);
+    scale_sides(from_w, n, n, NULL, a);
+    scale_sides(from_a, n, n, NULL, over_a);
     for (int64_t i = 0; i < n * n; i++) from_w[i] += from_a[i];
     fold_blocks(s, from_w, dR);
-    double *all[] = {A1, W1, u, y, dq, dW1, dA1, from_w, from_a};
+    double *all[] = {A1, W1, u, y, dq, dW1, dA1, from_w, from_a, a, b, over_a, over_b, A, W};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
 }
 
@@ -156,13 +189,33 @@ static void check_identity(const site *s, double *const *R) {
         off = fmax(off, fabs(got[i] - want[i]));
         size = fmax(size, fabs(want[i]));
     }
-    print_message("n %d, %d rotations of %d, %d bits%s: skew part off by %.2g\n", (int)n,
+    print_message("n %d, %d rotations of %d, %d bits%s%s: skew part off by %.2g\n", (int)n,
                   (int)count, (int)d, s->quant.bits, s->quant.symmetric ? " symmetric" : "",
-                  off / size);
+                  s->before || s->after ? ", scales" : "", off / size);
     assert_true(size > 1e-3 && off <= 1e-12 * size);
     void *all[] = {h, A, W, B, want, got, x, kept.error, work.panel, work.parts, work.threads,
                    y, g};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
+}
+
+/* Log-normal scales of all kinds and layers. */
+static scale_set *random_scales(const llama_config *c, double spread) {
+    const scale_sizes sizes = {c->hidden, c->layers, c->kv_heads, c->head_dim, c->intermediate};
+    scale_set *set;
+    need(scale_set_create(&sizes, &set));
+    for (int k = 0; k < SCALE_KINDS; k++) {
+        need(scale_set_add(set, (scale_kind)k));
+        const int64_t n = scale_set_length(set, (scale_kind)k), half = c->head_dim / 2;
+        for (int64_t l = 0; l < c->layers; l++) {
+            double *v = random_f64(n, spread);
+            for (int64_t j = 0; j < n; j++) v[j] = exp(v[j]);
+            for (int64_t j = 0; k == SCALE_QK && j < n; j++)
+                if (j % c->head_dim >= half) v[j] = v[j - half];
+            need(scale_set_put(set, (scale_kind)k, l, v));
+            mem_free(v);
+        }
+    }
+    return set;
 }
 
 static void test_identity(void **state) {
@@ -171,8 +224,10 @@ static void test_identity(void **state) {
     double *R1 = random_orthogonal(HIDDEN), *R2[2] = {random_orthogonal(8), random_orthogonal(8)};
     rotation *r1 = dense(R1, HIDDEN), *r2[2] = {dense(R2[0], 8), dense(R2[1], 8)};
     const rotation *layers[4] = {r2[0], r2[1], r2[0], r2[1]};
-    for (int k = 0; k < 12; k++) {
+    scale_set *scales = random_scales(&c, 0.7);
+    for (int k = 0; k < 24; k++) {
         llama_sites s = llama_sites_none();
+        if (k >= 12) s.scales = scales;
         s.act.bits = s.kv.bits = k % 3 == 0 ? 4 : k % 3 == 1 ? 3 : 8;
         s.act.symmetric = s.kv.symmetric = k % 2;
         s.act.clip = s.kv.clip = k >= 6 ? 0.875f : 1;
@@ -180,12 +235,21 @@ static void test_identity(void **state) {
         s.r2_per_head = k % 5 < 2;
         s.R1 = r1;
         s.R2 = layers;
-        const site sites[] = {sites_input(&s, &c), sites_values(&s, &c, 0),
+        const site sites[] = {sites_input(&s, &c, 0, NORM_ATTN), sites_values(&s, &c, 0),
                               sites_output(&s, &c, 0)};
         check_identity(&sites[0], &R1);
         check_identity(&sites[1], R2);
         check_identity(&sites[2], R2);
     }
+    llama_config one = c; /* a single segment goes another way */
+    one.kv_heads = 1;
+    scale_set *few = random_scales(&one, 0.7);
+    const llama_sites s = {
+        .act = {.bits = 4, .clip = 1}, .kv = {.bits = 4, .clip = 1}, .R2 = layers, .scales = few};
+    const site values = sites_values(&s, &one, 1);
+    check_identity(&values, &R2[1]);
+    scale_set_destroy(&few);
+    scale_set_destroy(&scales);
     mem_free(R1);
     rotation_destroy(&r1);
     for (int i = 0; i < 2; i++) {
@@ -235,15 +299,27 @@ static void turn(const double *R, int64_t n, double *x, bool back) {
     memcpy(x, y, (size_t)n * sizeof *x);
 }
 
-/* x + e R^T for a row of equal heads (heads 1: the whole row), a range each or one for all. */
+/* x + e R^T for a row of equal heads (heads 1: the whole row), a range each or one for all; with
+ * scales, before the rotation (of heads / parts heads together) or after it. */
+typedef struct slow_scales {
+    const scale_vector *before, *after;
+    int64_t parts;
+} slow_scales;
+
 static void slow_site(block_case *b, const aquant *q, bool zero, bool per_head, int64_t heads,
-                      int64_t d, double *const *R, int64_t share, double *x) {
-    double u[128];
+                      int64_t d, double *const *R, int64_t share, slow_scales sc, double *x) {
+    double u[128], before[128], after[128];
     const int64_t n = heads * d, range = per_head ? d : n;
     held *h = b->h;
     if (q->bits >= 16) return;
-    memcpy(u, x, (size_t)n * sizeof *x);
+    for (int64_t j = 0; j < n; j++) {
+        const int64_t part = sc.before ? j / d / (heads / sc.parts) * d + j % d : 0;
+        before[j] = sc.before ? sc.before->s[part] : 1;
+        after[j] = sc.after ? sc.after->s[j] : 1;
+        u[j] = x[j] / before[j];
+    }
     for (int64_t i = 0; i < heads; i++) turn(R[i / share], d, u + i * d, false);
+    for (int64_t j = 0; j < n; j++) u[j] /= after[j];
     for (int64_t r = 0; r < n; r += range) {
         const double step = step_of(q, zero, u + r, range);
         if (h->record) {
@@ -255,8 +331,9 @@ static void slow_site(block_case *b, const aquant *q, bool zero, bool per_head, 
         for (int64_t j = 0; j < range; j++) u[r + j] = h->v[h->at++] * (h->through ? step : 1);
         assert_true(h->at < (int64_t)(sizeof h->v / sizeof *h->v));
     }
+    for (int64_t j = 0; j < n; j++) u[j] *= after[j];
     for (int64_t i = 0; i < heads; i++) turn(R[i / share], d, u + i * d, true);
-    for (int64_t j = 0; j < n; j++) x[j] += u[j];
+    for (int64_t j = 0; j < n; j++) x[j] += u[j] * before[j];
 }
 
 static void slow_linear(const wmat *w, const float *bias, const double *x, double *y) {
@@ -267,11 +344,17 @@ static void slow_linear(const wmat *w, const float *bias, const double *x, doubl
     }
 }
 
-static void slow_norm_site(block_case *b, const double *x, const float *gain, double *y) {
+static const scale_vector *scales_at(const block_case *b, scale_kind kind) {
+    return scale_set_get(b->sites.scales, kind, 0);
+}
+
+static void slow_norm_site(block_case *b, const double *x, const float *gain, scale_kind kind,
+                           double *y) {
     double sum = 0;
     for (int64_t j = 0; j < HIDDEN; j++) sum += x[j] * x[j];
     for (int64_t j = 0; j < HIDDEN; j++) y[j] = x[j] / sqrt(sum / HIDDEN + b->m.cfg.rms_eps);
-    slow_site(b, &b->sites.act, true, false, 1, HIDDEN, &b->R1, 1, y);
+    const slow_scales sc = {.after = scales_at(b, kind)};
+    slow_site(b, &b->sites.act, true, false, 1, HIDDEN, &b->R1, 1, sc, y);
     for (int64_t j = 0; j < HIDDEN; j++) y[j] *= (double)gain[j];
 }
 
@@ -297,14 +380,17 @@ static double slow_block(block_case *b, const double *x) {
     for (int64_t t = 0; t < TOKENS; t++) {
         double *R3[1] = {b->R3}, *R4[1] = {b->R4}, xt[HIDDEN];
         memcpy(xt, x + t * HIDDEN, sizeof xt);
-        slow_norm_site(b, xt, l->attn_norm, h);
+        const slow_scales qk = {.before = scales_at(b, SCALE_QK), .parts = c->kv_heads};
+        const slow_scales vo = {.before = scales_at(b, SCALE_VO), .parts = c->kv_heads};
+        const slow_scales ud = {.before = scales_at(b, SCALE_UD), .parts = 1};
+        slow_norm_site(b, xt, l->attn_norm, SCALE_ATTN, h);
         slow_linear(&l->q, l->bq, h, q);
         slow_linear(&l->k, l->bk, h, k[t]);
         slow_linear(&l->v, l->bv, h, v[t]);
         for (int64_t i = 0; i < c->heads; i++) slow_rope(q + i * d, d, t);
         for (int64_t i = 0; i < c->kv_heads; i++) slow_rope(k[t] + i * d, d, t);
-        slow_site(b, &b->sites.kv, true, true, c->kv_heads, d, R3, kv, k[t]);
-        slow_site(b, &b->sites.kv, false, true, c->kv_heads, d, b->R2, share, v[t]);
+        slow_site(b, &b->sites.kv, true, true, c->kv_heads, d, R3, kv, qk, k[t]);
+        slow_site(b, &b->sites.kv, false, true, c->kv_heads, d, b->R2, share, vo, v[t]);
         for (int64_t i = 0; i < c->heads; i++) {
             double p[TOKENS], total = 0;
             for (int64_t s = 0; s <= t; s++) {
@@ -318,14 +404,14 @@ static double slow_block(block_case *b, const double *x) {
             }
         }
         slow_site(b, &b->sites.act, !b->sites.o_per_head, b->sites.o_per_head, c->heads, d, b->R2,
-                  share * group, o);
+                  share * group, vo, o);
         slow_linear(&l->o, l->bo, o, y);
         for (int64_t j = 0; j < HIDDEN; j++) xt[j] += y[j];
-        slow_norm_site(b, xt, l->mlp_norm, h);
+        slow_norm_site(b, xt, l->mlp_norm, SCALE_MLP, h);
         slow_linear(&l->gate, l->bgate, h, gate);
         slow_linear(&l->up, l->bup, h, up);
         for (int64_t j = 0; j < c->intermediate; j++) up[j] *= gate[j] / (1 + exp(-gate[j]));
-        slow_site(b, &b->sites.act, true, false, 1, c->intermediate, R4, 1, up);
+        slow_site(b, &b->sites.act, true, false, 1, c->intermediate, R4, 1, ud, up);
         slow_linear(&l->down, l->bdown, up, y);
         for (int64_t j = 0; j < HIDDEN; j++) xt[j] += y[j];
         sum += dot_f64(xt, b->c + t * HIDDEN, HIDDEN);
@@ -466,10 +552,10 @@ static void check_directions(block_case *b, int count) {
         mem_free(dir.v);
     }
     print_message(
-        "%s, %d bits%s%s%s: x %.1g, R1 %.1g, R2 %.1g\n", b->through ? "through" : "detached",
+        "%s, %d bits%s%s%s%s: x %.1g, R1 %.1g, R2 %.1g\n", b->through ? "through" : "detached",
         b->sites.act.bits, b->sites.act.symmetric ? ", symmetric" : "",
         b->sites.o_per_head ? "" : ", o per token", b->sites.r2_per_head ? ", R2 per head" : "",
-        worst[0], worst[1], fmax(worst[2], worst[3]));
+        b->sites.scales ? ", scales" : "", worst[0], worst[1], fmax(worst[2], worst[3]));
     for (int i = 0; i < 4; i++) assert_true(worst[i] <= 1e-6);
 
     double *g2 = room(TOKENS * HIDDEN, sizeof *g), *H1 = room(HIDDEN * HIDDEN, sizeof *G1);
@@ -508,8 +594,11 @@ static void test_range(void **state) {
     b->R2[1] = random_orthogonal(8);
     b->R3 = random_orthogonal(8);
     b->R4 = random_orthogonal(80);
-    for (int k = 0; k < 8; k++) {
+    scale_set *scales = random_scales(&b->m.cfg, 0.5);
+    for (int i = 0; i < 16; i++) {
+        const int k = i % 8;
         b->sites = llama_sites_none();
+        if (i >= 8) b->sites.scales = scales;
         b->sites.act.bits = b->sites.kv.bits = k % 3 == 2 ? 6 : 4;
         b->sites.act.symmetric = b->sites.kv.symmetric = k / 2 % 2;
         b->sites.act.clip = b->sites.kv.clip = k == 5 || k == 6 ? 0.875f : 1;
@@ -518,6 +607,7 @@ static void test_range(void **state) {
         b->through = k % 2 == 0 || k == 5;
         check_directions(b, k == 0 ? 100 : 40);
     }
+    scale_set_destroy(&scales);
     double *all[] = {b->R1, b->R2[0], b->R2[1], b->R3, b->R4};
     for (int i = 0; i < 5; i++) mem_free(all[i]);
     llama_stage_clear(&b->m.stage);
@@ -557,7 +647,7 @@ static void *half_copy(const double *from, int64_t n) {
     return to;
 }
 
-static void check_half(bool through, bool with_factors) {
+static void check_half(bool through, bool with_factors, bool scaled) {
     const llama_config c = some_config();
     enum { N = HIDDEN, COUNT = TOKENS * HIDDEN };
     double *R = random_orthogonal(N), *x = random_f64(COUNT, 1), *g = random_f64(COUNT, 1);
@@ -569,7 +659,10 @@ static void check_half(bool through, bool with_factors) {
     llama_sites sites = llama_sites_none();
     sites.act.bits = 4;
     sites.R1 = r1;
-    const site s = sites_input(&sites, &c);
+    scale_set *scales = random_scales(&c, 0.5);
+    if (scaled) sites.scales = scales;
+    const site s = sites_input(&sites, &c, 0, NORM_ATTN);
+    double *S = scales_of_row(&s, false);
     bf16 *R_half = half_copy(R, N * N), *x_half = half_copy(x, COUNT);
     for (int i = 0; i < COUNT; i++) {
         x[i] = (double)half_from_bf16(x_half[i]);
@@ -599,9 +692,14 @@ static void check_half(bool through, bool with_factors) {
     check_near("x^ - x against e R^T", after, moved, COUNT, 0.02);
     double *du = room(COUNT, sizeof *du);
     for (int t = 0; t < TOKENS; t++) {
-        const double *row = u + t * N, step = step_of(&s.quant, true, row, N);
-        assert_true(widest_of(error + t * N, N) <= 0.5 * step * 1.05);
-        assert_true(widest_of(error + t * N, N) >= 0.3 * step);
+        double *row = u + t * N, e[N];
+        for (int j = 0; j < N; j++) {
+            row[j] /= S[j];
+            e[j] = error[t * N + j] / S[j];
+        }
+        const double step = step_of(&s.quant, true, row, N);
+        assert_true(widest_of(e, N) <= 0.5 * step * 1.05);
+        assert_true(widest_of(e, N) >= 0.3 * step);
         if (!through) continue;
         /* the ends in bf16 may be others, but not much smaller */
         const site_ends_f32 *ends = (const site_ends_f32 *)kept.ends + t;
@@ -609,8 +707,8 @@ static void check_half(bool through, bool with_factors) {
         for (int j = 0; j < N; j++)
             assert_true(row[hi] >= row[j] - 0.1 * step && row[lo] <= row[j] + 0.1 * step);
         const double slope = dot_f64(g + t * N, after + t * N, N) / (15 * step);
-        du[t * N + hi] = slope;
-        du[t * N + lo] = -slope;
+        du[t * N + hi] = slope / S[hi];
+        du[t * N + lo] = -slope / S[lo];
     }
     double *want = times(true, false, N, N, TOKENS, g, error);
     double *range = times(true, false, N, N, TOKENS, x, du), *got = wide_copy(dR32, N * N, false);
@@ -619,17 +717,18 @@ static void check_half(bool through, bool with_factors) {
     double *want_g = times(false, true, TOKENS, N, N, du, R), *got_g = wide_copy(g32, COUNT, false);
     for (int i = 0; i < COUNT; i++) want_g[i] += g[i];
     check_near("dx", got_g, want_g, COUNT, through ? 0.02 : 1e-6);
-    void *all[] = {R,          x,         g,          R_half,    x_half,      kept.error,
-                   kept.moved, kept.ends, work.panel, work.half, work.slopes, error,
-                   after,      u,         moved,      du,        want,        range,
-                   got,        want_g,    got_g,      dR32,      work.threads};
+    void *all[] = {R,          x,         g,          R_half,    x_half,       kept.error,
+                   kept.moved, kept.ends, work.panel, work.half, work.slopes,  error,
+                   after,      u,         moved,      du,        want,         range,
+                   got,        want_g,    got_g,      dR32,      work.threads, S};
+    scale_set_destroy(&scales);
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
     rotation_destroy(&r1);
 }
 
 static void test_half(void **state) {
     (void)state;
-    for (int k = 0; k < 4; k++) check_half(k % 2, k / 2);
+    for (int k = 0; k < 8; k++) check_half(k % 2, k / 2 % 2, k / 4);
 }
 
 int main(void) {

@@ -1,0 +1,123 @@
+#include "rotations/scale_set.h"
+
+#include "base/half.h"
+#include "base/mem.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+struct scale_set {
+    scale_sizes sizes;
+    scale_vector *of[SCALE_KINDS]; /* [layers]; NULL: ones */
+    void *memory[SCALE_KINDS];
+};
+
+const char *scale_kind_pair(scale_kind kind) {
+    static const char *const words[SCALE_KINDS] = {"norm", "norm", "vo", "qk", "ud"};
+    return words[kind];
+}
+
+err scale_set_create(const scale_sizes *sizes, scale_set **out) {
+    void *body;
+    *out = NULL;
+    err e = mem_alloc(1, sizeof(scale_set), "scales of the model", &body);
+    if (e.code) return e;
+    *out = body;
+    (*out)->sizes = *sizes;
+    return e;
+}
+
+void scale_set_destroy(scale_set **set) {
+    scale_set *s = *set;
+    if (!s) return;
+    for (int k = 0; k < SCALE_KINDS; k++) {
+        mem_free(s->of[k]);
+        mem_free(s->memory[k]);
+    }
+    mem_free(s);
+    *set = NULL;
+}
+
+int64_t scale_set_length(const scale_set *s, scale_kind kind) {
+    if (kind == SCALE_ATTN || kind == SCALE_MLP) return s->sizes.hidden;
+    return kind == SCALE_UD ? s->sizes.intermediate : s->sizes.kv_heads * s->sizes.head_dim;
+}
+
+bool scale_set_has(const scale_set *s, scale_kind kind) {
+    return s && s->of[kind];
+}
+
+const scale_vector *scale_set_get(const scale_set *s, scale_kind kind, int64_t layer) {
+    if (!scale_set_has(s, kind)) return NULL;
+    assert(layer >= 0 && layer < s->sizes.layers);
+    return &s->of[kind][layer];
+}
+
+/* from NULL: ones. */
+static void fill(scale_vector *v, const double *from) {
+    for (int64_t j = 0; j < v->n; j++) {
+        v->s[j] = from ? from[j] : 1;
+        v->inverse[j] = 1 / v->s[j];
+        v->s32[j] = (float)v->s[j];
+        v->inverse32[j] = (float)v->inverse[j];
+    }
+}
+
+err scale_set_add(scale_set *s, scale_kind kind) {
+    if (s->of[kind]) return err_none();
+    const int64_t n = scale_set_length(s, kind), layers = s->sizes.layers;
+    void *vectors, *numbers;
+    err e = mem_alloc(layers, sizeof(scale_vector), "scales of the model", &vectors);
+    if (e.code) return e;
+    e = mem_alloc(layers * n, 2 * sizeof(double) + 2 * sizeof(float), "scales of the model",
+                  &numbers);
+    if (e.code) {
+        mem_free(vectors);
+        return e;
+    }
+    s->of[kind] = vectors;
+    s->memory[kind] = numbers;
+    double *wide = numbers;
+    float *narrow = (float *)(wide + 2 * layers * n);
+    for (int64_t l = 0; l < layers; l++) {
+        scale_vector *v = &s->of[kind][l];
+        *v = (scale_vector){.n = n,
+                            .s = wide + 2 * l * n,
+                            .inverse = wide + (2 * l + 1) * n,
+                            .s32 = narrow + 2 * l * n,
+                            .inverse32 = narrow + (2 * l + 1) * n};
+        fill(v, NULL);
+    }
+    return e;
+}
+
+static err check(const scale_set *s, scale_kind kind, const double *v) {
+    const int64_t n = scale_set_length(s, kind), d = s->sizes.head_dim;
+    for (int64_t j = 0; j < n; j++) {
+        if (!(v[j] >= SCALE_LEAST && v[j] <= SCALE_MOST))
+            return err_make(ERR_INPUT, "scales", NULL,
+                            "scale %" PRId64 " is %.6g; scales are between 2^-14 and 2^14", j,
+                            v[j]);
+        if (kind == SCALE_QK && j % d < d / 2 && v[j] != v[j + d / 2])
+            return err_make(ERR_INPUT, "scales", NULL,
+                            "scales %" PRId64 " and %" PRId64
+                            " differ, %.9g and %.9g; the two channels of a RoPE pair share one",
+                            j, j + d / 2, v[j], v[j + d / 2]);
+    }
+    return err_none();
+}
+
+err scale_set_put(scale_set *s, scale_kind kind, int64_t layer, const double *v) {
+    assert(s->of[kind] && layer >= 0 && layer < s->sizes.layers);
+    err e = check(s, kind, v);
+    if (e.code) return e;
+    scale_vector *to = &s->of[kind][layer];
+    fill(to, v);
+    if (kind != SCALE_ATTN && kind != SCALE_MLP) return e;
+    for (int64_t j = 0; j < to->n; j++)
+        to->s[j] = 1 / (double)half_from_bf16(half_to_bf16(to->inverse32[j]));
+    fill(to, to->s);
+    return e;
+}
