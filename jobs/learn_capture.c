@@ -48,7 +48,7 @@ err learn_capture_rows(learner *l) {
         for (int64_t i = 0; i < n; i++) starts[i] = q->calib_ids + i * window;
         eval_windows w = {.ids = starts, .n = n, .length = window};
         e = capture_run(l->stages ? l->stages : q->c, &stage, COMPUTE_BF16, &rows, &w, &l->pool,
-                        &nll);
+                        NULL, &nll);
         free(starts);
     }
     llama_stage_clear(&stage);

@@ -20,6 +20,7 @@ typedef struct capture {
     const embed_rows *rows;
     const eval_windows *w;
     row_pool *pool;
+    const capture_taps *also;
     int in_flight;
     llama_layers **layers; /* [in_flight] */
     void **x;              /* [in_flight] residual stream, then its gradient */
@@ -46,13 +47,10 @@ uint64_t capture_bytes(const llama_config *cfg, compute_type compute, int64_t n_
 
 /* Rows of window w become tokens [w quota, (w + 1) quota) of the pool: an even spread that depends
  * on the numbers of windows and tokens alone. */
-static err take_rows(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
-                     int64_t width, const float *x, const float *g) {
-    capture *k = ctx;
-    (void)t0;
-    (void)width;
+static void pool_rows(capture *k, int64_t layer, tap_place place, int64_t n_tokens, const float *x,
+                      const float *g) {
     int64_t quota = size_max(1, k->pool->tokens / k->w->n), at = k->window * quota;
-    if (at >= k->pool->tokens) return err_none();
+    if (at >= k->pool->tokens) return;
     int64_t stride = size_max(1, k->w->length / quota), used = size_min(n_tokens, quota * stride);
     static const struct {
         tap_place place;
@@ -65,7 +63,26 @@ static err take_rows(void *ctx, int64_t layer, tap_place place, int64_t t0, int6
     for (size_t i = 0; i < sizeof places / sizeof places[0]; i++)
         if (places[i].place == place)
             row_pool_put(k->pool, places[i].kind, layer, places[i].site, at, used, stride, x, g);
-    return err_none();
+}
+
+static err take_rows(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
+                     int64_t width, const float *x, const float *g) {
+    capture *k = ctx;
+    err e = err_none();
+    pool_rows(k, layer, place, n_tokens, x, g);
+    for (int i = 0; i < k->also->n && !e.code; i++) {
+        const llama_tap *tap = &k->also->taps[i];
+        if (tap->places & 1u << place)
+            e = tap->take(tap->ctx, layer, place, t0, n_tokens, width, x, g);
+    }
+    return e;
+}
+
+/* Places of the pool, and what the others want. */
+static uint32_t places_of(const capture *k) {
+    uint32_t places = 1u << TAP_ATTN_IN | 1u << TAP_MLP_IN | 1u << TAP_VALUE | 1u << TAP_O_IN;
+    for (int i = 0; i < k->also->n; i++) places |= k->also->taps[i].places;
+    return places;
 }
 
 static err capture_init(capture *k) {
@@ -135,10 +152,7 @@ static void backward(capture *k, int64_t window, int slot, err *e) {
         for (int64_t t = 0; t < n; t++) k->next[t] = t + 1 < n ? k->w->ids[window][t + 1] : -1;
         *e = llama_ce_backward(k->stage, n, x, k->next, 1, x, &k->nll[window], NULL, k->work);
     }
-    llama_tap tap = {.places =
-                         1u << TAP_ATTN_IN | 1u << TAP_MLP_IN | 1u << TAP_VALUE | 1u << TAP_O_IN,
-                     .take = take_rows,
-                     .ctx = k};
+    llama_tap tap = {.places = places_of(k), .take = take_rows, .ctx = k};
     k->window = window;
     if (!e->code)
         *e = llama_layers_back(k->layers[slot], k->stage, NULL, n, x, NULL, NULL, &tap, k->work);
@@ -146,8 +160,16 @@ static void backward(capture *k, int64_t window, int slot, err *e) {
 }
 
 err capture_run(const comm *c, const llama_stage *stage, compute_type compute,
-                const embed_rows *rows, const eval_windows *w, row_pool *pool, double *nll) {
-    capture k = {.c = c, .stage = stage, .compute = compute, .rows = rows, .w = w, .pool = pool};
+                const embed_rows *rows, const eval_windows *w, row_pool *pool,
+                const capture_taps *also, double *nll) {
+    const capture_taps none = {.n = 0};
+    capture k = {.c = c,
+                 .stage = stage,
+                 .compute = compute,
+                 .rows = rows,
+                 .w = w,
+                 .pool = pool,
+                 .also = also ? also : &none};
     err e = comm_agree(c, capture_init(&k), "preparing the capture", NULL);
     bool ready = !e.code;
     for (int64_t first = 0; ready && first < w->n; first += k.in_flight) {
