@@ -4,6 +4,7 @@
 #define SPINSHARD_JOBS_LEARN_H
 
 #include "jobs/quantize_run.h"
+#include "mpi/dealt_rows.h"
 #include "pipeline/learn_range.h"
 #include "pipeline/partition.h"
 #include "pipeline/row_pool.h"
@@ -16,7 +17,7 @@ typedef struct learner {
     stage_range range; /* layers of this rank */
     row_pool pool;
     int64_t r2_heads; /* R2 of a layer */
-    double *R1;       /* [hidden, hidden]; NULL: not rotated */
+    dealt_rows *R1;   /* [hidden, hidden], rows dealt over the ranks; NULL: not rotated */
     double *R2;       /* [layers, r2_heads, d, d] of the whole model, on every rank */
 } learner;
 
@@ -39,17 +40,36 @@ err learn_start(learner *l);
 /* Collective. Every rank has its own layers' R2; after this all ranks have all. */
 void learn_share_r2(learner *l);
 
-/* Root only. Doubles to an object, and its name into the work tree under `key`, with the phase. */
-err learn_keep(quantize_run *q, const char *key, const double *v, int64_t n, int64_t phase);
+/* Collective. R1 whole on every rank, for those who need it so: *out [hidden, hidden], NULL where
+ * R1 is NULL; caller frees (mem_free). Fails, agreed, with ERR_NOFIT. */
+err learn_r1_whole(const learner *l, double **out);
 
-/* Collective. What learn_keep kept, on every rank; *out NULL where there is none, or where it is
- * damaged (said: that phase is done again). Caller frees (free). */
-err learn_recall(quantize_run *q, const char *key, double **out, int64_t *n, int64_t *phase);
+/* The state of a phase: `common` of the whole run, `cell` what one rank alone has (a cell of the
+ * grid of R1). Kept by learn_keep: common as root has it, cells as their ranks have them; given
+ * back by learn_recall: common on every rank, a cell to the rank of its number. */
+typedef struct learn_kept {
+    double *common, *cell; /* NULL: none; learn_kept_clear */
+    int64_t n_common, n_cell;
+    int64_t phase; /* k of learn.k */
+} learn_kept;
+void learn_kept_clear(learn_kept *k); /* local */
+
+/* Collective. The state of a phase to objects and their names into the work tree; the state before
+ * it stays, the one before that goes with the next learn_commit. Fails, agreed. */
+err learn_keep(quantize_run *q, const learn_kept *k);
+
+/* Collective. What learn_keep kept last, or where that is damaged (said) what it kept before; with
+ * neither *out is empty, and the phase begins anew. Fails, agreed, with ERR_NOFIT. */
+err learn_recall(quantize_run *q, learn_kept *out);
+
+/* Root only. Commit; then the objects that nothing names any more are removed. */
+err learn_commit(quantize_run *q, const char *phase);
 
 /* Collective. Rotations, and how many phases are behind them, into a commit. */
 err learn_keep_rotations(learner *l, int64_t phases_done);
-void learn_take_rotations(learner *l, const double *v); /* local; the same back */
-int64_t learn_rotations_count(const learner *l);        /* local; doubles of the two */
+/* Collective. The same back; *phases_done -1 where there are none, or where they are damaged (said:
+ * those before them are taken, if they are whole). */
+err learn_recall_rotations(learner *l, int64_t *phases_done);
 
 /* A phase as the loop of steps sees it: the functions of pipeline/learn_*.h with their object. */
 typedef struct learn_phase {
@@ -58,14 +78,19 @@ typedef struct learn_phase {
     int64_t steps;
     int64_t commit_steps; /* a commit after so many steps at most (and each 60 s) */
     err (*step)(void *self, learn_report *report);
-    int64_t (*state_count)(void *self);
-    err (*state_save)(void *self, double *out); /* collective; written at root */
+    /* Doubles of the state, as learn_kept has them: local; and into it: collective, common at root.
+     */
+    void (*state_counts)(void *self, int64_t *common, int64_t *cell);
+    err (*state_save)(void *self, double *common, double *cell);
 } learn_phase;
 
 /* Collective. Steps done + 1 .. p->steps with their events, commits, and stops (ERR_STOPPED). */
 err learn_run_steps(learner *l, const learn_phase *p, int64_t done);
 
-/* Collective. Phase k with the objective range. saved (NULL: none) is the state to go on from. */
-err learn_range_phase(learner *l, int64_t k, const double *saved, int64_t n_saved);
+/* Local. True where `saved` is a state of phase k of these sizes on this rank. */
+bool learn_state_fits(const learn_kept *saved, int64_t k, int64_t n_common, int64_t n_cell);
+
+/* Collective. Phase k with the objective range, from `saved` if it is a state of it. */
+err learn_range_phase(learner *l, int64_t k, const learn_kept *saved);
 
 #endif

@@ -2,6 +2,7 @@
 #include "jobs/learn.h"
 
 #include "base/log.h"
+#include "base/size.h"
 #include "jobs/setup.h"
 
 #include <inttypes.h>
@@ -45,15 +46,38 @@ static err step(void *self, learn_report *report) {
     return learn_range_step(self, report);
 }
 
-static int64_t state_count(void *self) {
-    return learn_range_state_count(self);
+static void state_counts(void *self, int64_t *common, int64_t *cell) {
+    learn_range_state_counts(self, common, cell);
 }
 
-static err state_save(void *self, double *out) {
-    return learn_range_state_save(self, out);
+static err state_save(void *self, double *common, double *cell) {
+    return learn_range_state_save(self, common, cell);
 }
 
-err learn_range_phase(learner *l, int64_t k, const double *saved, int64_t n_saved) {
+/* Collective. A state of this phase and of these sizes on every rank is taken over. */
+static err go_on(const learner *l, learn_range *r, int64_t k, const learn_kept *saved,
+                 int64_t *done) {
+    int64_t common, cell, misfits;
+    learn_range_state_counts(r, &common, &cell);
+    misfits = !learn_state_fits(saved, k, common, cell);
+    comm_max_i64(l->q->c, &misfits, 1);
+    *done = 0;
+    if (misfits) return err_none();
+    *done = (int64_t)saved->common[0];
+    log_line(LOG_RUN, "learn.%" PRId64 " goes on after step %" PRId64, k, *done);
+    return learn_range_state_load(r, saved->common, saved->cell);
+}
+
+/* The grid that R1 steps on, and what a rank of it holds: to be seen at large hidden sizes. */
+static void tell_grid(const char *name, const learn_range_options *o, learn_range *r) {
+    char grid[24], bytes[32];
+    size_text(learn_range_r1_bytes(r), bytes);
+    if (o->r1)
+        log_line(LOG_PHASE, "%s: R1 steps on a grid of %s, %s on its largest rank", name,
+                 grid_text(o->grid, grid), bytes);
+}
+
+err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
     quantize_run *q = l->q;
     const json_t *p = json_array_get(recipe_get(q->recipe, "learn"), (size_t)k);
     learn_range_options o;
@@ -65,28 +89,23 @@ err learn_range_phase(learner *l, int64_t k, const double *saved, int64_t n_save
     learn_range *r = NULL;
     const double *R2 = l->r2_heads ? l->R2 + l->range.first * learner_r2_entries(l) : NULL;
     e = learn_range_create(q->c, &o, &l->pool, l->R1, R2, &r);
+    if (e.code) return e;
+    tell_grid(name, &o, r);
     int64_t done = 0;
-    if (!e.code && saved && n_saved == learn_range_state_count(r)) {
-        e = learn_range_state_load(r, saved);
-        done = (int64_t)saved[0];
-        log_line(LOG_RUN, "%s goes on after step %" PRId64, name, done);
-    }
+    e = go_on(l, r, k, saved, &done);
     learn_phase ops = {.self = r,
                        .number = k,
                        .steps = o.steps,
                        .commit_steps = COMMIT_STEPS,
                        .step = step,
-                       .state_count = state_count,
+                       .state_counts = state_counts,
                        .state_save = state_save};
     if (!e.code) e = learn_run_steps(l, &ops, done);
-    if (!e.code) {
-        int64_t n = learner_cfg(l)->hidden;
-        if (o.r1 && l->R1) memcpy(l->R1, learn_range_r1(r), (size_t)(n * n) * sizeof(double));
-        if (l->r2_heads) {
-            memcpy(l->R2 + l->range.first * learner_r2_entries(l), learn_range_r2(r),
-                   (size_t)(l->range.n * learner_r2_entries(l)) * sizeof(double));
-            learn_share_r2(l);
-        }
+    if (!e.code && l->R1) learn_range_take_r1(r, l->R1);
+    if (!e.code && l->r2_heads) {
+        memcpy(l->R2 + l->range.first * learner_r2_entries(l), learn_range_r2(r),
+               (size_t)(l->range.n * learner_r2_entries(l)) * sizeof(double));
+        learn_share_r2(l);
     }
     learn_range_destroy(&r);
     if (!e.code) quantize_phase_end(q, name, NULL);

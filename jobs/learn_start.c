@@ -2,6 +2,7 @@
 #include "jobs/learn.h"
 
 #include "base/mem.h"
+#include "base/size.h"
 #include "rotations/start.h"
 
 #include <stdlib.h>
@@ -39,20 +40,45 @@ void learn_share_r2(learner *l) {
     free(lens);
 }
 
-static err start_from_activations(learner *l) {
+/* A whole matrix that every rank holds. */
+static void take_whole(learner *l, const double *R1) {
+    dealt_rows_put(l->R1, 0, learner_cfg(l)->hidden, R1);
+}
+
+static err start_r1_pca(learner *l) {
     int64_t n = learner_cfg(l)->hidden;
-    void *C = NULL;
+    void *C = NULL, *R1 = NULL;
+    err e = mem_alloc(n * n, sizeof(double), "second moment", &C);
+    if (!e.code) e = mem_alloc(n * n, sizeof(double), "start of R1", &R1);
+    e = comm_agree(l->q->c, e, "start points", NULL);
+    if (!e.code) e = row_pool_moment_r1(l->q->c, &l->pool, C);
+    if (!e.code) e = start_pca(n, C, R1, NULL);
+    if (!e.code) take_whole(l, R1);
+    mem_free(C);
+    mem_free(R1);
+    return e;
+}
+
+static err start_from_activations(learner *l) {
     err e = err_none();
-    if (l->R1) {
-        e = mem_alloc(n * n, sizeof(double), "second moment", &C);
-        e = comm_agree(l->q->c, e, "start points", NULL);
-        if (!e.code) e = row_pool_moment_r1(l->q->c, &l->pool, C);
-        if (!e.code) e = start_pca(n, C, l->R1, NULL);
-        mem_free(C);
-    }
+    if (l->R1) e = start_r1_pca(l);
     if (!e.code && l->r2_heads) e = start_r2_pca(l);
     e = comm_agree(l->q->c, e, "start points", NULL);
     if (!e.code && l->r2_heads) learn_share_r2(l);
+    return e;
+}
+
+/* Rows of R1 as the set has it, as many at a time as pass. */
+static err start_r1_from_set(learner *l) {
+    const int64_t n = learner_cfg(l)->hidden;
+    void *band;
+    err e = mem_alloc(DEALT_ROWS_BAND * n, sizeof(double), "rows of R1", &band);
+    for (int64_t row = 0; !e.code && row < n; row += DEALT_ROWS_BAND) {
+        const int64_t b = size_min(DEALT_ROWS_BAND, n - row);
+        rotation_dense_rows(rotation_set_r1(l->q->rotations), row, b, band);
+        dealt_rows_put(l->R1, row, b, band);
+    }
+    mem_free(band);
     return e;
 }
 
@@ -61,7 +87,7 @@ static err start_from_set(learner *l) {
     rotation_set *set = l->q->rotations;
     int64_t dd = learner_cfg(l)->head_dim * learner_cfg(l)->head_dim;
     err e = err_none();
-    if (l->R1) e = rotation_to_dense(rotation_set_r1(set), l->R1);
+    if (l->R1) e = start_r1_from_set(l);
     for (int64_t i = 0; l->r2_heads && i < learner_cfg(l)->layers && !e.code; i++) {
         e = rotation_set_prepare_r2(set, i);
         for (int64_t h = 0; h < l->r2_heads && !e.code; h++)

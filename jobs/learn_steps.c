@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/mem.h"
 #include "jobs/stop.h"
 
 #include <inttypes.h>
@@ -11,18 +12,33 @@
 
 #define COMMIT_SECONDS 60.0
 
+/* Collective. */
+static err phase_state(const learner *l, const learn_phase *p, learn_kept *k) {
+    void *common = NULL, *cell = NULL;
+    *k = (learn_kept){.phase = p->number};
+    p->state_counts(p->self, &k->n_common, &k->n_cell);
+    err e = err_none();
+    if (l->q->state) e = mem_alloc(k->n_common, sizeof(double), "state of learning", &common);
+    if (!e.code) e = mem_alloc(k->n_cell, sizeof(double), "state of R1", &cell);
+    k->common = common;
+    k->cell = cell;
+    e = comm_agree(l->q->c, e, "keeping the state of learning", NULL);
+    return e.code ? e : p->state_save(p->self, k->common, k->cell);
+}
+
 static err commit_phase(learner *l, const learn_phase *p, const learn_report *report) {
     quantize_run *q = l->q;
-    int64_t n = p->state_count(p->self);
-    double *state = q->state ? malloc((size_t)n * sizeof *state) : NULL;
+    learn_kept k;
     char name[32];
     snprintf(name, sizeof name, "learn.%" PRId64, p->number);
-    err e = p->state_save(p->self, state);
-    if (q->state && !e.code) e = learn_keep(q, "learning", state, n, p->number);
-    if (q->state && !e.code) e = run_state_commit(q->state, name);
-    events_add(q->events, name, "commit", json_pack("{s:I}", "step", (json_int_t)report->step));
-    free(state);
-    return comm_agree(q->c, e, "committing", NULL);
+    err e = phase_state(l, p, &k);
+    if (!e.code) e = learn_keep(q, &k);
+    if (q->state && !e.code) e = learn_commit(q, name);
+    learn_kept_clear(&k);
+    e = comm_agree(q->c, e, "committing", NULL);
+    if (!e.code)
+        events_add(q->events, name, "commit", json_pack("{s:I}", "step", (json_int_t)report->step));
+    return e;
 }
 
 static void tell_step(const learner *l, const char *name, const learn_report *r, int64_t steps,

@@ -12,11 +12,10 @@
 static err learner_init(learner *l, quantize_run *q) {
     const llama_config *cfg = &q->source.cfg;
     *l = (learner){.q = q, .r2_heads = rotation_set_r2_count(q->rotations)};
-    void *r1 = NULL, *r2 = NULL;
+    void *r2 = NULL;
     err e = err_none();
     if (rotation_set_r1(q->rotations))
-        e = mem_alloc(cfg->hidden * cfg->hidden, sizeof(double), "R1", &r1);
-    l->R1 = r1;
+        e = dealt_rows_create(q->c, cfg->hidden, cfg->hidden, "R1", &l->R1);
     if (!e.code) e = mem_alloc(cfg->layers * learner_r2_entries(l), sizeof(double), "R2", &r2);
     l->R2 = r2;
     stage_range *ranges = calloc((size_t)comm_size(q->c), sizeof *ranges);
@@ -34,7 +33,7 @@ static err learner_init(learner *l, quantize_run *q) {
 static void learner_clear(learner *l) {
     comm_destroy(&l->stages);
     row_pool_clear(&l->pool);
-    mem_free(l->R1);
+    dealt_rows_destroy(&l->R1);
     mem_free(l->R2);
 }
 
@@ -43,9 +42,12 @@ static err adopt(learner *l) {
     rotation_set *set = l->q->rotations;
     int64_t d = learner_cfg(l)->head_dim, dd = d * d;
     rotation *r = NULL;
-    err e = err_none();
-    if (l->R1) e = rotation_create_dense(learner_cfg(l)->hidden, l->R1, &r);
-    if (!e.code && l->R1) e = rotation_set_put_r1(set, &r);
+    double *R1;
+    err e = learn_r1_whole(l, &R1); /* fusion takes it whole */
+    if (e.code) return e;
+    if (R1) e = rotation_create_dense(learner_cfg(l)->hidden, R1, &r);
+    mem_free(R1);
+    if (!e.code && r) e = rotation_set_put_r1(set, &r);
     for (int64_t i = 0; l->r2_heads && i < learner_cfg(l)->layers && !e.code; i++) {
         e = rotation_set_prepare_r2(set, i);
         for (int64_t h = 0; h < l->r2_heads && !e.code; h++) {
@@ -58,29 +60,23 @@ static err adopt(learner *l) {
 }
 
 err quantize_learn(quantize_run *q) {
-    int64_t phases = (int64_t)json_array_size(recipe_get(q->recipe, "learn")), first = 0, n = 0,
-            n_saved = 0, k = -1;
-    double *done = NULL, *saved = NULL;
+    int64_t phases = (int64_t)json_array_size(recipe_get(q->recipe, "learn")), first = -1;
+    learn_kept saved = {0};
     learner l;
     if (!q->calib_ids) return err_none();
     err e = learner_init(&l, q);
-    if (!e.code) e = learn_recall(q, "rotations", &done, &n, &first);
-    if (!e.code) e = learn_recall(q, "learning", &saved, &n_saved, &k);
-    bool have = done && n == learn_rotations_count(&l);
-    if (!have) first = 0;
-    if (!e.code && (first < phases || !have)) e = learn_capture_rows(&l);
-    if (!e.code && have)
-        learn_take_rotations(&l, done);
-    else if (!e.code)
-        e = learn_start(&l);
-    if (!e.code && !have) e = learn_keep_rotations(&l, 0);
-    for (int64_t p = first; p < phases && !e.code; p++) {
-        e = learn_range_phase(&l, p, saved && k == p ? saved : NULL, n_saved);
+    if (!e.code) e = learn_recall_rotations(&l, &first);
+    if (!e.code) e = learn_recall(q, &saved);
+    const bool fresh = first < 0;
+    if (!e.code && (first < phases || fresh)) e = learn_capture_rows(&l);
+    if (!e.code && fresh) e = learn_start(&l);
+    if (!e.code && fresh) e = learn_keep_rotations(&l, 0);
+    for (int64_t p = fresh ? 0 : first; p < phases && !e.code; p++) {
+        e = learn_range_phase(&l, p, &saved);
         if (!e.code) e = learn_keep_rotations(&l, p + 1);
     }
     if (!e.code) e = adopt(&l);
-    free(done);
-    free(saved);
+    learn_kept_clear(&saved);
     learner_clear(&l);
     return e;
 }

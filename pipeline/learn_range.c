@@ -18,7 +18,8 @@ struct learn_range {
     int64_t n, d, n_r2; /* hidden, head_dim, R2 matrices of this rank */
     cayley_dist *r1;
     optimizer *r2;
-    double *R1, *R2, *W2; /* R1 everywhere; R2 and its directions of this rank */
+    float *R1;       /* as products use it, on every rank */
+    double *R2, *W2; /* R2 and its directions of this rank */
     range_work *work1, *work2;
     int64_t *grad1, *grad2, *rows; /* rows: a band of G on its way */
     int64_t per_site, step;
@@ -60,20 +61,39 @@ static err check_options(const learn_range_options *o) {
         "nothing that a rotation stands before is quantized: there is nothing to learn");
 }
 
-static err create_r1(learn_range *l, const double *R1) {
+/* R1 in fp32 to every rank, after each change. */
+static void share_r1(learn_range *l) {
+    cayley_dist_get_rows_f32(l->r1, 0, l->n, l->R1);
+}
+
+/* Collective: rows of the start pass through every rank. */
+static void put_start_r1(learn_range *l, const dealt_rows *R1) {
+    double *band = (double *)l->rows;
+    for (int64_t row = 0; row < l->n; row += BAND) {
+        const int64_t b = size_min(BAND, l->n - row);
+        dealt_rows_get(R1, row, b, band);
+        cayley_dist_put_rows(l->r1, row, b, band);
+    }
+    share_r1(l);
+}
+
+static err create_r1(learn_range *l, const dealt_rows *R1) {
     cayley_dist_options co = {
         .n = l->n, .kind = l->o.kind, .grid = l->o.grid, .blas_threads = l->o.blas_threads};
     err e = cayley_dist_create(l->c, &co, &l->r1);
     if (e.code) return e;
-    cayley_dist_put_rows(l->r1, 0, l->n, R1);
     int64_t sites = 2 * l->o.layers;
     l->per_site = size_ceil_div(l->o.rows, sites);
-    void *grad = NULL, *rows = NULL;
+    void *grad = NULL, *rows = NULL, *whole = NULL;
     e = range_work_create(l->n, size_max(1, l->per_site * 2 * l->pool->n_layers), &l->work1);
     if (!e.code) e = mem_alloc(l->n * l->n, sizeof(int64_t), "gradient of R1", &grad);
     if (!e.code) e = mem_alloc(BAND * l->n, sizeof(int64_t), "gradient of R1", &rows);
+    if (!e.code) e = mem_alloc(l->n * l->n, sizeof(float), "R1 in fp32", &whole);
     l->grad1 = grad;
     l->rows = rows;
+    l->R1 = whole;
+    e = comm_agree(l->c, e, "learning", NULL);
+    if (!e.code) put_start_r1(l, R1);
     return e;
 }
 
@@ -94,7 +114,7 @@ static err create_r2(learn_range *l, const double *R2) {
 }
 
 err learn_range_create(const comm *c, const learn_range_options *o, row_pool *pool,
-                       const double *R1, const double *R2, learn_range **out) {
+                       const dealt_rows *R1, const double *R2, learn_range **out) {
     *out = NULL;
     err e = comm_agree(c, check_options(o), "learning", NULL);
     if (e.code) return e;
@@ -106,12 +126,7 @@ err learn_range_create(const comm *c, const learn_range_options *o, row_pool *po
     l->pool = pool;
     l->n = pool->hidden;
     l->d = pool->head_dim;
-    void *r = NULL;
-    e = mem_alloc(R1 ? l->n * l->n : 1, sizeof(double), "R1", &r);
-    l->R1 = r;
-    if (!e.code && R1) memcpy(r, R1, (size_t)(l->n * l->n) * sizeof(double));
-    e = comm_agree(c, e, "learning", NULL);
-    if (!e.code && l->o.r1) e = comm_agree(c, create_r1(l, R1), "learning", NULL);
+    if (l->o.r1) e = create_r1(l, R1);
     if (!e.code && o->r2_heads) e = comm_agree(c, create_r2(l, R2), "learning", NULL);
     l->w_max1 = largest_weight(c, pool, POOL_R1);
     l->w_max2 = fmax(largest_weight(c, pool, POOL_VALUE), largest_weight(c, pool, POOL_O));
@@ -149,7 +164,7 @@ static void sum_gradient(learn_range *l, const range_batch *b) {
 }
 
 static err step_r1(learn_range *l, learn_report *report) {
-    range_begin(l->work1, l->R1);
+    range_begin_f32(l->work1, l->R1);
     range_rule rule = {.symmetric = l->o.act.symmetric, .include_zero = true};
     int64_t sites = 2 * l->o.layers;
     for (int64_t i = 0; i < 2 * l->pool->n_layers; i++) {
@@ -173,7 +188,7 @@ static err step_r1(learn_range *l, learn_report *report) {
     err e = cayley_dist_step(l->r1, lr, &r);
     if (e.code) return e;
     report->angle_r1 = r.angle_rms;
-    cayley_dist_get_rows(l->r1, 0, l->n, l->R1);
+    share_r1(l);
     return cayley_dist_probe(l->r1, l->o.seed, l->step, &report->orthogonality);
 }
 
@@ -243,37 +258,37 @@ err learn_range_step(learn_range *l, learn_report *report) {
     return e;
 }
 
-const double *learn_range_r1(const learn_range *l) {
-    return l->R1;
+void learn_range_take_r1(learn_range *l, dealt_rows *to) {
+    if (!l->o.r1) return;
+    double *band = (double *)l->rows;
+    for (int64_t row = 0; row < l->n; row += BAND) {
+        const int64_t b = size_min(BAND, l->n - row);
+        cayley_dist_get_rows(l->r1, row, b, band);
+        dealt_rows_put(to, row, b, band);
+    }
+}
+
+uint64_t learn_range_r1_bytes(const learn_range *l) {
+    int64_t most = l->o.r1 ? (int64_t)cayley_dist_bytes(l->r1) : 0;
+    comm_max_i64(l->c, &most, 1);
+    return (uint64_t)most;
 }
 
 const double *learn_range_r2(const learn_range *l) {
     return l->R2;
 }
 
-/* ---- state: step, R1 part with its optimiser, then for each R2 the matrix, and the optimiser ----
- */
-
-static int64_t r2_state_count(const learn_range *l, int64_t matrices) {
-    int64_t dd = l->d * l->d;
-    return matrices ? matrices * dd + (l->o.kind == OPTIMIZER_ADAM ? matrices * (dd + 1) : 0) + 1
-                    : 0;
-}
-
-static int64_t r1_state_count(const learn_range *l) {
-    int64_t most = l->o.r1 ? cayley_dist_state_count(l->r1) : 0;
-    comm_max_i64(l->c, &most, 1);
-    return most;
-}
-
-int64_t learn_range_state_count(const learn_range *l) {
-    return 1 + r1_state_count(l) + r2_state_count(l, l->o.layers * l->o.r2_heads);
-}
+/* ---- state: in common the step, then for each R2 the matrix with its optimiser ---- */
 
 /* The optimiser's own order is steps, v of all, M of all. In the file matrices stand one after the
  * other (R, v, M), so that a restart on other ranks finds those of its layers. */
 static int64_t matrix_state(const learn_range *l) {
     return l->d * l->d + (l->o.kind == OPTIMIZER_ADAM ? l->d * l->d + 1 : 0);
+}
+
+void learn_range_state_counts(const learn_range *l, int64_t *common, int64_t *cell) {
+    *common = 1 + l->o.layers * l->o.r2_heads * matrix_state(l);
+    *cell = l->o.r1 ? cayley_dist_state_count(l->r1) : 0;
 }
 
 static void pack_r2(const learn_range *l, double *out) {
@@ -307,15 +322,10 @@ static void unpack_r2(learn_range *l, const double *in) {
     free(s);
 }
 
-err learn_range_state_save(learn_range *l, double *out) {
-    int64_t n1 = r1_state_count(l), each = matrix_state(l);
-    if (l->o.grid.rows * l->o.grid.cols > 1)
-        return err_make(ERR_USAGE, "numerics.grid", "use numerics.grid=1x1",
-                        "state of a grid of more than one cell is not kept in this version");
-    if (comm_rank(l->c) == 0) {
-        out[0] = (double)l->step;
-        if (l->o.r1) cayley_dist_state_save(l->r1, out + 1);
-    }
+err learn_range_state_save(learn_range *l, double *common, double *cell) {
+    const int64_t each = matrix_state(l);
+    if (l->o.r1) cayley_dist_state_save(l->r1, cell);
+    if (comm_rank(l->c) == 0) common[0] = (double)l->step;
     if (!l->o.r2_heads) return err_none();
     double *mine = malloc((size_t)(l->n_r2 * each + 1) * sizeof *mine);
     size_t *lens = calloc((size_t)comm_size(l->c), sizeof *lens);
@@ -324,21 +334,20 @@ err learn_range_state_save(learn_range *l, double *out) {
     pack_r2(l, mine);
     comm_gather_blobs(l->c, mine, (size_t)(l->n_r2 * each) * sizeof *mine, &all, lens, 0);
     if (comm_rank(l->c) == 0)
-        memcpy(out + 1 + n1, all, (size_t)(l->o.layers * l->o.r2_heads * each) * sizeof *out);
+        memcpy(common + 1, all, (size_t)(l->o.layers * l->o.r2_heads * each) * sizeof *common);
     free(all);
     free(lens);
     free(mine);
     return err_none();
 }
 
-err learn_range_state_load(learn_range *l, const double *in) {
-    int64_t n1 = r1_state_count(l);
-    l->step = (int64_t)in[0];
+err learn_range_state_load(learn_range *l, const double *common, const double *cell) {
+    l->step = (int64_t)common[0];
     if (l->o.r1) {
-        if (cayley_dist_is_cell(l->r1)) cayley_dist_state_load(l->r1, in + 1);
-        cayley_dist_get_rows(l->r1, 0, l->n, l->R1);
+        cayley_dist_state_load(l->r1, cell);
+        share_r1(l);
     }
     if (l->o.r2_heads)
-        unpack_r2(l, in + 1 + n1 + l->pool->first_layer * l->o.r2_heads * matrix_state(l));
+        unpack_r2(l, common + 1 + l->pool->first_layer * l->o.r2_heads * matrix_state(l));
     return err_none();
 }

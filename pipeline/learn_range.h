@@ -7,6 +7,7 @@
 
 #include "base/err.h"
 #include "mpi/comm.h"
+#include "mpi/dealt_rows.h"
 #include "pipeline/row_pool.h"
 #include "quant/fake_quant.h"
 #include "rotations/cayley_dist.h"
@@ -39,26 +40,33 @@ typedef struct learn_report {
 typedef struct learn_range learn_range;
 
 /* Collective on c; ranks own contiguous layers in rank order (the pool's); ranks without layers
- * have an empty pool. Borrows pool and c. R1 [hidden, hidden] on every rank, R2 [n_layers,
- * r2_heads, head_dim, head_dim] of the rank's own layers: start points, copied (NULL where not
- * learned). Caller owns *out. Same result on every rank. Fails with ERR_NOFIT, ERR_USAGE (nothing
- * quantized that a rotation could help). */
+ * have an empty pool. Borrows pool and c. R1 [hidden, hidden] dealt over c, R2 [n_layers, r2_heads,
+ * head_dim, head_dim] of the rank's own layers: start points, copied (NULL where not learned). No
+ * rank holds R1 in fp64 but the cells of the grid their parts; all hold it in fp32. Caller owns
+ * *out. Same result on every rank. Fails with ERR_NOFIT, ERR_USAGE (nothing quantized that a
+ * rotation could help). */
 err learn_range_create(const comm *c, const learn_range_options *o, row_pool *pool,
-                       const double *R1, const double *R2, learn_range **out);
+                       const dealt_rows *R1, const double *R2, learn_range **out);
 void learn_range_destroy(learn_range **l); /* collective; NULL is fine; sets NULL */
 
 /* Collective. One step. Fails, agreed, with ERR_NUMERICS. */
 err learn_range_step(learn_range *l, learn_report *report);
 
-/* Local. R1 as it is, on every rank; R2 of the rank's own layers. Borrowed; change with a step. */
-const double *learn_range_r1(const learn_range *l);
+/* Collective. R1 as it is, into `to`, where R1 is learned; else `to` is left alone. */
+void learn_range_take_r1(learn_range *l, dealt_rows *to);
+/* Local. R2 of the rank's own layers as they are. Borrowed; change with a step. */
 const double *learn_range_r2(const learn_range *l);
 
-/* Collective. Everything a restart needs, at root (elsewhere nothing is written): R1, its
- * optimiser, all R2 and theirs, as doubles. Does not depend on ranks where the grid is 1x1. */
-int64_t learn_range_state_count(const learn_range *l);
-err learn_range_state_save(learn_range *l, double *out);
-/* Collective. `in` on every rank. */
-err learn_range_state_load(learn_range *l, const double *in);
+/* Collective. Bytes of R1, its optimiser and the step, of the largest rank. */
+uint64_t learn_range_r1_bytes(const learn_range *l);
+
+/* Everything a restart needs, as doubles. common: the step, all R2 and their optimisers, for any
+ * ranks. cell: R1 and its optimiser as this rank has them: 0 of them but on the cells of the grid,
+ * where a restart must have the same ones (the first ranks; on 1x1 the first). */
+void learn_range_state_counts(const learn_range *l, int64_t *common, int64_t *cell); /* local */
+/* Collective. common is written at root alone, cell where it counts. */
+err learn_range_state_save(learn_range *l, double *common, double *cell);
+/* Collective. common on every rank. */
+err learn_range_state_load(learn_range *l, const double *common, const double *cell);
 
 #endif

@@ -97,6 +97,11 @@ void range_begin(range_work *w, const double *R) {
     w->rows = 0;
 }
 
+void range_begin_f32(range_work *w, const float *R) {
+    half_array_to_bf16(R, w->n * w->n, w->R);
+    w->rows = 0;
+}
+
 void range_add(range_work *w, const row_set *s, range_draw d, int64_t count) {
     for (int64_t i = 0; i < count && w->rows < w->max_rows; i++, w->rows++) {
         uint64_t r = rng_u64(d.seed, d.purpose, d.first_index + (uint64_t)i);

@@ -43,6 +43,7 @@ uint64_t range_work_bytes(int64_t n, int64_t max_rows);
 
 /* Local. Begin a step with R [n, n]; R is rounded to bf16 for the products. */
 void range_begin(range_work *w, const double *R);
+void range_begin_f32(range_work *w, const float *R); /* R in fp32: the same bits */
 
 /* Which rows of a set to draw: the set is tokens of `period` rows (heads) each; of a random token
  * one of the rows offset .. offset + span - 1 is taken. period = span = 1 for R1. */

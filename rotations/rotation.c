@@ -238,9 +238,16 @@ static void unit_rows(int64_t n, int64_t i0, int64_t m, double *out) {
     for (int64_t i = 0; i < m; i++) out[i * n + i0 + i] = 1.0;
 }
 
+void rotation_dense_rows(const rotation *r, int64_t row, int64_t rows, double *out) {
+    unit_rows(r->n, row, rows, out);
+    if (r->kind == ROTATION_DENSE)
+        memcpy(out, r->dense + row * r->n, (size_t)(rows * r->n) * sizeof *out);
+    else
+        rotation_apply_f64(r, out, rows, r->n, false);
+}
+
 err rotation_to_dense(const rotation *r, double *out) {
-    unit_rows(r->n, 0, r->n, out);
-    rotation_apply_f64(r, out, r->n, r->n, false);
+    rotation_dense_rows(r, 0, r->n, out);
     return err_none();
 }
 

@@ -45,8 +45,9 @@ void rotation_apply_f32(const rotation *r, float *x, int64_t rows, int64_t ld, b
  * large product: for callers that have rows by the thousand and memory for both. */
 void rotation_product_f64(const rotation *r, const double *x, int64_t rows, double *y);
 
-/* Local. R as out [n, n] row-major. */
+/* Local. R as out [n, n] row-major; or its rows [row, row + rows) as out [rows, n]. */
 err rotation_to_dense(const rotation *r, double *out);
+void rotation_dense_rows(const rotation *r, int64_t row, int64_t rows, double *out);
 
 /* Local. *max = max |R^T R - I| in fp64. Fails with ERR_NOFIT only; the caller judges the number.
  */
