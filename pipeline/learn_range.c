@@ -85,7 +85,7 @@ static err create_r1(learn_range *l, const dealt_rows *R1) {
     int64_t sites = 2 * l->o.layers;
     l->per_site = size_ceil_div(l->o.rows, sites);
     void *grad = NULL, *rows = NULL, *whole = NULL;
-    e = range_work_create(l->n, size_max(1, l->per_site * 2 * l->pool->n_layers), &l->work1);
+    e = range_work_create(l->n, size_max(1, l->per_site * 2 * l->pool->n_layers), 1, &l->work1);
     if (!e.code) e = mem_alloc(l->n * l->n, sizeof(int64_t), "gradient of R1", &grad);
     if (!e.code) e = mem_alloc(BAND * l->n, sizeof(int64_t), "gradient of R1", &rows);
     if (!e.code) e = mem_alloc(l->n * l->n, sizeof(float), "R1 in fp32", &whole);
@@ -104,7 +104,7 @@ static err create_r2(learn_range *l, const double *R2) {
     err e = mem_alloc(l->n_r2 * dd, sizeof(double), "R2", &r);
     if (!e.code) e = mem_alloc(l->n_r2 * dd, sizeof(double), "directions of R2", &w);
     if (!e.code) e = mem_alloc(dd, sizeof(int64_t), "gradient of R2", &grad);
-    if (!e.code) e = range_work_create(l->d, 2 * R2_ROWS, &l->work2);
+    if (!e.code) e = range_work_create(l->d, 2 * R2_ROWS, 1, &l->work2);
     if (!e.code && l->n_r2) e = optimizer_create(l->o.kind, l->d, l->n_r2, &l->r2);
     l->R2 = r;
     l->W2 = w;

@@ -20,7 +20,19 @@
 typedef struct range_rule {
     bool symmetric;    /* range 2 max |u| */
     bool include_zero; /* asymmetric: lo <= 0 <= hi */
+    int64_t group;     /* entries that share a range; 0: the whole row */
 } range_rule;
+
+/* The ends of a range as channels (-1: none, zero holds that end) with the derivative of the range
+ * by them: 1 and -1; symmetric, where the range is 2 max |u|, 2 or -2 at the one end. */
+typedef struct range_ends {
+    float range;
+    int32_t channel[2];
+    int sign[2];
+} range_ends;
+
+/* Local. Of the entries u[0 .. n). Of equals the first. */
+range_ends range_ends_of(const float *u, int64_t n, range_rule rule);
 
 /* The gradient of one batch as integers: dL/dR[i, j] = grad[j * n + i] * unit (transposed: the rows
  * of R^T are what a batch touches). */
@@ -36,10 +48,11 @@ typedef struct range_batch {
 
 typedef struct range_work range_work;
 
-/* Local. Buffers for batches of at most max_rows rows of order n. Caller owns *out. ERR_NOFIT. */
-err range_work_create(int64_t n, int64_t max_rows, range_work **out);
+/* Local. Buffers for batches of at most max_rows rows of order n, of at most `groups` ranges each.
+ * Caller owns *out. ERR_NOFIT. */
+err range_work_create(int64_t n, int64_t max_rows, int64_t groups, range_work **out);
 void range_work_destroy(range_work **w); /* local; NULL is fine; sets NULL */
-uint64_t range_work_bytes(int64_t n, int64_t max_rows);
+uint64_t range_work_bytes(int64_t n, int64_t max_rows, int64_t groups);
 
 /* Local. Begin a step with R [n, n]; R is rounded to bf16 for the products. */
 void range_begin(range_work *w, const double *R);
@@ -59,6 +72,15 @@ typedef struct range_draw {
 /* Local. Add `count` rows of a set to the batch: the i-th by the number (seed, purpose,
  * first_index + i), so the same whoever draws it. */
 void range_add(range_work *w, const row_set *s, range_draw d, int64_t count);
+
+/* Local. Add one row x [n]. */
+void range_add_row(range_work *w, const float *x, float weight, range_rule rule);
+
+/* Local. The unit of the integers of range_finish. */
+double range_unit(int64_t n, double w_max);
+
+/* Local. R as the products take it, [n, n]; borrowed. */
+const bf16 *range_rotation(const range_work *w);
 
 /* Local, threaded. Ends of all rows added, the gradient and the loss. w_max bounds weight * w of
  * every row of the model, and |x| <= sqrt(n) for every row: with them no coefficient overflows its

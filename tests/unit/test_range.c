@@ -17,7 +17,7 @@
 
 #include <cmocka.h>
 
-enum { N = 48, ROWS = 700, DRAWS = 300 };
+enum { N = 48, ROWS = 700, DRAWS = 300, GROUPS = 3 };
 
 static bf16 rows_x[ROWS * N];
 static float rows_w[ROWS];
@@ -55,34 +55,44 @@ static int64_t drawn_row(int64_t i) {
     return (int64_t)((rng_u64(7, RNG_RANGE_ROWS, 1000 + (uint64_t)i) >> 32) % ROWS);
 }
 
+/* The range of u[0 .. n) and 2 w times its derivative by u times the range. */
+static double slow_range(const double *u, int64_t n, double w, range_rule rule, double *du) {
+    int64_t hi = 0, lo = 0;
+    double range;
+    for (int64_t j = 0; j < n; j++) {
+        if (u[j] > u[hi]) hi = j;
+        if (u[j] < u[lo]) lo = j;
+    }
+    if (rule.symmetric) {
+        int64_t at = u[hi] >= -u[lo] ? hi : lo;
+        range = 2 * fabs(u[at]);
+        du[at] = 2 * w * range * (u[at] > 0 ? 2 : -2);
+    } else {
+        double top = rule.include_zero ? fmax(u[hi], 0) : u[hi],
+               low = rule.include_zero ? fmin(u[lo], 0) : u[lo];
+        range = top - low;
+        if (!rule.include_zero || u[hi] > 0) du[hi] += 2 * w * range;
+        if (!rule.include_zero || u[lo] < 0) du[lo] -= 2 * w * range;
+    }
+    return range;
+}
+
 /* Loss and gradient the plain way, R as given. */
 static double slow(const double *R, range_rule rule, double *G) {
     double loss = 0;
+    int64_t group = rule.group ? rule.group : N;
     if (G) memset(G, 0, N * N * sizeof *G);
     for (int64_t k = 0; k < DRAWS; k++) {
-        int64_t row = drawn_row(k), hi = 0, lo = 0;
-        double x[N], u[N] = {0}, w = rows_w[row];
+        int64_t row = drawn_row(k);
+        double x[N], u[N] = {0}, du[N] = {0}, w = rows_w[row];
         for (int64_t i = 0; i < N; i++) {
             x[i] = half_from_bf16(rows_x[row * N + i]);
             for (int64_t j = 0; j < N; j++) u[j] += x[i] * R[i * N + j];
         }
-        for (int64_t j = 0; j < N; j++) {
-            if (u[j] > u[hi]) hi = j;
-            if (u[j] < u[lo]) lo = j;
+        for (int64_t j = 0; j < N; j += group) {
+            double range = slow_range(u + j, group, w, rule, du + j);
+            loss += w * range * range;
         }
-        double du[N] = {0}, range;
-        if (rule.symmetric) {
-            int64_t at = u[hi] >= -u[lo] ? hi : lo;
-            range = 2 * fabs(u[at]);
-            du[at] = 2 * w * range * (u[at] > 0 ? 2 : -2);
-        } else {
-            double top = rule.include_zero ? fmax(u[hi], 0) : u[hi],
-                   low = rule.include_zero ? fmin(u[lo], 0) : u[lo];
-            range = top - low;
-            if (!rule.include_zero || u[hi] > 0) du[hi] += 2 * w * range;
-            if (!rule.include_zero || u[lo] < 0) du[lo] -= 2 * w * range;
-        }
-        loss += w * range * range;
         for (int64_t i = 0; G && i < N; i++)
             for (int64_t j = 0; j < N; j++) G[i * N + j] += x[i] * du[j];
     }
@@ -91,7 +101,7 @@ static double slow(const double *R, range_rule rule, double *G) {
 
 static double fast(const double *R, range_rule rule, int64_t *grad, double *G) {
     range_work *w;
-    assert_int_equal(range_work_create(N, DRAWS, &w).code, 0);
+    assert_int_equal(range_work_create(N, DRAWS, GROUPS, &w).code, 0);
     range_begin(w, R);
     range_add(w, &set, draw_of(rule), DRAWS);
     range_batch b = {.grad = grad};
@@ -108,14 +118,16 @@ static void rounded_start(double *R) {
     for (int64_t i = 0; i < N * N; i++) R[i] = half_from_bf16(half_to_bf16((float)R[i]));
 }
 
-static const range_rule rules[] = {{false, true}, {false, false}, {true, false}};
+static const range_rule rules[] = {
+    {false, true, 0}, {false, false, 0}, {true, false, 0}, {true, false, 16}, {false, true, 24}};
+enum { RULES = sizeof rules / sizeof rules[0] };
 
 static void the_batch_equals_the_plain_sum(void **state) {
     (void)state;
     static double R[N * N], want[N * N], got[N * N];
     static int64_t grad[N * N];
     rounded_start(R);
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < RULES; k++) {
         double a = slow(R, rules[k], want), b = fast(R, rules[k], grad, got), d = 0, s = 0;
         /* fp32 sums of products, and coefficients of 20 bits */
         assert_true(fabs(a - b) <= 1e-5 * a);
@@ -131,7 +143,7 @@ static void the_gradient_is_that_of_the_loss(void **state) {
     (void)state;
     static double R[N * N], G[N * N], A[N * N], plus[N * N], minus[N * N];
     assert_int_equal(start_orthogonal(N, 4, RNG_TEST, 0, R).code, 0);
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < RULES; k++) {
         slow(R, rules[k], G);
         for (int dir = 0; dir < 20; dir++) {
             const double h = 1e-7;
@@ -158,7 +170,7 @@ static void sums_are_exact(void **state) {
     fast(R, rules[0], whole, NULL);
     for (int half = 0; half < 2; half++) {
         range_work *w;
-        assert_int_equal(range_work_create(N, DRAWS, &w).code, 0);
+        assert_int_equal(range_work_create(N, DRAWS, GROUPS, &w).code, 0);
         range_begin(w, R);
         range_draw d = draw_of(rules[0]);
         d.first_index += half ? DRAWS / 3 : 0;
