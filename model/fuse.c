@@ -149,7 +149,7 @@ static void turn(const rotation *whole, const fuse_heads *heads, int64_t n, doub
                            false);
 }
 
-/* Columns [col0, col0 + n) of a row as on disk, to fp64 with their gains. */
+/* Columns [col0, col0 + n) of a row as on disk, to fp64 with their gains and factors. */
 static void widen(const fuse_job *job, int64_t row, int64_t col0, int64_t n, double *to) {
     const size_t element = element_bytes(job->dtype);
     const char *from = (const char *)job->source + (size_t)(row * job->cols + col0) * element;
@@ -163,6 +163,8 @@ static void widen(const fuse_job *job, int64_t row, int64_t col0, int64_t n, dou
         else
             for (int64_t j = 0; j < m; j++) to[i + j] = (double)chunk[j];
     }
+    if (job->in_scale) scale_times_f64(job->in_scale + col0, n, to);
+    for (int64_t j = 0; job->out_scale && j < n; j++) to[j] *= job->out_scale[row];
 }
 
 static void round_to_f32(const double *w, int64_t n, float *out) {
@@ -177,8 +179,15 @@ typedef struct row_tile {
     bool from_source;
     double *w;       /* [rows, cols] */
     double *product; /* [rows, cols]; NULL unless the right factor is large and dense */
-    float *out;      /* [rows, cols] */
+    float *out;      /* [rows, cols]; NULL: they stay in fp64 */
 } row_tile;
+
+/* Rows times the right factor get what stands after it, and are rounded. */
+static void round_rows(const fuse_job *job, double *w, int64_t rows, float *out) {
+    for (int64_t r = 0; job->after_scale && r < rows; r++)
+        scale_times_f64(job->after_scale, job->cols, w + r * job->cols);
+    if (out) round_to_f32(w, rows * job->cols, out);
+}
 
 static void finish_rows(const fuse_job *job, int64_t row0, int64_t rows, const row_tile *t) {
     const int64_t cols = job->cols, per = size_max(1, BLOCK / cols),
@@ -191,12 +200,13 @@ static void finish_rows(const fuse_job *job, int64_t row0, int64_t rows, const r
             widen(job, row0 + first + r, 0, cols, w + r * cols);
         if (t->product) continue;
         turn(job->in, &job->in_heads, cols, w, n, cols);
-        round_to_f32(w, n * cols, t->out + first * cols);
+        round_rows(job, w, n, t->out ? t->out + first * cols : NULL);
     }
     if (!t->product) return;
     rotation_product_f64(job->in, t->w, rows, t->product);
 #pragma omp parallel for schedule(static) if (rows > 1)
-    for (int64_t r = 0; r < rows; r++) round_to_f32(t->product + r * cols, cols, t->out + r * cols);
+    for (int64_t r = 0; r < rows; r++)
+        round_rows(job, t->product + r * cols, 1, t->out ? t->out + r * cols : NULL);
 }
 
 /* Ask for `bytes` at the same place of SQUARE rows, AHEAD rows further on: a column block is a
@@ -265,13 +275,21 @@ static void left_side_dense(const fuse_job *job, double *w, int64_t columns, dou
     }
 }
 
-static err hand_over(const fuse_job *job, row_tile t, fuse_sink sink, void *arg) {
+/* One of the two sinks. */
+typedef struct either_sink {
+    fuse_sink narrow;
+    fuse_wide_sink wide;
+    void *arg;
+} either_sink;
+
+static err hand_over(const fuse_job *job, row_tile t, const either_sink *sink) {
     const int64_t per = tile_rows(job);
     err e = err_none();
     for (int64_t row0 = 0; row0 < job->rows && !e.code; row0 += per) {
         int64_t rows = size_min(per, job->rows - row0);
         finish_rows(job, row0, rows, &t);
-        e = sink(arg, row0, rows, t.out);
+        e = sink->narrow ? sink->narrow(sink->arg, row0, rows, t.out)
+                         : sink->wide(sink->arg, row0, rows, t.product ? t.product : t.w);
         if (!t.from_source) t.w += rows * job->cols;
     }
     return e;
@@ -292,14 +310,14 @@ static err mix_rows(const fuse_job *job, double *w) {
     return e;
 }
 
-err fuse_matrix(fuse_job *job, fuse_sink sink, void *arg) {
+static err fuse_to(fuse_job *job, const either_sink *sink) {
     err e = check_job(job);
     if (e.code) return e;
     job->non_finite = fuse_count_non_finite(job->source, job->dtype, job->rows * job->cols);
     if (job->non_finite) return e;
     const int64_t tile = tile_rows(job) * job->cols;
     void *out = NULL, *w = NULL, *product = NULL;
-    e = mem_alloc(tile, sizeof(float), "tile of a fused matrix", &out);
+    if (sink->narrow) e = mem_alloc(tile, sizeof(float), "tile of a fused matrix", &out);
     if (!e.code && is_large_dense(job->in))
         e = mem_alloc(tile, sizeof(double), "tile of a fused matrix", &product);
     if (!e.code)
@@ -308,7 +326,7 @@ err fuse_matrix(fuse_job *job, fuse_sink sink, void *arg) {
     if (!e.code && mixes_rows(job)) e = mix_rows(job, w);
     if (!e.code) {
         row_tile t = {.from_source = !mixes_rows(job), .w = w, .product = product, .out = out};
-        e = hand_over(job, t, sink, arg);
+        e = hand_over(job, t, sink);
     }
     mem_free(out);
     mem_free(product);
@@ -316,17 +334,33 @@ err fuse_matrix(fuse_job *job, fuse_sink sink, void *arg) {
     return e;
 }
 
-err fuse_bias(const fuse_job *job, float *b, int64_t n) {
-    if (!mixes_rows(job)) return err_none();
+err fuse_matrix(fuse_job *job, fuse_sink sink, void *arg) {
+    const either_sink to = {.narrow = sink, .arg = arg};
+    return fuse_to(job, &to);
+}
+
+err fuse_matrix_wide(fuse_job *job, fuse_wide_sink sink, void *arg) {
+    const either_sink to = {.wide = sink, .arg = arg};
+    return fuse_to(job, &to);
+}
+
+err fuse_bias_wide(const fuse_job *job, double *b, int64_t n) {
     err e = check_side(job->out, &job->out_heads, n, "bias");
     if (e.code) return e;
+    if (job->out_scale) scale_times_f64(job->out_scale, n, b);
+    turn(job->out, &job->out_heads, n, b, 1, n);
+    return e;
+}
+
+err fuse_bias(const fuse_job *job, float *b, int64_t n) {
+    if (!mixes_rows(job) && !job->out_scale) return err_none();
     void *memory;
-    e = mem_alloc(n, sizeof(double), "bias", &memory);
+    err e = mem_alloc(n, sizeof(double), "bias", &memory);
     if (e.code) return e;
     double *wide = memory;
     for (int64_t i = 0; i < n; i++) wide[i] = b[i];
-    turn(job->out, &job->out_heads, n, wide, 1, n);
-    for (int64_t i = 0; i < n; i++) b[i] = (float)wide[i];
+    e = fuse_bias_wide(job, wide, n);
+    for (int64_t i = 0; i < n && !e.code; i++) b[i] = (float)wide[i];
     mem_free(memory);
     return e;
 }
@@ -347,8 +381,64 @@ static err take_r2(fuse_plan *p, rotation_set *set, int64_t layer, int64_t n_hea
     return e;
 }
 
-err fuse_plan_init(llama_role role, int64_t layer, rotation_set *set, fuse_plan *out) {
-    *out = (fuse_plan){0};
+/* Scales of KV heads, or over them, for the n_heads heads of one side: head h takes those of KV
+ * head h / (n_heads / kv_heads). */
+static err take_heads(fuse_plan *p, const rotation_sizes *z, const scale_vector *v, bool inverse,
+                      int64_t n_heads, const double **side) {
+    if (!v) return err_none();
+    const double *from = inverse ? v->inverse : v->s;
+    const int64_t d = z->head_dim, share = n_heads / z->kv_heads;
+    void *memory;
+    err e = mem_alloc(n_heads * d, sizeof(double), "scales of heads", &memory);
+    if (e.code) return e;
+    p->scales = memory;
+    for (int64_t h = 0; h < n_heads; h++)
+        memcpy(p->scales + h * d, from + h / share * d, (size_t)d * sizeof *from);
+    *side = p->scales;
+    return e;
+}
+
+/* What a linear divides by, or multiplies with, on its own. */
+static err plan_scales(llama_role role, int64_t layer, const rotation_set *set, fuse_plan *p) {
+    const rotation_sizes *z = rotation_set_sizes(set);
+    const scale_set *all = rotation_set_scales(set);
+    const scale_vector *ud = scale_set_get(all, SCALE_UD, layer);
+    const scale_vector *qk = scale_set_get(all, SCALE_QK, layer);
+    const scale_vector *vo = scale_set_get(all, SCALE_VO, layer);
+    switch (role) {
+    case ROLE_Q:
+    case ROLE_Q_BIAS:
+        return take_heads(p, z, qk, false, z->heads, &p->job.out_scale);
+    case ROLE_K:
+    case ROLE_K_BIAS:
+        return take_heads(p, z, qk, true, z->kv_heads, &p->job.out_scale);
+    case ROLE_V:
+    case ROLE_V_BIAS:
+        return take_heads(p, z, vo, true, z->kv_heads, &p->job.out_scale);
+    case ROLE_O:
+        return take_heads(p, z, vo, false, z->heads, &p->job.in_scale);
+    case ROLE_UP:
+    case ROLE_UP_BIAS:
+        if (ud) p->job.out_scale = ud->inverse;
+        return err_none();
+    case ROLE_DOWN:
+        if (ud) p->job.in_scale = ud->s;
+        return err_none();
+    default:
+        return err_none();
+    }
+}
+
+static void plan_norm_scales(llama_role role, int64_t layer, const rotation_set *set,
+                             fuse_plan *p) {
+    const bool attn = role == ROLE_Q || role == ROLE_K || role == ROLE_V;
+    if (!attn && role != ROLE_GATE && role != ROLE_UP) return;
+    const scale_vector *v =
+        scale_set_get(rotation_set_scales(set), attn ? SCALE_ATTN : SCALE_MLP, layer);
+    if (v) p->job.after_scale = v->s;
+}
+
+static err plan_rotations(llama_role role, int64_t layer, rotation_set *set, fuse_plan *out) {
     const rotation *r1 = rotation_set_r1(set);
     const rotation_sizes *sizes = rotation_set_sizes(set);
     switch (role) {
@@ -386,7 +476,32 @@ err fuse_plan_init(llama_role role, int64_t layer, rotation_set *set, fuse_plan 
     }
 }
 
+err fuse_plan_init(llama_role role, int64_t layer, rotation_set *set, fuse_plan *out) {
+    *out = (fuse_plan){0};
+    err e = plan_rotations(role, layer, set, out);
+    if (!e.code) e = plan_scales(role, layer, set, out);
+    if (!e.code) plan_norm_scales(role, layer, set, out);
+    return e;
+}
+
 void fuse_plan_clear(fuse_plan *p) {
     mem_free(p->r2);
+    mem_free(p->scales);
     *p = (fuse_plan){0};
+}
+
+static const scale_vector *norm_scales(const rotation_set *set, llama_role norm, int64_t layer) {
+    if (norm == ROLE_FINAL_NORM) return NULL;
+    return scale_set_get(rotation_set_scales(set), norm == ROLE_ATTN_NORM ? SCALE_ATTN : SCALE_MLP,
+                         layer);
+}
+
+bool fuse_folds_gain(const rotation_set *set, llama_role norm, int64_t layer) {
+    return rotation_set_r1(set) || norm_scales(set, norm, layer);
+}
+
+void fuse_gain_left(const rotation_set *set, llama_role norm, int64_t layer, int64_t n,
+                    float *gain) {
+    const scale_vector *v = norm_scales(set, norm, layer);
+    for (int64_t j = 0; j < n; j++) gain[j] = v ? v->inverse32[j] : 1;
 }

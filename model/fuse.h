@@ -1,4 +1,5 @@
-/* fuse - fold RMSNorm gains and rotations into one weight matrix, in fp64, rounded once to fp32.
+/* fuse - fold RMSNorm gains, rotations and scales into one weight matrix, in fp64, rounded once to
+ * fp32.
  * W is [out, in] as in the checkpoint, y = x W^T:
  *   embedding                E' = E R1
  *   q, k, gate, up, lm_head  W' = W diag(gain) R1
@@ -6,8 +7,12 @@
  *   o                        W' = R1^T W blockdiag(R2 of the KV head of each query head)
  *   down                     W' = R1^T W R4
  *   biases                   o, down: b' = b R1; v: b'_h = b_h R2
- * Rows come out in order, in tiles, for a sink that quantizes them while they are hot. Not reading
- * and not quantizing. On the way: safetensors tensor, learned R1, R2 -> fused weight. */
+ * With scales S (rotations/scale_set.h): q, k, v, gate, up are also times diag(S of the norm) on
+ * the right; v / S_vo, k / S_qk, up / S_ud on the left, before R2, with their biases, and q
+ * likewise times S_qk; o times S_vo of the KV head of each query head and down times S_ud on the
+ * right, before R2 and R4. Rows come out in order, in tiles, for a sink that quantizes them while
+ * they are hot. Not reading and not quantizing. On the way: safetensors tensor, learned R1, R2 ->
+ * fused weight. */
 #ifndef SPINSHARD_MODEL_FUSE_H
 #define SPINSHARD_MODEL_FUSE_H
 
@@ -32,13 +37,18 @@ typedef struct fuse_job {
     const void *source; /* [rows, cols] as on disk, little-endian, need not be aligned */
     fuse_dtype dtype;
     int64_t rows, cols;
-    const float *in_gain; /* [cols] RMSNorm gain; NULL: ones */
-    const rotation *in;   /* right factor W R, order cols; NULL: none */
-    fuse_heads in_heads;  /* right factor per head (o); not together with in */
-    const rotation *out;  /* left factor R^T W, order rows; NULL: none */
-    fuse_heads out_heads; /* left factor per head (v); not together with out */
-    int64_t non_finite;   /* result: NaN and Inf seen in source */
+    const float *in_gain;               /* [cols] RMSNorm gain; NULL: ones */
+    const double *in_scale, *out_scale; /* [cols], [rows]: factors of the source; NULL: ones */
+    const double *after_scale;          /* [cols]: factors after `in`; NULL: ones */
+    const rotation *in;                 /* right factor W R, order cols; NULL: none */
+    fuse_heads in_heads;                /* right factor per head (o); not together with in */
+    const rotation *out;                /* left factor R^T W, order rows; NULL: none */
+    fuse_heads out_heads;               /* left factor per head (v); not together with out */
+    int64_t non_finite;                 /* result: NaN and Inf seen in source */
 } fuse_job;
+
+/* The same rows before they are rounded, for who wants them: fused in fp64. */
+typedef err (*fuse_wide_sink)(void *arg, int64_t row0, int64_t rows, const double *w);
 
 /* Takes rows [row0, row0 + rows) of the fused matrix as w [rows, cols], valid during the call.
  * Tiles come in order from the calling thread, outside any parallel region. */
@@ -48,6 +58,9 @@ typedef err (*fuse_sink)(void *arg, int64_t row0, int64_t rows, const float *w);
  * set and the sink is not called (success: the caller names the tensor). Fails with ERR_NOFIT,
  * ERR_BUG (orders that do not fit the matrix) or the sink's error. */
 err fuse_matrix(fuse_job *job, fuse_sink sink, void *arg);
+
+/* Local. The same in fp64, not rounded. */
+err fuse_matrix_wide(fuse_job *job, fuse_wide_sink sink, void *arg);
 
 /* Local. Bytes that fuse_matrix allocates for this job: tiles, or the matrix in fp64 where rows are
  * mixed. */
@@ -63,6 +76,7 @@ void fuse_to_f32(const void *source, fuse_dtype dtype, int64_t n, float *out);
 typedef struct fuse_plan {
     fuse_job job;
     const rotation **r2; /* owned; NULL or [R2 of a layer] */
+    double *scales;      /* owned; NULL or the factors of one side, a head at a time */
 } fuse_plan;
 
 /* Local. Fill the rotations of a matrix (embedding, head or one of the seven linears) or of the
@@ -72,8 +86,15 @@ typedef struct fuse_plan {
 err fuse_plan_init(llama_role role, int64_t layer, rotation_set *set, fuse_plan *out);
 void fuse_plan_clear(fuse_plan *p); /* local */
 
-/* Local. Turn a bias b [n] (the fp32 values as stored), in place: by the out and out_heads of its
- * plan. */
+/* Local. Scale and turn a bias b [n] (the fp32 values as stored), in place: by the out_scale, out
+ * and out_heads of its plan; in fp64, or rounded once. */
 err fuse_bias(const fuse_job *job, float *b, int64_t n);
+err fuse_bias_wide(const fuse_job *job, double *b, int64_t n);
+
+/* Local. True where the gain of a norm (ROLE_ATTN_NORM, ROLE_MLP_NORM or ROLE_FINAL_NORM of a
+ * layer) is folded into the linears after it. What stays of it then, [n]: 1/S, or ones. */
+bool fuse_folds_gain(const rotation_set *set, llama_role norm, int64_t layer);
+void fuse_gain_left(const rotation_set *set, llama_role norm, int64_t layer, int64_t n,
+                    float *gain);
 
 #endif

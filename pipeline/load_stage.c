@@ -212,12 +212,8 @@ static err load_linear(const load_options *o, const slot *s, int64_t layer) {
     return e;
 }
 
-static void set_ones(float *v, int64_t n) {
-    for (int64_t i = 0; i < n; i++) v[i] = 1;
-}
-
-static bool folds_gains(const load_options *o) {
-    return o->fuse && rotation_set_r1(o->fuse);
+static bool folds_gain(const load_options *o, llama_role norm, int64_t layer) {
+    return o->fuse && fuse_folds_gain(o->fuse, norm, layer);
 }
 
 static err load_layer(const load_options *o, int64_t layer, llama_layer *L) {
@@ -229,8 +225,9 @@ static err load_layer(const load_options *o, int64_t layer, llama_layer *L) {
     llama_tensor_of(o->cfg, ROLE_MLP_NORM, layer, &norm);
     e = read_vector(o->checkpoint, norm.name, norm.rows, &L->mlp_norm);
     if (e.code) return e;
-    const float *ga = folds_gains(o) ? L->attn_norm : NULL,
-                *gm = folds_gains(o) ? L->mlp_norm : NULL;
+    const bool attn = folds_gain(o, ROLE_ATTN_NORM, layer),
+               mlp = folds_gain(o, ROLE_MLP_NORM, layer);
+    const float *ga = attn ? L->attn_norm : NULL, *gm = mlp ? L->mlp_norm : NULL;
     slot slots[] = {
         {ROLE_Q, &L->q, &L->bq, ga},
         {ROLE_K, &L->k, &L->bk, ga},
@@ -242,10 +239,9 @@ static err load_layer(const load_options *o, int64_t layer, llama_layer *L) {
     };
     for (size_t i = 0; i < sizeof slots / sizeof slots[0] && !e.code; i++)
         e = load_linear(o, &slots[i], layer);
-    if (!e.code && folds_gains(o)) {
-        set_ones(L->attn_norm, o->cfg->hidden);
-        set_ones(L->mlp_norm, o->cfg->hidden);
-    }
+    const int64_t hidden = o->cfg->hidden;
+    if (!e.code && attn) fuse_gain_left(o->fuse, ROLE_ATTN_NORM, layer, hidden, L->attn_norm);
+    if (!e.code && mlp) fuse_gain_left(o->fuse, ROLE_MLP_NORM, layer, hidden, L->mlp_norm);
     return e;
 }
 
@@ -312,11 +308,13 @@ static err load_head(const load_options *o, llama_stage *s) {
         head = embed;
         head.role = ROLE_HEAD;
     }
+    const bool folds = folds_gain(o, ROLE_FINAL_NORM, -1);
     if (o->fuse)
-        e = read_fused(o, &head, folds_gains(o) ? s->final_norm : NULL, &s->head);
+        e = read_fused(o, &head, folds ? s->final_norm : NULL, &s->head);
     else
         e = read_plain(o->checkpoint, head.name, head.rows, head.cols, &s->head);
-    if (!e.code && folds_gains(o)) set_ones(s->final_norm, o->cfg->hidden);
+    if (!e.code && folds)
+        fuse_gain_left(o->fuse, ROLE_FINAL_NORM, -1, o->cfg->hidden, s->final_norm);
     if (!e.code) e = wmat_prepare(&s->head, o->compute);
     return e;
 }
