@@ -3,7 +3,9 @@
 
 #include "base/mem.h"
 #include "base/size.h"
+#include "mpi/dmat.h"
 #include "rotations/start.h"
+#include "rotations/start_dist.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -40,28 +42,73 @@ void learn_share_r2(learner *l) {
     free(lens);
 }
 
+/* ---- R1 over a grid: no rank holds it whole ---- */
+
+static void put_rows(void *to, int64_t row, int64_t rows, const double *R) {
+    dealt_rows_put(to, row, rows, R);
+}
+
+static err moment_and_pca(learner *l, dgrid *g, start_sink sink) {
+    const int64_t n = learner_cfg(l)->hidden;
+    dmat *C = NULL;
+    err e = dmat_create(g, n, "second moment", &C);
+    if (!e.code) e = row_pool_moment_r1_dist(&l->pool, C);
+    if (!e.code) e = start_dist_pca(g, C, n, sink);
+    dmat_destroy(&C);
+    return e;
+}
+
+static err start_r1_dist(learner *l, grid_shape shape) {
+    const recipe *r = l->q->recipe;
+    const int threads = (int)recipe_int(r, "numerics.threads"); /* resolved on such a grid */
+    const start_sink sink = {.to = l->R1, .put = put_rows};
+    dgrid *g = NULL;
+    err e = dgrid_create(l->q->c, shape, 0, threads, &g);
+    if (!e.code && recipe_is(r, "rotate.start", "pca"))
+        e = moment_and_pca(l, g, sink);
+    else if (!e.code)
+        e = start_dist_orthogonal(g, (uint64_t)recipe_int(r, "seed"), learner_cfg(l)->hidden, sink);
+    dgrid_destroy(&g);
+    return e;
+}
+
+/* ---- R1 on every rank ---- */
+
 /* A whole matrix that every rank holds. */
 static void take_whole(learner *l, const double *R1) {
     dealt_rows_put(l->R1, 0, learner_cfg(l)->hidden, R1);
 }
 
-static err start_r1_pca(learner *l) {
+static err start_r1_whole(learner *l) {
+    const recipe *r = l->q->recipe;
     int64_t n = learner_cfg(l)->hidden;
     void *C = NULL, *R1 = NULL;
-    err e = mem_alloc(n * n, sizeof(double), "second moment", &C);
-    if (!e.code) e = mem_alloc(n * n, sizeof(double), "start of R1", &R1);
+    const bool pca = recipe_is(r, "rotate.start", "pca");
+    err e = mem_alloc(n * n, sizeof(double), "start of R1", &R1);
+    if (!e.code && pca) e = mem_alloc(n * n, sizeof(double), "second moment", &C);
     e = comm_agree(l->q->c, e, "start points", NULL);
-    if (!e.code) e = row_pool_moment_r1(l->q->c, &l->pool, C);
-    if (!e.code) e = start_pca(n, C, R1, NULL);
+    if (!e.code && pca) e = row_pool_moment_r1(l->q->c, &l->pool, C);
+    if (!e.code && pca) e = start_pca(n, C, R1, NULL);
+    if (!e.code && !pca)
+        e = start_orthogonal(n, (uint64_t)recipe_int(r, "seed"), RNG_R1_NORMAL, 0, R1);
     if (!e.code) take_whole(l, R1);
     mem_free(C);
     mem_free(R1);
     return e;
 }
 
+/* Collective. Starts that are factored: pca and orthogonal. */
+static err start_r1_factored(learner *l) {
+    grid_shape shape;
+    err e = grid_resolve(recipe_str(l->q->recipe, "numerics.grid"), learner_cfg(l)->hidden,
+                         comm_size(l->q->c), &shape);
+    if (e.code) return e;
+    return shape.rows * shape.cols > 1 ? start_r1_dist(l, shape) : start_r1_whole(l);
+}
+
 static err start_from_activations(learner *l) {
     err e = err_none();
-    if (l->R1) e = start_r1_pca(l);
+    if (l->R1) e = start_r1_factored(l);
     if (!e.code && l->r2_heads) e = start_r2_pca(l);
     e = comm_agree(l->q->c, e, "start points", NULL);
     if (!e.code && l->r2_heads) learn_share_r2(l);
@@ -87,7 +134,10 @@ static err start_from_set(learner *l) {
     rotation_set *set = l->q->rotations;
     int64_t dd = learner_cfg(l)->head_dim * learner_cfg(l)->head_dim;
     err e = err_none();
-    if (l->R1) e = start_r1_from_set(l);
+    if (l->R1 && recipe_is(l->q->recipe, "rotate.start", "orthogonal"))
+        e = start_r1_factored(l);
+    else if (l->R1)
+        e = start_r1_from_set(l);
     for (int64_t i = 0; l->r2_heads && i < learner_cfg(l)->layers && !e.code; i++) {
         e = rotation_set_prepare_r2(set, i);
         for (int64_t h = 0; h < l->r2_heads && !e.code; h++)

@@ -143,7 +143,10 @@ static err prepare(quantize_run *q) {
     if (!e.code) e = setup_recipe(q->c, q->o, NULL, &q->recipe);
     if (!e.code) e = comm_agree(q->c, setup_refuse_missing(q->recipe), "reading the recipe", NULL);
     if (!e.code) e = source_open(q->c, options_str(q->o, OPT_MODEL), &q->source);
-    if (!e.code) e = setup_rotations(q->c, q->recipe, &q->source.cfg, &q->rotations);
+    if (!e.code) e = comm_agree(q->c, quantize_resolve_numerics(q), "numerics", NULL);
+    if (!e.code)
+        e = setup_rotations(q->c, q->recipe, &q->source.cfg, quantize_needs_calibration(q->recipe),
+                            &q->rotations);
     if (!e.code) e = comm_agree(q->c, describe_run(q), "planning", NULL);
     if (!e.code) {
         err t = err_none();

@@ -43,6 +43,10 @@ typedef struct quantize_run {
 bool quantize_needs_calibration(const recipe *r);
 /* Collective. Read --calib or --calib-ids into q->calib_ids. */
 err quantize_read_calibration(quantize_run *q);
+/* Collective. numerics.grid and .threads in the recipe become those of this run, or of the
+ * unfinished run that it goes on with; left at auto where no byte depends on them. Fails with
+ * ERR_MISMATCH where the ranks are fewer than the cells. */
+err quantize_resolve_numerics(quantize_run *q);
 /* Collective. Phases learn.k: the rotations of q become the learned ones. */
 err quantize_learn(quantize_run *q);
 

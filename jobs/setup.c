@@ -80,8 +80,8 @@ static rotation_r2 r2_of(const recipe *r) {
     return recipe_is(r, "rotate.r2", "layer") ? R2_LAYER : R2_NONE;
 }
 
-/* Random orthogonal R1 and R2 in place of the Hadamard ones. */
-static err random_start(rotation_set *set) {
+/* Random orthogonal R1 (unless it comes later) and R2 in place of the Hadamard ones. */
+static err random_start(rotation_set *set, bool r1_later) {
     const rotation_sizes *z = rotation_set_sizes(set);
     uint64_t seed = rotation_set_options(set)->seed;
     int64_t d = z->head_dim, most = z->hidden > d ? z->hidden : d,
@@ -89,7 +89,7 @@ static err random_start(rotation_set *set) {
     rotation *r = NULL;
     void *buf;
     err e = mem_alloc(most * most, sizeof(double), "random rotation", &buf);
-    if (!e.code && rotation_set_r1(set)) {
+    if (!e.code && rotation_set_r1(set) && !r1_later) {
         e = start_orthogonal(z->hidden, seed, RNG_R1_NORMAL, 0, buf);
         if (!e.code) e = rotation_create_dense(z->hidden, buf, &r);
         if (!e.code) e = rotation_set_put_r1(set, &r);
@@ -105,7 +105,8 @@ static err random_start(rotation_set *set) {
     return e;
 }
 
-err setup_rotations(const comm *c, const recipe *r, const llama_config *cfg, rotation_set **out) {
+err setup_rotations(const comm *c, const recipe *r, const llama_config *cfg, bool r1_later,
+                    rotation_set **out) {
     rotation_options o = {
         .r1 = recipe_bool(r, "rotate.r1"),
         .r2 = r2_of(r),
@@ -132,7 +133,7 @@ err setup_rotations(const comm *c, const recipe *r, const llama_config *cfg, rot
     for (int i = 0; i < 4; i++) named |= recipe_is(r, "rotate.start", made[i]);
     if (!named) return rotation_file_read(c, recipe_str(r, "rotate.start"), &o, &z, out);
     err e = rotation_set_create(&o, &z, out);
-    if (!e.code && recipe_is(r, "rotate.start", "orthogonal")) e = random_start(*out);
+    if (!e.code && recipe_is(r, "rotate.start", "orthogonal")) e = random_start(*out, r1_later);
     return comm_agree(c, e, "making the rotations", NULL);
 }
 

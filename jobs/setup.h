@@ -20,8 +20,11 @@ err setup_recipe(const comm *c, const options *o, const json_t *base, recipe **o
 /* Local. ERR_USAGE for keys whose work this version does not do yet (learning, GPTQ, scales). */
 err setup_refuse_missing(const recipe *r);
 
-/* Collective on c. The rotations of a recipe for a model. Same result on every rank. */
-err setup_rotations(const comm *c, const recipe *r, const llama_config *cfg, rotation_set **out);
+/* Collective on c. The rotations of a recipe for a model. Same result on every rank. r1_later: R1
+ * is started by learning, maybe over a grid; one that each rank would have to factor (orthogonal)
+ * is left a Hadamard one. */
+err setup_rotations(const comm *c, const recipe *r, const llama_config *cfg, bool r1_later,
+                    rotation_set **out);
 
 /* Local. How weights are quantized; resolves weights.group "auto" in the recipe. */
 err setup_weights(recipe *r, const llama_config *cfg, st_dtype store, wquant *out);

@@ -194,6 +194,10 @@ int64_t dmat_order(const dmat *m) {
     return m->n;
 }
 
+const dgrid *dmat_grid(const dmat *m) {
+    return m->g;
+}
+
 void dmat_part_shape(const dmat *m, int64_t *rows, int64_t *cols) {
     *rows = m->rows;
     *cols = m->cols;
@@ -406,6 +410,9 @@ static err work_alloc(double need, int64_t more, int *lwork, double **work) {
 err dmat_eigen(dmat *A, dmat *V, double *values) {
     const dgrid *g = A->g;
     const int liwork = 7 * A->order + 8 * g->shape.cols + 2;
+    /* The need that pdsyevd tells forgets pdormtr's where the order is not far above the block: it
+     * then complains on stderr, does nothing, and pdsyevd reports success. */
+    const int64_t nb = g->block, back_transform = nb * (A->rows + A->cols + 2 * nb);
     int info = 0, query = -1, lwork = 0;
     double need = 0, *work = NULL;
     void *iwork = NULL;
@@ -415,7 +422,7 @@ err dmat_eigen(dmat *A, dmat *V, double *values) {
         if (!e.code)
             pdsyevd_("V", "L", &A->order, A->part, &ONE, &ONE, A->desc, values, V->part, &ONE, &ONE,
                      V->desc, &need, &query, iwork, &liwork, &info, 1, 1);
-        if (!e.code) e = work_alloc(need, A->n, &lwork, &work);
+        if (!e.code) e = work_alloc(need, A->n + back_transform, &lwork, &work);
     }
     e = comm_agree(g->c, e, "distributed eigenvectors", NULL);
     if (!e.code && A->part) {

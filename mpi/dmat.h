@@ -39,7 +39,8 @@ void dmat_destroy(dmat **m); /* local; NULL is fine; sets NULL */
  * bytes. To save and restore a matrix on the same grid, and for element-wise work. */
 double *dmat_part(dmat *m);
 int64_t dmat_part_entries(const dmat *m);
-int64_t dmat_order(const dmat *m); /* local; n */
+int64_t dmat_order(const dmat *m);     /* local; n */
+const dgrid *dmat_grid(const dmat *m); /* local; borrowed */
 
 /* Local. Rows and columns of this cell's part, and the row or column of the whole matrix that a
  * local one is. Entry (i, j) of the part stands at part[j * rows + i]. */

@@ -149,15 +149,20 @@ static void moment_of(const row_set *s, float *wide, float *out) {
              s->width);
 }
 
-/* Bits of the fixed point: sums of all rows of the model stay below 2^62. x is a normalised row, so
- * no entry of x^T x is above its length |x|^2 <= hidden (1 + rounding of bf16). */
-err row_pool_moment_r1(const comm *c, const row_pool *p, double *out) {
-    int64_t n = p->hidden * p->hidden, sets = sets_of(p, POOL_R1), rows = 0;
-    void *wide = NULL, *one = NULL, *sum = NULL;
-    for (int64_t i = 0; i < sets; i++) rows += p->sets[POOL_R1][i].n;
+/* Collective. Bits of the fixed point: sums of all rows of the model stay below 2^62. x is a
+ * normalised row, so no entry of x^T x is above its length |x|^2 <= hidden (1 + rounding of bf16).
+ */
+static int moment_exponent(const comm *c, const row_pool *p) {
+    int64_t rows = 0;
+    for (int64_t i = 0; i < sets_of(p, POOL_R1); i++) rows += p->sets[POOL_R1][i].n;
     comm_sum_i64(c, &rows, 1);
-    double bound = 1.1 * (double)p->hidden * (double)(rows + 1);
-    int exponent = 62 - (int)ceil(log2(bound));
+    return 62 - (int)ceil(log2(1.1 * (double)p->hidden * (double)(rows + 1)));
+}
+
+err row_pool_moment_r1(const comm *c, const row_pool *p, double *out) {
+    int64_t n = p->hidden * p->hidden, sets = sets_of(p, POOL_R1);
+    void *wide = NULL, *one = NULL, *sum = NULL;
+    const int exponent = moment_exponent(c, p);
     err e = mem_alloc(sets ? p->sets[POOL_R1][0].n * p->hidden : 0, sizeof(float), "rows in fp32",
                       &wide);
     if (!e.code) e = mem_alloc(n, sizeof(float), "second moment", &one);
@@ -176,6 +181,44 @@ err row_pool_moment_r1(const comm *c, const row_pool *p, double *out) {
             double m = 0.5 * (out[i * p->hidden + j] + out[j * p->hidden + i]);
             out[i * p->hidden + j] = out[j * p->hidden + i] = m;
         }
+    mem_free(wide);
+    mem_free(one);
+    mem_free(sum);
+    return e;
+}
+
+enum { MOMENT_BAND = 256 }; /* rows of the moment that are made and summed at a time */
+
+/* Rows [row, row + b) of sum x^T x over this rank's sets, in fixed point. */
+static void moment_rows(const row_pool *p, int64_t row, int64_t b, int exponent, float *wide,
+                        float *one, int64_t *sum) {
+    const int64_t n = p->hidden;
+    memset(sum, 0, (size_t)(b * n) * sizeof *sum);
+    for (int64_t i = 0; i < sets_of(p, POOL_R1); i++) {
+        const row_set *s = &p->sets[POOL_R1][i];
+#pragma omp parallel for
+        for (int64_t r = 0; r < s->n; r++) half_array_from_bf16(s->x + r * n, n, wide + r * n);
+        gemm_f32(true, false, b, n, s->n, wide + row, n, wide, n, false, one, n);
+#pragma omp parallel for
+        for (int64_t k = 0; k < b * n; k++) sum[k] += llrint(ldexp(one[k], exponent));
+    }
+}
+
+err row_pool_moment_r1_dist(const row_pool *p, dmat *out) {
+    const comm *c = dgrid_comm(dmat_grid(out));
+    const int64_t n = p->hidden;
+    void *wide = NULL, *one = NULL, *sum = NULL;
+    const int exponent = moment_exponent(c, p);
+    const int64_t rows = sets_of(p, POOL_R1) ? p->sets[POOL_R1][0].n : 0;
+    err e = mem_alloc(rows * n, sizeof(float), "rows in fp32", &wide);
+    if (!e.code) e = mem_alloc(MOMENT_BAND * n, sizeof(float), "second moment", &one);
+    if (!e.code) e = mem_alloc(MOMENT_BAND * n, sizeof(int64_t), "second moment", &sum);
+    e = comm_agree(c, e, "second moments", NULL);
+    for (int64_t row = 0; !e.code && row < n; row += MOMENT_BAND) {
+        const int64_t b = n - row < MOMENT_BAND ? n - row : MOMENT_BAND;
+        moment_rows(p, row, b, exponent, wide, one, sum);
+        dmat_sum_rows_i64(out, row, b, sum, -exponent);
+    }
     mem_free(wide);
     mem_free(one);
     mem_free(sum);

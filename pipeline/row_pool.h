@@ -9,6 +9,7 @@
 #include "base/half.h"
 #include "model/config.h"
 #include "mpi/comm.h"
+#include "mpi/dmat.h"
 
 #include <stdint.h>
 
@@ -61,6 +62,10 @@ void row_pool_normalise(row_pool *p, pool_kind kind);
 /* Collective on c. Second moment of all rows of POOL_R1 over the whole model, sum x^T x as
  * [hidden, hidden] on every rank; exact in any order, so the same for any number of ranks. */
 err row_pool_moment_r1(const comm *c, const row_pool *p, double *out);
+
+/* Collective on the communicator of out's grid. The same into a dealt matrix, in bands of rows, so
+ * that no rank holds the whole; its lower triangle is the answer. */
+err row_pool_moment_r1_dist(const row_pool *p, dmat *out);
 
 /* Local. Second moment of the o_proj inputs of a layer: of all query heads, or (kv_head >= 0) of
  * those of one KV head; [head_dim, head_dim]. */

@@ -10,7 +10,7 @@
 
 enum { ROWS = 128 }; /* rows that pass through every rank at a time */
 
-err start_dist_orthogonal(dgrid *g, uint64_t seed, int64_t n, cayley_dist *d) {
+err start_dist_orthogonal(dgrid *g, uint64_t seed, int64_t n, start_sink sink) {
     dmat *Q;
     void *p;
     int64_t rows, cols;
@@ -31,7 +31,7 @@ err start_dist_orthogonal(dgrid *g, uint64_t seed, int64_t n, cayley_dist *d) {
     for (int64_t row = 0; row < n && !e.code; row += ROWS) {
         const int64_t b = size_min(ROWS, n - row);
         dmat_get_rows(Q, row, b, p);
-        cayley_dist_put_rows(d, row, b, p);
+        sink.put(sink.to, row, b, p);
     }
     dmat_destroy(&Q);
     mem_free(p);
@@ -57,7 +57,7 @@ static void column_signs(const dmat *V, int64_t n, double *rows, double *most, d
 
 /* R = V H / sqrt(n) in rows: columns signed, largest value first, then the fast transform. */
 static void mix_rows(const dmat *V, int64_t n, const fwht *f, double *rows, double *turned,
-                     const double *signs, cayley_dist *d) {
+                     const double *signs, start_sink sink) {
     for (int64_t row = 0; row < n; row += ROWS) {
         const int64_t b = size_min(ROWS, n - row);
         dmat_get_rows(V, row, b, rows);
@@ -66,11 +66,11 @@ static void mix_rows(const dmat *V, int64_t n, const fwht *f, double *rows, doub
             for (int64_t j = 0; j < n; j++)
                 turned[i * n + j] = signs[n - 1 - j] * rows[i * n + n - 1 - j];
         fwht_rows_f64(f, turned, b, n, false);
-        cayley_dist_put_rows(d, row, b, turned);
+        sink.put(sink.to, row, b, turned);
     }
 }
 
-static err pca_with(dgrid *g, dmat *C, int64_t n, const fwht *f, double *scratch, cayley_dist *d) {
+static err pca_with(dgrid *g, dmat *C, int64_t n, const fwht *f, double *scratch, start_sink sink) {
     double *rows = scratch, *turned = rows + ROWS * n, *values = turned + ROWS * n;
     double *most = values + n, *signs = most + n;
     dmat *V;
@@ -78,13 +78,13 @@ static err pca_with(dgrid *g, dmat *C, int64_t n, const fwht *f, double *scratch
     if (!e.code) e = dmat_eigen(C, V, values);
     if (!e.code) {
         column_signs(V, n, rows, most, signs);
-        mix_rows(V, n, f, rows, turned, signs, d);
+        mix_rows(V, n, f, rows, turned, signs, sink);
     }
     dmat_destroy(&V);
     return e;
 }
 
-err start_dist_pca(dgrid *g, dmat *C, int64_t n, cayley_dist *d) {
+err start_dist_pca(dgrid *g, dmat *C, int64_t n, start_sink sink) {
     void *scratch = NULL;
     fwht *f = NULL;
     if (!dmat_finite(C))
@@ -93,7 +93,7 @@ err start_dist_pca(dgrid *g, dmat *C, int64_t n, cayley_dist *d) {
     err e = fwht_create(n, &f);
     if (!e.code) e = mem_alloc((2 * ROWS + 3) * n, sizeof(double), "start of R1", &scratch);
     e = comm_agree(dgrid_comm(g), e, "start of R1", NULL);
-    if (!e.code) e = pca_with(g, C, n, f, scratch, d);
+    if (!e.code) e = pca_with(g, C, n, f, scratch, sink);
     mem_free(scratch);
     fwht_destroy(&f);
     return e;

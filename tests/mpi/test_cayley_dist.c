@@ -195,15 +195,20 @@ static void restart_continues(const comm *c, grid_shape shape, optimizer_kind ki
     free(state), free(x), free(y);
 }
 
+static void put_start(void *to, int64_t row, int64_t rows, const double *R) {
+    cayley_dist_put_rows(to, row, rows, R);
+}
+
 /* Against the start points of one rank, held by another test against their definitions. */
-static void start_points_are_those_of_one_rank(const comm *c, grid_shape shape) {
+static void start_points_are_those_of_one_rank(const comm *c, grid_shape shape, int block) {
     cayley_dist *d = make(c, shape, OPTIMIZER_ADAM);
+    const start_sink sink = {.to = d, .put = put_start};
     dgrid *g;
     dmat *C;
     double *want = room(N * N), *moment = room(N * N), *x = gradient(3);
-    check_ok(dgrid_create(c, shape, BLOCK, 1, &g), "grid");
+    check_ok(dgrid_create(c, shape, block, 1, &g), "grid");
     check_ok(dmat_create(g, N, "moment", &C), "moment");
-    check_ok(start_dist_orthogonal(g, 9, N, d), "random start");
+    check_ok(start_dist_orthogonal(g, 9, N, sink), "random start");
     double *got = result(d);
     check_ok(start_orthogonal(N, 9, RNG_R1_NORMAL, 0, want), "random start of one rank");
     check(distance(got, want) < 1e-11, "the same random matrix");
@@ -212,13 +217,13 @@ static void start_points_are_those_of_one_rank(const comm *c, grid_shape shape) 
         for (int64_t j = 0; j < N; j++)
             moment[i * N + j] = (i == j) * (double)(3 * i) + 0.1 * (x[i * N + j] + x[j * N + i]);
     dmat_put_rows(C, 0, N, moment);
-    check_ok(start_dist_pca(g, C, N, d), "pca");
+    check_ok(start_dist_pca(g, C, N, sink), "pca");
     got = result(d);
     check_ok(start_pca(N, moment, want, NULL), "pca of one rank");
     check(distance(got, want) < 1e-10, "the same eigenvectors");
     moment[7] = NAN;
     dmat_put_rows(C, 0, N, moment);
-    check(start_dist_pca(g, C, N, d).code == ERR_NUMERICS, "NaN is refused on every rank");
+    check(start_dist_pca(g, C, N, sink).code == ERR_NUMERICS, "NaN is refused on every rank");
     cayley_dist_destroy(&d);
     dmat_destroy(&C);
     dgrid_destroy(&g);
@@ -260,7 +265,8 @@ int main(int argc, char **argv) {
         bits_depend_on_the_grid_alone(c, shapes[i]);
         contributions_are_summed(c, shapes[i]);
         nan_is_refused(c, shapes[i]);
-        start_points_are_those_of_one_rank(c, shapes[i]);
+        start_points_are_those_of_one_rank(c, shapes[i], BLOCK);
+        start_points_are_those_of_one_rank(c, shapes[i], 2 * N); /* a block above the order */
     }
     int64_t all = failures;
     comm_sum_i64(c, &all, 1);
