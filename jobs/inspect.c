@@ -2,6 +2,7 @@
 #include "jobs/jobs.h"
 
 #include "base/file.h"
+#include "base/log.h"
 #include "base/size.h"
 #include "io/safetensors.h"
 #include "jobs/source.h"
@@ -141,6 +142,8 @@ static err export_spinquant(const comm *c, const char *out, const char *file) {
     if (!e.code && rotation_set_r2_count(set) > 1)
         e = err_make(ERR_INPUT, path, "quantize with rotate.r2=layer",
                      "SpinQuant has one R2 a layer, not one a head");
+    if (!e.code && rotation_set_scales(set))
+        log_line(LOG_WARN, "%s holds scales, which SpinQuant's files do not have: left out", path);
     if (!e.code) e = rotation_file_write(file, set, true, NULL);
     rotation_set_destroy(&set);
     source_close(&s);

@@ -227,7 +227,8 @@ static err write_companions(const quantize_run *q) {
     if (!e.code) e = file_publish(path, text, len);
     free(path);
     free(text);
-    if (e.code || (!rotation_set_r1(q->rotations) && !rotation_set_r2_count(q->rotations)))
+    if (e.code || (!rotation_set_r1(q->rotations) && !rotation_set_r2_count(q->rotations) &&
+                   !rotation_set_scales(q->rotations)))
         return e;
     char seed[24], r3[64], r4[64];
     snprintf(seed, sizeof seed, "%" PRId64, recipe_int(q->recipe, "seed"));

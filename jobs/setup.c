@@ -225,6 +225,7 @@ err setup_sites(const recipe *r, const llama_config *cfg, rotation_set *set, boo
     out->r4_fused = r4_fused;
     if (fused) return e;
     out->R1 = rotation_set_r1(set);
+    out->scales = rotation_set_scales(set);
     int64_t heads = rotation_set_r2_count(set);
     if (!heads) return e;
     out->r2_per_head = heads > 1;

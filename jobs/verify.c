@@ -53,15 +53,16 @@ static err check_loaders(verify_job *v) {
     return comm_agree(v->c, e, "checking what loaders demand", NULL);
 }
 
-/* Rotations of the archive: R1 and R2 from the file beside it, R3 and R4 by the recipe. */
+/* Rotations of the archive: R1, R2 and scales from the file beside it, R3 and R4 by the recipe. */
 static err read_rotations(verify_job *v) {
     options none = {.cmd = CMD_VERIFY};
     err e = setup_recipe(v->c, &none, v->archive.recipe, &v->recipe);
     if (e.code) return e;
     bool rotated =
         recipe_bool(v->recipe, "rotate.r1") || !recipe_is(v->recipe, "rotate.r2", "none");
+    bool scaled = json_array_size(recipe_get(v->recipe, "scale.pairs")) > 0;
     char *path = file_join(v->o->target, "rotations.safetensors");
-    if (rotated && !recipe_is(v->recipe, "rotate.start", "identity"))
+    if (scaled || (rotated && !recipe_is(v->recipe, "rotate.start", "identity")))
         recipe_put(v->recipe, "rotate.start", json_string(path));
     e = setup_rotations(v->c, v->recipe, &v->source.cfg, false, &v->rotations);
     free(path);

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NAME_LEN = 64 };
+enum { NAME_LEN = 80 };
 #define MAX_FILE_BYTES (16ull << 30)
 
 typedef struct matrix_list {
@@ -24,6 +24,19 @@ static void list_clear(matrix_list *m) {
     free(m->tensors);
     free(m->data);
     free(m->names);
+}
+
+/* Scales by kind: what follows model.layers.{i}. in the key. */
+static const char *const scale_keys[SCALE_KINDS] = {"input_layernorm.S",
+                                                    "post_attention_layernorm.S", "self_attn.S_vo",
+                                                    "self_attn.S_qk", "mlp.S_ud"};
+
+static void scale_key(char name[NAME_LEN], scale_kind kind, int64_t layer) {
+    snprintf(name, NAME_LEN, "model.layers.%" PRId64 ".%s", layer, scale_keys[kind]);
+}
+
+static bool by_head(scale_kind kind) {
+    return kind == SCALE_VO || kind == SCALE_QK;
 }
 
 static err list_init(matrix_list *m, int64_t room) {
@@ -77,16 +90,38 @@ static err add_r2(matrix_list *m, rotation_set *set, int64_t layer, bool fp32) {
     return e;
 }
 
+static err add_scales(matrix_list *m, const rotation_sizes *z, const scale_set *set,
+                      scale_kind kind, int64_t layer) {
+    const scale_vector *v = scale_set_get(set, kind, layer);
+    const int64_t at = m->n;
+    char *name = m->names[at];
+    scale_key(name, kind, layer);
+    err e = mem_alloc(v->n, sizeof(double), name, &m->data[at]);
+    if (e.code) return e;
+    m->n++;
+    memcpy(m->data[at], v->s, (size_t)v->n * sizeof(double));
+    st_tensor t = {.name = name, .dtype = ST_F64};
+    if (by_head(kind)) t.shape[t.n_dims++] = z->kv_heads;
+    t.shape[t.n_dims++] = by_head(kind) ? z->head_dim : v->n;
+    m->tensors[at] = t;
+    return e;
+}
+
 err rotation_file_write(const char *path, rotation_set *set, bool fp32,
                         const char *const *metadata) {
     const rotation_sizes *z = rotation_set_sizes(set);
     matrix_list m;
-    err e = list_init(&m, z->layers + 1);
+    err e = list_init(&m, (1 + SCALE_KINDS) * z->layers + 1);
     if (e.code) return e;
+    const scale_set *scales = fp32 ? NULL : rotation_set_scales(set);
     const rotation *r1 = rotation_set_r1(set);
     if (r1) e = list_add(&m, "R1", &r1, 1, z->hidden, fp32);
     if (rotation_set_r2_count(set) > 0)
         for (int64_t l = 0; l < z->layers && !e.code; l++) e = add_r2(&m, set, l, fp32);
+    for (int64_t i = 0; i < SCALE_KINDS * z->layers && !e.code; i++) {
+        const scale_kind kind = (scale_kind)(i % SCALE_KINDS);
+        if (scale_set_has(scales, kind)) e = add_scales(&m, z, scales, kind, i / SCALE_KINDS);
+    }
     if (!e.code)
         e = st_file_write(path, m.tensors, m.n, (const void *const *)m.data, metadata, NULL);
     list_clear(&m);
@@ -106,6 +141,23 @@ static err bad_tensor(const rotation_text *f, const char *name, const char *what
                   f->path);
 }
 
+static double number_at(const rotation_text *f, const st_tensor *t, int64_t i) {
+    const char *from = f->data + t->begin;
+    double d;
+    float x;
+    if (t->dtype == ST_F64) {
+        memcpy(&d, from + 8 * i, 8);
+        return d;
+    }
+    memcpy(&x, from + 4 * i, 4);
+    return x;
+}
+
+static err check_type(const rotation_text *f, const st_tensor *t) {
+    if (t->dtype == ST_F64 || t->dtype == ST_F32) return err_none();
+    return bad_tensor(f, t->name, "must be F64 or F32");
+}
+
 /* Matrix `index` of a tensor of n x n matrices as a rotation, checked. */
 static err take_matrix(const rotation_text *f, const st_tensor *t, int64_t index, int64_t n,
                        rotation **out) {
@@ -113,17 +165,7 @@ static err take_matrix(const rotation_text *f, const st_tensor *t, int64_t index
     err e = mem_alloc(n * n, sizeof(double), "rotation", &buf);
     if (e.code) return e;
     double *d = buf;
-    const char *from = f->data + t->begin;
-    for (int64_t i = 0; i < n * n; i++) {
-        int64_t at = index * n * n + i;
-        float x;
-        if (t->dtype == ST_F64)
-            memcpy(&d[i], from + 8 * at, 8);
-        else {
-            memcpy(&x, from + 4 * at, 4);
-            d[i] = x;
-        }
-    }
+    for (int64_t i = 0; i < n * n; i++) d[i] = number_at(f, t, index * n * n + i);
     e = rotation_create_dense(n, d, out);
     mem_free(buf);
     double off = 0;
@@ -140,8 +182,8 @@ static err take_matrix(const rotation_text *f, const st_tensor *t, int64_t index
 }
 
 static err check_shape(const rotation_text *f, const st_tensor *t, int64_t heads, int64_t n) {
-    if (t->dtype != ST_F64 && t->dtype != ST_F32)
-        return bad_tensor(f, t->name, "must be F64 or F32");
+    err e = check_type(f, t);
+    if (e.code) return e;
     int d = t->n_dims;
     bool square = d >= 2 && t->shape[d - 1] == n && t->shape[d - 2] == n;
     bool right = heads == 1 ? d == 2 : d == 3 && t->shape[0] == heads;
@@ -180,20 +222,66 @@ static err put_all(const rotation_text *f, rotation_set *set) {
     return e;
 }
 
-/* Scales in the file must be ones: they are not applied here. */
-static err check_scales(const rotation_text *f) {
-    for (int64_t i = 0; i < st_header_count(f->header); i++) {
-        const st_tensor *t = st_header_at(f->header, i);
-        const char *dot = strrchr(t->name, '.');
-        if (!dot || dot[1] != 'S' || t->dtype != ST_F64) continue;
-        for (uint64_t at = t->begin; at < t->end; at += 8) {
-            double s;
-            memcpy(&s, f->data + at, 8);
-            if (s != 1)
-                return bad_tensor(f, t->name, "holds scales, which this version does not apply");
-        }
+/* ---- scales ---- */
+
+static bool holds_scales(const rotation_text *f, scale_kind kind) {
+    char name[NAME_LEN];
+    scale_key(name, kind, 0);
+    return st_header_find(f->header, name) != NULL;
+}
+
+static err check_length(const rotation_text *f, const st_tensor *t, const rotation_sizes *z,
+                        scale_kind kind, int64_t n) {
+    err e = check_type(f, t);
+    if (e.code) return e;
+    const bool right =
+        by_head(kind) ? t->n_dims == 2 && t->shape[0] == z->kv_heads && t->shape[1] == z->head_dim
+                      : t->n_dims == 1 && t->shape[0] == n;
+    if (right) return e;
+    char what[160];
+    snprintf(what, sizeof what, "has %d dimensions, the first %" PRId64 "; expected ", t->n_dims,
+             t->n_dims ? t->shape[0] : 0);
+    const size_t at = strlen(what);
+    if (by_head(kind))
+        snprintf(what + at, sizeof what - at, "[%" PRId64 ", %" PRId64 "]", z->kv_heads,
+                 z->head_dim);
+    else
+        snprintf(what + at, sizeof what - at, "[%" PRId64 "]", n);
+    return bad_tensor(f, t->name, what);
+}
+
+static err take_scales(const rotation_text *f, const rotation_sizes *z, scale_kind kind,
+                       int64_t layer, scale_set *set, double *buf) {
+    char name[NAME_LEN];
+    scale_key(name, kind, layer);
+    const st_tensor *t = st_header_find(f->header, name);
+    const int64_t n = scale_set_length(set, kind);
+    if (!t) return bad_tensor(f, name, "is missing, where other layers have it");
+    err e = check_length(f, t, z, kind, n);
+    if (e.code) return e;
+    for (int64_t i = 0; i < n; i++) buf[i] = number_at(f, t, i);
+    e = scale_set_put(set, kind, layer, buf);
+    return e.code ? bad_tensor(f, name, e.what) : e;
+}
+
+static err put_scales(const rotation_text *f, rotation_set *set) {
+    const rotation_sizes *z = rotation_set_sizes(set);
+    scale_set *scales;
+    void *buf = NULL;
+    err e = rotation_set_new_scales(set, &scales);
+    for (int k = 0; k < SCALE_KINDS && !e.code; k++) {
+        const scale_kind kind = (scale_kind)k;
+        if (!holds_scales(f, kind)) continue;
+        e = scale_set_add(scales, kind);
+        if (!e.code) e = mem_alloc(scale_set_length(scales, kind), sizeof(double), "scales", &buf);
+        for (int64_t l = 0; l < z->layers && !e.code; l++)
+            e = take_scales(f, z, kind, l, scales, buf);
+        mem_free(buf);
+        buf = NULL;
     }
-    return err_none();
+    if (!e.code) rotation_set_put_scales(set, &scales);
+    scale_set_destroy(&scales);
+    return e;
 }
 
 static err set_from_text(const rotation_text *f, const rotation_options *opts,
@@ -203,13 +291,15 @@ static err set_from_text(const rotation_text *f, const rotation_options *opts,
     o.r1 = st_header_find(f->header, "R1") != NULL;
     o.r2 = !r2 ? R2_NONE : r2->n_dims == 3 && r2->shape[0] > 1 ? R2_HEAD : R2_LAYER;
     o.start = START_IDENTITY;
-    if (!o.r1 && !r2)
+    bool scales = false;
+    for (int k = 0; k < SCALE_KINDS; k++) scales |= holds_scales(f, (scale_kind)k);
+    if (!o.r1 && !r2 && !scales)
         return err_make(ERR_INPUT, f->path,
                         "a rotation file has R1 and model.layers.N.self_attn.R2",
                         "holds no rotation");
-    err e = check_scales(f);
-    if (!e.code) e = rotation_set_create(&o, sizes, out);
+    err e = rotation_set_create(&o, sizes, out);
     if (!e.code) e = put_all(f, *out);
+    if (!e.code && scales) e = put_scales(f, *out);
     if (e.code) rotation_set_destroy(out);
     return e;
 }

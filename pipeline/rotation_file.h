@@ -1,7 +1,9 @@
-/* rotation_file - rotations.safetensors: the rotations of a model as F64 matrices, y = x R.
+/* rotation_file - rotations.safetensors: the rotations and scales of a model as F64, y = x R.
  * Keys: `R1` [hidden, hidden], `model.layers.{i}.self_attn.R2` [head_dim, head_dim] or [kv_heads,
- * head_dim, head_dim]; F32 is read too, which makes the files of SpinQuant with these public keys
- * readable. Not the set itself (rotations/rotation_set.h). */
+ * head_dim, head_dim], `model.layers.{i}.input_layernorm.S`, `.post_attention_layernorm.S`
+ * [hidden], `.self_attn.S_vo`, `.self_attn.S_qk` [kv_heads, head_dim], `.mlp.S_ud` [intermediate];
+ * each of them for all layers or for none; F32 is read too, which makes the files of SpinQuant with
+ * these public keys readable. Not the set itself (rotations/rotation_set.h). */
 #ifndef SPINSHARD_PIPELINE_ROTATION_FILE_H
 #define SPINSHARD_PIPELINE_ROTATION_FILE_H
 
@@ -12,14 +14,16 @@
 /* Largest |R^T R - I| of a matrix that counts as orthogonal: F32 files of other tools have 1e-6. */
 #define ROTATION_FILE_ORTHOGONAL 1e-5
 
-/* Root only. Write R1 and all R2 of a set; metadata: key, value, ..., NULL. fp32: the twin of
- * `inspect --export-spinquant`. Fails with ERR_NOFIT or what writing gives. */
+/* Root only. Write R1, all R2 and the scales of a set; metadata: key, value, ..., NULL. fp32: the
+ * twin of `inspect --export-spinquant`, without scales, which have no public keys. Fails with
+ * ERR_NOFIT or what writing gives. */
 err rotation_file_write(const char *path, rotation_set *set, bool fp32,
                         const char *const *metadata);
 
-/* Collective on c; path and sizes must agree. Root reads, all ranks get the set: R1 and R2 from the
- * file, R3 and R4 by opts (its r1, r2 and start are not used). Caller owns *out. Same result on
- * every rank. Fails with ERR_INPUT: wrong sizes, not orthogonal (and by how much), pickles. */
+/* Collective on c; path and sizes must agree. Root reads, all ranks get the set: R1, R2 and scales
+ * from the file, R3 and R4 by opts (its r1, r2 and start are not used). Caller owns *out. Same
+ * result on every rank. Fails with ERR_INPUT: wrong sizes, not orthogonal (and by how much), scales
+ * that are not positive numbers between SCALE_LEAST and SCALE_MOST, pickles. */
 err rotation_file_read(const comm *c, const char *path, const rotation_options *opts,
                        const rotation_sizes *sizes, rotation_set **out);
 
