@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/task.h"
 #include "jobs/stop.h"
 #include "shard/packed_tensor.h"
 
@@ -75,22 +76,62 @@ typedef struct round_report {
     double seconds;
 } round_report;
 
-static err do_item(quantize_run *q, int64_t item, round_report *r) {
-    item_output out = {.q = q};
-    out.n_units = quantize_item_units(&q->job, item, out.units);
+/* An item whose objects are hashed and flushed while the next item is computed. */
+typedef struct pending {
+    item_output out;
+    round_report report; /* of item -1 where there is none */
+    err e;
+    task *finishing;
+} pending;
+
+static void finish_objects(void *arg) {
+    pending *p = arg;
+    for (int i = 0; i < p->out.n_units && !p->e.code; i++)
+        p->e = run_object_finish(&p->out.objects[i], p->report.hex[i]);
+}
+
+/* Compute an item; its objects are still open. */
+static err do_item(quantize_run *q, int64_t item, read_ahead *reader, pending *p) {
+    item_output *out = &p->out;
+    *p = (pending){.out.q = q, .report.item = item};
+    out->n_units = quantize_item_units(&q->job, item, out->units);
     err e = err_none();
     double start = clock_now_s();
-    for (int i = 0; i < out.n_units && !e.code; i++)
-        e = run_object_create(q->out, layout_unit_bytes(q->layout, out.units[i]), &out.objects[i]);
-    quantize_sink sink = {.arg = &out, .plain = take_plain, .quantized = take_quantized};
-    if (!e.code) e = quantize_item(&q->job, item, &sink, &r->result);
-    for (int i = 0; i < out.n_units; i++) {
-        if (!e.code) e = run_object_finish(&out.objects[i], r->hex[i]);
-        run_object_abandon(&out.objects[i]);
-    }
-    r->item = item;
-    r->seconds = clock_now_s() - start;
+    for (int i = 0; i < out->n_units && !e.code; i++)
+        e = run_object_create(q->out, layout_unit_bytes(q->layout, out->units[i]),
+                              &out->objects[i]);
+    quantize_sink sink = {.arg = out, .plain = take_plain, .quantized = take_quantized};
+    if (!e.code) e = quantize_item(&q->job, item, reader, &sink, &p->report.result);
+    p->report.seconds = clock_now_s() - start;
     return e;
+}
+
+/* Wait for the objects of an item; none of them is left open. */
+static err await_objects(pending *p, round_report *report) {
+    task_wait(&p->finishing);
+    for (int i = 0; i < p->out.n_units; i++) run_object_abandon(&p->out.objects[i]);
+    *report = p->report;
+    err e = p->e;
+    *p = (pending){.report.item = -1};
+    return e;
+}
+
+/* One round of a rank: an item is computed while the objects of the one before are finished; what
+ * the round brings is the one before. */
+static err do_round(quantize_run *q, int64_t item, read_ahead *reader, pending *before,
+                    round_report *brought) {
+    pending now = {.report.item = -1};
+    err e = item >= 0 ? do_item(q, item, reader, &now) : err_none(),
+        f = await_objects(before, brought);
+    if (!f.code) f = e;
+    if (f.code) {
+        round_report none;
+        await_objects(&now, &none);
+        return f;
+    }
+    *before = now;
+    if (item >= 0) before->finishing = task_start(finish_objects, before);
+    return f;
 }
 
 static bool item_done(const quantize_run *q, int64_t item) {
@@ -101,11 +142,14 @@ static bool item_done(const quantize_run *q, int64_t item) {
     return true;
 }
 
-/* The first item of this rank that is not done, at or after `from`; -1: none. */
-static int64_t next_item(const quantize_run *q, int64_t from) {
-    for (int64_t i = from; i < q->n_items; i++)
-        if (q->owner[i] == comm_rank(q->c) && !item_done(q, i)) return i;
-    return -1;
+/* The items of this rank that are not done, rising. Caller frees (free). */
+static int64_t *own_items(const quantize_run *q, int64_t *n) {
+    int64_t *items = calloc((size_t)q->n_items + 1, sizeof *items);
+    if (!items) abort();
+    *n = 0;
+    for (int64_t i = 0; i < q->n_items; i++)
+        if (q->owner[i] == comm_rank(q->c) && !item_done(q, i)) items[(*n)++] = i;
+    return items;
 }
 
 /* Root only. Enter a finished item into the work tree, the events and the sums. */
@@ -161,16 +205,19 @@ static err share_round(quantize_run *q, const round_report *mine, int64_t *done_
 }
 
 err quantize_do_items(quantize_run *q) {
-    int64_t done = 0, from = 0;
+    int64_t done = 0, at = 0, n_own;
     for (int64_t i = 0; i < q->n_items; i++) done += item_done(q, i);
     quantize_phase_start(q, "gptq");
     double last_commit_s = clock_now_s();
-    err e = err_none();
+    int64_t *own = own_items(q, &n_own);
+    read_ahead *reader = NULL;
+    pending open = {.report.item = -1};
+    err e = quantize_item_read_ahead(&q->job, own, n_own, &reader);
+    e = comm_agree(q->c, e, "reading the weights", NULL);
     while (done < q->n_items && !e.code) {
         round_report mine = {.item = -1};
-        int64_t item = next_item(q, from);
-        if (item >= 0) e = do_item(q, item, &mine);
-        from = item >= 0 ? item + 1 : q->n_items;
+        int64_t item = at < n_own ? own[at++] : -1;
+        e = do_round(q, item, reader, &open, &mine);
         e = comm_agree(q->c, e, "quantizing", NULL);
         if (e.code) break;
         e = share_round(q, &mine, &done);
@@ -185,8 +232,12 @@ err quantize_do_items(quantize_run *q) {
         e = comm_agree(q->c, e, "committing", NULL);
         log_progress("gptq", done, q->n_items);
         if (stop && !e.code && done < q->n_items)
-            return comm_agree(q->c, stop_error(q->out), "stopping", NULL);
+            e = comm_agree(q->c, stop_error(q->out), "stopping", NULL);
     }
+    round_report unused;
+    await_objects(&open, &unused);
+    read_ahead_destroy(&reader);
+    free(own);
     if (e.code) return e;
     json_t *more = NULL;
     if (q->state && q->weight_sq > 0) {

@@ -178,15 +178,22 @@ err verify_values_against(const comm *c, const source *ar, const source *from,
     int64_t n = quantize_item_count(&job);
     int *owner = calloc((size_t)n, sizeof *owner);
     double *cost = calloc((size_t)n, sizeof *cost);
-    if (!owner || !cost) abort();
+    int64_t *own = calloc((size_t)n, sizeof *own), n_own = 0;
+    read_ahead *reader = NULL;
+    if (!owner || !cost || !own) abort();
     for (int64_t i = 0; i < n; i++) cost[i] = quantize_item_cost(&job, i);
     err e = partition_items(cost, n, comm_size(c), owner);
+    for (int64_t i = 0; i < n && !e.code; i++)
+        if (owner[i] == comm_rank(c)) own[n_own++] = i;
+    if (!e.code) e = quantize_item_read_ahead(&job, own, n_own, &reader);
     for (int64_t i = 0; i < n && !e.code; i++) {
         quantize_result r;
-        if (owner[i] == comm_rank(c)) e = quantize_item(&job, i, &sink, &r);
+        if (owner[i] == comm_rank(c)) e = quantize_item(&job, i, reader, &sink, &r);
         log_progress("verify", i + 1, n);
     }
     qmatrix_destroy(&x.q);
+    read_ahead_destroy(&reader);
+    free(own);
     free(owner);
     free(cost);
     e = comm_agree(c, e, "comparing with the source", NULL);

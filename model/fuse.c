@@ -192,7 +192,7 @@ static void round_rows(const fuse_job *job, double *w, int64_t rows, float *out)
 static void finish_rows(const fuse_job *job, int64_t row0, int64_t rows, const row_tile *t) {
     const int64_t cols = job->cols, per = size_max(1, BLOCK / cols),
                   blocks = size_ceil_div(rows, per);
-#pragma omp parallel for schedule(static) if (blocks > 1)
+#pragma omp parallel for schedule(dynamic) if (blocks > 1)
     for (int64_t k = 0; k < blocks; k++) {
         const int64_t first = k * per, n = size_min(per, rows - first);
         double *w = t->w + first * cols;
@@ -204,7 +204,7 @@ static void finish_rows(const fuse_job *job, int64_t row0, int64_t rows, const r
     }
     if (!t->product) return;
     rotation_product_f64(job->in, t->w, rows, t->product);
-#pragma omp parallel for schedule(static) if (rows > 1)
+#pragma omp parallel for schedule(dynamic, 16) if (rows > 1)
     for (int64_t r = 0; r < rows; r++)
         round_rows(job, t->product + r * cols, 1, t->out ? t->out + r * cols : NULL);
 }
@@ -245,7 +245,7 @@ static void columns_in(const fuse_job *job, const double *t, int64_t c0, int64_t
 /* w = R^T W, as rows of the transpose times R: blocks of columns, each by one thread. */
 static void left_side_blocks(const fuse_job *job, double *w, int64_t columns, double *scratch) {
     const int64_t blocks = size_ceil_div(job->cols, columns);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(dynamic)
     for (int64_t k = 0; k < blocks; k++) {
         double *t = scratch + omp_get_thread_num() * columns * job->rows;
         const int64_t c0 = k * columns, n = size_min(columns, job->cols - c0);
@@ -261,13 +261,13 @@ static void left_side_dense(const fuse_job *job, double *w, int64_t columns, dou
     for (int64_t c0 = 0; c0 < job->cols; c0 += columns) {
         const int64_t n = size_min(columns, job->cols - c0),
                       parts = size_ceil_div(n, LEAST_COLUMNS);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(dynamic)
         for (int64_t p = 0; p < parts; p++) {
             int64_t c = p * LEAST_COLUMNS;
             columns_out(job, c0 + c, size_min(LEAST_COLUMNS, n - c), t + c * job->rows);
         }
         rotation_product_f64(job->out, t, n, turned);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(dynamic)
         for (int64_t p = 0; p < parts; p++) {
             int64_t c = p * LEAST_COLUMNS;
             columns_in(job, turned + c * job->rows, c0 + c, size_min(LEAST_COLUMNS, n - c), w);

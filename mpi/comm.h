@@ -23,7 +23,8 @@ typedef enum comm_tag {
 
 /* Collective on all processes. Start MPI with the calls made from one thread. Checks that a
  * launcher that promised N ranks made one world of N (SLURM_NTASKS, OMPI_COMM_WORLD_SIZE): N
- * single ranks on one folder are refused with ERR_USAGE. Without a launcher: a world of one. */
+ * single ranks on one folder are refused with ERR_USAGE. Without a launcher: a world of one, and
+ * MPI is not started. */
 err comm_start(int *argc, char ***argv);
 void comm_stop(void); /* collective; ends MPI */
 

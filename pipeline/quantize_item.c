@@ -12,27 +12,17 @@
 typedef struct worker {
     const quantize_job *job;
     const quantize_sink *sink;
+    read_ahead *reader;
     quantize_result *result;
     sha256 *hash;
 } worker;
 
-static bool folds_gains(const quantize_job *job) {
-    return rotation_set_r1(job->rotations) != NULL;
-}
-
-static err read_source(worker *w, const char *name, void **out, fuse_dtype *dtype) {
-    *out = NULL;
+/* *out is borrowed until the next tensor is read. */
+static err read_source(worker *w, const char *name, const void **out, fuse_dtype *dtype) {
     const hf_tensor *t;
-    err e = source_tensor_find(w->job->checkpoint, name, &t);
-    if (e.code) return e;
     char hex[SHA256_HEX];
-    e = mem_alloc((int64_t)hf_tensor_bytes(t), 1, name, out);
-    if (!e.code) e = hf_checkpoint_read(w->job->checkpoint, t, *out, hex);
-    if (e.code) {
-        mem_free(*out);
-        *out = NULL;
-        return e;
-    }
+    err e = read_ahead_next(w->reader, name, &t, out, hex);
+    if (e.code) return e;
     sha256_add(w->hash, hex, 64);
     *dtype = source_tensor_dtype(t->info.dtype);
     return e;
@@ -40,31 +30,37 @@ static err read_source(worker *w, const char *name, void **out, fuse_dtype *dtyp
 
 /* A vector as fp32 in fresh memory (mem_free). */
 static err read_vector(worker *w, const llama_tensor *t, float **out) {
-    void *raw, *to = NULL;
+    const void *raw = NULL;
+    void *to = NULL;
     fuse_dtype dtype = FUSE_F32;
     err e = read_source(w, t->name, &raw, &dtype);
     if (!e.code) e = source_tensor_refuse(t->name, fuse_count_non_finite(raw, dtype, t->rows));
     if (!e.code) e = mem_alloc(t->rows, sizeof(float), t->name, &to);
     if (!e.code) fuse_to_f32(raw, dtype, t->rows, to);
-    mem_free(raw);
     *out = to;
     return e;
 }
 
-/* A norm: the gain as read, for folding; what the archive gets is ones where it is folded. */
+/* A norm: *gain is what is to be folded into the linears, NULL where nothing is; the archive gets
+ * what is left of it: 1/S, or ones. */
 static err do_norm(worker *w, llama_role role, int64_t layer, float **gain) {
     llama_tensor t;
     *gain = NULL;
     llama_tensor_of(w->job->cfg, role, layer, &t);
     err e = read_vector(w, &t, gain);
-    if (e.code || !folds_gains(w->job))
-        return e.code ? e : w->sink->plain(w->sink->arg, &t, 0, t.rows, *gain);
-    void *ones;
-    e = mem_alloc(t.rows, sizeof(float), "norm gains", &ones);
     if (e.code) return e;
-    for (int64_t i = 0; i < t.rows; i++) ((float *)ones)[i] = 1;
-    e = w->sink->plain(w->sink->arg, &t, 0, t.rows, ones);
-    mem_free(ones);
+    if (!fuse_folds_gain(w->job->rotations, role, layer)) {
+        e = w->sink->plain(w->sink->arg, &t, 0, t.rows, *gain);
+        mem_free(*gain);
+        *gain = NULL;
+        return e;
+    }
+    void *left;
+    e = mem_alloc(t.rows, sizeof(float), "norm gains", &left);
+    if (e.code) return e;
+    fuse_gain_left(w->job->rotations, role, layer, t.rows, left);
+    e = w->sink->plain(w->sink->arg, &t, 0, t.rows, left);
+    mem_free(left);
     return e;
 }
 
@@ -123,15 +119,14 @@ static err do_bias(worker *w, llama_role linear, int64_t layer) {
 static err do_linear(worker *w, llama_role role, int64_t layer, const float *gain) {
     llama_tensor t;
     llama_tensor_of(w->job->cfg, role, layer, &t);
-    void *raw = NULL;
+    const void *raw = NULL;
     fuse_dtype dtype = FUSE_F32;
     row_target target = {.w = w, .tensor = &t};
     err e = err_none();
     if (w->sink->quantized) e = qmatrix_create(t.rows, t.cols, &w->job->how, &target.q);
     if (e.code) return err_at(e, t.name);
     e = read_source(w, t.name, &raw, &dtype);
-    if (!e.code) e = fuse_rows(w, &t, raw, dtype, folds_gains(w->job) ? gain : NULL, &target);
-    mem_free(raw);
+    if (!e.code) e = fuse_rows(w, &t, raw, dtype, gain, &target);
     if (!e.code && target.q) e = w->sink->quantized(w->sink->arg, &t, target.q);
     qmatrix_destroy(&target.q);
     qerror *sum = &w->result->error;
@@ -141,17 +136,28 @@ static err do_linear(worker *w, llama_role role, int64_t layer, const float *gai
     return e.code ? e : do_bias(w, role, layer);
 }
 
+/* The linears of a layer in the order in which they are done. */
+static const llama_role linears[] = {ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN};
+enum { N_LINEARS = sizeof linears / sizeof linears[0] };
+
+static bool after_mlp_norm(llama_role role) {
+    return role == ROLE_GATE || role == ROLE_UP;
+}
+
+static bool after_attn_norm(llama_role role) {
+    return role == ROLE_Q || role == ROLE_K || role == ROLE_V;
+}
+
 static err do_layer(worker *w, int64_t layer) {
     float *attn = NULL, *mlp = NULL;
     err e = do_norm(w, ROLE_ATTN_NORM, layer, &attn);
     if (!e.code) e = do_norm(w, ROLE_MLP_NORM, layer, &mlp);
-    if (!e.code) e = do_linear(w, ROLE_Q, layer, attn);
-    if (!e.code) e = do_linear(w, ROLE_K, layer, attn);
-    if (!e.code) e = do_linear(w, ROLE_V, layer, attn);
-    if (!e.code) e = do_linear(w, ROLE_O, layer, NULL);
-    if (!e.code) e = do_linear(w, ROLE_GATE, layer, mlp);
-    if (!e.code) e = do_linear(w, ROLE_UP, layer, mlp);
-    if (!e.code) e = do_linear(w, ROLE_DOWN, layer, NULL);
+    for (int i = 0; i < N_LINEARS && !e.code; i++) {
+        const float *gain = after_attn_norm(linears[i])  ? attn
+                            : after_mlp_norm(linears[i]) ? mlp
+                                                         : NULL;
+        e = do_linear(w, linears[i], layer, gain);
+    }
     mem_free(attn);
     mem_free(mlp);
     return e;
@@ -161,32 +167,32 @@ static err do_layer(worker *w, int64_t layer) {
 static err do_table(worker *w, const llama_tensor *t, const void *raw, fuse_dtype dtype,
                     const float *gain) {
     row_target target = {.w = w, .tensor = t};
-    return fuse_rows(w, t, raw, dtype, folds_gains(w->job) ? gain : NULL, &target);
+    return fuse_rows(w, t, raw, dtype, gain, &target);
 }
 
+/* The final norm of a tied model comes first: the table is borrowed until the next read. */
 static err do_embedding(worker *w) {
     const llama_config *cfg = w->job->cfg;
     llama_tensor t;
-    void *raw;
+    const void *raw = NULL;
     fuse_dtype dtype = FUSE_F32;
     float *gain = NULL;
     llama_tensor_of(cfg, ROLE_EMBED, -1, &t);
-    err e = read_source(w, t.name, &raw, &dtype);
+    err e = cfg->tied ? do_norm(w, ROLE_FINAL_NORM, -1, &gain) : err_none();
+    if (!e.code) e = read_source(w, t.name, &raw, &dtype);
     if (!e.code) e = do_table(w, &t, raw, dtype, NULL);
-    if (!e.code && cfg->tied) {
-        e = do_norm(w, ROLE_FINAL_NORM, -1, &gain);
+    if (!e.code && w->job->untied) {
         llama_tensor head = t;
         head.role = ROLE_HEAD;
-        if (!e.code && w->job->untied) e = do_table(w, &head, raw, dtype, gain);
+        e = do_table(w, &head, raw, dtype, gain);
     }
     mem_free(gain);
-    mem_free(raw);
     return e;
 }
 
 static err do_head(worker *w) {
     llama_tensor t;
-    void *raw = NULL;
+    const void *raw = NULL;
     fuse_dtype dtype = FUSE_F32;
     float *gain;
     err e = do_norm(w, ROLE_FINAL_NORM, -1, &gain);
@@ -194,7 +200,6 @@ static err do_head(worker *w) {
     if (!e.code) e = read_source(w, t.name, &raw, &dtype);
     if (!e.code) e = do_table(w, &t, raw, dtype, gain);
     mem_free(gain);
-    mem_free(raw);
     return e;
 }
 
@@ -214,10 +219,51 @@ int quantize_item_units(const quantize_job *job, int64_t item, int64_t units[2])
     return item == 0 && job->cfg->tied ? 2 : 1;
 }
 
-err quantize_item(const quantize_job *job, int64_t item, const quantize_sink *sink,
-                  quantize_result *out) {
+/* Names of tensors in the order in which they are read. */
+typedef struct name_list {
+    const llama_config *cfg;
+    char **names;
+    int64_t n;
+} name_list;
+
+static void add_name(name_list *l, llama_role role, int64_t layer) {
+    llama_tensor t;
+    if (!llama_tensor_of(l->cfg, role, layer, &t)) return;
+    l->names = realloc(l->names, (size_t)(l->n + 1) * sizeof *l->names);
+    if (!l->names || !(l->names[l->n++] = strdup(t.name))) abort();
+}
+
+static void add_item_names(name_list *l, int64_t item) {
+    if (item == 0) {
+        if (l->cfg->tied) add_name(l, ROLE_FINAL_NORM, -1);
+        add_name(l, ROLE_EMBED, -1);
+    } else if (item <= l->cfg->layers) {
+        add_name(l, ROLE_ATTN_NORM, item - 1);
+        add_name(l, ROLE_MLP_NORM, item - 1);
+        for (int i = 0; i < N_LINEARS; i++) {
+            add_name(l, linears[i], item - 1);
+            add_name(l, llama_role_bias(linears[i]), item - 1);
+        }
+    } else {
+        add_name(l, ROLE_FINAL_NORM, -1);
+        add_name(l, ROLE_HEAD, -1);
+    }
+}
+
+err quantize_item_read_ahead(const quantize_job *job, const int64_t *items, int64_t n,
+                             read_ahead **out) {
+    name_list l = {.cfg = job->cfg};
+    for (int64_t i = 0; i < n; i++) add_item_names(&l, items[i]);
+    err e = read_ahead_create(job->checkpoint, l.names, l.n, out);
+    for (int64_t i = 0; i < l.n; i++) free(l.names[i]);
+    free(l.names);
+    return e;
+}
+
+err quantize_item(const quantize_job *job, int64_t item, read_ahead *reader,
+                  const quantize_sink *sink, quantize_result *out) {
     memset(out, 0, sizeof *out);
-    worker w = {.job = job, .sink = sink, .result = out, .hash = sha256_create()};
+    worker w = {.job = job, .sink = sink, .reader = reader, .result = out, .hash = sha256_create()};
     err e;
     if (item == 0)
         e = do_embedding(&w);
@@ -232,6 +278,13 @@ err quantize_item(const quantize_job *job, int64_t item, const quantize_sink *si
 /* The largest tensor of an item decides: tensors follow each other. */
 quantize_memory quantize_item_memory(const quantize_job *job, int64_t item) {
     quantize_memory most = {0};
+    uint64_t next = 0;
+    for (int i = 0; i < N_LINEARS; i++) {
+        llama_tensor t;
+        llama_tensor_of(job->cfg, linears[i], 0, &t);
+        const hf_tensor *found = hf_checkpoint_find(job->checkpoint, t.name);
+        if (found && hf_tensor_bytes(found) > next) next = hf_tensor_bytes(found);
+    }
     for (int64_t i = 0; i < llama_tensor_count(job->cfg); i++) {
         llama_tensor t;
         llama_tensor_at(job->cfg, i, &t);
@@ -241,7 +294,7 @@ quantize_memory quantize_item_memory(const quantize_job *job, int64_t item) {
         const hf_tensor *found = hf_checkpoint_find(job->checkpoint, t.name);
         fuse_plan plan = {.r2 = NULL};
         if (!mine || t.n_dims != 2 || !found) continue;
-        quantize_memory m = {.source = hf_tensor_bytes(found)};
+        quantize_memory m = {.source = hf_tensor_bytes(found) + next};
         if (!fuse_plan_init(t.role, t.layer, job->rotations, &plan).code) {
             plan.job.dtype = source_tensor_dtype(found->info.dtype);
             plan.job.rows = t.rows;

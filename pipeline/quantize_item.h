@@ -10,6 +10,7 @@
 #include "base/sha256.h"
 #include "io/hf_checkpoint.h"
 #include "model/tensors.h"
+#include "pipeline/read_ahead.h"
 #include "quant/rtn.h"
 #include "rotations/rotation_set.h"
 
@@ -49,12 +50,18 @@ double quantize_item_cost(const quantize_job *job, int64_t item); /* in paramete
 /* Local. Units of the archive's layout (0, 1..L, L+1) that an item fills: 1 or 2. */
 int quantize_item_units(const quantize_job *job, int64_t item, int64_t units[2]);
 
-/* Local. Do one item. Fails with ERR_INPUT (NaN or Inf, by tensor and count), ERR_NOFIT, or what
- * the sink gives. */
-err quantize_item(const quantize_job *job, int64_t item, const quantize_sink *sink,
-                  quantize_result *out);
+/* Local. A reader of the tensors of these items, in the order in which quantize_item takes them:
+ * the items must then be done in this order. Caller owns *out (read_ahead_destroy). */
+err quantize_item_read_ahead(const quantize_job *job, const int64_t *items, int64_t n,
+                             read_ahead **out);
 
-/* Local. Largest memory of one item, for the plan: the tensor as read, the fusion, codes. */
+/* Local. Do one item, its tensors from `reader`. Fails with ERR_INPUT (NaN or Inf, by tensor and
+ * count), ERR_NOFIT, or what the sink gives. */
+err quantize_item(const quantize_job *job, int64_t item, read_ahead *reader,
+                  const quantize_sink *sink, quantize_result *out);
+
+/* Local. Largest memory of one item, for the plan: the tensor as read and the one
+ * being read meanwhile, the fusion, codes. */
 typedef struct quantize_memory {
     uint64_t source, fusion, codes;
 } quantize_memory;

@@ -10,7 +10,6 @@
 #include <inttypes.h>
 #include <stddef.h>
 
-enum { LANES = 8 };
 
 int64_t wquant_group(const wquant *how, int64_t cols) {
     return how->group ? how->group : cols;
@@ -118,7 +117,7 @@ static void quantize_row(const wquant *how, const float *x, int64_t row, qmatrix
 
 void rtn_quantize_rows(const wquant *how, const float *w, int64_t rows, int64_t cols, int64_t row0,
                        qmatrix *q) {
-#pragma omp parallel for schedule(static) if (rows > 1)
+#pragma omp parallel for schedule(dynamic, 16) if (rows > 1)
     for (int64_t r = 0; r < rows; r++) quantize_row(how, w + r * cols, row0 + r, q);
 }
 
@@ -142,23 +141,27 @@ void qmatrix_dequantize_rows(const qmatrix *q, int64_t row0, int64_t rows, float
     for (int64_t r = 0; r < rows; r++) dequantize_row(q, row0 + r, out + r * q->cols);
 }
 
-/* Errors of one group in LANES partial sums, which the compiler can keep in vectors; a fixed order.
- */
-static void add_group_error(const uint8_t *codes, const float *w, int64_t n, int zero, float scale,
+/* Errors of up to CHUNK values in fp32, chunks in fp64: 1e-6 of a figure that is read, no more. */
+static void add_chunk_error(const uint8_t *codes, const float *w, int64_t n, int zero, float scale,
                             qerror *sum) {
-    double errors[LANES] = {0}, weights[LANES] = {0};
-    float most = 0;
+    float errors = 0, weights = 0, most = 0;
+#pragma omp simd simdlen(16) reduction(+ : errors, weights) reduction(max : most)
     for (int64_t i = 0; i < n; i++) {
         float e = (float)(codes[i] - zero) * scale - w[i];
-        errors[i % LANES] += (double)e * (double)e;
-        weights[i % LANES] += (double)w[i] * (double)w[i];
+        errors += e * e;
+        weights += w[i] * w[i];
         most = fabsf(e) > most ? fabsf(e) : most;
     }
-    for (int l = 0; l < LANES; l++) {
-        sum->sum_sq_error += errors[l];
-        sum->sum_sq_weight += weights[l];
-    }
+    sum->sum_sq_error += (double)errors;
+    sum->sum_sq_weight += (double)weights;
     if ((double)most > sum->max_error) sum->max_error = (double)most;
+}
+
+static void add_group_error(const uint8_t *codes, const float *w, int64_t n, int zero, float scale,
+                            qerror *sum) {
+    enum { CHUNK = 256 };
+    for (int64_t i = 0; i < n; i += CHUNK)
+        add_chunk_error(codes + i, w + i, size_min(CHUNK, n - i), zero, scale, sum);
 }
 
 static qerror row_error(const qmatrix *q, const float *w, int64_t row) {
@@ -171,11 +174,11 @@ static qerror row_error(const qmatrix *q, const float *w, int64_t row) {
 
 /* Rows are summed one after the other: their number in a call does not change the bits. */
 void qmatrix_add_error(const qmatrix *q, const float *w, int64_t row0, int64_t rows, qerror *sum) {
-    enum { BLOCK = 64 };
+    enum { BLOCK = 1024 };
     qerror part[BLOCK];
     for (int64_t r0 = 0; r0 < rows; r0 += BLOCK) {
         int64_t n = size_min(BLOCK, rows - r0);
-#pragma omp parallel for schedule(static) if (n > 1)
+#pragma omp parallel for schedule(dynamic, 16) if (n > 1)
         for (int64_t r = 0; r < n; r++)
             part[r] = row_error(q, w + (r0 + r) * q->cols, row0 + r0 + r);
         for (int64_t r = 0; r < n; r++) {

@@ -91,7 +91,7 @@ static void NAME(sylvester_row)(REAL *x, int64_t n, int64_t c) {
 static void NAME(rows)(const fwht *f, const REAL *C, REAL *x, int64_t rows, int64_t ld) {
     const REAL scale = (REAL)(1.0 / sqrt((double)f->n));
     const int64_t block = size_max(1, BLOCK / f->n), blocks = size_ceil_div(rows, block);
-#pragma omp parallel for schedule(static) if (blocks > 1 && rows * f->n >= PARALLEL_FROM)
+#pragma omp parallel for schedule(dynamic) if (blocks > 1 && rows * f->n >= PARALLEL_FROM)
     for (int64_t k = 0; k < blocks; k++) {
         int64_t row0 = k * block, n_rows = size_min(block, rows - row0);
         NAME(core_rows)(f, C, scale, x + row0 * ld, n_rows, ld);

@@ -22,7 +22,7 @@ static void NAME(transform_rows)(const rotation *r, REAL *x, int64_t rows, int64
 static void NAME(hadamard_rows)(const rotation *r, REAL *x, int64_t rows, int64_t ld,
                                 bool transpose) {
     const int64_t per = size_max(1, BLOCK / r->n), blocks = size_ceil_div(rows, per);
-#pragma omp parallel for schedule(static) if (blocks > 1)
+#pragma omp parallel for schedule(dynamic) if (blocks > 1)
     for (int64_t k = 0; k < blocks; k++) {
         REAL *part = x + k * per * ld;
         int64_t n = size_min(per, rows - k * per);
@@ -41,7 +41,7 @@ static void NAME(copy_rows)(const REAL *x, int64_t rows, int64_t ld, int64_t n, 
 static void NAME(small_dense_rows)(const rotation *r, const REAL *R, REAL *x, int64_t rows,
                                    int64_t ld, bool transpose) {
     const int64_t n = r->n, per = SMALL_PANEL / n, panels = size_ceil_div(rows, per);
-#pragma omp parallel for schedule(static) if (panels > 1)
+#pragma omp parallel for schedule(dynamic) if (panels > 1)
     for (int64_t k = 0; k < panels; k++) {
         _Alignas(64) REAL panel[SMALL_PANEL];
         REAL *part = x + k * per * ld;

@@ -1,0 +1,26 @@
+/* read_ahead - tensors of a checkpoint in an order known beforehand: while one is worked on, the
+ * next is read and hashed beside. Each tensor is read once. Not a cache. Stands between
+ * "safetensors tensor" and whoever fuses it. */
+#ifndef SPINSHARD_PIPELINE_READ_AHEAD_H
+#define SPINSHARD_PIPELINE_READ_AHEAD_H
+
+#include "base/err.h"
+#include "base/sha256.h"
+#include "io/hf_checkpoint.h"
+
+#include <stdint.h>
+
+typedef struct read_ahead read_ahead;
+
+/* Local. names [n] are copied. Reading of the first one begins at once. Two buffers, each as large
+ * as the largest tensor it gets to hold. Caller owns *out; ck must outlive it. */
+err read_ahead_create(const hf_checkpoint *ck, char *const *names, int64_t n, read_ahead **out);
+void read_ahead_destroy(read_ahead **r); /* local; NULL is fine; sets NULL */
+
+/* Local. The next tensor, which must have this name, its bytes as on disk and their hash; *data is
+ * borrowed until the next call. Fails with ERR_INPUT (not in the checkpoint, or what reading
+ * gives), ERR_NOFIT, ERR_BUG (another order). */
+err read_ahead_next(read_ahead *r, const char *name, const hf_tensor **t, const void **data,
+                    char hex[SHA256_HEX]);
+
+#endif
