@@ -3,8 +3,11 @@
 
 #include "base/gemm.h"
 #include "base/log.h"
+#include "base/size.h"
 #include "mpi/grid_shape.h"
+#include "rotations/cayley_dist.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,6 +32,20 @@ static numerics read_kept(const char *out_dir) {
     return kept;
 }
 
+static void tell(const quantize_run *q, grid_shape grid) {
+    cayley_dist_options o = {.n = q->source.cfg.hidden, .grid = grid};
+    char shape[24], cell[32], alone[32];
+    const int cells = grid.rows * grid.cols;
+    size_text(cayley_dist_plan_bytes(&o), cell);
+    o.grid = (grid_shape){1, 1};
+    size_text(cayley_dist_plan_bytes(&o), alone);
+    if (cells > 1)
+        log_line(LOG_RUN,
+                 "numerics: R1 on a grid of %s, %" PRId64
+                 " BLAS threads each: %s on a cell, where one rank alone would hold %s",
+                 grid_text(grid, shape), recipe_int(q->recipe, "numerics.threads"), cell, alone);
+}
+
 err quantize_resolve_numerics(quantize_run *q) {
     const int64_t n = q->source.cfg.hidden;
     numerics kept = {.threads = 0};
@@ -47,5 +64,6 @@ err quantize_resolve_numerics(quantize_run *q) {
     if (grid.rows * grid.cols > 1 && !json_is_integer(recipe_get(q->recipe, "numerics.threads")))
         recipe_put(q->recipe, "numerics.threads",
                    json_integer(kept.threads > 0 ? kept.threads : gemm_threads()));
+    tell(q, grid);
     return e;
 }

@@ -339,11 +339,19 @@ void cayley_dist_state_load(cayley_dist *d, const double *in) {
     d->steps = (int64_t)steps;
 }
 
+static uint64_t single_bytes(int64_t n) {
+    return (uint64_t)(5 * n * n + 2 * n * size_min(n, 128)) * sizeof(double);
+}
+
+uint64_t cayley_dist_plan_bytes(const cayley_dist_options *o) {
+    const int64_t block = o->block > 0 ? o->block : DMAT_BLOCK;
+    if ((int64_t)o->grid.rows * o->grid.cols == 1) return single_bytes(o->n);
+    return (uint64_t)(4 * grid_cell_entries(o->grid, o->n, block)) * sizeof(double);
+}
+
 uint64_t cayley_dist_bytes(const cayley_dist *d) {
-    const int64_t size = d->o.n * d->o.n, width = size_min(d->o.n, 128);
     if (on_grid(d)) return (uint64_t)(4 * dmat_part_entries(d->dR)) * sizeof(double);
-    if (!is_first(d)) return 0;
-    return (uint64_t)(5 * size + 2 * d->o.n * width) * sizeof(double);
+    return is_first(d) ? single_bytes(d->o.n) : 0;
 }
 
 bool cayley_dist_is_cell(const cayley_dist *d) {

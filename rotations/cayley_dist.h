@@ -60,6 +60,9 @@ int64_t cayley_dist_state_count(const cayley_dist *d);
 void cayley_dist_state_save(const cayley_dist *d, double *out);
 void cayley_dist_state_load(cayley_dist *d, const double *in);
 
+/* Local. Bytes that the largest cell of such a grid will hold within a step; for plans. */
+uint64_t cayley_dist_plan_bytes(const cayley_dist_options *o);
+
 /* Local. Bytes of the matrices on this rank; and whether it is a cell. */
 uint64_t cayley_dist_bytes(const cayley_dist *d);
 bool cayley_dist_is_cell(const cayley_dist *d);

@@ -6,66 +6,21 @@ two come shortly after the start of a phase drawn at random, so that the short o
 random operation on a file, and one at a random time. Prints in which phase the run was each time.
 """
 import collections
-import json
 import os
 import random
-import signal
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import make_model  # noqa: E402
-from spin import Case, finish, main, settings, sha256, spin, start, tar_hashes  # noqa: E402
+from kills import kill_a_rank, last_phase  # noqa: E402
+from spin import Case, main, settings, sha256, spin, start, tar_hashes  # noqa: E402
 
 KILLS = int(os.environ.get("SPINSHARD_KILLS", "8"))
 SEED = int(os.environ.get("SPINSHARD_KILL_SEED", "1"))
 RANKS = 3
 PHASES = ("load", "gptq", "pack", "verify")
 HOW = settings("weights.group=64", "weights.scale=search", "archive.shard_bytes=1M")  # some seconds of search
-
-
-def processes_below(pid):
-    """All processes below pid, by /proc."""
-    out, todo = [], [pid]
-    while todo:
-        p = todo.pop()
-        try:
-            for task in os.listdir(f"/proc/{p}/task"):
-                with open(f"/proc/{p}/task/{task}/children") as f:
-                    children = [int(c) for c in f.read().split()]
-                out += children
-                todo += children
-        except OSError:
-            pass
-    return out
-
-
-def ranks_of(launcher):
-    """Process ids of the ranks under mpirun, by rank."""
-    found = {}
-    for pid in processes_below(launcher):
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as f:
-                for item in f.read().split(b"\0"):
-                    if item.startswith(b"OMPI_COMM_WORLD_RANK="):
-                        found[int(item.split(b"=")[1])] = pid
-        except (OSError, ValueError):
-            pass
-    return found
-
-
-def last_phase(out):
-    phase = "start"
-    try:
-        with open(os.path.join(out, "events.jsonl")) as f:
-            for line in f:
-                try:
-                    phase = json.loads(line)["phase"]
-                except ValueError:
-                    pass  # a line that the kill cut
-    except OSError:
-        pass
-    return phase
 
 
 class Kills(Case):
@@ -78,7 +33,7 @@ class Kills(Case):
     def kill_by_time(self, args, rng, seconds):
         p = start(args, ranks=RANKS)
         time.sleep(rng.uniform(0, seconds))
-        return self.kill_now(p, rng)
+        return kill_a_rank(p, rng)
 
     def kill_by_phase(self, args, rng, out):
         phase = rng.choice(PHASES)
@@ -86,16 +41,7 @@ class Kills(Case):
         while p.poll() is None and last_phase(out) != phase:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.02))
-        return self.kill_now(p, rng)
-
-    def kill_now(self, p, rng):
-        victims = ranks_of(p.pid)
-        if victims:
-            try:
-                os.kill(victims[rng.choice(sorted(victims))], signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        return finish(p)
+        return kill_a_rank(p, rng)
 
     def kill_by_operation(self, args, rng, operations):
         rank = rng.randrange(RANKS)

@@ -143,6 +143,10 @@ static void bits_depend_on_the_grid_alone(const comm *c, grid_shape shape) {
             got = result(d);
             check(cayley_dist_is_cell(d) == (comm_rank(part) < cells), "cells are the first ranks");
             check((cayley_dist_bytes(d) > 0) == cayley_dist_is_cell(d), "bytes at cells alone");
+            const cayley_dist_options o = {.n = N, .grid = shape, .block = BLOCK};
+            double most = (double)cayley_dist_bytes(d);
+            comm_max_f64(part, &most, 1);
+            check((uint64_t)most == cayley_dist_plan_bytes(&o), "bytes as planned");
             cayley_dist_destroy(&d);
         }
         comm_destroy(&part);
@@ -155,6 +159,21 @@ static void bits_depend_on_the_grid_alone(const comm *c, grid_shape shape) {
         }
     }
     free(first);
+}
+
+/* At the sizes of large models a cell of P holds at most 1.2 / P of what one rank would. */
+static void cells_share_the_bytes(void) {
+    static const int64_t orders[] = {4096, 5120, 8192, 16384};
+    for (size_t i = 0; i < sizeof orders / sizeof *orders; i++) {
+        cayley_dist_options o = {.n = orders[i], .grid = {1, 1}};
+        const double alone = (double)cayley_dist_plan_bytes(&o);
+        for (int ranks = 4; ranks <= 64; ranks++) {
+            o.grid = grid_choose(o.n, ranks);
+            const int cells = o.grid.rows * o.grid.cols;
+            check(cells >= 4, "four ranks and more are at least four cells");
+            check((double)cayley_dist_plan_bytes(&o) <= 1.2 / cells * alone, "bytes of a cell");
+        }
+    }
 }
 
 static void contributions_are_summed(const comm *c, grid_shape shape) {
@@ -255,6 +274,7 @@ int main(int argc, char **argv) {
         return 1;
     }
     const comm *c = comm_world();
+    cells_share_the_bytes();
     static const grid_shape shapes[] = {{1, 1}, {2, 1}, {1, 2}, {2, 2}, {3, 2}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         if (shapes[i].rows * shapes[i].cols > comm_size(c)) continue;
