@@ -49,6 +49,7 @@ void row_pool_clear(row_pool *p) {
         for (int64_t i = 0; p->sets[k] && i < sets_of(p, (pool_kind)k); i++) {
             mem_free(p->sets[k][i].x);
             mem_free(p->sets[k][i].w);
+            mem_free(p->sets[k][i].g);
         }
         free(p->sets[k]);
     }
@@ -61,6 +62,21 @@ uint64_t row_pool_bytes(const llama_config *cfg, int64_t n, int64_t tokens) {
     return (uint64_t)n * (uint64_t)tokens * per_token;
 }
 
+err row_pool_keep_gradients(row_pool *p) {
+    err e = err_none();
+    for (int64_t i = 0; i < sets_of(p, POOL_R1) && !e.code; i++) {
+        row_set *s = &p->sets[POOL_R1][i];
+        void *g = NULL;
+        e = mem_alloc(s->n * s->width, sizeof(bf16), "gradients of sampled rows", &g);
+        s->g = g;
+    }
+    return e;
+}
+
+uint64_t row_pool_gradient_bytes(const llama_config *cfg, int64_t n, int64_t tokens) {
+    return 4 * (uint64_t)n * (uint64_t)tokens * (uint64_t)cfg->hidden;
+}
+
 void row_pool_put(row_pool *p, pool_kind kind, int64_t layer, int site, int64_t at,
                   int64_t n_tokens, int64_t stride, const float *x, const float *g) {
     int64_t l = layer - p->first_layer, per = rows_per_token(p, kind);
@@ -69,6 +85,7 @@ void row_pool_put(row_pool *p, pool_kind kind, int64_t layer, int site, int64_t 
         for (int64_t h = 0; h < per; h++) {
             int64_t from = (t * per + h) * s->width, row = at * per + h;
             half_array_to_bf16(x + from, s->width, s->x + row * s->width);
+            if (s->g) half_array_to_bf16(g + from, s->width, s->g + row * s->width);
             double sum = 0;
             for (int64_t j = 0; j < s->width; j++) sum += (double)g[from + j] * (double)g[from + j];
             s->w[row] = (float)sum;
@@ -115,6 +132,7 @@ err row_pool_finish(const comm *c, row_pool *p, pool_kind kind) {
         return err_make(ERR_NUMERICS, "range", "check the calibration text",
                         "all sensitivities are zero or not finite");
     float scale = (float)((double)n / sum);
+    p->mean[kind] = sum / (double)n;
     for (int64_t i = 0; i < sets_of(p, kind); i++) {
         row_set *s = &p->sets[kind][i];
         for (int64_t r = 0; r < s->n; r++) s->w[r] = (s->w[r] < most ? s->w[r] : most) * scale;

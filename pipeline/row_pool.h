@@ -26,6 +26,7 @@ typedef struct row_set {
     int64_t n, width;
     bf16 *x;  /* owned */
     float *w; /* owned; sensitivity |dL/dx|^2 of the row, scaled by row_pool_finish */
+    bf16 *g;  /* owned; dL/dx of the row; NULL: not kept */
 } row_set;
 
 typedef struct row_pool {
@@ -34,6 +35,7 @@ typedef struct row_pool {
     int64_t tokens;            /* tokens kept of each site */
     int64_t filled;            /* tokens there are so far */
     row_set *sets[POOL_KINDS]; /* R1: [2 n_layers]; value, o: [n_layers] */
+    double mean[POOL_KINDS];   /* of the weights before row_pool_finish made it 1 */
 } row_pool;
 
 /* Local. Room for `tokens` tokens of each site of layers [first, first + n). Caller clears
@@ -43,6 +45,12 @@ void row_pool_clear(row_pool *p);
 
 /* Local. Bytes that row_pool_init takes. */
 uint64_t row_pool_bytes(const llama_config *cfg, int64_t n, int64_t tokens);
+
+/* Local. Keep the gradients of the rows of POOL_R1 too: before the first row comes. Rows of g
+ * rather than its second moment, which takes hidden^2 numbers a site and loses to 4096 rows of bf16
+ * from hidden 2048 on. Fails with ERR_NOFIT. */
+err row_pool_keep_gradients(row_pool *p);
+uint64_t row_pool_gradient_bytes(const llama_config *cfg, int64_t n, int64_t tokens);
 
 /* Local. Put the kept tokens of a window into a site's set. x and g are [n_tokens, width_all]
  * (hidden, kv_heads head_dim, heads head_dim); token t of the window is kept where
