@@ -111,14 +111,17 @@ static void make_fingerprint(quantize_run *q) {
 
 static err plan(quantize_run *q) {
     quantize_memory most = {0};
+    int64_t *own = calloc((size_t)q->n_items + 1, sizeof *own), n_own = 0;
+    if (!own) abort();
     for (int64_t i = 0; i < q->n_items; i++) {
+        if (q->owner[i] != comm_rank(q->c)) continue;
         quantize_memory m = quantize_item_memory(&q->job, i);
-        if (q->owner[i] == comm_rank(q->c) &&
-            m.source + m.fusion + m.codes > most.source + most.fusion + most.codes)
-            most = m;
+        if (m.fusion + m.codes > most.fusion + most.codes) most = m;
+        own[n_own++] = i;
     }
     memory_plan p = {.n = 0};
-    memory_plan_add(&p, "tensor as read", most.source);
+    memory_plan_add(&p, "tensors as read", quantize_item_read_bytes(&q->job, own, n_own));
+    free(own);
     memory_plan_add(&p, "fusion in fp64", most.fusion);
     memory_plan_add(&p, "codes and scales", most.codes);
     memory_plan_add(&p, "packed tensor", most.codes / 2);

@@ -250,14 +250,30 @@ static void add_item_names(name_list *l, int64_t item) {
     }
 }
 
-err quantize_item_read_ahead(const quantize_job *job, const int64_t *items, int64_t n,
-                             read_ahead **out) {
+static name_list names_of(const quantize_job *job, const int64_t *items, int64_t n) {
     name_list l = {.cfg = job->cfg};
     for (int64_t i = 0; i < n; i++) add_item_names(&l, items[i]);
+    return l;
+}
+
+static void clear_names(name_list *l) {
+    for (int64_t i = 0; i < l->n; i++) free(l->names[i]);
+    free(l->names);
+}
+
+err quantize_item_read_ahead(const quantize_job *job, const int64_t *items, int64_t n,
+                             read_ahead **out) {
+    name_list l = names_of(job, items, n);
     err e = read_ahead_create(job->checkpoint, l.names, l.n, out);
-    for (int64_t i = 0; i < l.n; i++) free(l.names[i]);
-    free(l.names);
+    clear_names(&l);
     return e;
+}
+
+uint64_t quantize_item_read_bytes(const quantize_job *job, const int64_t *items, int64_t n) {
+    name_list l = names_of(job, items, n);
+    uint64_t bytes = read_ahead_bytes(job->checkpoint, l.names, l.n);
+    clear_names(&l);
+    return bytes;
 }
 
 err quantize_item(const quantize_job *job, int64_t item, read_ahead *reader,
@@ -278,13 +294,6 @@ err quantize_item(const quantize_job *job, int64_t item, read_ahead *reader,
 /* The largest tensor of an item decides: tensors follow each other. */
 quantize_memory quantize_item_memory(const quantize_job *job, int64_t item) {
     quantize_memory most = {0};
-    uint64_t next = 0;
-    for (int i = 0; i < N_LINEARS; i++) {
-        llama_tensor t;
-        llama_tensor_of(job->cfg, linears[i], 0, &t);
-        const hf_tensor *found = hf_checkpoint_find(job->checkpoint, t.name);
-        if (found && hf_tensor_bytes(found) > next) next = hf_tensor_bytes(found);
-    }
     for (int64_t i = 0; i < llama_tensor_count(job->cfg); i++) {
         llama_tensor t;
         llama_tensor_at(job->cfg, i, &t);
@@ -294,7 +303,7 @@ quantize_memory quantize_item_memory(const quantize_job *job, int64_t item) {
         const hf_tensor *found = hf_checkpoint_find(job->checkpoint, t.name);
         fuse_plan plan = {.r2 = NULL};
         if (!mine || t.n_dims != 2 || !found) continue;
-        quantize_memory m = {.source = hf_tensor_bytes(found) + next};
+        quantize_memory m = {0};
         if (!fuse_plan_init(t.role, t.layer, job->rotations, &plan).code) {
             plan.job.dtype = source_tensor_dtype(found->info.dtype);
             plan.job.rows = t.rows;
@@ -303,7 +312,7 @@ quantize_memory quantize_item_memory(const quantize_job *job, int64_t item) {
         }
         fuse_plan_clear(&plan);
         if (llama_role_is_linear(t.role)) m.codes = qmatrix_bytes(t.rows, t.cols, &job->how);
-        if (m.source + m.fusion + m.codes > most.source + most.fusion + most.codes) most = m;
+        if (m.fusion + m.codes > most.fusion + most.codes) most = m;
     }
     return most;
 }

@@ -60,10 +60,12 @@ err quantize_item_read_ahead(const quantize_job *job, const int64_t *items, int6
 err quantize_item(const quantize_job *job, int64_t item, read_ahead *reader,
                   const quantize_sink *sink, quantize_result *out);
 
-/* Local. Largest memory of one item, for the plan: the tensor as read and the one
- * being read meanwhile, the fusion, codes. */
+/* Local. Bytes of that reader. */
+uint64_t quantize_item_read_bytes(const quantize_job *job, const int64_t *items, int64_t n);
+
+/* Local. Largest memory of one item beside the reader, for the plan. */
 typedef struct quantize_memory {
-    uint64_t source, fusion, codes;
+    uint64_t fusion, codes;
 } quantize_memory;
 quantize_memory quantize_item_memory(const quantize_job *job, int64_t item);
 

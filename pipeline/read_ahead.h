@@ -1,6 +1,6 @@
 /* read_ahead - tensors of a checkpoint in an order known beforehand: while one is worked on, the
- * next is read and hashed beside. Each tensor is read once. Not a cache. Stands between
- * "safetensors tensor" and whoever fuses it. */
+ * next ones are read and hashed beside, as far as there is room. Each tensor is read once. Not a
+ * cache. Stands between "safetensors tensor" and whoever fuses it. */
 #ifndef SPINSHARD_PIPELINE_READ_AHEAD_H
 #define SPINSHARD_PIPELINE_READ_AHEAD_H
 
@@ -12,8 +12,11 @@
 
 typedef struct read_ahead read_ahead;
 
-/* Local. names [n] are copied. Reading of the first one begins at once. Two buffers, each as large
- * as the largest tensor it gets to hold. Caller owns *out; ck must outlive it. */
+/* Local. Bytes of the buffer: the largest two tensors that follow each other, and 32 MB. */
+uint64_t read_ahead_bytes(const hf_checkpoint *ck, char *const *names, int64_t n);
+
+/* Local. names [n] are copied. Reading begins at once, on a thread. Caller owns *out; ck must
+ * outlive it and is not used by anyone else meanwhile. Fails with ERR_NOFIT. */
 err read_ahead_create(const hf_checkpoint *ck, char *const *names, int64_t n, read_ahead **out);
 void read_ahead_destroy(read_ahead **r); /* local; NULL is fine; sets NULL */
 
