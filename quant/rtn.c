@@ -10,7 +10,6 @@
 #include <inttypes.h>
 #include <stddef.h>
 
-
 int64_t wquant_group(const wquant *how, int64_t cols) {
     return how->group ? how->group : cols;
 }
