@@ -120,7 +120,7 @@ static err make_sites(eval_job *j) {
         recipe_put(j->recipe, "rotate.r1", json_false());
         recipe_put(j->recipe, "rotate.r2", json_string("none"));
     }
-    if (!e.code) e = setup_rotations(j->c, j->recipe, &j->source.cfg, false, &j->rotations);
+    if (!e.code) e = setup_rotations(j->c, j->recipe, &j->source, false, &j->rotations);
     if (!e.code)
         e = comm_agree(j->c,
                        setup_sites(j->recipe, &j->source.cfg, j->rotations, fused, r4_fused,

@@ -137,7 +137,7 @@ static err export_spinquant(const comm *c, const char *out, const char *file) {
                             .kv_heads = s.cfg.kv_heads,
                             .head_dim = s.cfg.head_dim,
                             .intermediate = s.cfg.intermediate};
-        e = rotation_file_read(c, path, &o, &z, &set);
+        e = rotation_file_read(c, path, &o, &z, NULL, &set);
     }
     if (!e.code && rotation_set_r2_count(set) > 1)
         e = err_make(ERR_INPUT, path, "quantize with rotate.r2=layer",

@@ -7,6 +7,7 @@
 #include "base/gemm.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/sha256.h"
 #include "base/size.h"
 #include "jobs/quantize_run.h"
 #include "jobs/setup.h"
@@ -18,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Flags of layouts that learning end to end will have; none of them changes a byte. */
 static err check_layout(const options *o) {
@@ -94,19 +96,43 @@ static err deal_items(quantize_run *q) {
     return e;
 }
 
-/* What the bytes depend on; a restart under another one is refused. */
-static void make_fingerprint(quantize_run *q) {
-    char kernels[256];
+/* Root only. Hash of the file that rotations start from; "" where there is none. */
+static err hash_start(const quantize_run *q, char hex[SHA256_HEX]) {
+    const char *path = recipe_str(q->recipe, "rotate.start");
+    uint64_t bytes;
+    int fd;
+    hex[0] = 0;
+    if (!setup_start_is_file(q->recipe)) return err_none();
+    err e = file_open_read(path, &fd, &bytes);
+    if (e.code) return e;
+    e = sha256_of_range(fd, path, 0, bytes, hex);
+    close(fd);
+    return e;
+}
+
+/* Collective. What the bytes depend on; a restart under another one is refused. */
+static err make_fingerprint(quantize_run *q) {
+    char kernels[256], start[SHA256_HEX] = "", calib[SHA256_HEX] = "";
     gemm_kernels(kernels, sizeof kernels);
+    err e = err_none();
+    if (comm_rank(q->c) == 0) e = hash_start(q, start);
+    e = comm_agree(q->c, e, "reading the rotations", NULL);
+    if (e.code) return e;
+    if (q->calib_ids)
+        sha256_of(q->calib_ids,
+                  (size_t)(q->calib_windows * recipe_int(q->recipe, "calib.window")) *
+                      sizeof *q->calib_ids,
+                  calib);
     json_t *headers = json_object();
     for (int i = 0; i < hf_checkpoint_shards(q->source.ck); i++)
         json_object_set_new(headers, hf_checkpoint_shard_name(q->source.ck, i),
                             json_string(hf_checkpoint_header_sha256(q->source.ck, i)));
-    q->fingerprint =
-        json_pack("{s:s, s:o, s:n, s:O, s:s}", "config_sha256",
-                  hf_checkpoint_config_sha256(q->source.ck), "headers", headers, "calib_ids_sha256",
-                  "recipe", recipe_tree(q->recipe), "kernels", kernels);
+    q->fingerprint = json_pack("{s:s, s:o, s:s, s:s, s:O, s:s}", "config_sha256",
+                               hf_checkpoint_config_sha256(q->source.ck), "headers", headers,
+                               "calib_ids_sha256", calib, "start_sha256", start, "recipe",
+                               recipe_tree(q->recipe), "kernels", kernels);
     if (!q->fingerprint) abort();
+    return e;
 }
 
 static err plan(quantize_run *q) {
@@ -148,7 +174,7 @@ static err prepare(quantize_run *q) {
     if (!e.code) e = source_open(q->c, options_str(q->o, OPT_MODEL), &q->source);
     if (!e.code) e = comm_agree(q->c, quantize_resolve_numerics(q), "numerics", NULL);
     if (!e.code)
-        e = setup_rotations(q->c, q->recipe, &q->source.cfg, quantize_needs_calibration(q->recipe),
+        e = setup_rotations(q->c, q->recipe, &q->source, quantize_needs_calibration(q->recipe),
                             &q->rotations);
     if (!e.code) e = comm_agree(q->c, describe_run(q), "planning", NULL);
     if (!e.code) {
@@ -159,8 +185,8 @@ static err prepare(quantize_run *q) {
     if (!e.code) e = comm_agree(q->c, deal_items(q), "dealing the work", NULL);
     if (!e.code) e = quantize_read_calibration(q);
     if (e.code) return e;
-    make_fingerprint(q);
-    return plan(q);
+    e = make_fingerprint(q);
+    return e.code ? e : plan(q);
 }
 
 static void clear(quantize_run *q) {

@@ -105,8 +105,17 @@ static err random_start(rotation_set *set, bool r1_later) {
     return e;
 }
 
-err setup_rotations(const comm *c, const recipe *r, const llama_config *cfg, bool r1_later,
+static const char *const start_words[] = {"had", "identity", "orthogonal", "pca", "womi"};
+
+bool setup_start_is_file(const recipe *r) {
+    for (size_t i = 0; i < sizeof start_words / sizeof *start_words; i++)
+        if (recipe_is(r, "rotate.start", start_words[i])) return false;
+    return true;
+}
+
+err setup_rotations(const comm *c, const recipe *r, const source *s, bool r1_later,
                     rotation_set **out) {
+    const llama_config *cfg = &s->cfg;
     rotation_options o = {
         .r1 = recipe_bool(r, "rotate.r1"),
         .r2 = r2_of(r),
@@ -131,7 +140,9 @@ err setup_rotations(const comm *c, const recipe *r, const llama_config *cfg, boo
     static const char *made[] = {"had", "identity", "orthogonal", "pca"};
     bool named = false;
     for (int i = 0; i < 4; i++) named |= recipe_is(r, "rotate.start", made[i]);
-    if (!named) return rotation_file_read(c, recipe_str(r, "rotate.start"), &o, &z, out);
+    if (!named)
+        return rotation_file_read(c, recipe_str(r, "rotate.start"), &o, &z,
+                                  s->form.packed ? NULL : s->ck, out);
     err e = rotation_set_create(&o, &z, out);
     if (!e.code && recipe_is(r, "rotate.start", "orthogonal")) e = random_start(*out, r1_later);
     return comm_agree(c, e, "making the rotations", NULL);

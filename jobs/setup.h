@@ -20,10 +20,13 @@ err setup_recipe(const comm *c, const options *o, const json_t *base, recipe **o
 /* Local. ERR_USAGE for keys whose work this version does not do yet (learning, GPTQ, scales). */
 err setup_refuse_missing(const recipe *r);
 
+/* Local. True where rotate.start is no word of ours but the path of a file. */
+bool setup_start_is_file(const recipe *r);
+
 /* Collective on c. The rotations of a recipe for a model. Same result on every rank. r1_later: R1
  * is started by learning, maybe over a grid; one that each rank would have to factor (orthogonal)
  * is left a Hadamard one. */
-err setup_rotations(const comm *c, const recipe *r, const llama_config *cfg, bool r1_later,
+err setup_rotations(const comm *c, const recipe *r, const source *s, bool r1_later,
                     rotation_set **out);
 
 /* Local. How weights are quantized; resolves weights.group "auto" in the recipe. */

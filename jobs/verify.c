@@ -64,7 +64,7 @@ static err read_rotations(verify_job *v) {
     char *path = file_join(v->o->target, "rotations.safetensors");
     if (scaled || (rotated && !recipe_is(v->recipe, "rotate.start", "identity")))
         recipe_put(v->recipe, "rotate.start", json_string(path));
-    e = setup_rotations(v->c, v->recipe, &v->source.cfg, false, &v->rotations);
+    e = setup_rotations(v->c, v->recipe, &v->source, false, &v->rotations);
     free(path);
     if (!e.code)
         e = comm_agree(v->c, rotation_set_orthogonality(v->rotations, &v->orthogonality),

@@ -316,8 +316,34 @@ static err refuse_pickle(const char *path) {
         "a pickled file runs code when read, so it is refused");
 }
 
+/* Names of files are left aside: a file may be renamed. */
+static bool source_has(const hf_checkpoint *source, const char *header_sha256) {
+    for (int i = 0; i < hf_checkpoint_shards(source); i++)
+        if (!strcmp(hf_checkpoint_header_sha256(source, i), header_sha256)) return true;
+    return false;
+}
+
+static err check_origin(const rotation_text *f, const hf_checkpoint *source) {
+    for (int64_t i = 0; source && i < st_header_metadata_count(f->header); i++) {
+        const char *key, *value;
+        st_header_metadata_at(f->header, i, &key, &value);
+        const size_t n = strlen(key);
+        if (n < 12 || strcmp(key + n - 12, ".safetensors") != 0 || source_has(source, value))
+            continue;
+        return err_make(
+            ERR_INPUT, f->path,
+            "learn them on this model; or, to use them all the same, give the twin that "
+            "`spinshard inspect --export-spinquant FILE` writes",
+            "these are the rotations of another model: the header of its %.80s has the "
+            "sha256 %.12s..., which no file here has",
+            key, value);
+    }
+    return err_none();
+}
+
 err rotation_file_read(const comm *c, const char *path, const rotation_options *opts,
-                       const rotation_sizes *sizes, rotation_set **out) {
+                       const rotation_sizes *sizes, const hf_checkpoint *source,
+                       rotation_set **out) {
     void *blob = NULL;
     char *text = NULL;
     size_t len = 0;
@@ -339,6 +365,7 @@ err rotation_file_read(const comm *c, const char *path, const rotation_options *
     if (!e.code)
         e = st_header_parse((char *)blob + 8, header_len, len - 8 - header_len, path, &header);
     rotation_text f = {.path = path, .header = header, .data = (char *)blob + 8 + header_len};
+    if (!e.code) e = check_origin(&f, source);
     if (!e.code) e = set_from_text(&f, opts, sizes, out);
     st_header_destroy(&header);
     free(blob);

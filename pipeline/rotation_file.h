@@ -8,6 +8,7 @@
 #define SPINSHARD_PIPELINE_ROTATION_FILE_H
 
 #include "base/err.h"
+#include "io/hf_checkpoint.h"
 #include "mpi/comm.h"
 #include "rotations/rotation_set.h"
 
@@ -23,8 +24,11 @@ err rotation_file_write(const char *path, rotation_set *set, bool fp32,
 /* Collective on c; path and sizes must agree. Root reads, all ranks get the set: R1, R2 and scales
  * from the file, R3 and R4 by opts (its r1, r2 and start are not used). Caller owns *out. Same
  * result on every rank. Fails with ERR_INPUT: wrong sizes, not orthogonal (and by how much), scales
- * that are not positive numbers between SCALE_LEAST and SCALE_MOST, pickles. */
+ * that are not positive numbers between SCALE_LEAST and SCALE_MOST, pickles; and, unless source is
+ * NULL, a file whose metadata names headers of safetensors files that are not the source's: it was
+ * learned on another model. A file that names none (other tools, --export-spinquant) is taken. */
 err rotation_file_read(const comm *c, const char *path, const rotation_options *opts,
-                       const rotation_sizes *sizes, rotation_set **out);
+                       const rotation_sizes *sizes, const hf_checkpoint *source,
+                       rotation_set **out);
 
 #endif
