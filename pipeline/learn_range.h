@@ -8,6 +8,7 @@
 #include "base/err.h"
 #include "mpi/comm.h"
 #include "mpi/dealt_rows.h"
+#include "pipeline/learn_report.h"
 #include "pipeline/row_pool.h"
 #include "quant/fake_quant.h"
 #include "rotations/cayley_dist.h"
@@ -28,14 +29,6 @@ typedef struct learn_range_options {
     grid_shape grid;
     int blas_threads;
 } learn_range_options;
-
-/* What a step did, the same on every rank. */
-typedef struct learn_report {
-    int64_t step; /* done so far */
-    double loss, loss_r2;
-    double angle_r1, angle_r2; /* RMS entry of the skew step, radians */
-    double orthogonality;      /* probe of R1 */
-} learn_report;
 
 typedef struct learn_range learn_range;
 

@@ -113,10 +113,14 @@ err rotation_create_dense(int64_t n, const double *R, rotation **out) {
     err e = create(n, ROTATION_DENSE, out);
     if (e.code) return e;
     e = dense_alloc(*out);
-    if (!e.code) memcpy((*out)->dense, R, (size_t)(n * n) * sizeof(double));
-    if (!e.code && (*out)->dense32)
-        for (int64_t i = 0; i < n * n; i++) (*out)->dense32[i] = (float)R[i];
+    if (!e.code && R) rotation_put_rows(*out, 0, n, R);
     return finish(e, out);
+}
+
+void rotation_put_rows(rotation *r, int64_t row, int64_t rows, const double *R) {
+    const int64_t at = row * r->n, count = rows * r->n;
+    memcpy(r->dense + at, R, (size_t)count * sizeof *R);
+    for (int64_t i = 0; r->dense32 && i < count; i++) r->dense32[at + i] = (float)R[i];
 }
 
 void rotation_destroy(rotation **r) {

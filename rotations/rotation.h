@@ -1,7 +1,8 @@
 /* rotation - an orthogonal n x n matrix R that acts from the right: y = x R.
  * Kinds: Hadamard R = diag(signs) H / sqrt(n), the same in blocks down the diagonal, dense,
- * identity. Opaque, never changed after creation. Not the set of a model (rotation_set.h), not
- * learning. On the way: learned R1, R2 -> fused weight, and the sites of eval. */
+ * identity. Opaque; changed after creation by rotation_put_rows alone. Not the set of a model
+ * (rotation_set.h), not learning. On the way: learned R1, R2 -> fused weight, and the sites of
+ * eval. */
 #ifndef SPINSHARD_ROTATIONS_ROTATION_H
 #define SPINSHARD_ROTATIONS_ROTATION_H
 
@@ -25,9 +26,14 @@ err rotation_create_random_hadamard(int64_t n, uint64_t seed, rng_purpose purpos
                                     uint64_t first_index, rotation **out);
 /* n / block equal Hadamard blocks of order `block`. */
 err rotation_create_blocks(int64_t n, int64_t block, rotation **out);
-/* R [n, n] row-major, copied; not checked for orthogonality (rotation_orthogonality). */
+/* R [n, n] row-major, copied; not checked for orthogonality (rotation_orthogonality). NULL: zeros,
+ * until rotation_put_rows has filled it. */
 err rotation_create_dense(int64_t n, const double *R, rotation **out);
 void rotation_destroy(rotation **r); /* local; NULL is fine; sets NULL */
+
+/* Local. Rows [row, row + rows) of a dense R from R [rows, n]: for an R that is learned, and that
+ * comes in rows. Not while another thread applies it. */
+void rotation_put_rows(rotation *r, int64_t row, int64_t rows, const double *R);
 
 int64_t rotation_size(const rotation *r);
 rotation_kind rotation_get_kind(const rotation *r);
