@@ -8,6 +8,7 @@
 #include "pipeline/learn_range.h"
 #include "pipeline/partition.h"
 #include "pipeline/row_pool.h"
+#include "pipeline/weight_rows.h"
 
 /* What learning holds on a rank. */
 typedef struct learner {
@@ -16,6 +17,8 @@ typedef struct learner {
     int n_stages;
     stage_range range; /* layers of this rank */
     row_pool pool;
+    llama_stage stage;       /* weights of the layers, while their rows are samples */
+    weight_moments *moments; /* of the same layers; NULL: not needed */
     int64_t r2_heads; /* R2 of a layer */
     dealt_rows *R1;   /* [hidden, hidden], rows dealt over the ranks; NULL: not rotated */
     double *R2;       /* [layers, r2_heads, d, d] of the whole model, on every rank */
@@ -30,9 +33,17 @@ static inline int64_t learner_r2_entries(const learner *l) {
     return l->r2_heads * learner_cfg(l)->head_dim * learner_cfg(l)->head_dim;
 }
 
-/* Collective. Calibration windows forward and backward; the rows of the rank's layers into l->pool.
- */
+/* Collective. The rank's layers into l->stage; calibration windows forward and backward: rows into
+ * l->pool, moments into l->moments. Weights stay where phases or the start point need them. */
 err learn_capture_rows(learner *l);
+
+/* Local. True where rows of weights are samples of this phase, or of any. */
+bool learn_weights_count(const recipe *r, const json_t *phase);
+bool learn_weights_needed(const learner *l);
+weight_rows_options learn_weights_options(const learner *l, const json_t *phase); /* local */
+
+/* Collective. The rows of weights of a phase; *out NULL where it takes none. Caller owns *out. */
+err learn_weights_create(const learner *l, const json_t *phase, weight_rows **out);
 
 /* Collective. R1 and R2 become the start points of the recipe. */
 err learn_start(learner *l);

@@ -11,53 +11,108 @@
 
 enum { POOL_TOKENS = 4096 };
 
-err learn_capture_rows(learner *l) {
-    quantize_run *q = l->q;
+/* Activations are samples where something before them is quantized; pca takes moments of them. */
+static bool needs_activations(const recipe *r) {
+    return recipe_int(r, "activations.bits") < 16 || recipe_int(r, "kv.bits") < 16 ||
+           recipe_is(r, "rotate.start", "pca");
+}
+
+static int64_t pool_tokens(const quantize_run *q, int64_t window) {
+    const int64_t n = q->calib_windows;
+    if (!n || !needs_activations(q->recipe)) return 0;
+    return size_min(size_max(1, POOL_TOKENS / n) * n, n * window);
+}
+
+static err plan(const learner *l, const load_options *lo, int64_t window, int64_t tokens) {
     const llama_config *cfg = learner_cfg(l);
-    int rank = comm_rank(q->c);
-    int64_t window = recipe_int(q->recipe, "calib.window"), n = q->calib_windows;
-    int64_t tokens = size_max(1, POOL_TOKENS / n) * n;
-    if (tokens > n * window) tokens = n * window;
-    embed_rows rows;
-    err e = comm_agree(q->c, embed_rows_init(q->calib_ids, n * window, cfg->vocab, &rows), "tokens",
-                       NULL);
-    if (e.code) return e;
-    load_options lo = {.checkpoint = q->source.ck,
-                       .cfg = cfg,
-                       .embed = rank == 0 ? &rows : NULL,
-                       .head = rank == l->n_stages - 1,
-                       .range = l->range,
-                       .compute = COMPUTE_BF16};
+    const int64_t n = l->range.n;
     memory_plan p = {.n = 0};
-    bool active = rank < l->n_stages;
-    if (active) {
-        memory_plan_add(&p, "weights", load_stage_bytes(&lo));
-        memory_plan_add(&p, "passes",
-                        capture_bytes(cfg, COMPUTE_BF16, l->range.n, window, l->n_stages, lo.head));
-        memory_plan_add(&p, "sampled rows", row_pool_bytes(cfg, l->range.n, tokens));
+    if (comm_rank(l->q->c) < l->n_stages) {
+        memory_plan_add(&p, "weights", load_stage_bytes(lo));
+        if (l->q->calib_ids)
+            memory_plan_add(&p, "passes",
+                            capture_bytes(cfg, COMPUTE_BF16, n, window, l->n_stages, lo->head));
+        memory_plan_add(&p, "sampled rows", row_pool_bytes(cfg, n, tokens));
+        if (learn_weights_needed(l)) {
+            weight_rows_options o =
+                learn_weights_options(l, json_array_get(recipe_get(l->q->recipe, "learn"), 0));
+            memory_plan_add(&p, "rows of weights",
+                            weight_rows_bytes(cfg, &o, n) + weight_moments_bytes(cfg, n, window));
+        }
     }
-    e = memory_plan_check(q->c, &p, "learn", 0);
-    llama_stage stage = {.cfg = cfg};
-    if (!e.code) e = row_pool_init(cfg, l->range.first, l->range.n, tokens, &l->pool);
-    if (!e.code && active) e = load_stage(&lo, &stage);
-    e = comm_agree(q->c, e, "loading the weights", NULL);
+    return memory_plan_check(l->q->c, &p, "learn", 0);
+}
+
+/* Collective. All windows through the stages and back. */
+static err pass(learner *l, const embed_rows *rows, int64_t window) {
+    quantize_run *q = l->q;
+    const int64_t n = q->calib_windows;
+    const int32_t **starts = calloc((size_t)n, sizeof *starts);
+    capture_taps also = {.n = 0};
+    llama_tap tap;
     double nll = 0;
-    if (!e.code && active) {
-        const int32_t **starts = calloc((size_t)n, sizeof *starts);
-        if (!starts) abort();
-        for (int64_t i = 0; i < n; i++) starts[i] = q->calib_ids + i * window;
-        eval_windows w = {.ids = starts, .n = n, .length = window};
-        e = capture_run(l->stages ? l->stages : q->c, &stage, COMPUTE_BF16, &rows, &w, &l->pool,
-                        NULL, &nll);
-        free(starts);
+    err e = err_none();
+    if (!starts) abort();
+    for (int64_t i = 0; i < n; i++) starts[i] = q->calib_ids + i * window;
+    eval_windows w = {.ids = starts, .n = n, .length = window};
+    if (l->moments) {
+        tap = weight_moments_tap(l->moments);
+        also = (capture_taps){.taps = &tap, .n = 1};
     }
-    llama_stage_clear(&stage);
-    embed_rows_clear(&rows);
+    if (comm_rank(q->c) < l->n_stages)
+        e = capture_run(l->stages ? l->stages : q->c, &l->stage, COMPUTE_BF16, rows, &w, &l->pool,
+                        &also, &nll);
+    free(starts);
     e = comm_agree(q->c, e, "capturing activations", NULL);
     if (!e.code)
         log_line(LOG_PHASE, "captured %" PRId64 " tokens of every site; text at %.4f nats a token",
-                 tokens, nll);
-    for (int k = 0; k < POOL_KINDS && !e.code; k++) {
+                 l->pool.tokens, nll);
+    return e;
+}
+
+static err load(learner *l, const load_options *lo, int64_t window, int64_t tokens) {
+    const llama_config *cfg = learner_cfg(l);
+    err e = row_pool_init(cfg, l->range.first, l->range.n, tokens, &l->pool);
+    if (!e.code && learn_weights_needed(l))
+        e = weight_moments_create(cfg, l->range.first, l->range.n, window, &l->moments);
+    if (!e.code && comm_rank(l->q->c) < l->n_stages) e = load_stage(lo, &l->stage);
+    return comm_agree(l->q->c, e, "loading the weights", NULL);
+}
+
+/* Embedding and head have done their work; the layers too where nobody takes rows of them. */
+static void drop_weights(learner *l) {
+    if (learn_weights_needed(l) || recipe_is(l->q->recipe, "rotate.start", "womi")) {
+        wmat_clear(&l->stage.embed);
+        wmat_clear(&l->stage.head);
+        return;
+    }
+    llama_stage_clear(&l->stage);
+    l->stage = (llama_stage){.cfg = learner_cfg(l)};
+}
+
+err learn_capture_rows(learner *l) {
+    quantize_run *q = l->q;
+    const llama_config *cfg = learner_cfg(l);
+    const int rank = comm_rank(q->c);
+    const int64_t window = recipe_int(q->recipe, "calib.window"), tokens = pool_tokens(q, window);
+    embed_rows rows;
+    err e = comm_agree(q->c,
+                       embed_rows_init(q->calib_ids, q->calib_windows * window, cfg->vocab, &rows),
+                       "tokens", NULL);
+    if (e.code) return e;
+    load_options lo = {.checkpoint = q->source.ck,
+                       .cfg = cfg,
+                       .embed = q->calib_ids && rank == 0 ? &rows : NULL,
+                       .head = q->calib_ids && rank == l->n_stages - 1,
+                       .range = l->range,
+                       .compute = COMPUTE_BF16};
+    l->stage = (llama_stage){.cfg = cfg};
+    e = plan(l, &lo, window, tokens);
+    if (!e.code) e = load(l, &lo, window, tokens);
+    if (!e.code && q->calib_ids) e = pass(l, &rows, window);
+    embed_rows_clear(&rows);
+    drop_weights(l);
+    for (int k = 0; k < POOL_KINDS && !e.code && tokens; k++) {
         e = comm_agree(q->c, row_pool_finish(q->c, &l->pool, (pool_kind)k), "sensitivities", NULL);
         if (k != POOL_R1) row_pool_normalise(&l->pool, (pool_kind)k);
     }

@@ -87,9 +87,15 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
     if (e.code) return e;
     quantize_phase_start(q, name);
     learn_range *r = NULL;
-    const double *R2 = l->r2_heads ? l->R2 + l->range.first * learner_r2_entries(l) : NULL;
-    e = learn_range_create(q->c, &o, &l->pool, l->R1, R2, &r);
+    weight_rows *weights;
+    e = learn_weights_create(l, p, &weights);
     if (e.code) return e;
+    const double *R2 = l->r2_heads ? l->R2 + l->range.first * learner_r2_entries(l) : NULL;
+    e = learn_range_create(q->c, &o, &l->pool, weights, l->R1, R2, &r);
+    if (e.code) {
+        weight_rows_destroy(&weights);
+        return e;
+    }
     tell_grid(name, &o, r);
     int64_t done = 0;
     e = go_on(l, r, k, saved, &done);
@@ -108,6 +114,7 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
         learn_share_r2(l);
     }
     learn_range_destroy(&r);
+    weight_rows_destroy(&weights);
     if (!e.code) quantize_phase_end(q, name, NULL);
     return e;
 }

@@ -1,24 +1,31 @@
-/* Start points of R1 and R2: those of the recipe's set, or eigenvectors of activations. */
+/* Start points of R1 and R2: those of the recipe's set, or eigenvectors of activations (pca) or of
+ * weights (womi). */
 #include "jobs/learn.h"
 
 #include "base/mem.h"
 #include "base/size.h"
 #include "mpi/dmat.h"
+#include "pipeline/weight_start.h"
 #include "rotations/start.h"
 #include "rotations/start_dist.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-static err start_r2_pca(learner *l) {
+static bool starts_at(const learner *l, const char *word) {
+    return recipe_is(l->q->recipe, "rotate.start", word);
+}
+
+static err start_r2_eigen(learner *l) {
     int64_t d = learner_cfg(l)->head_dim, dd = d * d;
     double *C = malloc((size_t)dd * sizeof *C);
     if (!C) abort();
     err e = err_none();
     for (int64_t i = 0; i < l->range.n && !e.code; i++) {
         for (int64_t h = 0; h < l->r2_heads && !e.code; h++) {
-            int64_t layer = l->range.first + i;
-            e = row_pool_moment_r2(&l->pool, layer, l->r2_heads > 1 ? h : -1, C);
+            int64_t layer = l->range.first + i, head = l->r2_heads > 1 ? h : -1;
+            e = starts_at(l, "womi") ? weight_start_moment_r2(&l->stage, i, head, C)
+                                     : row_pool_moment_r2(&l->pool, layer, head, C);
             if (!e.code) e = start_pca(d, C, l->R2 + layer * learner_r2_entries(l) + h * dd, NULL);
         }
     }
@@ -48,11 +55,13 @@ static void put_rows(void *to, int64_t row, int64_t rows, const double *R) {
     dealt_rows_put(to, row, rows, R);
 }
 
-static err moment_and_pca(learner *l, dgrid *g, start_sink sink) {
+static err eigen_dist(learner *l, dgrid *g, start_sink sink) {
     const int64_t n = learner_cfg(l)->hidden;
     dmat *C = NULL;
     err e = dmat_create(g, n, "second moment", &C);
-    if (!e.code) e = row_pool_moment_r1_dist(&l->pool, C);
+    if (!e.code)
+        e = starts_at(l, "womi") ? weight_start_moment_r1_dist(&l->stage, C)
+                                 : row_pool_moment_r1_dist(&l->pool, C);
     if (!e.code) e = start_dist_pca(g, C, n, sink);
     dmat_destroy(&C);
     return e;
@@ -64,8 +73,8 @@ static err start_r1_dist(learner *l, grid_shape shape) {
     const start_sink sink = {.to = l->R1, .put = put_rows};
     dgrid *g = NULL;
     err e = dgrid_create(l->q->c, shape, 0, threads, &g);
-    if (!e.code && recipe_is(r, "rotate.start", "pca"))
-        e = moment_and_pca(l, g, sink);
+    if (!e.code && !starts_at(l, "orthogonal"))
+        e = eigen_dist(l, g, sink);
     else if (!e.code)
         e = start_dist_orthogonal(g, (uint64_t)recipe_int(r, "seed"), learner_cfg(l)->hidden, sink);
     dgrid_destroy(&g);
@@ -83,13 +92,15 @@ static err start_r1_whole(learner *l) {
     const recipe *r = l->q->recipe;
     int64_t n = learner_cfg(l)->hidden;
     void *C = NULL, *R1 = NULL;
-    const bool pca = recipe_is(r, "rotate.start", "pca");
+    const bool eigen = !starts_at(l, "orthogonal");
     err e = mem_alloc(n * n, sizeof(double), "start of R1", &R1);
-    if (!e.code && pca) e = mem_alloc(n * n, sizeof(double), "second moment", &C);
+    if (!e.code && eigen) e = mem_alloc(n * n, sizeof(double), "second moment", &C);
     e = comm_agree(l->q->c, e, "start points", NULL);
-    if (!e.code && pca) e = row_pool_moment_r1(l->q->c, &l->pool, C);
-    if (!e.code && pca) e = start_pca(n, C, R1, NULL);
-    if (!e.code && !pca)
+    if (!e.code && eigen)
+        e = starts_at(l, "womi") ? weight_start_moment_r1(l->q->c, &l->stage, C)
+                                 : row_pool_moment_r1(l->q->c, &l->pool, C);
+    if (!e.code && eigen) e = start_pca(n, C, R1, NULL);
+    if (!e.code && !eigen)
         e = start_orthogonal(n, (uint64_t)recipe_int(r, "seed"), RNG_R1_NORMAL, 0, R1);
     if (!e.code) take_whole(l, R1);
     mem_free(C);
@@ -97,7 +108,7 @@ static err start_r1_whole(learner *l) {
     return e;
 }
 
-/* Collective. Starts that are factored: pca and orthogonal. */
+/* Collective. Starts that are factored: pca, womi and orthogonal. */
 static err start_r1_factored(learner *l) {
     grid_shape shape;
     err e = grid_resolve(recipe_str(l->q->recipe, "numerics.grid"), learner_cfg(l)->hidden,
@@ -106,10 +117,10 @@ static err start_r1_factored(learner *l) {
     return shape.rows * shape.cols > 1 ? start_r1_dist(l, shape) : start_r1_whole(l);
 }
 
-static err start_from_activations(learner *l) {
+static err start_from_eigenvectors(learner *l) {
     err e = err_none();
     if (l->R1) e = start_r1_factored(l);
-    if (!e.code && l->r2_heads) e = start_r2_pca(l);
+    if (!e.code && l->r2_heads) e = start_r2_eigen(l);
     e = comm_agree(l->q->c, e, "start points", NULL);
     if (!e.code && l->r2_heads) learn_share_r2(l);
     return e;
@@ -148,6 +159,6 @@ static err start_from_set(learner *l) {
 }
 
 err learn_start(learner *l) {
-    return recipe_is(l->q->recipe, "rotate.start", "pca") ? start_from_activations(l)
-                                                          : start_from_set(l);
+    return starts_at(l, "pca") || starts_at(l, "womi") ? start_from_eigenvectors(l)
+                                                       : start_from_set(l);
 }

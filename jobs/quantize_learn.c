@@ -33,6 +33,8 @@ static err learner_init(learner *l, quantize_run *q) {
 static void learner_clear(learner *l) {
     comm_destroy(&l->stages);
     row_pool_clear(&l->pool);
+    llama_stage_clear(&l->stage);
+    weight_moments_destroy(&l->moments);
     dealt_rows_destroy(&l->R1);
     mem_free(l->R2);
 }
@@ -63,7 +65,7 @@ err quantize_learn(quantize_run *q) {
     int64_t phases = (int64_t)json_array_size(recipe_get(q->recipe, "learn")), first = -1;
     learn_kept saved = {0};
     learner l;
-    if (!q->calib_ids) return err_none();
+    if (!q->calib_ids && !recipe_is(q->recipe, "rotate.start", "womi")) return err_none();
     err e = learner_init(&l, q);
     if (!e.code) e = learn_recall_rotations(&l, &first);
     if (!e.code) e = learn_recall(q, &saved);

@@ -44,34 +44,29 @@ static err not_yet(const char *key, const char *what, const char *instead) {
     return err_make(ERR_USAGE, key, instead, "%s is not in this version", what);
 }
 
-static err refuse_phase(const json_t *phase) {
+static err refuse_phase(const recipe *r, const json_t *phase) {
     const char *objective = json_string_value(json_object_get(phase, "objective"));
-    if (strcmp(objective, "range")) return not_yet("learn", objective, "use objective: range");
+    if (!strcmp(objective, "range")) return err_none(); /* rows of weights, if nothing else */
     if (json_is_true(json_object_get(phase, "weights")))
-        return not_yet("learn", "learning with quantized weights", "leave weights: false");
-    return err_none();
+        return not_yet("learn", "weights: true of this objective", "leave weights: false");
+    if (recipe_int(r, "activations.bits") >= 16 && recipe_int(r, "kv.bits") >= 16)
+        return err_make(
+            ERR_USAGE, "learn", "set activations.bits or kv.bits, or use objective: range",
+            "neither activations nor the cache are quantized: there is nothing to learn");
+    return not_yet("learn", objective, "use objective: range");
 }
 
 err setup_refuse_missing(const recipe *r) {
     size_t i;
     json_t *phase;
     json_array_foreach(recipe_get(r, "learn"), i, phase) {
-        err e = refuse_phase(phase);
+        err e = refuse_phase(r, phase);
         if (e.code) return e;
     }
-    if (json_array_size(recipe_get(r, "learn")) && recipe_int(r, "activations.bits") >= 16 &&
-        recipe_int(r, "kv.bits") >= 16)
-        return err_make(
-            ERR_USAGE, "learn",
-            "set activations.bits or kv.bits, or leave learn empty; learning for weights "
-            "alone is not in this version",
-            "neither activations nor the cache are quantized: there is nothing to learn");
     if (!recipe_is(r, "weights.method", "rtn"))
         return not_yet("weights.method", recipe_str(r, "weights.method"), "use weights.method=rtn");
     if (json_array_size(recipe_get(r, "scale.pairs")) || !recipe_is(r, "scale.start", "ones"))
         return not_yet("scale", "scaling of pairs", "use scale.pairs=[] and scale.start=ones");
-    if (recipe_is(r, "rotate.start", "womi"))
-        return not_yet("rotate.start", "womi", "use had, orthogonal, pca, identity or a file");
     return err_none();
 }
 
@@ -135,12 +130,9 @@ err setup_rotations(const comm *c, const recipe *r, const source *s, bool r1_lat
         .head_dim = cfg->head_dim,
         .intermediate = cfg->intermediate,
     };
-    /* pca begins as a Hadamard set: its sizes are checked, its matrices replaced once there are
-     * rows. */
-    static const char *made[] = {"had", "identity", "orthogonal", "pca"};
-    bool named = false;
-    for (int i = 0; i < 4; i++) named |= recipe_is(r, "rotate.start", made[i]);
-    if (!named)
+    /* pca and womi begin as a Hadamard set: its sizes are checked, its matrices replaced once there
+     * are rows or weights. */
+    if (setup_start_is_file(r))
         return rotation_file_read(c, recipe_str(r, "rotate.start"), &o, &z,
                                   s->form.packed ? NULL : s->ck, out);
     err e = rotation_set_create(&o, &z, out);

@@ -15,7 +15,8 @@ struct learn_range {
     const comm *c;
     learn_range_options o;
     row_pool *pool;
-    int64_t n, d, n_r2; /* hidden, head_dim, R2 matrices of this rank */
+    weight_rows *weights; /* NULL: activations alone */
+    int64_t n, d, n_r2;   /* hidden, head_dim, R2 matrices of this rank */
     cayley_dist *r1;
     optimizer *r2;
     float *R1;       /* as products use it, on every rank */
@@ -24,6 +25,8 @@ struct learn_range {
     int64_t *grad1, *grad2, *rows; /* rows: a band of G on its way */
     int64_t per_site, step;
     double w_max1, w_max2;
+    double factor1, factor2; /* of rows of weights in the sums of R1 and R2 */
+    double *G2;              /* [n_r2, d, d] what rows of weights give R2; NULL without them */
 };
 
 enum { BAND = 64 }; /* rows of G that are transposed and summed at a time */
@@ -52,12 +55,20 @@ static float site_weight(const learn_range_options *o, const aquant *q) {
     return aquant_on(q) ? (float)(noise_of(q) / most) : 0;
 }
 
-static err check_options(const learn_range_options *o) {
-    bool r1 = o->r1 && aquant_on(&o->act),
-         r2 = o->r2_heads && (aquant_on(&o->act) || aquant_on(&o->kv));
+/* Which activations are samples of R2. */
+static bool values_count(const learn_range_options *o) {
+    return aquant_on(&o->kv);
+}
+static bool outputs_count(const learn_range_options *o) {
+    return aquant_on(&o->act) && o->o_per_head;
+}
+
+static err check_options(const learn_range_options *o, bool weights) {
+    bool r1 = o->r1 && (aquant_on(&o->act) || weights),
+         r2 = o->r2_heads && (aquant_on(&o->act) || aquant_on(&o->kv) || weights);
     if (r1 || r2) return err_none();
     return err_make(
-        ERR_USAGE, "learn", "set activations.bits or kv.bits, or leave learn empty",
+        ERR_USAGE, "learn", "set activations.bits, kv.bits or weights: true, or leave learn empty",
         "nothing that a rotation stands before is quantized: there is nothing to learn");
 }
 
@@ -85,7 +96,10 @@ static err create_r1(learn_range *l, const dealt_rows *R1) {
     int64_t sites = 2 * l->o.layers;
     l->per_site = size_ceil_div(l->o.rows, sites);
     void *grad = NULL, *rows = NULL, *whole = NULL;
-    e = range_work_create(l->n, size_max(1, l->per_site * 2 * l->pool->n_layers), 1, &l->work1);
+    int64_t most = (aquant_on(&l->o.act) ? l->per_site * 2 * l->pool->n_layers : 0) +
+                   (l->weights ? weight_rows_direct(l->weights) : 0);
+    e = range_work_create(l->n, size_max(1, most), l->weights ? weight_rows_groups(l->weights) : 1,
+                          &l->work1);
     if (!e.code) e = mem_alloc(l->n * l->n, sizeof(int64_t), "gradient of R1", &grad);
     if (!e.code) e = mem_alloc(BAND * l->n, sizeof(int64_t), "gradient of R1", &rows);
     if (!e.code) e = mem_alloc(l->n * l->n, sizeof(float), "R1 in fp32", &whole);
@@ -106,6 +120,10 @@ static err create_r2(learn_range *l, const double *R2) {
     if (!e.code) e = mem_alloc(dd, sizeof(int64_t), "gradient of R2", &grad);
     if (!e.code) e = range_work_create(l->d, 2 * R2_ROWS, 1, &l->work2);
     if (!e.code && l->n_r2) e = optimizer_create(l->o.kind, l->d, l->n_r2, &l->r2);
+    void *from_weights = NULL;
+    if (!e.code && l->weights)
+        e = mem_alloc(l->n_r2 * dd, sizeof(double), "gradients of R2", &from_weights);
+    l->G2 = from_weights;
     l->R2 = r;
     l->W2 = w;
     l->grad2 = grad;
@@ -113,23 +131,58 @@ static err create_r2(learn_range *l, const double *R2) {
     return e;
 }
 
+/* Rows of weights among rows of activations, all in one unit: the expected change of the loss per
+ * token. Noise of variance s^2 in every entry of an activation changes it by 1/2 s^2 |g|^2, and
+ * s = range / L sqrt(12) with L = 2^b - 1 (symmetric: 2^b - 2). So a sum of w range^2 over
+ * per_site rows of each site, whose raw |g|^2 were divided by their mean, counts mean / (24 L^2
+ * per_site); a sum over rows of weights counts weight_rows_unit. Of R2 the sums over values and
+ * o_proj inputs have each a mean of their own: the middle of the two stands for both. */
+static void set_factors(learn_range *l) {
+    const row_pool *p = l->pool;
+    const double unit = weight_rows_unit(l->weights), half = l->o.act.symmetric ? 2 : 1,
+                 levels = ldexp(1, l->o.act.bits) - half;
+    l->factor1 = l->factor2 = 1;
+    if (l->o.r1 && aquant_on(&l->o.act)) {
+        l->factor1 = unit * 24 * levels * levels * (double)l->per_site / p->mean[POOL_R1];
+        l->w_max1 = fmax(l->w_max1, l->factor1 * weight_rows_heaviest(l->weights));
+    } else {
+        l->w_max1 = weight_rows_heaviest(l->weights);
+    }
+    double rows = 0, noise = 0;
+    int kinds = 0;
+    if (values_count(&l->o)) {
+        rows += (double)p->kv_heads * p->mean[POOL_VALUE];
+        noise = fmax(noise, noise_of(&l->o.kv));
+        kinds++;
+    }
+    if (outputs_count(&l->o)) {
+        rows += (double)p->heads * p->mean[POOL_O];
+        noise = fmax(noise, noise_of(&l->o.act));
+        kinds++;
+    }
+    if (kinds) l->factor2 = unit * 24 * R2_ROWS * (double)(kinds * l->o.r2_heads) / (rows * noise);
+}
+
 err learn_range_create(const comm *c, const learn_range_options *o, row_pool *pool,
-                       const dealt_rows *R1, const double *R2, learn_range **out) {
+                       weight_rows *weights, const dealt_rows *R1, const double *R2,
+                       learn_range **out) {
     *out = NULL;
-    err e = comm_agree(c, check_options(o), "learning", NULL);
+    err e = comm_agree(c, check_options(o, weights != NULL), "learning", NULL);
     if (e.code) return e;
     learn_range *l = calloc(1, sizeof *l);
     if (!l) abort();
     l->c = c;
     l->o = *o;
-    l->o.r1 = o->r1 && aquant_on(&o->act);
+    l->o.r1 = o->r1 && (aquant_on(&o->act) || weights);
     l->pool = pool;
+    l->weights = weights;
     l->n = pool->hidden;
     l->d = pool->head_dim;
     if (l->o.r1) e = create_r1(l, R1);
     if (!e.code && o->r2_heads) e = comm_agree(c, create_r2(l, R2), "learning", NULL);
     l->w_max1 = largest_weight(c, pool, POOL_R1);
     l->w_max2 = fmax(largest_weight(c, pool, POOL_VALUE), largest_weight(c, pool, POOL_O));
+    if (!e.code && weights) set_factors(l);
     if (e.code) learn_range_destroy(&l);
     *out = l;
     return e;
@@ -145,6 +198,7 @@ void learn_range_destroy(learn_range **l) {
     mem_free(x->R1);
     mem_free(x->R2);
     mem_free(x->W2);
+    mem_free(x->G2);
     mem_free(x->grad1);
     mem_free(x->grad2);
     mem_free(x->rows);
@@ -163,8 +217,8 @@ static void sum_gradient(learn_range *l, const range_batch *b) {
     }
 }
 
-static err step_r1(learn_range *l, learn_report *report) {
-    range_begin_f32(l->work1, l->R1);
+/* Rows of activations of this rank's R1 sites into the batch. */
+static void draw_r1(learn_range *l) {
     range_rule rule = {.symmetric = l->o.act.symmetric, .include_zero = true};
     int64_t sites = 2 * l->o.layers;
     for (int64_t i = 0; i < 2 * l->pool->n_layers; i++) {
@@ -178,11 +232,30 @@ static err step_r1(learn_range *l, learn_report *report) {
                         .span = 1};
         range_add(l->work1, &l->pool->sets[POOL_R1][i], d, l->per_site);
     }
-    range_batch b = {.grad = l->grad1};
-    range_finish(l->work1, l->w_max1, &b);
-    sum_gradient(l, &b);
-    comm_sum_i64(l->c, &b.loss, 1);
-    report->loss = (double)b.loss * RANGE_LOSS_UNIT / (double)(l->per_site * sites);
+}
+
+/* Everything that touches R1: activations, and rows of weights, which touch R2 too (l->G2). */
+static void take_batch(learn_range *l, range_batch *b, learn_report *report) {
+    const bool act = l->o.r1 && aquant_on(&l->o.act);
+    *b = (range_batch){.n = l->n, .unit = 1, .grad = l->grad1};
+    if (l->o.r1) {
+        range_begin_f32(l->work1, l->R1);
+        if (act) draw_r1(l);
+        if (l->weights) weight_rows_add(l->weights, l->step, (float)l->factor1, l->work1);
+        range_finish(l->work1, l->w_max1, b);
+    }
+    if (l->weights) {
+        if (l->G2) memset(l->G2, 0, (size_t)(l->n_r2 * l->d * l->d) * sizeof *l->G2);
+        weight_rows_mix(l->weights, l->step, (float)l->factor1,
+                        l->o.r1 ? range_rotation(l->work1) : NULL, l->R2, b, l->G2);
+    }
+    comm_sum_i64(l->c, &b->loss, 1);
+    int64_t rows = act ? l->per_site * 2 * l->o.layers : weight_rows_samples(l->weights);
+    report->loss = (double)b->loss * RANGE_LOSS_UNIT / (double)rows;
+}
+
+static err step_r1(learn_range *l, const range_batch *b, learn_report *report) {
+    sum_gradient(l, b);
     optimizer_report r;
     double lr = lr_schedule_at(l->o.schedule, l->o.lr_r1, l->step, l->o.steps);
     err e = cayley_dist_step(l->r1, lr, &r);
@@ -199,7 +272,7 @@ static void draw_r2(learn_range *l, int64_t matrix) {
     range_draw d = {.seed = l->o.seed, .purpose = RNG_RANGE_ROWS_R2};
     uint64_t first = (uint64_t)((l->step * all + global) * 2 * R2_ROWS);
     int64_t kv = l->pool->kv_heads, q = l->pool->heads;
-    if (aquant_on(&l->o.kv)) {
+    if (values_count(&l->o)) {
         d.rule = (range_rule){.symmetric = l->o.kv.symmetric, .include_zero = false};
         d.weight = site_weight(&l->o, &l->o.kv);
         d.first_index = first;
@@ -208,7 +281,7 @@ static void draw_r2(learn_range *l, int64_t matrix) {
         d.offset = heads > 1 ? head : 0;
         range_add(l->work2, &l->pool->sets[POOL_VALUE][layer], d, R2_ROWS);
     }
-    if (aquant_on(&l->o.act) && l->o.o_per_head) {
+    if (outputs_count(&l->o)) {
         d.rule = (range_rule){.symmetric = l->o.act.symmetric, .include_zero = false};
         d.weight = site_weight(&l->o, &l->o.act);
         d.first_index = first + R2_ROWS;
@@ -219,21 +292,30 @@ static void draw_r2(learn_range *l, int64_t matrix) {
     }
 }
 
+/* dL/dR2 of one matrix into G; its loss on activations. */
+static int64_t gradient_r2(learn_range *l, int64_t m, double *G) {
+    const int64_t d = l->d, dd = d * d;
+    range_batch b = {.grad = l->grad2};
+    memset(G, 0, (size_t)dd * sizeof *G);
+    if (values_count(&l->o) || outputs_count(&l->o)) {
+        range_begin(l->work2, l->R2 + m * dd);
+        draw_r2(l, m);
+        range_finish(l->work2, l->w_max2, &b);
+        for (int64_t i = 0; i < d; i++)
+            for (int64_t j = 0; j < d; j++) G[i * d + j] = (double)b.grad[j * d + i] * b.unit;
+    }
+    for (int64_t k = 0; l->G2 && k < dd; k++) G[k] += l->G2[m * dd + k] * (l->factor2 / l->factor1);
+    return b.loss;
+}
+
 static err step_r2(learn_range *l, learn_report *report) {
     int64_t dd = l->d * l->d, loss = 0;
     double *G = malloc((size_t)dd * sizeof *G);
     if (!G) abort();
     err e = err_none();
     for (int64_t m = 0; m < l->n_r2 && !e.code; m++) {
-        range_begin(l->work2, l->R2 + m * dd);
-        draw_r2(l, m);
-        range_batch b = {.grad = l->grad2};
-        range_finish(l->work2, l->w_max2, &b);
-        for (int64_t i = 0; i < l->d; i++)
-            for (int64_t j = 0; j < l->d; j++)
-                G[i * l->d + j] = (double)l->grad2[j * l->d + i] * b.unit;
+        loss += gradient_r2(l, m, G);
         e = cayley_skew(l->d, G, l->R2 + m * dd, l->W2 + m * dd);
-        loss += b.loss;
     }
     free(G);
     optimizer_report r = {0};
@@ -251,7 +333,9 @@ static err step_r2(learn_range *l, learn_report *report) {
 err learn_range_step(learn_range *l, learn_report *report) {
     memset(report, 0, sizeof *report);
     err e = err_none();
-    if (l->o.r1) e = step_r1(l, report);
+    range_batch b;
+    if (l->o.r1 || l->weights) take_batch(l, &b, report);
+    if (l->o.r1) e = step_r1(l, &b, report);
     if (!e.code && l->o.r2_heads) e = step_r2(l, report);
     if (!e.code) l->step++;
     report->step = l->step;

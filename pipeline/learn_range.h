@@ -10,13 +10,15 @@
 #include "mpi/dealt_rows.h"
 #include "pipeline/learn_report.h"
 #include "pipeline/row_pool.h"
+#include "pipeline/weight_rows.h"
 #include "quant/fake_quant.h"
 #include "rotations/cayley_dist.h"
 
 #include <stdint.h>
 
 typedef struct learn_range_options {
-    int64_t steps, rows; /* rows: of R1 sites a step, over the whole model */
+    int64_t steps, rows; /* rows: of R1 sites a step, over the whole model; of
+                            weights the pool's own */
     optimizer_kind kind;
     lr_schedule schedule;
     double lr_r1, lr_r2;
@@ -33,13 +35,15 @@ typedef struct learn_range_options {
 typedef struct learn_range learn_range;
 
 /* Collective on c; ranks own contiguous layers in rank order (the pool's); ranks without layers
- * have an empty pool. Borrows pool and c. R1 [hidden, hidden] dealt over c, R2 [n_layers, r2_heads,
- * head_dim, head_dim] of the rank's own layers: start points, copied (NULL where not learned). No
- * rank holds R1 in fp64 but the cells of the grid their parts; all hold it in fp32. Caller owns
- * *out. Same result on every rank. Fails with ERR_NOFIT, ERR_USAGE (nothing quantized that a
- * rotation could help). */
+ * have an empty pool. Borrows pool, weights and c. weights: rows of weights are samples too
+ * (pipeline/weight_rows.h); NULL: they are not. R1 [hidden, hidden] dealt over c, R2 [n_layers,
+ * r2_heads, head_dim, head_dim] of the rank's own layers: start points, copied (NULL where not
+ * learned). No rank holds R1 in fp64 but the cells of the grid their parts; all hold it in fp32.
+ * Caller owns *out. Same result on every rank. Fails with ERR_NOFIT, ERR_USAGE (nothing quantized
+ * that a rotation could help). */
 err learn_range_create(const comm *c, const learn_range_options *o, row_pool *pool,
-                       const dealt_rows *R1, const double *R2, learn_range **out);
+                       weight_rows *weights, const dealt_rows *R1, const double *R2,
+                       learn_range **out);
 void learn_range_destroy(learn_range **l); /* collective; NULL is fine; sets NULL */
 
 /* Collective. One step. Fails, agreed, with ERR_NUMERICS. */
