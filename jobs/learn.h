@@ -104,4 +104,9 @@ bool learn_state_fits(const learn_kept *saved, int64_t k, int64_t n_common, int6
 /* Collective. Phase k with the objective range, from `saved` if it is a state of it. */
 err learn_range_phase(learner *l, int64_t k, const learn_kept *saved);
 
+/* Local. True where the objective of a phase stands at the end of the model: ce, kl-top. */
+bool learn_e2e_is(const json_t *phase);
+/* Collective. The same with such an objective; loads its own weights. */
+err learn_e2e_phase(learner *l, int64_t k, const learn_kept *saved);
+
 #endif

@@ -44,10 +44,13 @@ static err commit_phase(learner *l, const learn_phase *p, const learn_report *re
 static void tell_step(const learner *l, const char *name, const learn_report *r, int64_t steps,
                       double seconds) {
     log_progress(name, r->step, steps);
-    events_add(l->q->events, name, "step",
-               json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "step", (json_int_t)r->step, "loss",
-                         r->loss, "loss_r2", r->loss_r2, "angle_r1", r->angle_r1, "angle_r2",
-                         r->angle_r2, "orth", r->orthogonality, "seconds", seconds));
+    if (!l->q->events) return;
+    json_t *more = json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "step", (json_int_t)r->step,
+                             "loss", r->loss, "loss_r2", r->loss_r2, "angle_r1", r->angle_r1,
+                             "angle_r2", r->angle_r2, "orth", r->orthogonality, "seconds", seconds);
+    if (r->tokens_per_s > 0) json_object_set_new(more, "tokens_per_s", json_real(r->tokens_per_s));
+    if (r->peak_share > 0) json_object_set_new(more, "peak_share", json_real(r->peak_share));
+    events_add(l->q->events, name, "step", more);
 }
 
 err learn_run_steps(learner *l, const learn_phase *p, int64_t done) {

@@ -21,7 +21,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Flags of layouts that learning end to end will have; none of them changes a byte. */
+/* Flags of the layout of learning end to end (jobs/learn_e2e_phase.c); none changes a byte. */
 static err check_layout(const options *o) {
     int64_t replicas = 1, stages = 1;
     const char *recompute = options_str(o, OPT_RECOMPUTE);
@@ -31,9 +31,6 @@ static err check_layout(const options *o) {
     if (recompute && strcmp(recompute, "auto") && strcmp(recompute, "on") &&
         strcmp(recompute, "off"))
         return err_make(ERR_USAGE, "--recompute", NULL, "\"%s\" is not auto, on or off", recompute);
-    if (options_has(o, OPT_REPLICAS) || options_has(o, OPT_STAGES) ||
-        (recompute && strcmp(recompute, "auto")))
-        log_line(LOG_RUN, "--replicas, --stages and --recompute have no effect in this version");
     return err_none();
 }
 
@@ -186,7 +183,8 @@ static err prepare(quantize_run *q) {
     if (!e.code) e = quantize_read_calibration(q);
     if (e.code) return e;
     e = make_fingerprint(q);
-    return e.code ? e : plan(q);
+    if (!e.code) e = plan(q);
+    return e.code ? e : learn_e2e_plan(q);
 }
 
 static void clear(quantize_run *q) {

@@ -61,6 +61,22 @@ static err adopt(learner *l) {
     return comm_agree(l->q->c, e, "taking over the rotations", NULL);
 }
 
+/* Phases and start points that need rows of the calibration text or of weights. */
+static bool needs_rows(const quantize_run *q, int64_t first, bool fresh) {
+    const json_t *phases = recipe_get(q->recipe, "learn");
+    for (size_t k = (size_t)size_max(0, first); k < json_array_size(phases); k++)
+        if (!learn_e2e_is(json_array_get(phases, k))) return true;
+    return fresh && (recipe_is(q->recipe, "rotate.start", "pca") ||
+                     recipe_is(q->recipe, "rotate.start", "womi"));
+}
+
+static err run_phase(learner *l, int64_t k, const learn_kept *saved) {
+    const bool e2e = learn_e2e_is(json_array_get(recipe_get(l->q->recipe, "learn"), (size_t)k));
+    if (!e2e) return learn_range_phase(l, k, saved);
+    if (!needs_rows(l->q, k + 1, false)) row_pool_clear(&l->pool); /* memory for the passes */
+    return learn_e2e_phase(l, k, saved);
+}
+
 err quantize_learn(quantize_run *q) {
     int64_t phases = (int64_t)json_array_size(recipe_get(q->recipe, "learn")), first = -1;
     learn_kept saved = {0};
@@ -70,11 +86,11 @@ err quantize_learn(quantize_run *q) {
     if (!e.code) e = learn_recall_rotations(&l, &first);
     if (!e.code) e = learn_recall(q, &saved);
     const bool fresh = first < 0;
-    if (!e.code && (first < phases || fresh)) e = learn_capture_rows(&l);
+    if (!e.code && needs_rows(q, first, fresh)) e = learn_capture_rows(&l);
     if (!e.code && fresh) e = learn_start(&l);
     if (!e.code && fresh) e = learn_keep_rotations(&l, 0);
     for (int64_t p = fresh ? 0 : first; p < phases && !e.code; p++) {
-        e = learn_range_phase(&l, p, &saved);
+        e = run_phase(&l, p, &saved);
         if (!e.code) e = learn_keep_rotations(&l, p + 1);
     }
     if (!e.code) e = adopt(&l);

@@ -1,10 +1,11 @@
 /* numerics.grid and numerics.threads of a run: chosen once, kept by every restart. */
-#include "jobs/quantize_run.h"
+#include "jobs/learn.h"
 
 #include "base/gemm.h"
 #include "base/log.h"
 #include "base/size.h"
 #include "mpi/grid_shape.h"
+#include "pipeline/e2e_layout.h"
 #include "rotations/cayley_dist.h"
 
 #include <inttypes.h>
@@ -46,11 +47,23 @@ static void tell(const quantize_run *q, grid_shape grid) {
                  grid_text(grid, shape), recipe_int(q->recipe, "numerics.threads"), cell, alone);
 }
 
+/* Bits of the phases ce and kl-top depend on the cut of a window into slices: one number for all
+ * layouts. Others leave "auto". */
+static void resolve_slices(quantize_run *q) {
+    const json_t *phases = recipe_get(q->recipe, "learn");
+    bool wanted = false;
+    for (size_t k = 0; k < json_array_size(phases); k++)
+        wanted |= learn_e2e_is(json_array_get(phases, k));
+    if (wanted && !json_is_integer(recipe_get(q->recipe, "numerics.slice_tokens")))
+        recipe_put(q->recipe, "numerics.slice_tokens", json_integer(E2E_SLICE_TOKENS));
+}
+
 err quantize_resolve_numerics(quantize_run *q) {
     const int64_t n = q->source.cfg.hidden;
     numerics kept = {.threads = 0};
     grid_shape grid;
     char text[24];
+    resolve_slices(q);
     if (!quantize_needs_calibration(q->recipe) || !recipe_bool(q->recipe, "rotate.r1"))
         return err_none(); /* nothing is factored over ranks, and no byte depends on these */
     if (comm_rank(q->c) == 0 && !options_has(q->o, OPT_FORCE)) kept = read_kept(q->out);

@@ -47,6 +47,8 @@ err quantize_read_calibration(quantize_run *q);
  * unfinished run that it goes on with; left at auto where no byte depends on them. Fails with
  * ERR_MISMATCH where the ranks are fewer than the cells. */
 err quantize_resolve_numerics(quantize_run *q);
+/* Collective. How the ranks will share the phases ce and kl-top, told; refuses what cannot be. */
+err learn_e2e_plan(const quantize_run *q);
 /* Collective. Phases learn.k: the rotations of q become the learned ones. */
 err quantize_learn(quantize_run *q);
 

@@ -11,6 +11,9 @@
 #include "pipeline/e2e_pass.h"
 #include "pipeline/memory_plan.h"
 
+/* numerics.slice_tokens: auto. */
+enum { E2E_SLICE_TOKENS = 256 };
+
 typedef enum recompute_wish { RECOMPUTE_AUTO, RECOMPUTE_ON, RECOMPUTE_OFF } recompute_wish;
 
 /* The same on every rank. */

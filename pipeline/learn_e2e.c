@@ -1,7 +1,6 @@
 #include "pipeline/learn_e2e.h"
 
 #include "base/clock.h"
-#include "base/gemm.h"
 #include "base/mem.h"
 #include "base/size.h"
 #include "model/tensors.h"
@@ -48,12 +47,11 @@ static int64_t entries_of(const llama_config *cfg, const learn_e2e_options *o) {
     return o->r2_heads * cfg->head_dim * cfg->head_dim;
 }
 
-uint64_t learn_e2e_fixed_bytes(const llama_config *cfg, const learn_e2e_options *o, bool wide) {
+uint64_t learn_e2e_fixed_bytes(const llama_config *cfg, const learn_e2e_options *o) {
     enum { SUM = 8, DENSE = 8, COPY = 4, ON_THE_WAY = 8, CELL = 40, R2_DOUBLES = 8 };
     const uint64_t n2 = (uint64_t)cfg->hidden * (uint64_t)cfg->hidden;
     const uint64_t cells = (uint64_t)o->grid.rows * (uint64_t)o->grid.cols;
-    const uint64_t r1 =
-        n2 * (SUM + DENSE + COPY + ON_THE_WAY + (wide ? DENSE : 0)) + CELL * n2 / cells;
+    const uint64_t r1 = n2 * (SUM + DENSE + COPY + ON_THE_WAY) + CELL * n2 / cells;
     const uint64_t r2 = (uint64_t)(cfg->layers * entries_of(cfg, o)) * R2_DOUBLES * sizeof(double);
     return (o->r1 ? r1 : 0) + r2;
 }

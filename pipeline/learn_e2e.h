@@ -35,7 +35,7 @@ typedef struct learn_e2e_options {
 typedef struct learn_e2e learn_e2e;
 
 /* Local. Bytes of rotations, their optimisers and sums on a rank, for the wish's fixed_bytes. */
-uint64_t learn_e2e_fixed_bytes(const llama_config *cfg, const learn_e2e_options *o, bool wide);
+uint64_t learn_e2e_fixed_bytes(const llama_config *cfg, const learn_e2e_options *o);
 
 /* Local. What is learned of R1 and R2 as wished; ERR_USAGE where that is nothing, or where a window
  * is longer than those of the calibration text. Fills shape->r1, ->r2. */
