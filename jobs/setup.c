@@ -59,6 +59,10 @@ static err refuse_phase(const recipe *r, const json_t *phase) {
 err setup_refuse_missing(const recipe *r) {
     size_t i;
     json_t *phase;
+    if (json_array_size(recipe_get(r, "learn")) && !recipe_bool(r, "rotate.r1") &&
+        recipe_is(r, "rotate.r2", "none"))
+        return err_make(ERR_USAGE, "learn", "set rotate.r1=true or rotate.r2=layer",
+                        "nothing is rotated: there is nothing to learn");
     json_array_foreach(recipe_get(r, "learn"), i, phase) {
         err e = refuse_phase(r, phase);
         if (e.code) return e;

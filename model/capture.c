@@ -4,6 +4,7 @@
 #include "model/objective.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 struct llama_layers {
@@ -76,6 +77,23 @@ err llama_layers_keep(llama_layers *l, const llama_stage *stage, const llama_sit
                                      l->stash[l->recompute ? 0 : i], work);
     }
     return e;
+}
+
+bool llama_layers_finite(const llama_layers *l, int64_t n_tokens, const void *x) {
+    const int64_t n = n_tokens * l->hidden;
+    const bool wide = llama_real_bytes(l->shape.compute) == sizeof(double);
+    int64_t bad = 0;
+#pragma omp parallel for reduction(+ : bad)
+    for (int64_t i = 0; i < n; i++)
+        bad += wide ? !isfinite(((const double *)x)[i]) : !isfinite(((const float *)x)[i]);
+    return bad == 0;
+}
+
+int64_t llama_layers_first_bad(const llama_layers *l, int64_t n_tokens, const void *x) {
+    if (llama_layers_finite(l, n_tokens, x)) return -1;
+    for (int64_t i = 1; i < l->n_layers; i++)
+        if (!llama_layers_finite(l, n_tokens, l->inputs + (size_t)i * input_bytes(l))) return i - 1;
+    return l->n_layers - 1;
 }
 
 err llama_layers_back(llama_layers *l, const llama_stage *stage, const llama_sites *sites,

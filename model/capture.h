@@ -27,6 +27,13 @@ uint64_t llama_layers_bytes(const llama_config *cfg, const llama_sites *sites,
 err llama_layers_keep(llama_layers *l, const llama_stage *stage, const llama_sites *sites,
                       int64_t n_tokens, void *x, llama_work *work);
 
+/* Local, threaded. True where [n_tokens, hidden] real of such layers holds no NaN and no infinity.
+ */
+bool llama_layers_finite(const llama_layers *l, int64_t n_tokens, const void *x);
+/* Local. After llama_layers_keep with recompute, x what it gave: the first layer, of the stage,
+ * that gave a NaN or an infinity; -1: none. */
+int64_t llama_layers_first_bad(const llama_layers *l, int64_t n_tokens, const void *x);
+
 /* Local, threaded. dx through the layers backwards, in place, after llama_layers_keep with the same
  * sites. R1: [hidden, hidden] real, added to, or NULL; R2: one pointer per layer of the stage as in
  * rotation_grads, or NULL. tap may be NULL. */

@@ -7,6 +7,9 @@
 #include "model/capture.h"
 #include "model/objective.h"
 
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,6 +32,8 @@ typedef struct capture {
     int32_t *next;  /* token that follows each row */
     double *nll;    /* [windows] */
     int64_t window; /* the one whose rows are tapped */
+    int64_t
+        bad_layer; /* of that window: whose gradient was the first that is not finite; -1 none */
 } capture;
 
 static llama_pass_shape shape_of(const llama_config *cfg, compute_type compute, int64_t length,
@@ -65,11 +70,19 @@ static void pool_rows(capture *k, int64_t layer, tap_place place, int64_t n_toke
             row_pool_put(k->pool, places[i].kind, layer, places[i].site, at, used, stride, x, g);
 }
 
+static bool finite_rows(const float *g, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (!isfinite(g[i])) return false;
+    return true;
+}
+
 static err take_rows(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
                      int64_t width, const float *x, const float *g) {
     capture *k = ctx;
     err e = err_none();
     pool_rows(k, layer, place, n_tokens, x, g);
+    if (k->bad_layer < 0 && place == TAP_ATTN_IN && !finite_rows(g, n_tokens * width))
+        k->bad_layer = layer - k->stage->first_layer;
     for (int i = 0; i < k->also->n && !e.code; i++) {
         const llama_tap *tap = &k->also->taps[i];
         if (tap->places & 1u << place)
@@ -125,6 +138,16 @@ static uint64_t stream_bytes(const capture *k) {
     return (uint64_t)(k->w->length * k->stage->cfg->hidden) * llama_real_bytes(k->compute);
 }
 
+/* NaN and infinity are caught where they begin: what comes from another stage was told there. */
+static err not_finite(const capture *k, int64_t window, const char *what, int64_t layer) {
+    char at[48] = "at the head";
+    if (layer >= 0) snprintf(at, sizeof at, "at layer %" PRId64, k->stage->first_layer + layer);
+    return err_make(ERR_NUMERICS, "capturing activations",
+                    "look at the weights there and at that text; other windows: calib.windows",
+                    "%s is not finite %s, in calibration sequence %" PRId64 ", before step 1", what,
+                    at, window);
+}
+
 /* After an error a rank still passes buffers on, as in eval_run. */
 static void forward(capture *k, int64_t window, int slot, err *e) {
     int rank = comm_rank(k->c), size = comm_size(k->c);
@@ -136,7 +159,10 @@ static void forward(capture *k, int64_t window, int slot, err *e) {
         *e = llama_embed(k->stage, k->compute, k->next, n, x);
     }
     if (rank > 0) comm_recv(k->c, x, stream_bytes(k), rank - 1, TAG_ACTIVATIONS);
+    const bool good = llama_layers_finite(k->layers[slot], n, x);
     if (!e->code) *e = llama_layers_keep(k->layers[slot], k->stage, NULL, n, x, k->work);
+    const int64_t bad = e->code ? -1 : llama_layers_first_bad(k->layers[slot], n, x);
+    if (good && bad >= 0) *e = not_finite(k, window, "the residual stream", bad);
     if (rank + 1 < size)
         k->sent[slot] = comm_isend(k->c, x, stream_bytes(k), rank + 1, TAG_ACTIVATIONS);
 }
@@ -151,11 +177,17 @@ static void backward(capture *k, int64_t window, int slot, err *e) {
     } else if (!e->code) {
         for (int64_t t = 0; t < n; t++) k->next[t] = t + 1 < n ? k->w->ids[window][t + 1] : -1;
         *e = llama_ce_backward(k->stage, n, x, k->next, 1, x, &k->nll[window], NULL, k->work);
+        if (!e->code && !isfinite(k->nll[window])) *e = not_finite(k, window, "the loss", -1);
+        if (!e->code && !llama_layers_finite(k->layers[slot], n, x))
+            *e = not_finite(k, window, "the gradient of the loss", -1);
     }
+    k->bad_layer = llama_layers_finite(k->layers[slot], n, x) ? -1 : INT64_MAX;
     llama_tap tap = {.places = places_of(k), .take = take_rows, .ctx = k};
     k->window = window;
     if (!e->code)
         *e = llama_layers_back(k->layers[slot], k->stage, NULL, n, x, NULL, NULL, &tap, k->work);
+    if (!e->code && k->bad_layer >= 0 && k->bad_layer < INT64_MAX)
+        *e = not_finite(k, window, "the gradient", k->bad_layer);
     if (rank > 0) k->sent[slot] = comm_isend(k->c, x, stream_bytes(k), rank - 1, TAG_GRADIENTS);
 }
 
