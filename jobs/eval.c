@@ -102,6 +102,10 @@ static err make_sites(eval_job *j) {
         e = err_make(ERR_USAGE, "rotate.start",
                      "give the rotations of a finished run with --rotations FILE",
                      "pca is made from calibration text, which eval does not read");
+    if (!e.code && !file && !fused && json_array_size(recipe_get(j->recipe, "scale.pairs")))
+        e = err_make(ERR_USAGE, "scale.pairs",
+                     "give the rotations of a finished run with --rotations FILE",
+                     "scales are made from calibration text, which eval does not read");
     e = comm_agree(j->c, e, "reading the flags", NULL);
     if (!e.code && file) recipe_put(j->recipe, "rotate.start", json_string(file));
     bool quantized = recipe_int(j->recipe, "activations.bits") < 16 ||

@@ -8,6 +8,7 @@
 #include "pipeline/learn_range.h"
 #include "pipeline/partition.h"
 #include "pipeline/row_pool.h"
+#include "pipeline/scale_closed.h"
 #include "pipeline/weight_rows.h"
 
 /* What learning holds on a rank. */
@@ -19,9 +20,14 @@ typedef struct learner {
     row_pool pool;
     llama_stage stage;       /* weights of the layers, while their rows are samples */
     weight_moments *moments; /* of the same layers; NULL: not needed */
-    int64_t r2_heads; /* R2 of a layer */
-    dealt_rows *R1;   /* [hidden, hidden], rows dealt over the ranks; NULL: not rotated */
-    double *R2;       /* [layers, r2_heads, d, d] of the whole model, on every rank */
+    int64_t r2_heads;        /* R2 of a layer */
+    dealt_rows *R1;          /* [hidden, hidden], rows dealt over the ranks; NULL: not rotated */
+    double *R2;              /* [layers, r2_heads, d, d] of the whole model, on every rank */
+    uint32_t scale_kinds;    /* bit 1 << scale_kind: the recipe asks for it, and it helps */
+    double *scales;          /* [0] 1 once they are known; then each kind [layers, length]; on every
+                                rank; NULL: none asked for */
+    int64_t n_scales;
+    scale_moments *scale_moments; /* of the rank's layers; NULL: not needed */
 } learner;
 
 /* Local. */
@@ -32,6 +38,19 @@ static inline const llama_config *learner_cfg(const learner *l) {
 static inline int64_t learner_r2_entries(const learner *l) {
     return l->r2_heads * learner_cfg(l)->head_dim * learner_cfg(l)->head_dim;
 }
+
+/* Scales (scale.start: closed), found after the phases `range` and before all others.
+ * Local: what the recipe asks for, into scale_kinds, scales. */
+err learn_scales_init(learner *l);
+bool learn_scales_done(const learner *l);           /* local; also where none are asked for */
+bool learn_scales_need_gradients(const learner *l); /* local; of the rows of the pool */
+/* Local. What the capture pass has to sum, into l->scale_moments (NULL: nothing); its bytes. */
+err learn_scales_moments(learner *l);
+uint64_t learn_scales_moments_bytes(const learner *l);
+/* Collective. From the moments and the pool, with R1 as it is; then into the set of q. */
+err learn_scales(learner *l);
+/* Collective. Scales that are known into the set of q, for sites and fusion. */
+err learn_scales_adopt(learner *l);
 
 /* Collective. The rank's layers into l->stage; calibration windows forward and backward: rows into
  * l->pool, moments into l->moments. Weights stay where phases or the start point need them. */

@@ -33,6 +33,9 @@ static err plan(const learner *l, const load_options *lo, int64_t window, int64_
             memory_plan_add(&p, "passes",
                             capture_bytes(cfg, COMPUTE_BF16, n, window, l->n_stages, lo->head));
         memory_plan_add(&p, "sampled rows", row_pool_bytes(cfg, n, tokens));
+        if (learn_scales_need_gradients(l))
+            memory_plan_add(&p, "their gradients", row_pool_gradient_bytes(cfg, n, tokens));
+        memory_plan_add(&p, "moments for scales", learn_scales_moments_bytes(l));
         if (learn_weights_needed(l)) {
             weight_rows_options o =
                 learn_weights_options(l, json_array_get(recipe_get(l->q->recipe, "learn"), 0));
@@ -48,17 +51,15 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     quantize_run *q = l->q;
     const int64_t n = q->calib_windows;
     const int32_t **starts = calloc((size_t)n, sizeof *starts);
-    capture_taps also = {.n = 0};
-    llama_tap tap;
+    llama_tap taps[2];
+    capture_taps also = {.taps = taps};
     double nll = 0;
     err e = err_none();
     if (!starts) abort();
     for (int64_t i = 0; i < n; i++) starts[i] = q->calib_ids + i * window;
     eval_windows w = {.ids = starts, .n = n, .length = window};
-    if (l->moments) {
-        tap = weight_moments_tap(l->moments);
-        also = (capture_taps){.taps = &tap, .n = 1};
-    }
+    if (l->moments) taps[also.n++] = weight_moments_tap(l->moments);
+    if (l->scale_moments) taps[also.n++] = scale_moments_tap(l->scale_moments);
     if (comm_rank(q->c) < l->n_stages)
         e = capture_run(l->stages ? l->stages : q->c, &l->stage, COMPUTE_BF16, rows, &w, &l->pool,
                         &also, &nll);
@@ -75,6 +76,8 @@ static err load(learner *l, const load_options *lo, int64_t window, int64_t toke
     err e = row_pool_init(cfg, l->range.first, l->range.n, tokens, &l->pool);
     if (!e.code && learn_weights_needed(l))
         e = weight_moments_create(cfg, l->range.first, l->range.n, window, &l->moments);
+    if (!e.code && learn_scales_need_gradients(l)) e = row_pool_keep_gradients(&l->pool);
+    if (!e.code) e = learn_scales_moments(l);
     if (!e.code && comm_rank(l->q->c) < l->n_stages) e = load_stage(lo, &l->stage);
     return comm_agree(l->q->c, e, "loading the weights", NULL);
 }

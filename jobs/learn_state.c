@@ -1,6 +1,6 @@
 /* What learning keeps in the run state: objects of doubles, in two generations. In the work tree
  *   "learning", "learning.before":   {object, doubles, phase, cells: [{object, doubles}]}
- *   "rotations", "rotations.before": {object, doubles, phase}   R1 in rows, then R2
+ *   "rotations", "rotations.before": {object, doubles, phase}   R1 in rows, R2, scales
  *   "dropped": names of objects that go after the next commit. */
 #include "jobs/learn.h"
 
@@ -255,11 +255,12 @@ typedef struct section {
     double *v;
     int64_t n;
 } section;
-enum { N_SECTIONS = 1 };
+enum { N_SECTIONS = 2 };
 
 static int64_t list_sections(const learner *l, section list[N_SECTIONS]) {
     int64_t total = r1_count(l);
     list[0] = (section){l->R2, r2_count(l)};
+    list[1] = (section){l->scales, l->n_scales};
     for (int i = 0; i < N_SECTIONS; i++) total += list[i].n;
     return total;
 }

@@ -18,6 +18,7 @@ static err learner_init(learner *l, quantize_run *q) {
         e = dealt_rows_create(q->c, cfg->hidden, cfg->hidden, "R1", &l->R1);
     if (!e.code) e = mem_alloc(cfg->layers * learner_r2_entries(l), sizeof(double), "R2", &r2);
     l->R2 = r2;
+    if (!e.code) e = learn_scales_init(l);
     stage_range *ranges = calloc((size_t)comm_size(q->c), sizeof *ranges);
     if (!ranges) abort();
     stage_costs costs = partition_costs(cfg, size_min(cfg->vocab, 65536));
@@ -37,6 +38,8 @@ static void learner_clear(learner *l) {
     weight_moments_destroy(&l->moments);
     dealt_rows_destroy(&l->R1);
     mem_free(l->R2);
+    mem_free(l->scales);
+    scale_moments_destroy(&l->scale_moments);
 }
 
 /* Learned matrices take the place of the start points in the set that fusion uses. */
@@ -77,6 +80,14 @@ static err run_phase(learner *l, int64_t k, const learn_kept *saved) {
     return learn_e2e_phase(l, k, saved);
 }
 
+/* Scales stand after the phases `range` and before the first that runs the whole model. */
+static err scales_if_due(learner *l, int64_t phase, int64_t phases) {
+    const json_t *p = json_array_get(recipe_get(l->q->recipe, "learn"), (size_t)phase);
+    if (learn_scales_done(l) || (phase < phases && !learn_e2e_is(p))) return err_none();
+    err e = learn_scales(l);
+    return e.code ? e : learn_keep_rotations(l, phase);
+}
+
 err quantize_learn(quantize_run *q) {
     int64_t phases = (int64_t)json_array_size(recipe_get(q->recipe, "learn")), first = -1;
     learn_kept saved = {0};
@@ -86,13 +97,17 @@ err quantize_learn(quantize_run *q) {
     if (!e.code) e = learn_recall_rotations(&l, &first);
     if (!e.code) e = learn_recall(q, &saved);
     const bool fresh = first < 0;
-    if (!e.code && needs_rows(q, first, fresh)) e = learn_capture_rows(&l);
+    if (!e.code) e = learn_scales_adopt(&l);
+    if (!e.code && (needs_rows(q, first, fresh) || !learn_scales_done(&l)))
+        e = learn_capture_rows(&l);
     if (!e.code && fresh) e = learn_start(&l);
     if (!e.code && fresh) e = learn_keep_rotations(&l, 0);
     for (int64_t p = fresh ? 0 : first; p < phases && !e.code; p++) {
-        e = run_phase(&l, p, &saved);
+        e = scales_if_due(&l, p, phases);
+        if (!e.code) e = run_phase(&l, p, &saved);
         if (!e.code) e = learn_keep_rotations(&l, p + 1);
     }
+    if (!e.code) e = scales_if_due(&l, phases, phases);
     if (!e.code) e = adopt(&l);
     learn_kept_clear(&saved);
     learner_clear(&l);

@@ -69,8 +69,15 @@ err setup_refuse_missing(const recipe *r) {
     }
     if (!recipe_is(r, "weights.method", "rtn"))
         return not_yet("weights.method", recipe_str(r, "weights.method"), "use weights.method=rtn");
-    if (json_array_size(recipe_get(r, "scale.pairs")) || !recipe_is(r, "scale.start", "ones"))
-        return not_yet("scale", "scaling of pairs", "use scale.pairs=[] and scale.start=ones");
+    if (recipe_is(r, "scale.start", "smooth"))
+        return not_yet("scale.start", "smooth", "use scale.start=closed");
+    const bool pairs = json_array_size(recipe_get(r, "scale.pairs")) > 0;
+    if (pairs && recipe_is(r, "scale.start", "ones"))
+        return err_make(ERR_USAGE, "scale.start", "use scale.start=closed",
+                        "scales of ones change nothing, and nothing learns them further");
+    if (!pairs && !recipe_is(r, "scale.start", "ones"))
+        return err_make(ERR_USAGE, "scale.pairs", "name pairs, as scale.pairs=[norm, ud]",
+                        "scale.start is %s, and no pair is named", recipe_str(r, "scale.start"));
     return err_none();
 }
 
