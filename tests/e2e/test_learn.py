@@ -89,7 +89,7 @@ class Learn(Case):
     def test_bad_input(self):
         for more, code, says in (
                 ([*settings("learn=[{objective: range}]", *W4A4)], 2, "none is given"),
-                (["--calib", TEXT, *settings("learn=[{objective: range}]")], 2, "nothing to learn"),
+                (["--calib", TEXT, *settings("learn=[{objective: ce}]")], 2, "nothing to learn"),
                 (how(5, more=("calib.window=100000",)), 3, "tokens"),
                 (["--calib", TEXT, *settings("learn=[{objective: ragne}]", *W4A4)], 2, "range|ce|kl-top"),
                 (["--calib", TEXT, *settings("learn=[{step: 3}]", *W4A4)], 2, "steps"),
