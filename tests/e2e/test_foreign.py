@@ -60,6 +60,18 @@ class Foreign(Case):
     def test_biases_rotated(self):
         self.compare(make_model.make(self.path("m"), "--biases"), "weights.group=32", "rotate.r1=true", "rotate.r2=layer")
 
+    def test_scales(self):
+        """Gains that are no longer one, biases that are scaled; made from text with a GQA model in bf16 and fp16."""
+        for name, words in (("b", ["--dtype", "BF16", "--biases"]), ("h", ["--dtype", "F16"])):
+            model, out = make_model.make(self.path(name), *words), self.path("scaled-" + name)
+            self.good("quantize", "--model", model, "--out", out, "--calib", TEXT, ranks=2,
+                      *settings("calib.windows=2", "calib.window=96", "activations.bits=4", "kv.bits=4", "weights.group=32",
+                                "weights.bits=8", "scale.pairs=[norm, vo, qk, ud]", "scale.start=closed"))
+            folder = unpack(out, out + "-hf")
+            ours = self.perplexity(out, TEXT, 128, *FP32, *settings("activations.bits=16", "kv.bits=16"))
+            self.assertAlmostEqual(ours["nll"], oracle(folder, TEXT, 128)["nll"], delta=TOLERANCE)
+            self.assertAlmostEqual(ours["nll"], oracle(model, TEXT, 128)["nll"], delta=0.02)
+
     def test_eight_bits(self):
         self.compare(make_model.make(self.path("m")), "weights.group=64", "weights.bits=8")
 
