@@ -98,7 +98,7 @@ static err make_sites(eval_job *j) {
         recipe_put(j->recipe, "rotate.online",
                    r3 ? json_pack("[s, s]", "r3", "r4") : json_pack("[s]", "r4"));
     }
-    if (!e.code && !file && !fused && recipe_is(j->recipe, "rotate.start", "pca"))
+    if (!e.code && !file && !fused && setup_starts_at(j->recipe, "pca"))
         e = err_make(ERR_USAGE, "rotate.start",
                      "give the rotations of a finished run with --rotations FILE",
                      "pca is made from calibration text, which eval does not read");

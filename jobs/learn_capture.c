@@ -3,6 +3,7 @@
 
 #include "base/log.h"
 #include "base/size.h"
+#include "jobs/setup.h"
 #include "pipeline/capture_run.h"
 #include "pipeline/memory_plan.h"
 
@@ -14,7 +15,7 @@ enum { POOL_TOKENS = 4096 };
 /* Activations are samples where something before them is quantized; pca takes moments of them. */
 static bool needs_activations(const recipe *r) {
     return recipe_int(r, "activations.bits") < 16 || recipe_int(r, "kv.bits") < 16 ||
-           recipe_is(r, "rotate.start", "pca");
+           setup_starts_at(r, "pca");
 }
 
 static int64_t pool_tokens(const quantize_run *q, int64_t window) {
@@ -84,7 +85,7 @@ static err load(learner *l, const load_options *lo, int64_t window, int64_t toke
 
 /* Embedding and head have done their work; the layers too where nobody takes rows of them. */
 static void drop_weights(learner *l) {
-    if (learn_weights_needed(l) || recipe_is(l->q->recipe, "rotate.start", "womi")) {
+    if (learn_weights_needed(l) || setup_starts_at(l->q->recipe, "womi")) {
         wmat_clear(&l->stage.embed);
         wmat_clear(&l->stage.head);
         return;

@@ -16,6 +16,11 @@ static bool starts_at(const learner *l, const char *word) {
     return recipe_is(l->q->recipe, "rotate.start", word);
 }
 
+static bool r2_starts_at(const learner *l, const char *word) {
+    if (recipe_is(l->q->recipe, "rotate.start_r2", "same")) return starts_at(l, word);
+    return recipe_is(l->q->recipe, "rotate.start_r2", word);
+}
+
 static err start_r2_eigen(learner *l) {
     int64_t d = learner_cfg(l)->head_dim, dd = d * d;
     double *C = malloc((size_t)dd * sizeof *C);
@@ -24,8 +29,8 @@ static err start_r2_eigen(learner *l) {
     for (int64_t i = 0; i < l->range.n && !e.code; i++) {
         for (int64_t h = 0; h < l->r2_heads && !e.code; h++) {
             int64_t layer = l->range.first + i, head = l->r2_heads > 1 ? h : -1;
-            e = starts_at(l, "womi") ? weight_start_moment_r2(&l->stage, i, head, C)
-                                     : row_pool_moment_r2(&l->pool, layer, head, C);
+            e = r2_starts_at(l, "womi") ? weight_start_moment_r2(&l->stage, i, head, C)
+                                        : row_pool_moment_r2(&l->pool, layer, head, C);
             if (!e.code) e = start_pca(d, C, l->R2 + layer * learner_r2_entries(l) + h * dd, NULL);
         }
     }
@@ -117,15 +122,6 @@ static err start_r1_factored(learner *l) {
     return shape.rows * shape.cols > 1 ? start_r1_dist(l, shape) : start_r1_whole(l);
 }
 
-static err start_from_eigenvectors(learner *l) {
-    err e = err_none();
-    if (l->R1) e = start_r1_factored(l);
-    if (!e.code && l->r2_heads) e = start_r2_eigen(l);
-    e = comm_agree(l->q->c, e, "start points", NULL);
-    if (!e.code && l->r2_heads) learn_share_r2(l);
-    return e;
-}
-
 /* Rows of R1 as the set has it, as many at a time as pass. */
 static err start_r1_from_set(learner *l) {
     const int64_t n = learner_cfg(l)->hidden;
@@ -140,25 +136,28 @@ static err start_r1_from_set(learner *l) {
     return e;
 }
 
-/* The rotations that the recipe starts from, dense. */
-static err start_from_set(learner *l) {
+static err start_r2_from_set(learner *l) {
     rotation_set *set = l->q->rotations;
     int64_t dd = learner_cfg(l)->head_dim * learner_cfg(l)->head_dim;
     err e = err_none();
-    if (l->R1 && recipe_is(l->q->recipe, "rotate.start", "orthogonal"))
-        e = start_r1_factored(l);
-    else if (l->R1)
-        e = start_r1_from_set(l);
-    for (int64_t i = 0; l->r2_heads && i < learner_cfg(l)->layers && !e.code; i++) {
+    for (int64_t i = 0; i < learner_cfg(l)->layers && !e.code; i++) {
         e = rotation_set_prepare_r2(set, i);
         for (int64_t h = 0; h < l->r2_heads && !e.code; h++)
             e = rotation_to_dense(rotation_set_r2(set, i, h),
                                   l->R2 + i * learner_r2_entries(l) + h * dd);
     }
-    return comm_agree(l->q->c, e, "start points", NULL);
+    return e;
 }
 
 err learn_start(learner *l) {
-    return starts_at(l, "pca") || starts_at(l, "womi") ? start_from_eigenvectors(l)
-                                                       : start_from_set(l);
+    const bool eigen = r2_starts_at(l, "pca") || r2_starts_at(l, "womi");
+    err e = err_none();
+    if (l->R1 && (starts_at(l, "pca") || starts_at(l, "womi") || starts_at(l, "orthogonal")))
+        e = start_r1_factored(l);
+    else if (l->R1)
+        e = start_r1_from_set(l);
+    if (!e.code && l->r2_heads) e = eigen ? start_r2_eigen(l) : start_r2_from_set(l);
+    e = comm_agree(l->q->c, e, "start points", NULL);
+    if (!e.code && l->r2_heads && eigen) learn_share_r2(l);
+    return e;
 }

@@ -10,7 +10,7 @@
 #include <string.h>
 
 bool quantize_needs_calibration(const recipe *r) {
-    return json_array_size(recipe_get(r, "learn")) || recipe_is(r, "rotate.start", "pca") ||
+    return json_array_size(recipe_get(r, "learn")) || setup_starts_at(r, "pca") ||
            (recipe_is(r, "scale.start", "closed") && json_array_size(recipe_get(r, "scale.pairs")));
 }
 

@@ -5,6 +5,7 @@
 
 #include "base/mem.h"
 #include "base/size.h"
+#include "jobs/setup.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -69,8 +70,7 @@ static bool needs_rows(const quantize_run *q, int64_t first, bool fresh) {
     const json_t *phases = recipe_get(q->recipe, "learn");
     for (size_t k = (size_t)size_max(0, first); k < json_array_size(phases); k++)
         if (!learn_e2e_is(json_array_get(phases, k))) return true;
-    return fresh && (recipe_is(q->recipe, "rotate.start", "pca") ||
-                     recipe_is(q->recipe, "rotate.start", "womi"));
+    return fresh && (setup_starts_at(q->recipe, "pca") || setup_starts_at(q->recipe, "womi"));
 }
 
 static err run_phase(learner *l, int64_t k, const learn_kept *saved) {
@@ -92,7 +92,7 @@ err quantize_learn(quantize_run *q) {
     int64_t phases = (int64_t)json_array_size(recipe_get(q->recipe, "learn")), first = -1;
     learn_kept saved = {0};
     learner l;
-    if (!q->calib_ids && !recipe_is(q->recipe, "rotate.start", "womi")) return err_none();
+    if (!q->calib_ids && !setup_starts_at(q->recipe, "womi")) return err_none();
     err e = learner_init(&l, q);
     if (!e.code) e = learn_recall_rotations(&l, &first);
     if (!e.code) e = learn_recall(q, &saved);

@@ -41,6 +41,7 @@ static const key keys[] = {
      "rotate values: one matrix a layer or a KV head"},
     {"rotate.start", KIND_WORD_OR_TEXT, "had", 0, 0, "identity|had|orthogonal|pca|womi",
      "start point, or a rotations.safetensors"},
+    {"rotate.start_r2", KIND_WORD, "same", 0, 0, "same|pca|womi", "start point of R2 alone"},
     {"rotate.online", KIND_WORDS, "[]", 0, 0, "r3|r4",
      "rotations applied at run time (no common runtime does)"},
     {"rotate.r4_block", KIND_INT_OR_WORD, "auto", 1, 1 << 20, "auto",

@@ -119,6 +119,10 @@ bool setup_start_is_file(const recipe *r) {
     return true;
 }
 
+bool setup_starts_at(const recipe *r, const char *word) {
+    return recipe_is(r, "rotate.start", word) || recipe_is(r, "rotate.start_r2", word);
+}
+
 err setup_rotations(const comm *c, const recipe *r, const source *s, bool r1_later,
                     rotation_set **out) {
     const llama_config *cfg = &s->cfg;

@@ -23,6 +23,9 @@ err setup_refuse_missing(const recipe *r);
 /* Local. True where rotate.start is no word of ours but the path of a file. */
 bool setup_start_is_file(const recipe *r);
 
+/* Local. R1 or R2 starts at this word (pca, womi). */
+bool setup_starts_at(const recipe *r, const char *word);
+
 /* Collective on c. The rotations of a recipe for a model. Same result on every rank. r1_later: R1
  * is started by learning, maybe over a grid; one that each rank would have to factor (orthogonal)
  * is left a Hadamard one. */
