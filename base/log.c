@@ -43,21 +43,34 @@ void log_line(log_level level, const char *fmt, ...) {
     put(line, len);
 }
 
+/* ", 1:05:00 left" at the pace since the first call of the phase; "" while there is none. */
+static const char *time_left(double seconds, long done, long todo, char text[48]) {
+    text[0] = 0;
+    if (done <= 0 || seconds <= 0 || todo <= 0) return text;
+    const double left = seconds / (double)done * (double)todo;
+    const int s = left < 1e7 ? (int)(left + 0.5) : 9999999;
+    snprintf(text, 48, ", %d:%02d:%02d left", s / 3600, s / 60 % 60, s % 60);
+    return text;
+}
+
 void log_progress(const char *phase, long done, long total) {
-    static double last_s;
+    static double last_s, first_s;
+    static long first_done;
     static char last_phase[32];
     if (my_rank != 0 || limit < LOG_PHASE) return;
     double now = clock_now_s();
     bool terminal = isatty(STDERR_FILENO), fresh = strcmp(phase, last_phase) != 0;
     if (fresh) {
         snprintf(last_phase, sizeof last_phase, "%s", phase);
-        last_s = now;
+        last_s = first_s = now;
+        first_done = done;
     }
     if (done < total && now - last_s < (terminal ? 0.1 : 60)) return;
     if (done >= total && !terminal) return; /* the end of the phase has a line of its own */
     last_s = now;
-    char line[160];
+    char line[200], left[48];
     int n;
+    time_left(now - first_s, done - first_done, total - done, left);
     if (terminal) {
         enum { WIDE = 32 };
         char bar[WIDE + 1];
@@ -66,9 +79,10 @@ void log_progress(const char *phase, long done, long total) {
         bar[WIDE] = 0;
         n = snprintf(line, sizeof line, "\r\033[K%s", "");
         if (done < total)
-            n = snprintf(line, sizeof line, "\r\033[K%-8s [%s] %ld/%ld", phase, bar, done, total);
+            n = snprintf(line, sizeof line, "\r\033[K%-8s [%s] %ld/%ld%s", phase, bar, done, total,
+                         left);
     } else {
-        n = snprintf(line, sizeof line, "%s: %ld of %ld\n", phase, done, total);
+        n = snprintf(line, sizeof line, "%s: %ld of %ld%s\n", phase, done, total, left);
     }
     put(line, (size_t)n);
 }

@@ -14,8 +14,8 @@ void log_set_level(log_level level); /* local; LOG_PHASE until told */
 /* Local. One line, written with one system call. Ranks above 0 are silent from LOG_RUN on. */
 void log_line(log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* Root only. Progress of a phase: on a terminal one line redrawn, else one line a minute.
- * done == total ends it. */
+/* Root only. Progress of a phase and the time left at its pace so far: on a terminal one line
+ * redrawn, else one line a minute. done == total ends it. */
 void log_progress(const char *phase, long done, long total);
 
 /* Local. The one message of a failed run. */

@@ -31,6 +31,7 @@ static err phase_options(const learner *l, const json_t *phase, learn_range_opti
         .r2_heads = l->r2_heads,
         .layers = learner_cfg(l)->layers,
         .seed = (uint64_t)recipe_int(r, "seed"),
+        .measure = true,
         .blas_threads = json_is_integer(recipe_get(r, "numerics.threads"))
                             ? (int)recipe_int(r, "numerics.threads")
                             : 1,

@@ -1,7 +1,9 @@
 #include "pipeline/learn_range.h"
 
+#include "base/clock.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "pipeline/product_peak.h"
 #include "pipeline/range_step.h"
 #include "rotations/cayley.h"
 
@@ -27,6 +29,7 @@ struct learn_range {
     double w_max1, w_max2;
     double factor1, factor2; /* of rows of weights in the sums of R1 and R2 */
     double *G2;              /* [n_r2, d, d] what rows of weights give R2; NULL without them */
+    double peak;             /* flop/s of all ranks' products; 0: not measured */
 };
 
 enum { BAND = 64 }; /* rows of G that are transposed and summed at a time */
@@ -163,6 +166,13 @@ static void set_factors(learn_range *l) {
     if (kinds) l->factor2 = unit * 24 * R2_ROWS * (double)(kinds * l->o.r2_heads) / (rows * noise);
 }
 
+/* Collective. */
+static double measure_peak(const comm *c) {
+    int64_t mega = (int64_t)(product_peak(COMPUTE_BF16) / 1e6);
+    comm_sum_i64(c, &mega, 1);
+    return 1e6 * (double)mega;
+}
+
 err learn_range_create(const comm *c, const learn_range_options *o, row_pool *pool,
                        weight_rows *weights, const dealt_rows *R1, const double *R2,
                        learn_range **out) {
@@ -183,6 +193,7 @@ err learn_range_create(const comm *c, const learn_range_options *o, row_pool *po
     l->w_max1 = largest_weight(c, pool, POOL_R1);
     l->w_max2 = fmax(largest_weight(c, pool, POOL_VALUE), largest_weight(c, pool, POOL_O));
     if (!e.code && weights) set_factors(l);
+    if (!e.code && o->measure) l->peak = measure_peak(c);
     if (e.code) learn_range_destroy(&l);
     *out = l;
     return e;
@@ -330,7 +341,22 @@ static err step_r2(learn_range *l, learn_report *report) {
     return e;
 }
 
+/* Rows of R1 a second, and the products u = x R of all rows at the measured peak in their share of
+ * the time. */
+static void tell_speed(const learn_range *l, double seconds, learn_report *report) {
+    const double n = (double)l->n, d = (double)l->d,
+                 act = aquant_on(&l->o.act) ? (double)(l->per_site * 2 * l->o.layers) : 0,
+                 weights = l->weights ? (double)weight_rows_samples(l->weights) : 0,
+                 rows = l->o.r1 ? act + weights : 0,
+                 rows_r2 = (double)(l->o.layers * l->o.r2_heads * R2_ROWS *
+                                    (values_count(&l->o) + outputs_count(&l->o)));
+    if (seconds <= 0) return;
+    report->tokens_per_s = (rows > 0 ? rows : rows_r2) / seconds;
+    if (l->peak > 0) report->peak_share = 2 * (rows * n * n + rows_r2 * d * d) / seconds / l->peak;
+}
+
 err learn_range_step(learn_range *l, learn_report *report) {
+    const double start = clock_now_s();
     memset(report, 0, sizeof *report);
     err e = err_none();
     range_batch b;
@@ -339,6 +365,7 @@ err learn_range_step(learn_range *l, learn_report *report) {
     if (!e.code && l->o.r2_heads) e = step_r2(l, report);
     if (!e.code) l->step++;
     report->step = l->step;
+    tell_speed(l, clock_now_s() - start, report);
     return e;
 }
 

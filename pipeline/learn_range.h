@@ -30,6 +30,7 @@ typedef struct learn_range_options {
     uint64_t seed;
     grid_shape grid;
     int blas_threads;
+    bool measure; /* the product peak, for the reports: rows of R1 a second, and share of it */
 } learn_range_options;
 
 typedef struct learn_range learn_range;

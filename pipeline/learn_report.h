@@ -11,7 +11,7 @@ typedef struct learn_report {
     double loss, loss_r2;
     double angle_r1, angle_r2; /* RMS entry of the skew step, radians */
     double orthogonality;      /* probe of R1 */
-    double tokens_per_s;       /* 0: the objective has no tokens */
+    double tokens_per_s;       /* of the objective range: rows of R1 a second */
     double peak_share;         /* of the measured product peak of all ranks; 0: not known */
 } learn_report;
 
