@@ -67,8 +67,10 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     free(starts);
     e = comm_agree(q->c, e, "capturing activations", NULL);
     if (!e.code)
-        log_line(LOG_PHASE, "captured %" PRId64 " tokens of every site; text at %.4f nats a token",
-                 l->pool.tokens, nll);
+        log_line(LOG_PHASE,
+                 "captured %" PRId64 " tokens of every site, gradients of %" PRId64
+                 "; text at %.4f nats a token",
+                 l->pool.tokens, n * window, nll);
     return e;
 }
 

@@ -40,7 +40,7 @@ err learn_weights_create(const learner *l, const json_t *phase, weight_rows **ou
     weight_rows_options o = learn_weights_options(l, phase);
     err e = weight_rows_create(l->q->c, &o, &l->stage, l->moments, out);
     if (!e.code)
-        log_line(LOG_PHASE, "%" PRId64 " rows of weights a step; rounding costs about %.3g nats",
+        log_line(LOG_PHASE, "%" PRId64 " rows of weights a step; a loss of 1 is %.3g nats a token",
                  weight_rows_samples(*out), weight_rows_unit(*out) * (double)o.rows);
     return e;
 }

@@ -261,7 +261,7 @@ static void take_batch(learn_range *l, range_batch *b, learn_report *report) {
                         l->o.r1 ? range_rotation(l->work1) : NULL, l->R2, b, l->G2);
     }
     comm_sum_i64(l->c, &b->loss, 1);
-    int64_t rows = act ? l->per_site * 2 * l->o.layers : weight_rows_samples(l->weights);
+    const int64_t rows = act ? l->per_site * 2 * l->o.layers : l->o.rows; /* weights sum to it */
     report->loss = (double)b->loss * RANGE_LOSS_UNIT / (double)rows;
 }
 

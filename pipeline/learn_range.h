@@ -17,8 +17,7 @@
 #include <stdint.h>
 
 typedef struct learn_range_options {
-    int64_t steps, rows; /* rows: of R1 sites a step, over the whole model; of
-                            weights the pool's own */
+    int64_t steps, rows; /* rows: of R1 sites a step, over the whole model; as many of weights */
     optimizer_kind kind;
     lr_schedule schedule;
     double lr_r1, lr_r2;
