@@ -25,7 +25,7 @@ struct range_work {
     int64_t n, max_rows, rows;
     int64_t slots;    /* terms of a row: two a range */
     bf16 *R;          /* [n, n] */
-    bf16 *x;          /* [max_rows, n] the rows of the batch */
+    bf16 *x;          /* [max_rows up to whole blocks, n] the rows of the batch */
     float *w;         /* [max_rows] */
     range_rule *rule; /* [max_rows] */
     float *u;         /* [threads, BLOCK, n] */
@@ -38,7 +38,8 @@ struct range_work {
 };
 
 uint64_t range_work_bytes(int64_t n, int64_t max_rows, int64_t groups) {
-    uint64_t rows = (uint64_t)max_rows, t = (uint64_t)gemm_threads();
+    uint64_t rows = (uint64_t)(size_ceil_div(max_rows, BLOCK) * BLOCK),
+             t = (uint64_t)gemm_threads();
     return 2 * (uint64_t)(n * n) +
            rows * (2 * (uint64_t)n + 4 + sizeof(range_rule) +
                    2 * (uint64_t)groups * (4 + sizeof(term) + 4)) +
@@ -55,7 +56,7 @@ err range_work_create(int64_t n, int64_t max_rows, int64_t groups, range_work **
         size_t size;
     } need[10] = {{1, sizeof(range_work)},
                   {n * n, sizeof(bf16)},
-                  {max_rows * n, sizeof(bf16)},
+                  {size_ceil_div(max_rows, BLOCK) * BLOCK * n, sizeof(bf16)},
                   {max_rows, sizeof(float)},
                   {max_rows, sizeof(range_rule)},
                   {(int64_t)threads * BLOCK * n, sizeof(float)},
@@ -174,9 +175,11 @@ static int64_t do_row(range_work *w, int64_t row, const float *u) {
     return loss;
 }
 
+/* The product has whole blocks always: where a rank's rows end is a matter of ranks, and a product
+ * of fewer rows may run another kernel, whose sums round otherwise. */
 static void do_block(range_work *w, int64_t block, float *u) {
     int64_t first = block * BLOCK, m = size_min(BLOCK, w->rows - first), loss = 0;
-    gemm_tile_bf16(false, m, w->n, w->n, w->x + first * w->n, w->n, w->R, w->n, false, u, w->n);
+    gemm_tile_bf16(false, BLOCK, w->n, w->n, w->x + first * w->n, w->n, w->R, w->n, false, u, w->n);
     for (int64_t i = 0; i < m; i++) loss += do_row(w, first + i, u + i * w->n);
     w->loss[block] = loss;
 }
