@@ -1,6 +1,7 @@
 /* Goldens of learning made by an independent implementation (SPINSHARD_SHARED, vectors/learning):
  * the loss and the skew gradients R^T G - G^T R of R1 and R2 of two small trained models with every
- * site on, at the start point, in fp64 and fp32. */
+ * site on, at the start point, in fp64 and fp32; and four published steps, as learning makes them,
+ * in fp64. */
 #include "base/gemm.h"
 #include "base/json.h"
 #include "base/mem.h"
@@ -10,6 +11,7 @@
 #include "model/backward.h"
 #include "model/objective.h"
 #include "model/tensors.h"
+#include "pipeline/learn_e2e.h"
 #include "rotations/rotation.h"
 #include "tests/unit/small_model.h"
 
@@ -151,6 +153,18 @@ static void rotations_free(rotations *r) {
     mem_free(r->R2);
 }
 
+static llama_sites sites_of(const char *setting, const rotations *r) {
+    llama_sites sites = llama_sites_none();
+    sites.act.bits = 4;
+    sites.kv.bits = strcmp(setting, "a4kv4") == 0 ? 4 : 16;
+    sites.o_per_head = true;
+    sites.R1 = r->r1;
+    sites.R2 = (const rotation *const *)r->r2;
+    sites.R3 = r->r3;
+    sites.R4 = r->r4;
+    return sites;
+}
+
 /* Loss per predicted token, and gradients of it as doubles; the window in slices. */
 static double gradients(const small_model *m, const llama_sites *sites, compute_type compute,
                         int64_t slice, const int32_t *ids, int64_t tokens, double *G1, double *G2) {
@@ -220,14 +234,7 @@ static void check_setting(const char *name, const char *setting, const golden *g
     int64_t *wide_ids = golden_read(g, "ids", tokens);
     int32_t ids[64];
     for (int64_t t = 0; t < tokens; t++) ids[t] = (int32_t)wide_ids[t];
-    llama_sites sites = llama_sites_none();
-    sites.act.bits = 4;
-    sites.kv.bits = strcmp(setting, "a4kv4") == 0 ? 4 : 16;
-    sites.o_per_head = true;
-    sites.R1 = r.r1;
-    sites.R2 = (const rotation *const *)r.r2;
-    sites.R3 = r.r3;
-    sites.R4 = r.r4;
+    const llama_sites sites = sites_of(setting, &r);
     char key[64];
     snprintf(key, sizeof key, "%s.skew_R1", setting);
     double *want1 = golden_read(g, key, n * n);
@@ -264,6 +271,74 @@ static void check_setting(const char *name, const char *setting, const golden *g
     rotations_free(&r);
 }
 
+/* Four published steps of pipeline/learn_e2e.h: the whole of it on one rank, in slices. */
+static void check_steps(const char *name, const char *setting, const golden *g,
+                        const small_model *m, const json_t *steps) {
+    enum { STEPS = 4 };
+    const llama_config *c = &m->cfg;
+    const int64_t n1 = c->hidden * c->hidden, n2 = c->layers * c->head_dim * c->head_dim;
+    rotations r = {0};
+    char key[64];
+    int32_t ids[64];
+    rotations_read(g, c, &r);
+    int64_t *wide_ids = golden_read(g, "ids", 64);
+    for (int t = 0; t < 64; t++) ids[t] = (int32_t)wide_ids[t];
+    learn_e2e_options o = {.steps = 100,
+                           .kind = OPTIMIZER_SGD_PUBLISHED,
+                           .schedule = SCHEDULE_COSINE,
+                           .lr_r1 = 1.5,
+                           .lr_r2 = 1.5,
+                           .grid = {1, 1},
+                           .blas_threads = 1,
+                           .r1 = true,
+                           .r2_heads = 1,
+                           .sites = sites_of(setting, &r),
+                           .ids = ids,
+                           .n_windows = 1,
+                           .length = 64};
+    e2e_wish w = {.ranks = 1,
+                  .batch = 1,
+                  .load = {.cfg = c, .compute = COMPUTE_F64},
+                  .sites = &o.sites,
+                  .shape = {.compute = COMPUTE_F64, .window = 64, .slice = 24}};
+    e2e_layout l;
+    dealt_rows *R1;
+    learn_e2e *learn;
+    learn_report said;
+    double *R2 = room(n2, sizeof *R2), *got = room(n1, sizeof *got);
+    need(learn_e2e_check(&o, &w.shape));
+    need(e2e_layout_choose(&w, &l));
+    need(dealt_rows_create(comm_world(), c->hidden, c->hidden, "R1", &R1));
+    dealt_rows_put(R1, 0, c->hidden, r.R1);
+    memcpy(R2, r.R2, (size_t)n2 * sizeof *R2);
+    need(learn_e2e_create(comm_world(), &o, &w, &l, &m->stage, R1, R2, &learn));
+    snprintf(key, sizeof key, "%s %s", name, setting);
+    for (size_t i = 0; i < STEPS; i++) {
+        const json_t *one = json_array_get(json_object_get(steps, key), i);
+        const double want = json_number_value(json_object_get(one, "loss"));
+        need(learn_e2e_step(learn, &said));
+        assert_true(want > 0 && fabs(said.loss / want - 1) <= 1e-10);
+        assert_true(said.orthogonality <= 1e-12);
+    }
+    learn_e2e_take(learn, R1, R2);
+    dealt_rows_get(R1, 0, c->hidden, got);
+    snprintf(key, sizeof key, "%s.R1_4", setting);
+    double *want1 = golden_read(g, key, n1);
+    snprintf(key, sizeof key, "%s.R2_4", setting);
+    double *want2 = golden_read(g, key, n2);
+    double most = 0;
+    for (int64_t i = 0; i < n1; i++) most = fmax(most, fabs(got[i] - want1[i]));
+    for (int64_t i = 0; i < n2; i++) most = fmax(most, fabs(R2[i] - want2[i]));
+    print_message("%s %s, four published steps: R1 and R2 within %.2g\n", name, setting, most);
+    assert_true(most <= 1e-8);
+    learn_e2e_destroy(&learn);
+    dealt_rows_destroy(&R1);
+    e2e_layout_clear(&l);
+    void *all[] = {wide_ids, want1, want2, R2, got};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
+    rotations_free(&r);
+}
+
 static void test_goldens(void **state) {
     (void)state;
     char path[1024], dir[1024], tail[128];
@@ -285,6 +360,8 @@ static void test_goldens(void **state) {
         golden_open(path, &g);
         check_setting(names[i], "a4kv16", &g, &m, steps);
         check_setting(names[i], "a4kv4", &g, &m, steps);
+        check_steps(names[i], "a4kv16", &g, &m, steps);
+        check_steps(names[i], "a4kv4", &g, &m, steps);
         st_header_destroy(&g.header);
         close(g.fd);
         llama_stage_clear(&m.stage);

@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Learning end to end (ce, kl-top): the same bytes on any ranks and layouts, over kills and stops; the loss falls;
+what cannot be is refused; the plan is told without work."""
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
+import make_model  # noqa: E402
+from spin import STORIES, TEXT, Case, finish, main, settings, sha256, spin, start, tar_hashes  # noqa: E402
+
+W4A4 = ("activations.bits=4", "kv.bits=4", "rotate.online=[r3]")
+
+
+def phase(objective="ce", steps=3, batch=3, window=48, **more):
+    words = ", ".join(f"{k}: {v}" for k, v in more.items())
+    return "{objective: %s, steps: %d, batch: %d, window: %d%s}" % (objective, steps, batch, window, words and ", " + words)
+
+
+def how(*phases, more=()):
+    return ["--calib", TEXT, *settings("calib.windows=4", "calib.window=96", "rotate.start=had", "numerics.slice_tokens=20",
+                                       *W4A4, "learn=[%s]" % ", ".join(phases), *more)]
+
+
+def hashes(out):
+    return {**tar_hashes(out), "rotations": sha256(os.path.join(out, "rotations.safetensors"))}
+
+
+def steps_of(out):
+    with open(os.path.join(out, "events.jsonl")) as f:
+        events = [json.loads(line) for line in f if line.startswith("{")]
+    return {(e["phase"], e["step"]): e for e in events if e["event"] == "step"}
+
+
+def losses(out):
+    return {k: (e["loss"], e["angle_r1"], e["angle_r2"]) for k, e in steps_of(out).items()}
+
+
+LAYOUTS = [(0, 1, ()), (1, 3, ("--recompute", "on")), (2, 1, ("--replicas", 2)), (2, 1, ("--stages", 2)),
+           (3, 1, ()), (4, 1, ("--replicas", 2, "--stages", 2, "--recompute", "on")), (4, 1, ("--stages", 4))]
+
+
+class LearnCe(Case):
+    def same_on_all(self, name, args, model=STORIES, layouts=LAYOUTS):
+        first = None
+        for i, (ranks, threads, flags) in enumerate(layouts):
+            out = self.path(f"{name}{i}")
+            self.good("quantize", "--model", model, "--out", out, *args, *flags, ranks=ranks, threads=threads)
+            got = (hashes(out), losses(out))
+            first = first or got
+            self.assertEqual(first, got, f"{ranks} ranks, {threads} threads, {flags}")
+        return out, first
+
+    def test_ranks(self):
+        out, (_, got) = self.same_on_all("c", how(phase(steps=4), more=("seed=3",)))
+        self.assertEqual(len(got), 4)
+        for e in steps_of(out).values():
+            self.assertGreater(e["tokens_per_s"], 0)
+            self.assertTrue(0 < e["peak_share"] < 2, e)
+            self.assertLess(e["orth"], 1e-12)
+
+    def test_kl_and_chains(self):
+        self.same_on_all("k", how(phase("kl-top", top_k=50)), layouts=LAYOUTS[:1] + LAYOUTS[3:6])
+        chain = how("{objective: range, steps: 5, rows: 256}", phase(steps=2, range_grad="detached"),
+                    "{objective: range, steps: 5, rows: 256}", phase("kl-top", steps=2, optimizer="sgd-published", lr_r1=1.5))
+        self.same_on_all("m", chain, layouts=LAYOUTS[:1] + LAYOUTS[3:5])
+
+    def test_heads_and_biases(self):
+        model = make_model.make(self.path("m"), "--biases")
+        out, _ = self.same_on_all("h", how(phase(), more=("rotate.r2=head", "rotate.online=[r3, r4]")), model,
+                                  LAYOUTS[:1] + LAYOUTS[3:4])
+        self.good("verify", out, "--source", model, "--equivalence", ranks=2)
+
+    def test_the_loss_falls(self):
+        """Each step takes all windows, so losses compare; the text is the one learned from."""
+        out = self.path("f")
+        self.good("quantize", "--model", STORIES, "--out", out, *how(phase(steps=40, batch=4, window=96)), ranks=2)
+        got = losses(out)
+        first, last = got["learn.0", 1][0], sum(got["learn.0", i][0] for i in range(36, 41)) / 5
+        self.assertLess(last, first - 0.05)
+        ppl = [self.perplexity(STORIES, TEXT, 96, "--dtype", "fp32", "--limit", 4, *more, *settings(*W4A4))["ppl"]
+               for more in (("--rotations", os.path.join(out, "rotations.safetensors")), settings("rotate.start=had"))]
+        self.assertLess(ppl[0], ppl[1])
+
+    def test_kills_and_stops(self):
+        args = how(phase(steps=60), phase("kl-top", steps=10, top_k=20))
+        want_out = self.path("want")
+        self.good("quantize", "--model", STORIES, "--out", want_out, *args, ranks=2)
+        want, draw = hashes(want_out), random.Random(7)
+        for kind in (signal.SIGKILL, signal.SIGTERM):
+            out, slices = self.path(f"got{int(kind)}"), 0
+            for _ in range(40):
+                flags = draw.choice(((), ("--recompute", "on")))
+                p = start(["quantize", "--model", STORIES, "--out", out, *args, *flags], ranks=draw.choice((1, 2, 3)))
+                if slices < 5:
+                    time.sleep(0.4 + draw.random())
+                    os.killpg(p.pid, kind) if kind == signal.SIGKILL else p.terminate()
+                r = finish(p)
+                slices += 1
+                if r.rc == 0 or "holds a complete archive" in r.err:  # the kill came after the end
+                    break
+                if kind == signal.SIGKILL:
+                    time.sleep(0.3)
+            self.assertTrue(os.path.exists(os.path.join(out, "manifest.json")), r)
+            self.assertEqual(want, hashes(out), f"after {slices} slices")
+            done = [k for k, _ in sorted(steps_of(out).items())]
+            self.assertEqual(len(done), 70, "every step, each under one number")
+
+    def test_plan(self):
+        out = self.path("p")
+        r = self.good("quantize", "--model", STORIES, "--out", out, "--dry-run", *how(phase()), "--stages", 2, ranks=2)
+        self.assertRegex(r.err, r"learn\.0: 1 replicas x 2 stages.*3 slices of 20 tokens.*waiting, simulated: \d+ %")
+        self.assertFalse(os.path.exists(out))
+        r = self.good("quantize", "--model", STORIES, "--out", out, "--dry-run", *how(phase(batch=2)), "--replicas", 3, ranks=4)
+        self.assertTrue(re.search(r"2 replicas.*2 ranks are idle", r.err), r)
+
+    def test_bad_input(self):
+        for args, code, says in (
+                (how(phase(window=97)), 2, "calib.window"),
+                ([*how(phase()), "--stages", 9], 2, "9 stages for 5 layers"),
+                ([*how(phase()), "--replicas", 3], 2, "3 replicas"),
+                ([*how(phase()), "--recompute", "maybe"], 2, "auto, on or off"),
+                ([*how(phase()), "--mem", "300K"], 6, "on a rank"),
+                (how(phase(), more=("activations.bits=16", "kv.bits=16")), 2, "nothing to learn"),
+                (how(phase(weights="true")), 2, "weights")):
+            with self.subTest(says):
+                out = self.path("bad")
+                r = spin("quantize", "--model", STORIES, "--out", out, *args, ranks=2)
+                self.assertEqual(r.rc, code, r)
+                self.assertEqual(len(r.errors()), 1, r)
+                self.assertIn(says, r.err)
+                self.assertFalse(os.path.exists(os.path.join(out, "manifest.json")))
+
+
+if __name__ == "__main__":
+    main()
