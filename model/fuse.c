@@ -402,6 +402,7 @@ static err take_heads(fuse_plan *p, const rotation_sizes *z, const scale_vector 
 static err plan_scales(llama_role role, int64_t layer, const rotation_set *set, fuse_plan *p) {
     const rotation_sizes *z = rotation_set_sizes(set);
     const scale_set *all = rotation_set_scales(set);
+    if (layer < 0) return err_none(); /* embedding, head */
     const scale_vector *ud = scale_set_get(all, SCALE_UD, layer);
     const scale_vector *qk = scale_set_get(all, SCALE_QK, layer);
     const scale_vector *vo = scale_set_get(all, SCALE_VO, layer);
