@@ -88,6 +88,7 @@ typedef enum tap_place {
     /* outputs of products, for the weight side: x is NULL */
     TAP_QUERY_OUT, /* q_proj output, before RoPE [heads * head_dim] */
     TAP_KEY_OUT,   /* k_proj output, before RoPE [kv_heads * head_dim] */
+    TAP_VALUE_OUT, /* v_proj output, before its site [kv_heads * head_dim] */
     TAP_O_OUT,     /* residual stream after attention [hidden] */
     TAP_GATE_OUT,  /* [intermediate] */
     TAP_UP_OUT,    /* [intermediate] */

@@ -304,6 +304,9 @@ static err REAL_FN(back_attention)(const llama_layer *l, int64_t layer, const ll
     if (!e.code && REAL_FN(wants)(tap, TAP_KEY_OUT))
         e = REAL_FN(tell)(tap, layer, TAP_KEY_OUT, t0, n_tokens, c->kv_heads * c->head_dim, NULL,
                           w->k, w);
+    if (!e.code && REAL_FN(wants)(tap, TAP_VALUE_OUT))
+        e = REAL_FN(tell)(tap, layer, TAP_VALUE_OUT, t0, n_tokens, c->kv_heads * c->head_dim, NULL,
+                          w->v, w);
     if (e.code) return e;
     const wmat_back_term terms[] = {{&l->q, w->input}, {&l->k, w->k_half}, {&l->v, w->v_half}};
     wmat_back_products(terms, 3, compute, n_tokens, w->dh, w->per_thread, w->thread_bytes);
