@@ -36,7 +36,8 @@ static err plan(const learner *l, const load_options *lo, int64_t window, int64_
         memory_plan_add(&p, "sampled rows", row_pool_bytes(cfg, n, tokens));
         if (learn_scales_need_gradients(l))
             memory_plan_add(&p, "their gradients", row_pool_gradient_bytes(cfg, n, tokens));
-        memory_plan_add(&p, "moments for scales", learn_scales_moments_bytes(l));
+        if (!learn_scales_done(l))
+            memory_plan_add(&p, "moments for scales", learn_scales_moments_bytes(l));
         if (learn_weights_needed(l)) {
             weight_rows_options o =
                 learn_weights_options(l, json_array_get(recipe_get(l->q->recipe, "learn"), 0));
