@@ -8,35 +8,12 @@
 #include "base/rng.h"
 #include "model/backward.h"
 #include "model/site_backward.h"
-#include "model/sites.h"
 #include "rotations/rotation.h"
-#include "tests/unit/small_model.h"
+#include "tests/unit/small_sites.h"
 
 #include <omp.h>
 
-enum { HIDDEN = 48, TOKENS = 21 };
-
-static rotation *dense(const double *R, int64_t n) {
-    rotation *r;
-    need(rotation_create_dense(n, R, &r));
-    return r;
-}
-
 /* The long way. */
-
-/* c [m, n] = a [m, k] b [k, n], either transposed, plain. */
-static double *times(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const double *a,
-                     const double *b) {
-    double *c = room(m * n, sizeof *c);
-    for (int64_t i = 0; i < m; i++) {
-        for (int64_t j = 0; j < n; j++) {
-            for (int64_t l = 0; l < k; l++)
-                c[i * n + j] +=
-                    (ta ? a[l * m + i] : a[i * k + l]) * (tb ? b[j * k + l] : b[l * n + j]);
-        }
-    }
-    return c;
-}
 
 static void slow_quantize(const site *s, double *u) {
     const int64_t n = s->range_per_segment ? s->segment : s->n;
@@ -91,18 +68,6 @@ static void skew_part(const double *G, const double *R, int64_t n, double *out) 
     mem_free(p);
 }
 
-/* Scales of a whole row, ones where there are none: before or after the rotation. */
-static double *scales_of_row(const site *s, bool before) {
-    double *v = room(s->n, sizeof *v);
-    for (int64_t i = 0; i < s->n; i++) {
-        const int64_t part = i / s->segment / s->before_share * s->segment;
-        v[i] = 1;
-        if (before && s->before) v[i] = s->before->s[part + i % s->segment];
-        if (!before && s->after) v[i] = s->after->s[i];
-    }
-    return v;
-}
-
 /* a [m, n] with its rows, then its columns, times or over v. */
 static void scale_sides(double *a, int64_t m, int64_t n, const double *rows, const double *cols) {
     for (int64_t i = 0; i < m * n; i++) a[i] *= (rows ? rows[i / n] : 1) * (cols ? cols[i % n] : 1);
@@ -146,18 +111,6 @@ static void long_way(const site *s, const double *B, int64_t rows, int64_t befor
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
 }
 
-static llama_config some_config(void) {
-    return (llama_config){.hidden = HIDDEN,
-                          .intermediate = 80,
-                          .layers = 2,
-                          .heads = 6,
-                          .kv_heads = 2,
-                          .head_dim = 8,
-                          .vocab = 100,
-                          .rms_eps = 1e-5,
-                          .rope_theta = 10000};
-}
-
 static void check_identity(const site *s, double *const *R) {
     const int64_t n = s->n, d = s->segment, count = site_rotations(s), before = 30, after = 40;
     double *h = random_f64(TOKENS * before, 1), *A = random_f64(n * before, 0.3);
@@ -196,26 +149,6 @@ static void check_identity(const site *s, double *const *R) {
     void *all[] = {h, A, W, B, want, got, x, kept.error, work.panel, work.parts, work.threads,
                    y, g};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
-}
-
-/* Log-normal scales of all kinds and layers. */
-static scale_set *random_scales(const llama_config *c, double spread) {
-    const scale_sizes sizes = {c->hidden, c->layers, c->kv_heads, c->head_dim, c->intermediate};
-    scale_set *set;
-    need(scale_set_create(&sizes, &set));
-    for (int k = 0; k < SCALE_KINDS; k++) {
-        need(scale_set_add(set, (scale_kind)k));
-        const int64_t n = scale_set_length(set, (scale_kind)k), half = c->head_dim / 2;
-        for (int64_t l = 0; l < c->layers; l++) {
-            double *v = random_f64(n, spread);
-            for (int64_t j = 0; j < n; j++) v[j] = exp(v[j]);
-            for (int64_t j = 0; k == SCALE_QK && j < n; j++)
-                if (j % c->head_dim >= half) v[j] = v[j - half];
-            need(scale_set_put(set, (scale_kind)k, l, v));
-            mem_free(v);
-        }
-    }
-    return set;
 }
 
 static void test_identity(void **state) {
@@ -274,21 +207,6 @@ typedef struct block_case {
     held *h;
     double x[TOKENS * HIDDEN], c[TOKENS * HIDDEN];
 } block_case;
-
-static double step_of(const aquant *q, bool zero, const double *u, int64_t n) {
-    double lo = u[0], hi = u[0];
-    for (int64_t j = 1; j < n; j++) {
-        lo = fmin(lo, u[j]);
-        hi = fmax(hi, u[j]);
-    }
-    if (zero) {
-        lo = fmin(lo, 0);
-        hi = fmax(hi, 0);
-    }
-    const double clip = (double)q->clip;
-    if (!q->symmetric) return clip * (hi - lo) / (pow(2, q->bits) - 1);
-    return clip * fmax(hi, -lo) / (pow(2, q->bits - 1) - 1);
-}
 
 static void turn(const double *R, int64_t n, double *x, bool back) {
     double y[128];
@@ -615,125 +533,9 @@ static void test_range(void **state) {
     mem_free(b);
 }
 
-/* The site in bf16, where no two ways round alike: what it keeps must fit together, and its
- * gradients must be those of what it kept, to the precision of bf16. */
-
-static double widest_of(const double *v, int64_t n) {
-    double most = 0;
-    for (int64_t i = 0; i < n; i++) most = fmax(most, fabs(v[i]));
-    return most;
-}
-
-static void check_near(const char *what, const double *got, const double *want, int64_t n,
-                       double tolerance) {
-    const double size = widest_of(want, n);
-    double off = 0;
-    for (int64_t i = 0; i < n; i++) off = fmax(off, fabs(got[i] - want[i]));
-    print_message("bf16, %s off by %.2g\n", what, off / size);
-    assert_true(size > 0 && off <= tolerance * size);
-}
-
-static double *wide_copy(const void *from, int64_t n, bool half) {
-    double *to = room(n, sizeof *to);
-    for (int64_t i = 0; i < n; i++)
-        to[i] = half ? (double)half_from_bf16(((const bf16 *)from)[i])
-                     : (double)((const float *)from)[i];
-    return to;
-}
-
-static void *half_copy(const double *from, int64_t n) {
-    bf16 *to = room(n, sizeof *to);
-    for (int64_t i = 0; i < n; i++) to[i] = half_to_bf16((float)from[i]);
-    return to;
-}
-
-static void check_half(bool through, bool with_factors, bool scaled) {
-    const llama_config c = some_config();
-    enum { N = HIDDEN, COUNT = TOKENS * HIDDEN };
-    double *R = random_orthogonal(N), *x = random_f64(COUNT, 1), *g = random_f64(COUNT, 1);
-    double R_t[N * N];
-    float R_t32[N * N], x32[COUNT], g32[COUNT];
-    for (int i = 0; i < N * N; i++) R_t[i] = R[i % N * N + i / N];
-    for (int i = 0; i < N * N; i++) R_t32[i] = (float)R_t[i];
-    rotation *r1 = dense(R, N);
-    llama_sites sites = llama_sites_none();
-    sites.act.bits = 4;
-    sites.R1 = r1;
-    scale_set *scales = random_scales(&c, 0.5);
-    if (scaled) sites.scales = scales;
-    const site s = sites_input(&sites, &c, 0, NORM_ATTN);
-    double *S = scales_of_row(&s, false);
-    bf16 *R_half = half_copy(R, N * N), *x_half = half_copy(x, COUNT);
-    for (int i = 0; i < COUNT; i++) {
-        x[i] = (double)half_from_bf16(x_half[i]);
-        x32[i] = (float)x[i];
-        g32[i] = (float)g[i];
-    }
-    site_kept kept = {.error = room(COUNT, sizeof(bf16))};
-    if (through) kept.moved = room(COUNT, sizeof(bf16));
-    if (through) kept.ends = room(TOKENS, sizeof(site_ends_f32));
-    const site_work work = {.compute = COMPUTE_BF16,
-                            .panel = room(COUNT, sizeof(float)),
-                            .panel_room = COUNT,
-                            .half = room(COUNT, sizeof(bf16)),
-                            .slopes = room(2 * TOKENS, sizeof(float)),
-                            .threads = room(gemm_threads() * 4096, 1),
-                            .thread_bytes = 4096,
-                            .R_half = R_half,
-                            .R_t = R_t32};
-    site_keep_f32(&s, x32, TOKENS, with_factors ? x_half : NULL, &kept, &work);
-    float *dR32 = room(N * N, sizeof *dR32);
-    site_back_f32(&s, g32, TOKENS, x_half, &kept, dR32, &work);
-
-    double *error = wide_copy(kept.error, COUNT, true), *after = wide_copy(x32, COUNT, false);
-    double *u = times(false, false, TOKENS, N, N, x, R);
-    double *moved = times(false, true, TOKENS, N, N, error, R);
-    for (int i = 0; i < COUNT; i++) after[i] -= x[i];
-    check_near("x^ - x against e R^T", after, moved, COUNT, 0.02);
-    double *du = room(COUNT, sizeof *du);
-    for (int t = 0; t < TOKENS; t++) {
-        double *row = u + t * N, e[N];
-        for (int j = 0; j < N; j++) {
-            row[j] /= S[j];
-            e[j] = error[t * N + j] / S[j];
-        }
-        const double step = step_of(&s.quant, true, row, N);
-        assert_true(widest_of(e, N) <= 0.5 * step * 1.05);
-        assert_true(widest_of(e, N) >= 0.3 * step);
-        if (!through) continue;
-        /* the ends in bf16 may be others, but not much smaller */
-        const site_ends_f32 *ends = (const site_ends_f32 *)kept.ends + t;
-        const int hi = ends->hi, lo = ends->lo;
-        for (int j = 0; j < N; j++)
-            assert_true(row[hi] >= row[j] - 0.1 * step && row[lo] <= row[j] + 0.1 * step);
-        const double slope = dot_f64(g + t * N, after + t * N, N) / (15 * step);
-        du[t * N + hi] = slope / S[hi];
-        du[t * N + lo] = -slope / S[lo];
-    }
-    double *want = times(true, false, N, N, TOKENS, g, error);
-    double *range = times(true, false, N, N, TOKENS, x, du), *got = wide_copy(dR32, N * N, false);
-    for (int i = 0; i < N * N; i++) want[i] += range[i];
-    check_near(through ? "dR through" : "dR", got, want, N * N, 0.02);
-    double *want_g = times(false, true, TOKENS, N, N, du, R), *got_g = wide_copy(g32, COUNT, false);
-    for (int i = 0; i < COUNT; i++) want_g[i] += g[i];
-    check_near("dx", got_g, want_g, COUNT, through ? 0.02 : 1e-6);
-    void *all[] = {R,          x,         g,          R_half,    x_half,       kept.error,
-                   kept.moved, kept.ends, work.panel, work.half, work.slopes,  error,
-                   after,      u,         moved,      du,        want,         range,
-                   got,        want_g,    got_g,      dR32,      work.threads, S};
-    scale_set_destroy(&scales);
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
-    rotation_destroy(&r1);
-}
-
-static void test_half(void **state) {
-    (void)state;
-    for (int k = 0; k < 8; k++) check_half(k % 2, k / 2 % 2, k / 4);
-}
-
 int main(void) {
     gemm_init(1);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_identity),
-                                       cmocka_unit_test(test_range), cmocka_unit_test(test_half)};
+                                       cmocka_unit_test(test_range)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

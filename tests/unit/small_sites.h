@@ -1,0 +1,90 @@
+/* small_sites - what tests of sites share: shapes, products in plain loops, scales. For tests
+ * alone; includes cmocka. */
+#ifndef SPINSHARD_TESTS_UNIT_SMALL_SITES_H
+#define SPINSHARD_TESTS_UNIT_SMALL_SITES_H
+
+#include "model/sites.h"
+#include "tests/unit/small_model.h"
+
+enum { HIDDEN = 48, TOKENS = 21 };
+
+static inline rotation *dense(const double *R, int64_t n) {
+    rotation *r;
+    need(rotation_create_dense(n, R, &r));
+    return r;
+}
+
+/* c [m, n] = a [m, k] b [k, n], either transposed, plain. */
+static inline double *times(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const double *a,
+                            const double *b) {
+    double *c = room(m * n, sizeof *c);
+    for (int64_t i = 0; i < m; i++) {
+        for (int64_t j = 0; j < n; j++) {
+            for (int64_t l = 0; l < k; l++)
+                c[i * n + j] +=
+                    (ta ? a[l * m + i] : a[i * k + l]) * (tb ? b[j * k + l] : b[l * n + j]);
+        }
+    }
+    return c;
+}
+
+/* Scales of a whole row, ones where there are none: before or after the rotation. */
+static inline double *scales_of_row(const site *s, bool before) {
+    double *v = room(s->n, sizeof *v);
+    for (int64_t i = 0; i < s->n; i++) {
+        const int64_t part = i / s->segment / s->before_share * s->segment;
+        v[i] = 1;
+        if (before && s->before) v[i] = s->before->s[part + i % s->segment];
+        if (!before && s->after) v[i] = s->after->s[i];
+    }
+    return v;
+}
+
+static inline llama_config some_config(void) {
+    return (llama_config){.hidden = HIDDEN,
+                          .intermediate = 80,
+                          .layers = 2,
+                          .heads = 6,
+                          .kv_heads = 2,
+                          .head_dim = 8,
+                          .vocab = 100,
+                          .rms_eps = 1e-5,
+                          .rope_theta = 10000};
+}
+
+/* Log-normal scales of all kinds and layers. */
+static inline scale_set *random_scales(const llama_config *c, double spread) {
+    const scale_sizes sizes = {c->hidden, c->layers, c->kv_heads, c->head_dim, c->intermediate};
+    scale_set *set;
+    need(scale_set_create(&sizes, &set));
+    for (int k = 0; k < SCALE_KINDS; k++) {
+        need(scale_set_add(set, (scale_kind)k));
+        const int64_t n = scale_set_length(set, (scale_kind)k), half = c->head_dim / 2;
+        for (int64_t l = 0; l < c->layers; l++) {
+            double *v = random_f64(n, spread);
+            for (int64_t j = 0; j < n; j++) v[j] = exp(v[j]);
+            for (int64_t j = 0; k == SCALE_QK && j < n; j++)
+                if (j % c->head_dim >= half) v[j] = v[j - half];
+            need(scale_set_put(set, (scale_kind)k, l, v));
+            mem_free(v);
+        }
+    }
+    return set;
+}
+
+static inline double step_of(const aquant *q, bool zero, const double *u, int64_t n) {
+    double lo = u[0], hi = u[0];
+    for (int64_t j = 1; j < n; j++) {
+        lo = fmin(lo, u[j]);
+        hi = fmax(hi, u[j]);
+    }
+    if (zero) {
+        lo = fmin(lo, 0);
+        hi = fmax(hi, 0);
+    }
+    const double clip = (double)q->clip;
+    if (!q->symmetric) return clip * (hi - lo) / (pow(2, q->bits) - 1);
+    return clip * fmax(hi, -lo) / (pow(2, q->bits - 1) - 1);
+}
+
+#endif
