@@ -23,7 +23,23 @@ typedef struct item_output {
     int n_units;
     int64_t units[2];
     run_object *objects[2];
+    struct piece *piece;
 } item_output;
+
+/* Bytes on their way into an object: room that is kept, so that it is not cleared each time. */
+typedef struct piece {
+    void *bytes;
+    uint64_t room;
+} piece;
+
+static err piece_reserve(piece *p, uint64_t bytes, const char *what) {
+    if (bytes <= p->room) return err_none();
+    mem_free(p->bytes);
+    p->room = 0;
+    err e = mem_alloc((int64_t)bytes, 1, what, &p->bytes);
+    if (!e.code) p->room = bytes;
+    return e;
+}
 
 static err put(item_output *out, const layout_slot *slot, const void *data, uint64_t n,
                uint64_t begin) {
@@ -40,12 +56,10 @@ static err take_plain(void *arg, const llama_tensor *t, int64_t row0, int64_t ro
     if (!slot) return err_make(ERR_BUG, t->name, NULL, "no place in the archive");
     uint64_t size = (uint64_t)st_dtype_bytes(slot->dtype);
     int64_t n = rows * t->cols;
-    void *bytes;
-    err e = mem_alloc(n, size, t->name, &bytes);
-    if (!e.code) e = packed_plain_fill(w, n, slot->dtype, t->name, bytes);
-    if (!e.code) e = put(out, slot, bytes, (uint64_t)n * size, (uint64_t)(row0 * t->cols) * size);
-    mem_free(bytes);
-    return e;
+    err e = piece_reserve(out->piece, (uint64_t)n * size, t->name);
+    if (!e.code) e = packed_plain_fill(w, n, slot->dtype, t->name, out->piece->bytes);
+    if (e.code) return e;
+    return put(out, slot, out->piece->bytes, (uint64_t)n * size, (uint64_t)(row0 * t->cols) * size);
 }
 
 static err take_quantized(void *arg, const llama_tensor *t, const qmatrix *m) {
@@ -58,12 +72,10 @@ static err take_quantized(void *arg, const llama_tensor *t, const qmatrix *m) {
         uint64_t n = packed_tensor_bytes(m, kinds[i]);
         if (n != slot->bytes)
             return err_make(ERR_BUG, slot->name, NULL, "size differs from the layout");
-        void *bytes;
-        e = mem_alloc((int64_t)n, 1, slot->name, &bytes);
+        e = piece_reserve(out->piece, n, slot->name);
         if (e.code) return e;
-        packed_tensor_fill(m, kinds[i], bytes);
-        e = put(out, slot, bytes, n, 0);
-        mem_free(bytes);
+        packed_tensor_fill(m, kinds[i], out->piece->bytes);
+        e = put(out, slot, out->piece->bytes, n, 0);
     }
     return e;
 }
@@ -76,7 +88,11 @@ typedef struct round_report {
     double seconds;
 } round_report;
 
-/* An item whose objects are hashed and flushed while the next item is computed. */
+/* Items whose objects may be hashed and flushed while others are computed: an embedding takes as
+ * long as several layers. */
+enum { BEHIND = 4 };
+
+/* An item whose objects are hashed and flushed while the next ones are computed. */
 typedef struct pending {
     item_output out;
     round_report report; /* of item -1 where there is none */
@@ -91,9 +107,9 @@ static void finish_objects(void *arg) {
 }
 
 /* Compute an item; its objects are still open. */
-static err do_item(quantize_run *q, int64_t item, read_ahead *reader, pending *p) {
+static err do_item(quantize_run *q, int64_t item, read_ahead *reader, piece *room, pending *p) {
     item_output *out = &p->out;
-    *p = (pending){.out.q = q, .report.item = item};
+    *p = (pending){.out = {.q = q, .piece = room}, .report.item = item};
     out->n_units = quantize_item_units(&q->job, item, out->units);
     err e = err_none();
     double start = clock_now_s();
@@ -116,12 +132,12 @@ static err await_objects(pending *p, round_report *report) {
     return e;
 }
 
-/* One round of a rank: an item is computed while the objects of the one before are finished; what
- * the round brings is the one before. */
-static err do_round(quantize_run *q, int64_t item, read_ahead *reader, pending *before,
+/* One round of a rank: an item is computed while the objects of those before are finished; what
+ * the round brings is the item that was computed BEHIND rounds before. */
+static err do_round(quantize_run *q, int64_t item, read_ahead *reader, piece *room, pending *before,
                     round_report *brought) {
     pending now = {.report.item = -1};
-    err e = item >= 0 ? do_item(q, item, reader, &now) : err_none(),
+    err e = item >= 0 ? do_item(q, item, reader, room, &now) : err_none(),
         f = await_objects(before, brought);
     if (!f.code) f = e;
     if (f.code) {
@@ -205,19 +221,21 @@ static err share_round(quantize_run *q, const round_report *mine, int64_t *done_
 }
 
 err quantize_do_items(quantize_run *q) {
-    int64_t done = 0, at = 0, n_own;
+    int64_t done = 0, at = 0, round = 0, n_own;
     for (int64_t i = 0; i < q->n_items; i++) done += item_done(q, i);
     quantize_phase_start(q, "gptq");
     double last_commit_s = clock_now_s();
     int64_t *own = own_items(q, &n_own);
     read_ahead *reader = NULL;
-    pending open = {.report.item = -1};
+    pending open[BEHIND];
+    for (int i = 0; i < BEHIND; i++) open[i] = (pending){.report.item = -1};
+    piece bytes = {0};
     err e = quantize_item_read_ahead(&q->job, own, n_own, &reader);
     e = comm_agree(q->c, e, "reading the weights", NULL);
     while (done < q->n_items && !e.code) {
         round_report mine = {.item = -1};
         int64_t item = at < n_own ? own[at++] : -1;
-        e = do_round(q, item, reader, &open, &mine);
+        e = do_round(q, item, reader, &bytes, &open[round++ % BEHIND], &mine);
         e = comm_agree(q->c, e, "quantizing", NULL);
         if (e.code) break;
         e = share_round(q, &mine, &done);
@@ -235,7 +253,8 @@ err quantize_do_items(quantize_run *q) {
             e = comm_agree(q->c, stop_error(q->out), "stopping", NULL);
     }
     round_report unused;
-    await_objects(&open, &unused);
+    for (int i = 0; i < BEHIND; i++) await_objects(&open[i], &unused);
+    mem_free(bytes.bytes);
     read_ahead_destroy(&reader);
     free(own);
     if (e.code) return e;

@@ -2,6 +2,7 @@
 
 #include "base/half.h"
 #include "base/mem.h"
+#include "base/size.h"
 #include "quant/pack.h"
 
 #include <inttypes.h>
@@ -76,16 +77,24 @@ void packed_tensor_fill_unit(const layout *l, llama_role role, int64_t layer, co
     }
 }
 
+enum { PARALLEL_FROM = 1 << 15 };
+
 err packed_plain_fill(const float *from, int64_t n, st_dtype dtype, const char *what, void *to) {
     if (dtype == ST_F16) {
         int64_t lost = 0;
+#pragma omp parallel for schedule(static) reduction(+ : lost) if (n > PARALLEL_FROM)
         for (int64_t i = 0; i < n; i++) /* 65520 is the first to round to infinity */
             lost += isfinite(from[i]) && fabsf(from[i]) >= 65520.0f;
         if (lost)
             return err_make(ERR_NUMERICS, what, "store with archive.dtype=bf16",
                             "%" PRId64 " values are too large for fp16", lost);
     }
-    fill_floats(from, n, dtype, to);
+    const int64_t parts = size_ceil_div(n, PARALLEL_FROM), size = st_dtype_bytes(dtype);
+#pragma omp parallel for schedule(dynamic) if (parts > 1)
+    for (int64_t p = 0; p < parts; p++) {
+        const int64_t i = p * PARALLEL_FROM;
+        fill_floats(from + i, size_min(PARALLEL_FROM, n - i), dtype, (char *)to + i * size);
+    }
     return err_none();
 }
 
