@@ -261,6 +261,15 @@ void comm_sum_i64(const comm *c, int64_t *v, int64_t n) {
     reduce_in_place(c, v, n, MPI_INT64_T, MPI_SUM);
 }
 
+void comm_sum_i64_to(const comm *c, int64_t *v, int64_t n, int root) {
+    const bool here = c->rank == root;
+    if (c->size == 1) return;
+    for (int64_t at = 0; at < n; at += PIECE / 8)
+        MPI_Reduce(here ? MPI_IN_PLACE : v + at, here ? v + at : NULL,
+                   n - at < PIECE / 8 ? (int)(n - at) : PIECE / 8, MPI_INT64_T, MPI_SUM, root,
+                   c->handle);
+}
+
 void comm_max_i64(const comm *c, int64_t *v, int64_t n) {
     reduce_in_place(c, v, n, MPI_INT64_T, MPI_MAX);
 }

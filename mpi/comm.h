@@ -61,6 +61,8 @@ void comm_bcast_blob(const comm *c, void **data, size_t *len, int root);
 
 /* Collective on c. In place, element-wise; exact, so same result on every rank and any order. */
 void comm_sum_i64(const comm *c, int64_t *v, int64_t n);
+/* The sum at root alone; elsewhere v stays as it is. */
+void comm_sum_i64_to(const comm *c, int64_t *v, int64_t n, int root);
 void comm_max_i64(const comm *c, int64_t *v, int64_t n);
 void comm_max_f64(const comm *c, double *v, int64_t n); /* no NaN */
 

@@ -43,7 +43,6 @@ void pdorgqr_(const int *m, const int *n, const int *k, double *a, const int *ia
 
 enum {
     BLACS_REPEATABLE = 15,   /* Cblacs_set: sums in the same order each time */
-    PIECE = 1 << 21,         /* numbers of one MPI call */
     CHUNK = 256,             /* rows that one thread takes of a product with a vector */
     PARALLEL_FROM = 1 << 16, /* numbers, for element-wise work */
 };
@@ -311,16 +310,6 @@ void dmat_get_rows_f32(const dmat *m, int64_t row, int64_t rows, float *out) {
     get_rows(m, row, rows, true, out);
 }
 
-static void sum_to(const comm *c, int64_t *v, int64_t n, int root) {
-    if (comm_size(c) == 1) return;
-    for (int64_t at = 0; at < n; at += PIECE) {
-        const int count = (int)size_min(PIECE, n - at);
-        const bool here = comm_rank(c) == root;
-        MPI_Reduce(here ? MPI_IN_PLACE : v + at, here ? v + at : NULL, count, MPI_INT64_T, MPI_SUM,
-                   root, comm_handle(c));
-    }
-}
-
 /* The columns of cell column q, from rows v of the whole width, as a piece. */
 static void piece_gather_i64(const dmat *m, const run *r, int q, const int64_t *v, int64_t *piece) {
     const int64_t nb = m->g->block, cols = grid_part(m->n, nb, q, m->g->shape.cols);
@@ -340,7 +329,7 @@ void dmat_sum_rows_i64(dmat *m, int64_t row, int64_t rows, int64_t *v, int expon
         for (int q = 0; q < m->g->shape.cols; q++) {
             const int64_t cols = grid_part(m->n, m->g->block, q, m->g->shape.cols);
             piece_gather_i64(m, &r, q, v + (r.row - row) * m->n, piece);
-            sum_to(m->g->c, piece, r.rows * cols, r.cell_row * m->g->shape.cols + q);
+            comm_sum_i64_to(m->g->c, piece, r.rows * cols, r.cell_row * m->g->shape.cols + q);
             if (!m->part || m->g->row != r.cell_row || m->g->col != q) continue;
             for (int64_t j = 0; j < cols; j++)
                 for (int64_t i = 0; i < r.rows; i++)

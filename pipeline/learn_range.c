@@ -33,6 +33,7 @@ struct learn_range {
 };
 
 enum { BAND = 64 }; /* rows of G that are transposed and summed at a time */
+enum { TILE = 32 }; /* columns of them that stay in cache */
 
 static double largest_weight(const comm *c, const row_pool *p, pool_kind kind) {
     double most = 0;
@@ -222,8 +223,11 @@ static void sum_gradient(learn_range *l, const range_batch *b) {
     int exponent = ilogb(b->unit);
     for (int64_t i0 = 0; i0 < l->n; i0 += BAND) {
         int64_t rows = size_min(BAND, l->n - i0);
-        for (int64_t j = 0; j < l->n; j++)
-            for (int64_t i = 0; i < rows; i++) l->rows[i * l->n + j] = b->grad[j * l->n + i0 + i];
+#pragma omp parallel for
+        for (int64_t j0 = 0; j0 < l->n; j0 += TILE)
+            for (int64_t i = 0; i < rows; i++)
+                for (int64_t j = j0; j < l->n && j < j0 + TILE; j++)
+                    l->rows[i * l->n + j] = b->grad[j * l->n + i0 + i];
         cayley_dist_sum_gradient(l->r1, i0, rows, l->rows, exponent);
     }
 }

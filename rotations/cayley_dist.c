@@ -113,7 +113,7 @@ void cayley_dist_sum_gradient(cayley_dist *d, int64_t row, int64_t rows, int64_t
         dmat_sum_rows_i64(d->dG, row, rows, v, exponent);
         return;
     }
-    comm_sum_i64(d->c, v, rows * n);
+    comm_sum_i64_to(d->c, v, rows * n, 0);
     for (int64_t i = 0; is_first(d) && i < rows * n; i++)
         d->G[row * n + i] = ldexp((double)v[i], exponent);
 }
