@@ -51,11 +51,15 @@ static err phase_options(const quantize_run *q, const json_t *phase, learn_e2e_o
         .n_windows = q->calib_windows,
         .length = recipe_int(r, "calib.window"),
         .measure = true,
+        .weights = json_is_true(json_object_get(phase, "weights")) ? &q->job.how : NULL,
     };
     err e = setup_sites(r, &q->source.cfg, q->rotations, true, false, &o->sites, &unused);
     free(unused);
     if (e.code) return e;
     o->sites.scales = rotation_set_scales(q->rotations);
+    if (o->weights && o->sites.scales)
+        return err_make(ERR_USAGE, "learn", "leave weights: false, or scale.pairs empty",
+                        "weights in the loop of this objective go without scales");
     if (!optimizer_kind_parse(json_string_value(json_object_get(phase, "optimizer")), &o->kind) ||
         !lr_schedule_parse(json_string_value(json_object_get(phase, "schedule")), &o->schedule))
         return err_make(ERR_BUG, "learn", NULL, "unknown optimizer or schedule");
@@ -99,6 +103,7 @@ static err phase_wish(const quantize_run *q, const json_t *phase, e2e_phase *p) 
                       .kl = word_is(phase, "objective", "kl-top"),
                       .top_k = size_min(int_of(phase, "top_k"), cfg->vocab)};
     err e = phase_options(q, phase, &p->o);
+    p->w.weights = p->o.weights != NULL;
     if (!e.code) e = learn_e2e_check(&p->o, &p->w.shape);
     if (!e.code) e = read_flags(q->o, &p->w);
     if (!e.code)

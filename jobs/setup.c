@@ -47,11 +47,11 @@ static err not_yet(const char *key, const char *what, const char *instead) {
 static err refuse_phase(const recipe *r, const json_t *phase) {
     const char *objective = json_string_value(json_object_get(phase, "objective"));
     if (!strcmp(objective, "range")) return err_none(); /* rows of weights, if nothing else */
-    if (json_is_true(json_object_get(phase, "weights")))
-        return not_yet("learn", "weights: true of this objective", "leave weights: false");
+    if (json_is_true(json_object_get(phase, "weights"))) return err_none();
     if (recipe_int(r, "activations.bits") >= 16 && recipe_int(r, "kv.bits") >= 16)
         return err_make(
-            ERR_USAGE, "learn", "set activations.bits or kv.bits, or use objective: range",
+            ERR_USAGE, "learn",
+            "set activations.bits, kv.bits or weights: true, or use objective: range",
             "neither activations nor the cache are quantized: there is nothing to learn");
     return err_none();
 }

@@ -53,6 +53,10 @@ static uint64_t pass_bytes(const e2e_wish *w, const schedule *order, const stage
                           g->recompute, g->windows);
 }
 
+static uint64_t loop_bytes(const e2e_wish *w, const stage_range *range) {
+    return w->weights ? weight_site_bytes(w->load.cfg, &w->shape, range->n) : 0;
+}
+
 static void cut_layers(const e2e_wish *w, int stages, stage_range *ranges) {
     const llama_config *cfg = w->load.cfg;
     const schedule_costs work = e2e_layout_costs(cfg, w->shape.through);
@@ -100,7 +104,8 @@ static err try_order(const e2e_wish *w, const stage_range *ranges, const schedul
     c->bytes = 0;
     for (int i = 0; i < shape->stages && !e.code; i++) {
         const uint64_t bytes = weights_bytes(w, ranges, shape->stages, i) +
-                               pass_bytes(w, *order, &ranges[i], i) + w->fixed_bytes;
+                               pass_bytes(w, *order, &ranges[i], i) + loop_bytes(w, &ranges[i]) +
+                               w->fixed_bytes;
         if (bytes > c->bytes) c->bytes = bytes;
     }
     return e;
@@ -225,5 +230,6 @@ err e2e_layout_order(const e2e_wish *w, const e2e_layout *l, int replica, schedu
 void e2e_layout_plan(const e2e_wish *w, const e2e_layout *l, int stage, memory_plan *plan) {
     memory_plan_add(plan, "weights", weights_bytes(w, l->ranges, l->stages, stage));
     memory_plan_add(plan, "passes", pass_bytes(w, l->order, &l->ranges[stage], stage));
+    if (w->weights) memory_plan_add(plan, "weights in the loop", loop_bytes(w, &l->ranges[stage]));
     memory_plan_add(plan, "rotations and sums", w->fixed_bytes);
 }

@@ -28,6 +28,7 @@ typedef struct e2e_wish {
     llama_pass_shape shape;
     bool kl;
     int64_t top_k;
+    bool weights;         /* in the loop: two more copies of them */
     uint64_t fixed_bytes; /* of every rank beside weights and passes: rotations, sums */
 } e2e_wish;
 

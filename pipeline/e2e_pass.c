@@ -207,9 +207,14 @@ static piece piece_of(e2e_pass *p, int64_t window, int64_t slice) {
                    .bytes = (uint64_t)n * p->row_bytes};
 }
 
+/* The weights that learning goes through; the teacher's are s.stage. */
+static const llama_stage *student(const e2e_pass *p) {
+    return p->s.weights ? weight_site_stage(p->s.weights) : p->s.stage;
+}
+
 /* x of a slice through the layers of the stage. */
 static void layers_forward(e2e_pass *p, const piece *c, const llama_sites *sites, char *x) {
-    const llama_stage *stage = p->s.stage;
+    const llama_stage *stage = sites ? student(p) : p->s.stage;
     for (int64_t l = 0; l < p->n_layers && !p->e.code; l++) {
         p->e = llama_block_forward_keep(stage, stage->first_layer + l, sites, c->t0, c->n, x,
                                         c->at->stash[l], p->work);
@@ -280,13 +285,16 @@ static void op_again(e2e_pass *p, const schedule_op *op) {
 }
 
 static void layer_backward(e2e_pass *p, const piece *c, int64_t l) {
-    const llama_stage *stage = p->s.stage;
+    const llama_stage *stage = student(p);
     const compute_type compute = p->s.shape.compute;
+    weight_site *weights = p->s.weights;
+    const llama_tap tap = weights ? weight_site_tap(weights, p->sites) : (llama_tap){.places = 0};
     fixed_sum *R1 = p->out->R1, *R2 = p->out->R2;
     const rotation_grads grads = {.R1 = p->unit_r1, .R2 = p->unit_r2};
     p->e = llama_block_backward(stage, stage->first_layer + l, p->sites, c->t0, c->n, c->x,
-                                c->at->stash[l], &grads, NULL, p->work);
+                                c->at->stash[l], &grads, weights ? &tap : NULL, p->work);
     if (p->e.code) return;
+    if (weights) weight_site_add(weights, stage->first_layer + l, &grads);
     if (R1) fixed_sum_add(R1, 0, R1->n, compute, p->unit_r1);
     if (R2) fixed_sum_add(R2, l * p->s.r2_entries, p->s.r2_entries, compute, p->unit_r2);
     if ((R1 && R1->not_finite) || (R2 && R2->not_finite) ||

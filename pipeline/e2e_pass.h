@@ -10,6 +10,7 @@
 #define SPINSHARD_PIPELINE_E2E_PASS_H
 
 #include "model/objective.h"
+#include "model/weight_site.h"
 #include "mpi/comm.h"
 #include "pipeline/fixed_sum.h"
 #include "pipeline/load_stage.h"
@@ -24,7 +25,8 @@ typedef struct e2e_setting {
     llama_pass_shape shape; /* head and top_k are filled in here for the rank */
     bool kl;                /* kl-top; else ce */
     int64_t top_k;
-    int64_t r2_entries; /* doubles of the R2 of a layer */
+    int64_t r2_entries;   /* doubles of the R2 of a layer */
+    weight_site *weights; /* weights in the loop, refreshed by the caller; NULL: as they are */
 } e2e_setting;
 
 typedef struct e2e_window {

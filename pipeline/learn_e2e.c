@@ -27,6 +27,7 @@ struct learn_e2e {
     stage_range range;
     schedule *order;
     e2e_pass *pass;
+    weight_site *weights; /* in the loop; NULL */
     cayley_dist *r1;
     r2_part *r2;
     rotation *R1;
@@ -58,8 +59,8 @@ uint64_t learn_e2e_fixed_bytes(const llama_config *cfg, const learn_e2e_options 
 
 err learn_e2e_check(const learn_e2e_options *o, llama_pass_shape *shape) {
     const bool act = aquant_on(&o->sites.act), kv = aquant_on(&o->sites.kv);
-    shape->r1 = o->r1 && act;
-    shape->r2 = o->r2_heads > 0 && (act || kv);
+    shape->r1 = o->r1 && (act || o->weights);
+    shape->r2 = o->r2_heads > 0 && (act || kv || o->weights);
     if (shape->window > o->length)
         return err_make(ERR_USAGE, "learn.window", "make calib.window as long, or window shorter",
                         "windows of %" PRId64 " tokens from calibration windows (calib.window) of "
@@ -147,6 +148,8 @@ static err create_r2(learn_e2e *l, const double *R2) {
 static err create_pass(learn_e2e *l, const llama_stage *stage) {
     const e2e_wish *w = l->w;
     err e = e2e_layout_order(w, l->l, l->replica, &l->order);
+    if (!e.code && l->o.weights)
+        e = weight_site_create(stage, l->o.weights, &w->shape, &l->o.sites, &l->weights);
     if (e.code) return e;
     const e2e_setting s = {.stages = stages_of(l),
                            .stage = stage,
@@ -155,7 +158,8 @@ static err create_pass(learn_e2e *l, const llama_stage *stage) {
                            .shape = w->shape,
                            .kl = w->kl,
                            .top_k = w->top_k,
-                           .r2_entries = entries_of(l->cfg, &l->o)};
+                           .r2_entries = entries_of(l->cfg, &l->o),
+                           .weights = l->weights};
     e = e2e_pass_create(&s, &l->o.sites, &l->pass);
     l->n_mine = e2e_layout_windows(w->batch, l->l->replicas, l->replica);
     if (!e.code) e = array(l->n_mine, sizeof *l->windows, "windows", &l->windows);
@@ -198,6 +202,7 @@ void learn_e2e_destroy(learn_e2e **learner) {
     learn_e2e *l = *learner;
     if (!l) return;
     e2e_pass_destroy(&l->pass);
+    weight_site_destroy(&l->weights);
     schedule_destroy(&l->order);
     cayley_dist_destroy(&l->r1);
     r2_part_destroy(&l->r2);
@@ -347,6 +352,8 @@ err learn_e2e_step(learn_e2e *l, learn_report *report) {
     err e = err_none();
     memset(report, 0, sizeof *report);
     pick_windows(l);
+    if (l->weights) e = weight_site_refresh(l->weights, &l->o.sites);
+    e = comm_agree(l->c, e, "weights in the loop", NULL);
     for (int i = 0; again && !e.code; i++) {
         if (i == TRIES) return err_make(ERR_BUG, "learning", NULL, "sums overflow again and again");
         start = clock_now_s();

@@ -26,6 +26,7 @@ typedef struct learn_e2e_options {
     int blas_threads;
     bool r1;                   /* learn R1 */
     int64_t r2_heads;          /* R2 of a layer: 0, 1, or one a KV head */
+    const wquant *weights;     /* in the loop (model/weight_site.h); NULL: as they are; borrowed */
     llama_sites sites;         /* R1 and R2 are put in here; the rest is borrowed */
     const int32_t *ids;        /* borrowed; [n_windows, length], on every rank */
     int64_t n_windows, length; /* of the calibration text; a window is cut into length / window */

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Rotations learned for weights of few bits, and the start womi: the same bytes on any number of ranks, over a
-kill; better than the random start; womi without a text; settings with nothing to learn refused."""
+"""Rotations learned for weights of few bits (rows of weights in range, weights in the loop of ce), and the start
+womi: the same bytes on any number of ranks, over a kill; better than the random start; womi without a text;
+settings with nothing to learn refused."""
 import json
 import os
 import sys
@@ -74,6 +75,20 @@ class LearnWeights(Case):
         self.assertNotEqual(hashes(plain)["rotations"], hashes(self.path("r3-1"))["rotations"])
         self.good("verify", self.path("r3-1"), "--source", STORIES, "--equivalence")
         self.same_on_ranks(STORIES, how(3, "rotate.start=womi", "rotate.r2=head"), [(1, 1), (2, 1)])
+
+    def test_weights_in_the_loop_of_ce(self):
+        """W4A16: nothing but the weights tells the rotations where to go; and with activations."""
+        loop = "learn=[{objective: ce, steps: 3, batch: 2, window: 64, weights: true}]"
+        model = make_model.make(self.path("m"), "--biases")
+        for model, more in ((STORIES, (loop,)),
+                            (STORIES, (loop, "rotate.r2=head", "activations.bits=4", "kv.bits=4", "rotate.online=[r3]")),
+                            (model, (loop.replace("ce", "kl-top"), "weights.group=32", "weights.symmetric=false")),
+                            (model, (loop, "activations.bits=8", "rotate.online=[r4]"))):
+            with self.subTest(more):
+                got = self.same_on_ranks(model, how(1, *more), [(0, 1), (1, 2), (2, 1), (3, 1)])
+                self.assertEqual(len(got), 3)
+                self.assertGreater(min(got[1][1:]), 0)
+                self.good("verify", self.path("r3-1"), "--source", model, "--equivalence", ranks=2)
 
     def test_kill(self):
         want, out = self.path("want"), self.path("got")
