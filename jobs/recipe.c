@@ -98,7 +98,8 @@ static const key phase_keys[] = {
     {"steps", KIND_INT, "100", 1, 1 << 24, NULL, "steps"},
     {"batch", KIND_INT, "8", 1, 1 << 20, NULL, "windows a step (ce, kl-top)"},
     {"window", KIND_INT, "2048", 2, 1 << 20, NULL, "tokens of a window (ce, kl-top)"},
-    {"rows", KIND_INT, "32768", 1, 1 << 28, NULL, "rows of R1 sites a step (range)"},
+    {"rows", KIND_INT, "32768", 1, 1 << 28, NULL,
+     "rows of R1 sites a step, and as many of weights (range)"},
     {"optimizer", KIND_WORD, "adam", 0, 0, "adam|sgd-published", "how a step is made"},
     {"lr_r1", KIND_REAL, "0.002", 0, 100, NULL, "rate of R1, radians (sgd-published: 1.5)"},
     {"lr_r2", KIND_REAL, "0.006", 0, 100, NULL, "rate of R2"},
@@ -106,7 +107,8 @@ static const key phase_keys[] = {
     {"schedule", KIND_WORD, "cosine", 0, 0, "cosine|linear|constant", "how rates fall"},
     {"range_grad", KIND_WORD, "through", 0, 0, "through|detached",
      "gradient through the quantizer's range"},
-    {"weights", KIND_BOOL, "false", 0, 0, NULL, "weights fake-quantized while learning"},
+    {"weights", KIND_BOOL, "false", 0, 0, NULL,
+     "range: rows of weights count too; ce, kl-top: weights quantized in the loop"},
     {"top_k", KIND_INT, "1000", 1, 1 << 24, NULL, "logits of kl-top"},
 };
 enum { N_PHASE_KEYS = sizeof phase_keys / sizeof phase_keys[0] };
