@@ -128,8 +128,8 @@ static bool fits(const e2e_wish *w, const candidate *c) {
 
 /* Of two, the one to take. `fastest` is the time of the fastest that fits. */
 static bool better(const e2e_wish *w, const candidate *a, const candidate *b, double fastest) {
-    const bool near_a = fits(w, a) && a->finish <= 1.25 * fastest,
-               near_b = fits(w, b) && b->finish <= 1.25 * fastest;
+    const double most = fmax(1, w->slack) * fastest;
+    const bool near_a = fits(w, a) && a->finish <= most, near_b = fits(w, b) && b->finish <= most;
     if (near_a != near_b) return near_a;
     return a->bytes < b->bytes;
 }

@@ -3,8 +3,8 @@
  * ranks, no weights. Stands at "options -> plan", before the stages are loaded.
  *
  * Rank = replica * stages + stage; ranks beyond are idle. Layouts that fit in memory are simulated
- * (pipeline/schedule.h); of those within a quarter of the fastest the one with the smallest largest
- * rank is taken, of equals the one with fewest stages: memory is what a large model runs out of. */
+ * (pipeline/schedule.h); of those that take at most `slack` times as long as the fastest, the one
+ * with the smallest largest rank is taken: memory is what a large model runs out of. */
 #ifndef SPINSHARD_PIPELINE_E2E_LAYOUT_H
 #define SPINSHARD_PIPELINE_E2E_LAYOUT_H
 
@@ -23,6 +23,7 @@ typedef struct e2e_wish {
     int64_t replicas, stages; /* 0: choose */
     recompute_wish recompute;
     uint64_t limit;    /* bytes of a rank; 0: no bound */
+    double slack;      /* time that memory may cost, against the fastest; at least 1 */
     load_options load; /* embed: rows of the first stage; head and range are filled in here */
     const llama_sites *sites; /* which act */
     llama_pass_shape shape;
