@@ -9,6 +9,8 @@ usage: ratios.py --program build/release/spinshard --model SMOLLM2_DIR --text FI
   search     candidate errors a second a core (bench_search): at least 3e8
   fuse       fusion with a dense R1, 8192/28672 shapes, over the fp64 product peak (bench_fuse): at least 60 %
   tokenizer  MB/s of one core (bench_tokenizer): at least 5
+  range      time of steps of the objective range (32768 rows) on 2 ranks over that of their products at the
+             measured bf16 peak (bench_range): at most 2.5
 
 Runs alternate, the best of --repeat counts. Run it alone: two busy processes spoil every figure.
 """
@@ -92,11 +94,32 @@ def bench_program(a, name, *args):
     subprocess.run([path, *args], env=clean_env(1 if name in ("bench_search", "bench_tokenizer") else os.cpu_count()), check=True)
 
 
+def bench_range(a):
+    """On random rows; then 400 steps of a real run by its own events, against the same peak."""
+    path = os.path.join(os.path.dirname(os.path.abspath(a.program)), "bench", "bench_range")
+    launcher = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", "2"]
+    env = clean_env(max(1, os.cpu_count() // 2))
+    subprocess.run([*launcher, path, "100"], env=env, check=True)
+    if not a.calib:
+        return
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(a.model))) as folder:
+        out = os.path.join(folder, "out")
+        subprocess.run([*launcher, a.program, "quantize", "--quiet", "--model", a.model, "--out", out, "--calib", a.calib,
+                        "--recipe", "range-w4a4kv4", "--set", "weights.scale=max", "--set",
+                        "learn=[{objective: range, steps: 400, rows: 32768}]"], env=env, check=True, stdout=subprocess.DEVNULL)
+        with open(os.path.join(out, "events.jsonl")) as f:
+            events = [json.loads(line) for line in f]
+    steps = [e for e in events if e["event"] == "step"]
+    share = sum(1 / e["peak_share"] for e in steps) / len(steps)
+    print(f"range      SmolLM2, {len(steps)} steps in {steps[-1]['seconds']:.1f} s: {share:.2f} x its products (at most 2.5)")
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--program", required=True)
     p.add_argument("--model", required=True)
     p.add_argument("--text", required=True)
+    p.add_argument("--calib", help="calibration text, for range on the model")
     p.add_argument("--python", default=sys.executable)
     p.add_argument("--repeat", type=int, default=3)
     p.add_argument("--only", action="append")
@@ -107,6 +130,7 @@ def main():
         "search": lambda: bench_program(a, "bench_search"),
         "fuse": lambda: bench_program(a, "bench_fuse"),
         "tokenizer": lambda: bench_program(a, "bench_tokenizer", os.path.join(a.model, "tokenizer.json"), a.text),
+        "range": lambda: bench_range(a),
     }
     for name, run in todo.items():
         if not a.only or name in a.only:
