@@ -12,6 +12,9 @@ usage: ratios.py --program build/release/spinshard --model SMOLLM2_DIR --text FI
   range      time of steps of the objective range (32768 rows) on 2 ranks over that of their products at the
              measured bf16 peak (bench_range): at most 2.5
 
+  ce         tokens/s of a step of the objective ce (2 windows of 1024 tokens, W16A4KV4, detached) over those of the
+             same sites in PyTorch (--sites-script, run by --python): at least 2
+
 Runs alternate, the best of --repeat counts. Run it alone: two busy processes spoil every figure.
 """
 import argparse
@@ -114,13 +117,40 @@ def bench_range(a):
     print(f"range      SmolLM2, {len(steps)} steps in {steps[-1]['seconds']:.1f} s: {share:.2f} x its products (at most 2.5)")
 
 
+def ce_tokens_per_s(a, range_grad):
+    """Median of the steps; the first measures the sums' scale on the way and is left out."""
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(a.model))) as folder:
+        out = os.path.join(folder, "out")
+        phase = "learn=[{objective: ce, steps: 5, batch: 2, window: 1024, range_grad: %s}]" % range_grad
+        words = ["calib.windows=8", "calib.window=1024", "rotate.start=had", "rotate.online=[r3, r4]", "weights.scale=max",
+                 "activations.bits=4", "kv.bits=4", phase]
+        subprocess.run([a.program, "quantize", "--quiet", "--model", a.model, "--out", out, "--calib", a.calib or a.text,
+                        *[w for word in words for w in ("--set", word)]],
+                       env=clean_env(os.cpu_count()), check=True, stdout=subprocess.DEVNULL)
+        with open(os.path.join(out, "events.jsonl")) as f:
+            steps = [e for e in map(json.loads, f) if e["event"] == "step"][1:]
+    return sorted(e["tokens_per_s"] for e in steps)[len(steps) // 2]
+
+
+def bench_ce(a):
+    script = a.sites_script or os.path.join(os.environ.get("SPINSHARD_SHARED", "../shared"), "tools", "torch-sites.py")
+    ours, through, theirs = 0, 0, 0
+    for _ in range(a.repeat):
+        ours, through = max(ours, ce_tokens_per_s(a, "detached")), max(through, ce_tokens_per_s(a, "through"))
+        out = subprocess.run([a.python, script, a.model, a.calib or a.text, "4"], env=clean_env(os.cpu_count()),
+                             capture_output=True, check=True)
+        theirs = max(theirs, json.loads(out.stdout.splitlines()[-1])["tokens_per_s"])
+    print(f"ce         {ours:.0f} tokens/s (through the range {through:.0f}), PyTorch {theirs:.0f}: {ours / theirs:.2f} (at least 2)")
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--program", required=True)
     p.add_argument("--model", required=True)
     p.add_argument("--text", required=True)
-    p.add_argument("--calib", help="calibration text, for range on the model")
+    p.add_argument("--calib", help="calibration text, for range and ce on the model")
     p.add_argument("--python", default=sys.executable)
+    p.add_argument("--sites-script", help="for ce; default: tools/torch-sites.py beside SPINSHARD_SHARED's folders")
     p.add_argument("--repeat", type=int, default=3)
     p.add_argument("--only", action="append")
     a = p.parse_args()
@@ -131,6 +161,7 @@ def main():
         "fuse": lambda: bench_program(a, "bench_fuse"),
         "tokenizer": lambda: bench_program(a, "bench_tokenizer", os.path.join(a.model, "tokenizer.json"), a.text),
         "range": lambda: bench_range(a),
+        "ce": lambda: bench_ce(a),
     }
     for name, run in todo.items():
         if not a.only or name in a.only:
