@@ -2,7 +2,7 @@
 """SIGKILL of random ranks while rotations are learned: the same command goes on to the same bytes, and nothing
 hangs. One test on the model that is shipped, one on shared/models/tiny1m where that is there.
 
-SPINSHARD_KILLS: how many kills on each model (10). SPINSHARD_KILL_SEED: the seed of their times and ranks (1).
+SPINSHARD_KILLS: how many kills on each model (8). SPINSHARD_KILL_SEED: the seed of their times and ranks (1).
 A kill comes at a step drawn uniformly over the phases and then over the steps of the phase, a random moment after
 its event; one in ten comes before learning has kept anything. Prints a histogram.
 """
@@ -16,7 +16,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from kills import Tail, events, kill_a_rank  # noqa: E402
 from spin import SHARED, STORIES, TEXT, Case, main, settings, sha256, spin, start, tar_hashes  # noqa: E402
 
-KILLS = int(os.environ.get("SPINSHARD_KILLS", "10"))
+KILLS = int(os.environ.get("SPINSHARD_KILLS", "8"))
 SEED = int(os.environ.get("SPINSHARD_KILL_SEED", "1"))
 A_RUN = 5  # kills of one run, then it comes to its end
 PARTS = 5  # of the steps of a phase, in the histogram

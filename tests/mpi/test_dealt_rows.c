@@ -1,0 +1,70 @@
+/* Rows dealt over the ranks: what is put comes back on every rank, whatever the sizes, the bands
+ * and the number of ranks, and no rank holds more than its share. */
+#include "base/log.h"
+#include "mpi/comm.h"
+#include "mpi/dealt_rows.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+static int failures;
+
+static void check(bool ok, const char *what) {
+    if (ok) return;
+    failures++;
+    fprintf(stderr, "rank %d: failed: %s\n", comm_rank(comm_world()), what);
+}
+
+static double value(int64_t i, int64_t j) {
+    return (double)(i * 1000 + j) + 0.5;
+}
+
+static void fill(double *v, int64_t row, int64_t rows, int64_t width) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < width; j++) v[i * width + j] = value(row + i, j);
+}
+
+/* In bands of `put` rows, back in bands of `get`. */
+static void round_trip(const comm *c, int64_t n, int64_t width, int64_t put, int64_t get) {
+    dealt_rows *d;
+    double *v = calloc((size_t)(n * width), sizeof *v);
+    if (!v) abort();
+    check(!dealt_rows_create(c, n, width, "test", &d).code, "create");
+    check(dealt_rows_count(d) == n && dealt_rows_width(d) == width, "sizes");
+    const int64_t size = comm_size(c), share = (n + size - 1) / size;
+    check(dealt_rows_bytes(d) == (uint64_t)(share * width) * sizeof *v, "a share and no more");
+    for (int64_t row = 0; row < n; row += put) {
+        const int64_t b = put < n - row ? put : n - row;
+        fill(v, row, b, width);
+        dealt_rows_put(d, row, b, v);
+    }
+    bool same = true;
+    for (int64_t row = 0; row < n; row += get) {
+        const int64_t b = get < n - row ? get : n - row;
+        for (int64_t k = 0; k < b * width; k++) v[k] = -1;
+        dealt_rows_get(d, row, b, v);
+        for (int64_t k = 0; k < b * width; k++) same &= v[k] == value(row + k / width, k % width);
+    }
+    check(same, "what was put comes back");
+    dealt_rows_destroy(&d);
+    check(!d, "destroy sets NULL");
+    free(v);
+}
+
+int main(int argc, char **argv) {
+    err e = comm_start(&argc, &argv);
+    if (e.code) {
+        log_failure(&e);
+        return 1;
+    }
+    const comm *c = comm_world();
+    round_trip(c, 13, 7, 5, 4);
+    round_trip(c, 13, 7, 13, 1);
+    round_trip(c, 12, 3, 1, 12);
+    round_trip(c, 1, 5, 1, 1); /* more ranks than rows */
+    round_trip(c, 5, 1, 2, 3); /* on 4 ranks the last one has none */
+    int64_t all = failures;
+    comm_sum_i64(c, &all, 1);
+    comm_stop();
+    return all ? 1 : 0;
+}
