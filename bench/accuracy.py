@@ -28,7 +28,7 @@ ROWS = {
     "pca": {"set": A4 + ["rotate.start=pca"], "learn": True},
     "range, R2 pca": {"recipe": "range-w4a4kv4", "set": ["rotate.start=had", "rotate.start_r2=pca"], "learn": True},
     "pca + range": {"recipe": "range-w4a4kv4", "learn": True},
-    "default": {"recipe": "default", "learn": True},
+    "pca + range + scales": {"recipe": "scales-w4a4kv4", "learn": True},
 }
 
 
