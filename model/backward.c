@@ -317,37 +317,41 @@ static err room_for_r1(llama_work *w) {
     return e;
 }
 
-static void copy_r1(llama_work *w, const double *R) {
+/* Rows [row, row + rows) of R to the copies. */
+static void copy_r1_rows(llama_work *w, int64_t row, int64_t rows, const double *R) {
     const int64_t n = w->cfg.hidden;
     const bool wide = w->shape.compute == COMPUTE_F64;
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i++) {
-        for (int64_t j = 0; w->r1_half && j < n; j++)
-            w->r1_half[i * n + j] = half_to_bf16((float)R[i * n + j]);
-        for (int64_t j = 0; w->r1_t && j < n; j++) {
+    for (int64_t j = 0; j < n; j++) {
+        for (int64_t i = 0; w->r1_half && i < rows; i++)
+            w->r1_half[(row + i) * n + j] = half_to_bf16((float)R[i * n + j]);
+        for (int64_t i = 0; w->r1_t && i < rows; i++) {
             if (wide)
-                ((double *)w->r1_t)[i * n + j] = R[j * n + i];
+                ((double *)w->r1_t)[j * n + row + i] = R[i * n + j];
             else
-                ((float *)w->r1_t)[i * n + j] = (float)R[j * n + i];
+                ((float *)w->r1_t)[j * n + row + i] = (float)R[i * n + j];
         }
     }
 }
 
 err llama_work_put_r1(llama_work *w, const rotation *R1) {
+    enum { BAND = 64 };
+    const int64_t n = w->cfg.hidden;
     w->r1 = NULL;
     if (!R1 || rotation_get_kind(R1) != ROTATION_DENSE) return err_none();
     if (!(w->on & ON_INPUT) || (w->shape.compute != COMPUTE_BF16 && !w->shape.through))
         return err_none();
-    void *dense;
-    err e = mem_alloc(w->cfg.hidden * w->cfg.hidden, sizeof(double), "R1 for its copies", &dense);
+    void *band;
+    err e = mem_alloc(BAND * n, sizeof(double), "rows of R1", &band);
     if (e.code) return e;
-    e = rotation_to_dense(R1, dense);
-    if (!e.code) e = room_for_r1(w);
-    if (!e.code) {
-        copy_r1(w, dense);
-        w->r1 = R1;
+    e = room_for_r1(w);
+    for (int64_t row = 0; row < n && !e.code; row += BAND) {
+        const int64_t rows = size_min(BAND, n - row);
+        rotation_dense_rows(R1, row, rows, band);
+        copy_r1_rows(w, row, rows, band);
     }
-    mem_free(dense);
+    if (!e.code) w->r1 = R1;
+    mem_free(band);
     return e;
 }
 

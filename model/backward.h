@@ -53,8 +53,7 @@ typedef struct llama_work llama_work;
 err llama_work_create(const llama_config *cfg, const llama_sites *sites,
                       const llama_pass_shape *shape, llama_work **out);
 void llama_work_destroy(llama_work **w); /* local; NULL is fine; sets NULL */
-/* Local. What create takes and llama_work_put_r1 keeps; putting a dense R1 takes 8 hidden^2 bytes
- * more for a moment. */
+/* Local. What create takes and llama_work_put_r1 keeps. */
 uint64_t llama_work_bytes(const llama_config *cfg, const llama_sites *sites,
                           const llama_pass_shape *shape, int threads);
 

@@ -49,12 +49,11 @@ static int64_t entries_of(const llama_config *cfg, const learn_e2e_options *o) {
 }
 
 uint64_t learn_e2e_fixed_bytes(const llama_config *cfg, const learn_e2e_options *o) {
-    enum { SUM = 8, DENSE = 8, COPY = 4, ON_THE_WAY = 8, CELL = 40, R2_DOUBLES = 8 };
+    enum { SUM = 8, DENSE = 4, R2_DOUBLES = 8 };
     const uint64_t n2 = (uint64_t)cfg->hidden * (uint64_t)cfg->hidden;
-    const uint64_t cells = (uint64_t)o->grid.rows * (uint64_t)o->grid.cols;
-    const uint64_t r1 = n2 * (SUM + DENSE + COPY + ON_THE_WAY) + CELL * n2 / cells;
+    const cayley_dist_options r1 = {.n = cfg->hidden, .kind = o->kind, .grid = o->grid};
     const uint64_t r2 = (uint64_t)(cfg->layers * entries_of(cfg, o)) * R2_DOUBLES * sizeof(double);
-    return (o->r1 ? r1 : 0) + r2;
+    return (o->r1 ? n2 * (SUM + DENSE) + cayley_dist_plan_bytes(&r1) : 0) + r2;
 }
 
 err learn_e2e_check(const learn_e2e_options *o, llama_pass_shape *shape) {
@@ -96,14 +95,29 @@ static err array(int64_t n, size_t size, const char *what, void *out) {
     return e;
 }
 
-/* Rows of R1 to every rank; active ones put them into the rotation that the sites use. */
+/* Rows of R1 to every rank; active ones put them into the rotation that the sites use: in fp32,
+ * unless reals are doubles. */
 static void share_r1(learn_e2e *l) {
     const int64_t n = l->cfg->hidden;
+    const bool wide = l->w->shape.compute == COMPUTE_F64;
     for (int64_t row = 0; row < n; row += BAND) {
         const int64_t b = size_min(BAND, n - row);
-        cayley_dist_get_rows(l->r1, row, b, l->band);
-        if (l->active) rotation_put_rows(l->R1, row, b, l->band);
+        if (wide)
+            cayley_dist_get_rows(l->r1, row, b, l->band);
+        else
+            cayley_dist_get_rows_f32(l->r1, row, b, l->band);
+        if (!l->active) continue;
+        if (wide)
+            rotation_put_rows(l->R1, row, b, l->band);
+        else
+            rotation_put_rows_f32(l->R1, row, b, l->band);
     }
+}
+
+static err create_rotation(const learn_e2e *l, rotation **out) {
+    const int64_t n = l->cfg->hidden;
+    return l->w->shape.compute == COMPUTE_F64 ? rotation_create_dense(n, NULL, out)
+                                              : rotation_create_dense_f32(n, out);
 }
 
 static void share_r2(learn_e2e *l) {
@@ -118,7 +132,7 @@ static err create_r1(learn_e2e *l, const dealt_rows *R1) {
     const cayley_dist_options co = {
         .n = n, .kind = l->o.kind, .grid = l->o.grid, .blas_threads = l->o.blas_threads};
     err e = array(BAND * n, sizeof(int64_t), "rows of R1", &l->band);
-    if (!e.code && l->active) e = rotation_create_dense(n, NULL, &l->R1);
+    if (!e.code && l->active) e = create_rotation(l, &l->R1);
     if (!e.code && l->active && l->w->shape.r1) e = fixed_sum_init(&l->sums[0], n * n, "sum of R1");
     e = comm_agree(l->c, e, "learning", NULL);
     if (!e.code) e = cayley_dist_create(l->c, &co, &l->r1);

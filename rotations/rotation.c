@@ -25,8 +25,8 @@ struct rotation {
     int64_t n, block;
     int8_t *signs; /* Hadamard: [n] or NULL */
     fwht *hadamard;
-    double *dense;  /* [n, n] */
-    float *dense32; /* [n, n] up to F32_COPY, else NULL */
+    double *dense;  /* [n, n]; NULL where R is held in fp32 alone */
+    float *dense32; /* [n, n] up to F32_COPY, or where dense is NULL; else NULL */
     void *panel;    /* n > SMALL: [panel_rows, n] doubles */
     float *columns; /* n > F32_COPY: [n, F32_COLUMNS] */
     int64_t panel_rows;
@@ -89,16 +89,16 @@ err rotation_create_random_hadamard(int64_t n, uint64_t seed, rng_purpose purpos
     return finish(e, out);
 }
 
-static err dense_alloc(rotation *r) {
+static err dense_alloc(rotation *r, bool f32) {
     const int64_t n = r->n;
-    void *p;
-    err e = mem_alloc(n * n, sizeof(double), "dense rotation", &p);
+    void *p = NULL;
+    err e = f32 ? err_none() : mem_alloc(n * n, sizeof(double), "dense rotation", &p);
     r->dense = p;
-    if (!e.code && n <= F32_COPY) {
+    if (!e.code && (f32 || n <= F32_COPY)) {
         e = mem_alloc(n * n, sizeof(float), "dense rotation in fp32", &p);
         r->dense32 = p;
     }
-    if (!e.code && n > F32_COPY) {
+    if (!e.code && n > F32_COPY && !f32) {
         e = mem_alloc(n * F32_COLUMNS, sizeof(float), "columns of a rotation", &p);
         r->columns = p;
     }
@@ -112,15 +112,25 @@ static err dense_alloc(rotation *r) {
 err rotation_create_dense(int64_t n, const double *R, rotation **out) {
     err e = create(n, ROTATION_DENSE, out);
     if (e.code) return e;
-    e = dense_alloc(*out);
+    e = dense_alloc(*out, false);
     if (!e.code && R) rotation_put_rows(*out, 0, n, R);
     return finish(e, out);
+}
+
+err rotation_create_dense_f32(int64_t n, rotation **out) {
+    err e = create(n, ROTATION_DENSE, out);
+    return e.code ? e : finish(dense_alloc(*out, true), out);
 }
 
 void rotation_put_rows(rotation *r, int64_t row, int64_t rows, const double *R) {
     const int64_t at = row * r->n, count = rows * r->n;
     memcpy(r->dense + at, R, (size_t)count * sizeof *R);
     for (int64_t i = 0; r->dense32 && i < count; i++) r->dense32[at + i] = (float)R[i];
+}
+
+void rotation_put_rows_f32(rotation *r, int64_t row, int64_t rows, const float *R) {
+    assert(!r->dense);
+    memcpy(r->dense32 + row * r->n, R, (size_t)(rows * r->n) * sizeof *R);
 }
 
 void rotation_destroy(rotation **r) {
@@ -213,6 +223,7 @@ static void large_dense_rows_f32(const rotation *r, float *x, int64_t rows, int6
 
 void rotation_apply_f64(const rotation *r, double *x, int64_t rows, int64_t ld, bool transpose) {
     if (!r || r->kind == ROTATION_IDENTITY) return;
+    assert(r->kind == ROTATION_HADAMARD || r->dense);
     if (r->kind == ROTATION_HADAMARD)
         hadamard_rows_f64(r, x, rows, ld, transpose);
     else if (r->n <= SMALL)
@@ -232,7 +243,7 @@ void rotation_apply_f32(const rotation *r, float *x, int64_t rows, int64_t ld, b
 }
 
 void rotation_product_f64(const rotation *r, const double *x, int64_t rows, double *y) {
-    assert(r->kind == ROTATION_DENSE);
+    assert(r->kind == ROTATION_DENSE && r->dense);
     gemm_f64(false, false, rows, r->n, r->n, x, r->n, r->dense, r->n, false, y, r->n);
 }
 
@@ -243,11 +254,15 @@ static void unit_rows(int64_t n, int64_t i0, int64_t m, double *out) {
 }
 
 void rotation_dense_rows(const rotation *r, int64_t row, int64_t rows, double *out) {
-    unit_rows(r->n, row, rows, out);
-    if (r->kind == ROTATION_DENSE)
-        memcpy(out, r->dense + row * r->n, (size_t)(rows * r->n) * sizeof *out);
-    else
+    const int64_t at = row * r->n, count = rows * r->n;
+    if (r->dense) {
+        memcpy(out, r->dense + at, (size_t)count * sizeof *out);
+    } else if (r->dense32) {
+        for (int64_t i = 0; i < count; i++) out[i] = (double)r->dense32[at + i];
+    } else {
+        unit_rows(r->n, row, rows, out);
         rotation_apply_f64(r, out, rows, r->n, false);
+    }
 }
 
 err rotation_to_dense(const rotation *r, double *out) {
@@ -274,6 +289,7 @@ err rotation_orthogonality(const rotation *r, double *max) {
     *max = INFINITY;
     err e = mem_alloc(per * n, sizeof(double), "rows of R^T R", &rows);
     if (e.code) return e;
+    assert(r->kind != ROTATION_DENSE || r->dense);
     double most = 0;
     for (int64_t i = 0; i < n; i += per) {
         int64_t m = size_min(per, n - i);

@@ -29,11 +29,15 @@ err rotation_create_blocks(int64_t n, int64_t block, rotation **out);
 /* R [n, n] row-major, copied; not checked for orthogonality (rotation_orthogonality). NULL: zeros,
  * until rotation_put_rows has filled it. */
 err rotation_create_dense(int64_t n, const double *R, rotation **out);
+/* The same in fp32 alone, half the memory: zeros, until rotation_put_rows_f32 has filled it. For
+ * rotation_apply_f32 and rotation_dense_rows; what works in fp64 may not be called. */
+err rotation_create_dense_f32(int64_t n, rotation **out);
 void rotation_destroy(rotation **r); /* local; NULL is fine; sets NULL */
 
 /* Local. Rows [row, row + rows) of a dense R from R [rows, n]: for an R that is learned, and that
  * comes in rows. Not while another thread applies it. */
 void rotation_put_rows(rotation *r, int64_t row, int64_t rows, const double *R);
+void rotation_put_rows_f32(rotation *r, int64_t row, int64_t rows, const float *R);
 
 int64_t rotation_size(const rotation *r);
 rotation_kind rotation_get_kind(const rotation *r);

@@ -375,6 +375,48 @@ static void set_refuses_by_name(void **state) {
     rotation_set_destroy(&s);
 }
 
+/* A dense rotation that comes in rows is the one given whole; in fp32 alone it turns rows to the
+ * same bits, and gives R back rounded once. */
+static void dense_in_rows(void **state) {
+    (void)state;
+    const int64_t sizes[] = {48, 300};
+    for (int k = 0; k < 2; k++) {
+        const int64_t n = sizes[k], rows = 5;
+        double *R = room(n * n, sizeof *R), *back = room(n * n, sizeof *back);
+        float *x[3], *half = room(n * n, sizeof *half);
+        rotation *r[3];
+        fill_normal(R, n * n, 4);
+        for (int64_t i = 0; i < n * n; i++) half[i] = (float)R[i];
+        assert_ok(rotation_create_dense(n, R, &r[0]));
+        assert_ok(rotation_create_dense(n, NULL, &r[1]));
+        assert_ok(rotation_create_dense_f32(n, &r[2]));
+        for (int64_t row = 0; row < n; row += 7) {
+            const int64_t b = row + 7 <= n ? 7 : n - row;
+            rotation_put_rows(r[1], row, b, R + row * n);
+            rotation_put_rows_f32(r[2], row, b, half + row * n);
+        }
+        rotation_dense_rows(r[1], 0, n, back);
+        assert_memory_equal(back, R, (size_t)(n * n) * sizeof *R);
+        rotation_dense_rows(r[2], 3, n - 3, back);
+        for (int64_t i = 0; i < (n - 3) * n; i++) assert_true(back[i] == (double)half[3 * n + i]);
+        for (int turned = 0; turned < 2; turned++) {
+            for (int i = 0; i < 3; i++) {
+                x[i] = room(rows * n, sizeof *x[i]);
+                for (int64_t j = 0; j < rows * n; j++)
+                    x[i][j] = (float)rng_normal(5, RNG_TEST, (uint64_t)j);
+                rotation_apply_f32(r[i], x[i], rows, n, turned);
+            }
+            for (int i = 1; i < 3; i++)
+                assert_memory_equal(x[0], x[i], (size_t)(rows * n) * sizeof(float));
+            for (int i = 0; i < 3; i++) free(x[i]);
+        }
+        for (int i = 0; i < 3; i++) rotation_destroy(&r[i]);
+        free(R);
+        free(back);
+        free(half);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(matrices_are_hadamard),
@@ -387,6 +429,7 @@ int main(void) {
         cmocka_unit_test(large_dense_rotation_in_fp32),
         cmocka_unit_test(hadamard_rotations),
         cmocka_unit_test(orthogonal_to_twelve_digits),
+        cmocka_unit_test(dense_in_rows),
         cmocka_unit_test(set_of_a_model),
         cmocka_unit_test(set_refuses_by_name),
     };
