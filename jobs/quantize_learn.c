@@ -76,7 +76,10 @@ static bool needs_rows(const quantize_run *q, int64_t first, bool fresh) {
 static err run_phase(learner *l, int64_t k, const learn_kept *saved) {
     const bool e2e = learn_e2e_is(json_array_get(recipe_get(l->q->recipe, "learn"), (size_t)k));
     if (!e2e) return learn_range_phase(l, k, saved);
-    if (!needs_rows(l->q, k + 1, false)) row_pool_clear(&l->pool); /* memory for the passes */
+    if (!needs_rows(l->q, k + 1, false)) { /* memory for the passes */
+        row_pool_clear(&l->pool);
+        llama_stage_clear(&l->stage);
+    }
     return learn_e2e_phase(l, k, saved);
 }
 
