@@ -62,7 +62,7 @@ static err phase_options(const quantize_run *q, const json_t *phase, learn_e2e_o
     free(unused);
     if (e.code) return e;
     o->sites.scales = rotation_set_scales(q->rotations);
-    if (o->weights && o->sites.scales)
+    if (o->weights && (o->sites.scales || json_array_size(recipe_get(r, "scale.pairs"))))
         return err_make(ERR_USAGE, "learn", "leave weights: false, or scale.pairs empty",
                         "weights in the loop of this objective go without scales");
     if (!optimizer_kind_parse(json_string_value(json_object_get(phase, "optimizer")), &o->kind) ||
@@ -115,7 +115,7 @@ static err phase_wish(const quantize_run *q, const json_t *phase, e2e_phase *p) 
     if (!e.code) e = read_flags(q->o, &p->w);
     if (!e.code)
         e = embed_rows_init(q->calib_ids, q->calib_windows * p->o.length, cfg->vocab, &p->rows);
-    p->w.fixed_bytes = learn_e2e_fixed_bytes(cfg, &p->o);
+    if (!e.code) p->w.fixed_bytes = learn_e2e_fixed_bytes(cfg, &p->o);
     return e;
 }
 
