@@ -74,15 +74,32 @@ uint64_t mem_peak_bytes(void) {
     return atomic_load(&peak);
 }
 
-uint64_t mem_peak_rss_bytes(void) {
-    FILE *f = fopen("/proc/self/status", "r");
+/* A line "NAME:  123 kB" of the process's status. */
+static uint64_t status_bytes(const char *name) {
+    FILE *f = fopen("/proc/self/status", "re");
     if (!f) return 0;
     char line[256];
     uint64_t kib = 0;
+    const size_t n = strlen(name);
     while (fgets(line, sizeof line, f))
-        if (sscanf(line, "VmHWM: %" SCNu64 " kB", &kib) == 1) break;
+        if (!strncmp(line, name, n) && sscanf(line + n, ": %" SCNu64 " kB", &kib) == 1) break;
     fclose(f);
     return kib * 1024;
+}
+
+uint64_t mem_rss_bytes(void) {
+    return status_bytes("VmRSS");
+}
+
+uint64_t mem_peak_rss_bytes(void) {
+    return status_bytes("VmHWM");
+}
+
+void mem_reset_peak_rss(void) {
+    FILE *f = fopen("/proc/self/clear_refs", "we");
+    if (!f) return;
+    fputs("5", f); /* proc(5): the peak becomes the current value */
+    fclose(f);
 }
 
 struct arena {

@@ -18,8 +18,14 @@ void mem_free(void *p); /* local; NULL is fine */
 uint64_t mem_held_bytes(void);
 uint64_t mem_peak_bytes(void);
 
-/* Local. Peak resident set of this process in bytes (VmHWM), 0 where unknown. */
+/* Local. Resident set of this process in bytes now, and at its peak (VmRSS, VmHWM); 0 where
+ * unknown. */
+uint64_t mem_rss_bytes(void);
 uint64_t mem_peak_rss_bytes(void);
+
+/* Local. The peak begins anew at what is resident now, so that each phase has its own. Where the
+ * system does not allow it the peak stays that of the whole run. */
+void mem_reset_peak_rss(void);
 
 /* One block cut from front to back; given back as a whole or to a mark. */
 typedef struct arena arena;

@@ -167,6 +167,31 @@ static void set_factors(learn_range *l) {
     if (kinds) l->factor2 = unit * 24 * R2_ROWS * (double)(kinds * l->o.r2_heads) / (rows * noise);
 }
 
+static uint64_t bytes_of_r2(int64_t d, const learn_range_options *o, int64_t n_layers,
+                            bool weights) {
+    const uint64_t dd = (uint64_t)(d * d) * sizeof(double);
+    const uint64_t each = 2 + (o->kind == OPTIMIZER_ADAM) + weights; /* R2, directions, M, G2 */
+    return (uint64_t)(n_layers * o->r2_heads) * dd * each + dd +
+           range_work_bytes(d, 2 * R2_ROWS, 1);
+}
+
+uint64_t learn_range_bytes(const llama_config *cfg, const learn_range_options *o, int64_t n_layers,
+                           bool cell, int64_t weight_rows, int64_t weight_groups) {
+    const int64_t n = cfg->hidden, per_site = size_ceil_div(o->rows, 2 * o->layers);
+    const uint64_t n2 = (uint64_t)(n * n);
+    const bool act = aquant_on(&o->act);
+    const cayley_dist_options r1 = {.n = n, .kind = o->kind, .grid = o->grid};
+    uint64_t bytes = 0;
+    if (o->r1 && (act || weight_rows)) {
+        const int64_t rows = (act ? per_site * 2 * n_layers : 0) + weight_rows;
+        bytes += n2 * (sizeof(int64_t) + sizeof(float)) + (uint64_t)(BAND * n) * sizeof(int64_t) +
+                 range_work_bytes(n, size_max(1, rows), size_max(1, weight_groups));
+        if (cell) bytes += cayley_dist_plan_bytes(&r1);
+    }
+    if (o->r2_heads) bytes += bytes_of_r2(cfg->head_dim, o, n_layers, weight_rows > 0);
+    return bytes;
+}
+
 /* Collective. */
 static double measure_peak(const comm *c) {
     int64_t mega = (int64_t)(product_peak(COMPUTE_BF16) / 1e6);
