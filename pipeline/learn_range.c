@@ -176,19 +176,19 @@ static uint64_t bytes_of_r2(int64_t d, const learn_range_options *o, int64_t n_l
 }
 
 uint64_t learn_range_bytes(const llama_config *cfg, const learn_range_options *o, int64_t n_layers,
-                           bool cell, int64_t weight_rows, int64_t weight_groups) {
+                           bool cell, int64_t rows_of_weights, int64_t groups) {
     const int64_t n = cfg->hidden, per_site = size_ceil_div(o->rows, 2 * o->layers);
     const uint64_t n2 = (uint64_t)(n * n);
     const bool act = aquant_on(&o->act);
     const cayley_dist_options r1 = {.n = n, .kind = o->kind, .grid = o->grid};
     uint64_t bytes = 0;
-    if (o->r1 && (act || weight_rows)) {
-        const int64_t rows = (act ? per_site * 2 * n_layers : 0) + weight_rows;
+    if (o->r1 && (act || rows_of_weights)) {
+        const int64_t rows = (act ? per_site * 2 * n_layers : 0) + rows_of_weights;
         bytes += n2 * (sizeof(int64_t) + sizeof(float)) + (uint64_t)(BAND * n) * sizeof(int64_t) +
-                 range_work_bytes(n, size_max(1, rows), size_max(1, weight_groups));
+                 range_work_bytes(n, size_max(1, rows), size_max(1, groups));
         if (cell) bytes += cayley_dist_plan_bytes(&r1);
     }
-    if (o->r2_heads) bytes += bytes_of_r2(cfg->head_dim, o, n_layers, weight_rows > 0);
+    if (o->r2_heads) bytes += bytes_of_r2(cfg->head_dim, o, n_layers, rows_of_weights > 0);
     return bytes;
 }
 

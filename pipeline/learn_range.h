@@ -55,10 +55,10 @@ void learn_range_take_r1(learn_range *l, dealt_rows *to);
 const double *learn_range_r2(const learn_range *l);
 
 /* Local. Bytes of learn_range_create and its steps on a rank with n_layers layers, for plans; cell:
- * the rank is one of the grid. weight_rows: rows of weights it draws at most, 0 without them;
- * weight_groups: ranges of one. */
+ * the rank is one of the grid. rows_of_weights: that it draws at most, 0 without them; groups:
+ * ranges of one. */
 uint64_t learn_range_bytes(const llama_config *cfg, const learn_range_options *o, int64_t n_layers,
-                           bool cell, int64_t weight_rows, int64_t weight_groups);
+                           bool cell, int64_t rows_of_weights, int64_t groups);
 
 /* Collective. Bytes of R1, its optimiser and the step, of the largest rank. */
 uint64_t learn_range_r1_bytes(const learn_range *l);
