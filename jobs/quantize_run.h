@@ -58,6 +58,9 @@ err quantize_do_items(quantize_run *q);    /* phase gptq: items to objects */
 err quantize_pack(quantize_run *q);        /* phase pack and verify: objects to tars, manifest */
 err quantize_finish(quantize_run *q);      /* phase done: reports, remove the run folder */
 
+/* Local. True where all units of an item are objects of the run state. */
+bool quantize_item_done(const quantize_run *q, int64_t item);
+
 /* Collective. Start and end of a phase in the log and events; more is taken over (root; or NULL).
  */
 void quantize_phase_start(quantize_run *q, const char *phase);
