@@ -64,33 +64,26 @@ static void REAL_FN(by_head)(int64_t n_tokens, const llama_scratch *s) {
     }
 }
 
-/* x += o_proj of the attention output, which lies in s->q. */
-static void REAL_FN(output_product)(const llama_layer *l, const site *at, int64_t n_tokens, REAL *x,
-                                    llama_scratch *s) {
-    const int64_t n = s->cfg.heads * s->cfg.head_dim, hidden = s->cfg.hidden;
+/* The o_proj input from the attention output, which lies in s->q: through its site, to factors. */
+static const void *REAL_FN(output_factors)(const site *at, int64_t n_tokens, llama_scratch *s) {
+    const int64_t n = s->cfg.heads * s->cfg.head_dim;
     REAL *out = s->q;
     REAL_FN(site_apply)(at, out, n_tokens, &s->site);
-    const void *factors = out;
-    if (s->compute == COMPUTE_BF16) {
+    if (s->compute != COMPUTE_BF16) return out;
 #pragma omp parallel for schedule(static)
-        for (int64_t t = 0; t < n_tokens; t++) {
-            REAL_FN(norm_factors)(out + t * n, n, NULL, s->compute, (bf16 *)s->input + t * n);
-        }
-        factors = s->input;
+    for (int64_t t = 0; t < n_tokens; t++) {
+        REAL_FN(norm_factors)(out + t * n, n, NULL, s->compute, (bf16 *)s->input + t * n);
     }
-    wmat_product(&l->o, s->compute, factors, n_tokens, true, x, s->per_thread, s->thread_bytes);
-    for (int64_t t = 0; l->bo && t < n_tokens; t++) {
-        REAL_FN(norm_add_bias)(x + t * hidden, l->bo, hidden);
-    }
+    return s->input;
 }
 
-void REAL_FN(block_forward)(const llama_layer *l, int64_t layer, const llama_sites *sites,
-                            int64_t n_tokens, REAL *x, llama_scratch *s) {
+const void *REAL_FN(block_step_input)(const llama_layer *l, int64_t layer, const llama_sites *sites,
+                                      llama_step step, int64_t n_tokens, const REAL *x,
+                                      llama_scratch *s) {
     const llama_config *c = &s->cfg;
-    const site attn_in = sites_input(sites, c, layer, NORM_ATTN),
-               keys = sites_keys(sites, c, layer);
-    const site mlp_in = sites_input(sites, c, layer, NORM_MLP);
-    const site values = sites_values(sites, c, layer), output = sites_output(sites, c, layer);
+    const site normed = sites_input(sites, c, layer, step <= STEP_O ? NORM_ATTN : NORM_MLP);
+    const site keys = sites_keys(sites, c, layer), values = sites_values(sites, c, layer),
+               output = sites_output(sites, c, layer);
     const attention_shape shape = {.tokens = n_tokens,
                                    .heads = c->heads,
                                    .kv_heads = c->kv_heads,
@@ -98,7 +91,10 @@ void REAL_FN(block_forward)(const llama_layer *l, int64_t layer, const llama_sit
                                    .sliding_window = c->sliding_window,
                                    .compute = s->compute};
 
-    REAL_FN(normed_input)(&attn_in, l->attn_norm, n_tokens, x, s);
+    REAL_FN(normed_input)
+    (&normed, step <= STEP_O ? l->attn_norm : l->mlp_norm, n_tokens, x, s);
+    if (step == STEP_QKV || step == STEP_GATE_UP) return s->input;
+    if (step == STEP_DOWN) return REAL_FN(mlp_mid)(l, layer, sites, n_tokens, s);
     const wmat_term qkv[] = {{&l->q, s->q}, {&l->k, s->k}, {&l->v, s->v}};
     wmat_products(qkv, 3, s->compute, s->input, n_tokens, false, s->per_thread, s->thread_bytes);
     REAL_FN(place_positions)(l, n_tokens, s);
@@ -107,8 +103,25 @@ void REAL_FN(block_forward)(const llama_layer *l, int64_t layer, const llama_sit
     REAL_FN(by_head)(n_tokens, s);
     REAL_FN(attention)
     (&shape, s->q_heads, s->k_heads, s->v_heads, s->q, NULL, s->per_thread, s->thread_bytes);
-    REAL_FN(output_product)(l, &output, n_tokens, x, s);
+    return REAL_FN(output_factors)(&output, n_tokens, s);
+}
 
-    REAL_FN(normed_input)(&mlp_in, l->mlp_norm, n_tokens, x, s);
-    REAL_FN(mlp_forward)(l, layer, sites, n_tokens, x, s);
+void REAL_FN(block_step_add)(const llama_layer *l, llama_step step, int64_t n_tokens,
+                             const void *factors, REAL *x, llama_scratch *s) {
+    const wmat *w = step == STEP_O ? &l->o : &l->down;
+    const float *bias = step == STEP_O ? l->bo : l->bdown;
+    const int64_t hidden = s->cfg.hidden;
+    wmat_product(w, s->compute, factors, n_tokens, true, x, s->per_thread, s->thread_bytes);
+    for (int64_t t = 0; bias && t < n_tokens; t++) {
+        REAL_FN(norm_add_bias)(x + t * hidden, bias, hidden);
+    }
+}
+
+void REAL_FN(block_forward)(const llama_layer *l, int64_t layer, const llama_sites *sites,
+                            int64_t n_tokens, REAL *x, llama_scratch *s) {
+    static const llama_step steps[] = {STEP_O, STEP_DOWN};
+    for (int i = 0; i < 2; i++) {
+        const void *factors = REAL_FN(block_step_input)(l, layer, sites, steps[i], n_tokens, x, s);
+        REAL_FN(block_step_add)(l, steps[i], n_tokens, factors, x, s);
+    }
 }

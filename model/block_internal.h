@@ -43,11 +43,26 @@ void block_forward_f32(const llama_layer *l, int64_t layer, const llama_sites *s
 void block_forward_f64(const llama_layer *l, int64_t layer, const llama_sites *sites,
                        int64_t n_tokens, double *x, llama_scratch *s);
 
-/* Local, threaded. s->mid = down_proj input of `input` (gate, up, SiLU, site); x += down_proj. */
-void mlp_forward_f32(const llama_layer *l, int64_t layer, const llama_sites *sites,
-                     int64_t n_tokens, float *x, llama_scratch *s);
-void mlp_forward_f64(const llama_layer *l, int64_t layer, const llama_sites *sites,
-                     int64_t n_tokens, double *x, llama_scratch *s);
+/* Local, threaded. The input of the linears of a step as factors [n_tokens, width], from x as it is
+ * before the step: borrowed, until the scratch is used again. */
+const void *block_step_input_f32(const llama_layer *l, int64_t layer, const llama_sites *sites,
+                                 llama_step step, int64_t n_tokens, const float *x,
+                                 llama_scratch *s);
+const void *block_step_input_f64(const llama_layer *l, int64_t layer, const llama_sites *sites,
+                                 llama_step step, int64_t n_tokens, const double *x,
+                                 llama_scratch *s);
+
+/* Local, threaded. x += o_proj (STEP_O) or down_proj (STEP_DOWN) of such an input. */
+void block_step_add_f32(const llama_layer *l, llama_step step, int64_t n_tokens,
+                        const void *factors, float *x, llama_scratch *s);
+void block_step_add_f64(const llama_layer *l, llama_step step, int64_t n_tokens,
+                        const void *factors, double *x, llama_scratch *s);
+
+/* Local, threaded. The down_proj input of s->input (gate, up, SiLU, site), as factors. */
+const void *mlp_mid_f32(const llama_layer *l, int64_t layer, const llama_sites *sites,
+                        int64_t n_tokens, llama_scratch *s);
+const void *mlp_mid_f64(const llama_layer *l, int64_t layer, const llama_sites *sites,
+                        int64_t n_tokens, llama_scratch *s);
 
 /* Local, threaded. As llama_head_nll and llama_head_logits. */
 void loss_nll_f32(const wmat *head, const float *final_norm, int64_t n_tokens, const float *x,

@@ -258,14 +258,18 @@ static err check_room(const llama_scratch *scratch, int64_t n_tokens) {
     return err_none();
 }
 
+static err check_sites(const llama_config *cfg, const llama_sites *sites,
+                       const llama_scratch *scratch) {
+    const llama_scratch asked = scratch_shape(cfg, sites, scratch->compute, 1, 1);
+    if ((!asked.input_sites || scratch->input_sites) && (!asked.down_site || scratch->down_site))
+        return err_none();
+    return err_make(ERR_BUG, "forward pass", NULL, "buffers were made for fewer sites");
+}
+
 err llama_layers_forward(const llama_stage *s, const llama_sites *sites, int64_t n_tokens, void *x,
                          llama_scratch *scratch) {
     err e = check_room(scratch, n_tokens);
-    const llama_scratch asked = scratch_shape(s->cfg, sites, scratch->compute, n_tokens, 1);
-    if (!e.code && ((asked.input_sites && !scratch->input_sites) ||
-                    (asked.down_site && !scratch->down_site))) {
-        e = err_make(ERR_BUG, "forward pass", NULL, "buffers were made for fewer sites");
-    }
+    if (!e.code) e = check_sites(s->cfg, sites, scratch);
     for (int64_t i = 0; !e.code && i < s->n_layers; i++) {
         const int64_t layer = s->first_layer + i;
         if (scratch->compute == COMPUTE_F64) {
@@ -274,6 +278,39 @@ err llama_layers_forward(const llama_stage *s, const llama_sites *sites, int64_t
             block_forward_f32(&s->layers[i], layer, sites, n_tokens, x, scratch);
         }
     }
+    return e;
+}
+
+int64_t llama_step_width(const llama_config *cfg, llama_step step) {
+    if (step == STEP_O) return cfg->heads * cfg->head_dim;
+    return step == STEP_DOWN ? cfg->intermediate : cfg->hidden;
+}
+
+err llama_step_input(const llama_stage *s, int64_t layer, const llama_sites *sites, llama_step step,
+                     int64_t n_tokens, const void *x, llama_scratch *scratch, void *to) {
+    const llama_layer *l = &s->layers[layer - s->first_layer];
+    const size_t bytes = (size_t)(n_tokens * llama_step_width(s->cfg, step)) *
+                         compute_factor_bytes(scratch->compute);
+    err e = check_room(scratch, n_tokens);
+    if (!e.code) e = check_sites(s->cfg, sites, scratch);
+    if (e.code) return e;
+    memcpy(to,
+           scratch->compute == COMPUTE_F64
+               ? block_step_input_f64(l, layer, sites, step, n_tokens, x, scratch)
+               : block_step_input_f32(l, layer, sites, step, n_tokens, x, scratch),
+           bytes);
+    return e;
+}
+
+err llama_step_add(const llama_stage *s, int64_t layer, llama_step step, int64_t n_tokens,
+                   const void *factors, void *x, llama_scratch *scratch) {
+    const llama_layer *l = &s->layers[layer - s->first_layer];
+    err e = check_room(scratch, n_tokens);
+    if (e.code) return e;
+    if (scratch->compute == COMPUTE_F64)
+        block_step_add_f64(l, step, n_tokens, factors, x, scratch);
+    else
+        block_step_add_f32(l, step, n_tokens, factors, x, scratch);
     return e;
 }
 

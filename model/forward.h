@@ -89,6 +89,21 @@ err llama_embed(const llama_stage *s, compute_type compute, const int32_t *ids, 
 err llama_layers_forward(const llama_stage *s, const llama_sites *sites, int64_t n_tokens, void *x,
                          llama_scratch *scratch);
 
+/* The four inputs that the linears of a layer share, in the order in which they come about. */
+typedef enum llama_step { STEP_QKV, STEP_O, STEP_GATE_UP, STEP_DOWN, STEP_COUNT } llama_step;
+int64_t llama_step_width(const llama_config *cfg, llama_step step); /* local */
+
+/* Local, threaded. One layer in pieces, for who changes its weights in between (GPTQ): the input of
+ * the linears of a step, as factors [n_tokens, width] (bf16, float or double), into `to`. x is the
+ * residual stream at the layer's input for STEP_QKV and STEP_O, and with o_proj added for the other
+ * two; it stays as it is. STEP_O needs the weights of q, k, v, STEP_DOWN those of gate and up. */
+err llama_step_input(const llama_stage *s, int64_t layer, const llama_sites *sites, llama_step step,
+                     int64_t n_tokens, const void *x, llama_scratch *scratch, void *to);
+/* Local, threaded. x += o_proj (STEP_O) or down_proj (STEP_DOWN) of that input. All four together
+ * are llama_layers_forward of the layer, bit for bit. */
+err llama_step_add(const llama_stage *s, int64_t layer, llama_step step, int64_t n_tokens,
+                   const void *factors, void *x, llama_scratch *scratch);
+
 /* Local, threaded. Final norm, head and cross entropy: *nll_sum = the sum over t = 0 .. T-2 of
  * -log p(ids[t+1] | ids[0..t]) in nats; nll [T-1] each of them, or NULL. The logits are made in
  * slices. x is left as it is. */

@@ -47,26 +47,21 @@ static void REAL_FN(gate_up)(const llama_layer *l, bool keep_real, int64_t n_tok
     }
 }
 
-void REAL_FN(mlp_forward)(const llama_layer *l, int64_t layer, const llama_sites *sites,
-                          int64_t n_tokens, REAL *x, llama_scratch *s) {
+const void *REAL_FN(mlp_mid)(const llama_layer *l, int64_t layer, const llama_sites *sites,
+                             int64_t n_tokens, llama_scratch *s) {
     const site down = sites_down(sites, &s->cfg, layer);
     const bool acts = site_acts(&down);
-    const int64_t width = s->cfg.intermediate, hidden = s->cfg.hidden;
+    const int64_t width = s->cfg.intermediate;
     REAL_FN(gate_up)(l, acts, n_tokens, s);
-    if (acts) {
-        REAL *mid = s->wide_mid;
-        REAL_FN(site_apply)(&down, mid, n_tokens, &s->site);
-        const size_t row = (size_t)width * compute_factor_bytes(s->compute);
-        if (s->mid != s->wide_mid) {
+    if (!acts) return s->mid;
+    REAL *mid = s->wide_mid;
+    REAL_FN(site_apply)(&down, mid, n_tokens, &s->site);
+    if (s->mid == s->wide_mid) return s->mid;
+    const size_t row = (size_t)width * compute_factor_bytes(s->compute);
 #pragma omp parallel for schedule(static)
-            for (int64_t t = 0; t < n_tokens; t++) {
-                REAL_FN(norm_factors)
-                (mid + t * width, width, NULL, s->compute, (char *)s->mid + (size_t)t * row);
-            }
-        }
+    for (int64_t t = 0; t < n_tokens; t++) {
+        REAL_FN(norm_factors)
+        (mid + t * width, width, NULL, s->compute, (char *)s->mid + (size_t)t * row);
     }
-    wmat_product(&l->down, s->compute, s->mid, n_tokens, true, x, s->per_thread, s->thread_bytes);
-    for (int64_t t = 0; l->bdown && t < n_tokens; t++) {
-        REAL_FN(norm_add_bias)(x + t * hidden, l->bdown, hidden);
-    }
+    return s->mid;
 }
