@@ -64,6 +64,16 @@ void gemm_tile_f64(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, 
 void gemm_tile_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
                     const bf16 *b, int64_t ldb, bool add, float *c, int64_t ldc);
 
+/* Local. A factor b that many tiles of m rows have in common, put once into the order that the
+ * kernel asks for (it does so in each call otherwise): bytes it takes; b [k,n], or with trans_b
+ * [n,k], into `packed`, aligned to 64; and a tile c[m,n] = a[m,k] b of it, all rows contiguous. m,
+ * n, k >= 1, and the same in all three calls. */
+uint64_t gemm_packed_bytes(int64_t m, int64_t n, int64_t k);
+void gemm_pack_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *b, int64_t ldb,
+                    void *packed);
+void gemm_tile_packed_bf16(int64_t m, int64_t n, int64_t k, const bf16 *a, const void *packed,
+                           float *c);
+
 /* Local. The cut of a product into tiles: rows and columns of a tile, by shape and bytes per factor
  * element alone. */
 void gemm_tile_shape(int64_t m, int64_t n, int64_t k, size_t element, int64_t *tile_m,

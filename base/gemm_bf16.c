@@ -54,12 +54,14 @@ static void tile_widened(bool trans_b, int64_t m, int64_t n, int64_t k, const bf
 typedef struct matmul_key {
     int64_t m, n, k, lda, ldb, ldc;
     int64_t trans_b, add; /* 64 bits: no padding, so keys compare by memcmp */
+    int64_t packed;       /* b in the kernel's own order; trans_b and ldb are 0 then */
 } matmul_key;
 
 typedef struct matmul {
     matmul_key key;
     dnnl_primitive_t primitive; /* NULL: free slot */
     dnnl_memory_t a, b, c;
+    size_t b_bytes;
 } matmul;
 
 enum { CACHE_SLOTS = 256, CACHE_PROBES = 8 };
@@ -110,7 +112,10 @@ static void matmul_create(const matmul_key *k, matmul *out) {
     const dnnl_dims_t sa = {k->lda, 1}, sc = {k->ldc, 1};
     const dnnl_dims_t sb = {k->trans_b ? 1 : k->ldb, k->trans_b ? k->ldb : 1};
     need(dnnl_memory_desc_init_by_strides(&a, 2, da, dnnl_bf16, sa), k);
-    need(dnnl_memory_desc_init_by_strides(&b, 2, db, dnnl_bf16, sb), k);
+    if (k->packed)
+        need(dnnl_memory_desc_init_by_tag(&b, 2, db, dnnl_bf16, dnnl_format_tag_any), k);
+    else
+        need(dnnl_memory_desc_init_by_strides(&b, 2, db, dnnl_bf16, sb), k);
     need(dnnl_memory_desc_init_by_strides(&c, 2, dc, dnnl_f32, sc), k);
     dnnl_matmul_desc_t d;
     need(dnnl_matmul_desc_init(&d, &a, &b, NULL, &c), k);
@@ -127,10 +132,12 @@ static void matmul_create(const matmul_key *k, matmul *out) {
     dnnl_primitive_desc_t pd;
     need(dnnl_primitive_desc_create(&pd, &d, attr, engine, NULL), k);
     need(dnnl_primitive_create(&out->primitive, pd), k);
+    const dnnl_memory_desc_t *chosen = dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0);
+    need(dnnl_memory_create(&out->a, &a, engine, DNNL_MEMORY_NONE), k);
+    need(dnnl_memory_create(&out->b, chosen, engine, DNNL_MEMORY_NONE), k);
+    out->b_bytes = dnnl_memory_desc_get_size(chosen);
     dnnl_primitive_desc_destroy(pd);
     dnnl_primitive_attr_destroy(attr);
-    need(dnnl_memory_create(&out->a, &a, engine, DNNL_MEMORY_NONE), k);
-    need(dnnl_memory_create(&out->b, &b, engine, DNNL_MEMORY_NONE), k);
     need(dnnl_memory_create(&out->c, &c, engine, DNNL_MEMORY_NONE), k);
     out->key = *k;
 }
@@ -144,7 +151,8 @@ static void matmul_destroy(matmul *p) {
 }
 
 static uint64_t key_hash(const matmul_key *k) {
-    const int64_t v[] = {k->m, k->n, k->k, k->lda, k->ldb, k->ldc, k->trans_b * 2 + k->add};
+    const int64_t v[] = {
+        k->m, k->n, k->k, k->lda, k->ldb, k->ldc, k->packed * 4 + k->trans_b * 2 + k->add};
     uint64_t h = 0;
     for (size_t i = 0; i < sizeof v / sizeof *v; i++) {
         h = (h ^ (uint64_t)v[i]) * 0x9e3779b97f4a7c15u;
@@ -192,6 +200,42 @@ static void tile_onednn(const matmul_key *k, const bf16 *a, const bf16 *b, float
     omp_set_num_threads(threads);
 }
 
+static matmul_key packed_key(int64_t m, int64_t n, int64_t k) {
+    return (matmul_key){.m = m, .n = n, .k = k, .lda = k, .ldc = n, .packed = 1};
+}
+
+/* b into the order that the kernel of this key asks for. */
+static void pack_onednn(const matmul_key *k, bool trans_b, const bf16 *b, int64_t ldb, void *out) {
+    const int threads = omp_get_max_threads();
+    omp_set_num_threads(1);
+    matmul_cache *cache = thread_cache(k);
+    const matmul *p = matmul_find(cache, k);
+    const dnnl_memory_desc_t *to;
+    dnnl_memory_desc_t from;
+    const dnnl_dims_t d = {k->k, k->n}, s = {trans_b ? 1 : ldb, trans_b ? ldb : 1};
+    need(dnnl_memory_get_memory_desc(p->b, &to), k);
+    need(dnnl_memory_desc_init_by_strides(&from, 2, d, dnnl_bf16, s), k);
+    dnnl_memory_t source, target;
+    need(dnnl_memory_create(&source, &from, engine, (void *)(uintptr_t)b), k);
+    need(dnnl_memory_create(&target, to, engine, out), k);
+    dnnl_primitive_desc_t pd;
+    dnnl_primitive_t reorder;
+    need(dnnl_reorder_primitive_desc_create(&pd, &from, engine, to, engine, NULL), k);
+    need(dnnl_primitive_create(&reorder, pd), k);
+    const dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, source}, {DNNL_ARG_TO, target}};
+    need(dnnl_primitive_execute(reorder, cache->stream, 2, args), k);
+    need(dnnl_stream_wait(cache->stream), k);
+    dnnl_primitive_destroy(reorder);
+    dnnl_primitive_desc_destroy(pd);
+    dnnl_memory_destroy(source);
+    dnnl_memory_destroy(target);
+    omp_set_num_threads(threads);
+}
+
+static size_t packed_bytes(const matmul_key *k) {
+    return matmul_find(thread_cache(k), k)->b_bytes;
+}
+
 #else
 
 bool gemm_has_bf16(void) {
@@ -222,4 +266,48 @@ void gemm_tile_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a
     }
 #endif
     tile_widened(trans_b, m, n, k, a, lda, b, ldb, add, c, ldc);
+}
+
+/* A factor packed once. Without bf16 kernels it is a plain [k, n]. */
+
+uint64_t gemm_packed_bytes(int64_t m, int64_t n, int64_t k) {
+#if BF16_BY_ONEDNN
+    if (gemm_has_bf16()) {
+        const int threads = omp_get_max_threads();
+        omp_set_num_threads(1);
+        const matmul_key key = packed_key(m, n, k);
+        const uint64_t bytes = packed_bytes(&key);
+        omp_set_num_threads(threads);
+        return bytes;
+    }
+#endif
+    (void)m;
+    return (uint64_t)(n * k) * sizeof(bf16);
+}
+
+void gemm_pack_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *b, int64_t ldb,
+                    void *packed) {
+#if BF16_BY_ONEDNN
+    if (gemm_has_bf16()) {
+        const matmul_key key = packed_key(m, n, k);
+        pack_onednn(&key, trans_b, b, ldb, packed);
+        return;
+    }
+#endif
+    (void)m;
+    bf16 *to = packed;
+    for (int64_t i = 0; i < k; i++)
+        for (int64_t j = 0; j < n; j++) to[i * n + j] = b[trans_b ? j * ldb + i : i * ldb + j];
+}
+
+void gemm_tile_packed_bf16(int64_t m, int64_t n, int64_t k, const bf16 *a, const void *packed,
+                           float *c) {
+#if BF16_BY_ONEDNN
+    if (gemm_has_bf16()) {
+        const matmul_key key = packed_key(m, n, k);
+        tile_onednn(&key, a, packed, c);
+        return;
+    }
+#endif
+    tile_widened(false, m, n, k, a, k, packed, n, false, c, n);
 }

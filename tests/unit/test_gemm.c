@@ -142,6 +142,22 @@ static void run_bf16(const problem *p) {
     free(c);
 }
 
+/* The same product with its second factor packed first; contiguous rows alone. */
+static void run_packed(const problem *p) {
+    const int64_t m = p->s.m, n = p->s.n, k = p->s.k;
+    bf16 *a = to_bf16(p->a, p->na), *b = to_bf16(p->b, p->nb);
+    float *c = to_f32(p->c, p->nc);
+    void *packed = aligned_alloc(64, (gemm_packed_bytes(m, n, k) + 63) / 64 * 64);
+    assert_non_null(packed);
+    gemm_pack_bf16(p->tb, m, n, k, b, p->ldb, packed);
+    gemm_tile_packed_bf16(m, n, k, a, packed, c);
+    check_f32(p, c);
+    free(packed);
+    free(a);
+    free(b);
+    free(c);
+}
+
 static void test_products(void **state) {
     (void)state;
     for (int i = 0; i < N_SHAPES; i++) {
@@ -151,6 +167,7 @@ static void test_products(void **state) {
             run_f64(&p);
             run_f32(&p);
             if (!p.ta) run_bf16(&p);
+            if (!p.ta && !p.add && !p.s.pad) run_packed(&p);
             problem_free(&p);
         }
     }
