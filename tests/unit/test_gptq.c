@@ -1,0 +1,570 @@
+/* GPTQ of one matrix against a slow reference that shares nothing with it but the grid's scales:
+ * columns one by one with the inverse of the Hessian updated explicitly (OBQ), losses from
+ * (w - q) H (w - q)^T itself, and, for asymmetric calibration, a minimisation of the objective from
+ * the inputs at every column. */
+#include "base/err.h"
+#include "base/rng.h"
+#include "quant/gptq.h"
+#include "quant/rtn.h"
+
+#include <math.h>
+#include <omp.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static void assert_ok(err e) {
+    if (e.code) print_error("%s: %s\n", e.where, e.what);
+    assert_int_equal(e.code, ERR_OK);
+}
+
+static double *doubles(int64_t count) {
+    double *p = calloc((size_t)count, sizeof *p);
+    assert_non_null(p);
+    return p;
+}
+
+static double uniform(uint64_t stream, int64_t i) {
+    return 2 * rng_uniform(stream, RNG_TEST, (uint64_t)i) - 1;
+}
+
+/* Inputs [tokens, n] with unequal channels that know each other. */
+static double *inputs(uint64_t stream, int64_t tokens, int64_t n) {
+    double *x = doubles(tokens * n);
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t j = 0; j < n; j++) {
+            const double own = uniform(stream, t * n + j) * (1 + 9 * fabs(uniform(stream + 1, j)));
+            x[t * n + j] = own + (j ? 0.7 * x[t * n + j - 1] : 0);
+        }
+    return x;
+}
+
+/* c A^T B, [n, n]. */
+static double *moment(const double *a, const double *b, int64_t tokens, int64_t n) {
+    double *h = doubles(n * n);
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < n; j++)
+                h[i * n + j] += a[t * n + i] * b[t * n + j] * 2 / (double)tokens;
+    return h;
+}
+
+static float *weights(uint64_t stream, int64_t rows, int64_t n) {
+    float *w = calloc((size_t)(rows * n), sizeof *w);
+    assert_non_null(w);
+    for (int64_t i = 0; i < rows * n; i++)
+        w[i] = (float)(uniform(stream, i) * (i % 17 == 0 ? 4 : 1));
+    return w;
+}
+
+/* One case: a matrix, its Hessian, and what comes out. */
+typedef struct sample {
+    int64_t rows, n;
+    float *w;
+    double *h;
+    gptq_options options;
+    double damp;
+    gptq_order *order;
+    gptq_damping done;
+    double *u, *cross;
+    qmatrix *q;
+    gptq_loss *loss;
+} sample;
+
+static sample sample_create(int64_t rows, int64_t n, int64_t tokens, const wquant *how) {
+    sample s = {.rows = rows, .n = n, .w = weights(7, rows, n), .damp = 0.01};
+    double *x = inputs(3, tokens, n);
+    s.h = moment(x, x, tokens, n);
+    free(x);
+    s.options = (gptq_options){.how = *how, .block = 128, .energy = true};
+    s.loss = calloc((size_t)rows, sizeof *s.loss);
+    return s;
+}
+
+static void forget_result(sample *s) {
+    gptq_order_destroy(&s->order);
+    qmatrix_destroy(&s->q);
+    free(s->u);
+    s->u = NULL;
+}
+
+static void sample_destroy(sample *s) {
+    forget_result(s);
+    free(s->w);
+    free(s->h);
+    free(s->loss);
+    free(s->cross);
+}
+
+static void factor(sample *s, bool act_order) {
+    forget_result(s);
+    double *diagonal = doubles(s->n);
+    for (int64_t j = 0; j < s->n; j++) diagonal[j] = s->h[j * s->n + j];
+    assert_ok(gptq_order_create(s->n, diagonal, act_order, &s->order));
+    free(diagonal);
+    s->u = doubles(s->n * s->n);
+    memcpy(s->u, s->h, (size_t)(s->n * s->n) * sizeof *s->u);
+    assert_ok(gptq_factor(s->order, s->damp, s->u, &s->done));
+    assert_ok(qmatrix_create(s->rows, s->n, &s->options.how, &s->q));
+}
+
+static void round_rows(sample *s, int64_t row0, int64_t rows) {
+    gptq_whole whole = {s->u, s->n};
+    assert_ok(gptq_rows(&s->options, s->order, s->done.lambda, gptq_panels_of(&whole),
+                        s->w + row0 * s->n, s->cross ? s->cross + row0 * s->n : NULL, rows, row0,
+                        s->q, s->loss + row0));
+}
+
+static void run(sample *s, bool act_order) {
+    factor(s, act_order);
+    round_rows(s, 0, s->rows);
+}
+
+/* The reference. */
+
+/* Hd by place. */
+static double *damped(const sample *s) {
+    const int64_t n = s->n, *at = s->order->column;
+    double *hd = doubles(n * n);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < n; j++) hd[i * n + j] = s->h[at[i] * n + at[j]];
+    for (int64_t i = 0; i < n; i++) {
+        if (!(hd[i * n + i] > 0)) hd[i * n + i] = 1;
+        hd[i * n + i] += s->done.lambda;
+    }
+    return hd;
+}
+
+/* In place, Gauss-Jordan; positive definite, so without exchange of rows. */
+static void invert(int64_t n, double *a) {
+    for (int64_t k = 0; k < n; k++) {
+        const double pivot = a[k * n + k];
+        a[k * n + k] = 1;
+        for (int64_t j = 0; j < n; j++) a[k * n + j] /= pivot;
+        for (int64_t i = 0; i < n; i++) {
+            const double f = a[i * n + k];
+            if (i == k) continue;
+            a[i * n + k] = 0;
+            for (int64_t j = 0; j < n; j++) a[i * n + j] -= f * a[k * n + j];
+        }
+    }
+}
+
+static int zero_of(const qmatrix *q, int64_t row, int64_t column) {
+    return q->zeros ? q->zeros[row * q->n_groups + column / q->group] : 1 << (q->bits - 1);
+}
+
+static double scale_of(const qmatrix *q, int64_t row, int64_t column) {
+    return (double)q->scales[row * q->n_groups + column / q->group];
+}
+
+static int code_of(const qmatrix *q, int64_t row, int64_t column, double w) {
+    float code = rintf((float)w / (float)scale_of(q, row, column)) + (float)zero_of(q, row, column);
+    return (int)fminf(fmaxf(code, 0), (float)((1 << q->bits) - 1));
+}
+
+static double value(const qmatrix *q, int64_t row, int64_t column, int code) {
+    return (code - zero_of(q, row, column)) * scale_of(q, row, column);
+}
+
+/* Codes by column of one row; inverse is by place and is destroyed. */
+static void obq_row(const sample *s, int64_t row, double *inverse, int *codes) {
+    const int64_t n = s->n, *at = s->order->column;
+    double *w = doubles(n);
+    for (int64_t p = 0; p < n; p++)
+        w[p] = s->order->dead[at[p]] ? 0 : (double)s->w[row * n + at[p]];
+    for (int64_t p = 0; p < n; p++) {
+        codes[at[p]] = code_of(s->q, row, at[p], w[p]);
+        const double e = w[p] - value(s->q, row, at[p], codes[at[p]]);
+        const double pivot = inverse[p * n + p];
+        for (int64_t k = p; k < n; k++) w[k] -= e / pivot * inverse[p * n + k];
+        for (int64_t i = p + 1; i < n; i++)
+            for (int64_t k = n - 1; k > p; k--)
+                inverse[i * n + k] -= inverse[i * n + p] * inverse[p * n + k] / pivot;
+    }
+    free(w);
+}
+
+/* (w - q) H (w - q)^T by column. NULL: w H w^T. */
+static double loss_of(const sample *s, int64_t row, const int *codes) {
+    const int64_t n = s->n;
+    double *d = doubles(n), sum = 0;
+    for (int64_t j = 0; j < n; j++) {
+        d[j] = (double)s->w[row * n + j] - (codes ? value(s->q, row, j, codes[j]) : 0);
+        if (s->order->dead[j]) d[j] = 0;
+    }
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < n; j++) sum += d[i] * s->h[i * n + j] * d[j];
+    free(d);
+    return sum;
+}
+
+static void assert_close(double a, double b, double relative, const char *what) {
+    if (!(fabs(a - b) <= relative * fabs(b))) fail_msg("%s: %.15g, not %.15g", what, a, b);
+}
+
+/* Everything about one result, against the reference. */
+static void check_sample(const sample *s) {
+    const int64_t n = s->n;
+    double *hd = damped(s), *inverse = doubles(n * n);
+    int *codes = calloc((size_t)n, sizeof *codes), *plain = calloc((size_t)n, sizeof *plain);
+    invert(n, hd);
+    for (int64_t row = 0; row < s->rows; row++) {
+        const gptq_loss *l = s->loss + row;
+        memcpy(inverse, hd, (size_t)(n * n) * sizeof *hd);
+        obq_row(s, row, inverse, codes);
+        for (int64_t j = 0; j < n; j++)
+            plain[j] = s->order->dead[j] ? zero_of(s->q, row, j)
+                                         : code_of(s->q, row, j, (double)s->w[row * n + j]);
+        assert_close(l->gptq, loss_of(s, row, codes), 1e-9, "loss of the loop");
+        assert_close(l->rtn, loss_of(s, row, plain), 1e-9, "loss of rounding to nearest");
+        assert_close(l->energy, loss_of(s, row, NULL), 1e-9, "energy");
+        assert_true(l->fell_back == (l->gptq > l->rtn));
+        assert_true(l->kept == (l->fell_back ? l->rtn : l->gptq));
+        for (int64_t j = 0; j < n; j++)
+            assert_int_equal(s->q->codes[row * n + j], l->fell_back ? plain[j] : codes[j]);
+    }
+    free(hd), free(inverse), free(codes), free(plain);
+}
+
+static void equals_the_reference(void **state) {
+    (void)state;
+    const int64_t n = 160, blocks[] = {1, 32, 128, 160};
+    for (int k = 0; k < 8; k++) {
+        const wquant how = {.bits = 4,
+                            .group = k & 1 ? 32 : 0,
+                            .symmetric = !(k & 2),
+                            .search = k >= 6,
+                            .scale_type = SCALE_BF16};
+        sample s = sample_create(3, n, 300, &how);
+        for (int b = 0; b < 4; b++) {
+            s.options.block = blocks[b];
+            run(&s, k & 4);
+            assert_int_equal(s.done.raises, 0);
+            check_sample(&s);
+        }
+        sample_destroy(&s);
+    }
+}
+
+/* The gain of the whole affair, lest the reference share an error: half of the loss at least. */
+static void is_better_than_nearest(void **state) {
+    (void)state;
+    const wquant how = {.bits = 4, .symmetric = true, .scale_type = SCALE_BF16};
+    sample s = sample_create(64, 96, 400, &how);
+    gptq_report sum = {0};
+    run(&s, true);
+    gptq_report_add(s.loss, s.rows, &sum);
+    assert_int_equal(sum.rows, 64);
+    assert_true(sum.kept < 0.5 * sum.rtn);
+    assert_true(sum.kept > 0 && sum.rtn < sum.energy);
+    sample_destroy(&s);
+}
+
+/* U is upper and U^T U Hd = I, for orders around the blocks. */
+static void factor_is_the_inverse(void **state) {
+    (void)state;
+    const int64_t orders[] = {1, 2, 127, 128, 129, 257, 300};
+    for (int k = 0; k < 7; k++) {
+        const int64_t n = orders[k];
+        const wquant how = {.bits = 4, .symmetric = true, .scale_type = SCALE_F32};
+        sample s = sample_create(1, n, 2 * n + 8, &how);
+        factor(&s, true);
+        double *hd = damped(&s), most = 0, condition = 0;
+        for (int64_t i = 0; i < n; i++) condition = fmax(condition, hd[i * n + i]);
+        condition *= (double)n / s.done.lambda;
+        for (int64_t i = 0; i < n; i++) {
+            double *row = doubles(n), *out = doubles(n);
+            for (int64_t m = 0; m <= i; m++)
+                for (int64_t j = m; j < n; j++) row[j] += s.u[m * n + i] * s.u[m * n + j];
+            for (int64_t j = 0; j < n; j++)
+                for (int64_t m = 0; m < n; m++) out[m] += row[j] * hd[j * n + m];
+            for (int64_t m = 0; m < n; m++) most = fmax(most, fabs(out[m] - (m == i)));
+            for (int64_t m = 0; m < i; m++) assert_true(s.u[i * n + m] == 0);
+            free(row), free(out);
+        }
+        assert_true(most <= condition * 0x1p-52);
+        free(hd);
+        sample_destroy(&s);
+    }
+}
+
+static void same_bits(const sample *a, const sample *b) {
+    const size_t count = (size_t)(a->rows * a->n);
+    assert_memory_equal(a->u, b->u, (size_t)(a->n * a->n) * sizeof *a->u);
+    assert_memory_equal(a->q->codes, b->q->codes, count);
+    for (int64_t i = 0; i < a->rows; i++) {
+        assert_true(a->loss[i].kept == b->loss[i].kept);
+        assert_true(a->loss[i].rtn == b->loss[i].rtn);
+    }
+}
+
+static void threads_and_cuts_change_nothing(void **state) {
+    (void)state;
+    const wquant how = {.bits = 4, .group = 64, .symmetric = true, .scale_type = SCALE_BF16};
+    sample a = sample_create(200, 640, 800, &how), b = sample_create(200, 640, 800, &how);
+    a.options.energy = false; /* and it is asked for or not */
+    omp_set_num_threads(1);
+    run(&a, true);
+    omp_set_num_threads(3);
+    run(&b, true);
+    same_bits(&a, &b);
+    omp_set_num_threads(2);
+    factor(&b, true);
+    round_rows(&b, 128, 72);
+    round_rows(&b, 0, 64);
+    round_rows(&b, 64, 64);
+    round_rows(&b, 0, 0);
+    same_bits(&a, &b);
+    assert_true(b.loss[0].energy > 0);
+    sample_destroy(&a);
+    sample_destroy(&b);
+}
+
+/* Columns without input become 0 and disturb nobody. */
+static void dead_columns(void **state) {
+    (void)state;
+    for (int k = 0; k < 4; k++) {
+        const wquant how = {
+            .bits = 4, .group = k & 1 ? 32 : 0, .symmetric = !(k & 2), .scale_type = SCALE_BF16};
+        sample s = sample_create(3, 96, 200, &how);
+        for (int64_t j = 5; j < 96; j += 40)
+            for (int64_t i = 0; i < 96; i++) s.h[i * 96 + j] = s.h[j * 96 + i] = 0;
+        run(&s, true);
+        assert_int_equal(s.order->n_dead, 3);
+        for (int64_t i = 0; i < 3; i++)
+            assert_int_equal(s.q->codes[i * 96 + 45], zero_of(s.q, i, 45));
+        /* Scales come from weights whose dead columns are 0: the reference takes them as they are.
+         */
+        check_sample(&s);
+        sample_destroy(&s);
+    }
+}
+
+static void all_columns_dead(void **state) {
+    (void)state;
+    const wquant how = {.bits = 4, .symmetric = true, .scale_type = SCALE_BF16};
+    sample s = sample_create(2, 40, 8, &how);
+    memset(s.h, 0, 40 * 40 * sizeof *s.h);
+    run(&s, true);
+    for (int i = 0; i < 80; i++) assert_int_equal(s.q->codes[i], 8);
+    assert_true(s.loss[0].kept == 0 && !s.loss[0].fell_back);
+    sample_destroy(&s);
+}
+
+/* A Hessian that rounding made indefinite: damping is raised until it is not, and said. */
+static void damping_is_raised(void **state) {
+    (void)state;
+    const wquant how = {.bits = 4, .symmetric = true, .scale_type = SCALE_BF16};
+    sample s = sample_create(2, 300, 40, &how); /* fewer tokens than columns */
+    s.damp = 0;
+    run(&s, true);
+    assert_true(s.done.raises > 0);
+    assert_close(s.done.lambda, 1e-7 * s.order->mean_live * pow(10, s.done.raises), 1e-12,
+                 "lambda");
+    for (int64_t j = 0; j < 300; j++) s.h[j * 300 + j] -= 0.5 * s.order->mean_live;
+    for (int64_t j = 0; j < 300; j++) s.h[j * 300 + j] = fmax(s.h[j * 300 + j], 0.1);
+    s.damp = 0.01;
+    run(&s, false);
+    assert_true(s.done.raises > 0);
+    check_sample(&s);
+    sample_destroy(&s);
+}
+
+static void bad_hessians(void **state) {
+    (void)state;
+    const int64_t n = 200;
+    const wquant how = {.bits = 4, .symmetric = true, .scale_type = SCALE_BF16};
+    sample s = sample_create(1, n, 400, &how);
+    gptq_order *o;
+    gptq_damping done;
+    double *diagonal = doubles(n), *h = doubles(n * n);
+    for (int64_t j = 0; j < n; j++) diagonal[j] = s.h[j * n + j];
+    assert_ok(gptq_order_create(n, diagonal, true, &o));
+    memcpy(h, s.h, (size_t)(n * n) * sizeof *h);
+    h[17 * n + 3] = h[3 * n + 17] = NAN;
+    err e = gptq_factor(o, 0.01, h, &done);
+    assert_int_equal(e.code, ERR_NUMERICS);
+    assert_non_null(strstr(e.where, "column 3"));
+    for (int64_t i = 0; i < n * n; i++) h[i] = 0;
+    for (int64_t i = 0; i + 1 < n; i += 2) h[i * n + i + 1] = h[(i + 1) * n + i] = 1e9;
+    for (int64_t i = 0; i < n; i++) h[i * n + i] = 1;
+    e = gptq_factor(o, 0.01, h, &done);
+    assert_int_equal(e.code, ERR_NUMERICS);
+    gptq_order_destroy(&o);
+    diagonal[9] = INFINITY;
+    e = gptq_order_create(n, diagonal, true, &o);
+    assert_int_equal(e.code, ERR_NUMERICS);
+    assert_non_null(strstr(e.where, "column 9"));
+    assert_null(o);
+    free(diagonal), free(h);
+    sample_destroy(&s);
+}
+
+/* Two bits with shrunk ranges: errors are pushed into columns that are clipped, and some rows end
+ * above rounding to nearest. check_sample holds the kept codes against both. */
+static void rows_fall_back(void **state) {
+    (void)state;
+    const wquant how = {
+        .bits = 2, .group = 32, .symmetric = true, .search = true, .scale_type = SCALE_BF16};
+    sample s = sample_create(100, 32, 100, &how);
+    gptq_report sum = {0};
+    for (int64_t i = 0; i < 32; i++)
+        for (int64_t j = 0; j < 32; j++) s.h[i * 32 + j] *= i == j ? 1 : 0.2;
+    run(&s, false);
+    check_sample(&s);
+    gptq_report_add(s.loss, s.rows, &sum);
+    assert_true(sum.fell_back > 0 && sum.fell_back < 50);
+    for (int64_t i = 0; i < s.rows; i++) assert_true(s.loss[i].kept <= s.loss[i].rtn);
+    sample_destroy(&s);
+}
+
+/* Asymmetric calibration. */
+
+/* r = w - q of the free places p.. that makes J least while those before stand:
+ * r_F Hd_FF = -(r_P Hd_PF + alpha (w C)_F). */
+static double best_next(const sample *s, const double *hd, const double *wc, int64_t p, double *r) {
+    const int64_t n = s->n, free_n = n - p;
+    double *a = doubles(free_n * free_n), out = 0;
+    for (int64_t i = 0; i < free_n; i++)
+        for (int64_t j = 0; j < free_n; j++) a[i * free_n + j] = hd[(p + i) * n + p + j];
+    invert(free_n, a);
+    for (int64_t i = 0; i < free_n; i++) {
+        double right = s->options.alpha * wc[s->order->column[p + i]];
+        for (int64_t k = 0; k < p; k++) right += r[k] * hd[k * n + p + i];
+        out -= right * a[i * free_n];
+    }
+    free(a);
+    return out;
+}
+
+/* c |X~ (w - q) + alpha dX w|^2 - alpha^2 c |dX w|^2 from the inputs. */
+static double objective(const sample *s, const double *seen, const double *full, int64_t tokens,
+                        int64_t row, const int *codes) {
+    double sum = 0;
+    for (int64_t t = 0; t < tokens; t++) {
+        double y = 0, d = 0;
+        for (int64_t j = 0; j < s->n; j++) {
+            const double w = (double)s->w[row * s->n + j];
+            y += seen[t * s->n + j] * (w - value(s->q, row, j, codes[j]));
+            d += (full[t * s->n + j] - seen[t * s->n + j]) * w;
+        }
+        d *= s->options.alpha;
+        sum += ((y + d) * (y + d) - d * d) * 2 / (double)tokens;
+    }
+    return sum;
+}
+
+static void asymmetric_row(const sample *s, const double *seen, const double *full, int64_t tokens,
+                           int64_t row) {
+    const int64_t n = s->n, *at = s->order->column;
+    double *hd = damped(s), *r = doubles(n);
+    int *codes = calloc((size_t)n, sizeof *codes), *plain = calloc((size_t)n, sizeof *plain);
+    const double *wc = s->cross + row * n;
+    for (int64_t p = 0; p < n; p++) {
+        const double w = (double)s->w[row * n + at[p]];
+        const double free_w = w - best_next(s, hd, wc, p, r);
+        codes[at[p]] = code_of(s->q, row, at[p], free_w);
+        plain[at[p]] = code_of(s->q, row, at[p], w);
+        r[p] = w - value(s->q, row, at[p], codes[at[p]]);
+    }
+    const gptq_loss *l = s->loss + row;
+    const double rtn = objective(s, seen, full, tokens, row, plain);
+    const double best = objective(s, seen, full, tokens, row, codes);
+    assert_true(fabs(l->gptq - best) <= 1e-9 * l->energy);
+    assert_true(fabs(l->rtn - rtn) <= 1e-9 * l->energy);
+    for (int64_t j = 0; j < n; j++)
+        assert_int_equal(s->q->codes[row * n + j], l->fell_back ? plain[j] : codes[j]);
+    free(hd), free(r), free(codes), free(plain);
+}
+
+static void asymmetric_calibration_is_exact(void **state) {
+    (void)state;
+    const int64_t n = 40, tokens = 120, rows = 3, blocks[] = {1, 8, 16, 40};
+    for (int k = 0; k < 4; k++) {
+        const wquant how = {
+            .bits = 4, .group = k & 1 ? 8 : 0, .symmetric = !(k & 2), .scale_type = SCALE_BF16};
+        sample s = sample_create(rows, n, tokens, &how);
+        double *seen = inputs(3, tokens, n), *full = doubles(tokens * n), *c;
+        double *d = doubles(tokens * n);
+        for (int64_t i = 0; i < tokens * n; i++) {
+            d[i] = 0.3 * uniform(50, i) - 0.1 * seen[i];
+            full[i] = seen[i] + d[i];
+        }
+        c = moment(d, seen, tokens, n);
+        s.cross = doubles(rows * n);
+        assert_ok(gptq_cross_add(s.w, rows, n, 0, 24, c, s.cross));
+        assert_ok(gptq_cross_add(s.w, rows, n, 24, 16, c + 24 * n, s.cross));
+        s.options.alpha = k == 3 ? 1 : 0.6;
+        s.options.block = blocks[k];
+        run(&s, true);
+        gptq_report with = {0};
+        gptq_report_add(s.loss, rows, &with);
+        for (int64_t row = 0; row < rows; row++) asymmetric_row(&s, seen, full, tokens, row);
+        assert_true(with.kept < with.rtn);
+        free(seen), free(full), free(c), free(d);
+        sample_destroy(&s);
+    }
+}
+
+/* A strength of 0 is no correction, to the last code. */
+static void no_strength_no_correction(void **state) {
+    (void)state;
+    const wquant how = {.bits = 4, .symmetric = true, .scale_type = SCALE_BF16};
+    sample a = sample_create(70, 100, 200, &how), b = sample_create(70, 100, 200, &how);
+    run(&a, true);
+    b.cross = doubles(70 * 100);
+    for (int64_t i = 0; i < 7000; i++) b.cross[i] = uniform(9, i);
+    run(&b, true);
+    same_bits(&a, &b);
+    sample_destroy(&a);
+    sample_destroy(&b);
+}
+
+static err broken_panel(void *context, int64_t first, int64_t rows, const double **panel,
+                        int64_t *stride) {
+    int *calls = context;
+    (void)first, (void)rows, (void)panel, (void)stride;
+    ++*calls;
+    return err_make(ERR_SPACE, "scratch", NULL, "gone");
+}
+
+static void errors_of_panels_end_it(void **state) {
+    (void)state;
+    const wquant how = {.bits = 4, .symmetric = true, .scale_type = SCALE_BF16};
+    sample s = sample_create(2, 64, 100, &how);
+    int calls = 0;
+    factor(&s, true);
+    s.options.block = 16;
+    err e = gptq_rows(&s.options, s.order, 0, (gptq_panels){broken_panel, &calls}, s.w, NULL, 2, 0,
+                      s.q, s.loss);
+    assert_int_equal(e.code, ERR_SPACE);
+    assert_int_equal(calls, 1);
+    e = gptq_rows(&s.options, s.order, 0, (gptq_panels){broken_panel, &calls}, s.w, NULL, 2, 1, s.q,
+                  s.loss);
+    assert_int_equal(e.code, ERR_BUG);
+    sample_destroy(&s);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(factor_is_the_inverse),
+        cmocka_unit_test(equals_the_reference),
+        cmocka_unit_test(is_better_than_nearest),
+        cmocka_unit_test(threads_and_cuts_change_nothing),
+        cmocka_unit_test(dead_columns),
+        cmocka_unit_test(all_columns_dead),
+        cmocka_unit_test(damping_is_raised),
+        cmocka_unit_test(bad_hessians),
+        cmocka_unit_test(rows_fall_back),
+        cmocka_unit_test(asymmetric_calibration_is_exact),
+        cmocka_unit_test(no_strength_no_correction),
+        cmocka_unit_test(errors_of_panels_end_it),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
