@@ -16,7 +16,7 @@ static const char *const INDEX = "model.safetensors.index.json";
 
 enum {
     MAX_CONFIG_BYTES = 16 << 20,
-    MAX_INDEX_BYTES = 256 << 20,
+    MAX_INDEX_BYTES = 64 << 20,
     MAX_OPEN = 32,        /* shards open at once, well below any limit on files */
     PIECE_BYTES = 4 << 20 /* hashed while in cache, while the kernel reads the next */
 };
@@ -99,14 +99,23 @@ static err no_weights(const fileset *fs) {
                     SINGLE, INDEX, other);
 }
 
+/* Old files of bitsandbytes do not name it. */
+static const char *method_of(const json_t *q) {
+    const char *method = json_string_value(json_object_get(q, "quant_method"));
+    if (method) return method;
+    if (json_object_get(q, "load_in_4bit") || json_object_get(q, "load_in_8bit") ||
+        json_object_get(q, "bnb_4bit_quant_type"))
+        return "bitsandbytes";
+    return "an unnamed method";
+}
+
 /* Sources that another tool has quantized hold no weights to start from. */
-static err check_quantization(const json_t *config, const char *where) {
+err hf_checkpoint_refuse_quantized(const json_t *config, const char *where) {
     const json_t *q = json_object_get(config, "quantization_config");
     const char *hint = "take the checkpoint that it was made from, in 16 or 32 bits";
     if (!q || json_is_null(q)) return err_none();
-    const char *method = json_string_value(json_object_get(q, "quant_method"));
+    const char *method = method_of(q);
     const char *format = json_string_value(json_object_get(q, "format"));
-    if (!method) method = "an unnamed method";
     if (strcmp(method, "compressed-tensors"))
         return err_make(ERR_INPUT, where, hint, "the model is already quantized by %.60s", method);
     if (!format || strcmp(format, "pack-quantized"))
@@ -125,7 +134,7 @@ static err read_config(const comm *c, hf_checkpoint *ck) {
     e = json_parse(ck->config_text, ck->config_len, "config.json", &ck->config);
     if (!e.code && !json_is_object(ck->config))
         e = err_make(ERR_INPUT, "config.json", NULL, "not a JSON object");
-    if (!e.code) e = check_quantization(ck->config, "config.json");
+    if (!e.code) e = hf_checkpoint_refuse_quantized(ck->config, "config.json");
     return err_at(e, fileset_where(ck->fs));
 }
 
@@ -402,14 +411,19 @@ static err index_tensors(hf_checkpoint *ck, int64_t *unnamed) {
     return e;
 }
 
-err hf_checkpoint_open(const comm *c, const fileset *fs, hf_checkpoint **out) {
-    int64_t unnamed = 0;
+static err create(const fileset *fs, hf_checkpoint **out) {
     hf_checkpoint *ck = calloc(1, sizeof *ck);
-    *out = NULL;
     if (ck) ck->fs = fs;
     if (ck) ck->open = calloc(1, sizeof *ck->open);
-    err e = ck && ck->open ? err_none() : err_make(ERR_NOFIT, fileset_where(fs), NULL, "no memory");
-    e = comm_agree(c, e, "opening the checkpoint", NULL);
+    *out = ck;
+    return ck && ck->open ? err_none() : err_make(ERR_NOFIT, fileset_where(fs), NULL, "no memory");
+}
+
+err hf_checkpoint_open(const comm *c, const fileset *fs, hf_checkpoint **out) {
+    int64_t unnamed = 0;
+    hf_checkpoint *ck;
+    *out = NULL;
+    err e = comm_agree(c, create(fs, &ck), "opening the checkpoint", NULL);
     /* The shards first: a folder of pickles is named as such even without a config. */
     if (!e.code) e = comm_agree(c, list_shards(c, ck), "listing the shards", NULL);
     if (!e.code) e = comm_agree(c, read_config(c, ck), "reading config.json", NULL);
@@ -420,6 +434,34 @@ err hf_checkpoint_open(const comm *c, const fileset *fs, hf_checkpoint **out) {
         return e;
     }
     if (comm_rank(c) == 0) warn_of_index(ck, unnamed);
+    *out = ck;
+    return e;
+}
+
+/* One shard that is no file. */
+static err described_shard(hf_checkpoint *ck, const char *header, size_t len) {
+    if (!(ck->shards = calloc(1, sizeof *ck->shards))) return no_memory(ck);
+    shard *s = &ck->shards[ck->n_shards++];
+    *s = (shard){.name = strdup(SINGLE), .where = strdup(fileset_where(ck->fs)), .fd = -1};
+    s->path = s->where;
+    if (!s->name || !s->where) return no_memory(ck);
+    return st_header_parse(header, len, UINT64_MAX, s->where, &s->header);
+}
+
+err hf_checkpoint_describe(const fileset *fs, const char *header, size_t len, hf_checkpoint **out) {
+    int64_t unnamed = 0;
+    hf_checkpoint *ck;
+    *out = NULL;
+    err e = create(fs, &ck);
+    if (!e.code) e = read_config(comm_world(), ck);
+    if (!e.code) e = described_shard(ck, header, len);
+    if (!e.code) e = index_tensors(ck, &unnamed);
+    if (e.code) {
+        hf_checkpoint_destroy(&ck);
+        return e;
+    }
+    for (int64_t i = 0; i < ck->n_tensors; i++)
+        ck->shards[0].bytes += hf_tensor_bytes(&ck->tensors[i]);
     *out = ck;
     return e;
 }

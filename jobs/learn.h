@@ -6,6 +6,8 @@
 #include "jobs/quantize_run.h"
 #include "mpi/dealt_rows.h"
 #include "pipeline/learn_range.h"
+#include "pipeline/load_stage.h"
+#include "pipeline/memory_plan.h"
 #include "pipeline/partition.h"
 #include "pipeline/row_pool.h"
 #include "pipeline/scale_closed.h"
@@ -51,6 +53,20 @@ uint64_t learn_scales_moments_bytes(const learner *l);
 err learn_scales(learner *l);
 /* Collective. Scales that are known into the set of q, for sites and fusion. */
 err learn_scales_adopt(learner *l);
+
+/* Local. Tokens of each site in the pool; what a rank loads for the capture. */
+int64_t learn_pool_tokens(const quantize_run *q);
+load_options learn_capture_load(const learner *l, int rank, const embed_rows *rows);
+bool learn_weights_stay(const learner *l); /* local; weights of layers after the capture */
+
+/* Local. Large buffers of a rank with layers, for plans and runs alike, added to *p: of the
+ * capture; what it leaves until the last phase `range` is done; of a phase `range` beside that
+ * (cell: the rank is one of the grid of R1); of the scales. They look at the recipe, the model,
+ * l->range, l->n_stages and q->calib_windows, and not at what is there already. */
+void learn_capture_memory(const learner *l, const load_options *lo, memory_plan *p);
+void learn_kept_memory(const learner *l, memory_plan *p);
+err learn_range_memory(const learner *l, const json_t *phase, int ranks, bool cell, memory_plan *p);
+void learn_scales_memory(const learner *l, memory_plan *p);
 
 /* Collective. The rank's layers into l->stage; calibration windows forward and backward: rows into
  * l->pool, moments into l->moments. Weights stay where phases or the start point need them. */
@@ -125,6 +141,21 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved);
 
 /* Local. True where the objective of a phase stands at the end of the model: ce, kl-top. */
 bool learn_e2e_is(const json_t *phase);
+/* Local. How `ranks` ranks would share phase k with such an objective, the first stage holding
+ * rows->n rows of the embedding: the plan of its largest stage, and what its time depends on. Flags
+ * of the layout and --mem in q->o count; limit: bytes of a rank where --mem is not given. */
+typedef struct learn_e2e_estimate {
+    memory_plan memory;
+    int rank; /* number of that stage */
+    int replicas, stages;
+    double idle; /* share of the time of replicas * stages ranks */
+    int64_t steps, tokens, slice, window;
+    bool recompute, through, kl, weights;
+    grid_shape grid;
+} learn_e2e_estimate;
+err learn_e2e_estimate_phase(const quantize_run *q, int64_t k, int ranks, bool one_machine,
+                             const embed_rows *rows, uint64_t limit, learn_e2e_estimate *out);
+
 /* Collective. The same with such an objective; loads its own weights. */
 err learn_e2e_phase(learner *l, int64_t k, const learn_kept *saved);
 

@@ -18,34 +18,65 @@ static bool needs_activations(const recipe *r) {
            setup_starts_at(r, "pca");
 }
 
-static int64_t pool_tokens(const quantize_run *q, int64_t window) {
-    const int64_t n = q->calib_windows;
+int64_t learn_pool_tokens(const quantize_run *q) {
+    const int64_t n = q->calib_windows, window = recipe_int(q->recipe, "calib.window");
     if (!n || !needs_activations(q->recipe)) return 0;
     return size_min(size_max(1, POOL_TOKENS / n) * n, n * window);
 }
 
-static err plan(const learner *l, const load_options *lo, int64_t window, int64_t tokens) {
+load_options learn_capture_load(const learner *l, int rank, const embed_rows *rows) {
+    const bool passes = l->q->calib_windows > 0;
+    return (load_options){.checkpoint = l->q->source.ck,
+                          .cfg = learner_cfg(l),
+                          .embed = passes && rank == 0 ? rows : NULL,
+                          .head = passes && rank == l->n_stages - 1,
+                          .range = l->range,
+                          .compute = COMPUTE_BF16};
+}
+
+/* What the capture leaves for the phases `range`. */
+static void add_pool(const learner *l, memory_plan *p) {
     const llama_config *cfg = learner_cfg(l);
-    const int64_t n = l->range.n;
+    const int64_t n = l->range.n, tokens = learn_pool_tokens(l->q),
+                  window = recipe_int(l->q->recipe, "calib.window");
+    memory_plan_add(p, "sampled rows", row_pool_bytes(cfg, n, tokens));
+    if (learn_scales_need_gradients(l))
+        memory_plan_add(p, "their gradients", row_pool_gradient_bytes(cfg, n, tokens));
+    if (!learn_scales_done(l))
+        memory_plan_add(p, "moments for scales", learn_scales_moments_bytes(l));
+    if (learn_weights_needed(l)) {
+        weight_rows_options o =
+            learn_weights_options(l, json_array_get(recipe_get(l->q->recipe, "learn"), 0));
+        memory_plan_add(p, "rows of weights",
+                        weight_rows_bytes(cfg, &o, n) + weight_moments_bytes(cfg, n, window));
+    }
+}
+
+void learn_capture_memory(const learner *l, const load_options *lo, memory_plan *p) {
+    const int64_t window = recipe_int(l->q->recipe, "calib.window");
+    memory_plan_add(p, "weights", load_stage_bytes(lo));
+    if (l->q->calib_windows)
+        memory_plan_add(
+            p, "passes",
+            capture_bytes(lo->cfg, COMPUTE_BF16, l->range.n, window, l->n_stages, lo->head));
+    add_pool(l, p);
+}
+
+/* Layers whose weights stay, without embedding and head, and what the capture took of them. */
+void learn_kept_memory(const learner *l, memory_plan *p) {
+    const embed_rows none = {.n = 0};
+    load_options lo = learn_capture_load(l, -1, &none);
+    if (learn_weights_stay(l)) memory_plan_add(p, "weights", load_stage_bytes(&lo));
+    add_pool(l, p);
+}
+
+static err plan(const learner *l, const load_options *lo) {
     memory_plan p = {.n = 0};
     if (comm_rank(l->q->c) < l->n_stages) {
-        memory_plan_add(&p, "weights", load_stage_bytes(lo));
-        if (l->q->calib_ids)
-            memory_plan_add(&p, "passes",
-                            capture_bytes(cfg, COMPUTE_BF16, n, window, l->n_stages, lo->head));
-        memory_plan_add(&p, "sampled rows", row_pool_bytes(cfg, n, tokens));
-        if (learn_scales_need_gradients(l))
-            memory_plan_add(&p, "their gradients", row_pool_gradient_bytes(cfg, n, tokens));
-        if (!learn_scales_done(l))
-            memory_plan_add(&p, "moments for scales", learn_scales_moments_bytes(l));
-        if (learn_weights_needed(l)) {
-            weight_rows_options o =
-                learn_weights_options(l, json_array_get(recipe_get(l->q->recipe, "learn"), 0));
-            memory_plan_add(&p, "rows of weights",
-                            weight_rows_bytes(cfg, &o, n) + weight_moments_bytes(cfg, n, window));
-        }
+        memory_plan_add(&p, "program", l->q->base_bytes);
+        learn_capture_memory(l, lo, &p);
     }
-    return memory_plan_check(l->q->c, &p, "learn", 0);
+    return memory_plan_check(l->q->c, &p, "capture", l->q->limit);
 }
 
 /* Collective. All windows through the stages and back. */
@@ -86,9 +117,13 @@ static err load(learner *l, const load_options *lo, int64_t window, int64_t toke
     return comm_agree(l->q->c, e, "loading the weights", NULL);
 }
 
+bool learn_weights_stay(const learner *l) {
+    return learn_weights_needed(l) || setup_starts_at(l->q->recipe, "womi");
+}
+
 /* Embedding and head have done their work; the layers too where nobody takes rows of them. */
 static void drop_weights(learner *l) {
-    if (learn_weights_needed(l) || setup_starts_at(l->q->recipe, "womi")) {
+    if (learn_weights_stay(l)) {
         wmat_clear(&l->stage.embed);
         wmat_clear(&l->stage.head);
         return;
@@ -100,21 +135,15 @@ static void drop_weights(learner *l) {
 err learn_capture_rows(learner *l) {
     quantize_run *q = l->q;
     const llama_config *cfg = learner_cfg(l);
-    const int rank = comm_rank(q->c);
-    const int64_t window = recipe_int(q->recipe, "calib.window"), tokens = pool_tokens(q, window);
+    const int64_t window = recipe_int(q->recipe, "calib.window"), tokens = learn_pool_tokens(q);
     embed_rows rows;
     err e = comm_agree(q->c,
                        embed_rows_init(q->calib_ids, q->calib_windows * window, cfg->vocab, &rows),
                        "tokens", NULL);
     if (e.code) return e;
-    load_options lo = {.checkpoint = q->source.ck,
-                       .cfg = cfg,
-                       .embed = q->calib_ids && rank == 0 ? &rows : NULL,
-                       .head = q->calib_ids && rank == l->n_stages - 1,
-                       .range = l->range,
-                       .compute = COMPUTE_BF16};
+    const load_options lo = learn_capture_load(l, comm_rank(q->c), &rows);
     l->stage = (llama_stage){.cfg = cfg};
-    e = plan(l, &lo, window, tokens);
+    e = plan(l, &lo);
     if (!e.code) e = load(l, &lo, window, tokens);
     if (!e.code && q->calib_ids) e = pass(l, &rows, window);
     embed_rows_clear(&rows);

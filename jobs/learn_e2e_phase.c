@@ -39,7 +39,8 @@ static bool word_is(const json_t *phase, const char *key, const char *word) {
     return !strcmp(json_string_value(json_object_get(phase, key)), word);
 }
 
-static err phase_options(const quantize_run *q, const json_t *phase, learn_e2e_options *o) {
+static err phase_options(const quantize_run *q, const json_t *phase, int ranks,
+                         learn_e2e_options *o) {
     const recipe *r = q->recipe;
     const rotation **unused;
     *o = (learn_e2e_options){
@@ -68,8 +69,7 @@ static err phase_options(const quantize_run *q, const json_t *phase, learn_e2e_o
     if (!optimizer_kind_parse(json_string_value(json_object_get(phase, "optimizer")), &o->kind) ||
         !lr_schedule_parse(json_string_value(json_object_get(phase, "schedule")), &o->schedule))
         return err_make(ERR_BUG, "learn", NULL, "unknown optimizer or schedule");
-    return grid_resolve(recipe_str(r, "numerics.grid"), q->source.cfg.hidden, comm_size(q->c),
-                        &o->grid);
+    return grid_resolve(recipe_str(r, "numerics.grid"), q->source.cfg.hidden, ranks, &o->grid);
 }
 
 static err read_flags(const options *o, e2e_wish *w) {
@@ -90,31 +90,30 @@ static void agree_limit(const quantize_run *q, uint64_t *limit) {
     *limit = least == INT64_MIN ? 0 : (uint64_t)-least;
 }
 
-static err phase_wish(const quantize_run *q, const json_t *phase, e2e_phase *p) {
+/* All but the rows of the embedding, and memory where --mem does not say. */
+static err phase_wish(const quantize_run *q, const json_t *phase, int ranks, bool one_machine,
+                      e2e_phase *p) {
     const llama_config *cfg = &q->source.cfg;
     const int64_t window = int_of(phase, "window"),
                   slice = recipe_int(q->recipe, "numerics.slice_tokens");
-    p->w =
-        (e2e_wish){.ranks = comm_size(q->c),
-                   .batch = int_of(phase, "batch"),
-                   .slack = comm_node_size() == comm_size(q->c) ? SLACK_ONE_MACHINE : SLACK_CLUSTER,
-                   .load = {.checkpoint = q->source.ck,
-                            .cfg = cfg,
-                            .embed = &p->rows,
-                            .compute = COMPUTE_BF16},
-                   .sites = &p->o.sites,
-                   .shape = {.compute = COMPUTE_BF16,
-                             .window = window,
-                             .slice = size_min(window, slice),
-                             .through = word_is(phase, "range_grad", "through")},
-                   .kl = word_is(phase, "objective", "kl-top"),
-                   .top_k = size_min(int_of(phase, "top_k"), cfg->vocab)};
-    err e = phase_options(q, phase, &p->o);
+    p->w = (e2e_wish){.ranks = ranks,
+                      .batch = int_of(phase, "batch"),
+                      .slack = one_machine ? SLACK_ONE_MACHINE : SLACK_CLUSTER,
+                      .load = {.checkpoint = q->source.ck,
+                               .cfg = cfg,
+                               .embed = &p->rows,
+                               .compute = COMPUTE_BF16},
+                      .sites = &p->o.sites,
+                      .shape = {.compute = COMPUTE_BF16,
+                                .window = window,
+                                .slice = size_min(window, slice),
+                                .through = word_is(phase, "range_grad", "through")},
+                      .kl = word_is(phase, "objective", "kl-top"),
+                      .top_k = size_min(int_of(phase, "top_k"), cfg->vocab)};
+    err e = phase_options(q, phase, ranks, &p->o);
     p->w.weights = p->o.weights != NULL;
     if (!e.code) e = learn_e2e_check(&p->o, &p->w.shape);
     if (!e.code) e = read_flags(q->o, &p->w);
-    if (!e.code)
-        e = embed_rows_init(q->calib_ids, q->calib_windows * p->o.length, cfg->vocab, &p->rows);
     if (!e.code) p->w.fixed_bytes = learn_e2e_fixed_bytes(cfg, &p->o);
     return e;
 }
@@ -144,7 +143,12 @@ static err phase_init(const quantize_run *q, int64_t k, e2e_phase *p) {
     const json_t *phase = json_array_get(recipe_get(q->recipe, "learn"), (size_t)k);
     *p = (e2e_phase){.w = {.ranks = 0}};
     snprintf(p->name, sizeof p->name, "learn.%" PRId64, k);
-    err e = comm_agree(q->c, phase_wish(q, phase, p), p->name, NULL);
+    const bool one_machine = comm_node_size() == comm_size(q->c);
+    err e = phase_wish(q, phase, comm_size(q->c), one_machine, p);
+    if (!e.code)
+        e = embed_rows_init(q->calib_ids, q->calib_windows * p->o.length, q->source.cfg.vocab,
+                            &p->rows);
+    e = comm_agree(q->c, e, p->name, NULL);
     if (!e.code) {
         agree_limit(q, &p->w.limit);
         e = comm_agree(q->c, e2e_layout_choose(&p->w, &p->l), p->name, NULL);
@@ -166,11 +170,52 @@ err learn_e2e_plan(const quantize_run *q) {
     return e;
 }
 
+/* The stage with most memory. */
+static void largest_stage(const e2e_phase *p, learn_e2e_estimate *out) {
+    for (int s = 0; s < p->l.stages; s++) {
+        memory_plan m = {.n = 0};
+        e2e_layout_plan(&p->w, &p->l, s, &m);
+        if (s && memory_plan_total(&m) <= memory_plan_total(&out->memory)) continue;
+        out->memory = m;
+        out->rank = s;
+    }
+}
+
+err learn_e2e_estimate_phase(const quantize_run *q, int64_t k, int ranks, bool one_machine,
+                             const embed_rows *rows, uint64_t limit, learn_e2e_estimate *out) {
+    const json_t *phase = json_array_get(recipe_get(q->recipe, "learn"), (size_t)k);
+    e2e_phase p = {.w = {.ranks = 0}};
+    *out = (learn_e2e_estimate){.replicas = 0};
+    err e = phase_wish(q, phase, ranks, one_machine, &p);
+    p.w.load.embed = rows;
+    if (!p.w.limit) p.w.limit = limit;
+    if (!e.code) e = e2e_layout_choose(&p.w, &p.l);
+    if (!e.code) {
+        const schedule_shape *g = schedule_get_shape(p.l.order);
+        largest_stage(&p, out);
+        out->replicas = p.l.replicas;
+        out->stages = p.l.stages;
+        out->idle = p.l.idle;
+        out->recompute = g->recompute;
+        out->steps = p.o.steps;
+        out->tokens = p.w.batch * p.w.shape.window;
+        out->slice = p.w.shape.slice;
+        out->window = p.w.shape.window;
+        out->through = p.w.shape.through;
+        out->kl = p.w.kl;
+        out->weights = p.w.weights;
+        out->grid = p.o.grid;
+    }
+    e2e_layout_clear(&p.l);
+    return e;
+}
+
 static err load(const quantize_run *q, const e2e_phase *p, bool active, llama_stage *stage) {
     const int number = comm_rank(q->c) % p->l.stages;
     memory_plan plan = {.n = 0};
     err e = err_none();
     if (active) e2e_layout_plan(&p->w, &p->l, number, &plan);
+    if (active) memory_plan_add(&plan, "program", q->base_bytes);
     e = memory_plan_check(q->c, &plan, p->name, p->w.limit);
     if (e.code) return e;
     if (active) {

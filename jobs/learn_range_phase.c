@@ -12,7 +12,7 @@
 
 enum { COMMIT_STEPS = 20 };
 
-static err phase_options(const learner *l, const json_t *phase, learn_range_options *o) {
+static err phase_options(const learner *l, const json_t *phase, int ranks, learn_range_options *o) {
     const recipe *r = l->q->recipe;
     llama_sites sites;
     const rotation **unused;
@@ -27,7 +27,7 @@ static err phase_options(const learner *l, const json_t *phase, learn_range_opti
         .act = sites.act,
         .kv = sites.kv,
         .o_per_head = sites.o_per_head,
-        .r1 = l->R1 != NULL,
+        .r1 = rotation_set_r1(l->q->rotations) != NULL,
         .r2_heads = l->r2_heads,
         .layers = learner_cfg(l)->layers,
         .seed = (uint64_t)recipe_int(r, "seed"),
@@ -39,8 +39,37 @@ static err phase_options(const learner *l, const json_t *phase, learn_range_opti
     if (!optimizer_kind_parse(json_string_value(json_object_get(phase, "optimizer")), &o->kind) ||
         !lr_schedule_parse(json_string_value(json_object_get(phase, "schedule")), &o->schedule))
         return err_make(ERR_BUG, "learn", NULL, "unknown optimizer or schedule");
-    return grid_resolve(recipe_str(r, "numerics.grid"), learner_cfg(l)->hidden, comm_size(l->q->c),
-                        &o->grid);
+    return grid_resolve(recipe_str(r, "numerics.grid"), learner_cfg(l)->hidden, ranks, &o->grid);
+}
+
+err learn_range_memory(const learner *l, const json_t *phase, int ranks, bool cell,
+                       memory_plan *p) {
+    const llama_config *cfg = learner_cfg(l);
+    const wquant *how = &l->q->job.how;
+    const bool weights = learn_weights_count(l->q->recipe, phase);
+    learn_range_options o;
+    err e = phase_options(l, phase, ranks, &o);
+    if (e.code) return e;
+    /* Of the drawn rows those that nothing mixes are added; here all are taken for such. */
+    const int64_t rows = weights ? size_ceil_div(o.rows * l->range.n, o.layers) : 0;
+    const int64_t groups = weights && how->group ? cfg->hidden / how->group : 1;
+    memory_plan_add(p, "steps of range",
+                    learn_range_bytes(cfg, &o, l->range.n, cell, rows, groups));
+    return e;
+}
+
+static err plan(const learner *l, const json_t *phase, const char *name) {
+    const comm *c = l->q->c;
+    grid_shape grid;
+    memory_plan p = {.n = 0};
+    err e = grid_resolve(recipe_str(l->q->recipe, "numerics.grid"), learner_cfg(l)->hidden,
+                         comm_size(c), &grid);
+    memory_plan_add(&p, "program", l->q->base_bytes);
+    learn_kept_memory(l, &p);
+    if (!e.code)
+        e = learn_range_memory(l, phase, comm_size(c), comm_rank(c) < grid.rows * grid.cols, &p);
+    e = comm_agree(c, e, name, NULL);
+    return e.code ? e : memory_plan_check(c, &p, name, l->q->limit);
 }
 
 static err step(void *self, learn_report *report) {
@@ -84,7 +113,8 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
     learn_range_options o;
     char name[32];
     snprintf(name, sizeof name, "learn.%" PRId64, k);
-    err e = comm_agree(q->c, phase_options(l, p, &o), "learning", NULL);
+    err e = comm_agree(q->c, phase_options(l, p, comm_size(q->c), &o), "learning", NULL);
+    if (!e.code) e = plan(l, p, name);
     if (e.code) return e;
     quantize_phase_start(q, name);
     learn_range *r = NULL;

@@ -184,15 +184,21 @@ static void share_layers(const learner *l, double *v, int64_t n) {
     free(lens);
 }
 
-static err plan(const learner *l) {
+void learn_scales_memory(const learner *l, memory_plan *p) {
     const int64_t n = learner_cfg(l)->hidden;
+    memory_plan_add(p, "scales", (uint64_t)l->n_scales * sizeof(double));
+    if (!wanted(l, SCALE_ATTN)) return;
+    if (rotation_set_r1(l->q->rotations))
+        memory_plan_add(p, "R1 in fp32", (uint64_t)(n * n) * sizeof(float));
+    memory_plan_add(p, "rotated rows", scale_norm_bytes(n, learn_pool_tokens(l->q)));
+}
+
+static err plan(const learner *l) {
     memory_plan p = {.n = 0};
-    memory_plan_add(&p, "scales", (uint64_t)l->n_scales * sizeof(double));
-    if (wanted(l, SCALE_ATTN)) {
-        if (l->R1) memory_plan_add(&p, "R1 in fp32", (uint64_t)(n * n) * sizeof(float));
-        memory_plan_add(&p, "rotated rows", scale_norm_bytes(n, l->pool.tokens));
-    }
-    return memory_plan_check(l->q->c, &p, "scales", 0);
+    memory_plan_add(&p, "program", l->q->base_bytes);
+    learn_kept_memory(l, &p);
+    learn_scales_memory(l, &p);
+    return memory_plan_check(l->q->c, &p, "scales", l->q->limit);
 }
 
 static err do_norms(learner *l) {

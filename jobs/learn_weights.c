@@ -25,7 +25,7 @@ weight_rows_options learn_weights_options(const learner *l, const json_t *phase)
     const recipe *r = l->q->recipe;
     return (weight_rows_options){
         .how = l->q->job.how,
-        .r1 = l->R1 != NULL,
+        .r1 = rotation_set_r1(l->q->rotations) != NULL,
         .r2_heads = l->r2_heads,
         .R4 = rotation_set_r4(l->q->rotations),
         .rows = json_integer_value(json_object_get(phase, "rows")),

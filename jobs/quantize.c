@@ -34,11 +34,16 @@ static err check_layout(const options *o) {
     return err_none();
 }
 
-static err check_flags(const options *o) {
+static err check_flags(quantize_run *q) {
+    const options *o = q->o;
     if (!options_has(o, OPT_MODEL))
         return err_make(ERR_USAGE, "--model", NULL, "say which model: --model DIR");
     if (!options_has(o, OPT_OUT))
         return err_make(ERR_USAGE, "--out", NULL, "say where to: --out OUT");
+    if (options_has(o, OPT_MEM)) {
+        err e = size_parse(options_str(o, OPT_MEM), &q->limit);
+        if (e.code) return e;
+    }
     return check_layout(o);
 }
 
@@ -54,7 +59,7 @@ static err check_tokenizer(const source *s) {
     return e;
 }
 
-static err describe_run(quantize_run *q) {
+err quantize_describe(quantize_run *q) {
     const llama_config *cfg = &q->source.cfg;
     if (q->source.form.packed)
         return err_make(ERR_INPUT, q->source.path, "give the checkpoint it was made from",
@@ -78,18 +83,14 @@ static err describe_run(quantize_run *q) {
     return e;
 }
 
-static err deal_items(quantize_run *q) {
+err quantize_deal(quantize_run *q, int ranks) {
     double *cost = calloc((size_t)q->n_items, sizeof *cost);
     q->owner = calloc((size_t)q->n_items, sizeof *q->owner);
     q->units = calloc((size_t)q->n_units, sizeof *q->units);
     if (!cost || !q->owner || !q->units) abort();
     for (int64_t i = 0; i < q->n_items; i++) cost[i] = quantize_item_cost(&q->job, i);
-    err e = partition_items(cost, q->n_items, comm_size(q->c), q->owner);
+    err e = partition_items(cost, q->n_items, ranks, q->owner);
     free(cost);
-    int idle = comm_size(q->c) - (int)size_min(q->n_items, comm_size(q->c));
-    if (idle > 0)
-        log_line(LOG_RUN, "%d of %d ranks are idle: the model has %" PRId64 " pieces of work", idle,
-                 comm_size(q->c), q->n_items);
     return e;
 }
 
@@ -132,37 +133,38 @@ static err make_fingerprint(quantize_run *q) {
     return e;
 }
 
-static err plan(quantize_run *q) {
+void quantize_items_memory(const quantize_run *q, int rank, memory_plan *p) {
     quantize_memory most = {0};
     int64_t *own = calloc((size_t)q->n_items + 1, sizeof *own), n_own = 0;
     if (!own) abort();
     for (int64_t i = 0; i < q->n_items; i++) {
-        if (q->owner[i] != comm_rank(q->c)) continue;
+        if (q->owner[i] != rank) continue;
         quantize_memory m = quantize_item_memory(&q->job, i);
         if (m.fusion + m.codes > most.fusion + most.codes) most = m;
         own[n_own++] = i;
     }
-    memory_plan p = {.n = 0};
-    memory_plan_add(&p, "tensors as read", quantize_item_read_bytes(&q->job, own, n_own));
+    memory_plan_add(p, "tensors as read", quantize_item_read_bytes(&q->job, own, n_own));
     free(own);
-    memory_plan_add(&p, "fusion in fp64", most.fusion);
-    memory_plan_add(&p, "codes and scales", most.codes);
-    memory_plan_add(&p, "packed tensor", most.codes / 2);
-    uint64_t limit = 0;
-    err e = err_none();
-    if (options_has(q->o, OPT_MEM)) e = size_parse(options_str(q->o, OPT_MEM), &limit);
-    e = comm_agree(q->c, e, "--mem", NULL);
+    memory_plan_add(p, "fusion in fp64", most.fusion);
+    memory_plan_add(p, "codes and scales", most.codes);
+    memory_plan_add(p, "packed tensor", most.codes / 2);
+}
+
+static err plan(quantize_run *q) {
+    memory_plan p = {.n = 0};
+    memory_plan_add(&p, "program", q->base_bytes);
+    quantize_items_memory(q, comm_rank(q->c), &p);
     char in[32], out[32];
     log_line(LOG_PHASE,
              "plan: %d ranks, %d threads each; reads %s, writes %s in %" PRId64
              " tar files (twice that on disk while it runs)",
              comm_size(q->c), gemm_threads(), size_text(hf_checkpoint_bytes(q->source.ck), in),
              size_text(layout_total_bytes(q->layout), out), layout_parts(q->layout));
-    return e.code ? e : memory_plan_check(q->c, &p, "quantize", limit);
+    return memory_plan_check(q->c, &p, "quantize", q->limit);
 }
 
 static err prepare(quantize_run *q) {
-    err e = comm_agree(q->c, check_flags(q->o), "reading the flags", NULL);
+    err e = comm_agree(q->c, check_flags(q), "reading the flags", NULL);
     if (!e.code)
         e = comm_agree(q->c, stop_setup(options_str(q->o, OPT_STOP_BEFORE)), "reading the flags",
                        NULL);
@@ -173,13 +175,13 @@ static err prepare(quantize_run *q) {
     if (!e.code)
         e = setup_rotations(q->c, q->recipe, &q->source, quantize_needs_calibration(q->recipe),
                             &q->rotations);
-    if (!e.code) e = comm_agree(q->c, describe_run(q), "planning", NULL);
+    if (!e.code) e = comm_agree(q->c, quantize_describe(q), "planning", NULL);
     if (!e.code) {
         err t = err_none();
         if (comm_rank(q->c) == 0) t = check_tokenizer(&q->source);
         e = comm_agree(q->c, t, "reading the tokenizer", NULL);
     }
-    if (!e.code) e = comm_agree(q->c, deal_items(q), "dealing the work", NULL);
+    if (!e.code) e = comm_agree(q->c, quantize_deal(q, comm_size(q->c)), "dealing the work", NULL);
     if (!e.code) e = quantize_read_calibration(q);
     if (e.code) return e;
     e = make_fingerprint(q);
@@ -201,6 +203,7 @@ static void clear(quantize_run *q) {
 
 void quantize_phase_start(quantize_run *q, const char *phase) {
     q->phase_start_s = clock_now_s();
+    mem_reset_peak_rss();
     events_add(q->events, phase, "start", NULL);
 }
 
@@ -224,6 +227,7 @@ void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
 err job_quantize(const comm *c, const options *o) {
     quantize_run q = {.c = c, .o = o, .out = options_str(o, OPT_OUT), .start_s = clock_now_s()};
     q.phase_start_s = q.start_s;
+    q.base_bytes = mem_rss_bytes();
     err e = prepare(&q);
     if (!e.code && options_has(o, OPT_DRY_RUN)) {
         clear(&q);

@@ -101,9 +101,11 @@ err quantize_learn(quantize_run *q) {
     if (!e.code) e = learn_recall(q, &saved);
     const bool fresh = first < 0;
     if (!e.code) e = learn_scales_adopt(&l);
-    if (!e.code && (needs_rows(q, first, fresh) || !learn_scales_done(&l)))
-        e = learn_capture_rows(&l);
+    const bool rows = !e.code && (needs_rows(q, first, fresh) || !learn_scales_done(&l));
+    if (rows) quantize_phase_start(q, "capture");
+    if (rows) e = learn_capture_rows(&l);
     if (!e.code && fresh) e = learn_start(&l);
+    if (rows && !e.code) quantize_phase_end(q, "capture", NULL);
     if (!e.code && fresh) e = learn_keep_rotations(&l, 0);
     for (int64_t p = fresh ? 0 : first; p < phases && !e.code; p++) {
         e = scales_if_due(&l, p, phases);

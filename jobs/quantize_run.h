@@ -8,6 +8,7 @@
 #include "jobs/options.h"
 #include "jobs/recipe.h"
 #include "jobs/source.h"
+#include "pipeline/memory_plan.h"
 #include "pipeline/quantize_item.h"
 #include "shard/layout.h"
 
@@ -37,10 +38,20 @@ typedef struct quantize_run {
     double error_sq, weight_sq; /* root: sums of the linears done in this slice */
     bool complete;              /* an earlier life published the archive; only cleaning was left */
     double start_s, phase_start_s;
+    uint64_t base_bytes; /* resident before anything was loaded: the program and its libraries */
+    uint64_t limit;      /* --mem; 0: a rank's share of its node */
 } quantize_run;
 
 /* Local. True where the recipe needs calibration text: learning, or a start from activations. */
 bool quantize_needs_calibration(const recipe *r);
+/* Local. From recipe, source and rotations: name, layout of the archive, job, n_items, n_units.
+ * Fails with ERR_USAGE, ERR_INPUT. */
+err quantize_describe(quantize_run *q);
+/* Local. Items to so many ranks, into q->owner; makes q->units. Fails with ERR_NOFIT. */
+err quantize_deal(quantize_run *q, int ranks);
+/* Local. Large buffers of a rank while it rounds its items to nearest, added to *p. */
+void quantize_items_memory(const quantize_run *q, int rank, memory_plan *p);
+
 /* Collective. Read --calib or --calib-ids into q->calib_ids. */
 err quantize_read_calibration(quantize_run *q);
 /* Collective. numerics.grid and .threads in the recipe become those of this run, or of the
