@@ -3,6 +3,7 @@
 #include "base/size.h"
 
 #include <inttypes.h>
+#include <malloc.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -95,7 +96,8 @@ uint64_t mem_peak_rss_bytes(void) {
     return status_bytes("VmHWM");
 }
 
-void mem_reset_peak_rss(void) {
+void mem_begin_phase(void) {
+    malloc_trim(0);
     FILE *f = fopen("/proc/self/clear_refs", "we");
     if (!f) return;
     fputs("5", f); /* proc(5): the peak becomes the current value */

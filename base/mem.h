@@ -23,9 +23,10 @@ uint64_t mem_peak_bytes(void);
 uint64_t mem_rss_bytes(void);
 uint64_t mem_peak_rss_bytes(void);
 
-/* Local. The peak begins anew at what is resident now, so that each phase has its own. Where the
- * system does not allow it the peak stays that of the whole run. */
-void mem_reset_peak_rss(void);
+/* Local. For the start of a phase: what was freed goes back to the system, and the peak begins anew
+ * at what is resident then. Where the system does not allow it the peak stays that of the whole
+ * run. */
+void mem_begin_phase(void);
 
 /* One block cut from front to back; given back as a whole or to a mark. */
 typedef struct arena arena;

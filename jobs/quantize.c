@@ -203,7 +203,7 @@ static void clear(quantize_run *q) {
 
 void quantize_phase_start(quantize_run *q, const char *phase) {
     q->phase_start_s = clock_now_s();
-    mem_reset_peak_rss();
+    mem_begin_phase();
     events_add(q->events, phase, "start", NULL);
 }
 
