@@ -13,7 +13,7 @@
 
 enum {
     BLOCK = 128,          /* columns that an elimination step takes */
-    TILE = 2 * BLOCK,     /* side of the tiles that threads share */
+    TILE = 4 * BLOCK,     /* side of the tiles that threads share */
     PARALLEL_FROM = 1024, /* order from which copies are shared out to threads */
 };
 
@@ -179,15 +179,19 @@ static void save_diagonal(factor *f) {
     }
 }
 
-/* Hd above the diagonal: from the tiles kept, and from what is below. */
-static void restore(factor *f, const gptq_order *o, double lambda) {
+static void damp_diagonal(factor *f, const gptq_order *o, double lambda) {
+    for (int64_t i = 0; i < f->n; i++)
+        f->h[i * f->n + i] += lambda + (o->dead[o->column[i]] ? 1 : 0);
+}
+
+/* H above the diagonal, after a failure: from the tiles kept, and from what is below. */
+static void restore(factor *f) {
     const int64_t n = f->n;
 #pragma omp parallel for schedule(dynamic, 16) if (n >= PARALLEL_FROM)
     for (int64_t i = 0; i < n; i++) {
         const int64_t at = i / TILE * TILE, b = size_min(TILE, n - at);
         memcpy(f->h + i * n + at, f->saved + at * TILE + (i - at) * b, (size_t)b * sizeof *f->h);
         for (int64_t j = at + b; j < n; j++) f->h[i * n + j] = f->h[j * n + i];
-        f->h[i * n + i] += lambda + (o->dead[o->column[i]] ? 1 : 0);
     }
 }
 
@@ -299,7 +303,8 @@ static err factor_with(const gptq_order *o, double damp, factor *f, gptq_damping
     save_diagonal(f);
     for (int raises = 0; raises <= GPTQ_MAX_RAISES; raises++) {
         *done = (gptq_damping){gptq_lambda(o, damp, raises), raises};
-        restore(f, o, done->lambda);
+        if (raises) restore(f);
+        damp_diagonal(f, o, done->lambda);
         if (!factor_all(f)) continue;
         invert_all(f);
         return err_none();

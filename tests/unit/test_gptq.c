@@ -361,14 +361,14 @@ static void all_columns_dead(void **state) {
 static void damping_is_raised(void **state) {
     (void)state;
     const wquant how = {.bits = 4, .symmetric = true, .scale_type = SCALE_BF16};
-    sample s = sample_create(2, 300, 40, &how); /* fewer tokens than columns */
+    sample s = sample_create(2, 600, 40, &how); /* fewer tokens than columns */
     s.damp = 0;
     run(&s, true);
     assert_true(s.done.raises > 0);
     assert_close(s.done.lambda, 1e-7 * s.order->mean_live * pow(10, s.done.raises), 1e-12,
                  "lambda");
-    for (int64_t j = 0; j < 300; j++) s.h[j * 300 + j] -= 0.5 * s.order->mean_live;
-    for (int64_t j = 0; j < 300; j++) s.h[j * 300 + j] = fmax(s.h[j * 300 + j], 0.1);
+    for (int64_t j = 0; j < 600; j++) s.h[j * 600 + j] -= 0.5 * s.order->mean_live;
+    for (int64_t j = 0; j < 600; j++) s.h[j * 600 + j] = fmax(s.h[j * 600 + j], 0.1);
     s.damp = 0.01;
     run(&s, false);
     assert_true(s.done.raises > 0);
