@@ -9,6 +9,7 @@ build_packages=(build-essential cmake ninja-build pkg-config openmpi-bin libopen
     libscalapack-openmpi-dev libopenblas-pthread-dev libdnnl-dev libarchive-dev libjansson-dev
     libyaml-dev libpcre2-dev libutf8proc-dev libssl-dev libhwloc-dev python3 python3-venv)
 test_packages=(libcmocka-dev libarchive-tools clang-format)
+fuzz_packages=(clang libclang-rt-dev libomp-dev) # libFuzzer is clang's
 
 say() { printf '%s\n' "$*" >&2; }
 

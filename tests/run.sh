@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Set up what the tests need, build, and run all of them: in release all kinds, under AddressSanitizer and
-# UndefinedBehaviorSanitizer the unit and rank tests and the main job.
+# UndefinedBehaviorSanitizer the unit and rank tests and the main job; each fuzz target for some seconds.
 #
 # usage: bash tests/run.sh [--quick]
 #
 # --quick: release only, without the tests labelled slow. The last line counts all tests, in ctest's words.
+# SPINSHARD_FUZZ_SECONDS: of each fuzz target, by default 10.
 # Tests against foreign programs (transformers, tokenizers) run in a Python environment in the cache, or in
 # the one that SPINSHARD_ORACLE_PYTHON names; without a registry of Python packages they say so and are skipped.
 set -uo pipefail
@@ -15,7 +16,7 @@ quick=false
 case ${1:-} in
 "") ;;
 --quick) quick=true ;;
--h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+-h | --help) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
 *) say "unknown option $1; see --help"; exit 2 ;;
 esac
 
@@ -45,10 +46,11 @@ failed_tests=0 all_tests=0 skipped_tests=0 broken=()
 
 # run_preset NAME CTEST-ARGUMENT...: build everything, run the tests, add up ctest's counts.
 run_preset() {
-    local preset=$1 log=$logs/$1-$((++runs)).log counts
+    local preset=$1 log=$logs/$1-$((++runs)).log counts what=(all -- -DSPINSHARD_TESTS=ON)
+    [ "$preset" != fuzz ] || what=(fuzz_targets)
     shift
     printf '\n== %s: %s\n' "$preset" "${*:-all tests}"
-    if ! build_preset "$preset" all -- -DSPINSHARD_TESTS=ON; then
+    if ! build_preset "$preset" "${what[@]}"; then
         broken+=("$preset does not build")
         return
     fi
@@ -71,6 +73,11 @@ else
         run_preset "$preset" --label-regex '^(unit|mpi)$' --exclude-regex 'format_check|include_table'
         run_preset "$preset" --tests-regex '^e2e\.test_main_job$'
     done
+    if need_packages "${fuzz_packages[@]}"; then
+        run_preset fuzz
+    else
+        say "the fuzz targets are skipped: they need clang"
+    fi
 fi
 
 printf '\n'

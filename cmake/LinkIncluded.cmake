@@ -1,0 +1,10 @@
+# A test links the parts of the house that it includes, and no more.
+function(link_included target source)
+  file(STRINGS ${source} lines REGEX "^#include \"[a-z]+/")
+  foreach(line ${lines})
+    string(REGEX REPLACE "^#include \"([a-z]+)/.*" "\\1" part "${line}")
+    if(TARGET house_${part})
+      target_link_libraries(${target} PRIVATE house_${part})
+    endif()
+  endforeach()
+endfunction()
