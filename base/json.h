@@ -10,8 +10,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Local. Parse len bytes; `where` names the source in messages. Caller owns *out (json_decref).
- * Fails with ERR_INPUT. */
+/* Local. Parse len bytes; `where` names the source in messages. Memory is bounded: a text of more
+ * than some millions of values is refused before the library sees it. Caller owns *out
+ * (json_decref). Fails with ERR_INPUT. */
 err json_parse(const char *text, size_t len, const char *where, json_t **out);
 
 /* Local. Read and parse a file of at most max_bytes. Fails with ERR_INPUT. */

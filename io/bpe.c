@@ -132,12 +132,16 @@ static err add_merge(bpe *b, const json_t *v, uint32_t rank, growbuf *joined, co
     return err_none();
 }
 
+enum { MAX_MERGES = 1 << 21 }; /* 64 MB of slots; the largest known list has a fifth of it */
+
 static err parse_merges(const json_t *model, const char *where, bpe *b) {
     const json_t *list = json_object_get(model, "merges");
     size_t n = json_array_size(list);
     uint64_t slots = 64;
-    if (!json_is_array(list) || n > UINT32_MAX / 4)
+    if (!json_is_array(list))
         return err_make(ERR_INPUT, where, NULL, "the model has no list of merges");
+    if (n > MAX_MERGES)
+        return err_make(ERR_INPUT, where, NULL, "%zu merges; at most %d are read", n, MAX_MERGES);
     while (slots < 2 * (uint64_t)n) slots *= 2;
     b->merges = malloc(slots * sizeof *b->merges);
     if (!b->merges) return growbuf_full();

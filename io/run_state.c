@@ -10,6 +10,7 @@
 #include <string.h>
 
 enum { MAX_STATE_BYTES = 64 << 20 };
+static const char FORMAT[] = "spinshard-state/1";
 
 struct run_state {
     char *out_dir, *run_dir, *path;
@@ -29,6 +30,19 @@ static char *line_of(const json_t *body) {
     return line;
 }
 
+/* What write_state writes; a body of another shape is damage, whatever its hash. */
+static bool is_body(const json_t *v) {
+    const char *format = json_string_value(json_object_get(v, "format"));
+    const json_t *generation = json_object_get(v, "generation"),
+                 *slice = json_object_get(v, "slice");
+    return format && !strcmp(format, FORMAT) && json_is_string(json_object_get(v, "phase")) &&
+           json_is_integer(generation) && json_integer_value(generation) >= 0 &&
+           json_integer_value(generation) < INT64_MAX && json_is_integer(slice) &&
+           json_integer_value(slice) >= 0 && json_integer_value(slice) < INT32_MAX &&
+           json_is_object(json_object_get(v, "fingerprint")) &&
+           json_is_object(json_object_get(v, "work"));
+}
+
 /* The body on a line, or NULL where the line is damaged. The hash is over the text as it stands. */
 static json_t *body_of(const char *line, size_t len) {
     enum { HEAD = 11, BODY = HEAD + 64 + 9 }; /* {"sha256":" hash ","body": */
@@ -40,7 +54,9 @@ static json_t *body_of(const char *line, size_t len) {
     if (strncmp(hex, line + HEAD, 64)) return NULL;
     json_t *body;
     err e = json_parse(line + BODY, len - 1 - BODY, "state.json", &body);
-    return e.code ? NULL : body;
+    if (e.code || is_body(body)) return e.code ? NULL : body;
+    json_decref(body);
+    return NULL;
 }
 
 /* state.json is an array of one or two generations, a line each, so that damage to one line leaves
@@ -122,9 +138,8 @@ static err check_fingerprint(const run_state *rs, const json_t *now) {
 }
 
 static void fresh_body(run_state *rs, const json_t *fingerprint) {
-    rs->body =
-        json_pack("{s:s, s:i, s:i, s:s, s:O, s:{}}", "format", "spinshard-state/1", "generation", 0,
-                  "slice", 0, "phase", "load", "fingerprint", fingerprint, "work");
+    rs->body = json_pack("{s:s, s:i, s:i, s:s, s:O, s:{}}", "format", FORMAT, "generation", 0,
+                         "slice", 0, "phase", "load", "fingerprint", fingerprint, "work");
     if (!rs->body) abort();
 }
 

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { VOCAB_MAX_ID = (1 << 24) - 1 };
+enum { VOCAB_MAX_ID = (1 << 22) - 1 };
 
 typedef struct vocab vocab;
 

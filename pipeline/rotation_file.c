@@ -375,7 +375,8 @@ err rotation_file_read(const comm *c, const char *path, const rotation_options *
         e = err_make(ERR_INPUT, path, NULL, "not a safetensors file");
     if (!e.code)
         e = st_header_parse((char *)blob + 8, header_len, len - 8 - header_len, path, &header);
-    rotation_text f = {.path = path, .header = header, .data = (char *)blob + 8 + header_len};
+    rotation_text f = {.path = path, .header = header};
+    if (!e.code) f.data = (char *)blob + 8 + header_len;
     if (!e.code) e = check_origin(&f, source);
     if (!e.code) e = set_from_text(&f, opts, sizes, out);
     st_header_destroy(&header);

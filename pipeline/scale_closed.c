@@ -154,8 +154,8 @@ void scale_closed(const scale_moments *m, scale_kind kind, int64_t layer, double
         x[j] = x[j - half];
         g[j] = g[j - half];
     }
-    const bool some = raise_floor(x, n) & raise_floor(g, n);
-    for (int64_t j = 0; j < n; j++) s[j] = some ? pow(x[j] / g[j], 0.25) : 1;
+    const bool some_x = raise_floor(x, n), some_g = raise_floor(g, n);
+    for (int64_t j = 0; j < n; j++) s[j] = some_x && some_g ? pow(x[j] / g[j], 0.25) : 1;
     scale_settle(s, n);
 }
 
