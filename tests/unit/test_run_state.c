@@ -2,10 +2,12 @@
  * commit. */
 #include "base/fault.h"
 #include "base/file.h"
+#include "base/sha256.h"
 #include "io/events.h"
 #include "io/run_owner.h"
 #include "io/run_state.h"
 
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -92,37 +94,133 @@ static void another_fingerprint_is_refused_by_field(void **state) {
     assert_int_equal(run_state_close(&rs, false).code, 0);
 }
 
-/* Flip each byte of the newest generation's line: the older one is used, or (the brackets around)
- * it does not matter. Never a crash, never a state that was not committed. */
-static void any_flipped_bit_falls_back_one_generation(void **state) {
+/* As much work as an unfinished run of 30 layers names. */
+static void set_objects(run_state *rs) {
+    json_t *list = json_array();
+    for (int i = 0; i < 30; i++) {
+        char text[32], hex[SHA256_HEX];
+        sha256_of(text, (size_t)snprintf(text, sizeof text, "object %d", i), hex);
+        json_array_append_new(list, json_pack("{s:s, s:i}", "object", hex, "bytes", 1000 + i));
+    }
+    json_object_set_new(run_state_work(rs), "objects", list);
+}
+
+static void flip(int fd, size_t bit) {
+    char c;
+    assert_int_equal(pread(fd, &c, 1, (off_t)(bit / 8)), 1);
+    c ^= (char)(1 << bit % 8);
+    assert_int_equal(pwrite(fd, &c, 1, (off_t)(bit / 8)), 1);
+}
+
+/* What state.json says with one bit flipped: exactly the newest generation or the one before, or
+ * that it is damaged. Gives back which (0: damaged). */
+static int read_damaged(json_t *const said[3]) {
+    json_t *v = NULL;
+    err e = run_state_peek(out, &v);
+    if (e.code) {
+        assert_true(e.code == ERR_MISMATCH || e.code == ERR_INPUT);
+        assert_null(v);
+        return 0;
+    }
+    int which = json_equal(v, said[2]) ? 2 : 1;
+    if (which == 1) assert_true(json_equal(v, said[1]));
+    json_decref(v);
+    return which;
+}
+
+static void each_bit_of_the_state_is_guarded(void **state) {
     (void)state;
+    json_t *said[3] = {NULL, NULL, NULL};
     run_state *rs = open_state(4);
-    set_step(rs, 1);
-    assert_int_equal(run_state_commit(rs, "gptq").code, 0);
-    set_step(rs, 2);
-    assert_int_equal(run_state_commit(rs, "gptq").code, 0);
+    set_objects(rs);
+    for (int step = 1; step <= 2; step++) {
+        set_step(rs, step);
+        assert_int_equal(run_state_commit(rs, "gptq").code, 0);
+        assert_int_equal(run_state_peek(out, &said[step]).code, 0);
+    }
     assert_int_equal(run_state_close(&rs, false).code, 0);
     char *text;
     size_t len;
-    assert_int_equal(file_read_all(state_path(), 1 << 20, &text, &len).code, 0);
-    for (size_t bit = 0; bit < 8 * len; bit += 5) {
-        text[bit / 8] ^= (char)(1 << bit % 8);
-        assert_int_equal(file_publish(state_path(), text, len).code, 0);
-        json_t *v = NULL;
-        err e = run_state_peek(out, &v);
-        text[bit / 8] ^= (char)(1 << bit % 8);
-        if (e.code) continue; /* said to be damaged: both lines hit by one byte that joins them */
-        int step = (int)json_integer_value(json_object_get(json_object_get(v, "work"), "step"));
-        assert_in_range(step, 1, 2);
-        json_decref(v);
+    assert_int_equal(file_read_all(state_path(), 1 << 16, &text, &len).code, 0);
+    assert_true(len > 5000);
+    int fd = open(state_path(), O_RDWR), n[3] = {0, 0, 0};
+    for (size_t bit = 0; bit < 8 * len; bit++) {
+        flip(fd, bit);
+        n[read_damaged(said)]++;
+        flip(fd, bit);
     }
+    /* Each bit of the older line leaves the newer one, each bit of the newer one the older; the few
+     * that join the two lines may cost both. */
+    assert_int_equal(n[0] + n[1] + n[2], 8 * len);
+    assert_true(n[1] > (int)(8 * len) * 4 / 10 && n[2] > (int)(8 * len) * 4 / 10 && n[0] <= 32);
+    print_message("%zu bits: %d leave the newest, %d the one before, %d neither\n", 8 * len, n[2],
+                  n[1], n[0]);
     size_t first_line = (size_t)(strchr(text + 2, '\n') - text);
-    text[first_line / 2] ^= 1;
-    assert_int_equal(file_publish(state_path(), text, len).code, 0);
+    flip(fd, 8 * (first_line / 2)); /* and a run goes on from the older one */
     rs = open_state(4);
     assert_int_equal(get_step(rs), 1);
     assert_int_equal(run_state_close(&rs, false).code, 0);
+    json_decref(said[1]);
+    json_decref(said[2]);
+    close(fd);
     free(text);
+}
+
+/* Bodies with the right hash and another shape: what another program, or a hand, may write. */
+static void a_state_of_another_shape_is_damage(void **state) {
+    (void)state;
+    static const char *const bodies[] = {
+        "1",
+        "[]",
+        "{}",
+        "{\"format\":\"spinshard-state/1\"}",
+        "{\"format\":\"spinshard-state/2\",\"generation\":1,\"slice\":0,\"phase\":\"x\","
+        "\"fingerprint\":{},\"work\":{}}",
+        "{\"format\":\"spinshard-state/1\",\"generation\":-1,\"slice\":0,\"phase\":\"x\","
+        "\"fingerprint\":{},\"work\":{}}",
+        "{\"format\":\"spinshard-state/1\",\"generation\":1,\"slice\":4294967295,\"phase\":\"x\","
+        "\"fingerprint\":{},\"work\":{}}",
+        "{\"format\":\"spinshard-state/1\",\"generation\":1,\"slice\":0,\"phase\":7,"
+        "\"fingerprint\":{},\"work\":{}}",
+        "{\"format\":\"spinshard-state/1\",\"generation\":1,\"slice\":0,\"phase\":\"x\","
+        "\"fingerprint\":{},\"work\":[]}",
+    };
+    run_state *rs = open_state(4);
+    assert_int_equal(run_state_close(&rs, false).code, 0);
+    for (size_t i = 0; i < sizeof bodies / sizeof bodies[0]; i++) {
+        char text[512], hex[SHA256_HEX];
+        sha256_of(bodies[i], strlen(bodies[i]), hex);
+        int n =
+            snprintf(text, sizeof text, "[\n{\"sha256\":\"%s\",\"body\":%s}\n]\n", hex, bodies[i]);
+        assert_int_equal(file_publish(state_path(), text, (size_t)n).code, 0);
+        json_t *v = NULL;
+        if (run_state_peek(out, &v).code != ERR_MISMATCH) fail_msg("taken: %s", bodies[i]);
+        assert_null(v);
+    }
+}
+
+/* Objects are looked at through their hash: no bit of one can change unseen. */
+static void each_bit_of_an_object_is_guarded(void **state) {
+    (void)state;
+    enum { N = 1500 };
+    char data[N], hex[SHA256_HEX];
+    run_object *o;
+    run_state *rs = open_state(4);
+    for (int i = 0; i < N; i++) data[i] = (char)(i * 37);
+    assert_int_equal(run_object_create(out, N, &o).code, 0);
+    assert_int_equal(run_object_put(o, data, N, 0).code, 0);
+    assert_int_equal(run_object_finish(&o, hex).code, 0);
+    char *path = run_object_path(out, hex);
+    int fd = open(path, O_RDWR);
+    for (size_t bit = 0; bit < 8 * N; bit++) {
+        flip(fd, bit);
+        assert_int_equal(run_object_check(out, hex, N).code, ERR_MISMATCH);
+        flip(fd, bit);
+    }
+    assert_int_equal(run_object_check(out, hex, N).code, 0);
+    close(fd);
+    free(path);
+    assert_int_equal(run_state_close(&rs, true).code, 0);
 }
 
 static void two_owners_are_one_too_many(void **state) {
@@ -238,7 +336,11 @@ int main(void) {
         cmocka_unit_test_setup_teardown(what_is_committed_comes_back, fresh_folder, remove_folder),
         cmocka_unit_test_setup_teardown(another_fingerprint_is_refused_by_field, fresh_folder,
                                         remove_folder),
-        cmocka_unit_test_setup_teardown(any_flipped_bit_falls_back_one_generation, fresh_folder,
+        cmocka_unit_test_setup_teardown(each_bit_of_the_state_is_guarded, fresh_folder,
+                                        remove_folder),
+        cmocka_unit_test_setup_teardown(a_state_of_another_shape_is_damage, fresh_folder,
+                                        remove_folder),
+        cmocka_unit_test_setup_teardown(each_bit_of_an_object_is_guarded, fresh_folder,
                                         remove_folder),
         cmocka_unit_test_setup_teardown(two_owners_are_one_too_many, fresh_folder, remove_folder),
         cmocka_unit_test_setup_teardown(objects_are_named_by_their_contents, fresh_folder,
