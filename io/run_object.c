@@ -22,6 +22,10 @@ static char *objects_dir(const char *out_dir) {
     return dir;
 }
 
+bool run_object_is_name(const char *hex) {
+    return strlen(hex) == SHA256_HEX - 1 && strspn(hex, "0123456789abcdef") == SHA256_HEX - 1;
+}
+
 char *run_object_path(const char *out_dir, const char *hex) {
     char *dir = objects_dir(out_dir), *path = file_join(dir, hex);
     free(dir);
@@ -87,6 +91,9 @@ void run_object_abandon(run_object **o) {
 }
 
 err run_object_check(const char *out_dir, const char *hex, uint64_t bytes) {
+    if (!run_object_is_name(hex))
+        return err_make(ERR_MISMATCH, "state.json", NULL, "\"%.80s\" is not the name of an object",
+                        hex);
     char *path = run_object_path(out_dir, hex), found[SHA256_HEX];
     int fd;
     uint64_t size;

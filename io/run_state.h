@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "base/sha256.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef struct run_state run_state;
@@ -47,6 +48,9 @@ err run_object_put(run_object *o, const void *data, uint64_t n, uint64_t offset)
 /* Local. Hash, flush and rename it to its name; frees *o and sets it NULL, also on failure. */
 err run_object_finish(run_object **o, char hex[SHA256_HEX]);
 void run_object_abandon(run_object **o); /* local; NULL is fine; removes the file; sets NULL */
+
+/* Local. True for 64 lower-case hexadecimal digits: what a state file says may name anything. */
+bool run_object_is_name(const char *hex);
 
 /* Local. Path of an object; caller frees. */
 char *run_object_path(const char *out_dir, const char *hex);

@@ -31,13 +31,18 @@ static err put_object(const quantize_run *q, const double *v, int64_t n, char he
     return e;
 }
 
+/* An object that is whole: n doubles with their hash. Asked before memory of that size is taken,
+ * since a number in state.json is no reason to allocate. */
+static err check_object(const quantize_run *q, const char *hex, int64_t n) {
+    if (!hex) return err_make(ERR_MISMATCH, "state.json", NULL, "names no object");
+    return run_object_check(q->out, hex, (uint64_t)n * sizeof(double));
+}
+
 static err get_object(const quantize_run *q, const char *hex, double *v, int64_t n) {
-    const uint64_t bytes = (uint64_t)n * sizeof *v;
     char *path = run_object_path(q->out, hex);
     int fd = -1;
-    err e = run_object_check(q->out, hex, bytes);
-    if (!e.code) e = file_open_read(path, &fd, NULL);
-    if (!e.code) e = file_pread(fd, path, v, bytes, 0);
+    err e = file_open_read(path, &fd, NULL);
+    if (!e.code) e = file_pread(fd, path, v, (uint64_t)n * sizeof *v, 0);
     if (fd >= 0) close(fd);
     free(path);
     return e;
@@ -98,7 +103,7 @@ err learn_commit(quantize_run *q, const char *phase) {
     }
     json_array_foreach(list, i, item) {
         const char *hex = json_string_value(item);
-        if (!hex || strlen(hex) != SHA256_HEX - 1 || names_object(work, hex)) continue;
+        if (!hex || !run_object_is_name(hex) || names_object(work, hex)) continue;
         char *path = run_object_path(q->out, hex);
         unlink(path); /* one that is gone already is no harm */
         free(path);
@@ -176,11 +181,12 @@ static err read_named(const quantize_run *q, const json_t *named, const char *wh
     void *p;
     const char *hex = json_string_value(json_object_get(named, "object"));
     *n = doubles_of(named);
-    err e = mem_alloc(*n, sizeof(double), what, &p);
+    err e = *n ? check_object(q, hex, *n) : err_none();
+    if (e.code) return e;
+    e = mem_alloc(*n, sizeof(double), what, &p);
+    if (e.code) return e;
     *v = p;
-    if (e.code || !*n) return e;
-    if (!hex) return err_make(ERR_MISMATCH, "state.json", NULL, "names no object");
-    return get_object(q, hex, *v, *n);
+    return *n ? get_object(q, hex, *v, *n) : e;
 }
 
 /* Root reads the common part, a rank its cell. *whole: nothing is damaged, on every rank. */
