@@ -280,7 +280,7 @@ static bool cached_word(bpe_run *r, const char *word, size_t len) {
     for (; r->cache[i].len; i = (i + 1) & r->mask) {
         const known_word *k = &r->cache[i];
         if (k->hash == hash && k->len == len && memcmp(r->words.data + k->at, word, len) == 0)
-            return put_ids(r->ids, (const int32_t *)r->word_ids.data + k->ids, k->n) ||
+            return k->n == 0 || put_ids(r->ids, (const int32_t *)r->word_ids.data + k->ids, k->n) ||
                    fail(r, growbuf_full());
     }
     size_t before = r->ids->len;
