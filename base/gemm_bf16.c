@@ -62,6 +62,9 @@ typedef struct matmul {
     dnnl_primitive_t primitive; /* NULL: free slot */
     dnnl_memory_t a, b, c;
     size_t b_bytes;
+    dnnl_primitive_t pack; /* NULL, or b as it is into the kernel's order */
+    dnnl_memory_t loose, packed;
+    int64_t loose_trans, loose_ld;
 } matmul;
 
 enum { CACHE_SLOTS = 256, CACHE_PROBES = 8 };
@@ -142,7 +145,16 @@ static void matmul_create(const matmul_key *k, matmul *out) {
     out->key = *k;
 }
 
+static void pack_destroy(matmul *p) {
+    if (!p->pack) return;
+    dnnl_primitive_destroy(p->pack);
+    dnnl_memory_destroy(p->loose);
+    dnnl_memory_destroy(p->packed);
+    p->pack = NULL;
+}
+
 static void matmul_destroy(matmul *p) {
+    pack_destroy(p);
     dnnl_primitive_destroy(p->primitive);
     dnnl_memory_destroy(p->a);
     dnnl_memory_destroy(p->b);
@@ -204,31 +216,36 @@ static matmul_key packed_key(int64_t m, int64_t n, int64_t k) {
     return (matmul_key){.m = m, .n = n, .k = k, .lda = k, .ldc = n, .packed = 1};
 }
 
+static void pack_create(bool trans_b, int64_t ldb, matmul *p) {
+    const matmul_key *k = &p->key;
+    const dnnl_memory_desc_t *to;
+    dnnl_memory_desc_t from;
+    dnnl_primitive_desc_t pd;
+    const dnnl_dims_t d = {k->k, k->n}, s = {trans_b ? 1 : ldb, trans_b ? ldb : 1};
+    need(dnnl_memory_get_memory_desc(p->b, &to), k);
+    need(dnnl_memory_desc_init_by_strides(&from, 2, d, dnnl_bf16, s), k);
+    need(dnnl_memory_create(&p->loose, &from, engine, DNNL_MEMORY_NONE), k);
+    need(dnnl_memory_create(&p->packed, to, engine, DNNL_MEMORY_NONE), k);
+    need(dnnl_reorder_primitive_desc_create(&pd, &from, engine, to, engine, NULL), k);
+    need(dnnl_primitive_create(&p->pack, pd), k);
+    dnnl_primitive_desc_destroy(pd);
+    p->loose_trans = trans_b;
+    p->loose_ld = ldb;
+}
+
 /* b into the order that the kernel of this key asks for. */
 static void pack_onednn(const matmul_key *k, bool trans_b, const bf16 *b, int64_t ldb, void *out) {
     const int threads = omp_get_max_threads();
     omp_set_num_threads(1);
     matmul_cache *cache = thread_cache(k);
-    const matmul *p = matmul_find(cache, k);
-    const dnnl_memory_desc_t *to;
-    dnnl_memory_desc_t from;
-    const dnnl_dims_t d = {k->k, k->n}, s = {trans_b ? 1 : ldb, trans_b ? ldb : 1};
-    need(dnnl_memory_get_memory_desc(p->b, &to), k);
-    need(dnnl_memory_desc_init_by_strides(&from, 2, d, dnnl_bf16, s), k);
-    dnnl_memory_t source, target;
-    need(dnnl_memory_create(&source, &from, engine, (void *)(uintptr_t)b), k);
-    need(dnnl_memory_create(&target, to, engine, out), k);
-    dnnl_primitive_desc_t pd;
-    dnnl_primitive_t reorder;
-    need(dnnl_reorder_primitive_desc_create(&pd, &from, engine, to, engine, NULL), k);
-    need(dnnl_primitive_create(&reorder, pd), k);
-    const dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, source}, {DNNL_ARG_TO, target}};
-    need(dnnl_primitive_execute(reorder, cache->stream, 2, args), k);
+    matmul *p = matmul_find(cache, k);
+    if (p->pack && (p->loose_trans != trans_b || p->loose_ld != ldb)) pack_destroy(p);
+    if (!p->pack) pack_create(trans_b, ldb, p);
+    need(dnnl_memory_set_data_handle(p->loose, (void *)(uintptr_t)b), k);
+    need(dnnl_memory_set_data_handle(p->packed, out), k);
+    const dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, p->loose}, {DNNL_ARG_TO, p->packed}};
+    need(dnnl_primitive_execute(p->pack, cache->stream, 2, args), k);
     need(dnnl_stream_wait(cache->stream), k);
-    dnnl_primitive_destroy(reorder);
-    dnnl_primitive_desc_destroy(pd);
-    dnnl_memory_destroy(source);
-    dnnl_memory_destroy(target);
     omp_set_num_threads(threads);
 }
 

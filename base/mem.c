@@ -19,7 +19,7 @@
 #define RED_ZONE                          0
 #endif
 
-enum { ALIGN = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 32 << 20 };
+enum { ALIGN = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 4 << 20 };
 
 static _Atomic uint64_t held, peak;
 

@@ -12,11 +12,12 @@
 
 /* A row is rounded to multiples of 2^-12 and held to 19 bits, enough for normalised rows up to
  * width 16384; a coefficient to 20 bits of the largest that can occur: a product has 39 bits, and
- * 2^14 of them sum exactly in a double. */
-enum { ROW_BITS = 12, COEF_BITS = 20, MAX_TERMS = 1 << 14 };
+ * 2^14 of them would sum exactly in a double. */
+enum { ROW_BITS = 12, COEF_BITS = 20 };
 enum { ENTRY_LIMIT = 0x4300 }; /* 128 as bf16: 2^19 in the fixed point of a row */
-enum { BLOCK = 256 };          /* rows of a product: a unit of work that threads share out */
+enum { BLOCK = 128 };          /* rows of a product: a unit of work that threads share out */
 enum { CHUNK = 64 };           /* entries of a row whose sums are held at a time */
+enum { SEGMENT = 64 };         /* terms whose rows stay in cache from chunk to chunk */
 
 typedef struct term {
     int32_t row; /* in the batch */
@@ -27,6 +28,7 @@ struct range_work {
     int64_t n, max_rows, rows;
     int64_t slots;     /* terms of a row: two a range */
     bf16 *R;           /* [n, n] */
+    void *packed;      /* R as the product takes it */
     const bf16 **from; /* [max_rows] where a row of the batch stands in its set; NULL: in x */
     bf16 *x;           /* [max_rows up to whole blocks, n] the rows of the batch */
     float *w;          /* [max_rows] */
@@ -34,8 +36,8 @@ struct range_work {
     float *u;          /* [threads, BLOCK, n] */
     int32_t *channel;  /* [slots max_rows] of each term; -1: none */
     term *terms;       /* [slots max_rows] */
-    int64_t *start;    /* [n + 1] terms of a channel in `order` */
-    int32_t *order;    /* [slots max_rows] */
+    int64_t *start;    /* [n + 1] where those of a channel begin */
+    term *sorted;      /* [slots max_rows] terms of a channel behind each other */
     int64_t *loss;     /* [blocks] */
     int threads;
 };
@@ -43,13 +45,13 @@ struct range_work {
 uint64_t range_work_bytes(int64_t n, int64_t max_rows, int64_t groups) {
     uint64_t rows = (uint64_t)(size_ceil_div(max_rows, BLOCK) * BLOCK),
              t = (uint64_t)gemm_threads();
-    return 2 * (uint64_t)(n * n) +
+    return 2 * (uint64_t)(n * n) + gemm_packed_bytes(BLOCK, n, n) +
            rows * (2 * (uint64_t)n + 4 + sizeof(bf16 *) + sizeof(range_rule) +
-                   2 * (uint64_t)groups * (4 + sizeof(term) + 4)) +
+                   2 * (uint64_t)groups * (4 + 2 * sizeof(term))) +
            4 * t * BLOCK * (uint64_t)n + 8 * (uint64_t)n;
 }
 
-enum { BUFFERS = 11 };
+enum { BUFFERS = 12 };
 
 err range_work_create(int64_t n, int64_t max_rows, int64_t groups, range_work **out) {
     const int64_t slots = 2 * groups;
@@ -68,8 +70,9 @@ err range_work_create(int64_t n, int64_t max_rows, int64_t groups, range_work **
                        {slots * max_rows, sizeof(int32_t)},
                        {slots * max_rows, sizeof(term)},
                        {n + 1, sizeof(int64_t)},
-                       {slots * max_rows, sizeof(int32_t)},
-                       {max_rows, sizeof(bf16 *)}};
+                       {slots * max_rows, sizeof(term)},
+                       {max_rows, sizeof(bf16 *)},
+                       {(int64_t)gemm_packed_bytes(BLOCK, n, n), 1}};
     err e = err_none();
     for (int i = 0; i < BUFFERS && !e.code; i++)
         e = mem_alloc(need[i].count, need[i].size, "rows of a step", &p[i]);
@@ -91,8 +94,9 @@ err range_work_create(int64_t n, int64_t max_rows, int64_t groups, range_work **
                       .channel = p[6],
                       .terms = p[7],
                       .start = p[8],
-                      .order = p[9],
+                      .sorted = p[9],
                       .from = p[10],
+                      .packed = p[11],
                       .loss = loss,
                       .threads = threads};
     *out = w;
@@ -102,28 +106,35 @@ err range_work_create(int64_t n, int64_t max_rows, int64_t groups, range_work **
 void range_work_destroy(range_work **w) {
     if (!*w) return;
     range_work *x = *w;
-    void *p[] = {x->R,     x->x,     x->w,     x->rule, x->u,           x->channel,
-                 x->terms, x->start, x->order, x->loss, (void *)x->from};
+    void *p[] = {x->R,     x->x,      x->w,    x->rule,         x->u,     x->channel, x->terms,
+                 x->start, x->sorted, x->loss, (void *)x->from, x->packed};
     for (size_t i = 0; i < sizeof p / sizeof p[0]; i++) mem_free(p[i]);
     mem_free(x);
     *w = NULL;
 }
 
+static void begin(range_work *w) {
+    gemm_pack_bf16(false, BLOCK, w->n, w->n, w->R, w->n, w->packed);
+    w->rows = 0;
+}
+
 void range_begin(range_work *w, const double *R) {
     for (int64_t i = 0; i < w->n * w->n; i++) w->R[i] = half_to_bf16((float)R[i]);
-    w->rows = 0;
+    begin(w);
 }
 
 void range_begin_f32(range_work *w, const float *R) {
     half_array_to_bf16(R, w->n * w->n, w->R);
-    w->rows = 0;
+    begin(w);
 }
 
 void range_add(range_work *w, const row_set *s, range_draw d, int64_t count) {
+    const uint64_t tokens = (uint64_t)(s->n / d.period), span = (uint64_t)d.span;
     for (int64_t i = 0; i < count && w->rows < w->max_rows; i++, w->rows++) {
-        uint64_t r = rng_u64(d.seed, d.purpose, d.first_index + (uint64_t)i);
-        int64_t token = (int64_t)((r >> 32) % (uint64_t)(s->n / d.period));
-        int64_t pick = token * d.period + d.offset + (int64_t)((uint32_t)r % (uint64_t)d.span);
+        const uint64_t r = rng_u64(d.seed, d.purpose, d.first_index + (uint64_t)i);
+        const int64_t token = (int64_t)((r >> 32) % tokens),
+                      in_token = span > 1 ? (int64_t)((uint32_t)r % span) : 0;
+        const int64_t pick = token * d.period + d.offset + in_token;
         w->from[w->rows] = s->x + pick * w->n;
         w->w[w->rows] = d.weight * s->w[pick];
         w->rule[w->rows] = d.rule;
@@ -142,12 +153,15 @@ const bf16 *range_rotation(const range_work *w) {
     return w->R;
 }
 
-/* Eight numbers at a time, written out: by itself the compiler keeps no array of sums in registers.
- * Results are those of plain loops. */
+/* As many numbers at a time as a register holds, written out: by itself the compiler keeps no array
+ * of running values in registers. Results are those of plain loops. */
+#ifdef __AVX512F__
+enum { LANES = 16 };
+#else
 enum { LANES = 8 };
+#endif
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
-typedef double doubles __attribute__((vector_size(8 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 
 static inline floats load_floats(const float *u) {
@@ -156,30 +170,79 @@ static inline floats load_floats(const float *u) {
     return v;
 }
 
-/* The first channel that has this value: a second pass over a row in cache is faster than a first
- * one that carries channels along. */
-static int32_t first_with(const float *u, int64_t n, float value) {
-    enum { SPAN = 8 * LANES };
+static inline ints choose(ints which, ints a, ints b) {
+    return (a & which) | (b & ~which);
+}
+
+/* The largest and the smallest of each lane, with the first position that had it. */
+typedef struct lane_ends {
+    floats most, least;
+    ints hi, lo;
+} lane_ends;
+
+static inline void take_lanes(lane_ends *e, floats v, ints at) {
+    const ints above = v > e->most, below = v < e->least;
+    e->most = (floats)choose(above, (ints)v, (ints)e->most);
+    e->hi = choose(above, at, e->hi);
+    e->least = (floats)choose(below, (ints)v, (ints)e->least);
+    e->lo = choose(below, at, e->lo);
+}
+
+/* Halves against halves: loops that the compiler does vectorise. */
+static inline float largest_lane(floats v) {
+    float m[LANES];
+    memcpy(m, &v, sizeof m);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int k = 0; k < half; k++) m[k] = m[k] > m[k + half] ? m[k] : m[k + half];
+    return m[0];
+}
+
+static inline int32_t smallest_lane(ints v) {
+    int32_t m[LANES];
+    memcpy(m, &v, sizeof m);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int k = 0; k < half; k++) m[k] = m[k] < m[k + half] ? m[k] : m[k + half];
+    return m[0];
+}
+
+/* The largest of two sets of lanes, and the first position that has it. */
+static inline int32_t first_largest(floats a, ints at_a, floats b, ints at_b) {
+    const floats both = (floats)choose(a > b, (ints)a, (ints)b);
+    const float most = largest_lane(both);
+    const ints far = at_a * 0 + INT32_MAX, in_a = choose(a == most, at_a, far),
+               in_b = choose(b == most, at_b, far);
+    return smallest_lane(choose(in_a < in_b, in_a, in_b));
+}
+
+/* The first channels that hold the largest and the smallest of u. */
+static void find_ends(const float *u, int64_t n, int32_t *hi, int32_t *lo) {
     int64_t j = 0;
-    for (; j + SPAN <= n; j += SPAN) {
-        ints same = {0};
-        for (int k = 0; k < SPAN; k += LANES) same |= load_floats(u + j + k) == value;
-        int32_t any = 0;
-        for (int k = 0; k < LANES; k++) any |= same[k];
-        if (any) break;
+    *hi = *lo = 0;
+    if (n >= 2 * LANES) {
+        ints at;
+        for (int k = 0; k < LANES; k++) at[k] = k;
+        const floats v = load_floats(u), w = load_floats(u + LANES);
+        lane_ends a = {v, v, at, at}, b = {w, w, at + LANES, at + LANES};
+        for (j = 2 * LANES; j + 2 * LANES <= n; j += 2 * LANES) {
+            at += 2 * LANES;
+            take_lanes(&a, load_floats(u + j), at);
+            take_lanes(&b, load_floats(u + j + LANES), at + LANES);
+        }
+        *hi = first_largest(a.most, a.hi, b.most, b.hi);
+        *lo = first_largest(-a.least, a.lo, -b.least, b.lo);
+        /* Lanes of NaN alone name no position; any will do. */
+        if (*hi >= n) *hi = 0;
+        if (*lo >= n) *lo = 0;
     }
-    while (j < n - 1 && u[j] != value) j++;
-    return (int32_t)j;
+    for (; j < n; j++) {
+        if (u[j] > u[*hi]) *hi = (int32_t)j;
+        if (u[j] < u[*lo]) *lo = (int32_t)j;
+    }
 }
 
 range_ends range_ends_of(const float *u, int64_t n, range_rule rule) {
-    float most = u[0], least = u[0];
-#pragma omp simd reduction(max : most) reduction(min : least)
-    for (int64_t j = 1; j < n; j++) {
-        most = u[j] > most ? u[j] : most;
-        least = u[j] < least ? u[j] : least;
-    }
-    const int32_t hi = first_with(u, n, most), lo = first_with(u, n, least);
+    int32_t hi, lo;
+    find_ends(u, n, &hi, &lo);
     if (rule.symmetric) { /* the end of larger magnitude alone, counted twice */
         bool up = u[hi] >= -u[lo];
         return (range_ends){2 * (up ? u[hi] : -u[lo]), {up ? hi : lo, -1}, {up ? 2 : -2, 0}};
@@ -215,25 +278,62 @@ static int64_t do_row(range_work *w, int64_t row, const float *u) {
     return loss;
 }
 
-/* A row to where the batch has it, while it is in cache for the product; entries beyond what their
- * fixed point holds, which a normalised row has not, are held to it. */
+/* Adding 1.5 2^23 units and taking them away rounds to whole units, half to even. */
+#define ROUND (0x1.8p23F / (1 << ROW_BITS))
+
+static inline floats fixed_entries(ints wide) {
+    const ints size = wide & 0x7fffffff, sign = wide ^ size, limit = sign * 0 + (ENTRY_LIMIT << 16);
+    const floats v = (floats)(choose(size < limit, size, limit) | sign);
+    return (v + ROUND) - ROUND;
+}
+
+/* A row to where the batch has it, while it is in cache for the product, rounded to its fixed
+ * point, which bf16 holds as well. Entries beyond what that holds, which a normalised row has not,
+ * are held to it. */
 static void take_row(const bf16 *from, int64_t n, bf16 *to) {
-    for (int64_t i = 0; i < n; i++) {
-        const bf16 size = from[i] & 0x7fff;
-        to[i] = (bf16)((from[i] & 0x8000) | (size < ENTRY_LIMIT ? size : ENTRY_LIMIT));
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        halves h;
+        memcpy(&h, from + i, sizeof h);
+        const ints bits = (ints)fixed_entries(__builtin_convertvector(h, ints) << 16);
+        h = __builtin_convertvector((bits >> 16) & 0xffff, halves);
+        memcpy(to + i, &h, sizeof h);
+    }
+    for (; i < n; i++) {
+        const float v = fixed_entries((ints){0} + ((int32_t)from[i] << 16))[0];
+        to[i] = (bf16)(half_bits(v) >> 16);
     }
 }
 
+/* Where row i of the batch comes from. */
+static const bf16 *source_of(const range_work *w, int64_t row) {
+    return w->from[row] ? w->from[row] : w->x + row * w->n;
+}
+
+/* Part of a row: rows of a set lie anywhere, and those that come are fetched before. */
+static void fetch_row(const bf16 *row, int64_t from, int64_t end) {
+    enum { LINE = 32 };
+    for (int64_t i = from; i < end; i += LINE) __builtin_prefetch(row + i);
+}
+
 /* The product has whole blocks always: where a rank's rows end is a matter of ranks, and a product
- * of fewer rows may run another kernel, whose sums round otherwise. */
-static void do_block(range_work *w, int64_t block, float *u) {
+ * of fewer rows may run another kernel, whose sums round otherwise. A core has few reads on their
+ * way to memory: the rows of a block are fetched in part while ends of a block before it are found
+ * (`next`, a guess where threads share blocks out), the rest shortly before they are taken. */
+static void do_block(range_work *w, int64_t block, int64_t next, float *u) {
+    enum { AHEAD = 4 };
     const int64_t n = w->n, first = block * BLOCK, m = size_min(BLOCK, w->rows - first);
     bf16 *x = w->x + first * n;
     int64_t loss = 0;
-    for (int64_t i = 0; i < m; i++)
-        take_row(w->from[first + i] ? w->from[first + i] : x + i * n, n, x + i * n);
-    gemm_tile_bf16(false, BLOCK, n, n, x, n, w->R, n, false, u, n);
-    for (int64_t i = 0; i < m; i++) loss += do_row(w, first + i, u + i * n);
+    for (int64_t i = 0; i < m; i++) {
+        fetch_row(source_of(w, first + size_min(i + AHEAD, m - 1)), n / 2, n);
+        take_row(source_of(w, first + i), n, x + i * n);
+    }
+    gemm_tile_packed_bf16(BLOCK, n, n, x, w->packed, u);
+    for (int64_t i = 0; i < m; i++) {
+        if (next * BLOCK + i < w->rows) fetch_row(source_of(w, next * BLOCK + i), 0, n / 2);
+        loss += do_row(w, first + i, u + i * n);
+    }
     w->loss[block] = loss;
 }
 
@@ -247,70 +347,84 @@ static void sort_terms(range_work *w) {
     if (!at) abort();
     memcpy(at, w->start, (size_t)w->n * sizeof *at);
     for (int64_t t = 0; t < w->slots * w->rows; t++)
-        if (w->channel[t] >= 0) w->order[at[w->channel[t]]++] = (int32_t)t;
+        if (w->channel[t] >= 0) w->sorted[at[w->channel[t]]++] = w->terms[t];
     free(at);
 }
 
-/* Adding 1.5 2^23 and taking it away rounds what is below 2^22 half to even. */
-#define ROUND 0x1.8p23F
+/* A word of four bf16 numbers becomes four doubles by shifts alone: sign to sign, 15 bits behind
+ * the three highest of the exponent, which makes a number 2^-896 of what it is (none is subnormal
+ * in bf16: they are multiples of 2^-12). So sums stand by their place in a word. */
+enum { WIDE = 8, QUAD = 4, GROUP = WIDE * QUAD };
+typedef double doubles __attribute__((vector_size(8 * WIDE)));
+typedef int64_t words __attribute__((vector_size(8 * WIDE)));
+#define QUAD_UNIT 0x1p896
+#define QUAD_BITS ((int64_t)0x8fffe00000000000u)
 
-/* sum += coef * entry, all integers held in doubles. */
-static inline void add_entry(bf16 x, double coef, double *sum) {
-    const float v = half_from_bf16(x) * (float)(1 << ROW_BITS);
-    *sum += coef * (double)((v + ROUND) - ROUND);
-}
-
-/* The same for CHUNK entries. */
-static inline void add_entries(const bf16 *x, double coef, doubles sum[CHUNK / LANES]) {
+/* sum += coef * entry for CHUNK entries; products and sums are exact. */
+static inline void add_entries(const bf16 *x, double coef, doubles sum[CHUNK / WIDE]) {
 #pragma GCC unroll 16
-    for (int i = 0; i < CHUNK / LANES; i++) {
-        halves h;
-        memcpy(&h, x + i * LANES, sizeof h);
-        const floats v = (floats)(__builtin_convertvector(h, ints) << 16) * (float)(1 << ROW_BITS);
-        sum[i] += coef * __builtin_convertvector((v + ROUND) - ROUND, doubles);
+    for (int i = 0; i < CHUNK / GROUP; i++) {
+        words q;
+        memcpy(&q, x + i * GROUP, sizeof q);
+        sum[QUAD * i] += coef * (doubles)(((q << 48) >> 3) & QUAD_BITS);
+        sum[QUAD * i + 1] += coef * (doubles)(((q << 32) >> 3) & QUAD_BITS);
+        sum[QUAD * i + 2] += coef * (doubles)(((q << 16) >> 3) & QUAD_BITS);
+        sum[QUAD * i + 3] += coef * (doubles)((q >> 3) & QUAD_BITS);
     }
 }
 
-/* A term of channel j and where its row stands. */
-static inline const bf16 *row_of(const range_work *w, int64_t t) {
-    return w->x + (int64_t)w->terms[w->order[t]].row * w->n;
-}
+/* At most SEGMENT terms of one channel, and the rows of as many that come after them. */
+typedef struct segment {
+    int64_t count;
+    const bf16 *row[SEGMENT], *next[SEGMENT];
+    double coef[SEGMENT]; /* whole numbers, in units of a row's fixed point */
+} segment;
 
-/* Entries [i0, i0 + CHUNK) of the terms [from, end), added up in registers. */
-static void add_chunk(const range_work *w, int64_t from, int64_t end, int64_t i0, double per_unit,
-                      int64_t *to) {
-    enum { AHEAD = 6 }; /* rows lie anywhere: those that come are fetched before */
-    doubles sum[CHUNK / LANES] = {0};
-    for (int64_t t = from; t < end; t++) {
-        const double coef = rint((double)w->terms[w->order[t]].coef * per_unit);
-        const bf16 *next = row_of(w, size_min(t + AHEAD, end - 1)) + i0;
-        for (int k = 0; k < CHUNK; k += 32) __builtin_prefetch(next + k);
-        add_entries(row_of(w, t) + i0, coef, sum);
+static void take_segment(const range_work *w, int64_t from, int64_t end, double per_unit,
+                         segment *s) {
+    const int64_t last = w->start[w->n] - 1;
+    s->count = end - from;
+    for (int64_t t = 0; t < s->count; t++) {
+        const term one = w->sorted[from + t];
+        s->row[t] = w->x + (int64_t)one.row * w->n;
+        s->next[t] = w->x + (int64_t)w->sorted[size_min(from + t + SEGMENT, last)].row * w->n;
+        s->coef[t] = rint((double)one.coef * per_unit) * (1 << ROW_BITS);
     }
-    for (int i = 0; i < CHUNK; i++) to[i] += (int64_t)sum[i / LANES][i % LANES];
 }
 
-/* What is left of a row behind its last whole chunk. */
-static void add_rest(const range_work *w, int64_t from, int64_t end, int64_t i0, double per_unit,
-                     int64_t *to) {
+/* Entries [i0, i0 + CHUNK) of a segment, added up in registers. */
+static void add_chunk(const segment *s, int64_t i0, int64_t *to) {
+    doubles sum[CHUNK / WIDE] = {0};
+    for (int64_t t = 0; t < s->count; t++) {
+        for (int k = 0; k < CHUNK; k += 32) __builtin_prefetch(s->next[t] + i0 + k, 0, 2);
+        add_entries(s->row[t] + i0, s->coef[t] * QUAD_UNIT, sum);
+    }
+    double plain[CHUNK];
+    for (int g = 0; g < CHUNK / GROUP; g++)
+        for (int l = 0; l < WIDE; l++)
+            for (int k = 0; k < QUAD; k++) plain[g * GROUP + l * QUAD + k] = sum[g * QUAD + k][l];
+    for (int i = 0; i < CHUNK; i++) to[i0 + i] += (int64_t)plain[i];
+}
+
+/* Entries [i0, n), fewer than CHUNK. */
+static void add_rest(const segment *s, int64_t i0, int64_t n, int64_t *to) {
     double sum[CHUNK] = {0};
-    for (int64_t t = from; t < end; t++) {
-        const double coef = rint((double)w->terms[w->order[t]].coef * per_unit);
-        const bf16 *row = row_of(w, t) + i0;
-        for (int64_t i = 0; i < w->n - i0; i++) add_entry(row[i], coef, &sum[i]);
-    }
-    for (int64_t i = 0; i < w->n - i0; i++) to[i] += (int64_t)sum[i];
+    for (int64_t t = 0; t < s->count; t++)
+        for (int64_t i = i0; i < n; i++)
+            sum[i - i0] += s->coef[t] * (double)half_from_bf16(s->row[t][i]);
+    for (int64_t i = i0; i < n; i++) to[i] += (int64_t)sum[i - i0];
 }
 
-/* Row j of the transposed gradient: the terms of channel j in their order. */
+/* Row j of the transposed gradient: the terms of channel j. */
 static void add_channel(const range_work *w, int64_t j, double per_unit, int64_t *to) {
-    const int64_t n = w->n;
+    const int64_t n = w->n, end = w->start[j + 1];
+    segment s;
     memset(to, 0, (size_t)n * sizeof *to);
-    for (int64_t from = w->start[j]; from < w->start[j + 1]; from += MAX_TERMS) {
-        const int64_t end = size_min(from + MAX_TERMS, w->start[j + 1]);
+    for (int64_t from = w->start[j]; from < end; from += SEGMENT) {
         int64_t i0 = 0;
-        for (; i0 + CHUNK <= n; i0 += CHUNK) add_chunk(w, from, end, i0, per_unit, to + i0);
-        if (i0 < n) add_rest(w, from, end, i0, per_unit, to + i0);
+        take_segment(w, from, size_min(from + SEGMENT, end), per_unit, &s);
+        for (; i0 + CHUNK <= n; i0 += CHUNK) add_chunk(&s, i0, to);
+        if (i0 < n) add_rest(&s, i0, n, to);
     }
 }
 
@@ -329,7 +443,7 @@ void range_finish(range_work *w, double w_max, range_batch *out) {
     int64_t n = w->n, blocks = size_ceil_div(w->rows, BLOCK);
 #pragma omp parallel for schedule(dynamic) num_threads(w->threads)
     for (int64_t b = 0; b < blocks; b++)
-        do_block(w, b, w->u + (int64_t)omp_get_thread_num() * BLOCK * n);
+        do_block(w, b, b + w->threads, w->u + (int64_t)omp_get_thread_num() * BLOCK * n);
     sort_terms(w);
     const int exponent = coefficient_exponent(n, w_max);
     double per_unit = ldexp(1, -exponent);
