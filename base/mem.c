@@ -1,5 +1,6 @@
 #include "base/mem.h"
 
+#include "base/fault.h"
 #include "base/size.h"
 
 #include <inttypes.h>
@@ -34,7 +35,7 @@ err mem_alloc(int64_t count, size_t size, const char *what, void **out) {
     total = total / ALIGN * ALIGN;
     char *p = NULL;
     /* calloc of a large block comes from fresh zero pages: no second pass over the memory. */
-    char *raw = calloc(1, total + ALIGN);
+    char *raw = fault_hit("malloc") ? NULL : calloc(1, total + ALIGN);
     if (raw) p = raw + (ALIGN - (uintptr_t)raw % ALIGN);
     if (!p) {
         char text[32];

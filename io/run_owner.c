@@ -1,6 +1,7 @@
 #include "io/run_owner.h"
 
 #include "base/clock.h"
+#include "base/fault.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
@@ -73,7 +74,7 @@ static bool read_owner(const char *path, owner_info *o) {
     if (e.code) return false;
     e = json_opt_str(v, "host", path, &host);
     if (!e.code) e = json_opt_str(v, "job", path, &job);
-    if (!e.code) e = json_opt_int(v, "pid", 0, INT64_MAX, path, &o->pid);
+    if (!e.code) e = json_opt_int(v, "pid", 0, INT32_MAX, path, &o->pid);
     if (!e.code) e = json_opt_int(v, "start", 0, INT64_MAX, path, &o->start_ticks);
     if (!e.code) e = json_opt_int(v, "heartbeat", 0, INT64_MAX, path, &o->beat);
     snprintf(o->host, sizeof o->host, "%s", host);
@@ -108,7 +109,7 @@ static bool wait_for_death(const owner_info *o, const owner_info *me) {
 static err make_file(const char *path, const owner_info *me, bool *exists) {
     size_t len;
     char *text = text_of(me, &len);
-    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    int fd = fault_hit("open") ? -1 : open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     *exists = fd < 0 && errno == EEXIST;
     err e = err_none();
     if (fd < 0 && !*exists) e = err_errno(path, "create it");
@@ -116,6 +117,7 @@ static err make_file(const char *path, const owner_info *me, bool *exists) {
         e = file_pwrite(fd, path, text, len, 0);
         err c = file_close(fd, path);
         if (!e.code) e = c;
+        if (e.code) unlink(path);
     }
     free(text);
     return e;

@@ -9,6 +9,7 @@
 #include "base/size.h"
 #include "base/yaml.h"
 
+#include <errno.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -257,6 +258,70 @@ static void a_published_file_is_whole(void **state) {
     assert_true(file_is_base_name("model-00001-of-00002.safetensors"));
 }
 
+/* Which of 12 calls of a kind fails under a spec; 0: none. */
+static int failing_call(const char *spec, const char *kind, int *error) {
+    int found = 0;
+    fault_arm(spec);
+    for (int i = 1; i <= 12; i++) {
+        if (!fault_hit(kind)) continue;
+        assert_int_equal(found, 0); /* once */
+        found = i;
+        *error = errno;
+    }
+    fault_arm("");
+    return found;
+}
+
+static void faults_come_where_they_are_asked_for(void **state) {
+    (void)state;
+    int error = 0, seen[13] = {0};
+    assert_int_equal(failing_call("read:3", "read", &error), 3);
+    assert_int_equal(error, EIO);
+    assert_int_equal(failing_call("write:12:enospc", "write", &error), 12);
+    assert_int_equal(error, ENOSPC);
+    assert_int_equal(failing_call("read:3", "write", &error), 0);
+    assert_int_equal(failing_call("read:3:1", "read", &error), 0); /* of another rank */
+    assert_int_equal(failing_call("any:2", "fsync", &error), 2);
+    assert_int_equal(failing_call("any:2", "malloc", &error), 0);
+    assert_int_equal(failing_call("malloc:1", "malloc", &error), 1);
+    static const char *const none[] = {"",        "read",   "read:",  "read:0",
+                                       "read:-1", "read:x", "READ:1", "read:1/0"};
+    for (size_t i = 0; i < sizeof none / sizeof none[0]; i++)
+        assert_int_equal(failing_call(none[i], "read", &error), 0);
+    for (int seed = 0; seed < 200; seed++) { /* every place, for some seed */
+        char spec[32];
+        snprintf(spec, sizeof spec, "read:%d/12:enospc", seed);
+        int at = failing_call(spec, "read", &error);
+        assert_in_range(at, 1, 12);
+        assert_int_equal(error, ENOSPC);
+        assert_int_equal(failing_call(spec, "read", &error), at);
+        seen[at]++;
+    }
+    for (int i = 1; i <= 12; i++) assert_true(seen[i] > 0);
+    void *p;
+    fault_arm("malloc:1");
+    assert_int_equal(mem_alloc(1, 8, "x", &p).code, ERR_NOFIT);
+    assert_null(p);
+    fault_arm("");
+}
+
+static void json_of_too_many_values_is_refused(void **state) {
+    (void)state;
+    enum { N = 6 << 20 };
+    char *text = malloc(2 * N);
+    json_t *v;
+    for (int i = 0; i < N; i++) memcpy(text + 2 * i, i ? ",1" : "[1", 2);
+    text[2 * N - 1] = ']';
+    err e = json_parse(text, 2 * N, "x", &v);
+    assert_int_equal(e.code, ERR_INPUT);
+    assert_non_null(strstr(e.what, "at most"));
+    memset(text, '[', 2 * N);
+    assert_int_equal(json_parse(text, 2 * N, "x", &v).code, ERR_INPUT);
+    assert_int_equal(json_parse(text, 3000, "x", &v).code, ERR_INPUT); /* deep, but few */
+    assert_null(v);
+    free(text);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sizes_as_people_write_them),
@@ -267,6 +332,8 @@ int main(void) {
         cmocka_unit_test(random_numbers_have_their_moments),
         cmocka_unit_test(half_floats_round_half_to_even),
         cmocka_unit_test(json_is_strict),
+        cmocka_unit_test(json_of_too_many_values_is_refused),
+        cmocka_unit_test(faults_come_where_they_are_asked_for),
         cmocka_unit_test(yaml_reads_what_it_writes),
         cmocka_unit_test(a_published_file_is_whole),
     };
