@@ -118,9 +118,10 @@ err hf_checkpoint_refuse_quantized(const json_t *config, const char *where) {
     const char *format = json_string_value(json_object_get(q, "format"));
     if (strcmp(method, "compressed-tensors"))
         return err_make(ERR_INPUT, where, hint, "the model is already quantized by %.60s", method);
-    if (!format || strcmp(format, "pack-quantized"))
+    if (!format || (strcmp(format, "pack-quantized") && strcmp(format, "int-quantized")))
         return err_make(ERR_INPUT, where, hint,
-                        "compressed-tensors in the form \"%.60s\"; only pack-quantized is read",
+                        "compressed-tensors in the form \"%.60s\"; only pack-quantized and "
+                        "int-quantized are read",
                         format ? format : "(none stated)");
     return err_none();
 }

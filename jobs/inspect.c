@@ -103,8 +103,10 @@ static err describe_model(const comm *c, const char *path, bool tensors, json_t 
         json_object_set_new(v, "n_tensors", json_integer(hf_checkpoint_count(s.ck)));
         if (s.form.packed)
             json_object_set_new(v, "weights",
-                                json_pack("{s:i, s:I, s:b}", "bits", s.form.bits, "group",
-                                          (json_int_t)s.form.group, "symmetric", s.form.symmetric));
+                                json_pack("{s:i, s:I, s:b, s:s}", "bits", s.form.bits, "group",
+                                          (json_int_t)s.form.group, "symmetric", s.form.symmetric,
+                                          "form",
+                                          s.form.int8 ? "int-quantized" : "pack-quantized"));
         if (s.ar && archive_manifest(s.ar)) {
             json_object_set_new(v, "name", json_string(archive_manifest(s.ar)->name));
             json_object_set_new(v, "entries", entries_json(archive_manifest(s.ar)));
@@ -175,9 +177,10 @@ static void print_text(const json_t *v) {
         json_int_t group = json_integer_value(json_object_get(w, "group"));
         char by[40] = "channel";
         if (group) snprintf(by, sizeof by, "%" JSON_INTEGER_FORMAT, group);
-        printf("  %-16s INT%" JSON_INTEGER_FORMAT ", group %s, %s\n", "weights",
+        printf("  %-16s INT%" JSON_INTEGER_FORMAT ", group %s, %s, %s\n", "weights",
                json_integer_value(json_object_get(w, "bits")), by,
-               json_is_true(json_object_get(w, "symmetric")) ? "symmetric" : "asymmetric");
+               json_is_true(json_object_get(w, "symmetric")) ? "symmetric" : "asymmetric",
+               json_string_value(json_object_get(w, "form")));
     }
     json_array_foreach(json_object_get(v, "entries"), i, item)
         printf("  %-64s %s  %s\n", json_string_value(json_object_get(item, "name")),

@@ -40,9 +40,10 @@ static err take_plain(void *arg, const llama_tensor *t, int64_t row0, int64_t ro
 
 static err take_quantized(void *arg, const llama_tensor *t, const qmatrix *m) {
     item_output *out = arg;
-    static const layout_kind kinds[] = {LAYOUT_PACKED, LAYOUT_SCALE, LAYOUT_ZEROS, LAYOUT_SHAPE};
+    static const layout_kind kinds[] = {LAYOUT_PACKED, LAYOUT_SCALE, LAYOUT_ZEROS, LAYOUT_SHAPE,
+                                        LAYOUT_CODES};
     err e = err_none();
-    for (int i = 0; i < 4 && !e.code; i++) {
+    for (int i = 0; i < 5 && !e.code; i++) {
         const layout_slot *slot = layout_find_role(out->q->layout, t->role, t->layer, kinds[i]);
         if (!slot) continue; /* no zero points where symmetric */
         uint64_t n = packed_tensor_bytes(m, kinds[i]);

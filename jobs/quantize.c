@@ -67,6 +67,7 @@ err quantize_describe(quantize_run *q) {
     st_dtype store = setup_store_dtype(q->recipe, &q->source);
     wquant how;
     err e = setup_weights(q->recipe, cfg, store, &how);
+    if (!e.code) e = setup_form(q->recipe);
     if (!e.code) e = setup_name(q->recipe, q->source.path, &how);
     if (e.code) return e;
     bool untied = cfg->tied && rotation_set_r1(q->rotations);
@@ -147,11 +148,14 @@ void quantize_items_memory(const quantize_run *q, int rank, memory_plan *p) {
     free(own);
     memory_plan_add(p, "fusion in fp64", most.fusion);
     memory_plan_add(p, "codes and scales", most.codes);
-    memory_plan_add(p, "packed tensor", most.codes / 2);
+    memory_plan_add(p, "packed tensor",
+                    layout_opts(q->layout)->int8 ? most.codes
+                                                 : most.codes * (uint64_t)q->job.how.bits / 8);
 }
 
 static err plan(quantize_run *q) {
     memory_plan p = {.n = 0};
+    setup_form_say(q->recipe);
     memory_plan_add(&p, "program", q->base_bytes);
     quantize_items_memory(q, comm_rank(q->c), &p);
     char in[32], out[32];

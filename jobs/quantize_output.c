@@ -153,14 +153,17 @@ static const char *orders_of(const rotation *r, char text[64]) {
     return text;
 }
 
-/* What config.json says of rotations that a runtime would have to apply; NULL for none. */
+/* What config.json says of rotations and quantization that a runtime would have to apply; NULL for
+ * none. */
 static json_t *online_note(const quantize_run *q) {
     const json_t *online = recipe_get(q->recipe, "rotate.online");
-    if (!json_array_size(online)) return NULL;
+    json_t *keys = setup_eval_keys(q->recipe);
     char r3[64], r4[64];
-    return json_pack("{s:O, s:s, s:s}", "online", online, "r3",
+    if (!keys) return NULL;
+    if (!json_array_size(online)) return json_pack("{s:o}", "eval", keys);
+    return json_pack("{s:O, s:s, s:s, s:o}", "online", online, "r3",
                      orders_of(rotation_set_r3(q->rotations), r3), "r4",
-                     orders_of(rotation_set_r4(q->rotations), r4));
+                     orders_of(rotation_set_r4(q->rotations), r4), "eval", keys);
 }
 
 static err make_small_files(const quantize_run *q, small_files **out) {

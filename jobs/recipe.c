@@ -82,6 +82,9 @@ static const key keys[] = {
      "begin-of-text token of windows (eval too)"},
     {"archive.dtype", KIND_WORD, "same", 0, 0, "same|bf16|fp16",
      "type of scales and of what is not quantized"},
+    {"archive.form", KIND_WORD, "auto", 0, 0, "auto|pack-quantized|int-quantized",
+     "weights alone, or with 8-bit inputs; auto: int-quantized where these are symmetric, by "
+     "token"},
     {"archive.shard_bytes", KIND_SIZE, "4G", 1024, 0, NULL, "largest tar"},
     {"archive.name", KIND_WORD_OR_TEXT, "auto", 0, 0, "auto",
      "name of the archive; auto: model-wBITS-gGROUP"},

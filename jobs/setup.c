@@ -202,6 +202,7 @@ layout_options setup_layout(const recipe *r, const wquant *how, st_dtype store, 
         .symmetric = how->symmetric,
         .scale_dtype = store,
         .store_dtype = store,
+        .int8 = recipe_is(r, "archive.form", "int-quantized"),
         .untied = untied,
         .shard_bytes = recipe_bytes(r, "archive.shard_bytes"),
     };
@@ -275,10 +276,11 @@ err setup_name(recipe *r, const char *model_dir, const wquant *how) {
         for (base = base ? base + 1 : "model"; *base && n < 100; base++)
             name[n++] = isalnum((unsigned char)*base) || strchr("._-", *base) ? *base : '-';
         if (name[0] == '.') name[0] = '-';
+        const char *inputs = recipe_is(r, "archive.form", "int-quantized") ? "a8" : "";
         if (how->group)
-            snprintf(name + n, sizeof name - n, "-w%d-g%" PRId64, how->bits, how->group);
+            snprintf(name + n, sizeof name - n, "-w%d%s-g%" PRId64, how->bits, inputs, how->group);
         else
-            snprintf(name + n, sizeof name - n, "-w%d-channel", how->bits);
+            snprintf(name + n, sizeof name - n, "-w%d%s-channel", how->bits, inputs);
         free(real);
         recipe_put(r, "archive.name", json_string(name));
     }

@@ -1,5 +1,6 @@
 #include "jobs/source.h"
 
+#include "jobs/setup.h"
 #include "pipeline/check_model.h"
 #include "shard/loader_rules.h"
 
@@ -19,7 +20,11 @@ static err understand(source *s) {
     s->form.bits = form.bits;
     s->form.group = form.group;
     s->form.symmetric = form.symmetric;
-    if (s->ar && archive_manifest(s->ar)) s->recipe = archive_manifest(s->ar)->recipe;
+    s->form.int8 = form.int8;
+    if (s->ar && archive_manifest(s->ar))
+        s->recipe = archive_manifest(s->ar)->recipe;
+    else if (s->form.packed)
+        s->recipe = s->own_recipe = setup_eval_keys_of(config, form.int8);
     return s->form.packed ? err_none() : check_model(&s->cfg, s->ck);
 }
 
@@ -43,6 +48,8 @@ void source_close(source *s) {
     hf_checkpoint_destroy(&s->ck);
     fileset_destroy(&s->own_files);
     archive_close(&s->ar);
+    json_decref(s->own_recipe);
+    s->own_recipe = NULL;
 }
 
 err source_tokenizer(const source *s, tokenizer **out) {

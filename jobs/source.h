@@ -20,7 +20,9 @@ typedef struct source {
     hf_checkpoint *ck;
     llama_config cfg;
     stored_form form;
-    const json_t *recipe; /* the recipe of an archive; borrowed; NULL for a plain folder */
+    const json_t
+        *recipe;        /* of an archive; of a folder unpacked from one what eval needs; or NULL */
+    json_t *own_recipe; /* owned; where the recipe is not the manifest's */
 } source;
 
 /* Collective on c. Same result on every rank. Caller closes, also after an error. Fails with what

@@ -5,6 +5,7 @@
 #include "model/fuse.h"
 #include "model/tensors.h"
 #include "pipeline/source_tensor.h"
+#include "quant/grid.h"
 #include "quant/pack.h"
 
 #include <inttypes.h>
@@ -115,18 +116,60 @@ static err read_packed_zeros(const hf_checkpoint *ck, const char *weight, wmat *
     return e;
 }
 
-static err read_packed(const hf_checkpoint *ck, const stored_form *form, const llama_tensor *want,
-                       wmat *w) {
+/* ".weight_packed", as it is. */
+static err read_words(const hf_checkpoint *ck, const llama_tensor *want, wmat *w) {
     char name[160];
     const hf_tensor *t;
     err e = part_name(name, sizeof name, want->name, ".weight_packed");
     if (!e.code) e = source_tensor_find(ck, name, &t);
-    if (!e.code)
-        e = wmat_init_packed(w, want->rows, want->cols, form->bits,
-                             form->group ? form->group : want->cols, form->symmetric, want->name);
     if (!e.code && hf_tensor_bytes(t) != (uint64_t)(w->rows * w->words) * 4)
         e = err_make(ERR_INPUT, name, NULL, "has the wrong size");
-    if (!e.code) e = hf_checkpoint_read(ck, t, w->data, NULL);
+    return e.code ? e : hf_checkpoint_read(ck, t, w->data, NULL);
+}
+
+/* Signed codes, a byte each, to offset form in place; false where one is out of range. */
+static bool to_offset(int8_t *codes, int64_t n, int bits) {
+    const int middle = grid_middle(bits), top = grid_top(bits);
+    int bad = 0;
+    uint8_t *to = (uint8_t *)codes;
+    for (int64_t i = 0; i < n; i++) {
+        const int code = codes[i] + middle;
+        bad |= code < 0 || code > top;
+        to[i] = (uint8_t)code;
+    }
+    return !bad;
+}
+
+/* ".weight" of the form int-quantized, packed here: held as an archive of packed words is. */
+static err read_codes(const hf_checkpoint *ck, const llama_tensor *want, wmat *w) {
+    enum { ROWS = 64 };
+    const hf_tensor *t;
+    void *codes = NULL;
+    const uint64_t row_bytes = (uint64_t)w->cols;
+    err e = source_tensor_find(ck, want->name, &t);
+    if (!e.code && (t->info.dtype != ST_I8 || hf_tensor_bytes(t) != (uint64_t)w->rows * row_bytes))
+        e = err_make(ERR_INPUT, want->name, NULL, "is not I8, or has the wrong size");
+    if (!e.code) e = mem_alloc(ROWS * w->cols, 1, want->name, &codes);
+    for (int64_t r = 0; r < w->rows && !e.code; r += ROWS) {
+        const int64_t n = size_min(ROWS, w->rows - r);
+        e = hf_checkpoint_read_range(ck, t, (uint64_t)r * row_bytes, (uint64_t)n * row_bytes,
+                                     codes);
+        if (!e.code && !to_offset(codes, n * w->cols, w->bits))
+            e = err_make(ERR_INPUT, want->name, NULL, "holds codes out of the range of %d bits",
+                         w->bits);
+        if (!e.code) pack_rows(codes, n, w->cols, w->bits, (int32_t *)w->data + r * w->words);
+    }
+    mem_free(codes);
+    return e;
+}
+
+static err read_packed(const hf_checkpoint *ck, const stored_form *form, const llama_tensor *want,
+                       wmat *w) {
+    char name[160];
+    const hf_tensor *t;
+    err e = wmat_init_packed(w, want->rows, want->cols, form->bits,
+                             form->group ? form->group : want->cols, form->symmetric, want->name);
+    if (!e.code) e = form->int8 ? read_codes(ck, want, w) : read_words(ck, want, w);
     void *raw = NULL;
     if (!e.code) e = part_name(name, sizeof name, want->name, ".weight_scale");
     if (!e.code) e = read_checked(ck, name, &t, &raw);
@@ -336,7 +379,7 @@ static uint64_t linear_bytes(const load_options *o, const llama_tensor *t) {
     uint64_t n = (uint64_t)t->rows * (uint64_t)t->cols;
     if (o->fuse && t->n_dims == 2) return 4 * n;
     if (o->compute == COMPUTE_BF16 && t->n_dims == 2) return 2 * n;
-    if (found) return hf_tensor_bytes(found);
+    if (found && !(o->form.int8 && llama_role_is_linear(t->role))) return hf_tensor_bytes(found);
     int64_t groups = o->form.group ? t->cols / o->form.group : 1;
     uint64_t per_scale = o->form.symmetric ? 4 : 5;
     return (uint64_t)t->rows *

@@ -18,6 +18,7 @@ typedef struct stored_form {
     int bits;
     int64_t group; /* 0: by channel */
     bool symmetric;
+    bool int8; /* codes as I8, not as packed words */
 } stored_form;
 
 /* The rows of the embedding that a text uses: token ids to rows of a smaller matrix. */

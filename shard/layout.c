@@ -19,11 +19,12 @@ struct layout {
     int64_t *unit_first; /* [units + 1] into slots */
 };
 
-static const layout_kind LINEAR_KINDS[] = {LAYOUT_PACKED, LAYOUT_SCALE, LAYOUT_ZEROS, LAYOUT_SHAPE};
+static const layout_kind LINEAR_KINDS[] = {LAYOUT_PACKED, LAYOUT_SCALE, LAYOUT_ZEROS, LAYOUT_SHAPE,
+                                           LAYOUT_CODES};
 static const char *const SUFFIX[] = {
     [LAYOUT_PLAIN] = "",       [LAYOUT_PACKED] = "_packed",
     [LAYOUT_SCALE] = "_scale", [LAYOUT_ZEROS] = "_zero_point",
-    [LAYOUT_SHAPE] = "_shape",
+    [LAYOUT_SHAPE] = "_shape", [LAYOUT_CODES] = "",
 };
 static const uint64_t MAX_BYTES = (uint64_t)1 << 62;
 
@@ -40,6 +41,8 @@ static err check_options(const layout_options *o) {
     if (o->group < 0) return bad_option("weights.group", "must be positive or channel");
     if (!is_float(o->scale_dtype) || !is_float(o->store_dtype))
         return bad_option("archive.dtype", "must be BF16, F16 or F32");
+    if (o->int8 && !o->symmetric)
+        return bad_option("archive.form", "int-quantized takes symmetric weights only");
     if (o->shard_bytes == 0) return bad_option("archive.shard_bytes", "must be positive");
     return err_none();
 }
@@ -65,12 +68,14 @@ static void set_shape(const layout_options *o, const llama_tensor *t, layout_slo
                   : s->kind == LAYOUT_ZEROS ? words_of(o, t->rows)
                                             : t->rows;
     s->shape[1] = s->kind == LAYOUT_PLAIN    ? t->cols
+                  : s->kind == LAYOUT_CODES  ? t->cols
                   : s->kind == LAYOUT_PACKED ? words_of(o, t->cols)
                                              : groups_of(o, t->cols);
     if (s->n_dims == 1) s->shape[1] = 1;
     s->dtype = s->kind == LAYOUT_PLAIN   ? o->store_dtype
                : s->kind == LAYOUT_SCALE ? o->scale_dtype
                : s->kind == LAYOUT_SHAPE ? ST_I64
+               : s->kind == LAYOUT_CODES ? ST_I8
                                          : ST_I32;
 }
 
@@ -92,12 +97,17 @@ static err add_slot(layout *l, const llama_tensor *t, layout_kind kind) {
     return err_none();
 }
 
+static bool stores(const layout_options *o, layout_kind kind) {
+    if (kind == LAYOUT_ZEROS) return !o->symmetric;
+    if (kind == LAYOUT_CODES) return o->int8;
+    return kind == LAYOUT_SCALE || !o->int8;
+}
+
 static err add_tensor(layout *l, const llama_tensor *t) {
     if (!llama_role_is_linear(t->role)) return add_slot(l, t, LAYOUT_PLAIN);
     err e = check_group(&l->opts, t);
-    for (size_t k = 0; k < 4 && !e.code; k++)
-        if (LINEAR_KINDS[k] != LAYOUT_ZEROS || !l->opts.symmetric)
-            e = add_slot(l, t, LINEAR_KINDS[k]);
+    for (size_t k = 0; k < sizeof LINEAR_KINDS / sizeof *LINEAR_KINDS && !e.code; k++)
+        if (stores(&l->opts, LINEAR_KINDS[k])) e = add_slot(l, t, LINEAR_KINDS[k]);
     return e;
 }
 
@@ -271,7 +281,8 @@ const layout_slot *layout_find_role(const layout *l, llama_role role, int64_t la
     if (!llama_tensor_of(&l->cfg, role, layer, &t)) return NULL;
     if (llama_role_in_layer(role) && (layer < 0 || layer >= l->cfg.layers)) return NULL;
     snprintf(name, sizeof name, "%s%s", t.name, SUFFIX[kind]);
-    return layout_find(l, name);
+    const layout_slot *s = layout_find(l, name);
+    return s && s->kind == kind ? s : NULL; /* plain tensors and codes share their names */
 }
 
 void layout_unit_range(const layout *l, int64_t unit, int64_t *first, int64_t *count) {

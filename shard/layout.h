@@ -24,12 +24,14 @@ typedef enum layout_kind {
     LAYOUT_SCALE,  /* X.weight_scale      scale type [out, in / group], or [out, 1] by channel */
     LAYOUT_ZEROS,  /* X.weight_zero_point I32 [ceil(out * bits / 32), groups], asymmetric only */
     LAYOUT_SHAPE,  /* X.weight_shape      I64 [2] = out, in */
+    LAYOUT_CODES, /* X.weight            I8 [out, in], signed: int-quantized, not PACKED or SHAPE */
 } layout_kind;
 
 typedef struct layout_options {
     int bits;             /* of the codes, 2..8 */
     int64_t group;        /* along the input; 0: one scale a row */
     bool symmetric;       /* else zero points are stored */
+    bool int8;            /* form int-quantized: a code a byte; symmetric only */
     st_dtype scale_dtype; /* BF16, F16 or F32 */
     st_dtype store_dtype; /* of what is not quantized: BF16, F16 or F32 */
     bool untied;          /* write a head of its own where the config ties it to the embedding */

@@ -89,6 +89,22 @@ static err parse_weights(const json_t *w, const char *where, loader_form *out) {
     return out->group > 0 ? err_none() : bad_key(where, "group_size", "a positive integer");
 }
 
+/* The one scheme of inputs that is written: 8 bits, symmetric, one scale a token, taken at run
+ * time. */
+static err parse_inputs(const json_t *a, const char *where) {
+    if (!json_is_object(a)) return bad_key(where, "input_activations", "an object");
+    if (json_integer_value(json_object_get(a, "num_bits")) != 8)
+        return bad_key(where, "input_activations.num_bits", "8");
+    if (!is_text(a, "type", "int")) return bad_key(where, "input_activations.type", "\"int\"");
+    if (!json_is_true(json_object_get(a, "symmetric")))
+        return bad_key(where, "input_activations.symmetric", "true");
+    if (!is_text(a, "strategy", "token"))
+        return bad_key(where, "input_activations.strategy", "\"token\"");
+    if (!json_is_true(json_object_get(a, "dynamic")))
+        return bad_key(where, "input_activations.dynamic", "true");
+    return err_none();
+}
+
 err loader_form_parse(const json_t *config, const char *where, bool *present, loader_form *out) {
     const json_t *q = json_object_get(config, "quantization_config");
     *out = (loader_form){0};
@@ -101,8 +117,9 @@ err loader_form_parse(const json_t *config, const char *where, bool *present, lo
     const json_t *group = json_object_iter_value(json_object_iter((json_t *)groups));
     if (!is_text(q, "quant_method", "compressed-tensors"))
         return bad_key(where, "quant_method", "\"compressed-tensors\"");
-    if (!is_text(q, "format", "pack-quantized"))
-        return bad_key(where, "format", "\"pack-quantized\"");
+    const bool int8 = is_text(q, "format", "int-quantized");
+    if (!int8 && !is_text(q, "format", "pack-quantized"))
+        return bad_key(where, "format", "\"pack-quantized\" or \"int-quantized\"");
     if (!is_text(q, "quantization_status", "compressed"))
         return bad_key(where, "quantization_status", "\"compressed\"");
     if (!lists_only(q, "ignore", "lm_head")) return bad_key(where, "ignore", "[\"lm_head\"]");
@@ -111,10 +128,15 @@ err loader_form_parse(const json_t *config, const char *where, bool *present, lo
     if (!is_empty(q, "transform_config")) return bad_key(where, "transform_config", "empty");
     if (json_object_size(groups) != 1) return bad_key(where, "config_groups", "one group");
     if (!lists_only(group, "targets", "Linear")) return bad_key(where, "targets", "[\"Linear\"]");
-    if (!is_absent(group, "input_activations")) return bad_key(where, "input_activations", "null");
+    if (!int8 && !is_absent(group, "input_activations"))
+        return bad_key(where, "input_activations", "null");
     if (!is_absent(group, "output_activations"))
         return bad_key(where, "output_activations", "null");
-    return parse_weights(json_object_get(group, "weights"), where, out);
+    err e = parse_weights(json_object_get(group, "weights"), where, out);
+    out->int8 = int8;
+    if (!e.code && int8 && !out->symmetric) e = bad_key(where, "symmetric", "true");
+    if (!e.code && int8) e = parse_inputs(json_object_get(group, "input_activations"), where);
+    return e;
 }
 
 /* config.json beside it */
@@ -148,7 +170,8 @@ static void check_online(check *c) {
 static void check_widths(check *c) {
     int bits = c->form.bits;
     int64_t group = c->form.group;
-    if (bits == 3 || bits == 5 || bits == 6 || bits == 7)
+    const bool int8 = c->form.int8;
+    if (!int8 && (bits == 3 || bits == 5 || bits == 6 || bits == 7))
         add_finding(c, false, CONFIG,
                     "%d-bit words are packed densely: needs compressed-tensors 0.17 or newer",
                     bits);
@@ -158,6 +181,13 @@ static void check_widths(check *c) {
         add_finding(c, false, CONFIG,
                     "zero points: transformers loads them with compressed-tensors 0.15 to 0.17; "
                     "0.18 to 0.20 expect them unpacked and fail");
+    if (int8 && bits == 4)
+        add_finding(
+            c, false, CONFIG,
+            "4-bit weights with 8-bit inputs: transformers loads them; vLLM runs them on Arm "
+            "CPUs");
+    if (int8 && bits == 8 && group)
+        add_finding(c, false, CONFIG, "vLLM runs 8-bit weights with 8-bit inputs by channel only");
     if (group && group != 32 && group != 64 && group != 128)
         add_finding(c, false, CONFIG,
                     "vLLM's kernels take groups of 32, 64, 128 or whole rows, not %" PRId64, group);
@@ -215,17 +245,9 @@ static void note_odd(check *c, const llama_tensor *t) {
     if (!c->n_odd++) snprintf(c->odd, sizeof c->odd, "%s", t->name);
 }
 
-static err check_linear(check *c, const llama_tensor *t) {
+/* Of one type through the whole archive, by rights the model's. */
+static void check_scale(check *c, const llama_tensor *t, int64_t groups) {
     char name[128];
-    const loader_form *f = &c->form;
-    int64_t groups = f->group ? t->cols / f->group : 1;
-    if (hf_checkpoint_find(c->ck, t->name))
-        add_finding(c, true, t->name, "stands beside its packed form");
-    if (f->group && t->cols % f->group)
-        add_finding(c, true, t->name, "groups of %" PRId64 " do not divide its input of %" PRId64,
-                    f->group, t->cols);
-    snprintf(name, sizeof name, "%s_packed", t->name);
-    want_tensor(c, name, ST_I32, 2, t->rows, pack_words(t->cols, f->bits));
     snprintf(name, sizeof name, "%s_scale", t->name);
     const hf_tensor *scale = hf_checkpoint_find(c->ck, name);
     st_dtype stored = scale ? scale->info.dtype : c->dtype;
@@ -233,11 +255,32 @@ static err check_linear(check *c, const llama_tensor *t) {
     want_tensor(c, name, is_float ? stored : c->dtype, 2, t->rows, groups);
     if (is_float && stored != c->dtype && !c->n_mixed++)
         snprintf(c->mixed, sizeof c->mixed, "%s", name);
+}
+
+static err check_packed(check *c, const llama_tensor *t, int64_t groups) {
+    char name[128];
+    const loader_form *f = &c->form;
+    if (hf_checkpoint_find(c->ck, t->name))
+        add_finding(c, true, t->name, "stands beside its packed form");
+    snprintf(name, sizeof name, "%s_packed", t->name);
+    want_tensor(c, name, ST_I32, 2, t->rows, pack_words(t->cols, f->bits));
     snprintf(name, sizeof name, "%s_zero_point", t->name);
     if (!f->symmetric) want_tensor(c, name, ST_I32, 2, pack_words(t->rows, f->bits), groups);
     snprintf(name, sizeof name, "%s_shape", t->name);
-    note_odd(c, t);
     return check_stored_shape(c, name, t);
+}
+
+static err check_linear(check *c, const llama_tensor *t) {
+    const loader_form *f = &c->form;
+    int64_t groups = f->group ? t->cols / f->group : 1;
+    if (f->group && t->cols % f->group)
+        add_finding(c, true, t->name, "groups of %" PRId64 " do not divide its input of %" PRId64,
+                    f->group, t->cols);
+    check_scale(c, t, groups);
+    note_odd(c, t);
+    if (!f->int8) return check_packed(c, t, groups);
+    want_tensor(c, t->name, ST_I8, 2, t->rows, t->cols);
+    return err_none();
 }
 
 static err check_tensors(check *c) {

@@ -31,6 +31,7 @@ typedef struct loader_form {
     int bits;
     int64_t group; /* 0: by channel */
     bool symmetric;
+    bool int8; /* int-quantized: codes as I8, and 8-bit inputs by token; else pack-quantized */
 } loader_form;
 
 /* Local. Read quantization_config of a config.json. *present is false where there is none. Fails

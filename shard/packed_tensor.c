@@ -3,12 +3,15 @@
 #include "base/half.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "quant/grid.h"
 #include "quant/pack.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+
+enum { PARALLEL_FROM = 1 << 15 };
 
 st_dtype packed_scale_dtype(scale_type t) {
     return t == SCALE_BF16 ? ST_BF16 : t == SCALE_FP16 ? ST_F16 : ST_F32;
@@ -33,6 +36,8 @@ uint64_t packed_tensor_bytes(const qmatrix *q, layout_kind kind) {
         return (uint64_t)words * 4;
     case LAYOUT_SHAPE:
         return 2 * sizeof(int64_t);
+    case LAYOUT_CODES:
+        return (uint64_t)(q->rows * q->cols);
     case LAYOUT_PLAIN:
         break;
     }
@@ -47,6 +52,29 @@ static void fill_floats(const float *from, int64_t n, st_dtype dtype, void *to) 
         half_array_to_fp16(from, n, to);
     else
         memcpy(to, from, (size_t)n * sizeof *from);
+}
+
+/* Offset form to signed and back. */
+static void fill_codes(const qmatrix *q, int8_t *to) {
+    const int middle = grid_middle(q->bits);
+    const int64_t n = q->rows * q->cols;
+#pragma omp parallel for simd schedule(static) if (n > PARALLEL_FROM)
+    for (int64_t i = 0; i < n; i++) to[i] = (int8_t)(q->codes[i] - middle);
+}
+
+static err take_codes(const int8_t *from, const char *linear, qmatrix *q) {
+    const int middle = grid_middle(q->bits), top = grid_top(q->bits);
+    const int64_t n = q->rows * q->cols;
+    int64_t bad = 0;
+#pragma omp parallel for simd schedule(static) reduction(+ : bad) if (n > PARALLEL_FROM)
+    for (int64_t i = 0; i < n; i++) {
+        int code = from[i] + middle;
+        bad += code < 0 || code > top;
+        q->codes[i] = (uint8_t)code;
+    }
+    if (!bad) return err_none();
+    return err_make(ERR_VERIFY, linear, NULL, "%" PRId64 " codes are out of the range of %d bits",
+                    bad, q->bits);
 }
 
 void packed_tensor_fill(const qmatrix *q, layout_kind kind, void *to) {
@@ -64,6 +92,9 @@ void packed_tensor_fill(const qmatrix *q, layout_kind kind, void *to) {
     case LAYOUT_SHAPE:
         memcpy(to, shape, sizeof shape);
         break;
+    case LAYOUT_CODES:
+        fill_codes(q, to);
+        break;
     case LAYOUT_PLAIN:
         break;
     }
@@ -71,13 +102,11 @@ void packed_tensor_fill(const qmatrix *q, layout_kind kind, void *to) {
 
 void packed_tensor_fill_unit(const layout *l, llama_role role, int64_t layer, const qmatrix *q,
                              void *unit) {
-    for (layout_kind k = LAYOUT_PACKED; k <= LAYOUT_SHAPE; k++) {
+    for (layout_kind k = LAYOUT_PACKED; k <= LAYOUT_CODES; k++) {
         const layout_slot *s = layout_find_role(l, role, layer, k);
         if (s) packed_tensor_fill(q, k, (char *)unit + s->unit_offset);
     }
 }
-
-enum { PARALLEL_FROM = 1 << 15 };
 
 err packed_plain_fill(const float *from, int64_t n, st_dtype dtype, const char *what, void *to) {
     if (dtype == ST_F16) {
@@ -112,6 +141,14 @@ static const hf_tensor *find_part(const hf_checkpoint *ck, const char *linear, c
     char name[256];
     snprintf(name, sizeof name, "%s.weight_%s", linear, suffix);
     return hf_checkpoint_find(ck, name);
+}
+
+/* X.weight, where it holds codes. */
+static const hf_tensor *find_codes(const hf_checkpoint *ck, const char *linear) {
+    char name[256];
+    snprintf(name, sizeof name, "%s.weight", linear);
+    const hf_tensor *t = hf_checkpoint_find(ck, name);
+    return t && t->info.dtype == ST_I8 ? t : NULL;
 }
 
 static bool has_shape(const hf_tensor *t, int64_t rows, int64_t cols) {
@@ -178,12 +215,44 @@ static err read_matrix(const hf_checkpoint *ck, const linear_parts *p, qmatrix *
     return e;
 }
 
+static err read_codes(const hf_checkpoint *ck, const hf_tensor *codes, const hf_tensor *scale,
+                      const char *linear, qmatrix *q) {
+    void *bytes = NULL;
+    err e = read_part(ck, codes, &bytes);
+    if (!e.code) e = take_codes(bytes, linear, q);
+    mem_free(bytes);
+    bytes = NULL;
+    if (!e.code) e = read_part(ck, scale, &bytes);
+    if (!e.code) take_scales(bytes, scale->info.dtype, q);
+    mem_free(bytes);
+    return e;
+}
+
+/* The form int-quantized: X.weight I8 and its scales. */
+static err read_int8(const hf_checkpoint *ck, const char *linear, const hf_tensor *codes,
+                     wquant how, qmatrix **out) {
+    const hf_tensor *scale = find_part(ck, linear, "scale");
+    const int64_t rows = codes->info.shape[0], cols = codes->info.shape[1];
+    if (codes->info.n_dims != 2 || rows < 1 || cols < 1 || how.bits < 2 || how.bits > 8 ||
+        how.group < 0 || (how.group && cols % how.group) || !how.symmetric)
+        return bad_linear(linear, "its codes do not fit the scheme of config.json");
+    if (!scale || !scale_type_of(scale->info.dtype, &how.scale_type) ||
+        !has_shape(scale, rows, how.group ? cols / how.group : 1))
+        return bad_linear(linear, "weight_scale is missing, or does not fit the weight");
+    err e = qmatrix_create(rows, cols, &how, out);
+    if (!e.code) e = read_codes(ck, codes, scale, linear, *out);
+    if (e.code) qmatrix_destroy(out);
+    return e;
+}
+
 err packed_tensor_read(const hf_checkpoint *ck, const char *linear, int bits, int64_t group,
                        bool symmetric, qmatrix **out) {
     linear_parts p;
     int64_t shape[2];
     wquant how = {.bits = bits, .group = group, .symmetric = symmetric};
     *out = NULL;
+    const hf_tensor *codes = find_codes(ck, linear);
+    if (codes) return read_int8(ck, linear, codes, how, out);
     err e = find_parts(ck, linear, symmetric, &p);
     if (!e.code && !scale_type_of(p.scale->info.dtype, &how.scale_type))
         e = bad_linear(linear, "weight_scale is not BF16, F16 or F32");

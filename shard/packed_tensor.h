@@ -1,6 +1,7 @@
 /* packed_tensor - between a quantized matrix and the bytes of its tensors in an archive
- * (compressed-tensors, pack-quantized). Not a quantizer: codes and scales come as they are.
- * On the way: INT4 codes + scales -> [packed_tensor] -> shard bytes, and back in verify. */
+ * (compressed-tensors, pack-quantized or int-quantized). Not a quantizer: codes and scales come as
+ * they are. On the way: INT4 codes + scales -> [packed_tensor] -> shard bytes, and back in verify.
+ */
 #ifndef SPINSHARD_SHARD_PACKED_TENSOR_H
 #define SPINSHARD_SHARD_PACKED_TENSOR_H
 
@@ -26,7 +27,9 @@ void packed_tensor_fill_unit(const layout *l, llama_role role, int64_t layer, co
  * ERR_NUMERICS, naming `what`. */
 err packed_plain_fill(const float *from, int64_t n, st_dtype dtype, const char *what, void *to);
 
-/* Local. Read one linear of an archive back. `linear` is its name without ".weight_packed".
+/* Local. Read one linear of an archive back, in the form it is found in. `linear` is its name
+ * without
+ * ".weight" or ".weight_packed".
  * Caller owns *out (qmatrix_destroy). Fails with ERR_VERIFY where tensors are missing or do not fit
  * each other, else with the errors of reading. */
 err packed_tensor_read(const hf_checkpoint *ck, const char *linear, int bits, int64_t group,

@@ -71,12 +71,23 @@ static json_t *weights_scheme(const layout_options *o) {
     return w;
 }
 
+/* Inputs of the linears in the form int-quantized: a scale for each token, taken at run time. */
+static json_t *inputs_scheme(void) {
+    return json_pack("{s:i, s:s, s:b, s:s, s:b}", "num_bits", 8, "type", "int", "symmetric", true,
+                     "strategy", "token", "dynamic", true);
+}
+
+static const char *format_name(const layout_options *o) {
+    return o->int8 ? "int-quantized" : "pack-quantized";
+}
+
 /* The fewest keys that say it: older readers refuse keys that they do not know. */
 static json_t *quantization_config(const layout_options *o) {
-    json_t *group = json_pack("{s:[s], s:o, s:n, s:n}", "targets", "Linear", "weights",
-                              weights_scheme(o), "input_activations", "output_activations");
+    json_t *group = json_pack("{s:[s], s:o, s:o, s:n}", "targets", "Linear", "weights",
+                              weights_scheme(o), "input_activations",
+                              o->int8 ? inputs_scheme() : json_null(), "output_activations");
     return json_pack("{s:s, s:s, s:s, s:[s], s:n, s:{s:o}}", "quant_method", "compressed-tensors",
-                     "format", "pack-quantized", "quantization_status", "compressed", "ignore",
+                     "format", format_name(o), "quantization_status", "compressed", "ignore",
                      "lm_head", "kv_cache_scheme", "config_groups", "group_0", group);
 }
 
@@ -143,13 +154,17 @@ static void card_head(FILE *f, const layout *l, const small_options *opts) {
         fprintf(f, "one scale for each output.\n");
     fprintf(f, "- Embedding, norms and head: %s. Scales: %s.\n", torch_name(o->store_dtype),
             torch_name(o->scale_dtype));
-    fprintf(f, "- Form: compressed-tensors `pack-quantized`, %" PRId64 " safetensors shard%s.\n",
-            layout_parts(l), layout_parts(l) == 1 ? "" : "s");
+    if (o->int8)
+        fprintf(f,
+                "- Inputs of these linears: 8 bits, symmetric, one scale for each token, taken at "
+                "run time.\n");
+    fprintf(f, "- Form: compressed-tensors `%s`, %" PRId64 " safetensors shard%s.\n",
+            format_name(o), layout_parts(l), layout_parts(l) == 1 ? "" : "s");
 }
 
 /* Dense words of odd widths came with 0.17; 0.18 to 0.20 cannot load packed zero points. */
 static void card_transformers(FILE *f, const layout_options *o, const char *name) {
-    bool dense = o->bits == 3 || o->bits == 5 || o->bits == 6 || o->bits == 7;
+    bool dense = !o->int8 && (o->bits == 3 || o->bits == 5 || o->bits == 6 || o->bits == 7);
     fprintf(f, "With transformers and the Python packages accelerate and compressed-tensors (");
     if (o->symmetric)
         fprintf(f, "%s or newer", dense ? "0.17" : "0.15");

@@ -349,7 +349,7 @@ static void refuse(const char *path, const char *key, json_t *value) {
 static void test_foreign_schemes(void **state) {
     (void)state;
     refuse("", "quant_method", json_string("gptq"));
-    refuse("", "format", json_string("int-quantized"));
+    refuse("", "format", json_string("float-quantized"));
     refuse("", "quantization_status", json_string("frozen"));
     refuse("", "ignore", json_array());
     refuse("", "kv_cache_scheme", json_object());
@@ -364,6 +364,80 @@ static void test_foreign_schemes(void **state) {
     refuse("weights", "group_size", json_integer(0));
     refuse("weights", "dynamic", json_true());
     refuse("weights", "actorder", json_string("group"));
+}
+
+/* The form int-quantized: a byte a code, two tensors a linear, inputs said in config.json. */
+static void test_int8_layout(void **state) {
+    (void)state;
+    llama_config c = llama2_70b();
+    layout_options o = plain_options(4, 0, true);
+    o.int8 = true;
+    layout *l = make(&c, &o);
+    uint64_t linear = 2u * 8192 * 8192 + 2u * 1024 * 8192 + 3ull * 28672 * 8192;
+    uint64_t rows = 3u * 8192 + 2 * 1024 + 2 * 28672;
+    assert_int_equal(layout_unit_bytes(l, 5), linear + rows * 2 + 2 * 8192 * 2);
+    assert_int_equal(layout_count(l), 80 * (7 * 2 + 2) + 3);
+    const layout_slot *s = layout_find_role(l, ROLE_DOWN, 3, LAYOUT_CODES);
+    assert_string_equal(s->name, "model.layers.3.mlp.down_proj.weight");
+    assert_true(s->dtype == ST_I8 && s->n_dims == 2 && s->shape[0] == 8192 && s->shape[1] == 28672);
+    assert_null(layout_find_role(l, ROLE_DOWN, 3, LAYOUT_PLAIN));
+    assert_null(layout_find_role(l, ROLE_DOWN, 3, LAYOUT_PACKED));
+    assert_null(layout_find_role(l, ROLE_EMBED, -1, LAYOUT_CODES));
+    layout_destroy(&l);
+    o.symmetric = false;
+    assert_int_equal(layout_create(&c, &o, &l).code, ERR_USAGE);
+}
+
+static void test_int8_bytes(void **state) {
+    (void)state;
+    wquant how = {.bits = 4, .symmetric = true, .scale_type = SCALE_BF16};
+    const int8_t want[6] = {-8, -1, 0, 1, 7, 3};
+    int8_t got[6];
+    qmatrix *q;
+    assert_int_equal(qmatrix_create(2, 3, &how, &q).code, 0);
+    for (int i = 0; i < 6; i++) q->codes[i] = (uint8_t)(want[i] + 8);
+    assert_int_equal(packed_tensor_bytes(q, LAYOUT_CODES), sizeof got);
+    packed_tensor_fill(q, LAYOUT_CODES, got);
+    assert_memory_equal(got, want, sizeof got);
+    qmatrix_destroy(&q);
+}
+
+/* What inputs may be in that form; each other value is refused by its key. */
+static void test_int8_config(void **state) {
+    (void)state;
+    llama_config c = odd_config();
+    layout_options o = plain_options(8, 0, true);
+    o.int8 = true;
+    layout *l = make(&c, &o);
+    char *text;
+    bool present;
+    loader_form form;
+    json_t *made = config_of(l, NULL, &text), *q = json_object_get(made, "quantization_config");
+    assert_int_equal(loader_form_parse(made, "c", &present, &form).code, 0);
+    assert_true(present && form.int8 && form.bits == 8 && form.group == 0 && form.symmetric);
+    assert_string_equal(json_string_value(json_object_get(q, "format")), "int-quantized");
+    json_t *in = json_object_get(json_object_get(json_object_get(q, "config_groups"), "group_0"),
+                                 "input_activations");
+    const struct {
+        const char *key;
+        json_t *value;
+    } bad[] = {{"num_bits", json_integer(4)},
+               {"type", json_string("float")},
+               {"symmetric", json_false()},
+               {"strategy", json_string("tensor")},
+               {"dynamic", json_false()}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        json_t *good = json_incref(json_object_get(in, bad[i].key));
+        json_object_set_new(in, bad[i].key, bad[i].value);
+        err e = loader_form_parse(made, "c", &present, &form);
+        assert_int_equal(e.code, ERR_VERIFY);
+        assert_non_null(strstr(e.what, bad[i].key));
+        json_object_set_new(in, bad[i].key, good);
+    }
+    assert_int_equal(loader_form_parse(made, "c", &present, &form).code, 0);
+    free(text);
+    json_decref(made);
+    layout_destroy(&l);
 }
 
 static void test_index_and_card(void **state) {
@@ -425,6 +499,9 @@ int main(void) {
         cmocka_unit_test(test_plain_bytes),
         cmocka_unit_test(test_config),
         cmocka_unit_test(test_foreign_schemes),
+        cmocka_unit_test(test_int8_layout),
+        cmocka_unit_test(test_int8_bytes),
+        cmocka_unit_test(test_int8_config),
         cmocka_unit_test(test_index_and_card),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
