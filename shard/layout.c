@@ -315,6 +315,7 @@ err layout_shard_header(const layout *l, int64_t part, char **out, size_t *len) 
     static const char *const metadata[] = {"format", "pt", NULL};
     int64_t first = l->part_first[part], n = l->part_first[part + 1] - first;
     st_tensor *tensors;
+    *out = NULL;
     err e = mem_alloc(n, sizeof *tensors, "shard header", (void **)&tensors);
     if (e.code) return e;
     for (int64_t i = 0; i < n; i++) {
