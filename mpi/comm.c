@@ -3,6 +3,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "base/machine.h"
+#include "base/size.h"
 #include "mpi/comm_internal.h"
 
 #include <sched.h>
@@ -268,6 +269,19 @@ void comm_sum_i64_to(const comm *c, int64_t *v, int64_t n, int root) {
         MPI_Reduce(here ? MPI_IN_PLACE : v + at, here ? v + at : NULL,
                    n - at < PIECE / 8 ? (int)(n - at) : PIECE / 8, MPI_INT64_T, MPI_SUM, root,
                    c->handle);
+}
+
+void comm_share_f64(const comm *c, double *all, const int64_t *from) {
+    if (c->size == 1) return;
+    int *counts = malloc(2 * (size_t)c->size * sizeof *counts), *at = counts + c->size;
+    if (!counts) comm_abort(ERR_NOFIT, "no memory to share parts");
+    for (int r = 0; r < c->size; r++) {
+        if (size_to_int(from[r + 1] - from[r], "part", &counts[r]).code ||
+            size_to_int(from[r], "part", &at[r]).code)
+            comm_abort(ERR_BUG, "parts do not fit an int");
+    }
+    MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DOUBLE, all, counts, at, MPI_DOUBLE, c->handle);
+    free(counts);
 }
 
 void comm_max_i64(const comm *c, int64_t *v, int64_t n) {

@@ -186,7 +186,7 @@ uint64_t learn_range_bytes(const llama_config *cfg, const learn_range_options *o
         const int64_t rows = (act ? per_site * 2 * n_layers : 0) + rows_of_weights;
         bytes += n2 * (sizeof(int64_t) + sizeof(float)) + (uint64_t)(BAND * n) * sizeof(int64_t) +
                  range_work_bytes(n, size_max(1, rows), size_max(1, groups));
-        if (cell) bytes += cayley_dist_plan_bytes(&r1);
+        bytes += cell ? cayley_dist_plan_bytes(&r1) : cayley_dist_beside_bytes(&r1);
     }
     if (o->r2_heads) bytes += bytes_of_r2(cfg->head_dim, o, n_layers, rows_of_weights > 0);
     return bytes;

@@ -23,22 +23,33 @@ static err take(int64_t count, const char *what, double **out) {
     return e;
 }
 
-/* W = f (P - P^T), exactly skew. */
-static void skew_part(int64_t n, double f, const double *P, double *W) {
-#pragma omp parallel for schedule(dynamic, 16) if (n * n >= PARALLEL_FROM)
-    for (int64_t i = 0; i < n; i++) {
-        W[i * n + i] = 0;
-        for (int64_t j = 0; j < i; j++) {
-            double d = f * (P[i * n + j] - P[j * n + i]);
-            W[i * n + j] = d;
-            W[j * n + i] = -d;
-        }
-    }
+/* Wide enough for products at speed, and eight of them while that is so. */
+int64_t cayley_unit(int64_t n) {
+    enum { UNITS = 8, STEP = 24, WHOLE = 128, MOST = 256 };
+    if (n <= WHOLE) return n;
+    return size_min(MOST, size_ceil_div(size_ceil_div(n, UNITS), STEP) * STEP);
+}
+
+void cayley_gradient_rows(int64_t n, int64_t b, const double *G, const double *R, double *P) {
+    gemm_tile_f64(false, true, b, n, n, G, n, R, n, false, P, n);
+}
+
+void cayley_skew_part(int64_t n, double f, const double *P, double *W) {
+    enum { TILE = 32 }; /* rows and columns that stay in cache */
+#pragma omp parallel for schedule(dynamic) if (n * n >= PARALLEL_FROM)
+    for (int64_t i0 = 0; i0 < n; i0 += TILE)
+        for (int64_t j0 = 0; j0 < n; j0 += TILE)
+            for (int64_t i = i0; i < size_min(i0 + TILE, n); i++)
+                for (int64_t j = j0; j < size_min(j0 + TILE, n); j++)
+                    W[i * n + j] = f * (P[i * n + j] - P[j * n + i]);
 }
 
 static void skew_with(int64_t n, const double *G, const double *R, double *product, double *W) {
-    gemm_f64(false, true, n, n, n, G, n, R, n, false, product, n);
-    skew_part(n, -0.5, product, W);
+    const int64_t unit = cayley_unit(n);
+#pragma omp parallel for schedule(dynamic) if (n > unit)
+    for (int64_t i = 0; i < n; i += unit)
+        cayley_gradient_rows(n, size_min(unit, n - i), G + i * n, R, product + i * n);
+    cayley_skew_part(n, -0.5, product, W);
 }
 
 err cayley_skew(int64_t n, const double *G, const double *R, double *W) {
@@ -56,21 +67,32 @@ err cayley_turn(int64_t n, const double *W, const double *R, double *W_right) {
     b = a + n * n;
     gemm_f64(false, false, n, n, n, W, n, R, n, false, a, n);
     gemm_f64(true, false, n, n, n, R, n, a, n, false, b, n);
-    skew_part(n, 0.5, b, W_right);
+    cayley_skew_part(n, 0.5, b, W_right);
     mem_free(a);
     return e;
 }
 
-/* Scratch of a step: M [n, n], X [n, n], the inverse of each diagonal block (n BLOCK), a panel
- * (n BLOCK). */
-static int64_t step_scratch(int64_t n) {
+int64_t cayley_factors_count(int64_t n) {
     return 2 * n * n + 2 * n * size_min(n, BLOCK);
 }
 
-/* R <- 2 X - R. */
-static void reflect(int64_t count, const double *X, double *R) {
-#pragma omp parallel for if (count >= PARALLEL_FROM)
-    for (int64_t i = 0; i < count; i++) R[i] = 2 * X[i] - R[i];
+static cayley_factors factors_in(int64_t n, double *room) {
+    cayley_factors f = {.n = n, .M = room, .X = room + n * n};
+    f.inverses = f.X + n * n;
+    f.panel = f.inverses + n * size_min(n, BLOCK);
+    return f;
+}
+
+err cayley_factors_create(int64_t n, cayley_factors *out) {
+    double *room;
+    err e = take(cayley_factors_count(n), "factors of a Cayley step", &room);
+    *out = e.code ? (cayley_factors){.n = n} : factors_in(n, room);
+    return e;
+}
+
+void cayley_factors_destroy(cayley_factors *f) {
+    mem_free(f->M);
+    f->M = NULL;
 }
 
 static void scale(int64_t count, double f, double *x) {
@@ -88,41 +110,28 @@ static err invert_block(int64_t n, const double *M, int64_t at, int64_t b, doubl
     return e;
 }
 
-/* X <- M^-1 X by block elimination without exchange of rows: M + M^T is positive definite, and so
- * are all that elimination leaves of it, so no block is near singular. Inverses are of diagonal
- * blocks alone; all else is products. */
-static err eliminate(int64_t n, double *M, double *X, double *inverses, double *panel) {
-    double minus[BLOCK * BLOCK];
-    const int64_t width = size_min(n, BLOCK);
+/* Block elimination without exchange of rows: M + M^T is positive definite, and so are all that
+ * elimination leaves of it, so no block is near singular. Inverses are of diagonal blocks alone;
+ * all else is products. Below the diagonal M keeps the multipliers of rows, negated. */
+static err eliminate(cayley_factors *f) {
+    double minus[BLOCK * BLOCK], *M = f->M;
+    const int64_t n = f->n, width = size_min(n, BLOCK);
     for (int64_t at = 0; at < n; at += width) {
         const int64_t b = size_min(width, n - at), next = at + b, below = n - next;
-        err e = invert_block(n, M, at, b, inverses + at * width, minus);
+        err e = invert_block(n, M, at, b, f->inverses + at * width, minus);
         if (e.code) return e;
-        gemm_f64(false, false, below, b, b, M + next * n + at, n, minus, b, false, panel, b);
-        gemm_f64(false, false, below, below, b, panel, b, M + at * n + next, n, true,
+        gemm_f64(false, false, below, b, b, M + next * n + at, n, minus, b, false, f->panel, b);
+        for (int64_t i = 0; i < below; i++)
+            memcpy(M + (next + i) * n + at, f->panel + i * b, (size_t)b * sizeof *M);
+        gemm_f64(false, false, below, below, b, f->panel, b, M + at * n + next, n, true,
                  M + next * n + next, n);
-        gemm_f64(false, false, below, n, b, panel, b, X + at * n, n, true, X + next * n, n);
-    }
-    for (int64_t at = (n - 1) / width * width; at >= 0; at -= width) {
-        const int64_t b = size_min(width, n - at);
-        gemm_f64(false, false, b, n, b, inverses + at * width, b, X + at * n, n, false, panel, n);
-        memcpy(X + at * n, panel, (size_t)(b * n) * sizeof *X);
-        scale(b * n, -1, panel);
-        gemm_f64(false, false, at, n, b, M + at, n, panel, n, true, X, n);
     }
     return err_none();
 }
 
-bool cayley_finite(int64_t count, const double *x) {
-    /* Zero times anything finite is zero. */
-    double sum = 0;
-    for (int64_t i = 0; i < count; i++) sum += 0 * x[i];
-    return sum == 0;
-}
-
-static err step_with(int64_t n, const double *A, double *R, double *scratch) {
-    double *M = scratch, *X = M + n * n, *inverses = X + n * n;
-    double *panel = inverses + n * size_min(n, BLOCK);
+err cayley_factor(cayley_factors *f, const double *A) {
+    const int64_t n = f->n;
+    double *M = f->M;
     if (!cayley_finite(n * n, A))
         return err_make(ERR_NUMERICS, "Cayley step", "use a smaller learning rate",
                         "the step of order %" PRId64 " holds NaN or infinity", n);
@@ -131,15 +140,83 @@ static err step_with(int64_t n, const double *A, double *R, double *scratch) {
         for (int64_t j = 0; j < n; j++) M[i * n + j] = -0.5 * A[i * n + j];
         M[i * n + i] += 1;
     }
-    memcpy(X, R, (size_t)(n * n) * sizeof *X);
-    err e = eliminate(n, M, X, inverses, panel);
-    if (!e.code) reflect(n * n, X, R);
+    return eliminate(f);
+}
+
+void cayley_solve_unit(cayley_factors *f, int64_t i, const double *R) {
+    const int64_t n = f->n, w = size_min(cayley_unit(n), n - i), width = size_min(n, BLOCK);
+    const double *M = f->M;
+    double *X = f->X + i * n, *panel = f->panel + i * width;
+    for (int64_t j = 0; j < n; j++) memcpy(X + j * w, R + j * n + i, (size_t)w * sizeof *X);
+    for (int64_t at = 0; at < n; at += width) {
+        const int64_t b = size_min(width, n - at), next = at + b;
+        gemm_tile_f64(false, false, n - next, w, b, M + next * n + at, n, X + at * w, w, true,
+                      X + next * w, w);
+    }
+    for (int64_t at = (n - 1) / width * width; at >= 0; at -= width) {
+        const int64_t b = size_min(width, n - at);
+        gemm_tile_f64(false, false, b, w, b, f->inverses + at * width, b, X + at * w, w, false,
+                      panel, w);
+        memcpy(X + at * w, panel, (size_t)(b * w) * sizeof *X);
+        for (int64_t k = 0; k < b * w; k++) panel[k] = -panel[k];
+        gemm_tile_f64(false, false, at, w, b, M + at, n, panel, w, true, X, w);
+    }
+}
+
+void cayley_reflect_unit(const cayley_factors *f, int64_t i, double *R) {
+    const int64_t n = f->n, w = size_min(cayley_unit(n), n - i);
+    const double *X = f->X + i * n;
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t k = 0; k < w; k++) R[j * n + i + k] = 2 * X[j * w + k] - R[j * n + i + k];
+}
+
+/* Lanes that sums run in, and their sum in a fixed order. */
+enum { LANES = 8, SETS = 4 };
+typedef double lanes __attribute__((vector_size(8 * LANES)));
+
+static double sum_of_lanes(const lanes v[SETS]) {
+    double sum = 0;
+    const lanes all = (v[0] + v[1]) + (v[2] + v[3]);
+    for (int k = 0; k < LANES; k++) sum += all[k];
+    return sum;
+}
+
+/* sum (zero ? 0 x : x^2) */
+static double sum_over(int64_t count, const double *x, bool zero) {
+    lanes sum[SETS] = {0};
+    int64_t i = 0;
+    for (; i + LANES * SETS <= count; i += LANES * SETS)
+#pragma GCC unroll 4
+        for (int k = 0; k < SETS; k++) {
+            lanes v;
+            memcpy(&v, x + i + k * LANES, sizeof v);
+            sum[k] += zero ? 0 * v : v * v;
+        }
+    double rest = 0;
+    for (; i < count; i++) rest += zero ? 0 * x[i] : x[i] * x[i];
+    return sum_of_lanes(sum) + rest;
+}
+
+bool cayley_finite(int64_t count, const double *x) {
+    return sum_over(count, x, true) == 0; /* zero times anything finite is zero */
+}
+
+static err step_with(int64_t n, const double *A, double *R, double *scratch) {
+    cayley_factors f = factors_in(n, scratch);
+    const int64_t unit = cayley_unit(n);
+    err e = cayley_factor(&f, A);
+    if (e.code) return e;
+#pragma omp parallel for schedule(dynamic) if (n > unit)
+    for (int64_t i = 0; i < n; i += unit) {
+        cayley_solve_unit(&f, i, R);
+        cayley_reflect_unit(&f, i, R);
+    }
     return e;
 }
 
 err cayley_step(int64_t n, const double *A, double *R) {
     double *scratch;
-    err e = take(step_scratch(n), "Cayley step", &scratch);
+    err e = take(cayley_factors_count(n), "Cayley step", &scratch);
     if (!e.code) e = step_with(n, A, R, scratch);
     mem_free(scratch);
     return e;
@@ -171,13 +248,13 @@ err cayley_skew_batch(int64_t n, int64_t count, const double *G, const double *R
 err cayley_step_batch(int64_t n, int64_t count, const double *A, double *R) {
     double *scratch;
     first_error failed = {.e = err_none()};
-    err e = take(gemm_threads() * step_scratch(n), "Cayley steps", &scratch);
+    err e = take(gemm_threads() * cayley_factors_count(n), "Cayley steps", &scratch);
     if (e.code) return e;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t k = 0; k < count; k++)
-        note_error(
-            &failed, k,
-            step_with(n, A + k * n * n, R + k * n * n, scratch + gemm_thread() * step_scratch(n)));
+        note_error(&failed, k,
+                   step_with(n, A + k * n * n, R + k * n * n,
+                             scratch + gemm_thread() * cayley_factors_count(n)));
     mem_free(scratch);
     return failed.e;
 }
@@ -201,13 +278,7 @@ double cayley_norm_1(int64_t n, const double *W) {
 }
 
 double cayley_sum_squares(int64_t n, const double *W) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) {
-        double row = 0;
-        for (int64_t j = 0; j < n; j++) row += W[i * n + j] * W[i * n + j];
-        sum += row;
-    }
-    return sum;
+    return sum_over(n * n, W, false);
 }
 
 static double distance_to_identity(int64_t n, const double *P) {

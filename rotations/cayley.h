@@ -4,8 +4,9 @@
  *
  * Row vectors, y = x R; G = dL/dR [n, n] row-major. For skew A every leading block of I - A/2 is
  * regular and its condition is sqrt(1 + s^2), s = |A/2|_2: the step is exact to rounding for any
- * length. Same bits for any number of threads: products by base/gemm.h, factors and columns of the
- * solve by one thread each in a cut that n alone decides. */
+ * length. Same bits for any number of threads: factors by products of base/gemm.h; bands of rows of
+ * G R^T and slabs of columns of the solve are units of a width that n alone decides, so that ranks
+ * share them too (rotations/cayley_team.h). */
 #ifndef SPINSHARD_ROTATIONS_CAYLEY_H
 #define SPINSHARD_ROTATIONS_CAYLEY_H
 
@@ -33,7 +34,36 @@ err cayley_step(int64_t n, const double *A, double *R);
 err cayley_skew_batch(int64_t n, int64_t count, const double *G, const double *R, double *W);
 err cayley_step_batch(int64_t n, int64_t count, const double *A, double *R);
 
-/* Local. Largest column sum of absolute values, |W|_1; and the sum of squares, by rows in order. */
+/* The units of a step, for who shares them out: rows [i, i + b) of G R^T and columns [i, i + b) of
+ * (I - A/2)^-1 R, b = min(cayley_unit(n), n - i), i a multiple of it. */
+int64_t cayley_unit(int64_t n); /* local */
+
+/* Local. P [b, n] <- G R^T of b rows G [b, n], and when all are there W = f (P - P^T), exactly skew
+ * (f = -1/2: cayley_skew). P and W may not overlap. */
+void cayley_gradient_rows(int64_t n, int64_t b, const double *G, const double *R, double *P);
+void cayley_skew_part(int64_t n, double f, const double *P, double *W);
+
+/* I - A/2 factored by blocks. */
+typedef struct cayley_factors {
+    int64_t n;
+    double *M;        /* [n, n]; owned, as all */
+    double *inverses; /* of the diagonal blocks */
+    double *X;        /* [n, b] of each unit, behind each other: columns of the solution */
+    double *panel;    /* scratch of the factorization, then of each unit */
+} cayley_factors;
+
+/* Local. Buffers for order n, cayley_factors_count(n) doubles. Fails with ERR_NOFIT. */
+err cayley_factors_create(int64_t n, cayley_factors *out);
+void cayley_factors_destroy(cayley_factors *f);
+int64_t cayley_factors_count(int64_t n);
+
+/* Local. Factor I - A/2, then X of the unit at column i, then 2 X - R into those columns of R. The
+ * first fails with ERR_NUMERICS where A is not finite. Units are independent. */
+err cayley_factor(cayley_factors *f, const double *A);
+void cayley_solve_unit(cayley_factors *f, int64_t i, const double *R);
+void cayley_reflect_unit(const cayley_factors *f, int64_t i, double *R);
+
+/* Local. Largest column sum of absolute values, |W|_1; and the sum of squares, in a fixed order. */
 double cayley_norm_1(int64_t n, const double *W);
 double cayley_sum_squares(int64_t n, const double *W);
 bool cayley_finite(int64_t count, const double *x); /* local; no NaN, no infinity */

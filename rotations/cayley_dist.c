@@ -5,6 +5,7 @@
 #include "base/size.h"
 #include "mpi/dmat.h"
 #include "rotations/cayley.h"
+#include "rotations/cayley_team.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -12,12 +13,16 @@
 
 enum { PARALLEL_FROM = 65536 }; /* numbers, for element-wise work */
 
-/* On a grid of one cell the first rank holds plain matrices and runs optimizer_step; else the cells
- * hold parts, T and spare are scratch, and the optimiser is written here once more on parts. */
+enum { TEAM_MOST = 2048 }; /* the order up to which all ranks hold a matrix of a 1x1 grid */
+
+/* On a grid of one cell all ranks share the step of a matrix that they hold whole, or, where that
+ * is large, the first rank holds plain matrices and runs optimizer_step; else the cells hold parts,
+ * T and spare are scratch, and the optimiser is written here once more on parts. */
 struct cayley_dist {
     const comm *c;
     cayley_dist_options o;
-    /* 1x1: first rank only */
+    cayley_team *team; /* 1x1, up to TEAM_MOST */
+    /* 1x1 beyond: first rank only */
     double *R, *G; /* [n, n] */
     optimizer *opt;
     /* grid */
@@ -30,6 +35,10 @@ struct cayley_dist {
 
 static bool on_grid(const cayley_dist *d) {
     return d->g != NULL;
+}
+
+static bool of_team(const cayley_dist_options *o) {
+    return (int64_t)o->grid.rows * o->grid.cols == 1 && o->n <= TEAM_MOST;
 }
 
 static bool is_first(const cayley_dist *d) {
@@ -67,7 +76,10 @@ err cayley_dist_create(const comm *c, const cayley_dist_options *o, cayley_dist 
     cayley_dist *d = body;
     *d = (cayley_dist){.c = c, .o = *o};
     const bool single = (int64_t)o->grid.rows * o->grid.cols == 1;
-    e = single ? comm_agree(c, create_single(d), "R1", NULL) : create_grid(d);
+    if (of_team(o))
+        e = cayley_team_create(c, o->n, o->kind, &d->team);
+    else
+        e = single ? comm_agree(c, create_single(d), "R1", NULL) : create_grid(d);
     if (e.code)
         cayley_dist_destroy(&d);
     else
@@ -77,6 +89,7 @@ err cayley_dist_create(const comm *c, const cayley_dist_options *o, cayley_dist 
 
 void cayley_dist_destroy(cayley_dist **d) {
     if (!*d) return;
+    cayley_team_destroy(&(*d)->team);
     mem_free((*d)->R);
     mem_free((*d)->G);
     optimizer_destroy(&(*d)->opt);
@@ -93,7 +106,9 @@ void cayley_dist_destroy(cayley_dist **d) {
 
 void cayley_dist_put_rows(cayley_dist *d, int64_t row, int64_t rows, const double *R) {
     const int64_t n = d->o.n;
-    if (on_grid(d))
+    if (d->team)
+        memcpy(cayley_team_R(d->team) + row * n, R, (size_t)(rows * n) * sizeof *R);
+    else if (on_grid(d))
         dmat_put_rows(d->dR, row, rows, R);
     else if (is_first(d))
         memcpy(d->R + row * n, R, (size_t)(rows * n) * sizeof *R);
@@ -101,7 +116,9 @@ void cayley_dist_put_rows(cayley_dist *d, int64_t row, int64_t rows, const doubl
 
 void cayley_dist_put_gradient(cayley_dist *d, int64_t row, int64_t rows, const double *G) {
     const int64_t n = d->o.n;
-    if (on_grid(d))
+    if (d->team)
+        cayley_team_put_gradient(d->team, row, rows, G);
+    else if (on_grid(d))
         dmat_put_rows(d->dG, row, rows, G);
     else if (is_first(d))
         memcpy(d->G + row * n, G, (size_t)(rows * n) * sizeof *G);
@@ -109,6 +126,10 @@ void cayley_dist_put_gradient(cayley_dist *d, int64_t row, int64_t rows, const d
 
 void cayley_dist_sum_gradient(cayley_dist *d, int64_t row, int64_t rows, int64_t *v, int exponent) {
     const int64_t n = d->o.n;
+    if (d->team) {
+        cayley_team_sum_gradient(d->team, row, rows, v, exponent);
+        return;
+    }
     if (on_grid(d)) {
         dmat_sum_rows_i64(d->dG, row, rows, v, exponent);
         return;
@@ -124,6 +145,10 @@ void cayley_dist_get_rows(const cayley_dist *d, int64_t row, int64_t rows, doubl
         dmat_get_rows(d->dR, row, rows, R);
         return;
     }
+    if (d->team) {
+        memcpy(R, cayley_team_R(d->team) + row * n, (size_t)(rows * n) * sizeof *R);
+        return;
+    }
     if (is_first(d)) memcpy(R, d->R + row * n, (size_t)(rows * n) * sizeof *R);
     comm_bcast(d->c, R, (uint64_t)(rows * n) * sizeof *R, 0);
 }
@@ -134,8 +159,9 @@ void cayley_dist_get_rows_f32(const cayley_dist *d, int64_t row, int64_t rows, f
         dmat_get_rows_f32(d->dR, row, rows, R);
         return;
     }
-    for (int64_t i = 0; is_first(d) && i < rows * n; i++) R[i] = (float)d->R[row * n + i];
-    comm_bcast(d->c, R, (uint64_t)(rows * n) * sizeof *R, 0);
+    const double *whole = d->team ? cayley_team_R(d->team) : d->R;
+    for (int64_t i = 0; whole && i < rows * n; i++) R[i] = (float)whole[row * n + i];
+    if (!d->team) comm_bcast(d->c, R, (uint64_t)(rows * n) * sizeof *R, 0);
 }
 
 /* Steps. */
@@ -242,7 +268,9 @@ static err step_grid(cayley_dist *d, double lr, optimizer_report *said) {
 
 err cayley_dist_step(cayley_dist *d, double lr, optimizer_report *report) {
     optimizer_report said = {0};
-    err e = on_grid(d) ? step_grid(d, lr, &said) : step_single(d, lr, &said);
+    err e = d->team      ? cayley_team_step(d->team, lr, &said)
+            : on_grid(d) ? step_grid(d, lr, &said)
+                         : step_single(d, lr, &said);
     if (!e.code && report) *report = said;
     return e;
 }
@@ -256,7 +284,7 @@ err cayley_dist_orthogonality(cayley_dist *d, double *max) {
         *max = dmat_max_minus_identity(d->T);
         return e;
     }
-    if (is_first(d)) e = cayley_orthogonality(d->o.n, d->R, max);
+    if (is_first(d)) e = cayley_orthogonality(d->o.n, d->team ? cayley_team_R(d->team) : d->R, max);
     e = comm_agree(d->c, e, "orthogonality of R1", NULL);
     if (!e.code) comm_bcast(d->c, max, sizeof *max, 0);
     return e;
@@ -287,7 +315,8 @@ static err probe_grid(const cayley_dist *d, uint64_t seed, int64_t step, double 
 err cayley_dist_probe(cayley_dist *d, uint64_t seed, int64_t step, double *max) {
     err e = err_none();
     if (on_grid(d)) return probe_grid(d, seed, step, max);
-    if (is_first(d)) e = cayley_probe(d->o.n, d->R, seed, step, max);
+    if (is_first(d))
+        e = cayley_probe(d->o.n, d->team ? cayley_team_R(d->team) : d->R, seed, step, max);
     e = comm_agree(d->c, e, "probe of R1", NULL);
     if (!e.code) comm_bcast(d->c, max, sizeof *max, 0);
     return e;
@@ -303,6 +332,7 @@ static int64_t grid_state_count(const cayley_dist *d) {
 
 int64_t cayley_dist_state_count(const cayley_dist *d) {
     if (on_grid(d)) return grid_state_count(d);
+    if (d->team) return is_first(d) ? cayley_team_state_count(d->team) : 0;
     return is_first(d) ? d->o.n * d->o.n + optimizer_state_count(d->opt) : 0;
 }
 
@@ -315,6 +345,8 @@ void cayley_dist_state_save(const cayley_dist *d, double *out) {
         memcpy(out + 2, dmat_part(d->dR), (size_t)entries * sizeof *out);
         if (d->o.kind == OPTIMIZER_ADAM)
             memcpy(out + 2 + entries, dmat_part(d->extra), (size_t)entries * sizeof *out);
+    } else if (d->team && is_first(d)) {
+        cayley_team_state_save(d->team, out);
     } else if (!on_grid(d) && is_first(d)) {
         memcpy(out, d->R, (size_t)size * sizeof *out);
         optimizer_state_save(d->opt, out + size);
@@ -323,6 +355,10 @@ void cayley_dist_state_save(const cayley_dist *d, double *out) {
 
 void cayley_dist_state_load(cayley_dist *d, const double *in) {
     const int64_t size = d->o.n * d->o.n;
+    if (d->team) {
+        cayley_team_state_load(d->team, in);
+        return;
+    }
     if (on_grid(d) && dgrid_is_cell(d->g)) {
         const int64_t entries = dmat_part_entries(d->dR);
         d->v = in[1];
@@ -339,8 +375,9 @@ void cayley_dist_state_load(cayley_dist *d, const double *in) {
     d->steps = (int64_t)steps;
 }
 
+/* As many for both optimisers: what adam keeps, sgd-published takes within a step. */
 static uint64_t single_bytes(int64_t n) {
-    return (uint64_t)(5 * n * n + 2 * n * size_min(n, 128)) * sizeof(double);
+    return cayley_team_bytes(n, OPTIMIZER_ADAM);
 }
 
 uint64_t cayley_dist_plan_bytes(const cayley_dist_options *o) {
@@ -349,9 +386,13 @@ uint64_t cayley_dist_plan_bytes(const cayley_dist_options *o) {
     return (uint64_t)(4 * grid_cell_entries(o->grid, o->n, block)) * sizeof(double);
 }
 
+uint64_t cayley_dist_beside_bytes(const cayley_dist_options *o) {
+    return of_team(o) ? single_bytes(o->n) : 0;
+}
+
 uint64_t cayley_dist_bytes(const cayley_dist *d) {
     if (on_grid(d)) return (uint64_t)(4 * dmat_part_entries(d->dR)) * sizeof(double);
-    return is_first(d) ? single_bytes(d->o.n) : 0;
+    return is_first(d) || d->team ? single_bytes(d->o.n) : 0;
 }
 
 bool cayley_dist_is_cell(const cayley_dist *d) {

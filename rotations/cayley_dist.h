@@ -1,10 +1,11 @@
 /* cayley_dist - R1 and its optimiser over ranks: the same steps as rotations/optimizer.h on a
- * matrix dealt over a grid (mpi/dmat.h), or on the first rank alone where the grid is 1x1. Not the
- * gradient. Stands between the summed gradient of R1 and the R1 that the sites use.
+ * matrix dealt over a grid (mpi/dmat.h), or, where the grid is 1x1, whole: up to order 2048 on
+ * every rank, which share the work (rotations/cayley_team.h), beyond on the first rank alone. Not
+ * the gradient. Stands between the summed gradient of R1 and the R1 that the sites use.
  *
- * No rank needs the whole matrix: R and gradients go in and out in rows, as many at a time as the
- * caller has room for. Bits depend on the grid and on its BLAS threads alone, never on the number
- * of ranks; on 1x1 they are those of optimizer_step, for any number of threads. */
+ * No rank needs the whole of a large matrix: R and gradients go in and out in rows, as many at a
+ * time as the caller has room for. Bits depend on the grid and on its BLAS threads alone, never on
+ * the number of ranks; on 1x1 they are those of optimizer_step, for any number of threads. */
 #ifndef SPINSHARD_ROTATIONS_CAYLEY_DIST_H
 #define SPINSHARD_ROTATIONS_CAYLEY_DIST_H
 
@@ -23,8 +24,8 @@ typedef struct cayley_dist_options {
 } cayley_dist_options;
 
 /* Collective on c. R is zero until put. Borrows c. Caller owns *out. Fails, the same on every rank,
- * with ERR_NOFIT, ERR_MISMATCH. Takes 4 matrices over the cells; on 1x1 3 (adam) or 2
- * on the first rank, and 2 more within a step. */
+ * with ERR_NOFIT, ERR_MISMATCH. Takes 4 matrices over the cells; on 1x1
+ * 5, of which a rank that works alone takes 2 within a step. */
 err cayley_dist_create(const comm *c, const cayley_dist_options *o, cayley_dist **out);
 void cayley_dist_destroy(cayley_dist **d); /* collective; NULL is fine; sets NULL */
 
@@ -62,6 +63,8 @@ void cayley_dist_state_load(cayley_dist *d, const double *in);
 
 /* Local. Bytes that the largest cell of such a grid will hold within a step; for plans. */
 uint64_t cayley_dist_plan_bytes(const cayley_dist_options *o);
+/* Local. And a rank that is no cell: as much on 1x1 where ranks share the step, else none. */
+uint64_t cayley_dist_beside_bytes(const cayley_dist_options *o);
 
 /* Local. Bytes of the matrices on this rank; and whether it is a cell. */
 uint64_t cayley_dist_bytes(const cayley_dist *d);

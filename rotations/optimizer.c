@@ -146,7 +146,8 @@ static err polish_all(const optimizer *o, double *R) {
     return e;
 }
 
-err optimizer_step(optimizer *o, double lr, double *W, double *R, optimizer_report *report) {
+err optimizer_direct(optimizer *o, double lr, double *W, const double *R,
+                     optimizer_report *report) {
     const int64_t n = o->n, size = n * n;
     optimizer_report said = {0};
     for (int64_t k = 0; k < o->count; k++)
@@ -163,9 +164,21 @@ err optimizer_step(optimizer *o, double lr, double *W, double *R, optimizer_repo
         e = sgd_directions(o, lr, W, R, &said.alpha);
     said.angle_rms = largest_norm(o, W) / (double)n;
     said.angle_turn = said.angle_rms * sqrt((double)n);
+    if (!e.code && report) *report = said;
+    return e;
+}
+
+err optimizer_moved(optimizer *o, double *R) {
+    return ++o->steps % OPTIMIZER_POLISH_EVERY == 0 ? polish_all(o, R) : err_none();
+}
+
+err optimizer_step(optimizer *o, double lr, double *W, double *R, optimizer_report *report) {
+    optimizer_report said;
+    err e = optimizer_direct(o, lr, W, R, &said);
     /* One large matrix takes all threads, many small ones take one each. */
-    if (!e.code) e = o->count > 1 ? cayley_step_batch(n, o->count, W, R) : cayley_step(n, W, R);
-    if (!e.code && ++o->steps % OPTIMIZER_POLISH_EVERY == 0) e = polish_all(o, R);
+    if (!e.code)
+        e = o->count > 1 ? cayley_step_batch(o->n, o->count, W, R) : cayley_step(o->n, W, R);
+    if (!e.code) e = optimizer_moved(o, R);
     if (!e.code && report) *report = said;
     return e;
 }

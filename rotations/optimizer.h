@@ -53,6 +53,12 @@ void optimizer_destroy(optimizer **o); /* local; NULL is fine; sets NULL */
  * W is not finite: state and R are then as before. Same bits for any number of threads. */
 err optimizer_step(optimizer *o, double lr, double *W, double *R, optimizer_report *report);
 
+/* Local. The two halves of a step around the move R <- Cayley(A) R, for who makes it another way
+ * (rotations/cayley_team.h): W becomes A, and the report is made; then the step is counted and R
+ * polished where it is time. Fail as optimizer_step. */
+err optimizer_direct(optimizer *o, double lr, double *W, const double *R, optimizer_report *report);
+err optimizer_moved(optimizer *o, double *R);
+
 int64_t optimizer_steps_done(const optimizer *o); /* local */
 
 /* Local. State as raw doubles, optimizer_state_count of them: steps, v [count], M [count, n, n];

@@ -1,0 +1,150 @@
+#include "rotations/cayley_team.h"
+
+#include "base/mem.h"
+#include "base/size.h"
+#include "rotations/cayley.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct cayley_team {
+    const comm *c;
+    int64_t n;
+    double *R, *W; /* [n, n]; W: the gradient's rows of this rank, then W and A */
+    cayley_factors f;
+    optimizer *opt;
+    int64_t *from; /* [ranks + 1] first row, and column, of each rank */
+    int64_t *part; /* the same in doubles of bands or slabs */
+};
+
+/* Whole units to ranks, as evenly as can be. */
+static int64_t first_of(const cayley_team *t, int rank) {
+    const int64_t unit = cayley_unit(t->n), units = size_ceil_div(t->n, unit);
+    return size_min(t->n, units * rank / comm_size(t->c) * unit);
+}
+
+err cayley_team_create(const comm *c, int64_t n, optimizer_kind kind, cayley_team **out) {
+    void *R = NULL, *W = NULL;
+    cayley_team *t = calloc(1, sizeof *t);
+    const size_t ranks = (size_t)comm_size(c);
+    if (!t) abort();
+    *t = (cayley_team){.c = c, .n = n, .from = calloc(2 * (ranks + 1), sizeof *t->from)};
+    if (!t->from) abort();
+    t->part = t->from + ranks + 1;
+    for (int r = 0; r <= comm_size(c); r++) {
+        t->from[r] = first_of(t, r);
+        t->part[r] = t->from[r] * n;
+    }
+    err e = mem_alloc(n * n, sizeof(double), "R1", &R);
+    t->R = R;
+    if (!e.code) e = mem_alloc(n * n, sizeof(double), "gradient of R1", &W);
+    t->W = W;
+    if (!e.code) e = cayley_factors_create(n, &t->f);
+    if (!e.code) e = optimizer_create(kind, n, 1, &t->opt);
+    e = comm_agree(c, e, "R1", NULL);
+    if (e.code) cayley_team_destroy(&t);
+    *out = t;
+    return e;
+}
+
+void cayley_team_destroy(cayley_team **t) {
+    if (!*t) return;
+    mem_free((*t)->R);
+    mem_free((*t)->W);
+    cayley_factors_destroy(&(*t)->f);
+    optimizer_destroy(&(*t)->opt);
+    free((*t)->from);
+    free(*t);
+    *t = NULL;
+}
+
+uint64_t cayley_team_bytes(int64_t n, optimizer_kind kind) {
+    return (uint64_t)((2 + (kind == OPTIMIZER_ADAM)) * n * n + cayley_factors_count(n)) *
+           sizeof(double);
+}
+
+double *cayley_team_R(cayley_team *t) {
+    return t->R;
+}
+
+void cayley_team_put_gradient(cayley_team *t, int64_t row, int64_t rows, const double *G) {
+    memcpy(t->W + row * t->n, G, (size_t)(rows * t->n) * sizeof *G);
+}
+
+void cayley_team_sum_gradient(cayley_team *t, int64_t row, int64_t rows, int64_t *v, int exponent) {
+    const int64_t n = t->n;
+    const double unit = ldexp(1, exponent);
+    for (int r = 0; r < comm_size(t->c); r++) {
+        const int64_t first = size_max(row, t->from[r]),
+                      count = size_min(row + rows, t->from[r + 1]) - first;
+        int64_t *part = v + (first - row) * n;
+        if (count <= 0) continue;
+        comm_sum_i64_to(t->c, part, count * n, r);
+        if (comm_rank(t->c) != r) continue;
+        double *G = t->W + first * n;
+#pragma omp parallel for
+        for (int64_t i = 0; i < count * n; i++) G[i] = (double)part[i] * unit;
+    }
+}
+
+/* W <- -1/2 (G R^T - R G^T), exactly skew, on every rank; X of the factors holds the product. */
+static void direction(cayley_team *t) {
+    const int64_t n = t->n, unit = cayley_unit(n);
+    const int r = comm_rank(t->c);
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t i = t->from[r]; i < t->from[r + 1]; i += unit)
+        cayley_gradient_rows(n, size_min(unit, n - i), t->W + i * n, t->R, t->f.X + i * n);
+    comm_share_f64(t->c, t->f.X, t->part);
+    cayley_skew_part(n, -0.5, t->f.X, t->W);
+}
+
+/* R <- 2 (I - A/2)^-1 R - R with A in W. */
+static err move(cayley_team *t) {
+    const int64_t n = t->n, unit = cayley_unit(n);
+    const int r = comm_rank(t->c);
+    err e = cayley_factor(&t->f, t->W);
+    if (e.code) return e;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t i = t->from[r]; i < t->from[r + 1]; i += unit) cayley_solve_unit(&t->f, i, t->R);
+    comm_share_f64(t->c, t->f.X, t->part);
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t i = 0; i < n; i += unit) cayley_reflect_unit(&t->f, i, t->R);
+    return e;
+}
+
+/* All ranks see the same numbers, so they fail together, but for memory. */
+err cayley_team_step(cayley_team *t, double lr, optimizer_report *report) {
+    direction(t);
+    err e = optimizer_direct(t->opt, lr, t->W, t->R, report);
+    e = comm_agree(t->c, e, "step of R1", NULL);
+    if (!e.code) e = move(t);
+    if (!e.code && (optimizer_steps_done(t->opt) + 1) % OPTIMIZER_POLISH_EVERY == 0)
+        e = comm_agree(t->c, optimizer_moved(t->opt, t->R), "step of R1", NULL);
+    else if (!e.code)
+        e = optimizer_moved(t->opt, t->R);
+    return e;
+}
+
+int64_t cayley_team_state_count(const cayley_team *t) {
+    return t->n * t->n + optimizer_state_count(t->opt);
+}
+
+void cayley_team_state_save(const cayley_team *t, double *out) {
+    memcpy(out, t->R, (size_t)(t->n * t->n) * sizeof *out);
+    optimizer_state_save(t->opt, out + t->n * t->n);
+}
+
+/* What the optimiser takes passes through X and M, which hold nothing between steps. */
+void cayley_team_state_load(cayley_team *t, const double *in) {
+    const int64_t size = t->n * t->n, count = optimizer_state_count(t->opt);
+    const bool root = comm_rank(t->c) == 0;
+    double *state = t->f.M;
+    if (root) {
+        memcpy(t->R, in, (size_t)size * sizeof *in);
+        memcpy(state, in + size, (size_t)count * sizeof *in);
+    }
+    comm_bcast(t->c, t->R, (uint64_t)size * sizeof *in, 0);
+    comm_bcast(t->c, state, (uint64_t)count * sizeof *in, 0);
+    optimizer_state_load(t->opt, state);
+}

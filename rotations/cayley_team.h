@@ -1,0 +1,39 @@
+/* cayley_team - R1 of moderate order and its optimiser on every rank, the work of a step shared: a
+ * rank sums and multiplies its bands of rows of the gradient, and solves its slabs of columns; all
+ * else, of order n^2 or 2/3 n^3, every rank does itself. Not for large orders, which no rank should
+ * hold whole (rotations/cayley_dist.h chooses). Stands between the summed gradient of R1 and the R1
+ * that the sites use.
+ *
+ * The units are those of rotations/cayley.h, so bits are those of optimizer_step, for any number of
+ * ranks and threads, and equal on all ranks. */
+#ifndef SPINSHARD_ROTATIONS_CAYLEY_TEAM_H
+#define SPINSHARD_ROTATIONS_CAYLEY_TEAM_H
+
+#include "mpi/comm.h"
+#include "rotations/optimizer.h"
+
+typedef struct cayley_team cayley_team;
+
+/* Collective on c. R is zero until put. Borrows c. Caller owns *out. Fails, agreed, with ERR_NOFIT.
+ */
+err cayley_team_create(const comm *c, int64_t n, optimizer_kind kind, cayley_team **out);
+void cayley_team_destroy(cayley_team **t);                  /* local; NULL is fine; sets NULL */
+uint64_t cayley_team_bytes(int64_t n, optimizer_kind kind); /* local; of each rank */
+
+double *cayley_team_R(cayley_team *t); /* local; [n, n], owned by t; equal on every rank */
+
+/* Rows [row, row + rows) of the gradient of the next step: local, where every rank has the sum;
+ * collective, of this rank's part, v * 2^exponent, v is overwritten. */
+void cayley_team_put_gradient(cayley_team *t, int64_t row, int64_t rows, const double *G);
+void cayley_team_sum_gradient(cayley_team *t, int64_t row, int64_t rows, int64_t *v, int exponent);
+
+/* Collective. As cayley_dist_step. */
+err cayley_team_step(cayley_team *t, double lr, optimizer_report *report);
+
+/* State as raw doubles: count and save are local (equal on every rank), load is collective: `in`
+ * counts at root alone. */
+int64_t cayley_team_state_count(const cayley_team *t);
+void cayley_team_state_save(const cayley_team *t, double *out);
+void cayley_team_state_load(cayley_team *t, const double *in);
+
+#endif
