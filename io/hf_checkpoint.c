@@ -440,29 +440,31 @@ err hf_checkpoint_open(const comm *c, const fileset *fs, hf_checkpoint **out) {
 }
 
 /* One shard that is no file. */
-static err described_shard(hf_checkpoint *ck, const char *header, size_t len) {
+static err described_shard(hf_checkpoint *ck, const char *header, size_t len, uint64_t data_bytes) {
     if (!(ck->shards = calloc(1, sizeof *ck->shards))) return no_memory(ck);
     shard *s = &ck->shards[ck->n_shards++];
-    *s = (shard){.name = strdup(SINGLE), .where = strdup(fileset_where(ck->fs)), .fd = -1};
+    *s = (shard){.bytes = 8 + len + data_bytes,
+                 .name = strdup(SINGLE),
+                 .where = strdup(fileset_where(ck->fs)),
+                 .fd = -1};
     s->path = s->where;
     if (!s->name || !s->where) return no_memory(ck);
-    return st_header_parse(header, len, UINT64_MAX, s->where, &s->header);
+    return st_header_parse(header, len, data_bytes, s->where, &s->header);
 }
 
-err hf_checkpoint_describe(const fileset *fs, const char *header, size_t len, hf_checkpoint **out) {
+err hf_checkpoint_describe(const fileset *fs, const char *header, size_t len, uint64_t data_bytes,
+                           hf_checkpoint **out) {
     int64_t unnamed = 0;
     hf_checkpoint *ck;
     *out = NULL;
     err e = create(fs, &ck);
     if (!e.code) e = read_config(comm_world(), ck);
-    if (!e.code) e = described_shard(ck, header, len);
+    if (!e.code) e = described_shard(ck, header, len, data_bytes);
     if (!e.code) e = index_tensors(ck, &unnamed);
     if (e.code) {
         hf_checkpoint_destroy(&ck);
         return e;
     }
-    for (int64_t i = 0; i < ck->n_tensors; i++)
-        ck->shards[0].bytes += hf_tensor_bytes(&ck->tensors[i]);
     *out = ck;
     return e;
 }

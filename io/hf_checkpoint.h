@@ -38,9 +38,11 @@ err hf_checkpoint_open(const comm *c, const fileset *fs, hf_checkpoint **out);
 void hf_checkpoint_destroy(hf_checkpoint **ck); /* local; NULL is fine; sets NULL */
 
 /* Local. A checkpoint whose weights are not there, for plans: config.json of fs, and `header` (the
- * JSON of a safetensors header, len bytes) in the place of its shards. Reading a tensor fails; all
- * else works. Caller owns *out. Fails with ERR_INPUT as hf_checkpoint_open does for config.json. */
-err hf_checkpoint_describe(const fileset *fs, const char *header, size_t len, hf_checkpoint **out);
+ * JSON of a safetensors header, len bytes, of data_bytes of tensors) in the place of its shards.
+ * Reading a tensor fails; all else works. Caller owns *out. Fails with ERR_INPUT as
+ * hf_checkpoint_open does for config.json. */
+err hf_checkpoint_describe(const fileset *fs, const char *header, size_t len, uint64_t data_bytes,
+                           hf_checkpoint **out);
 
 /* Local. ERR_INPUT where a config.json says that another tool has quantized the weights, by its
  * name. `where` names the file. */

@@ -7,6 +7,7 @@
 #include "jobs/options.h"
 #include "mpi/comm.h"
 
+err job_plan(const comm *c, const options *o);     /* root only; c has one rank */
 err job_quantize(const comm *c, const options *o); /* collective on c */
 err job_eval(const comm *c, const options *o);     /* collective on c */
 err job_verify(const comm *c, const options *o);   /* collective on c */

@@ -11,6 +11,7 @@
 #include "pipeline/partition.h"
 #include "pipeline/row_pool.h"
 #include "pipeline/scale_closed.h"
+#include "pipeline/scale_smooth.h"
 #include "pipeline/weight_rows.h"
 
 /* What learning holds on a rank. */
@@ -30,6 +31,7 @@ typedef struct learner {
                                 rank; NULL: none asked for */
     int64_t n_scales;
     scale_moments *scale_moments; /* of the rank's layers; NULL: not needed */
+    scale_peaks *scale_peaks;     /* the same for scale.start: smooth */
 } learner;
 
 /* Local. */
@@ -41,18 +43,25 @@ static inline int64_t learner_r2_entries(const learner *l) {
     return l->r2_heads * learner_cfg(l)->head_dim * learner_cfg(l)->head_dim;
 }
 
-/* Scales (scale.start: closed), found after the phases `range` and before all others.
+/* Scales (scale.start: closed, smooth), found after the phases `range` and before all others.
  * Local: what the recipe asks for, into scale_kinds, scales. */
 err learn_scales_init(learner *l);
 bool learn_scales_done(const learner *l);           /* local; also where none are asked for */
 bool learn_scales_need_gradients(const learner *l); /* local; of the rows of the pool */
-/* Local. What the capture pass has to sum, into l->scale_moments (NULL: nothing); its bytes. */
+/* Local. What the capture pass has to sum, into l->scale_moments or l->scale_peaks (NULL: nothing); its
+ * bytes. */
 err learn_scales_moments(learner *l);
 uint64_t learn_scales_moments_bytes(const learner *l);
 /* Collective. From the moments and the pool, with R1 as it is; then into the set of q. */
 err learn_scales(learner *l);
 /* Collective. Scales that are known into the set of q, for sites and fusion. */
 err learn_scales_adopt(learner *l);
+
+/* Local. Layers of the phases before those end to end: contiguous stages of the ranks, ranges
+ * [ranks]. */
+void learn_cut(const llama_config *cfg, int ranks, stage_range *ranges, int *n_stages);
+/* Local. True where phase `first` or a later one takes rows, or, at a fresh start, the start. */
+bool learn_needs_rows(const quantize_run *q, int64_t first, bool fresh);
 
 /* Local. Tokens of each site in the pool; what a rank loads for the capture. */
 int64_t learn_pool_tokens(const quantize_run *q);

@@ -18,9 +18,9 @@ static const struct {
     job run;
     bool parallel;
 } jobs[CMD_COUNT] = {
-    [CMD_QUANTIZE] = {job_quantize, true}, [CMD_EVAL] = {job_eval, true},
-    [CMD_VERIFY] = {job_verify, true},     [CMD_INSPECT] = {job_inspect, false},
-    [CMD_STATUS] = {job_status, false},
+    [CMD_PLAN] = {job_plan, false},       [CMD_QUANTIZE] = {job_quantize, true},
+    [CMD_EVAL] = {job_eval, true},        [CMD_VERIFY] = {job_verify, true},
+    [CMD_INSPECT] = {job_inspect, false}, [CMD_STATUS] = {job_status, false},
 };
 
 static int print_version(void) {
@@ -46,7 +46,7 @@ static bool has_flag(int argc, char **argv, const char *flag) {
 }
 
 static err unknown_command(const char *word) {
-    static const char *names[] = {"quantize", "eval", "verify", "inspect", "status", NULL};
+    static const char *names[] = {"plan", "quantize", "eval", "verify", "inspect", "status", NULL};
     char hint[128];
     snprintf(hint, sizeof hint, "did you mean %s? `spinshard --help` lists the commands",
              options_nearest(word, names));
@@ -105,7 +105,7 @@ int main(int argc, char **argv) {
     command cmd = options_command(argv[1]);
     if (cmd != CMD_COUNT && has_flag(argc, argv, "--help")) {
         options_help(cmd);
-        if (cmd == CMD_QUANTIZE || cmd == CMD_EVAL) recipe_help();
+        if (cmd == CMD_PLAN || cmd == CMD_QUANTIZE || cmd == CMD_EVAL) recipe_help();
         return ERR_OK;
     }
     err e = err_none();

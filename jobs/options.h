@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 typedef enum command {
+    CMD_PLAN,
     CMD_QUANTIZE,
     CMD_EVAL,
     CMD_VERIFY,
@@ -40,6 +41,14 @@ typedef enum option {
     OPT_KEEP_RUN,
     OPT_DRY_RUN,
     OPT_STOP_BEFORE,
+    OPT_NODES,
+    OPT_RANKS_PER_NODE,
+    OPT_CORES_PER_RANK,
+    OPT_MEM_PER_NODE,
+    OPT_TIME,
+    OPT_CPU,
+    OPT_MEASURE,
+    OPT_SCRIPT,
     OPT_SOURCE,
     OPT_EQUIVALENCE,
     OPT_TENSORS,

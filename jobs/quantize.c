@@ -86,6 +86,8 @@ err quantize_describe(quantize_run *q) {
 
 err quantize_deal(quantize_run *q, int ranks) {
     double *cost = calloc((size_t)q->n_items, sizeof *cost);
+    free(q->owner);
+    free(q->units);
     q->owner = calloc((size_t)q->n_items, sizeof *q->owner);
     q->units = calloc((size_t)q->n_units, sizeof *q->units);
     if (!cost || !q->owner || !q->units) abort();
@@ -193,7 +195,7 @@ static err prepare(quantize_run *q) {
     return e.code ? e : learn_e2e_plan(q);
 }
 
-static void clear(quantize_run *q) {
+void quantize_clear(quantize_run *q) {
     json_decref(q->fingerprint);
     free(q->owner);
     free(q->units);
@@ -231,10 +233,10 @@ void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
 err job_quantize(const comm *c, const options *o) {
     quantize_run q = {.c = c, .o = o, .out = options_str(o, OPT_OUT), .start_s = clock_now_s()};
     q.phase_start_s = q.start_s;
-    q.base_bytes = mem_rss_bytes();
+    q.base_bytes = mem_rss_bytes() + MEMORY_PLAN_LIBRARIES;
     err e = prepare(&q);
     if (!e.code && options_has(o, OPT_DRY_RUN)) {
-        clear(&q);
+        quantize_clear(&q);
         return e;
     }
     if (!e.code) e = quantize_open_output(&q);
@@ -251,6 +253,6 @@ err job_quantize(const comm *c, const options *o) {
         err r = run_state_close(&q.state, hopeless);
         if (r.code) log_line(LOG_WARN, "%s: %s", r.where, r.what);
     }
-    clear(&q);
+    quantize_clear(&q);
     return e;
 }

@@ -10,6 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+void learn_cut(const llama_config *cfg, int ranks, stage_range *ranges, int *n_stages) {
+    const stage_costs costs = partition_costs(cfg, size_min(cfg->vocab, 65536));
+    partition_stages(cfg->layers, &costs, ranks, ranges, n_stages);
+}
+
 static err learner_init(learner *l, quantize_run *q) {
     const llama_config *cfg = &q->source.cfg;
     *l = (learner){.q = q, .r2_heads = rotation_set_r2_count(q->rotations)};
@@ -22,8 +27,7 @@ static err learner_init(learner *l, quantize_run *q) {
     if (!e.code) e = learn_scales_init(l);
     stage_range *ranges = calloc((size_t)comm_size(q->c), sizeof *ranges);
     if (!ranges) abort();
-    stage_costs costs = partition_costs(cfg, size_min(cfg->vocab, 65536));
-    partition_stages(cfg->layers, &costs, comm_size(q->c), ranges, &l->n_stages);
+    learn_cut(cfg, comm_size(q->c), ranges, &l->n_stages);
     l->range = ranges[comm_rank(q->c)];
     free(ranges);
     e = comm_agree(q->c, e, "learning", NULL);
@@ -66,7 +70,7 @@ static err adopt(learner *l) {
 }
 
 /* Phases and start points that need rows of the calibration text or of weights. */
-static bool needs_rows(const quantize_run *q, int64_t first, bool fresh) {
+bool learn_needs_rows(const quantize_run *q, int64_t first, bool fresh) {
     const json_t *phases = recipe_get(q->recipe, "learn");
     for (size_t k = (size_t)size_max(0, first); k < json_array_size(phases); k++)
         if (!learn_e2e_is(json_array_get(phases, k))) return true;
@@ -76,7 +80,7 @@ static bool needs_rows(const quantize_run *q, int64_t first, bool fresh) {
 static err run_phase(learner *l, int64_t k, const learn_kept *saved) {
     const bool e2e = learn_e2e_is(json_array_get(recipe_get(l->q->recipe, "learn"), (size_t)k));
     if (!e2e) return learn_range_phase(l, k, saved);
-    if (!needs_rows(l->q, k + 1, false)) { /* memory for the passes */
+    if (!learn_needs_rows(l->q, k + 1, false)) { /* memory for the passes */
         row_pool_clear(&l->pool);
         llama_stage_clear(&l->stage);
     }
@@ -101,7 +105,7 @@ err quantize_learn(quantize_run *q) {
     if (!e.code) e = learn_recall(q, &saved);
     const bool fresh = first < 0;
     if (!e.code) e = learn_scales_adopt(&l);
-    const bool rows = !e.code && (needs_rows(q, first, fresh) || !learn_scales_done(&l));
+    const bool rows = !e.code && (learn_needs_rows(q, first, fresh) || !learn_scales_done(&l));
     if (rows) quantize_phase_start(q, "capture");
     if (rows) e = learn_capture_rows(&l);
     if (!e.code && fresh) e = learn_start(&l);

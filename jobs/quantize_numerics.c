@@ -49,7 +49,7 @@ static void tell(const quantize_run *q, grid_shape grid) {
 
 /* Bits of the phases ce and kl-top depend on the cut of a window into slices: one number for all
  * layouts. Others leave "auto". */
-static void resolve_slices(quantize_run *q) {
+void quantize_resolve_slices(quantize_run *q) {
     const json_t *phases = recipe_get(q->recipe, "learn");
     bool wanted = false;
     for (size_t k = 0; k < json_array_size(phases); k++)
@@ -63,7 +63,7 @@ err quantize_resolve_numerics(quantize_run *q) {
     numerics kept = {.threads = 0};
     grid_shape grid;
     char text[24];
-    resolve_slices(q);
+    quantize_resolve_slices(q);
     if (!quantize_needs_calibration(q->recipe) || !recipe_bool(q->recipe, "rotate.r1"))
         return err_none(); /* nothing is factored over ranks, and no byte depends on these */
     if (comm_rank(q->c) == 0 && !options_has(q->o, OPT_FORCE)) kept = read_kept(q->out);

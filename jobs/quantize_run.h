@@ -44,6 +44,8 @@ typedef struct quantize_run {
 
 /* Local. True where the recipe needs calibration text: learning, or a start from activations. */
 bool quantize_needs_calibration(const recipe *r);
+/* Local. Free what it holds; q itself is the caller's. */
+void quantize_clear(quantize_run *q);
 /* Local. From recipe, source and rotations: name, layout of the archive, job, n_items, n_units.
  * Fails with ERR_USAGE, ERR_INPUT. */
 err quantize_describe(quantize_run *q);
@@ -58,6 +60,8 @@ err quantize_read_calibration(quantize_run *q);
  * unfinished run that it goes on with; left at auto where no byte depends on them. Fails with
  * ERR_MISMATCH where the ranks are fewer than the cells. */
 err quantize_resolve_numerics(quantize_run *q);
+/* Local. numerics.slice_tokens of phases end to end becomes a number. */
+void quantize_resolve_slices(quantize_run *q);
 /* Collective. How the ranks will share the phases ce and kl-top, told; refuses what cannot be. */
 err learn_e2e_plan(const quantize_run *q);
 /* Collective. Phases learn.k: the rotations of q become the learned ones. */

@@ -1,0 +1,181 @@
+/* plan: what quantize will take on a cluster, from config.json and headers alone; and a script for
+ * it. */
+#include "jobs/plan.h"
+
+#include "base/gemm.h"
+#include "base/log.h"
+#include "base/machine.h"
+#include "base/size.h"
+#include "jobs/jobs.h"
+#include "jobs/plan_source.h"
+#include "jobs/setup.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Resident before anything is loaded: 14 to 23 MiB were measured on 1 to 4 ranks. */
+enum { PROGRAM_BYTES = 20 << 20, MOST_NODES = 4096 };
+
+typedef struct plan_command {
+    quantize_run q;
+    plan_place place;
+    plan_rates rates;
+    plan_job job;
+    int64_t files; /* of the source */
+    run_plan plan;
+    plan_place smallest; /* .nodes 0: none that was tried fits */
+} plan_command;
+
+static err read_place(const options *o, plan_place *p) {
+    int64_t nodes = 1, ranks = machine_numa_nodes(), cores = 0;
+    uint64_t memory = machine_memory_bytes(), own = 0;
+    err e = options_int(o, OPT_NODES, 1, MOST_NODES, &nodes);
+    if (!e.code) e = options_int(o, OPT_RANKS_PER_NODE, 1, 4096, &ranks);
+    if (!e.code) e = options_int(o, OPT_CORES_PER_RANK, 1, 4096, &cores);
+    if (!e.code && options_has(o, OPT_MEM_PER_NODE))
+        e = size_parse(options_str(o, OPT_MEM_PER_NODE), &memory);
+    if (!e.code && options_has(o, OPT_MEM)) e = size_parse(options_str(o, OPT_MEM), &own);
+    *p = (plan_place){.nodes = (int)nodes,
+                      .ranks_per_node = (int)ranks,
+                      .cores_per_rank =
+                          cores ? (double)cores : (double)machine_cores() / (double)ranks,
+                      .limit = own ? own : memory / (uint64_t)ranks,
+                      .base_bytes = PROGRAM_BYTES + MEMORY_PLAN_LIBRARIES};
+    const char *from = own                                ? "--mem"
+                       : options_has(o, OPT_MEM_PER_NODE) ? "its share of --mem-per-node"
+                                                          : "its share of this machine or cgroup";
+    snprintf(p->limit_from, sizeof p->limit_from, "%s", from);
+    return e;
+}
+
+static err read_flags(plan_command *k) {
+    const options *o = k->q.o;
+    if (!options_has(o, OPT_MODEL))
+        return err_make(ERR_USAGE, "--model", NULL, "say which model: --model DIR");
+    err e = read_place(o, &k->place);
+    if (!e.code && options_has(o, OPT_TIME))
+        e = size_parse_seconds(options_str(o, OPT_TIME), &k->job.limit_s);
+    const char *cpu = options_str(o, OPT_CPU);
+    if (!e.code) e = plan_rates_of(cpu ? cpu : "auto", &k->rates);
+    if (!e.code && options_has(o, OPT_MEASURE)) {
+        if (cpu)
+            return err_make(ERR_USAGE, "--measure", "leave one of them out",
+                            "measures this machine, and --cpu names another");
+        e = plan_rates_measure(&k->rates);
+    }
+    k->job.o = o;
+    k->job.out = options_str(o, OPT_OUT);
+    if (!e.code && options_has(o, OPT_SCRIPT) && !k->job.out)
+        e = err_make(ERR_USAGE, "--out", NULL, "say where the job is to write: --out OUT");
+    return e;
+}
+
+/* What quantize does before its plan, without calibration text and output folder. */
+static err prepare(plan_command *k) {
+    quantize_run *q = &k->q;
+    err e = setup_recipe(q->c, q->o, NULL, &q->recipe);
+    if (!e.code) e = setup_refuse_missing(q->recipe);
+    if (!e.code) e = plan_source_open(q->c, options_str(q->o, OPT_MODEL), &q->source, &k->files);
+    const bool text = !e.code && quantize_needs_calibration(q->recipe);
+    if (text) q->calib_windows = recipe_int(q->recipe, "calib.windows");
+    if (!e.code) e = setup_rotations(q->c, q->recipe, &q->source, text, &q->rotations);
+    return e.code ? e : quantize_describe(q);
+}
+
+/* ---- the smallest layout ---- */
+
+static bool fits_on(plan_command *k, int nodes, int ranks_per_node, uint64_t node_bytes) {
+    run_plan p;
+    plan_place at = k->place;
+    at.cores_per_rank *= (double)at.ranks_per_node / ranks_per_node;
+    at.nodes = nodes;
+    at.ranks_per_node = ranks_per_node;
+    if (!options_has(k->q.o, OPT_MEM)) at.limit = node_bytes / (uint64_t)ranks_per_node;
+    if (plan_make(&k->q, &at, &k->rates, 0, &p).code || !plan_fits(&p)) return false;
+    k->smallest = at;
+    return true;
+}
+
+/* Fewest nodes, and on them the most ranks up to those asked for: more nodes never hold more on a
+ * rank, but for grids of other shapes. */
+static void find_smallest(plan_command *k) {
+    const uint64_t node_bytes = k->place.limit * (uint64_t)k->place.ranks_per_node;
+    const int64_t most = size_min(MOST_NODES, 2 * k->q.source.cfg.layers);
+    int low = 0, high = 0;
+    if (!k->place.limit) return;
+    for (int nodes = 1; nodes <= most && !high; nodes *= 2) {
+        for (int ranks = k->place.ranks_per_node; ranks >= 1 && !high; ranks /= 2)
+            if (fits_on(k, nodes, ranks, node_bytes)) high = nodes;
+        if (!high) low = nodes;
+    }
+    while (high - low > 1) {
+        const int nodes = (low + high) / 2;
+        bool fits = false;
+        for (int ranks = k->place.ranks_per_node; ranks >= 1 && !fits; ranks /= 2)
+            fits = fits_on(k, nodes, ranks, node_bytes);
+        if (fits)
+            high = nodes;
+        else
+            low = nodes;
+    }
+}
+
+static void tell_smallest(const plan_command *k, char *text, size_t size) {
+    const plan_place *s = &k->smallest;
+    char each[32];
+    if (!s->nodes)
+        snprintf(text, size, "no number of such nodes does: take nodes with more memory");
+    else
+        snprintf(text, size, "the smallest layout that fits is %d nodes x %d ranks of %s", s->nodes,
+                 s->ranks_per_node, size_text(s->limit, each));
+}
+
+static void print(const plan_command *k) {
+    char smallest[160];
+    if (options_has(k->q.o, OPT_JSON)) {
+        json_t *v = plan_json(&k->plan);
+        json_object_set_new(v, "model", json_string(k->q.source.path));
+        json_object_set_new(v, "smallest",
+                            json_pack("{s:i, s:i}", "nodes", k->smallest.nodes, "ranks_per_node",
+                                      k->smallest.ranks_per_node));
+        json_dumpf(v, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
+        puts("");
+        json_decref(v);
+        return;
+    }
+    tell_smallest(k, smallest, sizeof smallest);
+    plan_print(&k->plan);
+    if (k->place.limit) printf("           %s\n", smallest);
+}
+
+static void warn_of_time(const plan_command *k) {
+    const double high = plan_seconds(&k->plan) * k->rates.spread, limit = k->job.limit_s;
+    if (limit > 0 && high > limit)
+        log_line(LOG_WARN, "it may take %.1f h, a job has %.1f h: it will go on in %.0f slices",
+                 high / 3600, limit / 3600, ceil(high / limit));
+}
+
+err job_plan(const comm *c, const options *o) {
+    plan_command k = {.q = {.c = c, .o = o}};
+    char smallest[160];
+    err e = read_flags(&k);
+    if (!e.code) e = prepare(&k);
+    if (!e.code) find_smallest(&k);
+    if (!e.code) e = plan_make(&k.q, &k.place, &k.rates, 0, &k.plan);
+    if (!e.code) {
+        k.plan.read_files = k.files;
+        tell_smallest(&k, smallest, sizeof smallest);
+        print(&k);
+        e = plan_refuse(&k.plan, smallest);
+    }
+    if (!e.code) warn_of_time(&k);
+    if (!e.code && options_has(o, OPT_SCRIPT)) {
+        e = plan_write_script(options_str(o, OPT_SCRIPT), &k.plan, &k.job);
+        if (!e.code) log_line(LOG_RUN, "wrote %s", options_str(o, OPT_SCRIPT));
+    }
+    quantize_clear(&k.q);
+    return e;
+}
