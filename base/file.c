@@ -65,6 +65,11 @@ err file_pwrite(int fd, const char *path, const void *from, uint64_t n, uint64_t
     return err_none();
 }
 
+void file_begin_sync(int fd, uint64_t offset, uint64_t n) {
+    /* A hint: where it cannot be taken, file_sync does it all. */
+    (void)sync_file_range(fd, (off_t)offset, (off_t)n, SYNC_FILE_RANGE_WRITE);
+}
+
 err file_read_all(const char *path, uint64_t max_bytes, char **out, size_t *len) {
     int fd;
     uint64_t bytes = 0;

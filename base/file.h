@@ -19,6 +19,9 @@ err file_open_read(const char *path, int *fd, uint64_t *bytes);
 err file_pread(int fd, const char *path, void *to, uint64_t n, uint64_t offset);
 err file_pwrite(int fd, const char *path, const void *from, uint64_t n, uint64_t offset);
 
+/* Local. Ask the system to begin writing what was put there, so that file_sync waits less. */
+void file_begin_sync(int fd, uint64_t offset, uint64_t n);
+
 /* Local. Create (or truncate) for writing, mode 0644. Caller closes with file_close. */
 err file_create(const char *path, int *fd);
 err file_sync(int fd, const char *path);

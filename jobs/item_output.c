@@ -1,6 +1,7 @@
 #include "jobs/item_output.h"
 
 #include "base/mem.h"
+#include "base/size.h"
 #include "shard/packed_tensor.h"
 
 #include <inttypes.h>
@@ -25,17 +26,23 @@ static err put(item_output *out, const layout_slot *slot, const void *data, uint
     return err_make(ERR_BUG, slot->name, NULL, "a tensor of another unit");
 }
 
+/* Threads bring rows side by side: what a call needs stands on its stack. */
 static err take_plain(void *arg, const llama_tensor *t, int64_t row0, int64_t rows,
                       const float *w) {
+    enum { MOST = 1 << 13 };
+    uint32_t bytes[MOST];
     item_output *out = arg;
     const layout_slot *slot = layout_find_role(out->q->layout, t->role, t->layer, LAYOUT_PLAIN);
     if (!slot) return err_make(ERR_BUG, t->name, NULL, "no place in the archive");
-    uint64_t size = (uint64_t)st_dtype_bytes(slot->dtype);
-    int64_t n = rows * t->cols;
-    err e = piece_reserve(out->piece, (uint64_t)n * size, t->name);
-    if (!e.code) e = packed_plain_fill(w, n, slot->dtype, t->name, out->piece->bytes);
-    if (e.code) return e;
-    return put(out, slot, out->piece->bytes, (uint64_t)n * size, (uint64_t)(row0 * t->cols) * size);
+    const uint64_t size = (uint64_t)st_dtype_bytes(slot->dtype);
+    err e = err_none();
+    for (int64_t i = 0; i < rows * t->cols && !e.code; i += MOST) {
+        const int64_t n = size_min(MOST, rows * t->cols - i);
+        e = packed_plain_fill(w + i, n, slot->dtype, t->name, bytes);
+        if (!e.code)
+            e = put(out, slot, bytes, (uint64_t)n * size, (uint64_t)(row0 * t->cols + i) * size);
+    }
+    return e;
 }
 
 static err take_quantized(void *arg, const llama_tensor *t, const qmatrix *m) {

@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/size.h"
 #include "base/task.h"
 #include "jobs/stop.h"
 
@@ -18,7 +19,7 @@
 
 /* Items whose objects may be hashed and flushed while others are computed: an embedding takes as
  * long as several layers. */
-enum { BEHIND = 4 };
+enum { BEHIND = 16 };
 
 /* An item whose objects are hashed and flushed while the next ones are computed. */
 typedef struct pending {
@@ -81,13 +82,25 @@ bool quantize_item_done(const quantize_run *q, int64_t item) {
     return true;
 }
 
-/* The items of this rank that are not done, rising. Caller frees (free). */
+/* A table of the vocabulary takes long to read and long to flush: layers go before it, which are
+ * computed while it is read, and layers behind it. */
+static void move_table_inside(int64_t *items, int64_t n) {
+    enum { BEFORE = 4 };
+    const int64_t table = items[0], to = size_min(BEFORE, n / 2);
+    if (n == 0 || table != 0) return;
+    memmove(items, items + 1, (size_t)to * sizeof *items);
+    items[to] = table;
+}
+
+/* The items of this rank that are not done, in the order in which it does them. Caller frees
+ * (free). */
 static int64_t *own_items(const quantize_run *q, int64_t *n) {
     int64_t *items = calloc((size_t)q->n_items + 1, sizeof *items);
     if (!items) abort();
     *n = 0;
     for (int64_t i = 0; i < q->n_items; i++)
         if (q->owner[i] == comm_rank(q->c) && !quantize_item_done(q, i)) items[(*n)++] = i;
+    move_table_inside(items, *n);
     return items;
 }
 

@@ -207,6 +207,27 @@ static err copy_unit(const quantize_run *q, archive_writer *w, int64_t unit) {
     return e;
 }
 
+/* This rank's share of the units, each by one thread; the error of the first that failed. */
+static err copy_own_units(const quantize_run *q, archive_writer *w) {
+    const int64_t rank = comm_rank(q->c), size = comm_size(q->c);
+    err first = err_none();
+    int64_t first_unit = q->n_units, done = 0;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t u = rank; u < q->n_units; u += size) {
+        const err e = copy_unit(q, w, u);
+#pragma omp critical(pack_progress)
+        {
+            if (e.code && u < first_unit) {
+                first = e;
+                first_unit = u;
+            }
+            done += size;
+            log_progress("pack", size_min(done, q->n_units), q->n_units);
+        }
+    }
+    return first;
+}
+
 /* Root only. The manifest's own lines: source and recipe. */
 static manifest *make_about(const quantize_run *q) {
     int n = hf_checkpoint_shards(q->source.ck);
@@ -276,10 +297,7 @@ err quantize_pack(quantize_run *q) {
                                   q->out, parts, &w);
     small_files_destroy(&files);
     free(parts);
-    for (int64_t u = comm_rank(q->c); u < q->n_units && !e.code; u += comm_size(q->c)) {
-        e = copy_unit(q, w, u);
-        log_progress("pack", u + 1, q->n_units);
-    }
+    if (!e.code) e = copy_own_units(q, w);
     e = comm_agree(q->c, e, "packing", NULL);
     if (!e.code && stop_agreed(q->c)) e = comm_agree(q->c, stop_error(q->out), "stopping", NULL);
     if (!e.code) quantize_phase_end(q, "pack", NULL);

@@ -174,7 +174,8 @@ err verify_values_against(const comm *c, const source *ar, const source *from,
                         .cfg = &from->cfg,
                         .rotations = rotations,
                         .untied = from->cfg.tied && !ar->cfg.tied};
-    quantize_sink sink = {.arg = &x, .plain = compare_plain, .fused = compare_linear};
+    quantize_sink sink = {
+        .arg = &x, .in_order = true, .plain = compare_plain, .fused = compare_linear};
     int64_t n = quantize_item_count(&job);
     int *owner = calloc((size_t)n, sizeof *owner);
     double *cost = calloc((size_t)n, sizeof *cost);

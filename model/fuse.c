@@ -102,8 +102,14 @@ static int64_t column_block(const fuse_job *job, int64_t *buffers) {
     return size_min(job->cols, dense ? DENSE_COLUMNS : columns);
 }
 
+/* Rows that one thread takes at a time. */
+static int64_t block_rows(const fuse_job *job) {
+    return size_min(job->rows, size_max(1, BLOCK / job->cols));
+}
+
 uint64_t fuse_scratch_bytes(const fuse_job *job) {
-    int64_t buffers, tile = tile_rows(job) * job->cols;
+    int64_t buffers, blocks = gemm_threads() * block_rows(job) * job->cols,
+                     tile = size_max(blocks, tile_rows(job) * job->cols);
     uint64_t bytes = (uint64_t)tile * sizeof(float);
     if (is_large_dense(job->in)) bytes += (uint64_t)tile * sizeof(double);
     if (!mixes_rows(job)) return bytes + (uint64_t)tile * sizeof(double);
@@ -190,8 +196,7 @@ static void round_rows(const fuse_job *job, double *w, int64_t rows, float *out)
 }
 
 static void finish_rows(const fuse_job *job, int64_t row0, int64_t rows, const row_tile *t) {
-    const int64_t cols = job->cols, per = size_max(1, BLOCK / cols),
-                  blocks = size_ceil_div(rows, per);
+    const int64_t cols = job->cols, per = block_rows(job), blocks = size_ceil_div(rows, per);
 #pragma omp parallel for schedule(dynamic) if (blocks > 1)
     for (int64_t k = 0; k < blocks; k++) {
         const int64_t first = k * per, n = size_min(per, rows - first);
@@ -275,9 +280,10 @@ static void left_side_dense(const fuse_job *job, double *w, int64_t columns, dou
     }
 }
 
-/* One of the two sinks. */
+/* One of the three sinks. */
 typedef struct either_sink {
     fuse_sink narrow;
+    fuse_each_sink each;
     fuse_wide_sink wide;
     void *arg;
 } either_sink;
@@ -291,6 +297,58 @@ static err hand_over(const fuse_job *job, row_tile t, const either_sink *sink) {
         e = sink->narrow ? sink->narrow(sink->arg, row0, rows, t.out)
                          : sink->wide(sink->arg, row0, rows, t.product ? t.product : t.w);
         if (!t.from_source) t.w += rows * job->cols;
+    }
+    return e;
+}
+
+/* The error of the first rows that failed, so that the message does not depend on threads. */
+typedef struct first_error {
+    int64_t row;
+    err e;
+} first_error;
+
+static void note_error(first_error *f, int64_t row, err e) {
+    if (!e.code) return;
+#pragma omp critical(fuse_first_error)
+    if (!f->e.code || row < f->row) *f = (first_error){.row = row, .e = e};
+}
+
+/* Blocks of rows [row0, row0 + rows), each by one thread from source (or from `done`, where the
+ * right factor has been at them) to its sink. w: [rows, cols] from row0 on, or [threads, block,
+ * cols] where rows come from the source; out: [threads, block, cols]. */
+static err each_block(const fuse_job *job, int64_t row0, int64_t rows, const row_tile *t,
+                      const either_sink *sink) {
+    const int64_t cols = job->cols, per = block_rows(job), blocks = size_ceil_div(rows, per);
+    first_error failed = {.e = err_none()};
+#pragma omp parallel for schedule(dynamic) if (blocks > 1)
+    for (int64_t k = 0; k < blocks; k++) {
+        const int64_t room = omp_get_thread_num() * per * cols, first = k * per,
+                      n = size_min(per, rows - first);
+        double *w = t->product       ? t->product + first * cols
+                    : t->from_source ? t->w + room
+                                     : t->w + first * cols;
+        for (int64_t r = 0; r < n && t->from_source && !t->product; r++)
+            widen(job, row0 + first + r, 0, cols, w + r * cols);
+        if (!t->product) turn(job->in, &job->in_heads, cols, w, n, cols);
+        round_rows(job, w, n, t->out + room);
+        note_error(&failed, first, sink->each(sink->arg, row0 + first, n, t->out + room));
+    }
+    return failed.e;
+}
+
+/* As hand_over, for a sink that threads call. Tiles are for large dense factors alone. */
+static err hand_over_each(const fuse_job *job, row_tile t, const either_sink *sink) {
+    const int64_t per = tile_rows(job), cols = job->cols;
+    err e = err_none();
+    if (!t.product) return each_block(job, 0, job->rows, &t, sink);
+    for (int64_t row0 = 0; row0 < job->rows && !e.code; row0 += per) {
+        const int64_t rows = size_min(per, job->rows - row0);
+#pragma omp parallel for schedule(dynamic, 16) if (rows > 1)
+        for (int64_t r = 0; r < rows; r++)
+            if (t.from_source) widen(job, row0 + r, 0, cols, t.w + r * cols);
+        rotation_product_f64(job->in, t.w, rows, t.product);
+        e = each_block(job, row0, rows, &t, sink);
+        if (!t.from_source) t.w += rows * cols;
     }
     return e;
 }
@@ -315,9 +373,10 @@ static err fuse_to(fuse_job *job, const either_sink *sink) {
     if (e.code) return e;
     job->non_finite = fuse_count_non_finite(job->source, job->dtype, job->rows * job->cols);
     if (job->non_finite) return e;
-    const int64_t tile = tile_rows(job) * job->cols;
+    const int64_t blocks = gemm_threads() * block_rows(job) * job->cols,
+                  tile = size_max(sink->each ? blocks : 0, tile_rows(job) * job->cols);
     void *out = NULL, *w = NULL, *product = NULL;
-    if (sink->narrow) e = mem_alloc(tile, sizeof(float), "tile of a fused matrix", &out);
+    if (!sink->wide) e = mem_alloc(tile, sizeof(float), "tile of a fused matrix", &out);
     if (!e.code && is_large_dense(job->in))
         e = mem_alloc(tile, sizeof(double), "tile of a fused matrix", &product);
     if (!e.code)
@@ -326,7 +385,7 @@ static err fuse_to(fuse_job *job, const either_sink *sink) {
     if (!e.code && mixes_rows(job)) e = mix_rows(job, w);
     if (!e.code) {
         row_tile t = {.from_source = !mixes_rows(job), .w = w, .product = product, .out = out};
-        e = hand_over(job, t, sink);
+        e = sink->each ? hand_over_each(job, t, sink) : hand_over(job, t, sink);
     }
     mem_free(out);
     mem_free(product);
@@ -336,6 +395,11 @@ static err fuse_to(fuse_job *job, const either_sink *sink) {
 
 err fuse_matrix(fuse_job *job, fuse_sink sink, void *arg) {
     const either_sink to = {.narrow = sink, .arg = arg};
+    return fuse_to(job, &to);
+}
+
+err fuse_matrix_each(fuse_job *job, fuse_each_sink sink, void *arg) {
+    const either_sink to = {.each = sink, .arg = arg};
     return fuse_to(job, &to);
 }
 

@@ -59,11 +59,18 @@ typedef err (*fuse_sink)(void *arg, int64_t row0, int64_t rows, const float *w);
  * ERR_BUG (orders that do not fit the matrix) or the sink's error. */
 err fuse_matrix(fuse_job *job, fuse_sink sink, void *arg);
 
+/* The same from several threads at a time, each with a few rows of its own, in any order. */
+typedef err (*fuse_each_sink)(void *arg, int64_t row0, int64_t rows, const float *w);
+
+/* Local. The same where the sink is called by the threads that fused the rows, while these are in
+ * cache. Of several errors that of the first rows comes back. */
+err fuse_matrix_each(fuse_job *job, fuse_each_sink sink, void *arg);
+
 /* Local. The same in fp64, not rounded. */
 err fuse_matrix_wide(fuse_job *job, fuse_wide_sink sink, void *arg);
 
-/* Local. Bytes that fuse_matrix allocates for this job: tiles, or the matrix in fp64 where rows are
- * mixed. */
+/* Local. Bytes that fuse_matrix or fuse_matrix_each allocates for this job at most: tiles, or the
+ * matrix in fp64 where rows are mixed. */
 uint64_t fuse_scratch_bytes(const fuse_job *job);
 
 /* Local. NaN and Inf among n elements of a tensor as on disk. */

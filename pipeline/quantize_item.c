@@ -68,20 +68,23 @@ static err do_norm(worker *w, llama_role role, int64_t layer, float **gain) {
 typedef struct row_target {
     worker *w;
     const llama_tensor *tensor;
-    qmatrix *q; /* NULL: not quantized */
-    qerror error;
+    qmatrix *q;     /* NULL: not quantized */
+    qerror *errors; /* [rows] of them; NULL with q */
 } row_target;
 
+/* Called by several threads, each with rows of its own, unless the sink wants them in order. */
 static err take_rows(void *arg, int64_t row0, int64_t rows, const float *x) {
     row_target *r = arg;
     const quantize_sink *sink = r->w->sink;
     if (!llama_role_is_linear(r->tensor->role))
         return sink->plain(sink->arg, r->tensor, row0, rows, x);
+    const int64_t cols = r->tensor->cols;
     err e = err_none();
     if (sink->fused) e = sink->fused(sink->arg, r->tensor, row0, rows, x);
     if (e.code || !r->q) return e;
-    rtn_quantize_rows(&r->w->job->how, x, rows, r->tensor->cols, row0, r->q);
-    qmatrix_add_error(r->q, x, row0, rows, &r->error);
+    rtn_quantize_rows(&r->w->job->how, x, rows, cols, row0, r->q);
+    for (int64_t i = 0; i < rows; i++)
+        r->errors[row0 + i] = qmatrix_row_error(r->q, x + i * cols, row0 + i);
     return err_none();
 }
 
@@ -95,7 +98,8 @@ static err fuse_rows(worker *w, const llama_tensor *t, const void *raw, fuse_dty
         plan.job.rows = t->rows;
         plan.job.cols = t->cols;
         plan.job.in_gain = gain;
-        e = fuse_matrix(&plan.job, take_rows, target);
+        e = w->sink->in_order ? fuse_matrix(&plan.job, take_rows, target)
+                              : fuse_matrix_each(&plan.job, take_rows, target);
         if (!e.code) e = source_tensor_refuse(t->name, plan.job.non_finite);
     }
     fuse_plan_clear(&plan);
@@ -116,6 +120,16 @@ static err do_bias(worker *w, llama_role linear, int64_t layer) {
     return e;
 }
 
+static err target_codes(row_target *r) {
+    void *errors;
+    err e = qmatrix_create(r->tensor->rows, r->tensor->cols, &r->w->job->how, &r->q);
+    if (e.code) return e;
+    e = mem_alloc(r->tensor->rows, sizeof(qerror), "errors of rows", &errors);
+    r->errors = errors;
+    if (e.code) qmatrix_destroy(&r->q);
+    return e;
+}
+
 static err do_linear(worker *w, llama_role role, int64_t layer, const float *gain) {
     llama_tensor t;
     llama_tensor_of(w->job->cfg, role, layer, &t);
@@ -123,16 +137,14 @@ static err do_linear(worker *w, llama_role role, int64_t layer, const float *gai
     fuse_dtype dtype = FUSE_F32;
     row_target target = {.w = w, .tensor = &t};
     err e = err_none();
-    if (w->sink->quantized) e = qmatrix_create(t.rows, t.cols, &w->job->how, &target.q);
+    if (w->sink->quantized) e = target_codes(&target);
     if (e.code) return err_at(e, t.name);
     e = read_source(w, t.name, &raw, &dtype);
     if (!e.code) e = fuse_rows(w, &t, raw, dtype, gain, &target);
     if (!e.code && target.q) e = w->sink->quantized(w->sink->arg, &t, target.q);
+    if (!e.code && target.q) qerror_add(target.errors, t.rows, &w->result->error);
     qmatrix_destroy(&target.q);
-    qerror *sum = &w->result->error;
-    sum->sum_sq_error += target.error.sum_sq_error;
-    sum->sum_sq_weight += target.error.sum_sq_weight;
-    if (target.error.max_error > sum->max_error) sum->max_error = target.error.max_error;
+    mem_free(target.errors);
     return e.code ? e : do_bias(w, role, layer);
 }
 
@@ -311,7 +323,8 @@ quantize_memory quantize_item_memory(const quantize_job *job, int64_t item) {
             m.fusion = fuse_scratch_bytes(&plan.job);
         }
         fuse_plan_clear(&plan);
-        if (llama_role_is_linear(t.role)) m.codes = qmatrix_bytes(t.rows, t.cols, &job->how);
+        if (llama_role_is_linear(t.role))
+            m.codes = qmatrix_bytes(t.rows, t.cols, &job->how) + (uint64_t)t.rows * sizeof(qerror);
         if (m.fusion + m.codes > most.fusion + most.codes) most = m;
     }
     return most;

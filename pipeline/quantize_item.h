@@ -25,9 +25,11 @@ typedef struct quantize_job {
 } quantize_job;
 
 /* Where results go. `t` is the checkpoint's tensor a result stands for (role HEAD for the head of a
- * tied model). Calls come from the calling thread, rows in order. */
+ * tied model). Rows come from several threads at a time and in any order, unless in_order: then
+ * from the calling thread. */
 typedef struct quantize_sink {
     void *arg;
+    bool in_order;
     /* Rows [row0, row0 + rows) of a tensor that stays at 16 bit, as fp32 [rows, cols]. */
     err (*plain)(void *arg, const llama_tensor *t, int64_t row0, int64_t rows, const float *w);
     /* A quantized linear; borrowed. NULL: linears are only fused, not quantized. */

@@ -163,7 +163,7 @@ static void add_group_error(const uint8_t *codes, const float *w, int64_t n, int
         add_chunk_error(codes + i, w + i, size_min(CHUNK, n - i), zero, scale, sum);
 }
 
-static qerror row_error(const qmatrix *q, const float *w, int64_t row) {
+qerror qmatrix_row_error(const qmatrix *q, const float *w, int64_t row) {
     qerror sum = {0};
     for (int64_t g = 0; g < q->n_groups; g++)
         add_group_error(q->codes + row * q->cols + g * q->group, w + g * q->group, q->group,
@@ -171,19 +171,10 @@ static qerror row_error(const qmatrix *q, const float *w, int64_t row) {
     return sum;
 }
 
-/* Rows are summed one after the other: their number in a call does not change the bits. */
-void qmatrix_add_error(const qmatrix *q, const float *w, int64_t row0, int64_t rows, qerror *sum) {
-    enum { BLOCK = 1024 };
-    qerror part[BLOCK];
-    for (int64_t r0 = 0; r0 < rows; r0 += BLOCK) {
-        int64_t n = size_min(BLOCK, rows - r0);
-#pragma omp parallel for schedule(dynamic, 16) if (n > 1)
-        for (int64_t r = 0; r < n; r++)
-            part[r] = row_error(q, w + (r0 + r) * q->cols, row0 + r0 + r);
-        for (int64_t r = 0; r < n; r++) {
-            sum->sum_sq_error += part[r].sum_sq_error;
-            sum->sum_sq_weight += part[r].sum_sq_weight;
-            sum->max_error = fmax(sum->max_error, part[r].max_error);
-        }
+void qerror_add(const qerror *rows, int64_t n, qerror *sum) {
+    for (int64_t r = 0; r < n; r++) {
+        sum->sum_sq_error += rows[r].sum_sq_error;
+        sum->sum_sq_weight += rows[r].sum_sq_weight;
+        sum->max_error = fmax(sum->max_error, rows[r].max_error);
     }
 }

@@ -68,8 +68,9 @@ void rtn_quantize_rows(const wquant *how, const float *w, int64_t rows, int64_t 
 /* Local. Values of rows [row0, row0 + rows) in fp32: (code - zero) * scale. out [rows, cols]. */
 void qmatrix_dequantize_rows(const qmatrix *q, int64_t row0, int64_t rows, float *out);
 
-/* Local. Add the error of rows [row0, row0 + rows) against w [rows, cols] to *sum. */
-void qmatrix_add_error(const qmatrix *q, const float *w, int64_t row0, int64_t rows, qerror *sum);
+/* Local. The error of one row against w [cols]; and of n of them [n] into *sum, in their order. */
+qerror qmatrix_row_error(const qmatrix *q, const float *w, int64_t row);
+void qerror_add(const qerror *rows, int64_t n, qerror *sum);
 
 /* Local. s as the nearest number of the type (half to even), held to its positive finite numbers.
  */

@@ -24,6 +24,9 @@ typedef struct part {
     int fd;               /* -1 until this rank writes to it */
 } part;
 
+/* Bytes of a write that the disk may begin with at once. */
+enum { WRITEBACK_FROM = 1 << 20 };
+
 struct archive_writer {
     const comm *c;
     const layout *l;
@@ -88,10 +91,15 @@ static void name_part(archive_writer *w, int64_t p) {
     x->fd = -1;
 }
 
+/* Opened by whoever writes first. */
 static err open_part(part *x) {
-    if (x->fd >= 0) return err_none();
-    x->fd = fault_hit("open") ? -1 : open(x->partial, O_WRONLY | O_CLOEXEC);
-    return x->fd < 0 ? err_errno(x->partial, "open it for writing") : err_none();
+    err e = err_none();
+#pragma omp critical(archive_open_part)
+    if (x->fd < 0) {
+        x->fd = fault_hit("open") ? -1 : open(x->partial, O_WRONLY | O_CLOEXEC);
+        if (x->fd < 0) e = err_errno(x->partial, "open it for writing");
+    }
+    return e;
 }
 
 static err write_shard_header(archive_writer *w, int64_t p) {
@@ -175,10 +183,11 @@ err archive_writer_put(archive_writer *w, int64_t i, uint64_t begin, const void 
     part *x = &w->parts[s->part];
     if (begin > s->bytes || n > s->bytes - begin)
         return err_make(ERR_BUG, s->name, NULL, "bytes written beyond the tensor");
+    const uint64_t at = x->data_offset + s->part_offset + begin;
     err e = open_part(x);
-    return e.code
-               ? e
-               : file_pwrite(x->fd, x->partial, data, n, x->data_offset + s->part_offset + begin);
+    if (!e.code) e = file_pwrite(x->fd, x->partial, data, n, at);
+    if (!e.code && n >= WRITEBACK_FROM) file_begin_sync(x->fd, at, n);
+    return e;
 }
 
 err archive_writer_put_unit(archive_writer *w, int64_t unit, const void *blob) {

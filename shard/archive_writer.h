@@ -23,7 +23,8 @@ err archive_writer_create(const comm *c, const layout *l, const small_files *fil
 void archive_writer_destroy(
     archive_writer **w); /* local; NULL is fine; sets NULL; removes nothing */
 
-/* Local. n bytes of tensor i, from byte `begin` of it. Any rank, any order, no overlap. */
+/* Local. n bytes of tensor i, from byte `begin` of it. Any rank, any thread, any order, no overlap.
+ */
 err archive_writer_put(archive_writer *w, int64_t i, uint64_t begin, const void *data, uint64_t n);
 /* Local. All tensors of a unit from its bytes (layout_unit_bytes). */
 err archive_writer_put_unit(archive_writer *w, int64_t unit, const void *blob);

@@ -35,7 +35,8 @@ static void add_to_ranges(pass *p, const char *data, uint64_t begin, uint64_t en
     }
 }
 
-/* While one chunk is hashed, twice, the next one is read. */
+/* While one chunk is hashed, twice, the next one is read, in two halves: so two threads have equal
+ * work. */
 static err run_pass(pass *p, int fd, char *buffers[2]) {
     uint64_t total = p->file->bytes, begin = 0, n = total < CHUNK ? total : CHUNK;
     const char *path = p->file->path;
@@ -43,7 +44,8 @@ static err run_pass(pass *p, int fd, char *buffers[2]) {
     for (int turn = 0; !e.code; turn ^= 1) {
         uint64_t next = begin + n, left = total - next, n_next = left < CHUNK ? left : CHUNK;
         char *now = buffers[turn], *then = buffers[turn ^ 1];
-        uint64_t from = begin, to = next;
+        uint64_t from = begin, to = next, half = n_next / 2;
+        err second = err_none();
 #pragma omp parallel sections
         {
 #pragma omp section
@@ -51,8 +53,11 @@ static err run_pass(pass *p, int fd, char *buffers[2]) {
 #pragma omp section
             if (p->ranges) add_to_ranges(p, now, from, to);
 #pragma omp section
-            e = file_pread(fd, path, then, n_next, to);
+            e = file_pread(fd, path, then, half, to);
+#pragma omp section
+            second = file_pread(fd, path, then + half, n_next - half, to + half);
         }
+        if (!e.code) e = second;
         if (n_next == 0) break;
         begin = next;
         n = n_next;

@@ -98,11 +98,26 @@ static err collect(void *arg, int64_t row0, int64_t rows, const float *w) {
     return err_none();
 }
 
+/* Rows come once each, from any thread. */
+static err collect_any(void *arg, int64_t row0, int64_t rows, const float *w) {
+    collected *c = arg;
+    memcpy(c->w + row0 * c->cols, w, (size_t)(rows * c->cols) * sizeof(float));
+#pragma omp atomic
+    c->next += rows;
+    return err_none();
+}
+
 static float *fused(fuse_job *job) {
-    collected c = {room(job->rows * job->cols, sizeof(float)), job->cols, 0};
+    const int64_t n = job->rows * job->cols;
+    collected c = {room(n, sizeof(float)), job->cols, 0},
+              any = {room(n, sizeof(float)), job->cols, 0};
     assert_ok(fuse_matrix(job, collect, &c));
     assert_int_equal(job->non_finite, 0);
     assert_int_equal(c.next, job->rows);
+    assert_ok(fuse_matrix_each(job, collect_any, &any));
+    assert_int_equal(any.next, job->rows);
+    assert_memory_equal(c.w, any.w, (size_t)n * sizeof(float));
+    free(any.w);
     return c.w;
 }
 
@@ -376,6 +391,7 @@ static void non_finite_numbers_are_counted(void **state) {
     assert_int_equal(fuse_count_non_finite(narrow, FUSE_F16, 3000), 4);
     fuse_job job = {.source = wide, .dtype = FUSE_F32, .rows = 10, .cols = 300};
     assert_ok(fuse_matrix(&job, never, NULL));
+    assert_ok(fuse_matrix_each(&job, never, NULL));
     assert_int_equal(job.non_finite, 4);
     for (int i = 0; i < 3000; i++) narrow[i] = 0x7f7f;
     narrow[7] = 0x7f80;
@@ -400,6 +416,7 @@ static void errors_come_back(void **state) {
     fuse_job job = {.source = w, .dtype = FUSE_F32, .rows = 4, .cols = 4};
     assert_int_equal(fuse_matrix(&job, stops, &calls).code, ERR_SPACE);
     assert_int_equal(calls, 1);
+    assert_int_equal(fuse_matrix_each(&job, stops, &calls).code, ERR_SPACE);
     job.out = r;
     assert_int_equal(fuse_matrix(&job, never, NULL).code, ERR_BUG);
     rotation_destroy(&r);

@@ -229,11 +229,11 @@ static void search_beats_the_full_range(void **state) {
     wquant how = {.bits = 4, .symmetric = true, .scale_type = SCALE_BF16};
     qerror plain = {0}, searched = {0};
     qmatrix *q = quantized(&how, w, 1, N);
-    qmatrix_add_error(q, w, 0, 1, &plain);
+    plain = qmatrix_row_error(q, w, 0);
     qmatrix_destroy(&q);
     how.search = true;
     q = quantized(&how, w, 1, N);
-    qmatrix_add_error(q, w, 0, 1, &searched);
+    searched = qmatrix_row_error(q, w, 0);
     qmatrix_destroy(&q);
     assert_true(searched.sum_sq_error < 0.9 * plain.sum_sq_error);
 }
@@ -270,7 +270,7 @@ static void error_by_hand(void **state) {
     wquant how = {.bits = 4, .symmetric = true, .scale_type = SCALE_F32};
     qmatrix *q = quantized(&how, w, 1, 4);
     qerror sum = {0};
-    qmatrix_add_error(q, w, 0, 1, &sum);
+    sum = qmatrix_row_error(q, w, 0);
     assert_true(sum.sum_sq_error == 0.0625 + 0.25);
     assert_true(sum.sum_sq_weight == 49 + 0.0625 + 2.25);
     assert_true(sum.max_error == 0.5);
