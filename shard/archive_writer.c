@@ -267,7 +267,7 @@ static err checked_text(const manifest *m, char **text, size_t *len) {
     manifest *again = NULL;
     err e = manifest_text(m, text, len);
     if (!e.code) e = manifest_parse(*text, *len, "the new manifest", &again);
-    if (e.code) e.code = ERR_BUG;
+    if (e.code && e.code != ERR_NOFIT) e.code = ERR_BUG;
     manifest_destroy(&again);
     return e;
 }
