@@ -179,8 +179,7 @@ static err prepare(quantize_run *q) {
     if (!e.code) e = source_open(q->c, options_str(q->o, OPT_MODEL), &q->source);
     if (!e.code) e = comm_agree(q->c, quantize_resolve_numerics(q), "numerics", NULL);
     if (!e.code)
-        e = setup_rotations(q->c, q->recipe, &q->source, quantize_needs_calibration(q->recipe),
-                            &q->rotations);
+        e = setup_rotations(q->c, q->recipe, &q->source, quantize_learns(q->recipe), &q->rotations);
     if (!e.code) e = comm_agree(q->c, quantize_describe(q), "planning", NULL);
     if (!e.code) {
         err t = err_none();
@@ -241,6 +240,7 @@ err job_quantize(const comm *c, const options *o) {
     }
     if (!e.code) e = quantize_open_output(&q);
     if (!e.code && !q.complete) e = quantize_learn(&q);
+    if (!e.code && !q.complete && quantize_uses_gptq(q.recipe)) e = quantize_gptq(&q);
     if (!e.code && !q.complete) e = quantize_do_items(&q);
     if (!e.code && !q.complete) e = quantize_pack(&q);
     if (!e.code) e = quantize_finish(&q);

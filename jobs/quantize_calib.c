@@ -10,6 +10,10 @@
 #include <string.h>
 
 bool quantize_needs_calibration(const recipe *r) {
+    return quantize_learns(r) || quantize_uses_gptq(r);
+}
+
+bool quantize_learns(const recipe *r) {
     return json_array_size(recipe_get(r, "learn")) || setup_starts_at(r, "pca") ||
            (recipe_is(r, "scale.start", "closed") && json_array_size(recipe_get(r, "scale.pairs")));
 }

@@ -127,7 +127,7 @@ static err share_round(quantize_run *q, const item_report *mine, int64_t *done_i
 err quantize_do_items(quantize_run *q) {
     int64_t done = 0, at = 0, round = 0, n_own;
     for (int64_t i = 0; i < q->n_items; i++) done += quantize_item_done(q, i);
-    quantize_phase_start(q, "gptq");
+    if (!quantize_uses_gptq(q->recipe)) quantize_phase_start(q, "gptq"); /* else it is on */
     double last_commit_s = clock_now_s();
     int64_t *own = own_items(q, &n_own);
     read_ahead *reader = NULL;

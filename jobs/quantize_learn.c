@@ -99,7 +99,7 @@ err quantize_learn(quantize_run *q) {
     int64_t phases = (int64_t)json_array_size(recipe_get(q->recipe, "learn")), first = -1;
     learn_kept saved = {0};
     learner l;
-    if (!q->calib_ids && !setup_starts_at(q->recipe, "womi")) return err_none();
+    if (!quantize_learns(q->recipe) && !setup_starts_at(q->recipe, "womi")) return err_none();
     err e = learner_init(&l, q);
     if (!e.code) e = learn_recall_rotations(&l, &first);
     if (!e.code) e = learn_recall(q, &saved);

@@ -42,8 +42,11 @@ typedef struct quantize_run {
     uint64_t limit;      /* --mem; 0: a rank's share of its node */
 } quantize_run;
 
-/* Local. True where the recipe needs calibration text: learning, or a start from activations. */
+/* Local. True where the recipe needs calibration text: what learns does, and GPTQ. */
 bool quantize_needs_calibration(const recipe *r);
+/* Local. True where it learns from that text: phases, or a start from activations. */
+bool quantize_learns(const recipe *r);
+bool quantize_uses_gptq(const recipe *r); /* local; weights.method is gptq or gptaq */
 /* Local. Free what it holds; q itself is the caller's. */
 void quantize_clear(quantize_run *q);
 /* Local. From recipe, source and rotations: name, layout of the archive, job, n_items, n_units.
@@ -69,7 +72,8 @@ err quantize_learn(quantize_run *q);
 
 /* Collective. The phases, in order; each returns the same error on every rank. */
 err quantize_open_output(quantize_run *q); /* run folder, state, what is done already */
-err quantize_do_items(quantize_run *q);    /* phase gptq: items to objects */
+err quantize_gptq(quantize_run *q);        /* phase gptq: layers by GPTQ, where it is asked for */
+err quantize_do_items(quantize_run *q);    /* phase gptq: other items to objects */
 err quantize_pack(quantize_run *q);        /* phase pack and verify: objects to tars, manifest */
 err quantize_finish(quantize_run *q);      /* phase done: reports, remove the run folder */
 

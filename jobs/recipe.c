@@ -91,6 +91,10 @@ static const key keys[] = {
     {"numerics.grid", KIND_WORD_OR_TEXT, "auto", 0, 0, "auto", "process grid of ScaLAPACK, as 2x2"},
     {"numerics.threads", KIND_INT_OR_WORD, "auto", 1, 1024, "auto", "BLAS threads in ScaLAPACK"},
     {"numerics.slice_tokens", KIND_INT_OR_WORD, "auto", 1, 1 << 20, "auto", "tokens of a slice"},
+    {"numerics.gptq_grid", KIND_WORD_OR_TEXT, "auto", 0, 0, "auto",
+     "process grid of large Hessians, as 2x2"},
+    {"numerics.gptq_grid_from", KIND_INT, "4096", 1, 1 << 24, NULL,
+     "columns from which a Hessian goes over the grid"},
     {"numerics.gptq_block", KIND_INT, "128", 1, 1 << 16, NULL, "columns of a GPTQ block"},
 };
 enum { N_KEYS = sizeof keys / sizeof keys[0] };

@@ -67,8 +67,6 @@ err setup_refuse_missing(const recipe *r) {
         err e = refuse_phase(r, phase);
         if (e.code) return e;
     }
-    if (!recipe_is(r, "weights.method", "rtn"))
-        return not_yet("weights.method", recipe_str(r, "weights.method"), "use weights.method=rtn");
     if (recipe_is(r, "scale.start", "smooth"))
         return not_yet("scale.start", "smooth", "use scale.start=closed");
     const bool pairs = json_array_size(recipe_get(r, "scale.pairs")) > 0;

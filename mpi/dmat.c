@@ -32,6 +32,10 @@ void pdgetrf_(const int *m, const int *n, double *a, const int *ia, const int *j
 void pdgetrs_(const char *trans, const int *n, const int *columns, const double *a, const int *ia,
               const int *ja, const int *da, const int *pivots, double *b, const int *ib,
               const int *jb, const int *db, int *info, size_t trans_len);
+void pdpotrf_(const char *uplo, const int *n, double *a, const int *ia, const int *ja,
+              const int *da, int *info, size_t uplo_len);
+void pdtrtri_(const char *uplo, const char *diag, const int *n, double *a, const int *ia,
+              const int *ja, const int *da, int *info, size_t uplo_len, size_t diag_len);
 void pdsyevd_(const char *job, const char *uplo, const int *n, double *a, const int *ia,
               const int *ja, const int *da, double *w, double *z, const int *iz, const int *jz,
               const int *dz, double *work, const int *lwork, int *iwork, const int *liwork,
@@ -385,6 +389,20 @@ err dmat_solve(dmat *A, dmat *B) {
     }
     mem_free(pivots);
     return e.code ? e : agreed(A->g, "distributed LU", e, info);
+}
+
+err dmat_cholesky_inverse(dmat *A, bool *failed) {
+    int info = 0;
+    if (A->part) {
+        gemm_blas_threads(A->g->threads);
+        pdpotrf_("L", &A->order, A->part, &ONE, &ONE, A->desc, &info, 1);
+        if (!info) pdtrtri_("L", "N", &A->order, A->part, &ONE, &ONE, A->desc, &info, 1, 1);
+        gemm_blas_threads(1);
+    }
+    int64_t not_definite = info > 0;
+    comm_max_i64(A->g->c, &not_definite, 1);
+    *failed = not_definite;
+    return agreed(A->g, "distributed Cholesky", err_none(), info > 0 ? 0 : info);
 }
 
 /* Workspace of a routine that told its need as a double. */

@@ -69,6 +69,9 @@ void dmat_gemm(bool trans_a, bool trans_b, double a, const dmat *A, const dmat *
 void dmat_add_transpose(double a, const dmat *A, double b, dmat *B);
 /* B <- A^-1 B; A is overwritten by its factors. ERR_NUMERICS where A is singular or not finite. */
 err dmat_solve(dmat *A, dmat *B);
+/* The lower triangle of the symmetric A becomes that of L^-1, A = L L^T; what stands above it is
+ * neither read nor meant. *failed, the same everywhere: A is not positive definite, and spoilt. */
+err dmat_cholesky_inverse(dmat *A, bool *failed);
 /* Eigenvectors of the symmetric A (overwritten) in the columns of V, values [n] ascending on every
  * rank. ERR_NUMERICS, ERR_NOFIT. */
 err dmat_eigen(dmat *A, dmat *V, double *values);

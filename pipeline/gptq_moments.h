@@ -1,0 +1,59 @@
+/* gptq_moments - second moments of the inputs of linears over all windows and ranks: the Hessian
+ * H = 2/N X^T X (N tokens) of GPTQ, and C = 2/N (X_full - X)^T X of GPTAQ. Products of one window
+ * are bf16 factors (exact in fp32) with fp32 sums; windows are added as integers, so the sums are
+ * exact and the same for any number of ranks and threads. Row by row of panels: no rank ever holds
+ * a whole moment of a large order. Not the factorization (quant/gptq.h, gptq_factors.h).
+ *
+ * The exponent of the integers: no entry of X^T X of a window is above its largest diagonal entry
+ * (Cauchy, Schwarz), and those are found first, with the order of the columns that GPTQ wants. */
+#ifndef SPINSHARD_PIPELINE_GPTQ_MOMENTS_H
+#define SPINSHARD_PIPELINE_GPTQ_MOMENTS_H
+
+#include "pipeline/gptq_windows.h"
+
+#include <stdbool.h>
+
+/* A window that is measured but not learned from: each HOLD_OUT-th, from the last of the first. */
+enum { GPTQ_HOLD_OUT = 8 };
+
+/* Which windows, and what is known of their inputs after gptq_moments_diagonal. */
+typedef struct gptq_moments {
+    const comm *c;         /* borrowed */
+    gptq_windows *windows; /* borrowed */
+    int64_t n;             /* width of the inputs at hand */
+    bool hold_out;         /* leave out windows number 7, 15, .. */
+    int exponent;
+    double factor; /* 2/N */
+    float *panel;  /* owned; rows of one window's product */
+    int64_t panel_room;
+    void *sum;          /* owned; int64, see gptq_moments_panel */
+    bf16 *left, *right; /* owned; transposed inputs of one window */
+    int64_t turned_room;
+} gptq_moments;
+
+void gptq_moments_clear(gptq_moments *m); /* local */
+
+/* Local. True for a window that is learned from. */
+bool gptq_moments_takes(const gptq_moments *m, int64_t number);
+
+/* Collective. The diagonal of H [n] on every rank, for inputs [length, n] of stream GPTQ_QUANTIZED;
+ * sets exponent and factor. `what` names the tensor. Fails, agreed, with ERR_NUMERICS naming the
+ * window whose inputs hold NaN or infinity, ERR_NOFIT. */
+err gptq_moments_diagonal(gptq_moments *m, int64_t n, const char *what, double *diagonal);
+
+/* Rows of a panel: by n alone. */
+int64_t gptq_moments_panel_rows(int64_t n); /* local */
+
+/* Collective. Rows [first, first + rows) of H, columns [first, n), rows and columns in `order`
+ * (NULL: as they are), as integers of 2^exponent [rows, n - first] in *v, summed over all ranks; at
+ * `root` alone, or everywhere (root -1). Borrowed until the next call. Times factor they are H. */
+err gptq_moments_panel(gptq_moments *m, const int64_t *order, int64_t first, int64_t rows, int root,
+                       int64_t **v);
+
+/* Collective. Rows [first, first + rows) of C, all n columns, everywhere. */
+err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, int64_t **v);
+
+/* Local. Bytes of its buffers for inputs of width n. */
+uint64_t gptq_moments_bytes(int64_t n, int64_t length);
+
+#endif

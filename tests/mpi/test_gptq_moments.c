@@ -1,0 +1,246 @@
+/* Sums and factors of GPTQ over ranks: H and the cross terms against sums in fp64 made here from
+ * the same bf16 inputs, the integers the same on any number of ranks (printed sums are held in the
+ * test), the factor of one rank and that of a grid against the definition U^T U Hd = I. */
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "pipeline/gptq_solve.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N = 96, LENGTH = 40, COUNT = 11 };
+
+static int failures;
+
+static void check(bool ok, const char *what) {
+    if (ok) return;
+    failures++;
+    fprintf(stderr, "rank %d: failed: %s\n", comm_rank(comm_world()), what);
+}
+
+static void need(err e) {
+    if (!e.code) return;
+    log_failure(&e);
+    comm_abort(1, "unexpected error");
+}
+
+static void *room(int64_t n, size_t size) {
+    void *p;
+    need(mem_alloc(n, size, "test", &p));
+    return p;
+}
+
+/* Inputs of window w, the same whoever makes them; columns differ in size, column 5 is dead, and
+ * neighbours are correlated. Stream 1 is stream 0 and a little more. */
+static void make_inputs(int64_t w, int stream, bf16 *x) {
+    for (int64_t t = 0; t < LENGTH; t++) {
+        double last = 0;
+        for (int64_t j = 0; j < N; j++) {
+            const uint64_t at = (uint64_t)((w * LENGTH + t) * N + j);
+            last = 0.6 * last + rng_normal(5, RNG_TEST, at);
+            double v = last * (1 + (double)(j % 7));
+            if (stream) v += 0.1 * rng_normal(6, RNG_TEST, at);
+            x[t * N + j] = half_to_bf16(j == 5 && !stream ? 0.0f : (float)v);
+        }
+    }
+}
+
+typedef struct fixture {
+    llama_config cfg;
+    int32_t *ids;
+    gptq_windows *windows;
+    gptq_moments m;
+    double *x[2]; /* [COUNT * LENGTH, N] of all windows */
+} fixture;
+
+static void begin(fixture *f, const comm *c, bool hold_out, const char *scratch) {
+    *f = (fixture){.cfg = {.hidden = N, .intermediate = N, .heads = 1, .head_dim = N}};
+    f->ids = room(COUNT * LENGTH, sizeof *f->ids);
+    const gptq_windows_options o = {.cfg = &f->cfg,
+                                    .ids = f->ids,
+                                    .count = COUNT,
+                                    .length = LENGTH,
+                                    .streams = 2,
+                                    .scratch = scratch};
+    need(gptq_windows_create(c, &o, &f->windows));
+    for (int s = 0; s < 2; s++) {
+        bf16 part[LENGTH * N], *x;
+        f->x[s] = room(COUNT * LENGTH * N, sizeof(double));
+        for (int64_t w = 0; w < COUNT; w++) {
+            make_inputs(w, s, part);
+            for (int64_t i = 0; i < LENGTH * N; i++)
+                f->x[s][w * LENGTH * N + i] = (double)half_from_bf16(part[i]);
+        }
+        for (int64_t i = 0; i < gptq_windows_own(f->windows); i++) {
+            need(gptq_windows_get_input(f->windows, s, i, &x));
+            make_inputs(gptq_windows_number(f->windows, i), s, x);
+            need(gptq_windows_put_input(f->windows, s, i));
+        }
+    }
+    f->m = (gptq_moments){.c = c, .windows = f->windows, .hold_out = hold_out};
+}
+
+static void end(fixture *f) {
+    gptq_moments_clear(&f->m);
+    gptq_windows_destroy(&f->windows);
+    mem_free(f->x[0]);
+    mem_free(f->x[1]);
+    mem_free(f->ids);
+}
+
+/* 2/N sum of a_i b_j over the windows that are taken, in fp64. */
+static double slow(const fixture *f, int64_t i, int64_t j, bool cross) {
+    double sum = 0;
+    int64_t tokens = 0;
+    for (int64_t w = 0; w < COUNT; w++) {
+        if (f->m.hold_out && w % 8 == 7) continue;
+        tokens += LENGTH;
+        for (int64_t t = w * LENGTH; t < (w + 1) * LENGTH; t++) {
+            const double *q = f->x[0] + t * N, *p = f->x[1] + t * N;
+            sum += (cross ? p[i] - q[i] : q[i]) * q[j];
+        }
+    }
+    return 2 * sum / (double)tokens;
+}
+
+static int64_t mix(int64_t sum, int64_t v) {
+    return (int64_t)((uint64_t)sum * 6364136223846793005u + (uint64_t)v);
+}
+
+/* Returns a number made of all integers: it must not depend on ranks. */
+static int64_t test_sums(const comm *c, bool hold_out, const char *scratch) {
+    fixture f;
+    double *diagonal = room(N, sizeof *diagonal), worst = 0, worst_cross = 0, largest = 0;
+    int64_t sum = 17;
+    begin(&f, c, hold_out, scratch);
+    need(gptq_moments_diagonal(&f.m, N, "test", diagonal));
+    for (int64_t j = 0; j < N; j++) {
+        const double want = slow(&f, j, j, false);
+        largest = fmax(largest, want);
+        check(fabs(diagonal[j] - want) <= 1e-10 * want, "diagonal");
+    }
+    const double unit = ldexp(f.m.factor, f.m.exponent);
+    for (int64_t first = 0; first < N; first += 40) {
+        const int64_t rows = first + 40 < N ? 40 : N - first;
+        int64_t *v;
+        need(gptq_moments_panel(&f.m, NULL, first, rows, -1, &v));
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t j = first; j < N; j++) {
+                const int64_t got = v[i * (N - first) + j - first];
+                sum = mix(sum, got);
+                worst = fmax(worst, fabs((double)got * unit - slow(&f, first + i, j, false)));
+            }
+        need(gptq_moments_cross(&f.m, first, rows, &v));
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t j = 0; j < N; j++) {
+                sum = mix(sum, v[i * N + j]);
+                worst_cross = fmax(
+                    worst_cross, fabs((double)v[i * N + j] * unit - slow(&f, first + i, j, true)));
+            }
+    }
+    /* LENGTH products in fp32 a window; the difference is rounded to bf16 (0.1 of it is 1e-3). */
+    check(worst <= LENGTH * 0x1p-24 * largest, "Hessian against fp64");
+    check(worst_cross <= 0x1p-9 * 0.1 * sqrt(largest) * LENGTH, "cross terms against fp64");
+    check(worst_cross > 0, "the difference is rounded to bf16");
+    mem_free(diagonal);
+    end(&f);
+    return sum;
+}
+
+/* |U^T U Hd - I| in the order of the places. */
+static void test_factor(const comm *c, grid_shape grid, bool act_order) {
+    fixture f;
+    gptq_order *o;
+    gptq_solve *s;
+    double *diagonal = room(N, sizeof *diagonal), *u = room(N * N, sizeof *u), worst = 0;
+    begin(&f, c, false, NULL);
+    need(gptq_moments_diagonal(&f.m, N, "test", diagonal));
+    need(gptq_order_create(N, diagonal, act_order, &o));
+    const gptq_solve_options opts = {
+        .damp = 0.01, .block = 28, .dist_from = 1, .grid = grid, .blas_threads = 1};
+    need(gptq_solve_create(&f.m, o, &opts, "test", &s));
+    const gptq_panels panels = gptq_solve_panels(s);
+    for (int64_t first = 0; first < N; first += 28) {
+        const int64_t rows = first + 28 < N ? 28 : N - first;
+        const double *panel;
+        int64_t stride;
+        need(panels.get(panels.context, first, rows, &panel, &stride));
+        for (int64_t i = 0; i < rows; i++) {
+            for (int64_t j = 0; j < i; j++) check(panel[i * stride + j] == 0, "below the diagonal");
+            memcpy(u + (first + i) * N + first, panel + i * stride,
+                   (size_t)(N - first) * sizeof *u);
+        }
+    }
+    check(o->dead[5] && o->n_dead == 1, "the dead column");
+    const double lambda = gptq_solve_damping(s)->lambda;
+    check(lambda == gptq_lambda(o, 0.01, 0), "lambda");
+    for (int64_t i = 0; i < N; i++) {
+        double y[N] = {0}; /* row i of U^T U */
+        for (int64_t k = 0; k <= i; k++)
+            for (int64_t j = k; j < N; j++) y[j] += u[k * N + i] * u[k * N + j];
+        for (int64_t j = 0; j < N; j++) {
+            double sum = 0;
+            for (int64_t k = 0; k < N; k++) {
+                double h = slow(&f, o->column[k], o->column[j], false);
+                if (k == j) h += lambda + (o->dead[o->column[j]] ? 1 : 0);
+                sum += y[k] * h;
+            }
+            worst = fmax(worst, fabs(sum - (i == j)));
+        }
+    }
+    /* H itself is good to LENGTH 2^-24 of its largest entry; Hd^-1 is up to 1/lambda. */
+    check(worst <= LENGTH * 0x1p-24 * 100 * N, "U^T U Hd = I");
+    gptq_solve_destroy(&s);
+    gptq_order_destroy(&o);
+    mem_free(diagonal);
+    mem_free(u);
+    end(&f);
+}
+
+static void test_not_finite(const comm *c) {
+    fixture f;
+    bf16 *x;
+    double diagonal[N];
+    begin(&f, c, false, NULL);
+    for (int64_t i = 0; i < gptq_windows_own(f.windows); i++) {
+        if (gptq_windows_number(f.windows, i) != 9) continue;
+        need(gptq_windows_get_input(f.windows, GPTQ_QUANTIZED, i, &x));
+        x[3 * N + 8] = half_to_bf16(NAN);
+    }
+    const err e = gptq_moments_diagonal(&f.m, N, "the tensor", diagonal);
+    check(e.code == ERR_NUMERICS, "NaN is refused on every rank");
+    check(strstr(e.where, "the tensor") && strstr(e.what, "window 9") && strstr(e.what, "input 8"),
+          "NaN is named");
+    end(&f);
+}
+
+int main(int argc, char **argv) {
+    err e = comm_start(&argc, &argv);
+    if (e.code) {
+        log_failure(&e);
+        return 1;
+    }
+    const comm *c = comm_world();
+    const int64_t sum = test_sums(c, false, NULL);
+    check(test_sums(c, false, ".") == sum, "the same sums from files");
+    const int64_t held = test_sums(c, true, NULL);
+    check(held != sum, "held out windows are left out");
+    /* one rank alone, beside: its sums are those of all */
+    comm *alone;
+    need(comm_split(c, comm_rank(c), "alone", &alone));
+    check(test_sums(alone, false, NULL) == sum, "one rank has the same sums");
+    comm_destroy(&alone);
+    const grid_shape one = {1, 1};
+    test_factor(c, one, true);
+    test_factor(c, one, false);
+    if (comm_size(c) > 1) test_factor(c, (grid_shape){2, 1}, true);
+    if (comm_size(c) > 3) test_factor(c, (grid_shape){2, 2}, true);
+    test_not_finite(c);
+    int64_t all = failures;
+    comm_sum_i64(c, &all, 1);
+    comm_stop();
+    return all ? 1 : 0;
+}
