@@ -11,6 +11,7 @@
 #include "pipeline/partition.h"
 #include "pipeline/row_pool.h"
 #include "pipeline/scale_closed.h"
+#include "pipeline/scale_smooth.h"
 #include "pipeline/weight_rows.h"
 
 /* What learning holds on a rank. */
@@ -30,6 +31,7 @@ typedef struct learner {
                                 rank; NULL: none asked for */
     int64_t n_scales;
     scale_moments *scale_moments; /* of the rank's layers; NULL: not needed */
+    scale_peaks *scale_peaks;     /* the same for scale.start: smooth */
 } learner;
 
 /* Local. */
@@ -41,7 +43,7 @@ static inline int64_t learner_r2_entries(const learner *l) {
     return l->r2_heads * learner_cfg(l)->head_dim * learner_cfg(l)->head_dim;
 }
 
-/* Scales (scale.start: closed), found after the phases `range` and before all others.
+/* Scales (scale.start: closed, smooth), found after the phases `range` and before all others.
  * Local: what the recipe asks for, into scale_kinds, scales. */
 err learn_scales_init(learner *l);
 bool learn_scales_done(const learner *l);           /* local; also where none are asked for */

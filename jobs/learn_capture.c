@@ -84,7 +84,7 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     quantize_run *q = l->q;
     const int64_t n = q->calib_windows;
     const int32_t **starts = calloc((size_t)n, sizeof *starts);
-    llama_tap taps[2];
+    llama_tap taps[3];
     capture_taps also = {.taps = taps};
     double nll = 0;
     err e = err_none();
@@ -93,6 +93,7 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     eval_windows w = {.ids = starts, .n = n, .length = window};
     if (l->moments) taps[also.n++] = weight_moments_tap(l->moments);
     if (l->scale_moments) taps[also.n++] = scale_moments_tap(l->scale_moments);
+    if (l->scale_peaks) taps[also.n++] = scale_peaks_tap(l->scale_peaks);
     if (comm_rank(q->c) < l->n_stages)
         e = capture_run(l->stages ? l->stages : q->c, &l->stage, COMPUTE_BF16, rows, &w, &l->pool,
                         &also, &nll);

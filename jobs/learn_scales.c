@@ -54,6 +54,10 @@ static bool helps(scale_kind kind, const llama_sites *s) {
     }
 }
 
+static bool smooths(const learner *l) {
+    return recipe_is(l->q->recipe, "scale.start", "smooth");
+}
+
 static err read_sites(const learner *l, llama_sites *sites) {
     const rotation **r2;
     err e = setup_sites(l->q->recipe, learner_cfg(l), l->q->rotations, true, false, sites, &r2);
@@ -66,9 +70,9 @@ err learn_scales_init(learner *l) {
     llama_sites sites;
     err e = read_sites(l, &sites);
     if (e.code) return e;
-    const bool closed = recipe_is(r, "scale.start", "closed");
-    l->n_scales = closed ? 1 : 0;
-    for (int k = 0; k < SCALE_KINDS && closed; k++) {
+    const bool some = !recipe_is(r, "scale.start", "ones");
+    l->n_scales = some ? 1 : 0;
+    for (int k = 0; k < SCALE_KINDS && some; k++) {
         const scale_kind kind = (scale_kind)k;
         if (!recipe_list_has(r, "scale.pairs", scale_kind_pair(kind))) continue;
         if (helps(kind, &sites)) {
@@ -90,14 +94,14 @@ bool learn_scales_done(const learner *l) {
 }
 
 bool learn_scales_need_gradients(const learner *l) {
-    return wanted(l, SCALE_ATTN) && !learn_scales_done(l);
+    return wanted(l, SCALE_ATTN) && !learn_scales_done(l) && !smooths(l);
 }
 
 static scale_places places_of(const learner *l) {
     llama_sites sites;
     scale_places p;
     for (int k = 0; k < SCALE_KINDS; k++) p.of[k] = TAP_PLACES;
-    if (learn_scales_done(l) || read_sites(l, &sites).code) return p;
+    if (learn_scales_done(l) || smooths(l) || read_sites(l, &sites).code) return p;
     if (wanted(l, SCALE_UD)) p.of[SCALE_UD] = TAP_DOWN_IN;
     if (wanted(l, SCALE_QK)) p.of[SCALE_QK] = TAP_KEY;
     if (wanted(l, SCALE_VO)) p.of[SCALE_VO] = aquant_on(&sites.act) ? TAP_O_IN : TAP_VALUE;
@@ -107,6 +111,9 @@ static scale_places places_of(const learner *l) {
 err learn_scales_moments(learner *l) {
     const scale_places p = places_of(l);
     bool any = false;
+    if (smooths(l) && !learn_scales_done(l))
+        return scale_peaks_create(learner_cfg(l), l->range.first, l->range.n, l->scale_kinds,
+                                  &l->scale_peaks);
     for (int k = 0; k < SCALE_KINDS; k++) any |= p.of[k] != TAP_PLACES;
     if (!any) return err_none();
     return scale_moments_create(learner_cfg(l), l->range.first, l->range.n, &p, &l->scale_moments);
@@ -114,6 +121,7 @@ err learn_scales_moments(learner *l) {
 
 uint64_t learn_scales_moments_bytes(const learner *l) {
     const scale_places p = places_of(l);
+    if (smooths(l)) return scale_peaks_bytes(learner_cfg(l), l->range.n, l->scale_kinds);
     return scale_moments_bytes(learner_cfg(l), l->range.n, &p);
 }
 
@@ -168,6 +176,38 @@ static err learn_norms(learner *l, const float *R, norm_report *reports) {
     return e;
 }
 
+/* ---- smooth ---- */
+
+/* One layer of the checkpoint as it is. */
+static load_options one_layer(const learner *l, int64_t layer) {
+    return (load_options){.checkpoint = l->q->source.ck,
+                          .cfg = learner_cfg(l),
+                          .range = {.first = layer, .n = 1},
+                          .compute = COMPUTE_F32};
+}
+
+static err smooth_layer(learner *l, int64_t layer) {
+    const load_options lo = one_layer(l, layer);
+    const double alpha = recipe_real(l->q->recipe, "scale.alpha");
+    llama_stage stage = {.cfg = learner_cfg(l)};
+    err e = load_stage(&lo, &stage);
+    for (int k = 0; k < SCALE_KINDS && !e.code; k++)
+        if (wanted(l, (scale_kind)k))
+            e = scale_smooth(l->scale_peaks, (scale_kind)k, layer, stage.layers, alpha,
+                             scales_at(l, (scale_kind)k, layer));
+    llama_stage_clear(&stage);
+    return e;
+}
+
+static err smooth(learner *l) {
+    err e = err_none();
+    for (int64_t i = 0; i < l->range.n && !e.code; i++) {
+        e = smooth_layer(l, l->range.first + i);
+        log_progress("scales", i + 1, l->range.n);
+    }
+    return comm_agree(l->q->c, e, "scales", NULL);
+}
+
 /* ---- all ---- */
 
 /* Collective. Every rank has its own layers' part of v [layers, n]; after this all have all. */
@@ -187,7 +227,9 @@ static void share_layers(const learner *l, double *v, int64_t n) {
 void learn_scales_memory(const learner *l, memory_plan *p) {
     const int64_t n = learner_cfg(l)->hidden;
     memory_plan_add(p, "scales", (uint64_t)l->n_scales * sizeof(double));
-    if (!wanted(l, SCALE_ATTN)) return;
+    const load_options lo = one_layer(l, 0);
+    if (smooths(l)) memory_plan_add(p, "a layer's weights", load_stage_bytes(&lo));
+    if (!wanted(l, SCALE_ATTN) || smooths(l)) return;
     if (rotation_set_r1(l->q->rotations))
         memory_plan_add(p, "R1 in fp32", (uint64_t)(n * n) * sizeof(float));
     memory_plan_add(p, "rotated rows", scale_norm_bytes(n, learn_pool_tokens(l->q)));
@@ -227,14 +269,15 @@ err learn_scales(learner *l) {
     if (learn_scales_done(l)) return err_none();
     quantize_phase_start(l->q, "scales");
     err e = plan(l);
-    for (int k = 0; k < SCALE_KINDS && !e.code; k++) {
+    if (!e.code && smooths(l)) e = smooth(l);
+    for (int k = 0; k < SCALE_KINDS && !e.code && !smooths(l); k++) {
         const scale_kind kind = (scale_kind)k;
         if (!wanted(l, kind) || is_norm(kind)) continue;
         for (int64_t i = 0; i < l->range.n; i++)
             scale_closed(l->scale_moments, kind, l->range.first + i,
                          scales_at(l, kind, l->range.first + i));
     }
-    if (!e.code && wanted(l, SCALE_ATTN)) e = do_norms(l);
+    if (!e.code && wanted(l, SCALE_ATTN) && !smooths(l)) e = do_norms(l);
     for (int k = 0; k < SCALE_KINDS && !e.code; k++)
         if (wanted(l, (scale_kind)k))
             share_layers(l, scales_at(l, (scale_kind)k, 0), length_of(l, (scale_kind)k));

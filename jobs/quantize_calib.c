@@ -15,7 +15,7 @@ bool quantize_needs_calibration(const recipe *r) {
 
 bool quantize_learns(const recipe *r) {
     return json_array_size(recipe_get(r, "learn")) || setup_starts_at(r, "pca") ||
-           (recipe_is(r, "scale.start", "closed") && json_array_size(recipe_get(r, "scale.pairs")));
+           (!recipe_is(r, "scale.start", "ones") && json_array_size(recipe_get(r, "scale.pairs")));
 }
 
 /* Root only. The whole text as ids, by the model's tokenizer or as given. */

@@ -45,6 +45,7 @@ static void learner_clear(learner *l) {
     mem_free(l->R2);
     mem_free(l->scales);
     scale_moments_destroy(&l->scale_moments);
+    scale_peaks_destroy(&l->scale_peaks);
 }
 
 /* Learned matrices take the place of the start points in the set that fusion uses. */

@@ -56,6 +56,29 @@ static err refuse_phase(const recipe *r, const json_t *phase) {
     return err_none();
 }
 
+/* scale.start: smooth balances single channels of activations with columns of weights. A rotation
+ * leaves no channel that stands out, and queries have no weights that keys could lean on. */
+static err refuse_smooth(const recipe *r) {
+    static const struct {
+        const char *pair, *key, *why;
+    } all[] = {{"norm", "rotate.r1", "R1 mixes the channels of \"norm\""},
+               {"vo", "rotate.r2", "R2 mixes the channels of \"vo\""},
+               {"ud", "rotate.online", "R4 mixes the channels of \"ud\""},
+               {"qk", "scale.pairs", "\"qk\" has no weights on its other side"}};
+    const bool mixed[] = {recipe_bool(r, "rotate.r1"), !recipe_is(r, "rotate.r2", "none"),
+                          recipe_list_has(r, "rotate.online", "r4"), true};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (mixed[i] && recipe_list_has(r, "scale.pairs", all[i].pair))
+            return err_make(ERR_USAGE, all[i].key,
+                            "use scale.start=closed, or smooth with rotate.r1=false rotate.r2=none "
+                            "rotate.online=[]",
+                            "scale.start is smooth, and %s", all[i].why);
+    if (!json_array_size(recipe_get(r, "scale.pairs")))
+        return err_make(ERR_USAGE, "scale.pairs", "name pairs, as scale.pairs=[norm]",
+                        "scale.start is smooth, and no pair is named");
+    return err_none();
+}
+
 err setup_refuse_missing(const recipe *r) {
     size_t i;
     json_t *phase;
@@ -67,8 +90,9 @@ err setup_refuse_missing(const recipe *r) {
         err e = refuse_phase(r, phase);
         if (e.code) return e;
     }
-    if (recipe_is(r, "scale.start", "smooth"))
-        return not_yet("scale.start", "smooth", "use scale.start=closed");
+    if (!recipe_is(r, "weights.method", "rtn"))
+        return not_yet("weights.method", recipe_str(r, "weights.method"), "use weights.method=rtn");
+    if (recipe_is(r, "scale.start", "smooth")) return refuse_smooth(r);
     const bool pairs = json_array_size(recipe_get(r, "scale.pairs")) > 0;
     if (pairs && recipe_is(r, "scale.start", "ones"))
         return err_make(ERR_USAGE, "scale.start", "use scale.start=closed",
