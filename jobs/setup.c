@@ -40,10 +40,6 @@ err setup_recipe(const comm *c, const options *o, const json_t *base, recipe **o
     return comm_agree(c, e, "reading the recipe", NULL);
 }
 
-static err not_yet(const char *key, const char *what, const char *instead) {
-    return err_make(ERR_USAGE, key, instead, "%s is not in this version", what);
-}
-
 static err refuse_phase(const recipe *r, const json_t *phase) {
     const char *objective = json_string_value(json_object_get(phase, "objective"));
     if (!strcmp(objective, "range")) return err_none(); /* rows of weights, if nothing else */
@@ -90,8 +86,6 @@ err setup_refuse_missing(const recipe *r) {
         err e = refuse_phase(r, phase);
         if (e.code) return e;
     }
-    if (!recipe_is(r, "weights.method", "rtn"))
-        return not_yet("weights.method", recipe_str(r, "weights.method"), "use weights.method=rtn");
     if (recipe_is(r, "scale.start", "smooth")) return refuse_smooth(r);
     const bool pairs = json_array_size(recipe_get(r, "scale.pairs")) > 0;
     if (pairs && recipe_is(r, "scale.start", "ones"))
