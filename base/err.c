@@ -39,8 +39,12 @@ err err_errno(const char *path, const char *doing) {
         hint = "check the permissions, or choose another folder";
     } else if (number == ENOENT) {
         hint = "check the path";
+    } else if (number == EIO) {
+        hint = "the disk or file system failed; the same command goes on once it works";
     }
-    return err_make(code, path, hint, "cannot %s: %s", doing, strerror(number));
+    err e = err_make(code, path, hint, "cannot %s: %s", doing, strerror(number));
+    e.of_system = true;
+    return e;
 }
 
 err err_at(err e, const char *where) {

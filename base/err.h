@@ -24,6 +24,7 @@ typedef enum err_code {
 typedef struct err {
     int code;        /* err_code */
     int rank;        /* world rank that failed; -1 until ranks agree */
+    bool of_system;  /* a call of the system failed: the same may succeed another time */
     char where[256]; /* file, tensor or step */
     char what[512];  /* what is wrong */
     char hint[320];  /* what to do; may be empty */

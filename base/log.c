@@ -92,5 +92,7 @@ void log_failure(const err *e) {
     if (e->rank > 0) snprintf(at, sizeof at, " [rank %d]", e->rank);
     int n = snprintf(text, sizeof text, "spinshard: error: %s%s%s%s%s%s\n", e->where,
                      e->where[0] ? ": " : "", e->what, at, e->hint[0] ? "\n  try: " : "", e->hint);
+    for (char *c = text; *c; c++) /* names from files must not steer a terminal */
+        if (((unsigned char)*c < 0x20 && *c != '\n') || *c == 0x7f) *c = '?';
     put(text, (size_t)n < sizeof text ? (size_t)n : sizeof text - 1);
 }

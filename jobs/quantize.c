@@ -9,7 +9,7 @@
 #include "base/mem.h"
 #include "base/sha256.h"
 #include "base/size.h"
-#include "jobs/quantize_run.h"
+#include "jobs/plan.h"
 #include "jobs/setup.h"
 #include "jobs/stop.h"
 #include "pipeline/memory_plan.h"
@@ -155,20 +155,6 @@ void quantize_items_memory(const quantize_run *q, int rank, memory_plan *p) {
                                                  : most.codes * (uint64_t)q->job.how.bits / 8);
 }
 
-static err plan(quantize_run *q) {
-    memory_plan p = {.n = 0};
-    setup_form_say(q->recipe);
-    memory_plan_add(&p, "program", q->base_bytes);
-    quantize_items_memory(q, comm_rank(q->c), &p);
-    char in[32], out[32];
-    log_line(LOG_PHASE,
-             "plan: %d ranks, %d threads each; reads %s, writes %s in %" PRId64
-             " tar files (twice that on disk while it runs)",
-             comm_size(q->c), gemm_threads(), size_text(hf_checkpoint_bytes(q->source.ck), in),
-             size_text(layout_total_bytes(q->layout), out), layout_parts(q->layout));
-    return memory_plan_check(q->c, &p, "quantize", q->limit);
-}
-
 static err prepare(quantize_run *q) {
     err e = comm_agree(q->c, check_flags(q), "reading the flags", NULL);
     if (!e.code)
@@ -190,7 +176,8 @@ static err prepare(quantize_run *q) {
     if (!e.code) e = quantize_read_calibration(q);
     if (e.code) return e;
     e = make_fingerprint(q);
-    if (!e.code) e = plan(q);
+    if (!e.code) setup_form_say(q->recipe);
+    if (!e.code) e = quantize_plan(q);
     return e.code ? e : learn_e2e_plan(q);
 }
 
@@ -199,6 +186,7 @@ void quantize_clear(quantize_run *q) {
     free(q->owner);
     free(q->units);
     free(q->calib_ids);
+    free(q->plan);
     layout_destroy(&q->layout);
     rotation_set_destroy(&q->rotations);
     source_close(&q->source);
@@ -216,9 +204,7 @@ void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
     double seconds = clock_now_s() - q->phase_start_s;
     int64_t peak = (int64_t)mem_peak_rss_bytes();
     comm_max_i64(q->c, &peak, 1);
-    char text[32];
-    log_line(LOG_PHASE, "%s: done in %.2f s, largest rank at %s", phase, seconds,
-             size_text((uint64_t)peak, text));
+    quantize_tell_phase(q, phase, seconds, (uint64_t)peak);
     if (!q->events) {
         json_decref(more);
         return;
@@ -226,6 +212,12 @@ void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
     if (!more) more = json_object();
     json_object_set_new(more, "seconds", json_real(seconds));
     json_object_set_new(more, "peak_rss_bytes", json_integer(peak));
+    const plan_phase *planned = quantize_planned(q, phase);
+    if (planned) {
+        json_object_set_new(more, "planned_seconds", json_real(planned->seconds));
+        json_object_set_new(more, "planned_bytes",
+                            json_integer((json_int_t)memory_plan_total(&planned->memory)));
+    }
     events_add(q->events, phase, "end", more);
 }
 
@@ -247,7 +239,8 @@ err job_quantize(const comm *c, const options *o) {
     if (q.state) {
         /* A run that began here and failed on its input leaves nothing: what is mended would not be
          * the same input. Other failures keep what is done. */
-        bool hopeless = (e.code == ERR_INPUT || e.code == ERR_USAGE) && !run_state_resumed(q.state);
+        bool hopeless = (e.code == ERR_INPUT || e.code == ERR_USAGE) && !e.of_system &&
+                        !run_state_resumed(q.state);
         events_add(q.events, "done", e.code == ERR_STOPPED ? "stop" : "done",
                    json_pack("{s:i}", "exit", e.code));
         err r = run_state_close(&q.state, hopeless);

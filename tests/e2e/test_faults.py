@@ -56,6 +56,9 @@ class Faults(Case):
         self.assertNotRegex(r.err, r"Sanitizer|runtime error:", f"\n{fault}\n{r}")
         if complete:  # failed behind the manifest: what it lists is there
             self.assertEqual(self.hashes(out), self.want[kind], f"\n{fault}\n{r}")
+        if kind == "plain" and action == "eio" and os.path.exists(os.path.join(out, "run", "parts")):
+            kept = os.listdir(os.path.join(out, "run", "objects"))
+            self.assertGreaterEqual(len(kept), 3, f"work is thrown away after {fault}")
         r = self.quantize(kind, out)
         if r.rc == 2 and complete:  # the run had ended but for its own traces
             r = spin("verify", out)
