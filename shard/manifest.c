@@ -119,7 +119,7 @@ static err bad(const char *where, const char *fmt, ...) {
 
 /* A getter's ERR_INPUT about the manifest is a failed verification. */
 static err as_verify(err e) {
-    if (e.code) e.code = ERR_VERIFY;
+    if (e.code == ERR_INPUT) e.code = ERR_VERIFY;
     return e;
 }
 

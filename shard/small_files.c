@@ -251,7 +251,7 @@ static err check_twins(const small_files *f, const char *where) {
     if (!names) abort();
     for (int64_t i = 0; i < f->n; i++) names[i] = f->files[i].name;
     err e = entry_names_distinct(names, f->n, where);
-    if (e.code) e.code = ERR_INPUT;
+    if (e.code == ERR_VERIFY) e.code = ERR_INPUT;
     free(names);
     return e;
 }
