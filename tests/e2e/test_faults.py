@@ -101,8 +101,8 @@ class Faults(Case):
         if not ALL:
             self.skipTest("SPINSHARD_FAULTS=all tries every call")
         for kind in ("plain", "learn"):
-            print(kind, {f"{call} {action}": self.every(call, action, kind)
-                         for call, action in (("any", "eio"), ("any", "enospc"), ("any", "kill"), ("malloc", "malloc"))})
+            for call, action in (("malloc", "malloc"), ("any", "eio"), ("any", "enospc"), ("any", "kill")):
+                print(kind, call, action, self.every(call, action, kind), flush=True)
 
 
 if __name__ == "__main__":
