@@ -5,6 +5,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/size.h"
+#include "base/yaml.h"
 #include "jobs/setup.h"
 #include "jobs/verify_source.h"
 #include "pipeline/rotation_file.h"
@@ -18,6 +19,8 @@
 /* Bound of verify --equivalence in fp32, and of the orthogonality of the rotations in fp64. */
 #define EQUIVALENT 1e-4
 #define ORTHOGONAL 1e-12
+
+enum { MAX_RECIPE_BYTES = 1 << 20 };
 
 typedef struct verify_job {
     const comm *c;
@@ -37,6 +40,29 @@ static err check_bytes(verify_job *v) {
     err e = archive_open(v->c, v->o->target, &a);
     if (!e.code) e = archive_verify_bytes(v->c, a, &v->tally);
     archive_close(&a);
+    return e;
+}
+
+/* Root only. The recipe stands in the manifest and in recipe.yaml; eval takes the bits of
+ * activations from it, so a damaged one would measure another model. No recipe.yaml, as in a copy
+ * of the tars alone, is no fault. */
+static err compare_recipes(const verify_job *v) {
+    char *path = file_join(v->o->target, "recipe.yaml"), *text = NULL;
+    const manifest *m = archive_manifest(v->archive.ar);
+    json_t *tree = NULL;
+    size_t len;
+    err e = err_none();
+    if (m && file_exists(path)) {
+        e = file_read_all(path, MAX_RECIPE_BYTES, &text, &len);
+        if (!e.code) e = yaml_parse(text, len, path, &tree);
+        if (!e.code && !json_equal(tree, m->recipe))
+            e = err_make(ERR_VERIFY, path, "take both from another copy of the output",
+                         "it is not the recipe in manifest.json: one of the two is damaged");
+        if (e.code == ERR_USAGE) e.code = ERR_VERIFY;
+    }
+    json_decref(tree);
+    free(text);
+    free(path);
     return e;
 }
 
@@ -161,6 +187,8 @@ err job_verify(const comm *c, const options *o) {
     e = comm_agree(c, e, "reading the flags", NULL);
     if (!e.code) e = check_bytes(&v);
     if (!e.code) e = source_open(c, o->target, &v.archive);
+    if (!e.code)
+        e = comm_agree(c, comm_rank(c) == 0 ? compare_recipes(&v) : err_none(), "the recipe", NULL);
     if (!e.code) e = check_loaders(&v);
     if (!e.code && options_has(o, OPT_SOURCE)) e = check_source(&v);
     if (!e.code && comm_rank(c) == 0) {
