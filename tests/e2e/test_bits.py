@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Random bits of an archive are flipped, one at a time: `verify` finds the damage, names the file and says
 what to do, or the bit is one that no weight depends on. Never a crash. Seeded; SPINSHARD_BITS says how many
-(default 30). Half of the bits are drawn from the parts with structure: tar headers, safetensors headers,
+(default 60). Half of the bits are drawn from the parts with structure: tar headers, safetensors headers,
 config.json, the manifest; those are few among all bytes."""
 import json
 import os
@@ -14,7 +14,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import make_model  # noqa: E402
 from spin import Case, main, settings, spin, tars  # noqa: E402
 
-COUNT = int(os.environ.get("SPINSHARD_BITS", "30"))
+COUNT = int(os.environ.get("SPINSHARD_BITS", "60"))
 SEED = 20
 
 
