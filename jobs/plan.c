@@ -80,8 +80,9 @@ static err prepare(plan_command *k) {
     if (!e.code) e = setup_refuse_missing(q->recipe);
     if (!e.code) e = plan_source_open(q->c, options_str(q->o, OPT_MODEL), &q->source, &k->files);
     const bool text = !e.code && quantize_needs_calibration(q->recipe);
+    const bool learns = !e.code && quantize_learns(q->recipe);
     if (text) q->calib_windows = recipe_int(q->recipe, "calib.windows");
-    if (!e.code) e = setup_rotations(q->c, q->recipe, &q->source, text, &q->rotations);
+    if (!e.code) e = setup_rotations(q->c, q->recipe, &q->source, learns, &q->rotations);
     return e.code ? e : quantize_describe(q);
 }
 

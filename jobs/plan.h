@@ -63,6 +63,14 @@ json_t *plan_json(const run_plan *p);
 /* Local. The same in a few lines of the log. */
 void plan_log(const run_plan *p);
 
+/* Collective on q->c. The plan of this run into q->plan, told; ERR_NOFIT, agreed, where a phase
+ * does not fit. */
+err quantize_plan(quantize_run *q);
+/* Local. A phase of it; NULL on other ranks than the first, and for phases without a plan. */
+const plan_phase *quantize_planned(const quantize_run *q, const char *phase);
+/* Local. The line at the end of a phase: what it took, and what was planned. */
+void quantize_tell_phase(const quantize_run *q, const char *phase, double seconds, uint64_t peak);
+
 /* Local. A Slurm script that runs quantize as planned; published whole. */
 typedef struct plan_job {
     const options *o; /* borrowed: model, recipe and the flags that quantize takes too */

@@ -230,6 +230,42 @@ static double item_seconds(const maker *m, int64_t item) {
     return linears ? fuse + plan_time_round(&m->rank, numbers, q->job.how.search) : fuse;
 }
 
+/* GPTQ has the layers; what is left for rounding to nearest are the tables. */
+static double add_gptq(maker *m, plan_phase *f) {
+    const quantize_run *q = m->q;
+    const llama_config *cfg = config(m);
+    const int64_t window = recipe_int(q->recipe, "calib.window");
+    const double tokens = (double)(q->calib_windows * window);
+    const int streams = recipe_is(q->recipe, "weights.method", "gptaq") ? 2 : 1;
+    bool scratch = options_has(q->o, OPT_SCRATCH);
+    for (int pass = 0; pass < 2; pass++) {
+        plan_phase layers = {.busy = 1};
+        for (int r = 0; r < m->ranks && !m->e.code; r++) {
+            memory_plan p = fresh_plan(m);
+            m->e = quantize_gptq_memory(q, m->ranks, r, scratch, &p);
+            offer(&layers, &p, r);
+        }
+        const bool over =
+            m->p->place.limit && memory_plan_total(&layers.memory) > m->p->place.limit;
+        if (pass == 0 && over && !scratch) {
+            scratch = true;
+            continue;
+        }
+        offer(f, &layers.memory, layers.rank);
+        break;
+    }
+    if (scratch) snprintf(f->note, sizeof f->note, "activations go to the scratch folder");
+    f->network = (uint64_t)cfg->layers * (uint64_t)(m->ranks - 1) *
+                 ((uint64_t)(3 * cfg->hidden * cfg->hidden) +
+                  (uint64_t)(cfg->intermediate * cfg->intermediate)) *
+                 8;
+    grid_shape g = {1, 1};
+    if (!recipe_is(q->recipe, "numerics.gptq_grid", "auto") && !m->e.code)
+        m->e = grid_resolve(recipe_str(q->recipe, "numerics.gptq_grid"), cfg->hidden, m->ranks, &g);
+    return (double)cfg->layers *
+           plan_time_gptq_layer(&m->rank, cfg, tokens, window, streams, m->ranks, g.rows * g.cols);
+}
+
 static void add_items(maker *m) {
     const quantize_run *q = m->q;
     const plan_place *place = &m->p->place;
@@ -238,7 +274,11 @@ static void add_items(maker *m) {
     double *load = calloc((size_t)m->ranks, sizeof *load), slowest = 0, all = 0;
     plan_phase *f = add_phase(m, "gptq");
     if (!load) abort();
-    for (int64_t i = 0; i < q->n_items; i++) load[q->owner[i]] += item_seconds(m, i);
+    const bool gptq = quantize_uses_gptq(q->recipe);
+    for (int64_t i = 0; i < q->n_items; i++) {
+        const bool layer = i >= 1 && i <= config(m)->layers;
+        if (!gptq || !layer) load[q->owner[i]] += item_seconds(m, i);
+    }
     for (int r = 0; r < m->ranks; r++) {
         slowest = fmax(slowest, load[r]);
         all += load[r];
@@ -252,11 +292,12 @@ static void add_items(maker *m) {
     }
     free(load);
     if (!f) return;
+    if (gptq) slowest += add_gptq(m, f);
     const double disk = (double)m->p->read_bytes / (m->rank.rates->read * place->nodes) +
                         (double)m->p->run_bytes / (m->rank.rates->write * place->nodes);
     f->seconds = fmax(slowest, (double)m->p->read_bytes / (m->rank.rates->read * place->nodes)) +
                  (double)m->p->run_bytes / (m->rank.rates->write * place->nodes);
-    if (slowest > 0 && slowest > disk) f->busy = all / m->ranks / slowest;
+    if (!gptq && slowest > 0 && slowest > disk) f->busy = all / m->ranks / slowest;
 }
 
 /* Objects into tars; then they are flushed, read back and hashed. */
@@ -294,6 +335,19 @@ static void count(maker *m) {
         4 + (rotation_set_r1(q->rotations) != NULL); /* manifest, recipe, run, events */
 }
 
+/* numerics.gptq_grid: auto, as a run with so many ranks resolves it; true where it was. */
+static bool choose_gptq_grid(quantize_run *q, int ranks) {
+    const llama_config *c = &q->source.cfg;
+    const int64_t n = size_max(c->intermediate, size_max(c->hidden, c->heads * c->head_dim));
+    char text[24];
+    if (!quantize_uses_gptq(q->recipe) || !recipe_is(q->recipe, "numerics.gptq_grid", "auto") ||
+        n < recipe_int(q->recipe, "numerics.gptq_grid_from"))
+        return false;
+    const grid_shape g = grid_choose(size_max(n, GRID_MIN_ORDER), ranks);
+    recipe_put(q->recipe, "numerics.gptq_grid", json_string(grid_text(g, text)));
+    return true;
+}
+
 err plan_make(quantize_run *q, const plan_place *place, const plan_rates *rates, int64_t used_rows,
               run_plan *out) {
     *out = (run_plan){.place = *place, .rates = *rates};
@@ -308,12 +362,14 @@ err plan_make(quantize_run *q, const plan_place *place, const plan_rates *rates,
     if (!m.ranges) abort();
     learn_cut(config(&m), m.ranks, m.ranges, &m.l.n_stages);
     quantize_resolve_slices(q);
+    const bool chosen = choose_gptq_grid(q, m.ranks);
     m.e = learn_scales_init(&m.l);
     if (!m.e.code) m.e = quantize_deal(q, m.ranks);
     if (!m.e.code) count(&m);
     if (!m.e.code) add_learning(&m);
     if (!m.e.code) add_items(&m);
     if (!m.e.code) add_files(&m);
+    if (chosen) recipe_put(q->recipe, "numerics.gptq_grid", json_string("auto"));
     mem_free(m.l.scales);
     free(m.ranges);
     return m.e;

@@ -94,6 +94,16 @@ static uint64_t plan_of(const gptq_settings *s, int ranks, int rank, memory_plan
     return b.scratch_file;
 }
 
+err quantize_gptq_memory(const quantize_run *q, int ranks, int rank, bool scratch, memory_plan *p) {
+    gptq_phase phase;
+    err e = phase_settings(q, &phase);
+    if (e.code) return e;
+    if (scratch) phase.s.scratch = "";
+    plan_of(&phase.s, ranks, rank, p);
+    phase_clear(&phase);
+    return e;
+}
+
 /* Activations stay in memory where they fit, else they go to the scratch folder: one answer for all
  * ranks. */
 static err plan_memory(const quantize_run *q, gptq_phase *p) {

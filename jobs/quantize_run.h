@@ -38,8 +38,9 @@ typedef struct quantize_run {
     double error_sq, weight_sq; /* root: sums of the linears done in this slice */
     bool complete;              /* an earlier life published the archive; only cleaning was left */
     double start_s, phase_start_s;
-    uint64_t base_bytes; /* resident before anything was loaded: the program and its libraries */
-    uint64_t limit;      /* --mem; 0: a rank's share of its node */
+    struct run_plan *plan; /* root only; what the phases are held against (jobs/plan.h) */
+    uint64_t base_bytes;   /* resident before anything was loaded: the program and its libraries */
+    uint64_t limit;        /* --mem; 0: a rank's share of its node */
 } quantize_run;
 
 /* Local. True where the recipe needs calibration text: what learns does, and GPTQ. */
@@ -56,6 +57,10 @@ err quantize_describe(quantize_run *q);
 err quantize_deal(quantize_run *q, int ranks);
 /* Local. Large buffers of a rank while it rounds its items to nearest, added to *p. */
 void quantize_items_memory(const quantize_run *q, int rank, memory_plan *p);
+
+/* Local. Large buffers of GPTQ on one of so many ranks, added to *p; scratch: activations are not
+ * kept in memory. Not looked at: q->c, q->calib_ids. Fails with ERR_USAGE, ERR_MISMATCH. */
+err quantize_gptq_memory(const quantize_run *q, int ranks, int rank, bool scratch, memory_plan *p);
 
 /* Collective. Read --calib or --calib-ids into q->calib_ids. */
 err quantize_read_calibration(quantize_run *q);

@@ -107,7 +107,7 @@ err plan_rates_of(const char *kind, plan_rates *out) {
 
 /* ---- measured ---- */
 
-enum { TIMES = 3 };
+enum { TIMES = 6 };
 
 /* Seconds of the fastest of a few runs, the first to warm up. */
 static double best_of(void (*work)(void *), void *arg) {
