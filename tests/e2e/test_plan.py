@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""plan: sizes of known models, exit codes, the script, and the plan of a run against what it took."""
+import json
+import os
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
+import make_model  # noqa: E402
+from spin import SHARED, STORIES, TEXT, Case, main, settings, spin  # noqa: E402
+
+FIXTURES = os.path.join(SHARED, "fixtures")
+LEARN = "learn=[{objective: range, steps: 2, rows: 256}, {objective: ce, steps: 1, batch: 2, window: 32}]"
+
+
+def read(path):
+    with open(path, encoding="utf-8") as f:
+        return f.read()
+
+
+def write_json(path, value):
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(value, f)
+
+
+def fixture(name):
+    return os.path.join(FIXTURES, name)
+
+
+class Plan(Case):
+    def plan(self, model, *more):
+        return self.good("plan", "--model", model, "--json", *more).json()
+
+    def need_fixtures(self):
+        if not os.path.isdir(FIXTURES):
+            self.skipTest("no fixtures of large models")
+
+    def test_llama2_70b(self):
+        self.need_fixtures()
+        began = time.monotonic()
+        got = self.plan(fixture("llama2-70b"), *settings("weights.group=channel"), "--nodes", 4, "--ranks-per-node", 8,
+                        "--cores-per-rank", 24, "--mem-per-node", "768G", "--cpu", "genoa")
+        self.assertLess(time.monotonic() - began, 2)
+        self.assertEqual(got["parameters"], 68976648192)
+        self.assertEqual(got["read_bytes"], 137953296384)
+        self.assertEqual(got["read_files"], 15)
+        # codes of 80 layers at 4 bits, a scale of 2 bytes a row, two tables and the norms at 16 bits
+        rows = 2 * 8192 + 2 * 1024 + 2 * 28672 + 8192
+        tables = 2 * 2 * 32000 * 8192 + 2 * 161 * 8192
+        want = 80 * (855638016 // 2 + 2 * rows) + tables
+        self.assertLess(abs(got["archive_bytes"] / want - 1), 1e-4)
+        self.assertTrue(got["fits"])
+
+    def test_others(self):
+        self.need_fixtures()
+        for name, params in (("llama1-7b", 6738415616), ("llama3.2-1b", 1235814400)):
+            self.assertEqual(self.plan(fixture(name))["parameters"], params, name)
+        self.bad(3, ["quantized by bitsandbytes"], "plan", "--model", fixture("llama3.1-8b"))
+
+    def test_does_not_fit(self):
+        self.need_fixtures()
+        args = ["plan", "--model", fixture("llama2-70b"), "--recipe", "range-w4a4kv4", "--ranks-per-node", 1]
+        self.bad(6, ["smallest layout"], *args, "--mem-per-node", "32G")
+        nodes = spin(*args, "--mem-per-node", "32G", "--json").json()["smallest"]["nodes"]
+        self.assertGreater(nodes, 1)
+        self.good(*args, "--mem-per-node", "32G", "--nodes", nodes)
+        self.bad(6, ["needs"], *args, "--mem-per-node", "32G", "--nodes", nodes - 1)
+
+    def test_refused(self):
+        d = make_model.make(self.path("bnb"))
+        config = json.loads(read(os.path.join(d, "config.json")))
+        for q in ({"quant_method": "bitsandbytes", "load_in_4bit": True}, {"load_in_8bit": True}):
+            config["quantization_config"] = q
+            write_json(os.path.join(d, "config.json"), config)
+            self.bad(3, ["bitsandbytes"], "plan", "--model", d)
+            for name in os.listdir(d):
+                if name.endswith(".safetensors"):
+                    os.remove(os.path.join(d, name))
+        self.bad(2, ["abacus", "genoa"], "plan", "--model", STORIES, "--cpu", "abacus")
+        self.bad(2, ["--out"], "plan", "--model", STORIES, "--script", self.path("job.sh"))
+
+    def test_headers_or_config_alone(self):
+        whole = self.plan(STORIES)
+        alone = self.path("alone")
+        os.mkdir(alone)
+        config = json.loads(read(os.path.join(STORIES, "config.json")))
+        config["torch_dtype"] = "float32"
+        write_json(os.path.join(alone, "config.json"), config)
+        got = self.plan(alone)
+        for key in ("parameters", "read_bytes", "archive_bytes", "tars"):
+            self.assertEqual(whole[key], got[key], key)
+
+    def test_script(self):
+        job = self.path("job.sh")
+        self.good("plan", "--model", STORIES, "--out", self.path("it's out"), "--script", job, "--nodes", 2,
+                  "--ranks-per-node", 2, "--cores-per-rank", 3, "--time", "2h", *settings("weights.group=channel"))
+        self.assertEqual(subprocess.run(["bash", "-n", job]).returncode, 0)
+        text = read(job)
+        for line in ("#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=2", "#SBATCH --cpus-per-task=3", "#SBATCH --requeue",
+                     "#SBATCH --open-mode=append", "#SBATCH --signal=B:USR1@600", "#SBATCH --time=2:00:00",
+                     "--mpi=pmix --kill-on-bad-exit=1", "OMP_NUM_THREADS=3", "'weights.group=channel'"):
+            self.assertIn(line, text)
+        self.assertIn(os.path.realpath(STORIES), text)
+
+    def test_of_a_run(self):
+        """Every phase has its plan, the same as `plan` makes for that layout but for the program itself."""
+        more = [*settings("activations.bits=4", "calib.window=64", "calib.windows=4", "rotate.start=pca",
+                          "weights.group=channel", LEARN)]
+        for ranks in (1, 2):
+            out = self.path(f"o{ranks}")
+            r = self.good("quantize", "--model", STORIES, "--out", out, "--calib", TEXT, *more, ranks=ranks)
+            self.assertIn("plan: capture", r.err)
+            ends = {}
+            for line in read(os.path.join(out, "events.jsonl")).splitlines():
+                event = json.loads(line)
+                if event["event"] == "end" and event["phase"] != "load":
+                    ends[event["phase"]] = event
+            got = {p["phase"]: p for p in self.plan(STORIES, "--ranks-per-node", ranks, *more)["phases"]}
+            self.assertEqual(list(ends), list(got))
+            for name, end in ends.items():
+                self.assertGreater(end["planned_seconds"], 0)
+                base = got[name]["buffers"]
+                program = [b["bytes"] for b in base if b["name"] == "program"][0]
+                self.assertLess(abs(end["planned_bytes"] - got[name]["bytes"]), program, name)
+
+    def test_too_small(self):
+        self.bad(6, ["--mem"], "quantize", "--model", STORIES, "--out", self.path("o"), "--mem", "16M")
+        self.assertFalse(os.path.exists(self.path("o")))
+
+
+if __name__ == "__main__":
+    main()
