@@ -61,7 +61,8 @@ void quantize_resolve_slices(quantize_run *q) {
     for (size_t k = 0; k < json_array_size(phases); k++)
         wanted |= learn_e2e_is(json_array_get(phases, k));
     if (wanted && !json_is_integer(recipe_get(q->recipe, "numerics.slice_tokens")))
-        recipe_put(q->recipe, "numerics.slice_tokens", json_integer(E2E_SLICE_TOKENS));
+        recipe_put(q->recipe, "numerics.slice_tokens",
+                   json_integer(e2e_slice_tokens(q->source.cfg.hidden)));
 }
 
 /* On one cell bits do not depend on threads: "auto" stays. */

@@ -11,8 +11,12 @@
 #include "pipeline/e2e_pass.h"
 #include "pipeline/memory_plan.h"
 
-/* numerics.slice_tokens: auto. */
-enum { E2E_SLICE_TOKENS = 256 };
+/* Local. numerics.slice_tokens: auto. The model alone decides, since bits depend on it: a model
+ * that fits one rank has no stages to keep busy, and products of more rows are faster. */
+enum { E2E_SLICE_TOKENS = 256, E2E_SLICE_TOKENS_SMALL = 512, E2E_SMALL_HIDDEN = 2048 };
+static inline int64_t e2e_slice_tokens(int64_t hidden) {
+    return hidden <= E2E_SMALL_HIDDEN ? E2E_SLICE_TOKENS_SMALL : E2E_SLICE_TOKENS;
+}
 
 typedef enum recompute_wish { RECOMPUTE_AUTO, RECOMPUTE_ON, RECOMPUTE_OFF } recompute_wish;
 
