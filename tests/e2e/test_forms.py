@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""archive.form: which recipes become int-quantized, what is said of those that cannot; what such an archive holds;
+folders unpacked from an archive are evaluated as it is; scale.start: smooth against a reference from its definition."""
+import array
+import json
+import math
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
+import make_model  # noqa: E402
+from spin import STORIES, TEXT, Case, main, settings, spin, tar_hashes, unpack  # noqa: E402
+
+FP32 = ["--dtype", "fp32"]
+INT8 = ("activations.bits=8", "activations.symmetric=true", "activations.o_group=token", "activations.scale=compressed-tensors")
+
+
+def tensors_of(folder):
+    return make_model.read_safetensors(os.path.join(folder, "model-00001-of-00001.safetensors"))[0]
+
+
+def config_of(folder):
+    with open(os.path.join(folder, "config.json")) as f:
+        return json.load(f)
+
+
+def floats(tensor):
+    """Values of a BF16 or F32 tensor."""
+    dtype, _, data = tensor
+    if dtype == "F32":
+        return array.array("f", data)
+    halves = array.array("H", data)
+    return array.array("f", array.array("I", [h << 16 for h in halves]).tobytes())
+
+
+class Forms(Case):
+    def quantize(self, name, *more, model=STORIES, **how):
+        out = self.path(name)
+        r = self.good("quantize", "--model", model, "--out", out, *settings(*more), **how)
+        return out, r
+
+    def test_codes_are_those_of_the_packed_form(self):
+        """The same numbers in both forms: unpacked here from the words, by the definition of the words."""
+        a, _ = self.quantize("a", *INT8, "archive.form=pack-quantized", "archive.name=x")
+        b, _ = self.quantize("b", *INT8, "archive.name=x", ranks=3)
+        packed, plain = tensors_of(unpack(a, a + "-hf")), tensors_of(unpack(b, b + "-hf"))
+        linears = [k[:-len("_packed")] for k in packed if k.endswith(".weight_packed")]
+        self.assertEqual(len(linears), 35)
+        self.assertEqual({k for k in plain if not k.endswith("_scale")},
+                         {k for k in packed if not k.endswith(("_packed", "_shape", "_scale"))} | set(linears))
+        for name in linears:
+            dtype, (rows, cols), data = plain[name]
+            words, want = array.array("I", packed[name + "_packed"][2]), array.array("b")
+            per_row = len(words) // rows
+            for i in range(rows):
+                for j in range(cols):
+                    want.append((words[i * per_row + j // 8] >> 4 * (j % 8) & 15) - 8)
+            self.assertEqual((dtype, data), ("I8", want.tobytes()), name)
+            self.assertEqual(plain[name + "_scale"], packed[name + "_scale"])
+        self.assertEqual(self.perplexity(a, TEXT, 128, *FP32), self.perplexity(b, TEXT, 128, *FP32))
+
+    def test_auto(self):
+        for i, (more, form) in enumerate(((INT8, "int-quantized"), ((), "pack-quantized"),
+                                          (("activations.bits=8",), "pack-quantized"),
+                                          ((*INT8, "weights.symmetric=false"), "pack-quantized"),
+                                          ((*INT8, "activations.clip=0.9"), "pack-quantized"))):
+            out, r = self.quantize(f"auto{i}", *more)
+            self.assertEqual(config_of(unpack(out, out + "-hf"))["quantization_config"]["format"], form, more)
+            says = "load in no runtime" in r.err
+            self.assertEqual(says, bool(more) and form == "pack-quantized", r.err)
+            if says:
+                self.assertRegex(r.err, "activations.symmetric=true|weights.symmetric=true|activations.clip=1.0")
+
+    def test_contradictions(self):
+        for more, key in (((), "activations.bits"), (("activations.bits=4",), "activations.bits"),
+                          (("activations.bits=8",), "activations.symmetric"), ((*INT8, "activations.o_group=head"), "o_group"),
+                          ((*INT8, "activations.scale=published"), "activations.scale"),
+                          ((*INT8, "activations.down_bits=4"), "down_bits"), ((*INT8, "weights.symmetric=false"), "weights.symmetric")):
+            out = self.path("bad")
+            self.bad(2, [key, "pack-quantized"], "quantize", "--model", STORIES, "--out", out,
+                     *settings(*more, "archive.form=int-quantized"), out=out)
+
+    def test_folder_is_evaluated_as_the_archive(self):
+        """4-bit activations and cache, R3 and R4 in blocks: the folder's config.json carries what eval needs."""
+        model = make_model.make(self.path("m"), "--dtype", "BF16")
+        out, r = self.quantize("o", "activations.bits=4", "kv.bits=4", "rotate.online=[r3, r4]", "rotate.r4_block=32", model=model)
+        self.assertIn("no common runtime", r.err)
+        folder = unpack(out, out + "-hf")
+        got = self.perplexity(out, TEXT, 96, *FP32)
+        self.assertEqual(got, self.perplexity(folder, TEXT, 96, *FP32))
+        self.assertNotEqual(got, self.perplexity(folder, TEXT, 96, *FP32, *settings("activations.bits=16", "kv.bits=16")))
+
+    def test_damaged(self):
+        """A code out of range, a tensor of another type: named, never a crash."""
+        out, _ = self.quantize("o", *INT8)
+        folder = unpack(out, out + "-hf")
+        path = os.path.join(folder, "model-00001-of-00001.safetensors")
+        name = "model.layers.1.mlp.up_proj.weight"
+        tensors, meta = make_model.read_safetensors(path)
+        good = tensors[name]
+        for bad, says in (((good[0], good[1], b"\x08" + good[2][1:]), "out of the range of 4 bits"),
+                          (("U8", good[1], good[2]), "I8"),
+                          ((good[0], [good[1][0] - 1, good[1][1]], good[2][:-good[1][1]]), "size|shape")):
+            tensors[name] = bad
+            make_model.write_safetensors(path, tensors, meta)
+            r = spin("eval", "--model", folder, "--text", TEXT, "--window", 96)
+            self.assertIn(r.rc, (3, 4), r)
+            self.assertRegex(r.err, f"(?s){name}.*({says})", r)
+
+
+class Smooth(Case):
+    def how(self, *more):
+        return ["--calib", TEXT, *settings("calib.windows=4", "calib.window=96", "rotate.r1=false", "rotate.r2=none", *INT8,
+                                           "weights.bits=8", "scale.start=smooth", *more)]
+
+    def scales(self, name, *more, model=STORIES, ranks=0):
+        out = self.path(name)
+        self.good("quantize", "--model", model, "--out", out, *self.how(*more), ranks=ranks)
+        tensors, _ = make_model.read_safetensors(os.path.join(out, "rotations.safetensors"))
+        return out, {k: array.array("d", v[2]) for k, v in tensors.items()}
+
+    def test_definition(self):
+        """alpha 0 knows the weights alone: S of a norm is 1 / (largest weight of a column times its gain), over its mean."""
+        model = make_model.make(self.path("m"), "--dtype", "BF16", "--untied")
+        out, got = self.scales("o", "scale.pairs=[norm, ud]", "scale.alpha=0", model=model, ranks=2)
+        w = make_model.read_safetensors(os.path.join(model, "model.safetensors"))[0]
+        checked = 0
+        for key, readers, gain in (("input_layernorm.S", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "input_layernorm"),
+                                   ("post_attention_layernorm.S", ("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"),
+                                   ("mlp.S_ud", ("mlp.down_proj",), None)):
+            s = got[f"model.layers.1.{key}"]
+            most = [0.0] * len(s)
+            for r in readers:
+                v = floats(w[f"model.layers.1.{r}.weight"])
+                for j in range(len(s)):
+                    most[j] = max(most[j], max(map(abs, v[j::len(s)])))
+            g = floats(w[f"model.layers.1.{gain}.weight"]) if gain else [1.0] * len(s)
+            want = [-math.log(max(m * abs(x), 1e-5)) for m, x in zip(most, g)]
+            middle = sum(want) / len(want)
+            for a, b in zip(s, want):
+                self.assertAlmostEqual(math.log(a), b - middle, delta=0.005 if gain else 1e-6)  # norms are kept as bf16 gains
+                checked += 1
+        self.assertGreater(checked, 100)
+        self.good("verify", out, "--source", model, "--equivalence", ranks=2)
+
+    def test_activations_count(self):
+        """alpha 1 knows the activations alone, and 0.5 is the geometric mean of both, but for the mean."""
+        s = {a: self.scales(f"a{a}", "scale.pairs=[ud, vo]", f"scale.alpha={a}")[1] for a in (0, 0.5, 1)}
+        for key in s[0]:
+            n = len(s[0][key])
+            if max(max(abs(math.log(x)) for x in s[a][key]) for a in s) > math.log(60):
+                continue  # held at the bounds
+            for j in range(n):
+                self.assertAlmostEqual(math.log(s[0.5][key][j]), (math.log(s[0][key][j]) + math.log(s[1][key][j])) / 2, delta=1e-9)
+            self.assertGreater(max(s[1][key]) / min(s[1][key]), 1.1)
+
+    def test_ranks(self):
+        got = {json.dumps(tar_hashes(self.scales(f"r{ranks}", "scale.pairs=[norm, vo, ud]", ranks=ranks)[0])) for ranks in (1, 2, 4)}
+        self.assertEqual(len(got), 1)
+
+    def test_contradictions(self):
+        for more, says in ((("scale.pairs=[qk]",), "qk"), (("scale.pairs=[norm]", "rotate.r1=true"), "R1"),
+                           (("scale.pairs=[vo]", "rotate.r2=layer"), "R2"), (("scale.pairs=[]",), "no pair"),
+                           (("scale.pairs=[ud]", "rotate.online=[r4]"), "R4")):
+            out = self.path("bad")
+            self.bad(2, [says], "quantize", "--model", STORIES, "--out", out, *self.how(*more), out=out)
+
+
+if __name__ == "__main__":
+    main()
