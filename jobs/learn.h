@@ -48,8 +48,8 @@ static inline int64_t learner_r2_entries(const learner *l) {
 err learn_scales_init(learner *l);
 bool learn_scales_done(const learner *l);           /* local; also where none are asked for */
 bool learn_scales_need_gradients(const learner *l); /* local; of the rows of the pool */
-/* Local. What the capture pass has to sum, into l->scale_moments or l->scale_peaks (NULL: nothing); its
- * bytes. */
+/* Local. What the capture pass has to sum, into l->scale_moments or l->scale_peaks (NULL: nothing);
+ * its bytes. */
 err learn_scales_moments(learner *l);
 uint64_t learn_scales_moments_bytes(const learner *l);
 /* Collective. From the moments and the pool, with R1 as it is; then into the set of q. */
@@ -137,6 +137,8 @@ typedef struct learn_phase {
      */
     void (*state_counts)(void *self, int64_t *common, int64_t *cell);
     err (*state_save)(void *self, double *common, double *cell);
+    /* What is the same on every rank that has it; returns its bytes: local. */
+    uint64_t (*replica)(void *self, const void **data);
 } learn_phase;
 
 /* Collective. Steps done + 1 .. p->steps with their events, commits, and stops (ERR_STOPPED). */

@@ -237,6 +237,10 @@ static err state_save(void *self, double *common, double *cell) {
     return learn_e2e_state_save(self, common, cell);
 }
 
+static uint64_t replica_of(void *self, const void **data) {
+    return learn_e2e_replica(self, data);
+}
+
 /* Collective. A state of this phase and of these sizes on every rank is taken over. */
 static err go_on(const learner *l, learn_e2e *r, int64_t k, const learn_kept *saved,
                  int64_t *done) {
@@ -263,7 +267,8 @@ static err run(learner *l, int64_t k, const learn_kept *saved, const e2e_phase *
                              .commit_steps = 1,
                              .step = step,
                              .state_counts = state_counts,
-                             .state_save = state_save};
+                             .state_save = state_save,
+                             .replica = replica_of};
     if (!e.code) e = learn_run_steps(l, &ops, done);
     if (!e.code) learn_e2e_take(r, l->R1, l->R2);
     learn_e2e_destroy(&r);

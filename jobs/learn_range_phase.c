@@ -84,6 +84,10 @@ static err state_save(void *self, double *common, double *cell) {
     return learn_range_state_save(self, common, cell);
 }
 
+static uint64_t replica_of(void *self, const void **data) {
+    return learn_range_replica(self, data);
+}
+
 /* Collective. A state of this phase and of these sizes on every rank is taken over. */
 static err go_on(const learner *l, learn_range *r, int64_t k, const learn_kept *saved,
                  int64_t *done) {
@@ -136,7 +140,8 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
                        .commit_steps = COMMIT_STEPS,
                        .step = step,
                        .state_counts = state_counts,
-                       .state_save = state_save};
+                       .state_save = state_save,
+                       .replica = replica_of};
     if (!e.code) e = learn_run_steps(l, &ops, done);
     if (!e.code && l->R1) learn_range_take_r1(r, l->R1);
     if (!e.code && l->r2_heads) {

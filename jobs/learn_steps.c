@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "jobs/stop.h"
+#include "mpi/replicas.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -26,12 +27,22 @@ static err phase_state(const learner *l, const learn_phase *p, learn_kept *k) {
     return e.code ? e : p->state_save(p->self, k->common, k->cell);
 }
 
+/* Collective. A commit must not make durable what ranks do not agree on. */
+static err check_replicas(const learner *l, const learn_phase *p, const char *name) {
+    const void *data;
+    const uint64_t bytes = p->replica(p->self, &data);
+    const replica parts[] = {{"R1", data, bytes}};
+    return replicas_check(l->q->c, parts, 1, name);
+}
+
 static err commit_phase(learner *l, const learn_phase *p, const learn_report *report) {
     quantize_run *q = l->q;
     learn_kept k;
     char name[32];
     snprintf(name, sizeof name, "learn.%" PRId64, p->number);
-    err e = phase_state(l, p, &k);
+    err e = check_replicas(l, p, name);
+    if (e.code) return e;
+    e = phase_state(l, p, &k);
     if (!e.code) e = learn_keep(q, &k);
     if (q->state && !e.code) e = learn_commit(q, name);
     learn_kept_clear(&k);

@@ -8,6 +8,7 @@
 #include "base/size.h"
 #include "base/task.h"
 #include "jobs/stop.h"
+#include "mpi/replicas.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -124,6 +125,18 @@ static err share_round(quantize_run *q, const item_report *mine, int64_t *done_i
     return e;
 }
 
+/* Collective. What every rank goes by: the recipe, and which units are done. */
+static err check_replicas(const quantize_run *q) {
+    char *text = json_dumps(recipe_tree(q->recipe), JSON_COMPACT);
+    if (!text) abort();
+    const replica parts[] = {
+        {"recipe", text, strlen(text)},
+        {"list of finished units", q->units, (uint64_t)q->n_units * sizeof *q->units}};
+    err e = replicas_check(q->c, parts, 2, "quantizing");
+    free(text);
+    return e;
+}
+
 err quantize_do_items(quantize_run *q) {
     int64_t done = 0, at = 0, round = 0, n_own;
     for (int64_t i = 0; i < q->n_items; i++) done += quantize_item_done(q, i);
@@ -143,6 +156,8 @@ err quantize_do_items(quantize_run *q) {
         e = comm_agree(q->c, e, "quantizing", NULL);
         if (e.code) break;
         e = share_round(q, &mine, &done);
+        err same = check_replicas(q);
+        if (!e.code) e = same;
         bool stop = stop_agreed(q->c);
         bool due = stop || done == q->n_items || clock_now_s() - last_commit_s > COMMIT_EVERY_S;
         if (q->state && due && !e.code) {

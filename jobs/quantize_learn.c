@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "jobs/setup.h"
+#include "mpi/replicas.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -48,6 +49,16 @@ static void learner_clear(learner *l) {
     scale_peaks_destroy(&l->scale_peaks);
 }
 
+/* Collective. What fusion is about to use, on each rank. */
+static err check_replicas(const learner *l, const double *R1) {
+    const uint64_t n = R1 ? (uint64_t)learner_cfg(l)->hidden : 0,
+                   n2 = l->R2 ? (uint64_t)(learner_cfg(l)->layers * learner_r2_entries(l)) : 0;
+    const replica parts[] = {{"R1", R1, n * n * sizeof *R1},
+                             {"R2", l->R2, n2 * sizeof *l->R2},
+                             {"scales", l->scales, (uint64_t)l->n_scales * sizeof *l->scales}};
+    return replicas_check(l->q->c, parts, 3, "the learned rotations");
+}
+
 /* Learned matrices take the place of the start points in the set that fusion uses. */
 static err adopt(learner *l) {
     rotation_set *set = l->q->rotations;
@@ -55,8 +66,8 @@ static err adopt(learner *l) {
     rotation *r = NULL;
     double *R1;
     err e = learn_r1_whole(l, &R1); /* fusion takes it whole */
-    if (e.code) return e;
-    if (R1) e = rotation_create_dense(learner_cfg(l)->hidden, R1, &r);
+    if (!e.code) e = check_replicas(l, R1);
+    if (!e.code && R1) e = rotation_create_dense(learner_cfg(l)->hidden, R1, &r);
     mem_free(R1);
     if (!e.code && r) e = rotation_set_put_r1(set, &r);
     for (int64_t i = 0; l->r2_heads && i < learner_cfg(l)->layers && !e.code; i++) {

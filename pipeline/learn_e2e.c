@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/rng.h"
 #include "base/size.h"
 #include "model/tensors.h"
 #include "pipeline/e2e_batch.h"
@@ -413,6 +414,28 @@ void learn_e2e_state_counts(const learn_e2e *l, int64_t *common, int64_t *cell) 
     *common =
         STATE_R2 + l->cfg->layers * l->o.r2_heads * r2_part_state_each(l->o.kind, l->cfg->head_dim);
     *cell = l->r1 ? cayley_dist_state_count(l->r1) : 0;
+}
+
+uint64_t learn_e2e_replica(learn_e2e *l, const void **data) {
+    const int64_t n = l->cfg->hidden;
+    const bool wide = l->w->shape.compute == COMPUTE_F64; /* else R1 stands in fp32 alone */
+    double *row = l->band;
+    float *narrow = l->band;
+    *data = NULL;
+    if (!l->R1) return 0;
+    for (int64_t i = 0; i < n; i++) {
+        const double x = rng_normal(0, RNG_PROBE, (uint64_t)i);
+        if (wide)
+            row[i] = x;
+        else
+            narrow[i] = (float)x;
+    }
+    if (wide)
+        rotation_apply_f64(l->R1, row, 1, n, false);
+    else
+        rotation_apply_f32(l->R1, narrow, 1, n, false);
+    *data = l->band;
+    return (uint64_t)n * (wide ? sizeof *row : sizeof *narrow);
 }
 
 err learn_e2e_state_save(learn_e2e *l, double *common, double *cell) {

@@ -59,6 +59,11 @@ err learn_e2e_step(learn_e2e *l, learn_report *report);
  */
 void learn_e2e_take(learn_e2e *l, dealt_rows *to, double *R2);
 
+/* Local. For mpi/replicas.h: a fixed random row times this rank's R1, which any changed bit of it
+ * changes; NULL where R1 is not learned, or the rank is idle; returns its bytes. Borrowed until the
+ * next call of this module. */
+uint64_t learn_e2e_replica(learn_e2e *l, const void **data);
+
 /* Local. Passes so far: more than steps, by the first one and by those that were repeated. */
 int64_t learn_e2e_passes(const learn_e2e *l);
 

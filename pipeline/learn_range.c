@@ -418,6 +418,11 @@ const double *learn_range_r2(const learn_range *l) {
     return l->R2;
 }
 
+uint64_t learn_range_replica(const learn_range *l, const void **data) {
+    *data = l->R1;
+    return l->R1 ? (uint64_t)(l->n * l->n) * sizeof *l->R1 : 0;
+}
+
 /* ---- state: in common the step, then for each R2 the matrix with its optimiser ---- */
 
 /* The optimiser's own order is steps, v of all, M of all. In the file matrices stand one after the

@@ -53,6 +53,9 @@ err learn_range_step(learn_range *l, learn_report *report);
 void learn_range_take_r1(learn_range *l, dealt_rows *to);
 /* Local. R2 of the rank's own layers as they are. Borrowed; change with a step. */
 const double *learn_range_r2(const learn_range *l);
+/* Local. What every rank holds a copy of, for mpi/replicas.h: R1 in fp32, NULL where it is not
+ * learned; returns its bytes. Borrowed; changes with a step. */
+uint64_t learn_range_replica(const learn_range *l, const void **data);
 
 /* Local. Bytes of learn_range_create and its steps on a rank with n_layers layers, for plans; cell:
  * the rank is one of the grid. rows_of_weights: that it draws at most, 0 without them; groups:
