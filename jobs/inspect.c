@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/size.h"
 #include "io/safetensors.h"
+#include "jobs/gptq_table.h"
 #include "jobs/source.h"
 #include "model/tensors.h"
 #include "pipeline/rotation_file.h"
@@ -196,7 +197,24 @@ static bool ends_with(const char *s, const char *end) {
     return n >= m && !strcmp(s + n - m, end);
 }
 
+static err print_errors(const options *o) {
+    json_t *layers;
+    err e = gptq_table_read(o->target, &layers);
+    if (e.code) return e;
+    if (options_has(o, OPT_JSON)) {
+        json_t *v = json_pack("{s:s, s:O}", "path", o->target, "layers", layers);
+        json_dumpf(v, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
+        puts("");
+        json_decref(v);
+    } else {
+        gptq_table_print(layers);
+    }
+    json_decref(layers);
+    return e;
+}
+
 err job_inspect(const comm *c, const options *o) {
+    if (options_has(o, OPT_ERRORS)) return print_errors(o);
     if (options_has(o, OPT_EXPORT_SPINQUANT)) {
         err e = export_spinquant(c, o->target, options_str(o, OPT_EXPORT_SPINQUANT));
         if (!e.code && !options_has(o, OPT_JSON))

@@ -52,6 +52,7 @@ typedef enum option {
     OPT_SOURCE,
     OPT_EQUIVALENCE,
     OPT_TENSORS,
+    OPT_ERRORS,
     OPT_EXPORT_SPINQUANT,
     OPT_JSON,
     OPT_QUIET,

@@ -1,0 +1,218 @@
+#!/usr/bin/env python3
+"""GPTQ over ranks: the same archive on any number of ranks and threads, in memory and from files, over kills; better
+than rounding to nearest on text that it has not seen; what it tells; what it refuses."""
+import os
+import random
+import re
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
+import make_model  # noqa: E402
+from kills import Tail, events, kill_a_rank  # noqa: E402
+from spin import STORIES, TEXT, Case, main, settings, sha256, spin, start, tar_hashes  # noqa: E402
+
+LAYERS = 5  # of STORIES
+KILLS = int(os.environ.get("SPINSHARD_KILLS", "4"))
+SEED = int(os.environ.get("SPINSHARD_KILL_SEED", "1"))
+GPTQ = ("weights.method=gptq", "weights.group=channel", "weights.bits=3", "calib.windows=11", "calib.window=64")
+GPTAQ = ("weights.method=gptaq", "weights.stream=quantized", "weights.alpha=0.5", "weights.symmetric=false",
+         "weights.scale=search", "rotate.online=[r3, r4]", "activations.bits=4", "kv.bits=4", "calib.windows=11",
+         "calib.window=64")
+
+
+class Gptq(Case):
+    def args(self, out, *how, model=STORIES, more=()):
+        return ["quantize", "--model", model, "--calib", TEXT, "--out", out, *settings(*how), *more]
+
+    def result(self, out):
+        got = tar_hashes(out)
+        for n in ("manifest.json", "rotations.safetensors", "recipe.yaml"):
+            got[n] = sha256(os.path.join(out, n))
+        self.assertGreater(len(got), 3)
+        return got
+
+    def run_one(self, name, *how, model=STORIES, more=(), **where):
+        out = self.path(name)
+        r = self.good(*self.args(out, *how, model=model, more=more), **where)
+        return self.result(out), r
+
+    def errors(self, out):
+        layers = self.good("inspect", out, "--errors", "--json").json()["layers"]
+        return [t for layer in layers for t in layer["tensors"]]
+
+    # ---- the same bytes ----
+
+    def same(self, layouts, *how, **what):
+        first, _ = self.run_one("first", *how, **what)
+        for ranks, threads in layouts:
+            got, _ = self.run_one(f"{ranks}-{threads}", *how, ranks=ranks, threads=threads, **what)
+            self.assertEqual(first, got, f"{ranks} ranks, {threads} threads")
+
+    def test_ranks(self):
+        model = make_model.make(self.path("m"), "--biases", "--dtype", "BF16", "--shards", 2)
+        self.same([(1, 2), (2, 1), (3, 2), (4, 1)], *GPTQ, model=model)
+
+    def test_ranks_of_both_streams(self):
+        self.same([(1, 2), (2, 1), (3, 2), (4, 1)], *GPTAQ, "weights.group=channel")
+
+    def test_no_rotation(self):
+        self.same([(3, 1)], *GPTQ, "rotate.r1=false", "rotate.r2=none", "weights.act_order=false")
+
+    def test_grid(self):
+        """Hessians over a grid: equal bytes for equal numerics; close to those of one rank."""
+        grid = ("numerics.gptq_grid_from=100", "numerics.gptq_grid=2x1", "numerics.threads=1")
+        first, _ = self.run_one("g2", *GPTQ, *grid, ranks=2)
+        for ranks in (3, 4):
+            self.assertEqual(first, self.run_one(f"g{ranks}", *GPTQ, *grid, ranks=ranks)[0])
+        self.run_one("alone", *GPTQ)
+        pairs = list(zip(self.errors(self.path("g2")), self.errors(self.path("alone"))))
+        self.assertEqual(len(pairs), 7 * LAYERS)
+        for a, b in pairs:
+            self.assertEqual(a["tensor"], b["tensor"])
+            self.assertLess(abs(a["after"] - b["after"]), 0.02 * b["after"], f"{a} {b}")
+        # up to the first down_proj nothing has been over the grid
+        self.assertEqual([p for p, _ in pairs[:6]], [p for _, p in pairs[:6]])
+        self.assertLess(abs(pairs[6][0]["before"] - pairs[6][1]["before"]), 1e-6)
+        self.bad(7, ["grid of 2x1", "more ranks"], *self.args(self.path("few"), *GPTQ, *grid), out=self.path("few"))
+
+    def test_files(self):
+        """Activations in files, asked for or since memory is short: the same bytes, and nothing is left."""
+        how = [*GPTAQ, "weights.group=channel", "calib.windows=96", "calib.window=256"]
+        first, r = self.run_one("memory", *how)
+        scratch = self.path("scratch")
+        self.assertEqual(first, self.run_one("files", *how, more=["--scratch", scratch], ranks=2)[0])
+        self.assertEqual(os.listdir(scratch), [])
+        found = re.search(r"gptq: memory planned.*?: ([\d.]+) MiB = .*activations ([\d.]+) MiB", r.err)
+        total, activations = map(float, found.groups())
+        self.assertGreater(activations, 20)
+        got, r = self.run_one("short", *how, more=["--mem", f"{int(total - activations / 2)}M"])
+        self.assertEqual(first, got)
+        self.assertRegex(r.err, "activations go to .*run/scratch.*do not fit in memory")
+        out = self.path("full")
+        self.bad(6, ["needs", "--mem"], *self.args(out, *how, more=["--mem", "20M"]), out=out)
+
+    def test_scratch_full(self):
+        """No space for activations: exit 5; the same command goes on once there is some."""
+        how = [*GPTQ, "calib.windows=8"]
+        first, _ = self.run_one("ref", *how)
+        out, scratch = self.path("o"), self.path("scratch")
+        args = self.args(out, *how, more=["--scratch", scratch])
+        writes = 1
+        while True:  # the n-th write fails, until one of those into the scratch folder does
+            r = spin(*args, env={"SPINSHARD_FAULT": f"write:{writes}::enospc"}, ranks=2)
+            if "spinshard-" in "".join(r.errors()):
+                break
+            self.assertLess(writes, 200, f"no write into the scratch folder failed\n{r}")
+            writes += 1
+            if r.rc == 0:
+                self.good(*args, "--force")
+                self.fail(f"no write into the scratch folder\n{r}")
+        self.assertEqual(r.rc, 5, f"\n{r}")
+        self.good(*args, ranks=2)
+        self.assertEqual(first, self.result(out))
+        self.assertEqual(os.listdir(scratch), [])
+
+    # ---- kills ----
+
+    def kill_after(self, args, out, layers, rng):
+        """SIGKILL of a rank a random moment after so many layers are told; True if the run was still there."""
+        p, tail, seen = start(args, ranks=rng.choice((1, 2, 3))), Tail(out), 0
+        deadline = time.monotonic() + 100
+        while p.poll() is None and seen < layers and time.monotonic() < deadline:
+            seen += sum(e["event"] == "errors" for e in tail.new())
+            time.sleep(0.0005)
+        time.sleep(rng.uniform(0, 0.03))
+        return kill_a_rank(p, rng).rc != 0
+
+    def test_kills(self):
+        rng, killed = random.Random(SEED), 0
+        for how in (GPTQ, [*GPTAQ, "weights.group=channel"]):
+            ref, _ = self.run_one("ref-" + how[0], *how)
+            for k in range((KILLS + 1) // 2):
+                out = self.path(f"o-{how[0]}-{k}")
+                args = self.args(out, *how)
+                killed += self.kill_after(args, out, rng.randrange(LAYERS), rng)
+                killed += self.kill_after(args, out, rng.randrange(2), rng)
+                self.good(*args, ranks=rng.choice((1, 2, 3)))
+                self.assertEqual(ref, self.result(out))
+                layers = [e["layer"] for e in events(out) if e["event"] == "errors"]
+                self.assertEqual(layers, sorted(layers), "finished layers are final")
+                self.assertEqual(len(self.errors(out)), 7 * LAYERS)
+        self.assertGreater(killed, 0, "no kill came in time")
+
+    def test_a_lost_layer(self):
+        """A layer whose object is damaged is made again from the streams before it; those after it stay."""
+        first, _ = self.run_one("ref", *GPTQ)
+        out = self.path("o")
+        r = spin(*self.args(out, *GPTQ), env={"SPINSHARD_FAULT": "rename:%d:0:kill" % (4 * LAYERS)})
+        self.assertNotEqual(r.rc, 0)
+        done = [e for e in events(out) if e["event"] == "errors"]
+        self.assertGreater(len(done), 1, "no layer was done before the kill")
+        objects = os.path.join(out, "run", "objects")
+        state = open(os.path.join(out, "run", "state.json")).read()
+        hex_of = re.search(r'"units":\{"1":\{"object":"(\w+)"', state).group(1)
+        with open(os.path.join(objects, hex_of), "r+b") as f:
+            f.write(b"\xff" * 16)
+        r = self.good(*self.args(out, *GPTQ), ranks=2)
+        self.assertRegex(r.err, "done again")
+        self.assertEqual(first, self.result(out))
+
+    # ---- what it is good for, what it tells ----
+
+    def test_better_than_nearest(self):
+        tail = ["--tail", 600]
+        ppl = {}
+        for method in ("rtn", "gptq"):
+            out = self.path(method)
+            self.good(*self.args(out, *GPTQ, f"weights.method={method}", "calib.windows=14"))
+            ppl[method] = self.perplexity(out, TEXT, 100, *tail)["ppl"]
+        whole = self.perplexity(STORIES, TEXT, 100, *tail)["ppl"]
+        self.assertLess(ppl["gptq"] - whole, 0.6 * (ppl["rtn"] - whole), f"{ppl} {whole}")
+
+    def test_errors(self):
+        out = self.path("o")
+        r = self.good(*self.args(out, *GPTQ))
+        self.assertRegex(r.err, "error of outputs")
+        told = self.errors(out)
+        self.assertEqual(len(told), 7 * LAYERS)
+        self.assertEqual(len({t["tensor"] for t in told}), 7 * LAYERS)
+        for t in told:
+            self.assertLess(t["after"], t["before"], t)
+            self.assertGreater(t["damping"], 0)
+        text = self.good("inspect", out, "--errors").out
+        self.assertIn("model.layers.4.mlp.down_proj.weight", text)
+        rtn = self.path("rtn")
+        self.good(*self.args(rtn, "weights.method=rtn"))
+        self.bad(3, ["no layer that GPTQ rounded"], "inspect", rtn, "--errors")
+
+    # ---- bad input ----
+
+    def test_few_tokens(self):
+        r = self.run_one("few", *GPTQ, "calib.windows=1", "calib.window=16")[1]
+        self.assertRegex(r.err, "16 calibration tokens for matrices of up to 172 columns; damping is raised")
+        damping = [t["damping"] for t in self.errors(self.path("few"))]
+        self.assertTrue(all(d > 0 for d in damping))
+
+    def test_no_text(self):
+        out = self.path("o")
+        self.bad(2, ["--calib"], "quantize", "--model", STORIES, "--out", out, *settings(*GPTQ), out=out)
+
+    def test_not_finite(self):
+        """Products that overflow: the first tensor that meets them and the window are named."""
+        model = make_model.make(self.path("m"), "--layers", 3)
+        path = os.path.join(model, "model.safetensors")
+        tensors, meta = make_model.read_safetensors(path)
+        name = "model.layers.0.mlp.down_proj.weight"
+        dtype, shape, data = tensors[name]
+        self.assertEqual(dtype, "F32")
+        n = len(data) // 4
+        tensors[name] = (dtype, shape, make_model.half_bytes([3e38 * (1 - 2 * (i % 2)) for i in range(n)], "F32"))
+        make_model.write_safetensors(path, tensors, meta)
+        out = self.path("o")
+        self.bad(8, ["layers.1.self_attn.q_proj", "Hessian is not finite", r"calibration window \d"],
+                 *self.args(out, *GPTQ, "rotate.r1=false", "rotate.r2=none", model=model), out=out, ranks=2)
+
+
+if __name__ == "__main__":
+    main()
