@@ -68,6 +68,7 @@ static err phase_settings(const quantize_run *q, gptq_phase *p) {
                         .n_windows = recipe_int(r, "calib.windows"),
                         .length = recipe_int(r, "calib.window"),
                         .asymmetric = recipe_is(r, "weights.method", "gptaq"),
+                        .from_layer = recipe_is(r, "weights.target", "layer"),
                         .alpha = recipe_real(r, "weights.alpha"),
                         .act_order = recipe_bool(r, "weights.act_order"),
                         .solve = {.damp = recipe_real(r, "weights.damp"),
@@ -297,7 +298,7 @@ err quantize_gptq(quantize_run *q) {
     gptq_run *run = NULL;
     if (!layers) abort();
     err e = comm_agree(q->c, phase_settings(q, &p), "gptq", NULL);
-    const int64_t n = layers_to_read(q, p.s.asymmetric, layers, &last);
+    const int64_t n = layers_to_read(q, p.s.asymmetric && !p.s.from_layer, layers, &last);
     quantize_phase_start(q, "gptq");
     if (!e.code && last >= 0) {
         warn_tokens(q);

@@ -63,6 +63,8 @@ static const key keys[] = {
     {"weights.damp", KIND_REAL, "0.01", 0, 1, NULL, "GPTQ: damping, of the mean diagonal"},
     {"weights.stream", KIND_WORD, "full", 0, 0, "full|quantized",
      "GPTQ: activations of calibration"},
+    {"weights.target", KIND_WORD, "layer", 0, 0, "layer|full",
+     "GPTAQ: full precision of each layer alone, or of the whole model"},
     {"weights.alpha", KIND_REAL, "1.0", 0, 1, NULL, "GPTAQ: strength of the asymmetric term"},
     {"activations.bits", KIND_INT, "16", 2, 16, NULL,
      "bits of activations in eval; 16: not quantized"},

@@ -461,22 +461,18 @@ static err hand_over_vectors(const gptq_run *r, int64_t layer, llama_layer *l,
     return e;
 }
 
-static err copy_vector(const float *from, int64_t n, float **to) {
-    void *p;
-    err e = from ? mem_alloc(n, sizeof *from, "norms and biases", &p) : err_none();
-    if (!from || e.code) return e;
-    memcpy(p, from, (size_t)n * sizeof *from);
-    *to = p;
-    return e;
-}
-
-/* The stream of full precision has weights of its own, norms and biases alike. */
-static err copy_vectors(const llama_config *cfg, llama_layer *from, llama_layer *to) {
-    err e = copy_vector(from->attn_norm, cfg->hidden, &to->attn_norm);
-    if (!e.code) e = copy_vector(from->mlp_norm, cfg->hidden, &to->mlp_norm);
-    for (int k = 0; k < GPTQ_LINEARS && !e.code; k++)
-        e = copy_vector(*gptq_layer_bias(from, k), linear_rows(cfg, k), gptq_layer_bias(to, k));
-    return e;
+/* The stream of full precision begins where the quantized one is. */
+static err begin_anew(gptq_run *r) {
+    err e = err_none();
+    for (int64_t i = 0; i < gptq_windows_own(r->windows) && !e.code; i++) {
+        float *from, *to;
+        e = gptq_windows_get_x(r->windows, GPTQ_QUANTIZED, i, &from);
+        if (!e.code) e = gptq_windows_get_x(r->windows, GPTQ_FULL, i, &to);
+        if (e.code) break;
+        memcpy(to, from, (size_t)(r->s.length * r->s.job->cfg->hidden) * sizeof *to);
+        e = gptq_windows_put_x(r->windows, GPTQ_FULL, i);
+    }
+    return comm_agree(r->s.c, e, "activations", NULL);
 }
 
 err gptq_run_layer(gptq_run *r, int64_t layer, const quantize_sink *sink, bool last,
@@ -488,9 +484,10 @@ err gptq_run_layer(gptq_run *r, int64_t layer, const quantize_sink *sink, bool l
     err e = llama_stage_init(&stage, cfg, layer, 1);
     if (!e.code && two) e = llama_stage_init(&full, cfg, layer, 1);
     e = comm_agree(r->s.c, e, "a layer", NULL);
+    if (!e.code && two && r->s.from_layer) e = begin_anew(r);
     if (!e.code) e = gptq_source_next(r->source, layer, &stage.layers[0], report->source_sha256);
     if (!e.code) {
-        if (two) e = copy_vectors(cfg, &stage.layers[0], &full.layers[0]);
+        if (two) e = gptq_layer_copy_vectors(cfg, &stage.layers[0], &full.layers[0]);
         if (!e.code && sink) e = hand_over_vectors(r, layer, &stage.layers[0], sink);
         e = comm_agree(r->s.c, e, "a layer", NULL);
     }
@@ -561,8 +558,9 @@ err gptq_run_pass(gptq_run *r, int64_t layer, const gptq_kept *kept) {
     if (!e.code) e = load_kept(r, layer, kept, &stage.layers[0]);
     e = comm_agree(r->s.c, e, "a finished layer", NULL);
     if (!e.code) e = pass_stream(r, &stage, GPTQ_QUANTIZED);
-    if (!e.code && r->s.asymmetric) e = load_full(r, layer, &full);
-    if (!e.code && r->s.asymmetric) e = pass_stream(r, &full, GPTQ_FULL);
+    const bool both = r->s.asymmetric && !r->s.from_layer;
+    if (!e.code && both) e = load_full(r, layer, &full);
+    if (!e.code && both) e = pass_stream(r, &full, GPTQ_FULL);
     if (stage.cfg) llama_stage_clear(&stage);
     if (full.cfg) llama_stage_clear(&full);
     return e;

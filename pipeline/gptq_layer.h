@@ -2,9 +2,10 @@
  * ranks for the forward and the sums, rows of weights for the rounding. The four inputs of a layer
  * come one after the other, each with what stands before it already quantized (q k v, then o, then
  * gate up, then down); the residual streams go on through the quantized layer. With GPTAQ a second
- * stream of full precision goes beside. Only the layer at hand and the activations are resident.
- * Not files and not the run state (jobs/quantize_gptq.c). Stands at "fused weight -> INT4 codes +
- * scales" where weights.method is gptq or gptaq.
+ * stream of full precision goes beside, from the first layer on or from the input of each layer.
+ * Only the layer at hand and the activations are resident. Not files and not the run state
+ * (jobs/quantize_gptq.c). Stands at "fused weight -> INT4 codes + scales" where weights.method is
+ * gptq or gptaq.
  *
  * The same codes on any number of ranks and threads (over a grid: for equal numerics), since sums
  * are exact, rows are rounded in fixed units, and a factor is made by one rank or one grid. */
@@ -24,6 +25,7 @@ typedef struct gptq_settings {
     int64_t n_windows, length;
     const char *scratch; /* folder for activations; NULL: in memory */
     bool asymmetric;     /* GPTAQ */
+    bool from_layer;     /* the stream of full precision begins anew at each layer's input */
     double alpha;        /* its strength at most */
     bool act_order;
     gptq_solve_options solve;

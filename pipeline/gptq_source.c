@@ -57,6 +57,26 @@ float **gptq_layer_bias(llama_layer *l, int linear) {
     return all[linear];
 }
 
+static err copy_vector(const float *from, int64_t n, float **to) {
+    void *p;
+    err e = from ? mem_alloc(n, sizeof *from, "norms and biases", &p) : err_none();
+    if (!from || e.code) return e;
+    memcpy(p, from, (size_t)n * sizeof *from);
+    *to = p;
+    return e;
+}
+
+err gptq_layer_copy_vectors(const llama_config *cfg, llama_layer *from, llama_layer *to) {
+    err e = copy_vector(from->attn_norm, cfg->hidden, &to->attn_norm);
+    if (!e.code) e = copy_vector(from->mlp_norm, cfg->hidden, &to->mlp_norm);
+    for (int k = 0; k < GPTQ_LINEARS && !e.code; k++) {
+        llama_tensor t;
+        llama_tensor_of(cfg, roles[k], 0, &t);
+        e = copy_vector(*gptq_layer_bias(from, k), t.rows, gptq_layer_bias(to, k));
+    }
+    return e;
+}
+
 static bool mine(const gptq_source *s, int linear) {
     return s->owner[linear] == comm_rank(s->c);
 }

@@ -22,6 +22,9 @@ int gptq_step_count(llama_step step);                    /* local */
 wmat *gptq_layer_linear(llama_layer *layer, int linear); /* local; its slot in a stage */
 float **gptq_layer_bias(llama_layer *layer, int linear); /* local */
 
+/* Local. Norms and biases of a layer into another that has none yet. Fails with ERR_NOFIT. */
+err gptq_layer_copy_vectors(const llama_config *cfg, llama_layer *from, llama_layer *to);
+
 /* Collective on c. Reads the tensors of these layers (rising) ahead, in their order. job, c are
  * borrowed. Caller owns *out. Fails, agreed, with ERR_NOFIT. */
 err gptq_source_create(const comm *c, const quantize_job *job, const int64_t *layers, int64_t n,

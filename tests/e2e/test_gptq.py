@@ -17,7 +17,7 @@ KILLS = int(os.environ.get("SPINSHARD_KILLS", "4"))
 SEED = int(os.environ.get("SPINSHARD_KILL_SEED", "1"))
 GPTQ = ("weights.method=gptq", "weights.group=channel", "weights.bits=3", "calib.windows=11", "calib.window=64")
 GPTAQ = ("weights.method=gptaq", "weights.stream=quantized", "weights.alpha=0.5", "weights.symmetric=false",
-         "weights.scale=search", "rotate.online=[r3, r4]", "activations.bits=4", "kv.bits=4", "calib.windows=11",
+         "weights.scale=search", "rotate.online=[r3, r4]", "rotate.r4_block=4", "activations.bits=4", "kv.bits=4", "calib.windows=11",
          "calib.window=64")
 
 
@@ -28,8 +28,9 @@ class Gptq(Case):
     def result(self, out):
         got = tar_hashes(out)
         for n in ("manifest.json", "rotations.safetensors", "recipe.yaml"):
-            got[n] = sha256(os.path.join(out, n))
-        self.assertGreater(len(got), 3)
+            if os.path.exists(os.path.join(out, n)):  # no rotations without rotation
+                got[n] = sha256(os.path.join(out, n))
+        self.assertGreater(len(got), 2)
         return got
 
     def run_one(self, name, *how, model=STORIES, more=(), **where):
@@ -74,7 +75,7 @@ class Gptq(Case):
         # up to the first down_proj nothing has been over the grid
         self.assertEqual([p for p, _ in pairs[:6]], [p for _, p in pairs[:6]])
         self.assertLess(abs(pairs[6][0]["before"] - pairs[6][1]["before"]), 1e-6)
-        self.bad(7, ["grid of 2x1", "more ranks"], *self.args(self.path("few"), *GPTQ, *grid), out=self.path("few"))
+        self.bad(7, ["grid of 2x1", "at least that many ranks"], *self.args(self.path("few"), *GPTQ, *grid), out=self.path("few"))
 
     def test_files(self):
         """Activations in files, asked for or since memory is short: the same bytes, and nothing is left."""
@@ -100,14 +101,12 @@ class Gptq(Case):
         args = self.args(out, *how, more=["--scratch", scratch])
         writes = 1
         while True:  # the n-th write fails, until one of those into the scratch folder does
-            r = spin(*args, env={"SPINSHARD_FAULT": f"write:{writes}::enospc"}, ranks=2)
-            if "spinshard-" in "".join(r.errors()):
+            r = spin(*args, env={"SPINSHARD_FAULT": f"write:{writes}:1:enospc"}, ranks=2)
+            if "scratch/spinshard-" in "".join(r.errors()):
                 break
             self.assertLess(writes, 200, f"no write into the scratch folder failed\n{r}")
+            self.assertNotEqual(r.rc, 0, f"no write into the scratch folder\n{r}")
             writes += 1
-            if r.rc == 0:
-                self.good(*args, "--force")
-                self.fail(f"no write into the scratch folder\n{r}")
         self.assertEqual(r.rc, 5, f"\n{r}")
         self.good(*args, ranks=2)
         self.assertEqual(first, self.result(out))
@@ -132,9 +131,12 @@ class Gptq(Case):
             for k in range((KILLS + 1) // 2):
                 out = self.path(f"o-{how[0]}-{k}")
                 args = self.args(out, *how)
-                killed += self.kill_after(args, out, rng.randrange(LAYERS), rng)
-                killed += self.kill_after(args, out, rng.randrange(2), rng)
-                self.good(*args, ranks=rng.choice((1, 2, 3)))
+                there = self.kill_after(args, out, rng.randrange(LAYERS), rng)
+                killed += there
+                there = there and self.kill_after(args, out, rng.randrange(2), rng)
+                killed += there
+                if there:  # else the run was faster than its kill
+                    self.good(*args, ranks=rng.choice((1, 2, 3)))
                 self.assertEqual(ref, self.result(out))
                 layers = [e["layer"] for e in events(out) if e["event"] == "errors"]
                 self.assertEqual(layers, sorted(layers), "finished layers are final")
