@@ -14,9 +14,10 @@ typedef enum rng_purpose {
     RNG_PROBE = 4,
     RNG_R1_NORMAL = 5, /* index: row * n + column */
     RNG_R2_NORMAL = 6,
-    RNG_RANGE_ROWS = 7,    /* index: step * rows + i */
+    RNG_RANGE_ROWS = 7,    /* index: site, where its rows begin */
     RNG_DATA = 8,          /* index: window */
     RNG_RANGE_ROWS_R2 = 9, /* index: (step * matrices + matrix) * rows + i */
+    RNG_POOL_ORDER = 11,   /* index: site * rows + i: pipeline/row_pool.c */
     RNG_WEIGHT_ROWS = 10,  /* index: step, matrix, sample: pipeline/weight_rows.c */
 } rng_purpose;
 

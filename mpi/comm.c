@@ -271,7 +271,7 @@ void comm_sum_i64_to(const comm *c, int64_t *v, int64_t n, int root) {
                    c->handle);
 }
 
-void comm_share_f64(const comm *c, double *all, const int64_t *from) {
+static void share(const comm *c, void *all, const int64_t *from, MPI_Datatype type) {
     if (c->size == 1) return;
     int *counts = malloc(2 * (size_t)c->size * sizeof *counts), *at = counts + c->size;
     if (!counts) comm_abort(ERR_NOFIT, "no memory to share parts");
@@ -280,8 +280,16 @@ void comm_share_f64(const comm *c, double *all, const int64_t *from) {
             size_to_int(from[r], "part", &at[r]).code)
             comm_abort(ERR_BUG, "parts do not fit an int");
     }
-    MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DOUBLE, all, counts, at, MPI_DOUBLE, c->handle);
+    MPI_Allgatherv(MPI_IN_PLACE, 0, type, all, counts, at, type, c->handle);
     free(counts);
+}
+
+void comm_share_f64(const comm *c, double *all, const int64_t *from) {
+    share(c, all, from, MPI_DOUBLE);
+}
+
+void comm_share_f32(const comm *c, float *all, const int64_t *from) {
+    share(c, all, from, MPI_FLOAT);
 }
 
 void comm_max_i64(const comm *c, int64_t *v, int64_t n) {

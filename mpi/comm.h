@@ -69,9 +69,10 @@ void comm_max_f64(const comm *c, double *v, int64_t n); /* no NaN */
 /* Collective on c. n bytes of each rank to root, in rank order; `all` (root only) holds size * n.
  */
 void comm_gather(const comm *c, const void *mine, uint64_t n, void *all, int root);
-/* Collective on c. Doubles [from[r], from[r + 1]) of `all` stand at rank r; then all stand at all.
- * from [size + 1], the same on every rank; fewer than 2^31 doubles. */
+/* Collective on c. Elements [from[r], from[r + 1]) of `all` stand at rank r; then all stand at all.
+ * from [size + 1], the same on every rank; fewer than 2^31 elements. */
 void comm_share_f64(const comm *c, double *all, const int64_t *from);
+void comm_share_f32(const comm *c, float *all, const int64_t *from);
 /* Collective on c. Bytes of varying length to root, concatenated in rank order; at root *all is
  * allocated (free) and lens[size] filled; elsewhere both are untouched. */
 void comm_gather_blobs(const comm *c, const void *mine, size_t n, void **all, size_t *lens,

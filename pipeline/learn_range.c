@@ -93,8 +93,11 @@ static void put_start_r1(learn_range *l, const dealt_rows *R1) {
 }
 
 static err create_r1(learn_range *l, const dealt_rows *R1) {
-    cayley_dist_options co = {
-        .n = l->n, .kind = l->o.kind, .grid = l->o.grid, .blas_threads = l->o.blas_threads};
+    cayley_dist_options co = {.n = l->n,
+                              .kind = l->o.kind,
+                              .grid = l->o.grid,
+                              .blas_threads = l->o.blas_threads,
+                              .rough_gradient = true};
     err e = cayley_dist_create(l->c, &co, &l->r1);
     if (e.code) return e;
     int64_t sites = 2 * l->o.layers;
@@ -260,16 +263,13 @@ static void sum_gradient(learn_range *l, const range_batch *b) {
 /* Rows of activations of this rank's R1 sites into the batch. */
 static void draw_r1(learn_range *l) {
     range_rule rule = {.symmetric = l->o.act.symmetric, .include_zero = true};
-    int64_t sites = 2 * l->o.layers;
     for (int64_t i = 0; i < 2 * l->pool->n_layers; i++) {
-        int64_t site = 2 * l->pool->first_layer + i;
+        const int64_t site = 2 * l->pool->first_layer + i;
+        const uint64_t start = rng_u64(l->o.seed, RNG_RANGE_ROWS, (uint64_t)site) >> 32;
         range_draw d = {.rule = rule,
                         .weight = 1,
-                        .seed = l->o.seed,
-                        .purpose = RNG_RANGE_ROWS,
-                        .first_index = (uint64_t)((l->step * sites + site) * l->per_site),
-                        .period = 1,
-                        .span = 1};
+                        .first_index = start + (uint64_t)(l->step * l->per_site),
+                        .in_order = true};
         range_add(l->work1, &l->pool->sets[POOL_R1][i], d, l->per_site);
     }
 }

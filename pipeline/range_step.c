@@ -128,13 +128,19 @@ void range_begin_f32(range_work *w, const float *R) {
     begin(w);
 }
 
+/* Row of a set that draw i takes. */
+static int64_t pick_of(const row_set *s, const range_draw *d, int64_t i) {
+    const uint64_t index = d->first_index + (uint64_t)i;
+    if (d->in_order) return (int64_t)(index % (uint64_t)s->n);
+    const uint64_t r = rng_u64(d->seed, d->purpose, index),
+                   token = (r >> 32) % (uint64_t)(s->n / d->period),
+                   in_token = d->span > 1 ? (uint32_t)r % (uint64_t)d->span : 0;
+    return (int64_t)token * d->period + d->offset + (int64_t)in_token;
+}
+
 void range_add(range_work *w, const row_set *s, range_draw d, int64_t count) {
-    const uint64_t tokens = (uint64_t)(s->n / d.period), span = (uint64_t)d.span;
     for (int64_t i = 0; i < count && w->rows < w->max_rows; i++, w->rows++) {
-        const uint64_t r = rng_u64(d.seed, d.purpose, d.first_index + (uint64_t)i);
-        const int64_t token = (int64_t)((r >> 32) % tokens),
-                      in_token = span > 1 ? (int64_t)((uint32_t)r % span) : 0;
-        const int64_t pick = token * d.period + d.offset + in_token;
+        const int64_t pick = pick_of(s, &d, i);
         w->from[w->rows] = s->x + pick * w->n;
         w->w[w->rows] = d.weight * s->w[pick];
         w->rule[w->rows] = d.rule;
@@ -188,30 +194,29 @@ static inline void take_lanes(lane_ends *e, floats v, ints at) {
     e->lo = choose(below, at, e->lo);
 }
 
-/* Halves against halves: loops that the compiler does vectorise. */
-static inline float largest_lane(floats v) {
-    float m[LANES];
-    memcpy(m, &v, sizeof m);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int k = 0; k < half; k++) m[k] = m[k] > m[k + half] ? m[k] : m[k + half];
-    return m[0];
+/* Every lane becomes the largest, or smallest, of all: halves against halves. */
+static inline floats largest_lane(floats v, ints lane) {
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        const floats w = __builtin_shuffle(v, lane ^ half);
+        v = (floats)choose(v > w, (ints)v, (ints)w);
+    }
+    return v;
 }
 
-static inline int32_t smallest_lane(ints v) {
-    int32_t m[LANES];
-    memcpy(m, &v, sizeof m);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int k = 0; k < half; k++) m[k] = m[k] < m[k + half] ? m[k] : m[k + half];
-    return m[0];
+static inline ints smallest_lane(ints v, ints lane) {
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        const ints w = __builtin_shuffle(v, lane ^ half);
+        v = choose(v < w, v, w);
+    }
+    return v;
 }
 
 /* The largest of two sets of lanes, and the first position that has it. */
-static inline int32_t first_largest(floats a, ints at_a, floats b, ints at_b) {
-    const floats both = (floats)choose(a > b, (ints)a, (ints)b);
-    const float most = largest_lane(both);
+static inline int32_t first_largest(floats a, ints at_a, floats b, ints at_b, ints lane) {
+    const floats most = largest_lane((floats)choose(a > b, (ints)a, (ints)b), lane);
     const ints far = at_a * 0 + INT32_MAX, in_a = choose(a == most, at_a, far),
                in_b = choose(b == most, at_b, far);
-    return smallest_lane(choose(in_a < in_b, in_a, in_b));
+    return smallest_lane(choose(in_a < in_b, in_a, in_b), lane)[0];
 }
 
 /* The first channels that hold the largest and the smallest of u. */
@@ -219,8 +224,9 @@ static void find_ends(const float *u, int64_t n, int32_t *hi, int32_t *lo) {
     int64_t j = 0;
     *hi = *lo = 0;
     if (n >= 2 * LANES) {
-        ints at;
-        for (int k = 0; k < LANES; k++) at[k] = k;
+        ints lane;
+        for (int k = 0; k < LANES; k++) lane[k] = k;
+        ints at = lane;
         const floats v = load_floats(u), w = load_floats(u + LANES);
         lane_ends a = {v, v, at, at}, b = {w, w, at + LANES, at + LANES};
         for (j = 2 * LANES; j + 2 * LANES <= n; j += 2 * LANES) {
@@ -228,8 +234,8 @@ static void find_ends(const float *u, int64_t n, int32_t *hi, int32_t *lo) {
             take_lanes(&a, load_floats(u + j), at);
             take_lanes(&b, load_floats(u + j + LANES), at + LANES);
         }
-        *hi = first_largest(a.most, a.hi, b.most, b.hi);
-        *lo = first_largest(-a.least, a.lo, -b.least, b.lo);
+        *hi = first_largest(a.most, a.hi, b.most, b.hi, lane);
+        *lo = first_largest(-a.least, a.lo, -b.least, b.lo, lane);
         /* Lanes of NaN alone name no position; any will do. */
         if (*hi >= n) *hi = 0;
         if (*lo >= n) *lo = 0;

@@ -59,7 +59,8 @@ void range_begin(range_work *w, const double *R);
 void range_begin_f32(range_work *w, const float *R); /* R in fp32: the same bits */
 
 /* Which rows of a set to draw: the set is tokens of `period` rows (heads) each; of a random token
- * one of the rows offset .. offset + span - 1 is taken. period = span = 1 for R1. */
+ * one of the rows offset .. offset + span - 1 is taken. in_order: row first_index + i of a set that
+ * is shuffled (row_pool_finish), round and round, as memory likes it. */
 typedef struct range_draw {
     range_rule rule;
     float weight; /* a constant of the site, on top of the weight of the row */
@@ -67,10 +68,11 @@ typedef struct range_draw {
     rng_purpose purpose;
     uint64_t first_index;
     int64_t period, offset, span;
+    bool in_order;
 } range_draw;
 
 /* Local. Add `count` rows of a set to the batch: the i-th by the number (seed, purpose,
- * first_index + i), so the same whoever draws it. */
+ * first_index + i) or in order, so the same whoever draws it. */
 void range_add(range_work *w, const row_set *s, range_draw d, int64_t count);
 
 /* Local. Add one row x [n]. */

@@ -2,6 +2,7 @@
 
 #include "base/gemm.h"
 #include "base/mem.h"
+#include "base/rng.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -15,10 +16,9 @@ static int64_t rows_per_token(const row_pool *p, pool_kind kind) {
     return kind == POOL_R1 ? 1 : kind == POOL_VALUE ? p->kv_heads : p->heads;
 }
 
-static err set_init(row_set *s, int64_t n, int64_t width) {
-    void *x = NULL, *w = NULL;
-    err e = mem_alloc(n * width, sizeof(bf16), "sampled rows", &x);
-    if (!e.code) e = mem_alloc(n, sizeof(float), "weights of rows", &w);
+static err set_init(row_set *s, int64_t n, int64_t width, bf16 *x) {
+    void *w = NULL;
+    err e = mem_alloc(n, sizeof(float), "weights of rows", &w);
     *s = (row_set){.n = n, .width = width, .x = x, .w = w};
     return e;
 }
@@ -37,9 +37,13 @@ err row_pool_init(const llama_config *cfg, int64_t first, int64_t n, int64_t tok
         int64_t count = sets_of(out, (pool_kind)k);
         out->sets[k] = calloc((size_t)count + 1, sizeof *out->sets[k]);
         if (!out->sets[k]) abort();
-        int64_t width = k == POOL_R1 ? cfg->hidden : cfg->head_dim;
+        const int64_t width = k == POOL_R1 ? cfg->hidden : cfg->head_dim,
+                      each = tokens * rows_per_token(out, (pool_kind)k);
+        void *rows = NULL;
+        e = mem_alloc(count * each * width, sizeof(bf16), "sampled rows", &rows);
+        out->rows[k] = rows;
         for (int64_t i = 0; i < count && !e.code; i++)
-            e = set_init(&out->sets[k][i], tokens * rows_per_token(out, (pool_kind)k), width);
+            e = set_init(&out->sets[k][i], each, width, out->rows[k] + i * each * width);
     }
     return e;
 }
@@ -47,10 +51,10 @@ err row_pool_init(const llama_config *cfg, int64_t first, int64_t n, int64_t tok
 void row_pool_clear(row_pool *p) {
     for (int k = 0; k < POOL_KINDS; k++) {
         for (int64_t i = 0; p->sets[k] && i < sets_of(p, (pool_kind)k); i++) {
-            mem_free(p->sets[k][i].x);
             mem_free(p->sets[k][i].w);
             mem_free(p->sets[k][i].g);
         }
+        mem_free(p->rows[k]);
         free(p->sets[k]);
     }
     memset(p, 0, sizeof *p);
@@ -116,6 +120,31 @@ static float *gather_weights(const comm *c, const row_pool *p, pool_kind kind, i
     return all;
 }
 
+static void swap_bytes(void *a, void *b, size_t n) {
+    char *p = a, *q = b;
+    for (size_t i = 0; i < n; i++) {
+        const char c = p[i];
+        p[i] = q[i];
+        q[i] = c;
+    }
+}
+
+/* Each place takes one of the rows that are left (Fisher and Yates). `site` counts over the model.
+ */
+static void shuffle(row_set *s, int64_t site) {
+    const size_t row = (size_t)s->width * sizeof *s->x;
+    for (int64_t i = 0; i < s->n - 1; i++) {
+        const uint64_t r = rng_u64(0, RNG_POOL_ORDER, (uint64_t)(site * s->n + i)) >> 32;
+        const int64_t j = i + (int64_t)(r % (uint64_t)(s->n - i));
+        if (j == i) continue;
+        swap_bytes(s->x + i * s->width, s->x + j * s->width, row);
+        if (s->g) swap_bytes(s->g + i * s->width, s->g + j * s->width, row);
+        const float w = s->w[i];
+        s->w[i] = s->w[j];
+        s->w[j] = w;
+    }
+}
+
 err row_pool_finish(const comm *c, row_pool *p, pool_kind kind) {
     int64_t n;
     float *all = gather_weights(c, p, kind, &n);
@@ -136,6 +165,7 @@ err row_pool_finish(const comm *c, row_pool *p, pool_kind kind) {
     for (int64_t i = 0; i < sets_of(p, kind); i++) {
         row_set *s = &p->sets[kind][i];
         for (int64_t r = 0; r < s->n; r++) s->w[r] = (s->w[r] < most ? s->w[r] : most) * scale;
+        if (kind == POOL_R1) shuffle(s, 2 * p->first_layer + i);
     }
     return err_none();
 }

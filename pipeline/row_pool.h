@@ -24,7 +24,7 @@ typedef enum pool_kind {
 /* Rows of one site: bf16 [n, width] and their weights. */
 typedef struct row_set {
     int64_t n, width;
-    bf16 *x;  /* owned */
+    bf16 *x;  /* in the pool's block of its kind */
     float *w; /* owned; sensitivity |dL/dx|^2 of the row, scaled by row_pool_finish */
     bf16 *g;  /* owned; dL/dx of the row; NULL: not kept */
 } row_set;
@@ -35,6 +35,8 @@ typedef struct row_pool {
     int64_t tokens;            /* tokens kept of each site */
     int64_t filled;            /* tokens there are so far */
     row_set *sets[POOL_KINDS]; /* R1: [2 n_layers]; value, o: [n_layers] */
+    bf16 *rows[POOL_KINDS];    /* of all sets of a kind, one block: rows are drawn at random, and
+                                * large pages spare most of the look-ups of addresses */
     double mean[POOL_KINDS];   /* of the weights before row_pool_finish made it 1 */
 } row_pool;
 
@@ -58,8 +60,10 @@ uint64_t row_pool_gradient_bytes(const llama_config *cfg, int64_t n, int64_t tok
 void row_pool_put(row_pool *p, pool_kind kind, int64_t layer, int site, int64_t at,
                   int64_t n_tokens, int64_t stride, const float *x, const float *g);
 
-/* Collective on c. Clamp the weights of a kind at their 99.9 % quantile over all layers of the
- * model and scale them to mean 1, the same for any number of ranks. */
+/* Collective on c. Once for each kind, when all rows are there. Clamp the weights of a kind at
+ * their 99.9 % quantile over all layers of the model and scale them to mean 1, the same for any
+ * number of ranks. Sets of POOL_R1 are shuffled, each in its own order, so that steps may take rows
+ * as they lie: neighbours in a text would be alike. */
 err row_pool_finish(const comm *c, row_pool *p, pool_kind kind);
 
 /* Local. Scale the rows of the sets of a kind, each by one power of two, so that |x| <=

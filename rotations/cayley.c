@@ -1,7 +1,6 @@
 #include "rotations/cayley.h"
 
 #include "base/gemm.h"
-#include "base/lapack.h"
 #include "base/mem.h"
 #include "base/rng.h"
 #include "base/size.h"
@@ -14,6 +13,7 @@ enum {
     BLOCK = 128,           /* rows that an elimination step takes */
     PARALLEL_FROM = 65536, /* numbers, for element-wise work */
     PROBES = 4,
+    TILE = 32, /* rows and columns that stay in cache while a matrix meets its transpose */
 };
 
 static err take(int64_t count, const char *what, double **out) {
@@ -23,9 +23,9 @@ static err take(int64_t count, const char *what, double **out) {
     return e;
 }
 
-/* Wide enough for products at speed, and eight of them while that is so. */
+/* Wide enough for products at speed, and four of them while that is so. */
 int64_t cayley_unit(int64_t n) {
-    enum { UNITS = 8, STEP = 24, WHOLE = 128, MOST = 256 };
+    enum { UNITS = 4, STEP = 24, WHOLE = 128, MOST = 256 };
     if (n <= WHOLE) return n;
     return size_min(MOST, size_ceil_div(size_ceil_div(n, UNITS), STEP) * STEP);
 }
@@ -35,13 +35,21 @@ void cayley_gradient_rows(int64_t n, int64_t b, const double *G, const double *R
 }
 
 void cayley_skew_part(int64_t n, double f, const double *P, double *W) {
-    enum { TILE = 32 }; /* rows and columns that stay in cache */
 #pragma omp parallel for schedule(dynamic) if (n * n >= PARALLEL_FROM)
     for (int64_t i0 = 0; i0 < n; i0 += TILE)
         for (int64_t j0 = 0; j0 < n; j0 += TILE)
             for (int64_t i = i0; i < size_min(i0 + TILE, n); i++)
                 for (int64_t j = j0; j < size_min(j0 + TILE, n); j++)
                     W[i * n + j] = f * (P[i * n + j] - P[j * n + i]);
+}
+
+void cayley_skew_part_f32(int64_t n, double f, const float *P, double *W) {
+#pragma omp parallel for schedule(dynamic) if (n * n >= PARALLEL_FROM)
+    for (int64_t i0 = 0; i0 < n; i0 += TILE)
+        for (int64_t j0 = 0; j0 < n; j0 += TILE)
+            for (int64_t i = i0; i < size_min(i0 + TILE, n); i++)
+                for (int64_t j = j0; j < size_min(j0 + TILE, n); j++)
+                    W[i * n + j] = f * ((double)P[i * n + j] - (double)P[j * n + i]);
 }
 
 static void skew_with(int64_t n, const double *G, const double *R, double *product, double *W) {
@@ -100,33 +108,72 @@ static void scale(int64_t count, double f, double *x) {
     for (int64_t i = 0; i < count; i++) x[i] *= f;
 }
 
+/* a [b, b] (row stride lda) <- its inverse by Gauss-Jordan elimination in place, without exchange
+ * of rows: every pivot is one of a matrix whose symmetric part is positive definite. */
+static void invert_small(int64_t b, double *a, int64_t lda) {
+    for (int64_t k = 0; k < b; k++) {
+        double *pivot = a + k * lda;
+        const double inverse = 1 / pivot[k];
+        pivot[k] = 1;
+        for (int64_t j = 0; j < b; j++) pivot[j] *= inverse;
+        for (int64_t i = 0; i < b; i++) {
+            double *row = a + i * lda;
+            if (i == k) continue;
+            const double f = row[k];
+            row[k] = 0;
+            for (int64_t j = 0; j < b; j++) row[j] -= f * pivot[j];
+        }
+    }
+}
+
+/* The same by halves, [A B; C D]: with S = D - C A^-1 B, whose symmetric part is positive definite
+ * too, it is [A^-1 + U S^-1 V, -U S^-1; -S^-1 V, S^-1], U = A^-1 B, V = C A^-1. */
+static void invert(int64_t b, double *a, int64_t lda) {
+    enum { SMALL = 32 };
+    double u[BLOCK * BLOCK / 4], v[BLOCK * BLOCK / 4], t[BLOCK * BLOCK / 4];
+    if (b <= SMALL) {
+        invert_small(b, a, lda);
+        return;
+    }
+    const int64_t h = b / 2, r = b - h;
+    double *B = a + h, *C = a + h * lda, *D = C + h;
+    invert(h, a, lda);
+    gemm_tile_f64(false, false, h, r, h, a, lda, B, lda, false, u, r);
+    gemm_tile_f64(false, false, r, h, h, C, lda, a, lda, false, v, h);
+    for (int64_t i = 0; i < r * h; i++) v[i] = -v[i];
+    gemm_tile_f64(false, false, r, r, h, v, h, B, lda, true, D, lda);
+    invert(r, D, lda);
+    gemm_tile_f64(false, false, h, r, r, u, r, D, lda, false, t, r);
+    for (int64_t i = 0; i < h; i++)
+        for (int64_t j = 0; j < r; j++) B[i * lda + j] = -t[i * r + j];
+    gemm_tile_f64(false, false, r, h, r, D, lda, v, h, false, C, lda);
+    gemm_tile_f64(false, false, h, h, r, B, lda, v, h, true, a, lda);
+}
+
 /* The inverse of diagonal block [at, at + b) of M as out [b, b], and its negative as minus. */
-static err invert_block(int64_t n, const double *M, int64_t at, int64_t b, double *out,
-                        double *minus) {
+static void invert_block(int64_t n, const double *M, int64_t at, int64_t b, double *out,
+                         double *minus) {
     for (int64_t i = 0; i < b; i++)
         memcpy(out + i * b, M + (at + i) * n + at, (size_t)b * sizeof *out);
-    err e = lapack_inverse(b, out, "I - A/2 of a Cayley step");
+    invert(b, out, b);
     for (int64_t i = 0; i < b * b; i++) minus[i] = -out[i];
-    return e;
 }
 
 /* Block elimination without exchange of rows: M + M^T is positive definite, and so are all that
  * elimination leaves of it, so no block is near singular. Inverses are of diagonal blocks alone;
  * all else is products. Below the diagonal M keeps the multipliers of rows, negated. */
-static err eliminate(cayley_factors *f) {
+static void eliminate(cayley_factors *f) {
     double minus[BLOCK * BLOCK], *M = f->M;
     const int64_t n = f->n, width = size_min(n, BLOCK);
     for (int64_t at = 0; at < n; at += width) {
         const int64_t b = size_min(width, n - at), next = at + b, below = n - next;
-        err e = invert_block(n, M, at, b, f->inverses + at * width, minus);
-        if (e.code) return e;
+        invert_block(n, M, at, b, f->inverses + at * width, minus);
         gemm_f64(false, false, below, b, b, M + next * n + at, n, minus, b, false, f->panel, b);
         for (int64_t i = 0; i < below; i++)
             memcpy(M + (next + i) * n + at, f->panel + i * b, (size_t)b * sizeof *M);
         gemm_f64(false, false, below, below, b, f->panel, b, M + at * n + next, n, true,
                  M + next * n + next, n);
     }
-    return err_none();
 }
 
 err cayley_factor(cayley_factors *f, const double *A) {
@@ -140,7 +187,8 @@ err cayley_factor(cayley_factors *f, const double *A) {
         for (int64_t j = 0; j < n; j++) M[i * n + j] = -0.5 * A[i * n + j];
         M[i * n + i] += 1;
     }
-    return eliminate(f);
+    eliminate(f);
+    return err_none();
 }
 
 void cayley_solve_unit(cayley_factors *f, int64_t i, const double *R) {

@@ -42,6 +42,7 @@ int64_t cayley_unit(int64_t n); /* local */
  * (f = -1/2: cayley_skew). P and W may not overlap. */
 void cayley_gradient_rows(int64_t n, int64_t b, const double *G, const double *R, double *P);
 void cayley_skew_part(int64_t n, double f, const double *P, double *W);
+void cayley_skew_part_f32(int64_t n, double f, const float *P, double *W);
 
 /* I - A/2 factored by blocks. */
 typedef struct cayley_factors {

@@ -77,7 +77,7 @@ err cayley_dist_create(const comm *c, const cayley_dist_options *o, cayley_dist 
     *d = (cayley_dist){.c = c, .o = *o};
     const bool single = (int64_t)o->grid.rows * o->grid.cols == 1;
     if (of_team(o))
-        e = cayley_team_create(c, o->n, o->kind, &d->team);
+        e = cayley_team_create(c, o->n, o->kind, o->rough_gradient, &d->team);
     else
         e = single ? comm_agree(c, create_single(d), "R1", NULL) : create_grid(d);
     if (e.code)

@@ -21,6 +21,9 @@ typedef struct cayley_dist_options {
     grid_shape grid;  /* grid_resolve */
     int blas_threads; /* numerics.threads; of a cell inside ScaLAPACK; not used on 1x1 */
     int block;        /* 0: DMAT_BLOCK; for tests */
+    /* The gradient is a sum of products in 16 bit, and W is made of it in fp32 where ranks share
+     * the step of a 1x1 grid: its error is far below the gradient's. R stays as orthogonal. */
+    bool rough_gradient;
 } cayley_dist_options;
 
 /* Collective on c. R is zero until put. Borrows c. Caller owns *out. Fails, the same on every rank,

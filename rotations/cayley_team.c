@@ -1,5 +1,6 @@
 #include "rotations/cayley_team.h"
 
+#include "base/gemm.h"
 #include "base/mem.h"
 #include "base/size.h"
 #include "rotations/cayley.h"
@@ -11,7 +12,8 @@
 struct cayley_team {
     const comm *c;
     int64_t n;
-    double *R, *W; /* [n, n]; W: the gradient's rows of this rank, then W and A */
+    bool rough;
+    double *R, *W; /* [n, n]; W: the gradient's rows of this rank (rough: in fp32), then W and A */
     cayley_factors f;
     optimizer *opt;
     int64_t *from; /* [ranks + 1] first row, and column, of each rank */
@@ -24,12 +26,14 @@ static int64_t first_of(const cayley_team *t, int rank) {
     return size_min(t->n, units * rank / comm_size(t->c) * unit);
 }
 
-err cayley_team_create(const comm *c, int64_t n, optimizer_kind kind, cayley_team **out) {
+err cayley_team_create(const comm *c, int64_t n, optimizer_kind kind, bool rough,
+                       cayley_team **out) {
     void *R = NULL, *W = NULL;
     cayley_team *t = calloc(1, sizeof *t);
     const size_t ranks = (size_t)comm_size(c);
     if (!t) abort();
-    *t = (cayley_team){.c = c, .n = n, .from = calloc(2 * (ranks + 1), sizeof *t->from)};
+    *t = (cayley_team){
+        .c = c, .n = n, .rough = rough, .from = calloc(2 * (ranks + 1), sizeof *t->from)};
     if (!t->from) abort();
     t->part = t->from + ranks + 1;
     for (int r = 0; r <= comm_size(c); r++) {
@@ -69,7 +73,9 @@ double *cayley_team_R(cayley_team *t) {
 }
 
 void cayley_team_put_gradient(cayley_team *t, int64_t row, int64_t rows, const double *G) {
-    memcpy(t->W + row * t->n, G, (size_t)(rows * t->n) * sizeof *G);
+    float *rough = (float *)t->W + row * t->n;
+    if (!t->rough) memcpy(t->W + row * t->n, G, (size_t)(rows * t->n) * sizeof *G);
+    for (int64_t i = 0; t->rough && i < rows * t->n; i++) rough[i] = (float)G[i];
 }
 
 void cayley_team_sum_gradient(cayley_team *t, int64_t row, int64_t rows, int64_t *v, int exponent) {
@@ -83,8 +89,15 @@ void cayley_team_sum_gradient(cayley_team *t, int64_t row, int64_t rows, int64_t
         comm_sum_i64_to(t->c, part, count * n, r);
         if (comm_rank(t->c) != r) continue;
         double *G = t->W + first * n;
+        float *rough = (float *)t->W + first * n;
 #pragma omp parallel for
-        for (int64_t i = 0; i < count * n; i++) G[i] = (double)part[i] * unit;
+        for (int64_t i = 0; i < count * n; i++) {
+            const double g = (double)part[i] * unit;
+            if (t->rough)
+                rough[i] = (float)g;
+            else
+                G[i] = g;
+        }
     }
 }
 
@@ -97,6 +110,21 @@ static void direction(cayley_team *t) {
         cayley_gradient_rows(n, size_min(unit, n - i), t->W + i * n, t->R, t->f.X + i * n);
     comm_share_f64(t->c, t->f.X, t->part);
     cayley_skew_part(n, -0.5, t->f.X, t->W);
+}
+
+/* The same in fp32: W holds G, then R, and X holds the product, in half their room. */
+static void rough_direction(cayley_team *t) {
+    const int64_t n = t->n, unit = cayley_unit(n);
+    const int r = comm_rank(t->c);
+    float *G = (float *)t->W, *R = G + n * n, *P = (float *)t->f.X;
+#pragma omp parallel for
+    for (int64_t i = 0; i < n * n; i++) R[i] = (float)t->R[i];
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t i = t->from[r]; i < t->from[r + 1]; i += unit)
+        gemm_tile_f32(false, true, size_min(unit, n - i), n, n, G + i * n, n, R, n, false,
+                      P + i * n, n);
+    comm_share_f32(t->c, P, t->part);
+    cayley_skew_part_f32(n, -0.5, P, t->W);
 }
 
 /* R <- 2 (I - A/2)^-1 R - R with A in W. */
@@ -115,7 +143,10 @@ static err move(cayley_team *t) {
 
 /* All ranks see the same numbers, so they fail together, but for memory. */
 err cayley_team_step(cayley_team *t, double lr, optimizer_report *report) {
-    direction(t);
+    if (t->rough)
+        rough_direction(t);
+    else
+        direction(t);
     err e = optimizer_direct(t->opt, lr, t->W, t->R, report);
     e = comm_agree(t->c, e, "step of R1", NULL);
     if (!e.code) e = move(t);

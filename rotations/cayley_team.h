@@ -4,8 +4,8 @@
  * hold whole (rotations/cayley_dist.h chooses). Stands between the summed gradient of R1 and the R1
  * that the sites use.
  *
- * The units are those of rotations/cayley.h, so bits are those of optimizer_step, for any number of
- * ranks and threads, and equal on all ranks. */
+ * The units are those of rotations/cayley.h, so bits do not depend on the number of ranks or
+ * threads, are equal on all ranks and, unless the gradient is rough, those of optimizer_step. */
 #ifndef SPINSHARD_ROTATIONS_CAYLEY_TEAM_H
 #define SPINSHARD_ROTATIONS_CAYLEY_TEAM_H
 
@@ -14,9 +14,10 @@
 
 typedef struct cayley_team cayley_team;
 
-/* Collective on c. R is zero until put. Borrows c. Caller owns *out. Fails, agreed, with ERR_NOFIT.
- */
-err cayley_team_create(const comm *c, int64_t n, optimizer_kind kind, cayley_team **out);
+/* Collective on c. R is zero until put. Borrows c. Caller owns *out. rough: G R^T in fp32
+ * (cayley_dist_options). Fails, agreed, with ERR_NOFIT. */
+err cayley_team_create(const comm *c, int64_t n, optimizer_kind kind, bool rough,
+                       cayley_team **out);
 void cayley_team_destroy(cayley_team **t);                  /* local; NULL is fine; sets NULL */
 uint64_t cayley_team_bytes(int64_t n, optimizer_kind kind); /* local; of each rank */
 

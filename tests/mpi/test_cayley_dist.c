@@ -200,6 +200,43 @@ static void contributions_are_summed(const comm *c, grid_shape shape) {
     free(v), free(G), free(x), free(y);
 }
 
+/* With a gradient in fp32: the same steps to its precision, R no less orthogonal, the same bits on
+ * the first k ranks for every k. */
+static void rough_gradients_step_alike(const comm *c) {
+    double *R = start(), *first = NULL, max;
+    for (int k = 1; k <= comm_size(c); k++) {
+        comm *part = NULL;
+        check_ok(comm_split(c, comm_rank(c) < k ? 0 : -1, "first ranks", &part), "split");
+        double *got = room(N * N);
+        if (part) {
+            const cayley_dist_options o = {
+                .n = N, .grid = {1, 1}, .blas_threads = 1, .rough_gradient = true};
+            cayley_dist *d, *fine = make(part, o.grid, OPTIMIZER_ADAM);
+            check_ok(cayley_dist_create(part, &o, &d), "create");
+            cayley_dist_put_rows(d, 0, N, R);
+            go(d, OPTIMIZER_ADAM, 0, 4);
+            go(fine, OPTIMIZER_ADAM, 0, 4);
+            double *want = result(fine);
+            free(got);
+            got = result(d);
+            const double off = distance(got, want);
+            check(off > 0 && off < 1e-5, "as with a gradient in fp64, but for fp32");
+            check_ok(cayley_dist_orthogonality(d, &max), "orthogonality");
+            check(max < 1e-13, "orthogonal");
+            cayley_dist_destroy(&d), cayley_dist_destroy(&fine);
+            free(want);
+        }
+        comm_destroy(&part);
+        comm_bcast(c, got, sizeof *got * N * N, 0);
+        if (first) check(same_bits(first, got), "the same bits with more ranks");
+        if (first)
+            free(got);
+        else
+            first = got;
+    }
+    free(R), free(first);
+}
+
 static void restart_continues(const comm *c, grid_shape shape, optimizer_kind kind) {
     cayley_dist *a = make(c, shape, kind), *b = make(c, shape, kind), *d = make(c, shape, kind);
     const int64_t cut = shape.rows * shape.cols == 2 ? 98 : 3; /* once over a polish */
@@ -278,6 +315,7 @@ int main(int argc, char **argv) {
     }
     const comm *c = comm_world();
     cells_share_the_bytes();
+    rough_gradients_step_alike(c);
     static const grid_shape shapes[] = {{1, 1}, {2, 1}, {1, 2}, {2, 2}, {3, 2}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         if (shapes[i].rows * shapes[i].cols > comm_size(c)) continue;
