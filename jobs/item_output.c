@@ -1,5 +1,6 @@
 #include "jobs/item_output.h"
 
+#include "base/fault.h"
 #include "base/mem.h"
 #include "base/size.h"
 #include "shard/packed_tensor.h"
@@ -59,6 +60,9 @@ static err take_quantized(void *arg, const llama_tensor *t, const qmatrix *m) {
         e = piece_reserve(out->piece, n, slot->name);
         if (e.code) return e;
         packed_tensor_fill(m, kinds[i], out->piece->bytes);
+        if (kinds[i] == LAYOUT_PACKED && fault_hit("code")) *(char *)out->piece->bytes ^= 1;
+        e = packed_tensor_check(m, kinds[i], out->piece->bytes, slot->name);
+        if (e.code) return e;
         e = put(out, slot, out->piece->bytes, n, 0);
     }
     return e;

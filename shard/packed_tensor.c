@@ -100,6 +100,74 @@ void packed_tensor_fill(const qmatrix *q, layout_kind kind, void *to) {
     }
 }
 
+/* Does a row of words unpack to its codes? In pieces of whole words. */
+static bool same_row(const uint8_t *codes, const int32_t *words, int64_t n, int bits) {
+    enum { PIECE = 1024 };
+    uint8_t back[PIECE];
+    for (int64_t i = 0; i < n; i += PIECE) {
+        const int64_t m = size_min(PIECE, n - i);
+        unpack_row(words + i * bits / 32, m, bits, back);
+        if (memcmp(back, codes + i, (size_t)m)) return false;
+    }
+    return true;
+}
+
+/* The first row of codes that does not come back, or -1. */
+static int64_t first_wrong_row(const qmatrix *q, const int32_t *words) {
+    const int64_t n_words = pack_words(q->cols, q->bits);
+    int64_t first = q->rows;
+#pragma omp parallel for schedule(static) reduction(min : first) if (q->rows > 1)
+    for (int64_t r = 0; r < q->rows; r++)
+        if (!same_row(q->codes + r * q->cols, words + r * n_words, q->cols, q->bits))
+            first = size_min(first, r);
+    return first < q->rows ? first : -1;
+}
+
+static err check_zeros(const qmatrix *q, const void *from, bool *same) {
+    const int64_t n = q->rows * q->n_groups;
+    void *back;
+    err e = mem_alloc(n, 1, "zero points", &back);
+    if (e.code) return e;
+    unpack_zeros(from, q->rows, q->n_groups, q->bits, back);
+    *same = !memcmp(back, q->zeros, (size_t)n);
+    mem_free(back);
+    return e;
+}
+
+/* Scales are numbers of their stored type, so they come back bit for bit. */
+static bool same_scales(const qmatrix *q, const char *from) {
+    enum { PIECE = 1024 };
+    const size_t size = (size_t)st_dtype_bytes(packed_scale_dtype(q->scale_type));
+    const int64_t n = q->rows * q->n_groups;
+    float back[PIECE];
+    for (int64_t i = 0; i < n; i += PIECE) {
+        const int64_t m = size_min(PIECE, n - i);
+        const char *at = from + (size_t)i * size;
+        if (q->scale_type == SCALE_BF16)
+            half_array_from_bf16((const uint16_t *)at, m, back);
+        else if (q->scale_type == SCALE_FP16)
+            half_array_from_fp16((const uint16_t *)at, m, back);
+        else
+            memcpy(back, at, (size_t)m * sizeof *back);
+        if (memcmp(back, q->scales + i, (size_t)m * sizeof *back)) return false;
+    }
+    return true;
+}
+
+err packed_tensor_check(const qmatrix *q, layout_kind kind, const void *from, const char *what) {
+    static const char *const hint = "the memory of the node may be faulty: leave it out";
+    bool same = true;
+    err e = err_none();
+    const int64_t row = kind == LAYOUT_PACKED ? first_wrong_row(q, from) : -1;
+    if (row >= 0)
+        return err_make(ERR_NUMERICS, what, hint,
+                        "the packed words of row %" PRId64 " do not unpack to its codes", row);
+    if (kind == LAYOUT_SCALE) same = same_scales(q, from);
+    if (kind == LAYOUT_ZEROS && q->zeros) e = check_zeros(q, from, &same);
+    if (e.code || same) return e;
+    return err_make(ERR_NUMERICS, what, hint, "what was packed is not what is stored");
+}
+
 void packed_tensor_fill_unit(const layout *l, llama_role role, int64_t layer, const qmatrix *q,
                              void *unit) {
     for (layout_kind k = LAYOUT_PACKED; k <= LAYOUT_CODES; k++) {

@@ -19,6 +19,11 @@ uint64_t packed_tensor_bytes(const qmatrix *q, layout_kind kind);
 /* Local. Write the bytes of the slot of a kind; `to` holds packed_tensor_bytes. */
 void packed_tensor_fill(const qmatrix *q, layout_kind kind, void *to);
 
+/* Local. Unpack what packed_tensor_fill wrote and compare it with the codes, zero points and scales
+ * that it came from. Fails with ERR_NUMERICS naming `what` and the first row that differs: a memory
+ * or a processor that cannot be trusted. */
+err packed_tensor_check(const qmatrix *q, layout_kind kind, const void *from, const char *what);
+
 /* Local. Write all slots of one linear into the bytes of its unit. */
 void packed_tensor_fill_unit(const layout *l, llama_role role, int64_t layer, const qmatrix *q,
                              void *unit);

@@ -247,6 +247,43 @@ static void test_packed_bytes(void **state) {
     qmatrix_destroy(&q);
 }
 
+/* No bit of codes, scales and zero points that a matrix has in its packed form changes unseen. */
+static void test_packed_check(void **state) {
+    (void)state;
+    static const int bits_of[] = {2, 3, 4, 5, 8};
+    static const layout_kind kinds[] = {LAYOUT_PACKED, LAYOUT_SCALE, LAYOUT_ZEROS};
+    for (int b = 0; b < 5; b++) {
+        const int64_t rows = 3, cols = 32, bits = bits_of[b];
+        wquant how = {.bits = (int)bits, .group = 8, .scale_type = SCALE_FP16};
+        qmatrix *q;
+        assert_int_equal(qmatrix_create(rows, cols, &how, &q).code, 0);
+        for (int i = 0; i < rows * cols; i++) q->codes[i] = (uint8_t)(i * 7 % (1 << bits));
+        for (int i = 0; i < rows * 4; i++) {
+            q->scales[i] = 0.25f * (float)(i + 1);
+            q->zeros[i] = (uint8_t)(i % (1 << bits));
+        }
+        for (int k = 0; k < 3; k++) {
+            const uint64_t n = packed_tensor_bytes(q, kinds[k]);
+            unsigned char *words = malloc(n);
+            int found = 0, want = (int)(rows * cols * bits);
+            if (kinds[k] == LAYOUT_SCALE) want = (int)n * 8;
+            if (kinds[k] == LAYOUT_ZEROS) want = (int)(rows * 4 * bits); /* the rest is filling */
+            packed_tensor_fill(q, kinds[k], words);
+            assert_int_equal(packed_tensor_check(q, kinds[k], words, "x").code, 0);
+            for (uint64_t bit = 0; bit < 8 * n; bit++) {
+                words[bit / 8] ^= (unsigned char)(1 << bit % 8);
+                err e = packed_tensor_check(q, kinds[k], words, "x");
+                words[bit / 8] ^= (unsigned char)(1 << bit % 8);
+                assert_true(!e.code || (e.code == ERR_NUMERICS && !strcmp(e.where, "x")));
+                found += e.code != 0;
+            }
+            assert_int_equal(found, want);
+            free(words);
+        }
+        qmatrix_destroy(&q);
+    }
+}
+
 static void test_plain_bytes(void **state) {
     (void)state;
     const float x[3] = {1.0f, -65504.0f, 3.140625f};
@@ -490,19 +527,13 @@ static void test_index_and_card(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_70b),
-        cmocka_unit_test(test_shapes),
-        cmocka_unit_test(test_order),
-        cmocka_unit_test(test_tied),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_packed_bytes),
-        cmocka_unit_test(test_plain_bytes),
-        cmocka_unit_test(test_config),
-        cmocka_unit_test(test_foreign_schemes),
-        cmocka_unit_test(test_int8_layout),
-        cmocka_unit_test(test_int8_bytes),
-        cmocka_unit_test(test_int8_config),
-        cmocka_unit_test(test_index_and_card),
+        cmocka_unit_test(test_70b),          cmocka_unit_test(test_shapes),
+        cmocka_unit_test(test_order),        cmocka_unit_test(test_tied),
+        cmocka_unit_test(test_refusals),     cmocka_unit_test(test_packed_check),
+        cmocka_unit_test(test_packed_bytes), cmocka_unit_test(test_plain_bytes),
+        cmocka_unit_test(test_config),       cmocka_unit_test(test_foreign_schemes),
+        cmocka_unit_test(test_int8_layout),  cmocka_unit_test(test_int8_bytes),
+        cmocka_unit_test(test_int8_config),  cmocka_unit_test(test_index_and_card),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
