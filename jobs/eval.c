@@ -1,4 +1,4 @@
-/* eval: perplexity of texts, through stages of layers over the ranks. */
+/* eval: perplexity of texts and accuracy on tasks, through stages of layers over the ranks. */
 #include "jobs/jobs.h"
 
 #include "base/clock.h"
@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "jobs/eval_tasks.h"
 #include "jobs/setup.h"
 #include "pipeline/eval_run.h"
 #include "pipeline/memory_plan.h"
@@ -40,6 +41,7 @@ typedef struct eval_job {
     const int32_t **starts; /* [n_windows] into ids */
     int64_t n_windows;
     double *nll; /* root: [n_windows] */
+    eval_tasks tasks;
     double seconds;
     json_t *peaks; /* root: peak resident bytes of each rank */
 } eval_job;
@@ -53,8 +55,11 @@ static err read_flags(eval_job *j) {
     j->window = 2048;
     if (!options_has(o, OPT_MODEL))
         return err_make(ERR_USAGE, "--model", NULL, "say which model: --model DIR or OUT");
-    if (!options_has(o, OPT_TEXT))
-        return err_make(ERR_USAGE, "--text", NULL, "say which text: --text FILE");
+    if (!options_has(o, OPT_TEXT) && !options_has(o, OPT_TASKS))
+        return err_make(ERR_USAGE, "--text", NULL,
+                        "say which text: --text FILE, or which questions: --tasks FILE");
+    if (options_has(o, OPT_ITEMS) && !options_has(o, OPT_TASKS))
+        return err_make(ERR_USAGE, "--items", NULL, "say which questions: --tasks FILE");
     err e = options_int(o, OPT_WINDOW, 2, 1 << 20, &j->window);
     if (!e.code) e = options_int(o, OPT_LIMIT, 1, INT64_MAX, &j->limit);
     if (!e.code) e = options_int(o, OPT_TAIL, 1, INT64_MAX, &j->tail);
@@ -166,9 +171,9 @@ static err share_texts(eval_job *j) {
     e = comm_agree(j->c, e, "reading the texts", NULL);
     if (e.code) return e;
     comm_bcast(j->c, &j->n_windows, sizeof j->n_windows, 0);
-    j->ids = malloc((size_t)(j->n_windows * j->window) * sizeof *j->ids);
-    j->starts = malloc((size_t)j->n_windows * sizeof *j->starts);
-    j->nll = calloc((size_t)j->n_windows, sizeof *j->nll);
+    j->ids = malloc((size_t)(j->n_windows * j->window + 1) * sizeof *j->ids);
+    j->starts = malloc((size_t)(j->n_windows + 1) * sizeof *j->starts);
+    j->nll = calloc((size_t)j->n_windows + 1, sizeof *j->nll);
     if (!j->ids || !j->starts || !j->nll) abort();
     for (int i = 0; i < j->n_texts; i++)
         for (int64_t w = 0; w < j->texts[i].n; w++)
@@ -177,7 +182,40 @@ static err share_texts(eval_job *j) {
     for (int i = 0; i < j->n_texts; i++) text_windows_destroy(&j->texts[i].windows);
     comm_bcast(j->c, j->ids, (uint64_t)(j->n_windows * j->window) * sizeof *j->ids, 0);
     for (int64_t w = 0; w < j->n_windows; w++) j->starts[w] = j->ids + w * j->window;
+    return eval_tasks_share(j->c, j->o, &j->source, j->recipe, j->window, j->limit, &j->tasks);
+}
+
+/* The rows of the embedding that texts and tasks use. */
+static err used_rows(const eval_job *j, embed_rows *rows) {
+    const int64_t n = j->n_windows * j->window, all = n + j->tasks.n_ids;
+    int32_t *ids = malloc((size_t)(all + 1) * sizeof *ids);
+    if (!ids) abort();
+    memcpy(ids, j->ids, (size_t)n * sizeof *ids);
+    if (j->tasks.n_ids) memcpy(ids + n, j->tasks.ids, (size_t)j->tasks.n_ids * sizeof *ids);
+    err e = embed_rows_init(ids, all, j->source.cfg.vocab, rows);
+    free(ids);
     return e;
+}
+
+/* Texts and tasks follow each other: the larger of their buffers counts. */
+static void add_passes(const eval_job *j, memory_plan *p) {
+    const llama_config *cfg = &j->source.cfg;
+    const int64_t tokens = j->tasks.packs.tokens + 1;
+    uint64_t scratch = 0, rows = 0;
+    if (j->n_windows) {
+        scratch = llama_scratch_bytes(cfg, &j->sites, j->compute, j->window, gemm_threads());
+        rows = eval_boundary_bytes(cfg, j->compute, j->window);
+    }
+    if (j->tasks.n_sequences) {
+        const uint64_t s = llama_scratch_bytes(cfg, &j->sites, j->compute, tokens, gemm_threads()),
+                       r = task_run_bytes(cfg, j->compute, tokens, j->tasks.exact);
+        if (s + r > scratch + rows) {
+            scratch = s;
+            rows = r;
+        }
+    }
+    memory_plan_add(p, "scratch", scratch);
+    memory_plan_add(p, "residual streams", rows);
 }
 
 /* Load this rank's stage and run all windows; ranks without a stage wait. */
@@ -185,8 +223,7 @@ static err run_stages(eval_job *j) {
     const llama_config *cfg = &j->source.cfg;
     int rank = comm_rank(j->c), size = comm_size(j->c), n_stages;
     embed_rows rows;
-    err e = comm_agree(j->c, embed_rows_init(j->ids, j->n_windows * j->window, cfg->vocab, &rows),
-                       "tokens", NULL);
+    err e = comm_agree(j->c, used_rows(j, &rows), "tokens", NULL);
     if (e.code) return e;
     stage_range *ranges = calloc((size_t)size, sizeof *ranges);
     if (!ranges) abort();
@@ -206,9 +243,7 @@ static err run_stages(eval_job *j) {
     bool active = rank < n_stages;
     if (active) {
         memory_plan_add(&p, "weights", load_stage_bytes(&lo));
-        memory_plan_add(&p, "scratch",
-                        llama_scratch_bytes(cfg, &j->sites, j->compute, j->window, gemm_threads()));
-        memory_plan_add(&p, "residual streams", eval_boundary_bytes(cfg, j->compute, j->window));
+        add_passes(j, &p);
     }
     uint64_t limit = 0;
     if (options_has(j->o, OPT_MEM)) e = size_parse(options_str(j->o, OPT_MEM), &limit);
@@ -220,11 +255,15 @@ static err run_stages(eval_job *j) {
     e = comm_agree(j->c, e, "loading the weights", NULL);
     if (!e.code && n_stages < size) e = comm_split(j->c, active ? 0 : -1, "stages", &stages);
     double start = clock_now_s();
-    if (!e.code && active) {
+    if (!e.code && active && j->n_windows) {
         eval_windows w = {.ids = j->starts, .n = j->n_windows, .length = j->window};
         e = eval_run(stages ? stages : j->c, &stage, &j->sites, j->compute, &rows, &w,
                      rank == 0 ? j->nll : NULL);
     }
+    const eval_tasks *t = &j->tasks;
+    if (!e.code && active && t->n_sequences)
+        e = task_run(stages ? stages : j->c, &stage, &j->sites, j->compute, &rows, t->s,
+                     t->n_sequences, &t->packs, t->exact, rank == 0 ? t->scores : NULL);
     e = comm_agree(j->c, e, "evaluating", NULL);
     j->seconds = clock_now_s() - start;
     comm_destroy(&stages);
@@ -251,6 +290,10 @@ static void gather_peaks(eval_job *j) {
     free(all);
 }
 
+static double tokens_per_s(const eval_job *j) {
+    return (double)(j->n_windows * j->window + j->tasks.n_ids) / j->seconds;
+}
+
 static void print_json(const eval_job *j) {
     json_t *list = json_array();
     for (int i = 0; i < j->n_texts; i++) {
@@ -261,11 +304,11 @@ static void print_json(const eval_job *j) {
                             (json_int_t)j->window, "windows", (json_int_t)x->n, "tokens",
                             (json_int_t)(x->n * (j->window - 1)), "nll", nll, "ppl", exp(nll)));
     }
-    json_t *v =
-        json_pack("{s:s, s:s, s:s, s:i, s:i, s:f, s:O, s:o}", "model", j->source.path, "dtype",
-                  compute_name(j->compute), "bos", j->bos, "ranks", comm_size(j->c), "threads",
-                  gemm_threads(), "tokens_per_s", (double)(j->n_windows * j->window) / j->seconds,
-                  "peak_rss_bytes", j->peaks, "perplexity", list);
+    json_t *v = json_pack("{s:s, s:s, s:s, s:i, s:i, s:f, s:O, s:o}", "model", j->source.path,
+                          "dtype", compute_name(j->compute), "bos", j->bos, "ranks",
+                          comm_size(j->c), "threads", gemm_threads(), "tokens_per_s",
+                          tokens_per_s(j), "peak_rss_bytes", j->peaks, "perplexity", list);
+    json_object_set_new(v, "tasks", eval_tasks_json(&j->tasks));
     json_dumpf(v, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
     puts("");
     json_decref(v);
@@ -273,14 +316,18 @@ static void print_json(const eval_job *j) {
 
 static void print_table(const eval_job *j) {
     printf("%s, %s products, activations %d bit, cache %d bit, start of a window: %s\n",
-           j->source.path, compute_name(j->compute), j->sites.act.bits, j->sites.kv.bits, j->bos);
-    printf("%-40s %8s %8s %12s %10s\n", "text", "window", "windows", "nats/token", "perplexity");
+           j->source.path, compute_name(j->compute), j->sites.act.bits, j->sites.kv.bits,
+           j->n_texts ? j->bos : recipe_str(j->recipe, "calib.bos"));
+    if (j->n_texts)
+        printf("%-40s %8s %8s %12s %10s\n", "text", "window", "windows", "nats/token",
+               "perplexity");
     for (int i = 0; i < j->n_texts; i++) {
         const eval_text *x = &j->texts[i];
         double nll = text_nll(j, x);
         printf("%-40s %8" PRId64 " %8" PRId64 " %12.6f %10.4f\n", x->path, j->window, x->n, nll,
                exp(nll));
     }
+    eval_tasks_print(&j->tasks);
 }
 
 static err refuse_nan(const eval_job *j) {
@@ -288,7 +335,7 @@ static err refuse_nan(const eval_job *j) {
         if (!isfinite(j->nll[w]))
             return err_make(ERR_NUMERICS, j->source.path, NULL,
                             "the loss of window %" PRId64 " is not a number", w);
-    return err_none();
+    return eval_tasks_check(&j->tasks);
 }
 
 err job_eval(const comm *c, const options *o) {
@@ -307,12 +354,13 @@ err job_eval(const comm *c, const options *o) {
             print_json(&j);
         else
             print_table(&j);
+        if (options_has(o, OPT_ITEMS)) e = eval_tasks_write(&j.tasks, options_str(o, OPT_ITEMS));
         char peak[32];
-        log_line(LOG_PHASE, "eval: %.0f tokens/s, rank 0 at %s",
-                 (double)(j.n_windows * j.window) / j.seconds,
+        log_line(LOG_PHASE, "eval: %.0f tokens/s, rank 0 at %s", tokens_per_s(&j),
                  size_text(mem_peak_rss_bytes(), peak));
     }
     for (int i = 0; i < j.n_texts; i++) text_windows_destroy(&j.texts[i].windows);
+    eval_tasks_clear(&j.tasks);
     free(j.ids);
     free(j.starts);
     free(j.nll);

@@ -25,6 +25,8 @@ typedef enum option {
     OPT_SET,
     OPT_SEED,
     OPT_TEXT,
+    OPT_TASKS,
+    OPT_ITEMS,
     OPT_WINDOW,
     OPT_LIMIT,
     OPT_TAIL,

@@ -34,7 +34,8 @@ static void REAL_FN(place_positions)(const llama_layer *l, int64_t n_tokens, lla
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < n_tokens; t++) {
         REAL *q = (REAL *)s->q + t * c->heads * d, *k = (REAL *)s->k + t * c->kv_heads * d;
-        const REAL *cos_t = (REAL *)s->cos_t + t * half, *sin_t = (REAL *)s->sin_t + t * half;
+        const int64_t at = s->positions ? s->positions[t] : t;
+        const REAL *cos_t = (REAL *)s->cos_t + at * half, *sin_t = (REAL *)s->sin_t + at * half;
         REAL_FN(norm_add_bias)(q, l->bq, c->heads * d);
         REAL_FN(norm_add_bias)(k, l->bk, c->kv_heads * d);
         REAL_FN(norm_add_bias)((REAL *)s->v + t * c->kv_heads * d, l->bv, c->kv_heads * d);
@@ -77,6 +78,23 @@ static const void *REAL_FN(output_factors)(const site *at, int64_t n_tokens, lla
     return s->input;
 }
 
+/* Attention of each packed sequence by itself, or of the one window. */
+static void REAL_FN(attend)(const attention_shape *all, llama_scratch *s) {
+    const int64_t group = all->heads / all->kv_heads, d = all->head_dim;
+    const size_t row = (size_t)d * compute_factor_bytes(s->compute);
+    attention_shape one = *all;
+    one.room = all->tokens;
+    for (int64_t t = 0; t < all->tokens; t += one.tokens) {
+        int64_t end = t + 1;
+        while (end < all->tokens && !(s->positions && s->positions[end] == 0)) end++;
+        one.tokens = end - t;
+        REAL_FN(attention)
+        (&one, (char *)s->q_heads + (size_t)(t * group) * row, (char *)s->k_heads + (size_t)t * row,
+         (char *)s->v_heads + (size_t)t * row, (REAL *)s->q + t * all->heads * d, NULL,
+         s->per_thread, s->thread_bytes);
+    }
+}
+
 const void *REAL_FN(block_step_input)(const llama_layer *l, int64_t layer, const llama_sites *sites,
                                       llama_step step, int64_t n_tokens, const REAL *x,
                                       llama_scratch *s) {
@@ -101,8 +119,7 @@ const void *REAL_FN(block_step_input)(const llama_layer *l, int64_t layer, const
     REAL_FN(site_apply)(&keys, s->k, n_tokens, &s->site);
     REAL_FN(site_apply)(&values, s->v, n_tokens, &s->site);
     REAL_FN(by_head)(n_tokens, s);
-    REAL_FN(attention)
-    (&shape, s->q_heads, s->k_heads, s->v_heads, s->q, NULL, s->per_thread, s->thread_bytes);
+    REAL_FN(attend)(&shape, s);
     return REAL_FN(output_factors)(&output, n_tokens, s);
 }
 

@@ -26,6 +26,7 @@ struct llama_scratch {
     void *wide_mid;                    /* real, the same before its rounding */
     double *nll_max, *nll_sum;         /* double [T, head chunks] */
     double *target, *nll;              /* [T] */
+    const int32_t *positions;          /* borrowed; [T] of packed sequences; NULL: one window */
     site_scratch site;
     void *per_thread; /* thread_bytes for each thread */
     uint64_t thread_bytes;

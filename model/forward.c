@@ -266,6 +266,10 @@ static err check_sites(const llama_config *cfg, const llama_sites *sites,
     return err_make(ERR_BUG, "forward pass", NULL, "buffers were made for fewer sites");
 }
 
+void llama_scratch_pack(llama_scratch *s, const int32_t *positions) {
+    s->positions = positions;
+}
+
 err llama_layers_forward(const llama_stage *s, const llama_sites *sites, int64_t n_tokens, void *x,
                          llama_scratch *scratch) {
     err e = check_room(scratch, n_tokens);

@@ -80,6 +80,11 @@ void llama_scratch_destroy(llama_scratch **s); /* local; NULL is fine; sets NULL
 uint64_t llama_scratch_bytes(const llama_config *cfg, const llama_sites *sites,
                              compute_type compute, int64_t max_tokens, int threads);
 
+/* Local. Several sequences one after the other in the passes that follow: positions [T] of their
+ * tokens, 0 at the first of each, rising by one; borrowed while it is set. NULL: one window. Tokens
+ * of a sequence see that sequence alone. For passes without gradient. */
+void llama_scratch_pack(llama_scratch *s, const int32_t *positions);
+
 /* Local. x [T, hidden] = rows of the embedding. An id outside the vocabulary is ERR_INPUT. */
 err llama_embed(const llama_stage *s, compute_type compute, const int32_t *ids, int64_t n_tokens,
                 void *x);
