@@ -1,4 +1,4 @@
-#include "pipeline/gptq_layer.h"
+#include "pipeline/gptq_stack_internal.h"
 
 #include "base/clock.h"
 #include "base/gemm.h"
@@ -12,152 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static const compute_type COMPUTE = COMPUTE_BF16;
-
-struct gptq_run {
-    gptq_settings s;
-    gptq_windows *windows;
-    gptq_source *source;
-    gptq_moments moments;
-    llama_scratch *scratch;
-};
-
-/* The linears of a step one below the other: they share their inputs, so they are one matrix. */
-typedef struct stack {
-    gptq_run *r;
-    llama_step step;
-    int first_linear, n_linears;
-    int64_t rows, cols;
-    int64_t own0, own_n; /* rows of this rank */
-    float *w;            /* owned; [own_n, cols] */
-    double *cross;       /* owned; [own_n, cols] or NULL */
-    qmatrix *q;          /* owned; [rows, cols] */
-    gptq_loss *loss;     /* owned; [rows] */
-    qerror *errors;      /* owned; [rows] */
-    int64_t at;          /* first row of the linear whose bands come */
-    wmat *full;          /* of that linear in the stream of full precision; NULL: none */
-} stack;
-
-static int64_t linear_rows(const llama_config *cfg, int linear) {
-    llama_tensor t;
-    llama_tensor_of(cfg, gptq_role(linear), 0, &t);
-    return t.rows;
-}
-
-/* First row of a rank: whole units, in rank order. */
-static int64_t first_row(int64_t rows, int ranks, int rank) {
-    const int64_t units = size_ceil_div(rows, GPTQ_UNIT_ROWS);
-    return size_min(rows, units * rank / ranks * GPTQ_UNIT_ROWS);
-}
-
-static void stack_shape(const gptq_settings *s, int ranks, int rank, llama_step step, stack *k) {
-    *k = (stack){.step = step,
-                 .first_linear = gptq_step_first(step),
-                 .n_linears = gptq_step_count(step),
-                 .cols = llama_step_width(s->job->cfg, step)};
-    for (int i = 0; i < k->n_linears; i++) k->rows += linear_rows(s->job->cfg, k->first_linear + i);
-    k->own0 = first_row(k->rows, ranks, rank);
-    k->own_n = first_row(k->rows, ranks, rank + 1) - k->own0;
-}
-
-static void stack_clear(stack *k) {
-    mem_free(k->w);
-    mem_free(k->cross);
-    mem_free(k->loss);
-    mem_free(k->errors);
-    qmatrix_destroy(&k->q);
-}
-
-static err stack_init(gptq_run *r, llama_step step, stack *k) {
-    void *p = NULL;
-    stack_shape(&r->s, comm_size(r->s.c), comm_rank(r->s.c), step, k);
-    k->r = r;
-    err e = mem_alloc(k->own_n * k->cols, sizeof(float), "rows of weights", &p);
-    k->w = p;
-    p = NULL;
-    if (!e.code && r->s.asymmetric)
-        e = mem_alloc(k->own_n * k->cols, sizeof(double), "cross terms of rows", &p);
-    k->cross = p;
-    p = NULL;
-    if (!e.code) e = mem_alloc(k->rows, sizeof(gptq_loss), "losses of rows", &p);
-    k->loss = p;
-    p = NULL;
-    if (!e.code) e = mem_alloc(k->rows, sizeof(qerror), "errors of rows", &p);
-    k->errors = p;
-    if (!e.code) e = qmatrix_create(k->rows, k->cols, &r->s.job->how, &k->q);
-    return comm_agree(r->s.c, e, "rows of weights", NULL);
-}
-
-/* ---- weights ---- */
-
-static err take_band(void *arg, int64_t row0, int64_t rows, const float *w) {
-    stack *k = arg;
-    const int64_t at = k->at + row0, a = size_max(at, k->own0),
-                  b = size_min(at + rows, k->own0 + k->own_n);
-    if (a < b)
-        memcpy(k->w + (a - k->own0) * k->cols, w + (a - at) * k->cols,
-               (size_t)((b - a) * k->cols) * sizeof *w);
-    if (k->full) half_array_to_bf16(w, rows * k->cols, (bf16 *)k->full->data + row0 * k->cols);
-    return err_none();
-}
-
-/* The rows of this rank; where there is a stream of full precision also the whole linears. */
-static err take_weights(stack *k, llama_stage *full) {
-    err e = err_none();
-    k->at = 0;
-    for (int i = 0; i < k->n_linears && !e.code; i++) {
-        const int linear = k->first_linear + i;
-        const int64_t rows = linear_rows(k->r->s.job->cfg, linear);
-        if (full) {
-            k->full = gptq_layer_linear(&full->layers[0], linear);
-            e = wmat_init(k->full, WMAT_BF16, rows, k->cols, "weights in bf16");
-            e = comm_agree(k->r->s.c, e, "weights in bf16", NULL);
-        }
-        if (!e.code) e = gptq_source_share(k->r->source, linear, take_band, k);
-        k->at += rows;
-    }
-    return e;
-}
-
-/* A linear of the stack; borrows. */
-static qmatrix view_of(const stack *k, int i) {
-    qmatrix v = *k->q;
-    int64_t at = 0;
-    for (int j = 0; j < i; j++) at += linear_rows(k->r->s.job->cfg, k->first_linear + j);
-    v.rows = linear_rows(k->r->s.job->cfg, k->first_linear + i);
-    v.codes += at * v.cols;
-    v.scales += at * v.n_groups;
-    if (v.zeros) v.zeros += at * v.n_groups;
-    return v;
-}
-
-/* The values of the codes, as products take them. */
-static err dequantize(const qmatrix *q, wmat *to) {
-    enum { ROWS = 64 };
-    void *wide;
-    err e = wmat_init(to, WMAT_BF16, q->rows, q->cols, "quantized weights in bf16");
-    if (!e.code) e = mem_alloc(ROWS * q->cols, sizeof(float), "rows of values", &wide);
-    if (e.code) return e;
-    for (int64_t row = 0; row < q->rows; row += ROWS) {
-        const int64_t n = size_min(ROWS, q->rows - row);
-        qmatrix_dequantize_rows(q, row, n, wide);
-        half_array_to_bf16(wide, n * q->cols, (bf16 *)to->data + row * q->cols);
-    }
-    mem_free(wide);
-    return e;
-}
-
-static err use_codes(const stack *k, llama_layer *layer) {
-    err e = err_none();
-    for (int i = 0; i < k->n_linears && !e.code; i++) {
-        const qmatrix v = view_of(k, i);
-        wmat *slot = gptq_layer_linear(layer, k->first_linear + i);
-        wmat_clear(slot);
-        e = dequantize(&v, slot);
-    }
-    return comm_agree(k->r->s.c, e, "quantized weights", NULL);
-}
 
 /* ---- streams ---- */
 
@@ -205,7 +59,7 @@ static err embed(gptq_run *r) {
                             .cfg = s->job->cfg,
                             .fuse = s->job->rotations,
                             .embed = &rows,
-                            .compute = COMPUTE};
+                            .compute = COMPUTE_BF16};
     if (!e.code && own) e = load_stage(&o, &stage);
     for (int64_t i = 0; i < own * n && !e.code; i++) ids[i] = rows.row[ids[i]];
     const int streams = s->asymmetric ? 2 : 1;
@@ -213,7 +67,7 @@ static err embed(gptq_run *r) {
         const int stream = (int)(i / own);
         float *x;
         e = gptq_windows_get_x(r->windows, stream, i % own, &x);
-        if (!e.code) e = llama_embed(&stage, COMPUTE, ids + i % own * n, n, x);
+        if (!e.code) e = llama_embed(&stage, COMPUTE_BF16, ids + i % own * n, n, x);
         if (!e.code) e = gptq_windows_put_x(r->windows, stream, i % own);
     }
     llama_stage_clear(&stage);
@@ -235,8 +89,8 @@ static gptq_windows_options windows_of(const gptq_settings *s) {
 static const llama_sites *wider(const gptq_settings *s) {
     const int threads = gemm_threads();
     return s->asymmetric &&
-                   llama_scratch_bytes(s->job->cfg, s->full, COMPUTE, s->length, threads) >
-                       llama_scratch_bytes(s->job->cfg, s->sites, COMPUTE, s->length, threads)
+                   llama_scratch_bytes(s->job->cfg, s->full, COMPUTE_BF16, s->length, threads) >
+                       llama_scratch_bytes(s->job->cfg, s->sites, COMPUTE_BF16, s->length, threads)
                ? s->full
                : s->sites;
 }
@@ -250,9 +104,9 @@ err gptq_run_create(const gptq_settings *s, const int64_t *layers, int64_t n, gp
     if (!e.code) e = embed(r);
     if (!e.code) e = gptq_source_create(s->c, s->job, layers, n, &r->source);
     if (!e.code)
-        e = comm_agree(s->c,
-                       llama_scratch_create(s->job->cfg, wider(s), COMPUTE, s->length, &r->scratch),
-                       "buffers of the forward pass", NULL);
+        e = comm_agree(
+            s->c, llama_scratch_create(s->job->cfg, wider(s), COMPUTE_BF16, s->length, &r->scratch),
+            "buffers of the forward pass", NULL);
     r->moments = (gptq_moments){.c = s->c,
                                 .windows = r->windows,
                                 .hold_out = s->asymmetric && s->n_windows >= GPTQ_HOLD_OUT};
@@ -273,109 +127,7 @@ void gptq_run_destroy(gptq_run **r) {
 
 /* ---- one step ---- */
 
-/* Codes, scales and losses of every rank's rows to all. */
-static void share_codes(stack *k) {
-    const comm *c = k->r->s.c;
-    qmatrix *q = k->q;
-    for (int rank = 0; rank < comm_size(c); rank++) {
-        const int64_t a = first_row(k->rows, comm_size(c), rank),
-                      n = first_row(k->rows, comm_size(c), rank + 1) - a;
-        if (!n) continue;
-        comm_bcast(c, q->codes + a * q->cols, (uint64_t)(n * q->cols), rank);
-        comm_bcast(c, q->scales + a * q->n_groups, (uint64_t)(n * q->n_groups) * sizeof(float),
-                   rank);
-        if (q->zeros) comm_bcast(c, q->zeros + a * q->n_groups, (uint64_t)(n * q->n_groups), rank);
-        comm_bcast(c, k->loss + a, (uint64_t)n * sizeof *k->loss, rank);
-        comm_bcast(c, k->errors + a, (uint64_t)n * sizeof *k->errors, rank);
-    }
-}
-
-static err add_cross(stack *k) {
-    gptq_moments *m = &k->r->moments;
-    const int64_t n = k->cols, step = gptq_moments_panel_rows(n);
-    void *wide;
-    err e = comm_agree(k->r->s.c, mem_alloc(step * n, sizeof(double), "cross terms", &wide),
-                       "cross terms", NULL);
-    if (e.code) return e;
-    double *c_panel = wide;
-    const double to_real = ldexp(m->factor, m->exponent);
-    memset(k->cross, 0, (size_t)(k->own_n * n) * sizeof *k->cross);
-    for (int64_t first = 0; first < n && !e.code; first += step) {
-        const int64_t rows = size_min(step, n - first);
-        int64_t *v;
-        e = gptq_moments_cross(m, first, rows, &v);
-        for (int64_t i = 0; i < rows * n && !e.code; i++) c_panel[i] = (double)v[i] * to_real;
-        if (!e.code) e = gptq_cross_add(k->w, k->own_n, n, first, rows, c_panel, k->cross);
-        e = comm_agree(k->r->s.c, e, "cross terms", NULL);
-    }
-    mem_free(wide);
-    return e;
-}
-
-/* Of the codes against the fused weights. */
-static err row_errors(stack *k) {
-    void *p;
-    err e = mem_alloc(k->cols, sizeof(float), "values of a row", &p);
-    const float *v = p;
-    for (int64_t i = 0; i < k->own_n && !e.code; i++) {
-        qerror *sum = &k->errors[k->own0 + i];
-        qmatrix_dequantize_rows(k->q, k->own0 + i, 1, p);
-        *sum = (qerror){.max_error = 0};
-        for (int64_t j = 0; j < k->cols; j++) {
-            const double w = (double)k->w[i * k->cols + j], d = (double)v[j] - w;
-            sum->sum_sq_error += d * d;
-            sum->sum_sq_weight += w * w;
-            sum->max_error = fmax(sum->max_error, fabs(d));
-        }
-    }
-    mem_free(p);
-    return e;
-}
-
-static void add_errors(const stack *k, qerror *sum) {
-    for (int64_t i = 0; i < k->rows; i++) {
-        sum->sum_sq_error += k->errors[i].sum_sq_error;
-        sum->sum_sq_weight += k->errors[i].sum_sq_weight;
-        sum->max_error = fmax(sum->max_error, k->errors[i].max_error);
-    }
-}
-
-static err round_rows(stack *k, const gptq_order *o, gptq_solve *solve, double alpha) {
-    const gptq_settings *s = &k->r->s;
-    const gptq_options opts = {
-        .how = s->job->how, .block = s->solve.block, .alpha = alpha, .energy = true};
-    err e = gptq_rows(&opts, o, gptq_solve_damping(solve)->lambda, gptq_solve_panels(solve), k->w,
-                      alpha > 0 ? k->cross : NULL, k->own_n, k->own0, k->q, k->loss + k->own0);
-    e = comm_agree(s->c, e, "rounding rows", NULL);
-    if (!e.code) e = comm_agree(s->c, row_errors(k), "errors of rows", NULL);
-    if (!e.code) share_codes(k);
-    return e;
-}
-
-static void fill_report(const stack *k, const gptq_solve *solve, double alpha,
-                        gptq_layer_report *report) {
-    int64_t at = 0;
-    for (int i = 0; i < k->n_linears; i++) {
-        gptq_linear_report *l = &report->linears[k->first_linear + i];
-        const int64_t rows = linear_rows(k->r->s.job->cfg, k->first_linear + i);
-        *l = (gptq_linear_report){.damping = *gptq_solve_damping(solve), .alpha = alpha};
-        gptq_report_add(k->loss + at, rows, &l->loss);
-        at += rows;
-    }
-}
-
-static err hand_over(const stack *k, int64_t layer, const quantize_sink *sink) {
-    err e = err_none();
-    for (int i = 0; i < k->n_linears && sink && !e.code; i++) {
-        const qmatrix v = view_of(k, i);
-        llama_tensor t;
-        llama_tensor_of(k->r->s.job->cfg, gptq_role(k->first_linear + i), layer, &t);
-        e = sink->quantized(sink->arg, &t, &v);
-    }
-    return comm_agree(k->r->s.c, e, "keeping codes", NULL);
-}
-
-static err step_order(stack *k, const char *what, gptq_order **o) {
+static err step_order(gptq_stack *k, const char *what, gptq_order **o) {
     gptq_run *r = k->r;
     void *diagonal;
     err e = comm_agree(r->s.c, mem_alloc(k->cols, sizeof(double), what, &diagonal), what, NULL);
@@ -402,26 +154,28 @@ static gptq_solve_options solve_of(const gptq_run *r, int64_t n) {
     return o;
 }
 
-static err quantize_stack(stack *k, llama_stage *stage, llama_stage *full,
+static err quantize_stack(gptq_stack *k, llama_stage *stage, llama_stage *full,
                           const quantize_sink *sink, gptq_layer_report *report) {
     gptq_run *r = k->r;
     gptq_order *o = NULL;
     gptq_solve *solve = NULL;
     char name[96];
-    const double alpha = full ? r->s.alpha : 0;
+    double alpha = full ? r->s.alpha : 0;
     const gptq_solve_options opts = solve_of(r, k->cols);
     step_name(r, stage->first_layer, k->step, name);
-    err e = take_weights(k, full);
+    err e = gptq_stack_take(k, full);
     if (!e.code) e = step_order(k, name, &o);
     if (!e.code) e = gptq_solve_create(&r->moments, o, &opts, name, &solve);
-    if (!e.code && alpha > 0) e = add_cross(k);
-    if (!e.code) e = round_rows(k, o, solve, alpha);
+    if (!e.code && alpha > 0) e = gptq_stack_cross(k);
+    if (!e.code && alpha > 0)
+        e = gptq_stack_round_best(k, o, solve, full, alpha, &alpha);
+    else if (!e.code)
+        e = gptq_stack_round(k, o, solve, 0);
     if (!e.code) {
-        add_errors(k, &report->error);
-        fill_report(k, solve, alpha, report);
-        e = use_codes(k, &stage->layers[0]);
+        gptq_stack_report(k, solve, alpha, report);
+        e = gptq_stack_use(k, &stage->layers[0]);
     }
-    if (!e.code) e = hand_over(k, stage->first_layer, sink);
+    if (!e.code) e = gptq_stack_hand_over(k, stage->first_layer, sink);
     gptq_solve_destroy(&solve);
     gptq_order_destroy(&o);
     return e;
@@ -430,12 +184,12 @@ static err quantize_stack(stack *k, llama_stage *stage, llama_stage *full,
 static err do_step(gptq_run *r, llama_step step, llama_stage *stage, llama_stage *full,
                    const quantize_sink *sink, bool go_on, gptq_layer_report *report) {
     const double start = clock_now_s();
-    stack k = {.r = NULL};
-    err e = stack_init(r, step, &k);
+    gptq_stack k = {.r = NULL};
+    err e = gptq_stack_init(r, step, &k);
     if (!e.code) e = step_inputs(r, stage, GPTQ_QUANTIZED, step);
     if (!e.code && full) e = step_inputs(r, full, GPTQ_FULL, step);
     if (!e.code) e = quantize_stack(&k, stage, full, sink, report);
-    stack_clear(&k);
+    gptq_stack_clear(&k);
     if (!e.code && go_on && (step == STEP_O || step == STEP_DOWN)) {
         e = step_outputs(r, stage, GPTQ_QUANTIZED, step);
         if (!e.code && full) e = step_outputs(r, full, GPTQ_FULL, step);
@@ -516,10 +270,10 @@ static err load_full(gptq_run *r, int64_t layer, llama_stage *full) {
     err e = comm_agree(r->s.c, llama_stage_init(full, r->s.job->cfg, layer, 1), "a layer", NULL);
     if (!e.code) e = gptq_source_next(r->source, layer, &full->layers[0], unused);
     for (llama_step step = STEP_QKV; step < STEP_COUNT && !e.code; step++) {
-        stack k = {.r = NULL};
-        e = stack_init(r, step, &k);
-        if (!e.code) e = take_weights(&k, full);
-        stack_clear(&k);
+        gptq_stack k = {.r = NULL};
+        e = gptq_stack_init(r, step, &k);
+        if (!e.code) e = gptq_stack_take(&k, full);
+        gptq_stack_clear(&k);
     }
     return e;
 }
@@ -544,7 +298,7 @@ static err load_kept(const gptq_run *r, int64_t layer, const gptq_kept *kept, ll
         llama_tensor_of(r->s.job->cfg, gptq_role(k), layer, &t);
         e = qmatrix_create(t.rows, t.cols, &r->s.job->how, &q);
         if (!e.code) e = kept->codes(kept->arg, &t, q);
-        if (!e.code) e = dequantize(q, gptq_layer_linear(to, k));
+        if (!e.code) e = gptq_stack_values(q, gptq_layer_linear(to, k));
         qmatrix_destroy(&q);
         if (!e.code)
             e = load_vector(r, llama_role_bias(gptq_role(k)), layer, kept, gptq_layer_bias(to, k));
@@ -577,13 +331,13 @@ gptq_bytes gptq_run_bytes(const gptq_settings *s, int ranks, int rank) {
     const gptq_windows_options o = windows_of(s);
     gptq_bytes b = {
         .activations = gptq_windows_bytes(&o, ranks, rank) +
-                       llama_scratch_bytes(cfg, wider(s), COMPUTE, s->length, gemm_threads()),
+                       llama_scratch_bytes(cfg, wider(s), COMPUTE_BF16, s->length, gemm_threads()),
         .weights = gptq_source_bytes(s->job, ranks, rank) +
                    (uint64_t)llama_layer_params(cfg) * sizeof(bf16) * (s->asymmetric ? 2 : 1),
         .scratch_file = gptq_windows_file_bytes(&o, ranks, rank)};
     for (llama_step step = STEP_QKV; step < STEP_COUNT; step++) {
-        stack k;
-        stack_shape(s, ranks, rank, step, &k);
+        gptq_stack k;
+        gptq_stack_shape(s, ranks, rank, step, &k);
         const gptq_options how = {.how = s->job->how, .block = s->solve.block, .energy = true};
         const uint64_t rows =
             (uint64_t)(k.own_n * k.cols) * (sizeof(float) + (s->asymmetric ? sizeof(double) : 0)) +

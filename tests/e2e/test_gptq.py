@@ -16,7 +16,7 @@ LAYERS = 5  # of STORIES
 KILLS = int(os.environ.get("SPINSHARD_KILLS", "4"))
 SEED = int(os.environ.get("SPINSHARD_KILL_SEED", "1"))
 GPTQ = ("weights.method=gptq", "weights.group=channel", "weights.bits=3", "calib.windows=11", "calib.window=64")
-GPTAQ = ("weights.method=gptaq", "weights.stream=quantized", "weights.alpha=0.5", "weights.symmetric=false",
+GPTAQ = ("weights.method=gptaq", "weights.target=full", "weights.stream=quantized", "weights.alpha=0.5", "weights.symmetric=false",
          "weights.scale=search", "rotate.online=[r3, r4]", "rotate.r4_block=4", "activations.bits=4", "kv.bits=4", "calib.windows=11",
          "calib.window=64")
 
@@ -79,7 +79,7 @@ class Gptq(Case):
 
     def test_files(self):
         """Activations in files, asked for or since memory is short: the same bytes, and nothing is left."""
-        how = [*GPTAQ, "weights.group=channel", "calib.windows=96", "calib.window=256"]
+        how = [*GPTAQ, "weights.target=layer", "weights.group=channel", "calib.windows=96", "calib.window=256"]
         first, r = self.run_one("memory", *how)
         scratch = self.path("scratch")
         self.assertEqual(first, self.run_one("files", *how, more=["--scratch", scratch], ranks=2)[0])
