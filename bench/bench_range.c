@@ -33,6 +33,7 @@ static void fill(row_pool *p) {
                 const uint64_t r = rng_u64(1, RNG_TEST, (uint64_t)j);
                 s->x[j] = half_to_bf16((float)((int)(r % 2001) - 1000) * 1e-3F);
             }
+            row_fix(s->x, s->n * s->width);
             for (int64_t j = 0; j < s->n; j++) s->w[j] = 1;
         }
 }

@@ -10,14 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A row is rounded to multiples of 2^-12 and held to 19 bits, enough for normalised rows up to
- * width 16384; a coefficient to 20 bits of the largest that can occur: a product has 39 bits, and
- * 2^14 of them would sum exactly in a double. */
-enum { ROW_BITS = 12, COEF_BITS = 20 };
-enum { ENTRY_LIMIT = 0x4300 }; /* 128 as bf16: 2^19 in the fixed point of a row */
-enum { BLOCK = 128 };          /* rows of a product: a unit of work that threads share out */
-enum { CHUNK = 64 };           /* entries of a row whose sums are held at a time */
-enum { SEGMENT = 64 };         /* terms whose rows stay in cache from chunk to chunk */
+/* A row has multiples of 2^-12 of 19 bits (row_fix), enough for normalised rows up to width 16384;
+ * a coefficient to 20 bits of the largest that can occur: a product has 39 bits, and 2^14 of them
+ * would sum exactly in a double. */
+enum { ROW_BITS = ROW_FIXED_BITS, COEF_BITS = 20 };
+enum { BLOCK = 128 };  /* rows of a product: a unit of work that threads share out */
+enum { CHUNK = 64 };   /* entries of a row whose sums are held at a time */
+enum { SEGMENT = 64 }; /* terms whose rows stay in cache from chunk to chunk */
 
 typedef struct term {
     int32_t row; /* in the batch */
@@ -29,8 +28,9 @@ struct range_work {
     int64_t slots;     /* terms of a row: two a range */
     bf16 *R;           /* [n, n] */
     void *packed;      /* R as the product takes it */
-    const bf16 **from; /* [max_rows] where a row of the batch stands in its set; NULL: in x */
-    bf16 *x;           /* [max_rows up to whole blocks, n] the rows of the batch */
+    const bf16 **from; /* [max_rows] where a row of the batch stands: in its set, or in x */
+    bf16 *x;           /* [max_rows, n] rows that are of no set; touched for those alone */
+    bf16 *block;       /* [threads, BLOCK, n] rows of a product */
     float *w;          /* [max_rows] */
     range_rule *rule;  /* [max_rows] */
     float *u;          /* [threads, BLOCK, n] */
@@ -43,15 +43,14 @@ struct range_work {
 };
 
 uint64_t range_work_bytes(int64_t n, int64_t max_rows, int64_t groups) {
-    uint64_t rows = (uint64_t)(size_ceil_div(max_rows, BLOCK) * BLOCK),
-             t = (uint64_t)gemm_threads();
+    const uint64_t rows = (uint64_t)max_rows, t = (uint64_t)gemm_threads();
     return 2 * (uint64_t)(n * n) + gemm_packed_bytes(BLOCK, n, n) +
            rows * (2 * (uint64_t)n + 4 + sizeof(bf16 *) + sizeof(range_rule) +
                    2 * (uint64_t)groups * (4 + 2 * sizeof(term))) +
-           4 * t * BLOCK * (uint64_t)n + 8 * (uint64_t)n;
+           6 * t * BLOCK * (uint64_t)n + 8 * (uint64_t)n;
 }
 
-enum { BUFFERS = 12 };
+enum { BUFFERS = 13 };
 
 err range_work_create(int64_t n, int64_t max_rows, int64_t groups, range_work **out) {
     const int64_t slots = 2 * groups;
@@ -63,7 +62,7 @@ err range_work_create(int64_t n, int64_t max_rows, int64_t groups, range_work **
         size_t size;
     } need[BUFFERS] = {{1, sizeof(range_work)},
                        {n * n, sizeof(bf16)},
-                       {size_ceil_div(max_rows, BLOCK) * BLOCK * n, sizeof(bf16)},
+                       {max_rows * n, sizeof(bf16)},
                        {max_rows, sizeof(float)},
                        {max_rows, sizeof(range_rule)},
                        {(int64_t)threads * BLOCK * n, sizeof(float)},
@@ -72,7 +71,8 @@ err range_work_create(int64_t n, int64_t max_rows, int64_t groups, range_work **
                        {n + 1, sizeof(int64_t)},
                        {slots * max_rows, sizeof(term)},
                        {max_rows, sizeof(bf16 *)},
-                       {(int64_t)gemm_packed_bytes(BLOCK, n, n), 1}};
+                       {(int64_t)gemm_packed_bytes(BLOCK, n, n), 1},
+                       {(int64_t)threads * BLOCK * n, sizeof(bf16)}};
     err e = err_none();
     for (int i = 0; i < BUFFERS && !e.code; i++)
         e = mem_alloc(need[i].count, need[i].size, "rows of a step", &p[i]);
@@ -97,6 +97,7 @@ err range_work_create(int64_t n, int64_t max_rows, int64_t groups, range_work **
                       .sorted = p[9],
                       .from = p[10],
                       .packed = p[11],
+                      .block = p[12],
                       .loss = loss,
                       .threads = threads};
     *out = w;
@@ -106,8 +107,8 @@ err range_work_create(int64_t n, int64_t max_rows, int64_t groups, range_work **
 void range_work_destroy(range_work **w) {
     if (!*w) return;
     range_work *x = *w;
-    void *p[] = {x->R,     x->x,      x->w,    x->rule,         x->u,     x->channel, x->terms,
-                 x->start, x->sorted, x->loss, (void *)x->from, x->packed};
+    void *p[] = {x->R,     x->x,      x->w,    x->rule,         x->u,      x->channel, x->terms,
+                 x->start, x->sorted, x->loss, (void *)x->from, x->packed, x->block};
     for (size_t i = 0; i < sizeof p / sizeof p[0]; i++) mem_free(p[i]);
     mem_free(x);
     *w = NULL;
@@ -149,8 +150,10 @@ void range_add(range_work *w, const row_set *s, range_draw d, int64_t count) {
 
 void range_add_row(range_work *w, const float *x, float weight, range_rule rule) {
     if (w->rows == w->max_rows) return;
-    half_array_to_bf16(x, w->n, w->x + w->rows * w->n);
-    w->from[w->rows] = NULL;
+    bf16 *row = w->x + w->rows * w->n;
+    half_array_to_bf16(x, w->n, row);
+    row_fix(row, w->n);
+    w->from[w->rows] = row;
     w->w[w->rows] = weight;
     w->rule[w->rows++] = rule;
 }
@@ -284,62 +287,20 @@ static int64_t do_row(range_work *w, int64_t row, const float *u) {
     return loss;
 }
 
-/* Adding 1.5 2^23 units and taking them away rounds to whole units, half to even. */
-#define ROUND (0x1.8p23F / (1 << ROW_BITS))
-
-static inline floats fixed_entries(ints wide) {
-    const ints size = wide & 0x7fffffff, sign = wide ^ size, limit = sign * 0 + (ENTRY_LIMIT << 16);
-    const floats v = (floats)(choose(size < limit, size, limit) | sign);
-    return (v + ROUND) - ROUND;
-}
-
-/* A row to where the batch has it, while it is in cache for the product, rounded to its fixed
- * point, which bf16 holds as well. Entries beyond what that holds, which a normalised row has not,
- * are held to it. */
-static void take_row(const bf16 *from, int64_t n, bf16 *to) {
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        halves h;
-        memcpy(&h, from + i, sizeof h);
-        const ints bits = (ints)fixed_entries(__builtin_convertvector(h, ints) << 16);
-        h = __builtin_convertvector((bits >> 16) & 0xffff, halves);
-        memcpy(to + i, &h, sizeof h);
-    }
-    for (; i < n; i++) {
-        const float v = fixed_entries((ints){0} + ((int32_t)from[i] << 16))[0];
-        to[i] = (bf16)(half_bits(v) >> 16);
-    }
-}
-
-/* Where row i of the batch comes from. */
-static const bf16 *source_of(const range_work *w, int64_t row) {
-    return w->from[row] ? w->from[row] : w->x + row * w->n;
-}
-
-/* Part of a row: rows of a set lie anywhere, and those that come are fetched before. */
-static void fetch_row(const bf16 *row, int64_t from, int64_t end) {
-    enum { LINE = 32 };
-    for (int64_t i = from; i < end; i += LINE) __builtin_prefetch(row + i);
-}
-
 /* The product has whole blocks always: where a rank's rows end is a matter of ranks, and a product
- * of fewer rows may run another kernel, whose sums round otherwise. A core has few reads on their
- * way to memory: the rows of a block are fetched in part while ends of a block before it are found
- * (`next`, a guess where threads share blocks out), the rest shortly before they are taken. */
-static void do_block(range_work *w, int64_t block, int64_t next, float *u) {
-    enum { AHEAD = 4 };
+ * of fewer rows may run another kernel, whose sums round otherwise. */
+static void do_block(range_work *w, int64_t block, bf16 *x, float *u) {
+    enum { AHEAD = 4, LINE = 32 };
     const int64_t n = w->n, first = block * BLOCK, m = size_min(BLOCK, w->rows - first);
-    bf16 *x = w->x + first * n;
+    const bf16 *const *from = w->from + first;
     int64_t loss = 0;
     for (int64_t i = 0; i < m; i++) {
-        fetch_row(source_of(w, first + size_min(i + AHEAD, m - 1)), n / 2, n);
-        take_row(source_of(w, first + i), n, x + i * n);
+        const bf16 *next = from[size_min(i + AHEAD, m - 1)];
+        for (int64_t j = 0; j < n; j += LINE) __builtin_prefetch(next + j);
+        memcpy(x + i * n, from[i], (size_t)n * sizeof *x);
     }
     gemm_tile_packed_bf16(BLOCK, n, n, x, w->packed, u);
-    for (int64_t i = 0; i < m; i++) {
-        if (next * BLOCK + i < w->rows) fetch_row(source_of(w, next * BLOCK + i), 0, n / 2);
-        loss += do_row(w, first + i, u + i * n);
-    }
+    for (int64_t i = 0; i < m; i++) loss += do_row(w, first + i, u + i * n);
     w->loss[block] = loss;
 }
 
@@ -392,8 +353,8 @@ static void take_segment(const range_work *w, int64_t from, int64_t end, double 
     s->count = end - from;
     for (int64_t t = 0; t < s->count; t++) {
         const term one = w->sorted[from + t];
-        s->row[t] = w->x + (int64_t)one.row * w->n;
-        s->next[t] = w->x + (int64_t)w->sorted[size_min(from + t + SEGMENT, last)].row * w->n;
+        s->row[t] = w->from[one.row];
+        s->next[t] = w->from[w->sorted[size_min(from + t + SEGMENT, last)].row];
         s->coef[t] = rint((double)one.coef * per_unit) * (1 << ROW_BITS);
     }
 }
@@ -448,8 +409,10 @@ double range_unit(int64_t n, double w_max) {
 void range_finish(range_work *w, double w_max, range_batch *out) {
     int64_t n = w->n, blocks = size_ceil_div(w->rows, BLOCK);
 #pragma omp parallel for schedule(dynamic) num_threads(w->threads)
-    for (int64_t b = 0; b < blocks; b++)
-        do_block(w, b, b + w->threads, w->u + (int64_t)omp_get_thread_num() * BLOCK * n);
+    for (int64_t b = 0; b < blocks; b++) {
+        const int64_t at = (int64_t)omp_get_thread_num() * BLOCK * n;
+        do_block(w, b, w->block + at, w->u + at);
+    }
     sort_terms(w);
     const int exponent = coefficient_exponent(n, w_max);
     double per_unit = ldexp(1, -exponent);

@@ -8,6 +8,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Adding 1.5 2^23 units and taking them away rounds to whole units, half to even. */
+void row_fix(bf16 *x, int64_t n) {
+    const float most = 128, round = 0x1.8p23F / (1 << ROW_FIXED_BITS);
+    for (int64_t i = 0; i < n; i++) {
+        const float v = half_from_bf16(x[i]), held = v < most ? v > -most ? v : -most : most;
+        x[i] = (bf16)(half_bits((held + round) - round) >> 16);
+    }
+}
+
 static int64_t sets_of(const row_pool *p, pool_kind kind) {
     return kind == POOL_R1 ? 2 * p->n_layers : p->n_layers;
 }
@@ -165,7 +174,9 @@ err row_pool_finish(const comm *c, row_pool *p, pool_kind kind) {
     for (int64_t i = 0; i < sets_of(p, kind); i++) {
         row_set *s = &p->sets[kind][i];
         for (int64_t r = 0; r < s->n; r++) s->w[r] = (s->w[r] < most ? s->w[r] : most) * scale;
-        if (kind == POOL_R1) shuffle(s, 2 * p->first_layer + i);
+        if (kind != POOL_R1) continue;
+        row_fix(s->x, s->n * s->width);
+        shuffle(s, 2 * p->first_layer + i);
     }
     return err_none();
 }
@@ -182,10 +193,11 @@ void row_pool_normalise(row_pool *p, pool_kind kind) {
             }
             most = fmax(most, sum);
         }
-        if (!(most > 0)) continue;
+        if (!(most > 0)) continue; /* all zero */
         int power = (int)ceil(log2(sqrt(most / (double)s->width)));
         for (int64_t k = 0; k < s->n * s->width; k++) /* exact but for numbers that vanish */
             s->x[k] = half_to_bf16(ldexpf(half_from_bf16(s->x[k]), -power));
+        row_fix(s->x, s->n * s->width);
         for (int64_t r = 0; r < s->n; r++) s->w[r] = ldexpf(s->w[r], 2 * power);
     }
 }

@@ -21,6 +21,11 @@ typedef enum pool_kind {
     POOL_KINDS,
 } pool_kind;
 
+/* Sums over rows are exact: entries of finished rows are multiples of 2^-12, at most 128 in size,
+ * which bf16 holds as well as any. */
+enum { ROW_FIXED_BITS = 12 };
+void row_fix(bf16 *x, int64_t n); /* local; makes them so; again changes nothing */
+
 /* Rows of one site: bf16 [n, width] and their weights. */
 typedef struct row_set {
     int64_t n, width;
@@ -63,12 +68,12 @@ void row_pool_put(row_pool *p, pool_kind kind, int64_t layer, int site, int64_t 
 /* Collective on c. Once for each kind, when all rows are there. Clamp the weights of a kind at
  * their 99.9 % quantile over all layers of the model and scale them to mean 1, the same for any
  * number of ranks. Sets of POOL_R1 are shuffled, each in its own order, so that steps may take rows
- * as they lie: neighbours in a text would be alike. */
+ * as they lie: neighbours in a text would be alike; their entries are in fixed point then. */
 err row_pool_finish(const comm *c, row_pool *p, pool_kind kind);
 
 /* Local. Scale the rows of the sets of a kind, each by one power of two, so that |x| <=
- * sqrt(width); weights are scaled back by its square, so that no objective changes but by rounding.
- */
+ * sqrt(width); weights are scaled back by its square, so that no objective changes but by rounding;
+ * entries are in fixed point then. */
 void row_pool_normalise(row_pool *p, pool_kind kind);
 
 /* Collective on c. Second moment of all rows of POOL_R1 over the whole model, sum x^T x as

@@ -35,6 +35,7 @@ static int make_rows(void **state) {
         }
         for (int64_t j = 0; j < N; j++)
             rows_x[r * N + j] = half_to_bf16((float)(v[j] * 0.99 / sqrt(sum / N)));
+        row_fix(rows_x + r * N, N);
         rows_w[r] = (float)(0.2 + 2 * rng_uniform(2, RNG_TEST, (uint64_t)r));
         w_max = fmax(w_max, (double)rows_w[r]);
     }
