@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""A job that plan wrote, submitted unchanged to a Slurm of four virtual nodes: it ends in a verified archive; preempted,
+it is requeued, goes on, and ends in the same bytes. Skipped where no Slurm can be started."""
+# ctest label: slow
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
+from spin import SHARED, STORIES, TEXT, Case, main, program, settings, skip, tar_hashes  # noqa: E402
+
+SOURCE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+UP, DOWN = (os.path.join(SHARED, "tools", name) for name in ("slurm-up.sh", "slurm-down.sh"))
+NODES = 4
+# Ranks of virtual nodes share two cores: none may wait without yielding.
+ENV = {**os.environ, "OMPI_MCA_mpi_yield_when_idle": "1", "GRACE": "20", "SLURM_PORT_BASE": str(17000 + os.getpid() % 97 * 20)}
+
+
+def recipe(steps):
+    learn = f"learn=[{{objective: range, steps: {steps}, rows: 2048}}]"
+    return ["--model", STORIES, "--calib", TEXT,
+            *settings("weights.group=channel", "activations.bits=4", "calib.window=64", "calib.windows=8", learn)]
+
+
+def run(*words, check=True):
+    r = subprocess.run(list(map(str, words)), env=ENV, capture_output=True, text=True, timeout=120)
+    if check and r.returncode:
+        raise AssertionError(f"{words}: exit code {r.returncode}\n{r.stdout}{r.stderr}")
+    return r.stdout
+
+
+class Slurm(Case):
+    def submit(self, name, steps):
+        """Job id, output folder and log of a job that plan wrote."""
+        out, job = self.path(name), self.path(name + ".sh")
+        self.good("plan", "--out", out, "--script", job, "--nodes", NODES, "--ranks-per-node", 1, "--cores-per-rank", 1,
+                  "--time", "20m", *recipe(steps))
+        r = subprocess.run(["sbatch", "--parsable", job], env=ENV, cwd=self.dir, capture_output=True, text=True, check=True)
+        number = r.stdout.strip()
+        return number, out, self.path(f"spinshard-{number}.log")
+
+    def log(self, path):
+        if not os.path.exists(path):
+            return ""
+        with open(path, encoding="utf-8", errors="replace") as f:
+            return f.read()
+
+    def wait(self, what, holds, limit=240):
+        end = time.monotonic() + limit
+        while not holds():
+            if time.monotonic() > end:
+                raise AssertionError(f"{what}: not within {limit} s")
+            time.sleep(0.5)
+
+    def state(self, number):
+        return re.search(r"JobState=(\w+)", run("scontrol", "show", "job", number)).group(1)
+
+    def finish(self, number, log):
+        self.wait("the end of the job",
+                  lambda: self.state(number) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"))
+        self.assertEqual(self.state(number), "COMPLETED", self.log(log))
+        self.assertIn("verified", self.log(log))
+
+    def alone(self, name, steps):
+        out = self.path(name)
+        self.good("quantize", "--out", out, *recipe(steps))
+        return tar_hashes(out)
+
+    def test_unchanged(self):
+        number, out, log = self.submit("plain", 50)
+        self.finish(number, log)
+        self.assertEqual(tar_hashes(out), self.alone("plain-alone", 50))
+        self.assertIn("4 ranks (1 on this node)", self.log(log))
+
+    def test_generic(self):
+        """slurm/quantize.sh, with sizes from sbatch."""
+        out, script = self.path("generic"), os.path.join(SOURCE, "slurm", "quantize.sh")
+        r = subprocess.run(["sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--mem=1G",
+                            "--time=20", script, "--out", out, *recipe(50)], env={**ENV, "SPINSHARD": program()},
+                           cwd=self.dir, capture_output=True, text=True, check=True)
+        number = r.stdout.strip()
+        log = self.path(f"spinshard-{number}.log")
+        self.finish(number, log)
+        self.assertIn("4 ranks (2 on this node)", self.log(log))
+        self.assertEqual(tar_hashes(out), self.alone("generic-alone", 50))
+
+    def test_preempted(self):
+        number, out, log = self.submit("long", 3000)
+        events = os.path.join(out, "events.jsonl")
+        self.wait("a step of learning", lambda: '"event": "step"' in self.log(events).replace('":"', '": "'))
+        run("sbatch", "-p", "urgent", "--exclusive", "-N", NODES, "-n", NODES, "--output", self.path("urgent.log"), "--wrap",
+            "sleep 1")
+        self.finish(number, log)
+        self.assertIn("Restarts=1", run("scontrol", "show", "job", number))
+        self.assertIn("goes on after step", self.log(log))
+        self.assertEqual(tar_hashes(out), self.alone("long-alone", 3000))
+
+
+if __name__ == "__main__":
+    if not all(map(shutil.which, ("sbatch", "slurmctld", "slurmd", "munged"))) or not os.path.exists(UP) or os.geteuid():
+        skip("no Slurm that could be started here")
+    cluster = tempfile.mkdtemp(prefix="spinshard-slurm-")
+    started = subprocess.run(["bash", UP, cluster, str(NODES), "2"], env=ENV, capture_output=True, text=True)
+    ENV["SLURM_CONF"] = os.path.join(cluster, "slurm.conf")
+    os.environ["SLURM_CONF"] = ENV["SLURM_CONF"]
+    try:
+        if started.returncode:
+            skip("Slurm did not start: " + started.stderr[-300:])
+        main()
+    finally:
+        subprocess.run(["bash", DOWN, cluster, "purge"], env=ENV, capture_output=True)
+        shutil.rmtree(cluster, ignore_errors=True)
