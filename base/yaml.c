@@ -10,7 +10,9 @@
 enum { MAX_DEPTH = 64 };
 
 static err refuse(const char *where, size_t line, const char *what) {
-    return err_make(ERR_USAGE, where, NULL, "line %zu: %s", line + 1, what);
+    return err_make(ERR_USAGE, where,
+                    "correct that line; `spinshard quantize --help` lists the keys", "line %zu: %s",
+                    line + 1, what);
 }
 
 /* YAML 1.2 core schema, section 10.3.2. */

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+static const char *const FETCH = "fetch tokenizer.json again";
+
 /* GPT-2's alphabet: the printable characters of Latin-1 stand for themselves, the other bytes for
  * the characters from 256 on, in order. */
 size_t bpe_spell_byte(unsigned byte, char to[4]) {
@@ -115,7 +117,7 @@ static err add_merge(bpe *b, const json_t *v, uint32_t rank, growbuf *joined, co
     const char *part[2];
     size_t len[2];
     if (!merge_parts(v, part, len))
-        return err_make(ERR_INPUT, where, NULL, "merge %u is not a pair of tokens", rank);
+        return err_make(ERR_INPUT, where, FETCH, "merge %u is not a pair of tokens", rank);
     joined->len = 0;
     if (!growbuf_add(joined, part[0], len[0]) || !growbuf_add(joined, part[1], len[1]))
         return growbuf_full();
@@ -123,7 +125,7 @@ static err add_merge(bpe *b, const json_t *v, uint32_t rank, growbuf *joined, co
     int32_t right = vocab_find(b->vocab, part[1], len[1]);
     int32_t both = vocab_find(b->vocab, joined->data, joined->len);
     if (left < 0 || right < 0 || both < 0)
-        return err_make(ERR_INPUT, where, NULL,
+        return err_make(ERR_INPUT, where, FETCH,
                         "merge %u, \"%.40s\" and \"%.40s\": %s not in the vocabulary", rank,
                         part[0], part[1],
                         both < 0 && left >= 0 && right >= 0 ? "the result is" : "a part is");

@@ -213,7 +213,10 @@ err fileset_read_all(const fileset *fs, const char *name, uint64_t max_bytes, ch
     const entry *x = find(fs, name);
     *out = NULL;
     *len = 0;
-    if (!x) return err_make(ERR_INPUT, fs->where, NULL, "there is no %.200s", name);
+    if (!x)
+        return err_make(ERR_INPUT, fs->where,
+                        "fetch the model again, or give the folder that has it",
+                        "there is no %.200s", name);
     if (x->bytes > max_bytes)
         return err_make(ERR_INPUT, fs->where, NULL,
                         "%.200s has %" PRIu64 " bytes; at most %" PRIu64 " are read", name,

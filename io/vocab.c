@@ -127,11 +127,11 @@ static bool store(vocab *v, const char *token, size_t len, int32_t id) {
 
 err vocab_add(vocab *v, const char *token, int64_t id, const char *where) {
     if (id < 0 || id > VOCAB_MAX_ID)
-        return err_make(ERR_INPUT, where, NULL,
+        return err_make(ERR_INPUT, where, "fetch tokenizer.json again",
                         "token \"%.40s\" has the id %" PRId64 ", not in 0..%d", token, id,
                         VOCAB_MAX_ID);
     if (place_of(v, (int32_t)id))
-        return err_make(ERR_INPUT, where, NULL,
+        return err_make(ERR_INPUT, where, "fetch tokenizer.json again",
                         "id %" PRId64 " is given to \"%.40s\" and to \"%.40s\"", id,
                         vocab_token(v, (int32_t)id), token);
     if (2 * (v->n_used + 1) > v->mask && !rehash(v)) return growbuf_full();
@@ -139,7 +139,8 @@ err vocab_add(vocab *v, const char *token, int64_t id, const char *where) {
     uint64_t hash = vocab_hash(token, len);
     slot *s = find_slot(v, token, len, hash);
     if (s->id >= 0)
-        return err_make(ERR_INPUT, where, NULL, "token \"%.40s\" is there twice", token);
+        return err_make(ERR_INPUT, where, "fetch tokenizer.json again",
+                        "token \"%.40s\" is there twice", token);
     if (!store(v, token, len, (int32_t)id)) return growbuf_full();
     *s = (slot){(uint32_t)(hash >> 32), (int32_t)id};
     v->n_used++;

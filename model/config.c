@@ -87,7 +87,7 @@ static err read_heads(const json_t *o, const char *where, const family *f, llama
     err e = json_opt_int(o, "num_key_value_heads", 1, MAX_HEADS, where, &c->kv_heads);
     if (e.code) return e;
     if (c->heads % c->kv_heads)
-        return err_make(ERR_INPUT, where, NULL,
+        return err_make(ERR_INPUT, where, "fetch config.json again",
                         "%" PRId64 " attention heads cannot share %" PRId64 " key-value heads",
                         c->heads, c->kv_heads);
     c->head_dim = 0;

@@ -51,7 +51,7 @@ err entry_names_distinct(const char *const *names, int64_t n, const char *where)
     for (int64_t i = 1; i < n && !e.code; i++) {
         if (strcasecmp(sorted[i - 1], sorted[i])) continue;
         bool same = !strcmp(sorted[i - 1], sorted[i]);
-        e = err_make(ERR_VERIFY, where, NULL,
+        e = err_make(ERR_VERIFY, where, "fetch it again, or quantize again",
                      same ? "the entry \"%s\" stands there twice"
                           : "the entries \"%s\" and \"%s\" differ by case alone",
                      sorted[i - 1], sorted[i]);
