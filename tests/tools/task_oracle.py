@@ -90,7 +90,7 @@ def main():
                 right_ours += o["exact"]
         n = len(mine)
         print(f"{name}: {n} items; accuracy {right / n:.4f} by transformers, {right_ours / n:.4f} here; same choice "
-              f"{same / n:.4f}, per character {same_norm / n:.4f}; likelihoods differ by {worst:.1e} at most")
+              f"{same / n:.4f}, per character {same_norm / n:.4f}; likelihoods differ by {worst:.1e} at most", flush=True)
         good = good and min(same, same_norm) >= a.least * n
     sys.exit(0 if good else 1)
 
