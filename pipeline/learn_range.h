@@ -38,7 +38,8 @@ typedef struct learn_range learn_range;
  * have an empty pool. Borrows pool, weights and c. weights: rows of weights are samples too
  * (pipeline/weight_rows.h); NULL: they are not. R1 [hidden, hidden] dealt over c, R2 [n_layers,
  * r2_heads, head_dim, head_dim] of the rank's own layers: start points, copied (NULL where not
- * learned). No rank holds R1 in fp64 but the cells of the grid their parts; all hold it in fp32.
+ * learned). No rank holds R1 in fp64 but
+ * the cells of the grid their parts (1x1 up to order 2048: all); all hold it in fp32.
  * Caller owns *out. Same result on every rank. Fails with ERR_NOFIT, ERR_USAGE (nothing quantized
  * that a rotation could help). */
 err learn_range_create(const comm *c, const learn_range_options *o, row_pool *pool,
