@@ -197,10 +197,21 @@ static inline void take_lanes(lane_ends *e, floats v, ints at) {
     e->lo = choose(below, at, e->lo);
 }
 
+/* Lane i gets lane i ^ half. clang, of the fuzz targets, has no shuffle by a variable. */
+static inline ints swap_lanes(ints v, ints lane, int half) {
+#if defined(__clang__)
+    ints w = v;
+    for (int i = 0; i < LANES; i++) w[i] = v[lane[i] ^ half];
+    return w;
+#else
+    return __builtin_shuffle(v, lane ^ half);
+#endif
+}
+
 /* Every lane becomes the largest, or smallest, of all: halves against halves. */
 static inline floats largest_lane(floats v, ints lane) {
     for (int half = LANES / 2; half > 0; half /= 2) {
-        const floats w = __builtin_shuffle(v, lane ^ half);
+        const floats w = (floats)swap_lanes((ints)v, lane, half);
         v = (floats)choose(v > w, (ints)v, (ints)w);
     }
     return v;
@@ -208,7 +219,7 @@ static inline floats largest_lane(floats v, ints lane) {
 
 static inline ints smallest_lane(ints v, ints lane) {
     for (int half = LANES / 2; half > 0; half /= 2) {
-        const ints w = __builtin_shuffle(v, lane ^ half);
+        const ints w = swap_lanes(v, lane, half);
         v = choose(v < w, v, w);
     }
     return v;
