@@ -172,9 +172,15 @@ def rotation_files():
     yield "scales", safetensors(scales)
 
 
+def tasks():
+    yield "choices", b'{"query": "2 + 2 =", "choices": ["4", " five"], "gold": 0}\n{"gold":1,"choices":["a","b"],"query":""}\n'
+    yield "contexts", b'{"contexts": ["He", "She"], "continuation": " ran\\u00e9", "gold": 1}\n\n'
+    yield "word", b'{"context": "Once upon a", "continuation": " time"}'
+
+
 TARGETS = {"safetensors": headers, "config": configs, "checkpoint": checkpoints, "tokenizer": tokenizers,
            "recipe": recipes, "tar": archives, "manifest": manifests, "run_state": run_states,
-           "rotation_file": rotation_files}
+           "rotation_file": rotation_files, "tasks": tasks}
 
 
 def main():
