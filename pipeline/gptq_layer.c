@@ -342,9 +342,10 @@ gptq_bytes gptq_run_bytes(const gptq_settings *s, int ranks, int rank) {
         const uint64_t rows =
             (uint64_t)(k.own_n * k.cols) * (sizeof(float) + (s->asymmetric ? sizeof(double) : 0)) +
             qmatrix_bytes(k.rows, k.cols, &s->job->how) +
-            gptq_rows_bytes(&how, k.own_n, k.cols, s->asymmetric);
+            gptq_rows_bytes(&how, k.own_n, k.cols, s->asymmetric) +
+            (s->asymmetric ? gptq_stack_trial_bytes(s, &k) : 0);
         b.rows = most(b.rows, rows);
-        b.sums = most(b.sums, gptq_moments_bytes(k.cols, s->length));
+        b.sums = most(b.sums, gptq_moments_bytes(k.cols, s->length, s->asymmetric));
         b.factor = most(b.factor, gptq_solve_bytes(&s->solve, k.cols));
     }
     return b;

@@ -28,9 +28,10 @@ int64_t gptq_moments_panel_rows(int64_t n) {
     return size_min(n, PANEL);
 }
 
-uint64_t gptq_moments_bytes(int64_t n, int64_t length) {
+uint64_t gptq_moments_bytes(int64_t n, int64_t length, bool cross) {
     const uint64_t panel = (uint64_t)(gptq_moments_panel_rows(n) * n);
-    return panel * (sizeof(float) + sizeof(int64_t)) + 2 * (uint64_t)(n * length) * sizeof(bf16);
+    return panel * (sizeof(float) + sizeof(int64_t) + (cross ? sizeof(double) : 0)) +
+           2 * (uint64_t)(n * length) * sizeof(bf16);
 }
 
 /* ---- the diagonal ---- */

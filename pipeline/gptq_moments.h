@@ -53,7 +53,7 @@ err gptq_moments_panel(gptq_moments *m, const int64_t *order, int64_t first, int
 /* Collective. Rows [first, first + rows) of C, all n columns, everywhere. */
 err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, int64_t **v);
 
-/* Local. Bytes of its buffers for inputs of width n. */
-uint64_t gptq_moments_bytes(int64_t n, int64_t length);
+/* Local. Bytes of its buffers for inputs of width n; cross: and of a panel of C in fp64. */
+uint64_t gptq_moments_bytes(int64_t n, int64_t length, bool cross);
 
 #endif

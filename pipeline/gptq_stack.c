@@ -278,6 +278,15 @@ static err held_out_error(gptq_stack *k, llama_stage *full, const wmat *codes, d
     return e;
 }
 
+uint64_t gptq_stack_trial_bytes(const gptq_settings *s, const gptq_stack *k) {
+    int64_t widest = 0;
+    if (s->n_windows < GPTQ_HOLD_OUT) return 0;
+    for (int l = 0; l < k->n_linears; l++)
+        widest = size_max(widest, gptq_linear_rows(s->job->cfg, k->first_linear + l));
+    return (uint64_t)(k->rows * k->cols) * sizeof(bf16) +
+           2 * (uint64_t)(s->length * widest) * sizeof(float);
+}
+
 static err error_of(gptq_stack *k, const gptq_order *o, gptq_solve *solve, llama_stage *full,
                     double alpha, double *error) {
     wmat codes[GPTQ_LINEARS] = {{.kind = WMAT_NONE}};

@@ -52,6 +52,9 @@ err gptq_stack_round(gptq_stack *k, const gptq_order *o, gptq_solve *solve, doub
 err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, gptq_solve *solve, llama_stage *full,
                           double first, double *alpha);
 
+/* Local. Bytes of a trial of gptq_stack_round_best: values of the codes, outputs of a window. */
+uint64_t gptq_stack_trial_bytes(const gptq_settings *s, const gptq_stack *k);
+
 /* Local. The values of codes as products take them. Collective: those of the stack into a layer. */
 err gptq_stack_values(const qmatrix *q, wmat *to);
 err gptq_stack_use(const gptq_stack *k, llama_layer *layer);
