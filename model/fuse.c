@@ -3,9 +3,11 @@
 #include "base/gemm.h"
 #include "base/half.h"
 #include "base/mem.h"
+#include "base/rng.h"
 #include "base/size.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <omp.h>
 #include <string.h>
 
@@ -391,6 +393,53 @@ static err fuse_to(fuse_job *job, const either_sink *sink) {
     mem_free(product);
     mem_free(w);
     return e;
+}
+
+void fuse_probe_signs(int64_t cols, float *t) {
+    for (int64_t j = 0; j < cols; j++) t[j] = (float)rng_sign(0, RNG_PROBE, (uint64_t)j);
+}
+
+/* R (a t): as a row, a t R^T. */
+static void turn_probe(const fuse_job *job, const float *t, double *to) {
+    for (int64_t j = 0; j < job->cols; j++) to[j] = (double)t[j];
+    if (job->after_scale) scale_times_f64(job->after_scale, job->cols, to);
+    rotation_apply_f64(job->in, to, 1, job->cols, true);
+    const int64_t n = job->in_heads.rotations ? job->in_heads.n_heads : 0;
+    for (int64_t h = 0; h < n; h++)
+        rotation_apply_f64(job->in_heads.rotations[h / job->in_heads.per_rotation],
+                           to + h * (job->cols / n), 1, job->cols, true);
+}
+
+err fuse_probe_source(const fuse_job *job, const float *t, double *norm2) {
+    const int64_t cols = job->cols, threads = gemm_threads();
+    void *memory;
+    *norm2 = 0;
+    err e = mem_alloc(cols * (threads + 1) + job->rows, sizeof(double), "probe", &memory);
+    if (e.code) return e;
+    double *turned = memory, *dots = turned + cols, *rows = dots + job->rows;
+    turn_probe(job, t, turned);
+#pragma omp parallel for schedule(static) if (job->rows > 64) num_threads((int)threads)
+    for (int64_t r = 0; r < job->rows; r++) {
+        double *w = rows + omp_get_thread_num() * cols, sum = 0;
+        widen(job, r, 0, cols, w);
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < cols; j++) sum += w[j] * turned[j];
+        dots[r] = sum;
+    }
+    for (int64_t r = 0; r < job->rows; r++) *norm2 += dots[r] * dots[r];
+    mem_free(memory);
+    return e;
+}
+
+err fuse_probe_check(double before2, double after2, double square, int64_t cols) {
+    const double before = sqrt(before2), after = sqrt(after2),
+                 bound = 0x1p-22 * sqrt((double)cols * square);
+    if (fabs(before - after) <= bound) return err_none();
+    return err_make(ERR_NUMERICS, "fusion",
+                    "the memory or the processor of the node may be faulty: leave it out",
+                    "a random probe has the norm %.9g before and %.9g after; at most %.2g apart is "
+                    "rounding",
+                    before, after, bound);
 }
 
 err fuse_matrix(fuse_job *job, fuse_sink sink, void *arg) {

@@ -73,6 +73,17 @@ err fuse_matrix_wide(fuse_job *job, fuse_wide_sink sink, void *arg);
  * matrix in fp64 where rows are mixed. */
 uint64_t fuse_scratch_bytes(const fuse_job *job);
 
+/* A random probe against silent errors: with t of signs [cols] and W' the fused matrix,
+ * |W' t| = |W_g R (a t)|, W_g the source with gains and scales, R the right factor, a what stands
+ * after it; the left factor keeps the norm. Rounding W' to fp32 changes it by at most
+ * 2^-24 sqrt(cols) |W'|_F (Cauchy-Schwarz), plus that of fp64.
+ * fuse_probe_signs: local; t [cols]. fuse_probe_source: local; |W_g R (a t)|^2, from the source
+ * alone. Fails with ERR_NOFIT. fuse_probe_check: local; it against |W' t|^2 and |W'|_F^2. Fails
+ * with ERR_NUMERICS. */
+void fuse_probe_signs(int64_t cols, float *t);
+err fuse_probe_source(const fuse_job *job, const float *t, double *norm2);
+err fuse_probe_check(double before2, double after2, double square, int64_t cols);
+
 /* Local. NaN and Inf among n elements of a tensor as on disk. */
 int64_t fuse_count_non_finite(const void *source, fuse_dtype dtype, int64_t n);
 

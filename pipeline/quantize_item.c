@@ -1,10 +1,12 @@
 #include "pipeline/quantize_item.h"
 
+#include "base/fault.h"
 #include "base/mem.h"
 #include "model/fuse.h"
 #include "pipeline/source_tensor.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,12 +72,27 @@ typedef struct row_target {
     const llama_tensor *tensor;
     qmatrix *q;     /* NULL: not quantized */
     qerror *errors; /* [rows] of them; NULL with q */
+    float *signs;   /* [cols] of the probe; NULL: nothing is turned, nothing probed */
+    double *probe;  /* [rows, 2]: a fused row times the signs; its squared norm */
 } row_target;
+
+static void probe_row(const float *x, const float *signs, int64_t n, double out[2]) {
+    double dot = 0, square = 0;
+#pragma omp simd reduction(+ : dot, square)
+    for (int64_t j = 0; j < n; j++) {
+        dot += (double)x[j] * (double)signs[j];
+        square += (double)x[j] * (double)x[j];
+    }
+    out[0] = dot;
+    out[1] = square;
+}
 
 /* Called by several threads, each with rows of its own, unless the sink wants them in order. */
 static err take_rows(void *arg, int64_t row0, int64_t rows, const float *x) {
     row_target *r = arg;
     const quantize_sink *sink = r->w->sink;
+    for (int64_t i = 0; r->signs && i < rows; i++)
+        probe_row(x + i * r->tensor->cols, r->signs, r->tensor->cols, r->probe + 2 * (row0 + i));
     if (!llama_role_is_linear(r->tensor->role))
         return sink->plain(sink->arg, r->tensor, row0, rows, x);
     const int64_t cols = r->tensor->cols;
@@ -88,6 +105,40 @@ static err take_rows(void *arg, int64_t row0, int64_t rows, const float *x) {
     return err_none();
 }
 
+static bool turns(const fuse_job *job) {
+    return job->in || job->out || job->in_heads.rotations || job->out_heads.rotations;
+}
+
+static err begin_probe(const llama_tensor *t, row_target *target) {
+    void *signs, *probe;
+    err e = mem_alloc(t->cols, sizeof(float), "probe", &signs);
+    target->signs = signs;
+    if (e.code) return e;
+    fuse_probe_signs(t->cols, signs);
+    e = mem_alloc(2 * t->rows, sizeof(double), "probe", &probe);
+    target->probe = probe;
+    return e;
+}
+
+/* Rotations keep norms: what came out against what the source and they say must come out. */
+static err end_probe(const fuse_job *job, row_target *target) {
+    double before, after = 0, square = 0;
+    if (fault_hit("fuse")) target->probe[0] += 1 + fabs(target->probe[0]);
+    for (int64_t r = 0; r < job->rows; r++) {
+        after += target->probe[2 * r] * target->probe[2 * r];
+        square += target->probe[2 * r + 1];
+    }
+    err e = fuse_probe_source(job, target->signs, &before);
+    return e.code ? e : fuse_probe_check(before, after, square, job->cols);
+}
+
+static void clear_probe(row_target *target) {
+    mem_free(target->signs);
+    mem_free(target->probe);
+    target->signs = NULL;
+    target->probe = NULL;
+}
+
 static err fuse_rows(worker *w, const llama_tensor *t, const void *raw, fuse_dtype dtype,
                      const float *gain, row_target *target) {
     fuse_plan plan = {.r2 = NULL};
@@ -98,9 +149,13 @@ static err fuse_rows(worker *w, const llama_tensor *t, const void *raw, fuse_dty
         plan.job.rows = t->rows;
         plan.job.cols = t->cols;
         plan.job.in_gain = gain;
-        e = w->sink->in_order ? fuse_matrix(&plan.job, take_rows, target)
-                              : fuse_matrix_each(&plan.job, take_rows, target);
+        if (turns(&plan.job)) e = begin_probe(t, target);
+        if (!e.code)
+            e = w->sink->in_order ? fuse_matrix(&plan.job, take_rows, target)
+                                  : fuse_matrix_each(&plan.job, take_rows, target);
         if (!e.code) e = source_tensor_refuse(t->name, plan.job.non_finite);
+        if (!e.code && target->signs) e = err_at(end_probe(&plan.job, target), t->name);
+        clear_probe(target);
     }
     fuse_plan_clear(&plan);
     return e;

@@ -97,6 +97,17 @@ class Faults(Case):
             ("any", 400, "eio"), ("any", 400, "kill"), ("malloc", 200, "malloc")) for seed in range(3)]
         self.assertGreater(self.count(calls, "learn"), 3)
 
+    def test_silent_errors(self):
+        """A number that changes while a matrix is fused, or packed, is found, and the tensor named."""
+        for fault, what in (("fuse:3", r"model\.layers\.0\.\S+weight: fusion: a random probe"),
+                            ("code:2", r"model\.layers\.0\.\S+weight_packed: the packed words of row 0")):
+            out = self.path(fault)
+            r = self.quantize("plain", out, fault)
+            self.assertEqual((r.rc, len(r.errors())), (8, 1), f"\n{r}")
+            self.assertRegex(r.err, what)
+            self.assertEqual(self.quantize("plain", out).rc, 0)
+            self.assertEqual(self.hashes(out), self.want["plain"])
+
     def test_a_rank_that_holds_something_else(self):
         """A bit of what all ranks hold is lost on one of three: it is named, and nothing wrong is committed."""
         for n, what in ((1, r"learn\.0: rank 1 holds another R1"), (6, "rank 1 holds another (recipe|list)")):

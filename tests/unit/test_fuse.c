@@ -107,6 +107,33 @@ static err collect_any(void *arg, int64_t row0, int64_t rows, const float *w) {
     return err_none();
 }
 
+/* The probe of a fused matrix, wherever this test fuses one: right as it came, wrong once a number
+ * of the size of the largest has lost its sign. */
+static void assert_probe(const fuse_job *job, float *w) {
+    float *t = room(job->cols, sizeof(float));
+    double before, after[2] = {0, 0}, square = 0;
+    int64_t most = 0, n = job->rows * job->cols;
+    fuse_probe_signs(job->cols, t);
+    assert_ok(fuse_probe_source(job, t, &before));
+    for (int64_t i = 0; i < n; i++)
+        if (fabsf(w[i]) > fabsf(w[most])) most = i;
+    for (int damaged = 0; damaged < 2; damaged++) {
+        for (int64_t r = 0; r < job->rows; r++) {
+            double dot = 0;
+            for (int64_t j = 0; j < job->cols; j++) {
+                int64_t i = r * job->cols + j;
+                dot += (double)t[j] * (double)(damaged && i == most ? -w[i] : w[i]);
+                if (!damaged) square += (double)w[i] * (double)w[i];
+            }
+            after[damaged] += dot * dot;
+        }
+    }
+    assert_ok(fuse_probe_check(before, after[0], square, job->cols));
+    if (n > 64 && fabs(sqrt(after[1]) - sqrt(after[0])) > 1e-5 * sqrt(square))
+        assert_int_equal(fuse_probe_check(before, after[1], square, job->cols).code, ERR_NUMERICS);
+    free(t);
+}
+
 static float *fused(fuse_job *job) {
     const int64_t n = job->rows * job->cols;
     collected c = {room(n, sizeof(float)), job->cols, 0},
@@ -117,6 +144,7 @@ static float *fused(fuse_job *job) {
     assert_ok(fuse_matrix_each(job, collect_any, &any));
     assert_int_equal(any.next, job->rows);
     assert_memory_equal(c.w, any.w, (size_t)n * sizeof(float));
+    assert_probe(job, c.w);
     free(any.w);
     return c.w;
 }
