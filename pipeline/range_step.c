@@ -130,18 +130,18 @@ void range_begin_f32(range_work *w, const float *R) {
 }
 
 /* Row of a set that draw i takes. */
-static int64_t pick_of(const row_set *s, const range_draw *d, int64_t i) {
+static inline int64_t pick_of(const row_set *s, const range_draw *d, uint64_t tokens, int64_t i) {
     const uint64_t index = d->first_index + (uint64_t)i;
     if (d->in_order) return (int64_t)(index % (uint64_t)s->n);
-    const uint64_t r = rng_u64(d->seed, d->purpose, index),
-                   token = (r >> 32) % (uint64_t)(s->n / d->period),
-                   in_token = d->span > 1 ? (uint32_t)r % (uint64_t)d->span : 0;
+    const uint64_t r = rng_u64(d->seed, d->purpose, index), token = (r >> 32) % tokens,
+                   in_token = d->span > 1 ? (uint32_t)r % (uint32_t)d->span : 0;
     return (int64_t)token * d->period + d->offset + (int64_t)in_token;
 }
 
 void range_add(range_work *w, const row_set *s, range_draw d, int64_t count) {
+    const uint64_t tokens = d.in_order ? 0 : (uint64_t)(s->n / d.period);
     for (int64_t i = 0; i < count && w->rows < w->max_rows; i++, w->rows++) {
-        const int64_t pick = pick_of(s, &d, i);
+        const int64_t pick = pick_of(s, &d, tokens, i);
         w->from[w->rows] = s->x + pick * w->n;
         w->w[w->rows] = d.weight * s->w[pick];
         w->rule[w->rows] = d.rule;
@@ -171,7 +171,6 @@ enum { LANES = 8 };
 #endif
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 
 static inline floats load_floats(const float *u) {
     floats v;
@@ -335,6 +334,7 @@ static void sort_terms(range_work *w) {
 enum { WIDE = 8, QUAD = 4, GROUP = WIDE * QUAD };
 typedef double doubles __attribute__((vector_size(8 * WIDE)));
 typedef int64_t words __attribute__((vector_size(8 * WIDE)));
+typedef uint64_t bits __attribute__((vector_size(8 * WIDE)));
 #define QUAD_UNIT 0x1p896
 #define QUAD_BITS ((int64_t)0x8fffe00000000000u)
 
@@ -342,12 +342,12 @@ typedef int64_t words __attribute__((vector_size(8 * WIDE)));
 static inline void add_entries(const bf16 *x, double coef, doubles sum[CHUNK / WIDE]) {
 #pragma GCC unroll 16
     for (int i = 0; i < CHUNK / GROUP; i++) {
-        words q;
+        bits q;
         memcpy(&q, x + i * GROUP, sizeof q);
-        sum[QUAD * i] += coef * (doubles)(((q << 48) >> 3) & QUAD_BITS);
-        sum[QUAD * i + 1] += coef * (doubles)(((q << 32) >> 3) & QUAD_BITS);
-        sum[QUAD * i + 2] += coef * (doubles)(((q << 16) >> 3) & QUAD_BITS);
-        sum[QUAD * i + 3] += coef * (doubles)((q >> 3) & QUAD_BITS);
+        sum[QUAD * i] += coef * (doubles)(((words)(q << 48) >> 3) & QUAD_BITS);
+        sum[QUAD * i + 1] += coef * (doubles)(((words)(q << 32) >> 3) & QUAD_BITS);
+        sum[QUAD * i + 2] += coef * (doubles)(((words)(q << 16) >> 3) & QUAD_BITS);
+        sum[QUAD * i + 3] += coef * (doubles)(((words)q >> 3) & QUAD_BITS);
     }
 }
 
