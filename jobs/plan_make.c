@@ -71,6 +71,12 @@ static grid_shape grid_of(maker *m) {
     return g;
 }
 
+/* Ranks that share a Cayley step of R1: the cells, or all where a rank beside them holds a part. */
+static int steppers(const maker *m, grid_shape grid) {
+    const cayley_dist_options o = {.n = config(m)->hidden, .kind = OPTIMIZER_ADAM, .grid = grid};
+    return cayley_dist_beside_bytes(&o) > 0 ? m->ranks : grid.rows * grid.cols;
+}
+
 /* R1 over the wire in a step: the integers of its gradient to the cells, R1 in fp32 to all. */
 static uint64_t step_network(const maker *m, bool r1) {
     const uint64_t n = (uint64_t)config(m)->hidden;
@@ -133,9 +139,10 @@ static void add_range(maker *m, size_t k, const json_t *phase) {
         slowest = fmax(slowest, one);
         work += one / m->l.n_stages;
     }
-    const double step = r1 ? plan_time_cayley(&m->rank, cfg->hidden, cells) : 0;
+    const int movers = steppers(m, grid);
+    const double step = r1 ? plan_time_cayley(&m->rank, cfg->hidden, movers) : 0;
     f->seconds = steps * (slowest + step);
-    f->busy = (work + step * cells / m->ranks) / (slowest + step);
+    f->busy = (work + step * movers / m->ranks) / (slowest + step);
     f->network = (uint64_t)steps * step_network(m, r1);
     snprintf(f->note, sizeof f->note, "R1 on a grid of %dx%d", grid.rows, grid.cols);
 }
@@ -170,7 +177,7 @@ static void add_e2e(maker *m, size_t k) {
         step += (plan_time_round(&m->rank, params, m->q->job.how.search) +
                  plan_time_fuse(&m->rank, cfg->hidden, params, r1, true)) /
                 t.stages;
-    if (r1) step += plan_time_cayley(&m->rank, cfg->hidden, t.grid.rows * t.grid.cols);
+    if (r1) step += plan_time_cayley(&m->rank, cfg->hidden, steppers(m, t.grid));
     f->seconds = (double)(t.steps + 1) * step; /* the first passes twice */
     f->busy = 1 - t.idle;
     f->network = (uint64_t)t.steps *
@@ -313,7 +320,7 @@ static void add_files(maker *m) {
     memory_plan_add(&p, "piece of a unit", PIECE);
     offer(pack, &p, 0);
     offer(verify, &p, 0);
-    pack->seconds = bytes / (r->write * nodes) + bytes / (r->read * nodes);
+    pack->seconds = bytes / (r->write * nodes); /* objects are in the page cache */
     verify->seconds = bytes / (r->write * nodes) + bytes / (r->hash * readers);
 }
 

@@ -97,7 +97,7 @@ err plan_rates_of(const char *kind, plan_rates *out) {
                         .vector = VECTOR_OF_F32 * f32,
                         .hash = 1.2e9,
                         .read = 2e9,
-                        .write = 1e9,
+                        .write = 1.2e9,
                         .network = 10e9,
                         .spread = 2};
     snprintf(out->blas, sizeof out->blas, "%s", kinds[k].blas);

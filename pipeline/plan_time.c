@@ -8,7 +8,7 @@
 #define OF_BLOCK    4.0   /* hidden + intermediate of a token and layer, one way, no sites */
 #define OF_SITES    8.0   /* the same with every site on */
 #define OF_LOGITS   3.0   /* the vocabulary of a token: softmax and loss */
-#define OF_ROWS     5.0   /* a row of range: draw, ends, terms of the gradient */
+#define OF_ROWS     2.0   /* a row of range: draw, ends, terms of the gradient */
 #define OF_POOL     3.0   /* a number of the pool: sensitivities, normalising */
 #define OF_TURN     3.0   /* a number of a weight through a fast transform */
 #define OF_ROUND    3.0   /* a number of a weight to its code */
