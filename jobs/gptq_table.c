@@ -87,7 +87,11 @@ static void tell_linear(const json_t *layers, size_t k) {
 }
 
 void gptq_table_summary(const json_t *layers) {
-    log_line(LOG_PHASE, "gptq: error of outputs, %% of their norm, mean of the layers");
+    const bool both =
+        number_of(json_array_get(json_object_get(json_object_get(layers, "0"), "tensors"), 0),
+                  "alpha") > 0;
+    log_line(LOG_PHASE, "gptq: error of outputs, %% of their norm, mean of the layers%s",
+             both ? " (GPTAQ: less a constant, 0 where that is more)" : "");
     log_line(LOG_PHASE, "gptq: %-10s %8s %8s %12s %8s", "linear", "nearest", "gptq", "rows nearest",
              "raises");
     for (size_t k = 0; k < GPTQ_LINEARS; k++) tell_linear(layers, k);
