@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <malloc.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,7 +26,7 @@ enum { ALIGN = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 4 << 20 };
 static _Atomic uint64_t held, peak;
 
 /* The size stands in the 64 bytes before the block. */
-err mem_alloc(int64_t count, size_t size, const char *what, void **out) {
+static err take(bool zeroed, int64_t count, size_t size, const char *what, void **out) {
     uint64_t bytes, total;
     *out = NULL;
     if (count < 0 || !size_mul((uint64_t)count, size, &bytes) ||
@@ -35,7 +36,9 @@ err mem_alloc(int64_t count, size_t size, const char *what, void **out) {
     total = total / ALIGN * ALIGN;
     char *p = NULL;
     /* calloc of a large block comes from fresh zero pages: no second pass over the memory. */
-    char *raw = fault_hit("malloc") ? NULL : calloc(1, total + ALIGN);
+    char *raw = fault_hit("malloc") ? NULL
+                : zeroed            ? calloc(1, total + ALIGN)
+                                    : malloc(total + ALIGN);
     if (raw) p = raw + (ALIGN - (uintptr_t)raw % ALIGN);
     if (!p) {
         char text[32];
@@ -56,6 +59,14 @@ err mem_alloc(int64_t count, size_t size, const char *what, void **out) {
     }
     *out = p;
     return err_none();
+}
+
+err mem_alloc(int64_t count, size_t size, const char *what, void **out) {
+    return take(true, count, size, what, out);
+}
+
+err mem_alloc_unset(int64_t count, size_t size, const char *what, void **out) {
+    return take(false, count, size, what, out);
 }
 
 void mem_free(void *p) {

@@ -12,6 +12,9 @@
 /* Local. count * size bytes, zeroed, aligned to 64; what names the buffer in messages.
  * Caller owns *out (mem_free). count 0 gives a valid pointer. Fails with ERR_NOFIT. */
 err mem_alloc(int64_t count, size_t size, const char *what, void **out);
+
+/* Local. The same with whatever stands there: for what is written before it is read. */
+err mem_alloc_unset(int64_t count, size_t size, const char *what, void **out);
 void mem_free(void *p); /* local; NULL is fine */
 
 /* Local. Bytes held through mem_alloc by this process, and the most there ever were. */

@@ -90,7 +90,7 @@ static void spin_briefly(char **argv) {
     if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
     char self[4096];
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (n <= 0 || setenv("GOMP_SPINCOUNT", "20000", 1) != 0) return;
+    if (n <= 0 || setenv("GOMP_SPINCOUNT", "3000", 1) != 0) return;
     self[n] = 0;
     execv(self, argv); /* where it fails, the program goes on as it is */
 }

@@ -15,8 +15,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Below so many parameters a run takes seconds, and its rates are not measured. */
-enum { WORTH_MEASURING = 50000000 };
+/* Below so many parameters rounding takes seconds, and rates are not measured for it; nor for a toy
+ * that learns. */
+enum { WORTH_MEASURING = 1000000000, WORTH_IT_LEARNING = 50000000 };
+
+static bool worth_measuring(const quantize_run *q) {
+    return llama_params(&q->source.cfg) >=
+           (quantize_needs_calibration(q->recipe) ? WORTH_IT_LEARNING : WORTH_MEASURING);
+}
 
 /* Collective. Rates of the mean rank. */
 static err agree_rates(const comm *c, bool measure, plan_rates *r) {
@@ -62,7 +68,7 @@ static int64_t count_rows(const quantize_run *q) {
 err quantize_plan(quantize_run *q) {
     plan_rates rates;
     plan_place place;
-    err e = agree_rates(q->c, llama_params(&q->source.cfg) >= WORTH_MEASURING, &rates);
+    err e = agree_rates(q->c, worth_measuring(q), &rates);
     if (e.code) return e;
     find_place(q, &place);
     if (comm_rank(q->c) == 0) {

@@ -359,8 +359,8 @@ static err hand_over_each(const fuse_job *job, row_tile t, const either_sink *si
 static err mix_rows(const fuse_job *job, double *w) {
     int64_t buffers, columns = column_block(job, &buffers);
     void *turned;
-    err e = mem_alloc(job->rows * columns * buffers, sizeof(double), "columns of a fused matrix",
-                      &turned);
+    err e = mem_alloc_unset(job->rows * columns * buffers, sizeof(double),
+                            "columns of a fused matrix", &turned);
     if (e.code) return e;
     if (is_large_dense(job->out))
         left_side_dense(job, w, columns, turned);
@@ -378,12 +378,12 @@ static err fuse_to(fuse_job *job, const either_sink *sink) {
     const int64_t blocks = gemm_threads() * block_rows(job) * job->cols,
                   tile = size_max(sink->each ? blocks : 0, tile_rows(job) * job->cols);
     void *out = NULL, *w = NULL, *product = NULL;
-    if (!sink->wide) e = mem_alloc(tile, sizeof(float), "tile of a fused matrix", &out);
+    if (!sink->wide) e = mem_alloc_unset(tile, sizeof(float), "tile of a fused matrix", &out);
     if (!e.code && is_large_dense(job->in))
-        e = mem_alloc(tile, sizeof(double), "tile of a fused matrix", &product);
+        e = mem_alloc_unset(tile, sizeof(double), "tile of a fused matrix", &product);
     if (!e.code)
-        e = mem_alloc(mixes_rows(job) ? job->rows * job->cols : tile, sizeof(double),
-                      "fused matrix", &w);
+        e = mem_alloc_unset(mixes_rows(job) ? job->rows * job->cols : tile, sizeof(double),
+                            "fused matrix", &w);
     if (!e.code && mixes_rows(job)) e = mix_rows(job, w);
     if (!e.code) {
         row_tile t = {.from_source = !mixes_rows(job), .w = w, .product = product, .out = out};
