@@ -64,12 +64,20 @@ static double flop_of(const learn_range_options *o, int64_t n) {
            ((double)o->rows * (double)(n * n) + (double)o->layers * r2_rows * HEAD_DIM * HEAD_DIM);
 }
 
-static double peak_of(const comm *c) {
+/* Flop of a Cayley step: G R^T in fp32, then 8/3 n^3 in fp64. */
+static double product_of_step(int64_t n) {
+    return 2 * (double)n * (double)(n * n);
+}
+static double cayley_of_step(int64_t n) {
+    return 8.0 / 3 * (double)n * (double)(n * n);
+}
+
+static double peak_of(const comm *c, compute_type type) {
     double all = 0;
     for (int r = 0; r < comm_size(c); r++) {
         double mine = 0;
         comm_barrier(c); /* all at once, as they compute */
-        mine = product_peak(COMPUTE_BF16);
+        mine = product_peak(type);
         comm_bcast(c, &mine, sizeof mine, r);
         all += mine;
     }
@@ -113,12 +121,16 @@ int main(int argc, char **argv) {
     while (report.step < o.steps) need(learn_range_step(l, &report));
     comm_barrier(c);
     const double step_s = (clock_now_s() - start) / (double)(o.steps - 1), flop = flop_of(&o, n),
-                 peak = peak_of(c);
+                 peak = peak_of(c, COMPUTE_BF16),
+                 steps_s = flop / peak + product_of_step(n) / peak_of(c, COMPUTE_F32) +
+                           cayley_of_step(n) / peak_of(c, COMPUTE_F64);
     if (comm_rank(c) == 0)
         printf("range: %d ranks x %d threads, hidden %lld, %lld layers, %lld rows: %.1f ms a step; "
-               "its products at the peak of %.0f GF/s take %.1f ms: %.2f (at most 2.5)\n",
+               "its products at the peak of %.0f GF/s take %.1f ms: %.2f (at most 2.5); with the "
+               "products of the Cayley step at the peaks of their types %.1f ms: %.2f\n",
                comm_size(c), gemm_threads(), (long long)n, (long long)layers, (long long)o.rows,
-               1e3 * step_s, peak * 1e-9, 1e3 * flop / peak, step_s * peak / flop);
+               1e3 * step_s, peak * 1e-9, 1e3 * flop / peak, step_s * peak / flop, 1e3 * steps_s,
+               step_s / steps_s);
     learn_range_destroy(&l);
     row_pool_clear(&pool);
     dealt_rows_destroy(&R1);

@@ -144,7 +144,8 @@ static void add_range(maker *m, size_t k, const json_t *phase) {
     f->seconds = steps * (slowest + step);
     f->busy = (work + step * movers / m->ranks) / (slowest + step);
     f->network = (uint64_t)steps * step_network(m, r1);
-    snprintf(f->note, sizeof f->note, "R1 on a grid of %dx%d", grid.rows, grid.cols);
+    if (grid.rows * grid.cols > 1)
+        snprintf(f->note, sizeof f->note, "R1 on a grid of %dx%d", grid.rows, grid.cols);
 }
 
 static void add_e2e(maker *m, size_t k) {

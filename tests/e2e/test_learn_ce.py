@@ -124,7 +124,7 @@ class LearnCe(Case):
                 ([*how(phase()), "--stages", 9], 2, "9 stages for 5 layers"),
                 ([*how(phase()), "--replicas", 3], 2, "3 replicas"),
                 ([*how(phase()), "--recompute", "maybe"], 2, "auto, on or off"),
-                ([*how(phase()), "--mem", "300K"], 6, "on a rank"),
+                ([*how(phase()), "--mem", "300K"], 6, "on rank "),
                 (how(phase(), more=("activations.bits=16", "kv.bits=16")), 2, "nothing to learn"),
                 (how(phase(weights="true"), more=("scale.pairs=[ud]", "scale.start=closed")), 2, "without scales")):
             with self.subTest(says):
