@@ -108,7 +108,10 @@ static void add_capture(maker *m) {
         if (setup_starts_at(q->recipe, "pca"))
             start = fmax(start, plan_time_pca(&m->rank, cfg, lo.range.n, learn_pool_tokens(q)));
     }
-    const double passes = windows ? slowest * (double)windows * (wave + stages - 1) / wave : 0;
+    /* Where ranks share cores, those that wait leave theirs to others. */
+    const double share = fmin(1, m->rank.cores),
+                 waiting = share * slowest * (wave + stages - 1) / wave,
+                 passes = (double)windows * fmax(waiting, work);
     f->seconds = load + passes + start;
     if (passes > 0) f->busy = work * (double)windows / passes;
     f->network = (uint64_t)(windows * window * cfg->hidden * 8 * (stages - 1));
