@@ -55,3 +55,9 @@ err err_at(err e, const char *where) {
     (void)n; /* a cut text is still a text */
     return e;
 }
+
+void err_note(err_first *f, int64_t at, err e) {
+    if (!e.code) return;
+#pragma omp critical(err_first)
+    if (!f->e.code || at < f->at) *f = (err_first){.at = at, .e = e};
+}

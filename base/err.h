@@ -5,6 +5,7 @@
 #define SPINSHARD_BASE_ERR_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 /* The values are the exit codes of the program. */
 typedef enum err_code {
@@ -40,6 +41,16 @@ err err_make(err_code code, const char *where, const char *hint, const char *fmt
 /* Local. An error from errno after a failed call on `path`: ENOSPC and EDQUOT give ERR_SPACE,
  * ENOMEM gives ERR_NOFIT, the rest ERR_INPUT. `doing` reads as in "cannot DOING: reason". */
 err err_errno(const char *path, const char *doing);
+
+/* Of the parts of parallel work, the error of the first that failed: what is said then does not
+ * depend on threads. A zero value is success. */
+typedef struct err_first {
+    int64_t at; /* which part */
+    err e;
+} err_first;
+
+/* Local, from any thread. Note what became of part `at`. */
+void err_note(err_first *f, int64_t at, err e);
 
 /* Local. The same error with `where` put in front of its where ("where: old"). Success stays. */
 err err_at(err e, const char *where);

@@ -207,25 +207,21 @@ static err copy_unit(const quantize_run *q, archive_writer *w, int64_t unit) {
     return e;
 }
 
-/* This rank's share of the units, each by one thread; the error of the first that failed. */
+/* This rank's share of the units, each by one thread. */
 static err copy_own_units(const quantize_run *q, archive_writer *w) {
     const int64_t rank = comm_rank(q->c), size = comm_size(q->c);
-    err first = err_none();
-    int64_t first_unit = q->n_units, done = 0;
+    err_first failed = {.e = err_none()};
+    int64_t done = 0;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t u = rank; u < q->n_units; u += size) {
-        const err e = copy_unit(q, w, u);
+        err_note(&failed, u, copy_unit(q, w, u));
 #pragma omp critical(pack_progress)
         {
-            if (e.code && u < first_unit) {
-                first = e;
-                first_unit = u;
-            }
             done += size;
             log_progress("pack", size_min(done, q->n_units), q->n_units);
         }
     }
-    return first;
+    return failed.e;
 }
 
 /* Root only. The manifest's own lines: source and recipe. */

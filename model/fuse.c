@@ -303,25 +303,13 @@ static err hand_over(const fuse_job *job, row_tile t, const either_sink *sink) {
     return e;
 }
 
-/* The error of the first rows that failed, so that the message does not depend on threads. */
-typedef struct first_error {
-    int64_t row;
-    err e;
-} first_error;
-
-static void note_error(first_error *f, int64_t row, err e) {
-    if (!e.code) return;
-#pragma omp critical(fuse_first_error)
-    if (!f->e.code || row < f->row) *f = (first_error){.row = row, .e = e};
-}
-
 /* Blocks of rows [row0, row0 + rows), each by one thread from source (or from `done`, where the
  * right factor has been at them) to its sink. w: [rows, cols] from row0 on, or [threads, block,
  * cols] where rows come from the source; out: [threads, block, cols]. */
 static err each_block(const fuse_job *job, int64_t row0, int64_t rows, const row_tile *t,
                       const either_sink *sink) {
     const int64_t cols = job->cols, per = block_rows(job), blocks = size_ceil_div(rows, per);
-    first_error failed = {.e = err_none()};
+    err_first failed = {.e = err_none()};
 #pragma omp parallel for schedule(dynamic) if (blocks > 1)
     for (int64_t k = 0; k < blocks; k++) {
         const int64_t room = omp_get_thread_num() * per * cols, first = k * per,
@@ -333,7 +321,7 @@ static err each_block(const fuse_job *job, int64_t row0, int64_t rows, const row
             widen(job, row0 + first + r, 0, cols, w + r * cols);
         if (!t->product) turn(job->in, &job->in_heads, cols, w, n, cols);
         round_rows(job, w, n, t->out + room);
-        note_error(&failed, first, sink->each(sink->arg, row0 + first, n, t->out + room));
+        err_note(&failed, first, sink->each(sink->arg, row0 + first, n, t->out + room));
     }
     return failed.e;
 }

@@ -270,18 +270,6 @@ err cayley_step(int64_t n, const double *A, double *R) {
     return e;
 }
 
-/* The error of the first matrix that failed, so that the message does not depend on threads. */
-typedef struct first_error {
-    int64_t at;
-    err e;
-} first_error;
-
-static void note_error(first_error *f, int64_t at, err e) {
-    if (!e.code) return;
-#pragma omp critical(cayley_first_error)
-    if (!f->e.code || at < f->at) *f = (first_error){.at = at, .e = e};
-}
-
 err cayley_skew_batch(int64_t n, int64_t count, const double *G, const double *R, double *W) {
     double *scratch;
     err e = take(gemm_threads() * n * n, "gradients times rotations", &scratch);
@@ -295,14 +283,14 @@ err cayley_skew_batch(int64_t n, int64_t count, const double *G, const double *R
 
 err cayley_step_batch(int64_t n, int64_t count, const double *A, double *R) {
     double *scratch;
-    first_error failed = {.e = err_none()};
+    err_first failed = {.e = err_none()};
     err e = take(gemm_threads() * cayley_factors_count(n), "Cayley steps", &scratch);
     if (e.code) return e;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t k = 0; k < count; k++)
-        note_error(&failed, k,
-                   step_with(n, A + k * n * n, R + k * n * n,
-                             scratch + gemm_thread() * cayley_factors_count(n)));
+        err_note(&failed, k,
+                 step_with(n, A + k * n * n, R + k * n * n,
+                           scratch + gemm_thread() * cayley_factors_count(n)));
     mem_free(scratch);
     return failed.e;
 }
