@@ -1,20 +1,16 @@
 #!/usr/bin/env python3
-"""GPTQ over ranks: the same archive on any number of ranks and threads, in memory and from files, over kills; better
-than rounding to nearest on text that it has not seen; what it tells; what it refuses."""
+"""GPTQ over ranks: the same archive on any number of ranks and threads, in memory and from files; better than
+rounding to nearest on text that it has not seen; what it tells; what it refuses."""
 import os
-import random
 import re
 import sys
-import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import make_model  # noqa: E402
-from kills import Tail, events, kill_a_rank  # noqa: E402
-from spin import STORIES, TEXT, Case, main, settings, sha256, spin, start, tar_hashes  # noqa: E402
+from kills import events  # noqa: E402
+from spin import STORIES, TEXT, Case, main, settings, sha256, spin, tar_hashes  # noqa: E402
 
 LAYERS = 5  # of STORIES
-KILLS = int(os.environ.get("SPINSHARD_KILLS", "4"))
-SEED = int(os.environ.get("SPINSHARD_KILL_SEED", "1"))
 GPTQ = ("weights.method=gptq", "weights.group=channel", "weights.bits=3", "calib.windows=11", "calib.window=64")
 GPTAQ = ("weights.method=gptaq", "weights.target=full", "weights.stream=quantized", "weights.alpha=0.5", "weights.symmetric=false",
          "weights.scale=search", "rotate.online=[r3, r4]", "rotate.r4_block=4", "activations.bits=4", "kv.bits=4", "calib.windows=11",
@@ -112,36 +108,7 @@ class Gptq(Case):
         self.assertEqual(first, self.result(out))
         self.assertEqual(os.listdir(scratch), [])
 
-    # ---- kills ----
-
-    def kill_after(self, args, out, layers, rng):
-        """SIGKILL of a rank a random moment after so many layers are told; True if the run was still there."""
-        p, tail, seen = start(args, ranks=rng.choice((1, 2, 3))), Tail(out), 0
-        deadline = time.monotonic() + 100
-        while p.poll() is None and seen < layers and time.monotonic() < deadline:
-            seen += sum(e["event"] == "errors" for e in tail.new())
-            time.sleep(0.0005)
-        time.sleep(rng.uniform(0, 0.03))
-        return kill_a_rank(p, rng).rc != 0
-
-    def test_kills(self):
-        rng, killed = random.Random(SEED), 0
-        for how in (GPTQ, [*GPTAQ, "weights.group=channel"]):
-            ref, _ = self.run_one("ref-" + how[0], *how)
-            for k in range((KILLS + 1) // 2):
-                out = self.path(f"o-{how[0]}-{k}")
-                args = self.args(out, *how)
-                there = self.kill_after(args, out, rng.randrange(LAYERS), rng)
-                killed += there
-                there = there and self.kill_after(args, out, rng.randrange(2), rng)
-                killed += there
-                if there:  # else the run was faster than its kill
-                    self.good(*args, ranks=rng.choice((1, 2, 3)))
-                self.assertEqual(ref, self.result(out))
-                layers = [e["layer"] for e in events(out) if e["event"] == "errors"]
-                self.assertEqual(layers, sorted(layers), "finished layers are final")
-                self.assertEqual(len(self.errors(out)), 7 * LAYERS)
-        self.assertGreater(killed, 0, "no kill came in time")
+    # ---- restarts; kills: test_gptq_kills.py ----
 
     def test_a_lost_layer(self):
         """A layer whose object is damaged is made again from the streams before it; those after it stay."""
