@@ -50,14 +50,15 @@ static double peak(const comm *c) {
     return comm_size(c) * 2 * pow((double)n, 3) / best;
 }
 
-/* Positive definite: correlation that falls with the distance. */
+/* Positive definite: correlation that falls with the distance, convex (Polya). Slowly: powers of a
+ * fast fall would end in denormal numbers, which take a hundred times as long as others. */
 static void fill(dmat *m) {
     int64_t rows, cols;
     double *part = dmat_part(m);
     dmat_part_shape(m, &rows, &cols);
     for (int64_t j = 0; j < cols && part; j++)
         for (int64_t i = 0; i < rows; i++)
-            part[j * rows + i] = exp(-0.1 * fabs((double)(dmat_row(m, i) - dmat_col(m, j)))) +
+            part[j * rows + i] = 1 / (1 + 0.1 * fabs((double)(dmat_row(m, i) - dmat_col(m, j)))) +
                                  (dmat_row(m, i) == dmat_col(m, j) ? 0.01 : 0);
 }
 
