@@ -398,11 +398,20 @@ static void turn_probe(const fuse_job *job, const float *t, double *to) {
                            to + h * (job->cols / n), 1, job->cols, true);
 }
 
+/* R (a t); a dot of each row; a row in fp64 for each thread. */
+static int64_t probe_doubles(const fuse_job *job) {
+    return job->cols * (1 + gemm_threads()) + job->rows;
+}
+
+uint64_t fuse_probe_source_bytes(const fuse_job *job) {
+    return (uint64_t)probe_doubles(job) * sizeof(double);
+}
+
 err fuse_probe_source(const fuse_job *job, const float *t, double *norm2) {
     const int64_t cols = job->cols, threads = gemm_threads();
     void *memory;
     *norm2 = 0;
-    err e = mem_alloc(cols * (threads + 1) + job->rows, sizeof(double), "probe", &memory);
+    err e = mem_alloc(probe_doubles(job), sizeof(double), "probe", &memory);
     if (e.code) return e;
     double *turned = memory, *dots = turned + cols, *rows = dots + job->rows;
     turn_probe(job, t, turned);

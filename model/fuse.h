@@ -78,10 +78,11 @@ uint64_t fuse_scratch_bytes(const fuse_job *job);
  * after it; the left factor keeps the norm. Rounding W' to fp32 changes it by at most
  * 2^-24 sqrt(cols) |W'|_F (Cauchy-Schwarz), plus that of fp64.
  * fuse_probe_signs: local; t [cols]. fuse_probe_source: local; |W_g R (a t)|^2, from the source
- * alone. Fails with ERR_NOFIT. fuse_probe_check: local; it against |W' t|^2 and |W'|_F^2. Fails
- * with ERR_NUMERICS. */
+ * alone. Fails with ERR_NOFIT; bytes: what it allocates. fuse_probe_check: local; it against
+ * |W' t|^2 and |W'|_F^2. Fails with ERR_NUMERICS. */
 void fuse_probe_signs(int64_t cols, float *t);
 err fuse_probe_source(const fuse_job *job, const float *t, double *norm2);
+uint64_t fuse_probe_source_bytes(const fuse_job *job);
 err fuse_probe_check(double before2, double after2, double square, int64_t cols);
 
 /* Local. NaN and Inf among n elements of a tensor as on disk. */

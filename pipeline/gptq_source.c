@@ -4,6 +4,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "model/fuse.h"
+#include "pipeline/fused_tensor.h"
 #include "pipeline/partition.h"
 #include "pipeline/read_ahead.h"
 #include "pipeline/source_tensor.h"
@@ -203,46 +204,20 @@ static err read_norm(gptq_source *s, llama_role role, int64_t layer, int hash, f
 
 /* ---- fusing ---- */
 
-typedef struct fuse_target {
-    float *to;
-    int64_t cols;
-} fuse_target;
-
-static err keep_rows(void *arg, int64_t row0, int64_t rows, const float *w) {
-    const fuse_target *f = arg;
-    memcpy(f->to + row0 * f->cols, w, (size_t)(rows * f->cols) * sizeof *w);
-    return err_none();
-}
-
 static err fuse_linear(gptq_source *s, int k, const float *gain) {
     llama_tensor t;
-    const void *raw = NULL;
+    fused_source from = {.gain = gain};
     void *p = NULL;
-    fuse_plan plan = {.r2 = NULL};
     llama_tensor_of(s->job->cfg, roles[k], s->layer, &t);
     err e = mem_alloc(t.rows * t.cols, sizeof(float), t.name, &p);
     s->fused[k] = p;
-    if (!e.code) e = fuse_plan_init(t.role, t.layer, s->job->rotations, &plan);
-    if (!e.code) e = read_raw(s, &t, 2 + 2 * k, &raw, &plan.job.dtype);
-    if (!e.code) {
-        plan.job.source = raw;
-        plan.job.rows = t.rows;
-        plan.job.cols = t.cols;
-        plan.job.in_gain = gain;
-        fuse_target target = {.to = s->fused[k], .cols = t.cols};
-        e = fuse_matrix(&plan.job, keep_rows, &target);
-        if (!e.code) e = source_tensor_refuse(t.name, plan.job.non_finite);
-    }
-    fuse_plan_clear(&plan);
-    return e;
+    if (!e.code) e = read_raw(s, &t, 2 + 2 * k, &from.raw, &from.dtype);
+    return e.code ? e : fused_tensor_into(s->job->rotations, &t, &from, s->fused[k]);
 }
 
 static err fuse_own_bias(gptq_source *s, int k, const llama_tensor *t, float *b) {
-    fuse_plan plan = {.r2 = NULL};
     err e = read_vector(s, t, 3 + 2 * k, b);
-    if (!e.code) e = fuse_plan_init(t->role, s->layer, s->job->rotations, &plan);
-    if (!e.code) e = fuse_bias(&plan.job, b, t->rows);
-    fuse_plan_clear(&plan);
+    if (!e.code) e = fused_tensor_bias(s->job->rotations, t, b);
     if (!e.code) round_as_stored(s->job->how.scale_type, t->rows, b);
     return e;
 }
@@ -319,18 +294,11 @@ uint64_t gptq_source_bytes(const quantize_job *job, int ranks, int rank) {
     if (deal(job, ranks, owner).code) return 0;
     for (int k = 0; k < GPTQ_LINEARS; k++) {
         llama_tensor t;
-        fuse_plan plan = {.r2 = NULL};
         if (owner[k] != rank) continue;
         llama_tensor_of(job->cfg, roles[k], 0, &t);
         fused += (uint64_t)(t.rows * t.cols) * sizeof(float);
-        if (!fuse_plan_init(t.role, 0, job->rotations, &plan).code) {
-            plan.job.dtype = FUSE_BF16;
-            plan.job.rows = t.rows;
-            plan.job.cols = t.cols;
-            const uint64_t bytes = fuse_scratch_bytes(&plan.job);
-            fusion = bytes > fusion ? bytes : fusion;
-        }
-        fuse_plan_clear(&plan);
+        const uint64_t bytes = fused_tensor_bytes(job->rotations, &t, FUSE_BF16);
+        fusion = bytes > fusion ? bytes : fusion;
     }
     name_list l = names_of(job, owner, rank, layers, 2);
     char **names = pointers_to(&l);

@@ -4,6 +4,7 @@
 #include "base/size.h"
 #include "model/fuse.h"
 #include "model/tensors.h"
+#include "pipeline/fused_tensor.h"
 #include "pipeline/source_tensor.h"
 #include "quant/grid.h"
 #include "quant/pack.h"
@@ -184,45 +185,17 @@ static err read_packed(const hf_checkpoint *ck, const stored_form *form, const l
 
 /* ---- weights with gains and rotations folded in ---- */
 
-typedef struct fuse_target {
-    float *to;
-    int64_t cols;
-} fuse_target;
-
-static err take_rows(void *arg, int64_t row0, int64_t rows, const float *w) {
-    fuse_target *f = arg;
-    memcpy(f->to + row0 * f->cols, w, (size_t)(rows * f->cols) * sizeof(float));
-    return err_none();
-}
-
 static err read_fused(const load_options *o, const llama_tensor *want, const float *gain, wmat *w) {
     const hf_tensor *t;
     void *raw;
-    fuse_plan plan = {.r2 = NULL};
-    const char *name = want->name;
-    err e = read_checked(o->checkpoint, name, &t, &raw);
-    if (!e.code) e = wmat_init(w, WMAT_F32, want->rows, want->cols, name);
-    if (!e.code) e = fuse_plan_init(want->role, want->layer, o->fuse, &plan);
+    err e = read_checked(o->checkpoint, want->name, &t, &raw);
+    if (!e.code) e = wmat_init(w, WMAT_F32, want->rows, want->cols, want->name);
     if (!e.code) {
-        plan.job.source = raw;
-        plan.job.dtype = source_tensor_dtype(t->info.dtype);
-        plan.job.rows = want->rows;
-        plan.job.cols = want->cols;
-        plan.job.in_gain = gain;
-        fuse_target target = {.to = w->data, .cols = want->cols};
-        e = fuse_matrix(&plan.job, take_rows, &target);
+        const fused_source from = {
+            .raw = raw, .dtype = source_tensor_dtype(t->info.dtype), .gain = gain};
+        e = fused_tensor_into(o->fuse, want, &from, w->data);
     }
-    fuse_plan_clear(&plan);
     mem_free(raw);
-    return e;
-}
-
-static err fuse_bias_of(const load_options *o, llama_role linear, int64_t layer, float *b,
-                        int64_t n) {
-    fuse_plan plan = {.r2 = NULL};
-    err e = fuse_plan_init(llama_role_bias(linear), layer, o->fuse, &plan);
-    if (!e.code) e = fuse_bias(&plan.job, b, n);
-    fuse_plan_clear(&plan);
     return e;
 }
 
@@ -249,7 +222,7 @@ static err load_linear(const load_options *o, const slot *s, int64_t layer) {
     if (e.code) return e;
     if (llama_tensor_of(o->cfg, llama_role_bias(s->role), layer, &bias)) {
         e = read_vector(o->checkpoint, bias.name, bias.rows, s->bias);
-        if (!e.code && o->fuse) e = fuse_bias_of(o, s->role, layer, *s->bias, bias.rows);
+        if (!e.code && o->fuse) e = fused_tensor_bias(o->fuse, &bias, *s->bias);
     }
     if (!e.code) e = wmat_prepare(s->w, o->compute);
     return e;
@@ -318,24 +291,18 @@ static err read_embed_rows(const load_options *o, const char *name, wmat *w) {
     return e;
 }
 
-/* The kept rows through R1: rows are independent, so they are turned where they stand. */
-static err fuse_embed_rows(const load_options *o, wmat *w) {
+/* The kept rows through R1, which takes each row by itself. */
+static err fuse_embed_rows(const load_options *o, const llama_tensor *embed, wmat *w) {
     wmat turned = {.kind = WMAT_NONE};
     err e = wmat_init(&turned, WMAT_F32, w->rows, w->cols, "embedding");
     if (e.code) return e;
-    fuse_plan plan = {.r2 = NULL};
-    e = fuse_plan_init(ROLE_EMBED, -1, o->fuse, &plan);
-    if (!e.code) {
-        plan.job.source = w->data;
-        plan.job.dtype = w->kind == WMAT_BF16  ? FUSE_BF16
-                         : w->kind == WMAT_F16 ? FUSE_F16
-                                               : FUSE_F32;
-        plan.job.rows = w->rows;
-        plan.job.cols = w->cols;
-        fuse_target target = {.to = turned.data, .cols = w->cols};
-        e = fuse_matrix(&plan.job, take_rows, &target);
-    }
-    fuse_plan_clear(&plan);
+    llama_tensor kept = *embed;
+    kept.rows = w->rows;
+    const fused_source from = {.raw = w->data,
+                               .dtype = w->kind == WMAT_BF16  ? FUSE_BF16
+                                        : w->kind == WMAT_F16 ? FUSE_F16
+                                                              : FUSE_F32};
+    e = fused_tensor_into(o->fuse, &kept, &from, turned.data);
     wmat_clear(w);
     *w = turned;
     return e;
@@ -367,7 +334,7 @@ err load_stage(const load_options *o, llama_stage *out) {
     llama_tensor embed;
     llama_tensor_of(o->cfg, ROLE_EMBED, -1, &embed);
     if (!e.code && o->embed) e = read_embed_rows(o, embed.name, &out->embed);
-    if (!e.code && o->embed && o->fuse) e = fuse_embed_rows(o, &out->embed);
+    if (!e.code && o->embed && o->fuse) e = fuse_embed_rows(o, &embed, &out->embed);
     for (int64_t i = 0; i < o->range.n && !e.code; i++)
         e = load_layer(o, o->range.first + i, &out->layers[i]);
     if (!e.code && o->head) e = load_head(o, out);

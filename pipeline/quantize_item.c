@@ -1,12 +1,11 @@
 #include "pipeline/quantize_item.h"
 
-#include "base/fault.h"
 #include "base/mem.h"
 #include "model/fuse.h"
+#include "pipeline/fused_tensor.h"
 #include "pipeline/source_tensor.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -72,27 +71,12 @@ typedef struct row_target {
     const llama_tensor *tensor;
     qmatrix *q;     /* NULL: not quantized */
     qerror *errors; /* [rows] of them; NULL with q */
-    float *signs;   /* [cols] of the probe; NULL: nothing is turned, nothing probed */
-    double *probe;  /* [rows, 2]: a fused row times the signs; its squared norm */
 } row_target;
-
-static void probe_row(const float *x, const float *signs, int64_t n, double out[2]) {
-    double dot = 0, square = 0;
-#pragma omp simd reduction(+ : dot, square)
-    for (int64_t j = 0; j < n; j++) {
-        dot += (double)x[j] * (double)signs[j];
-        square += (double)x[j] * (double)x[j];
-    }
-    out[0] = dot;
-    out[1] = square;
-}
 
 /* Called by several threads, each with rows of its own, unless the sink wants them in order. */
 static err take_rows(void *arg, int64_t row0, int64_t rows, const float *x) {
     row_target *r = arg;
     const quantize_sink *sink = r->w->sink;
-    for (int64_t i = 0; r->signs && i < rows; i++)
-        probe_row(x + i * r->tensor->cols, r->signs, r->tensor->cols, r->probe + 2 * (row0 + i));
     if (!llama_role_is_linear(r->tensor->role))
         return sink->plain(sink->arg, r->tensor, row0, rows, x);
     const int64_t cols = r->tensor->cols;
@@ -105,60 +89,10 @@ static err take_rows(void *arg, int64_t row0, int64_t rows, const float *x) {
     return err_none();
 }
 
-static bool turns(const fuse_job *job) {
-    return job->in || job->out || job->in_heads.rotations || job->out_heads.rotations;
-}
-
-static err begin_probe(const llama_tensor *t, row_target *target) {
-    void *signs, *probe;
-    err e = mem_alloc(t->cols, sizeof(float), "probe", &signs);
-    target->signs = signs;
-    if (e.code) return e;
-    fuse_probe_signs(t->cols, signs);
-    e = mem_alloc(2 * t->rows, sizeof(double), "probe", &probe);
-    target->probe = probe;
-    return e;
-}
-
-/* Rotations keep norms: what came out against what the source and they say must come out. */
-static err end_probe(const fuse_job *job, row_target *target) {
-    double before, after = 0, square = 0;
-    if (fault_hit("fuse")) target->probe[0] += 1 + fabs(target->probe[0]);
-    for (int64_t r = 0; r < job->rows; r++) {
-        after += target->probe[2 * r] * target->probe[2 * r];
-        square += target->probe[2 * r + 1];
-    }
-    err e = fuse_probe_source(job, target->signs, &before);
-    return e.code ? e : fuse_probe_check(before, after, square, job->cols);
-}
-
-static void clear_probe(row_target *target) {
-    mem_free(target->signs);
-    mem_free(target->probe);
-    target->signs = NULL;
-    target->probe = NULL;
-}
-
-static err fuse_rows(worker *w, const llama_tensor *t, const void *raw, fuse_dtype dtype,
-                     const float *gain, row_target *target) {
-    fuse_plan plan = {.r2 = NULL};
-    err e = fuse_plan_init(t->role, t->layer, w->job->rotations, &plan);
-    if (!e.code) {
-        plan.job.source = raw;
-        plan.job.dtype = dtype;
-        plan.job.rows = t->rows;
-        plan.job.cols = t->cols;
-        plan.job.in_gain = gain;
-        if (turns(&plan.job)) e = begin_probe(t, target);
-        if (!e.code)
-            e = w->sink->in_order ? fuse_matrix(&plan.job, take_rows, target)
-                                  : fuse_matrix_each(&plan.job, take_rows, target);
-        if (!e.code) e = source_tensor_refuse(t->name, plan.job.non_finite);
-        if (!e.code && target->signs) e = err_at(end_probe(&plan.job, target), t->name);
-        clear_probe(target);
-    }
-    fuse_plan_clear(&plan);
-    return e;
+static err fuse_rows(worker *w, const fused_source *from, row_target *target) {
+    rotation_set *set = w->job->rotations;
+    return w->sink->in_order ? fused_tensor_in_order(set, target->tensor, from, take_rows, target)
+                             : fused_tensor_each(set, target->tensor, from, take_rows, target);
 }
 
 static err do_bias(worker *w, llama_role linear, int64_t layer) {
@@ -166,11 +100,8 @@ static err do_bias(worker *w, llama_role linear, int64_t layer) {
     float *b;
     if (!llama_tensor_of(w->job->cfg, llama_role_bias(linear), layer, &t)) return err_none();
     err e = read_vector(w, &t, &b);
-    fuse_plan plan = {.r2 = NULL};
-    if (!e.code) e = fuse_plan_init(t.role, layer, w->job->rotations, &plan);
-    if (!e.code) e = fuse_bias(&plan.job, b, t.rows);
+    if (!e.code) e = fused_tensor_bias(w->job->rotations, &t, b);
     if (!e.code) e = w->sink->plain(w->sink->arg, &t, 0, t.rows, b);
-    fuse_plan_clear(&plan);
     mem_free(b);
     return e;
 }
@@ -188,14 +119,13 @@ static err target_codes(row_target *r) {
 static err do_linear(worker *w, llama_role role, int64_t layer, const float *gain) {
     llama_tensor t;
     llama_tensor_of(w->job->cfg, role, layer, &t);
-    const void *raw = NULL;
-    fuse_dtype dtype = FUSE_F32;
+    fused_source from = {.gain = gain};
     row_target target = {.w = w, .tensor = &t};
     err e = err_none();
     if (w->sink->quantized) e = target_codes(&target);
     if (e.code) return err_at(e, t.name);
-    e = read_source(w, t.name, &raw, &dtype);
-    if (!e.code) e = fuse_rows(w, &t, raw, dtype, gain, &target);
+    e = read_source(w, t.name, &from.raw, &from.dtype);
+    if (!e.code) e = fuse_rows(w, &from, &target);
     if (!e.code && target.q) e = w->sink->quantized(w->sink->arg, &t, target.q);
     if (!e.code && target.q) qerror_add(target.errors, t.rows, &w->result->error);
     qmatrix_destroy(&target.q);
@@ -231,27 +161,26 @@ static err do_layer(worker *w, int64_t layer) {
 }
 
 /* The rows of a table of the vocabulary under the role it plays. */
-static err do_table(worker *w, const llama_tensor *t, const void *raw, fuse_dtype dtype,
-                    const float *gain) {
+static err do_table(worker *w, const llama_tensor *t, const fused_source *from) {
     row_target target = {.w = w, .tensor = t};
-    return fuse_rows(w, t, raw, dtype, gain, &target);
+    return fuse_rows(w, from, &target);
 }
 
 /* The final norm of a tied model comes first: the table is borrowed until the next read. */
 static err do_embedding(worker *w) {
     const llama_config *cfg = w->job->cfg;
     llama_tensor t;
-    const void *raw = NULL;
-    fuse_dtype dtype = FUSE_F32;
+    fused_source from = {.gain = NULL};
     float *gain = NULL;
     llama_tensor_of(cfg, ROLE_EMBED, -1, &t);
     err e = cfg->tied ? do_norm(w, ROLE_FINAL_NORM, -1, &gain) : err_none();
-    if (!e.code) e = read_source(w, t.name, &raw, &dtype);
-    if (!e.code) e = do_table(w, &t, raw, dtype, NULL);
+    if (!e.code) e = read_source(w, t.name, &from.raw, &from.dtype);
+    if (!e.code) e = do_table(w, &t, &from);
     if (!e.code && w->job->untied) {
         llama_tensor head = t;
         head.role = ROLE_HEAD;
-        e = do_table(w, &head, raw, dtype, gain);
+        from.gain = gain;
+        e = do_table(w, &head, &from);
     }
     mem_free(gain);
     return e;
@@ -259,13 +188,13 @@ static err do_embedding(worker *w) {
 
 static err do_head(worker *w) {
     llama_tensor t;
-    const void *raw = NULL;
-    fuse_dtype dtype = FUSE_F32;
+    fused_source from = {.raw = NULL};
     float *gain;
     err e = do_norm(w, ROLE_FINAL_NORM, -1, &gain);
     llama_tensor_of(w->job->cfg, ROLE_HEAD, -1, &t);
-    if (!e.code) e = read_source(w, t.name, &raw, &dtype);
-    if (!e.code) e = do_table(w, &t, raw, dtype, gain);
+    from.gain = gain;
+    if (!e.code) e = read_source(w, t.name, &from.raw, &from.dtype);
+    if (!e.code) e = do_table(w, &t, &from);
     mem_free(gain);
     return e;
 }
@@ -368,16 +297,11 @@ quantize_memory quantize_item_memory(const quantize_job *job, int64_t item) {
         if (t.role == ROLE_EMBED) mine = item == 0;
         if (t.role == ROLE_HEAD) mine = item == job->cfg->layers + 1;
         const hf_tensor *found = hf_checkpoint_find(job->checkpoint, t.name);
-        fuse_plan plan = {.r2 = NULL};
         if (!mine || t.n_dims != 2 || !found) continue;
-        quantize_memory m = {0};
-        if (!fuse_plan_init(t.role, t.layer, job->rotations, &plan).code) {
-            plan.job.dtype = source_tensor_dtype(found->info.dtype);
-            plan.job.rows = t.rows;
-            plan.job.cols = t.cols;
-            m.fusion = fuse_scratch_bytes(&plan.job);
-        }
-        fuse_plan_clear(&plan);
+        quantize_memory m = {
+            .fusion =
+                fused_tensor_bytes(job->rotations, &t, source_tensor_dtype(found->info.dtype)),
+        };
         if (llama_role_is_linear(t.role))
             m.codes = qmatrix_bytes(t.rows, t.cols, &job->how) + (uint64_t)t.rows * sizeof(qerror);
         if (m.fusion + m.codes > most.fusion + most.codes) most = m;

@@ -7,6 +7,7 @@ reading, writing and memory are sampled by seed. SPINSHARD_FAULTS=all tries ever
 kills at every call too (several minutes). tests/unit/test_run_state.c and test_archive_faults.c try every
 call of a commit and of an archive's completion in process."""
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +17,8 @@ from spin import Case, main, settings, sha256, spin, tar_hashes  # noqa: E402
 
 ALL = os.environ.get("SPINSHARD_FAULTS") == "all"
 CODES = {"eio": 3, "enospc": 5, "malloc": 6, "kill": -9}
-LEARN = "learn=[{objective: range, steps: 2, rows: 64}]"
+CALIB = ("calib.window=64", "calib.windows=2")
+MORE = {"plain": (), "learn": (*CALIB, "learn=[{objective: range, steps: 2, rows: 64}]"), "gptq": (*CALIB, "weights.method=gptq")}
 
 
 class Faults(Case):
@@ -35,8 +37,8 @@ class Faults(Case):
             self.want[kind] = self.hashes(self.path(kind))
 
     def quantize(self, kind, out, fault=None, ranks=0):
-        more = ["--calib", self.text, *settings("calib.window=64", "calib.windows=2", LEARN)] if kind == "learn" else []
-        return spin("quantize", "--model", self.model, "--out", out, *settings("weights.group=channel"), *more,
+        more = ["--calib", self.text] if MORE[kind] else []
+        return spin("quantize", "--model", self.model, "--out", out, *settings("weights.group=channel", *MORE[kind]), *more,
                     ranks=ranks, env={"SPINSHARD_FAULT": fault} if fault else None)
 
     def hashes(self, out):
@@ -107,6 +109,24 @@ class Faults(Case):
             self.assertRegex(r.err, what)
             self.assertEqual(self.quantize("plain", out).rc, 0)
             self.assertEqual(self.hashes(out), self.want["plain"])
+
+    def test_silent_errors_of_gptq(self):
+        """The same on the way of GPTQ: every matrix that is turned is probed, on the rank that fuses it."""
+        out, found, n, linear = self.path("gptq"), [], 1, r"model\.layers\.0\.(\S+)\.weight: fusion: a random probe"
+        while (r := self.quantize("gptq", out, f"fuse:{n}")).rc:
+            self.assertEqual((r.rc, len(r.errors())), (8, 1), f"\n{r}")
+            self.assertRegex(r.err, r"weight: fusion: a random probe")
+            found += re.findall(linear, r.err)
+            n += 1
+        self.assertEqual(sorted(found), sorted([f"self_attn.{x}_proj" for x in "qkvo"] +
+                                               [f"mlp.{x}_proj" for x in ("gate", "up", "down")]))
+        want = self.hashes(out)
+        out = self.path("gptq2")
+        r = self.quantize("gptq", out, "fuse:3:1", ranks=2)
+        self.assertEqual((r.rc, len(r.errors())), (8, 1), f"\n{r}")
+        self.assertRegex(r.err, linear)
+        self.assertEqual(self.quantize("gptq", out, ranks=2).rc, 0)
+        self.assertEqual(self.hashes(out), want)
 
     def test_a_rank_that_holds_something_else(self):
         """A bit of what all ranks hold is lost on one of three: it is named, and nothing wrong is committed."""
