@@ -24,10 +24,10 @@ json_t *gptq_table_of(const llama_config *cfg, int64_t layer, double seconds,
                       const gptq_layer_report *report) {
     json_t *steps = json_array(), *tensors = json_array();
     for (int i = 0; i < STEP_COUNT; i++) json_array_append_new(steps, json_real(report->step_s[i]));
-    for (int k = 0; k < GPTQ_LINEARS; k++) {
+    for (int k = 0; k < LLAMA_LINEARS; k++) {
         const gptq_linear_report *l = &report->linears[k];
         llama_tensor t;
-        llama_tensor_of(cfg, gptq_role(k), layer, &t);
+        llama_tensor_of(cfg, llama_linears[k], layer, &t);
         json_array_append_new(
             tensors, json_pack("{s:s, s:o, s:o, s:f, s:i, s:I, s:I, s:f}", "tensor", t.name,
                                "before", real_or_null(relative(l->loss.rtn, l->loss.energy)),
@@ -46,16 +46,16 @@ void gptq_table_tell(const llama_config *cfg, int64_t layer, double seconds,
                      const gptq_layer_report *report) {
     char text[256] = "";
     (void)cfg;
-    for (int k = 0; k < GPTQ_LINEARS; k++) {
+    for (int k = 0; k < LLAMA_LINEARS; k++) {
         const gptq_linear_report *l = &report->linears[k];
         const size_t used = strlen(text);
-        snprintf(text + used, sizeof text - used, "%s %.2f->%.2f%%", llama_role_name(gptq_role(k)),
-                 100 * relative(l->loss.rtn, l->loss.energy),
+        snprintf(text + used, sizeof text - used, "%s %.2f->%.2f%%",
+                 llama_role_name(llama_linears[k]), 100 * relative(l->loss.rtn, l->loss.energy),
                  100 * relative(l->loss.kept, l->loss.energy));
         if (l->loss.fell_back || l->damping.raises)
             snprintf(text + strlen(text), sizeof text - strlen(text),
                      " (%" PRId64 " rows kept, %d raises)", l->loss.fell_back, l->damping.raises);
-        if (k + 1 < GPTQ_LINEARS) snprintf(text + strlen(text), sizeof text - strlen(text), ", ");
+        if (k + 1 < LLAMA_LINEARS) snprintf(text + strlen(text), sizeof text - strlen(text), ", ");
     }
     log_line(LOG_STEP, "gptq: layer %" PRId64 " in %.2f s: %s", layer, seconds, text);
 }
@@ -82,7 +82,7 @@ static void tell_linear(const json_t *layers, size_t k) {
     }
     if (n)
         log_line(LOG_PHASE, "gptq: %-10s %8.2f %8.2f %12.0f %8.0f",
-                 llama_role_name(gptq_role((int)k)), 100 * before / (double)n,
+                 llama_role_name(llama_linears[k]), 100 * before / (double)n,
                  100 * after / (double)n, fell_back, raises);
 }
 
@@ -94,7 +94,7 @@ void gptq_table_summary(const json_t *layers) {
              both ? " (GPTAQ: less a constant, 0 where that is more)" : "");
     log_line(LOG_PHASE, "gptq: %-10s %8s %8s %12s %8s", "linear", "nearest", "gptq", "rows nearest",
              "raises");
-    for (size_t k = 0; k < GPTQ_LINEARS; k++) tell_linear(layers, k);
+    for (size_t k = 0; k < LLAMA_LINEARS; k++) tell_linear(layers, k);
 }
 
 /* ---- of an output folder ---- */

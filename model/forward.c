@@ -32,21 +32,23 @@ err llama_stage_init(llama_stage *s, const llama_config *cfg, int64_t first_laye
     return err_none();
 }
 
-/* The matrices of a layer, in the order of the checkpoint. */
-enum { LAYER_MATRICES = 7, LAYER_VECTORS = 9 };
+wmat *llama_layer_linear(llama_layer *l, int linear) {
+    wmat *const all[LLAMA_LINEARS] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+    return all[linear];
+}
 
-static void layer_matrices(llama_layer *l, wmat *out[LAYER_MATRICES]) {
-    wmat *all[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
-    memcpy(out, all, sizeof all);
+float **llama_layer_bias(llama_layer *l, int linear) {
+    float **const all[LLAMA_LINEARS] = {&l->bq,    &l->bk,  &l->bv,   &l->bo,
+                                        &l->bgate, &l->bup, &l->bdown};
+    return all[linear];
 }
 
 err llama_stage_prepare(llama_stage *s, compute_type compute) {
     err e = wmat_prepare(&s->embed, compute);
     if (!e.code) e = wmat_prepare(&s->head, compute);
     for (int64_t i = 0; !e.code && i < s->n_layers; i++) {
-        wmat *w[LAYER_MATRICES];
-        layer_matrices(&s->layers[i], w);
-        for (int j = 0; !e.code && j < LAYER_MATRICES; j++) e = wmat_prepare(w[j], compute);
+        for (int j = 0; !e.code && j < LLAMA_LINEARS; j++)
+            e = wmat_prepare(llama_layer_linear(&s->layers[i], j), compute);
     }
     return e;
 }
@@ -54,12 +56,12 @@ err llama_stage_prepare(llama_stage *s, compute_type compute) {
 void llama_stage_clear(llama_stage *s) {
     for (int64_t i = 0; i < s->n_layers; i++) {
         llama_layer *l = &s->layers[i];
-        wmat *w[LAYER_MATRICES];
-        layer_matrices(l, w);
-        for (int j = 0; j < LAYER_MATRICES; j++) wmat_clear(w[j]);
-        float *const vectors[LAYER_VECTORS] = {l->attn_norm, l->mlp_norm, l->bq,  l->bk,   l->bv,
-                                               l->bo,        l->bgate,    l->bup, l->bdown};
-        for (int j = 0; j < LAYER_VECTORS; j++) mem_free(vectors[j]);
+        for (int j = 0; j < LLAMA_LINEARS; j++) {
+            wmat_clear(llama_layer_linear(l, j));
+            mem_free(*llama_layer_bias(l, j));
+        }
+        mem_free(l->attn_norm);
+        mem_free(l->mlp_norm);
     }
     mem_free(s->layers);
     wmat_clear(&s->embed);
@@ -71,9 +73,8 @@ void llama_stage_clear(llama_stage *s) {
 uint64_t llama_stage_bytes(const llama_stage *s) {
     uint64_t bytes = wmat_bytes(&s->embed) + wmat_bytes(&s->head);
     for (int64_t i = 0; i < s->n_layers; i++) {
-        wmat *w[LAYER_MATRICES];
-        layer_matrices(&s->layers[i], w);
-        for (int j = 0; j < LAYER_MATRICES; j++) bytes += wmat_bytes(w[j]);
+        for (int j = 0; j < LLAMA_LINEARS; j++)
+            bytes += wmat_bytes(llama_layer_linear(&s->layers[i], j));
     }
     return bytes;
 }

@@ -11,6 +11,7 @@
 
 #include "base/err.h"
 #include "model/config.h"
+#include "model/tensors.h"
 #include "model/wmat.h"
 #include "quant/fake_quant.h"
 #include "rotations/rotation.h"
@@ -25,6 +26,11 @@ typedef struct llama_layer {
     float *attn_norm, *mlp_norm; /* [hidden] */
     float *bq, *bk, *bv, *bo, *bgate, *bup, *bdown;
 } llama_layer;
+
+/* Local. Where the layer holds a linear, an index into llama_linears (model/tensors.h); its bias.
+ */
+wmat *llama_layer_linear(llama_layer *layer, int linear);
+float **llama_layer_bias(llama_layer *layer, int linear);
 
 typedef struct llama_stage {
     const llama_config *cfg; /* borrowed */

@@ -34,6 +34,9 @@ static const role_info ROLES[ROLE_COUNT] = {
     [ROLE_HEAD] = {"lm_head", "", false, BIAS_NONE},
 };
 
+const llama_role llama_linears[LLAMA_LINEARS] = {ROLE_Q,    ROLE_K,  ROLE_V,   ROLE_O,
+                                                 ROLE_GATE, ROLE_UP, ROLE_DOWN};
+
 bool llama_role_in_layer(llama_role role) {
     return role >= ROLE_ATTN_NORM && role <= ROLE_DOWN_BIAS;
 }

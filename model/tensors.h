@@ -54,6 +54,11 @@ bool llama_role_in_layer(llama_role role);    /* local; true from ATTN_NORM to D
 bool llama_role_is_linear(llama_role role);   /* local; the seven q k v o gate up down */
 const char *llama_role_name(llama_role role); /* local; "q_proj" */
 
+/* The linears of a layer, in the order in which they are read, fused and rounded: q k v o gate up
+ * down. */
+enum { LLAMA_LINEARS = 7 };
+extern const llama_role llama_linears[LLAMA_LINEARS];
+
 /* Local. The bias role of one of the seven linears. */
 llama_role llama_role_bias(llama_role linear);
 

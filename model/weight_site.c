@@ -8,11 +8,9 @@
 
 #include <string.h>
 
-enum { LINEARS = 7 };
-
 /* A layer as it is used: matrices owned, biases and gains borrowed. */
 typedef struct weight_layer {
-    wmat moved[LINEARS]; /* D, in the order of linear_at */
+    wmat moved[LLAMA_LINEARS]; /* D, in the order of llama_linears */
 } weight_layer;
 
 struct weight_site {
@@ -40,10 +38,6 @@ struct weight_site {
     float *M1, *M2;        /* [hidden, hidden], [kv_heads, head_dim, head_dim] (dL/dR) R^T */
 };
 
-static wmat *linear_at(llama_layer *l, int k) {
-    wmat *const all[LINEARS] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
-    return all[k];
-}
 enum { Q, K, V, O, GATE, UP, DOWN };
 
 static int64_t widest(const llama_config *c) {
@@ -87,10 +81,11 @@ static err create_layers(weight_site *w) {
     for (int64_t i = 0; i < n && !e.code; i++) {
         llama_layer *to = &w->used.layers[i];
         *to = w->from->layers[i];
-        for (int k = 0; k < LINEARS; k++) *linear_at(to, k) = (wmat){.kind = WMAT_NONE};
-        for (int k = 0; k < LINEARS && !e.code; k++) {
-            const wmat *like = linear_at(&w->from->layers[i], k);
-            e = empty_like(like, w->compute, linear_at(to, k));
+        for (int k = 0; k < LLAMA_LINEARS; k++)
+            *llama_layer_linear(to, k) = (wmat){.kind = WMAT_NONE};
+        for (int k = 0; k < LLAMA_LINEARS && !e.code; k++) {
+            const wmat *like = llama_layer_linear(&w->from->layers[i], k);
+            e = empty_like(like, w->compute, llama_layer_linear(to, k));
             if (!e.code) e = empty_like(like, w->compute, &w->d[i].moved[k]);
         }
     }
@@ -151,8 +146,8 @@ void weight_site_destroy(weight_site **loop) {
     weight_site *w = *loop;
     if (!w) return;
     for (int64_t i = 0; w->d && i < w->from->n_layers; i++)
-        for (int k = 0; k < LINEARS; k++) {
-            wmat_clear(linear_at(&w->used.layers[i], k));
+        for (int k = 0; k < LLAMA_LINEARS; k++) {
+            wmat_clear(llama_layer_linear(&w->used.layers[i], k));
             wmat_clear(&w->d[i].moved[k]);
         }
     void *const all[] = {w->used.layers, w->d,  w->ones,    w->plain, w->turned,
@@ -241,7 +236,7 @@ static err rounding_error(const weight_site *w, float *v, float *scratch, int64_
 
 static err refresh_linear(weight_site *w, const llama_sites *s, int64_t i, int k) {
     const llama_layer *from = &w->from->layers[i];
-    const wmat *m = linear_at((llama_layer *)from, k);
+    const wmat *m = llama_layer_linear((llama_layer *)from, k);
     const int64_t layer = w->from->first_layer + i, rows = m->rows, cols = m->cols,
                   all = rows * cols;
     const float *gain = !s->R1 || k == O || k == DOWN ? NULL
@@ -260,7 +255,7 @@ static err refresh_linear(weight_site *w, const llama_sites *s, int64_t i, int k
     turn_inputs(s, w->from->cfg, layer, k, u, rows, true);
     put(&w->d[i].moved[k], u);
     for (int64_t j = 0; j < all; j++) w->plain[j] += u[j];
-    put(linear_at(&w->used.layers[i], k), w->plain);
+    put(llama_layer_linear(&w->used.layers[i], k), w->plain);
     return e;
 }
 
@@ -272,7 +267,7 @@ err weight_site_refresh(weight_site *w, const llama_sites *s) {
         const llama_layer *from = &w->from->layers[i];
         w->used.layers[i].attn_norm = s->R1 ? w->ones : from->attn_norm;
         w->used.layers[i].mlp_norm = s->R1 ? w->ones : from->mlp_norm;
-        for (int k = 0; k < LINEARS && !e.code; k++) e = refresh_linear(w, s, i, k);
+        for (int k = 0; k < LLAMA_LINEARS && !e.code; k++) e = refresh_linear(w, s, i, k);
     }
     memset(w->M2, 0,
            (size_t)(w->from->cfg->kv_heads * w->from->cfg->head_dim * w->from->cfg->head_dim) *

@@ -7,6 +7,11 @@
 #include <math.h>
 #include <string.h>
 
+const float *fused_gain_of(llama_role linear, const float *attn, const float *mlp) {
+    if (linear == ROLE_Q || linear == ROLE_K || linear == ROLE_V) return attn;
+    return linear == ROLE_GATE || linear == ROLE_UP ? mlp : NULL;
+}
+
 /* Fused rows on their way to a sink, probed as they pass. */
 typedef struct passage {
     fuse_sink take;

@@ -20,6 +20,10 @@ typedef struct fused_source {
     const float *gain; /* [cols] of the norm before it, to be folded in; NULL: none */
 } fused_source;
 
+/* Local. Of the gains of the norms of a layer that which goes into a linear: attn into q k v, mlp
+ * into gate up, none into o and down. */
+const float *fused_gain_of(llama_role linear, const float *attn, const float *mlp);
+
 /* Local. Fuse the matrix t, in the role it has there, and hand its rows over: `each` from several
  * threads at a time in any order (fuse_matrix_each), `in_order` from the calling thread
  * (fuse_matrix); `into` has them all in to [rows, cols]. R2 of the layer is prepared if needed.

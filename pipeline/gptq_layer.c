@@ -142,7 +142,7 @@ static err step_order(gptq_stack *k, const char *what, gptq_order **o) {
 /* Name of the first tensor of a step, for messages. */
 static void step_name(const gptq_run *r, int64_t layer, llama_step step, char name[96]) {
     llama_tensor t;
-    llama_tensor_of(r->s.job->cfg, gptq_role(gptq_step_first(step)), layer, &t);
+    llama_tensor_of(r->s.job->cfg, llama_linears[gptq_step_first(step)], layer, &t);
     memcpy(name, t.name, sizeof t.name);
 }
 
@@ -207,9 +207,9 @@ static err hand_over_vectors(const gptq_run *r, int64_t layer, llama_layer *l,
     err e = sink->plain(sink->arg, &t, 0, t.rows, l->attn_norm);
     llama_tensor_of(r->s.job->cfg, ROLE_MLP_NORM, layer, &t);
     if (!e.code) e = sink->plain(sink->arg, &t, 0, t.rows, l->mlp_norm);
-    for (int k = 0; k < GPTQ_LINEARS && !e.code; k++) {
-        const float *b = *gptq_layer_bias(l, k);
-        if (b && llama_tensor_of(r->s.job->cfg, llama_role_bias(gptq_role(k)), layer, &t))
+    for (int k = 0; k < LLAMA_LINEARS && !e.code; k++) {
+        const float *b = *llama_layer_bias(l, k);
+        if (b && llama_tensor_of(r->s.job->cfg, llama_role_bias(llama_linears[k]), layer, &t))
             e = sink->plain(sink->arg, &t, 0, t.rows, b);
     }
     return e;
@@ -292,16 +292,17 @@ static err load_vector(const gptq_run *r, llama_role role, int64_t layer, const 
 static err load_kept(const gptq_run *r, int64_t layer, const gptq_kept *kept, llama_layer *to) {
     err e = load_vector(r, ROLE_ATTN_NORM, layer, kept, &to->attn_norm);
     if (!e.code) e = load_vector(r, ROLE_MLP_NORM, layer, kept, &to->mlp_norm);
-    for (int k = 0; k < GPTQ_LINEARS && !e.code; k++) {
+    for (int k = 0; k < LLAMA_LINEARS && !e.code; k++) {
         llama_tensor t;
         qmatrix *q = NULL;
-        llama_tensor_of(r->s.job->cfg, gptq_role(k), layer, &t);
+        llama_tensor_of(r->s.job->cfg, llama_linears[k], layer, &t);
         e = qmatrix_create(t.rows, t.cols, &r->s.job->how, &q);
         if (!e.code) e = kept->codes(kept->arg, &t, q);
-        if (!e.code) e = gptq_stack_values(q, gptq_layer_linear(to, k));
+        if (!e.code) e = gptq_stack_values(q, llama_layer_linear(to, k));
         qmatrix_destroy(&q);
         if (!e.code)
-            e = load_vector(r, llama_role_bias(gptq_role(k)), layer, kept, gptq_layer_bias(to, k));
+            e = load_vector(r, llama_role_bias(llama_linears[k]), layer, kept,
+                            llama_layer_bias(to, k));
     }
     return e;
 }

@@ -39,7 +39,7 @@ typedef struct gptq_linear_report {
 } gptq_linear_report;
 
 typedef struct gptq_layer_report {
-    gptq_linear_report linears[GPTQ_LINEARS];
+    gptq_linear_report linears[LLAMA_LINEARS];
     double step_s[STEP_COUNT]; /* of the step: inputs, sums, factor, rows */
     char source_sha256[SHA256_HEX];
     qerror error; /* of the codes against the fused weights, as rounding to nearest tells it */

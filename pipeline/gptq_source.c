@@ -13,24 +13,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BAND_BYTES = 4 << 20, HASHES = 2 + 2 * GPTQ_LINEARS };
-
-static const llama_role roles[GPTQ_LINEARS] = {ROLE_Q,    ROLE_K,  ROLE_V,   ROLE_O,
-                                               ROLE_GATE, ROLE_UP, ROLE_DOWN};
+enum { BAND_BYTES = 4 << 20, HASHES = 2 + 2 * LLAMA_LINEARS };
 
 struct gptq_source {
     const comm *c;
     const quantize_job *job;
-    int owner[GPTQ_LINEARS]; /* rank that fuses it */
+    int owner[LLAMA_LINEARS]; /* rank that fuses it */
     read_ahead *reader;
     int64_t layer;
-    float *fused[GPTQ_LINEARS]; /* owned; of this rank's linears until they are shared */
+    float *fused[LLAMA_LINEARS]; /* owned; of this rank's linears until they are shared */
     char hashes[HASHES][SHA256_HEX];
 };
-
-llama_role gptq_role(int linear) {
-    return roles[linear];
-}
 
 int gptq_step_first(llama_step step) {
     static const int first[STEP_COUNT] = {0, 3, 4, 6};
@@ -40,22 +33,6 @@ int gptq_step_first(llama_step step) {
 int gptq_step_count(llama_step step) {
     static const int count[STEP_COUNT] = {3, 1, 2, 1};
     return count[step];
-}
-
-static bool in_step(int linear, llama_step step) {
-    const int first = gptq_step_first(step);
-    return linear >= first && linear < first + gptq_step_count(step);
-}
-
-wmat *gptq_layer_linear(llama_layer *l, int linear) {
-    wmat *const all[GPTQ_LINEARS] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
-    return all[linear];
-}
-
-float **gptq_layer_bias(llama_layer *l, int linear) {
-    float **const all[GPTQ_LINEARS] = {&l->bq,    &l->bk,  &l->bv,   &l->bo,
-                                       &l->bgate, &l->bup, &l->bdown};
-    return all[linear];
 }
 
 static err copy_vector(const float *from, int64_t n, float **to) {
@@ -70,10 +47,10 @@ static err copy_vector(const float *from, int64_t n, float **to) {
 err gptq_layer_copy_vectors(const llama_config *cfg, llama_layer *from, llama_layer *to) {
     err e = copy_vector(from->attn_norm, cfg->hidden, &to->attn_norm);
     if (!e.code) e = copy_vector(from->mlp_norm, cfg->hidden, &to->mlp_norm);
-    for (int k = 0; k < GPTQ_LINEARS && !e.code; k++) {
+    for (int k = 0; k < LLAMA_LINEARS && !e.code; k++) {
         llama_tensor t;
-        llama_tensor_of(cfg, roles[k], 0, &t);
-        e = copy_vector(*gptq_layer_bias(from, k), t.rows, gptq_layer_bias(to, k));
+        llama_tensor_of(cfg, llama_linears[k], 0, &t);
+        e = copy_vector(*llama_layer_bias(from, k), t.rows, llama_layer_bias(to, k));
     }
     return e;
 }
@@ -83,13 +60,13 @@ static bool mine(const gptq_source *s, int linear) {
 }
 
 static err deal(const quantize_job *job, int ranks, int *owner) {
-    double cost[GPTQ_LINEARS];
-    for (int i = 0; i < GPTQ_LINEARS; i++) {
+    double cost[LLAMA_LINEARS];
+    for (int i = 0; i < LLAMA_LINEARS; i++) {
         llama_tensor t;
-        llama_tensor_of(job->cfg, roles[i], 0, &t);
+        llama_tensor_of(job->cfg, llama_linears[i], 0, &t);
         cost[i] = (double)t.rows * (double)t.cols;
     }
-    return partition_items(cost, GPTQ_LINEARS, ranks, owner);
+    return partition_items(cost, LLAMA_LINEARS, ranks, owner);
 }
 
 /* ---- reading ---- */
@@ -112,10 +89,10 @@ static name_list names_of(const quantize_job *job, const int *owner, int rank,
     for (int64_t i = 0; i < n; i++) {
         add_name(&l, job->cfg, ROLE_ATTN_NORM, layers[i]);
         add_name(&l, job->cfg, ROLE_MLP_NORM, layers[i]);
-        for (int k = 0; k < GPTQ_LINEARS; k++) {
+        for (int k = 0; k < LLAMA_LINEARS; k++) {
             if (owner[k] != rank) continue;
-            add_name(&l, job->cfg, roles[k], layers[i]);
-            add_name(&l, job->cfg, llama_role_bias(roles[k]), layers[i]);
+            add_name(&l, job->cfg, llama_linears[k], layers[i]);
+            add_name(&l, job->cfg, llama_role_bias(llama_linears[k]), layers[i]);
         }
     }
     return l;
@@ -147,7 +124,7 @@ err gptq_source_create(const comm *c, const quantize_job *job, const int64_t *la
 
 void gptq_source_destroy(gptq_source **s) {
     if (!*s) return;
-    for (int i = 0; i < GPTQ_LINEARS; i++) mem_free((*s)->fused[i]);
+    for (int i = 0; i < LLAMA_LINEARS; i++) mem_free((*s)->fused[i]);
     read_ahead_destroy(&(*s)->reader);
     free(*s);
     *s = NULL;
@@ -208,7 +185,7 @@ static err fuse_linear(gptq_source *s, int k, const float *gain) {
     llama_tensor t;
     fused_source from = {.gain = gain};
     void *p = NULL;
-    llama_tensor_of(s->job->cfg, roles[k], s->layer, &t);
+    llama_tensor_of(s->job->cfg, llama_linears[k], s->layer, &t);
     err e = mem_alloc(t.rows * t.cols, sizeof(float), t.name, &p);
     s->fused[k] = p;
     if (!e.code) e = read_raw(s, &t, 2 + 2 * k, &from.raw, &from.dtype);
@@ -223,7 +200,7 @@ static err fuse_own_bias(gptq_source *s, int k, const llama_tensor *t, float *b)
 }
 
 static bool has_bias(const gptq_source *s, int k, llama_tensor *t) {
-    return llama_tensor_of(s->job->cfg, llama_role_bias(roles[k]), s->layer, t);
+    return llama_tensor_of(s->job->cfg, llama_role_bias(llama_linears[k]), s->layer, t);
 }
 
 /* What this rank has to do of a layer. */
@@ -231,14 +208,14 @@ static err do_own(gptq_source *s, llama_layer *to) {
     float *attn = NULL, *mlp = NULL;
     err e = read_norm(s, ROLE_ATTN_NORM, s->layer, 0, &attn, &to->attn_norm);
     if (!e.code) e = read_norm(s, ROLE_MLP_NORM, s->layer, 1, &mlp, &to->mlp_norm);
-    for (int k = 0; k < GPTQ_LINEARS && !e.code; k++) {
+    for (int k = 0; k < LLAMA_LINEARS && !e.code; k++) {
         llama_tensor bias;
         void *b = NULL;
         const bool biased = has_bias(s, k, &bias);
         if (biased) e = mem_alloc(bias.rows, sizeof(float), bias.name, &b);
-        *gptq_layer_bias(to, k) = b;
+        *llama_layer_bias(to, k) = b;
         if (e.code || !mine(s, k)) continue;
-        e = fuse_linear(s, k, in_step(k, STEP_QKV) ? attn : in_step(k, STEP_GATE_UP) ? mlp : NULL);
+        e = fuse_linear(s, k, fused_gain_of(llama_linears[k], attn, mlp));
         if (!e.code && biased) e = fuse_own_bias(s, k, &bias, b);
     }
     mem_free(attn);
@@ -251,11 +228,11 @@ err gptq_source_next(gptq_source *s, int64_t layer, llama_layer *to, char hex[SH
     memset(s->hashes, 0, sizeof s->hashes);
     err e = comm_agree(s->c, do_own(s, to), "reading the weights", NULL);
     if (e.code) return e;
-    for (int k = 0; k < GPTQ_LINEARS; k++) {
+    for (int k = 0; k < LLAMA_LINEARS; k++) {
         llama_tensor bias;
         comm_bcast(s->c, s->hashes[2 + 2 * k], 2 * SHA256_HEX, s->owner[k]);
         if (has_bias(s, k, &bias))
-            comm_bcast(s->c, *gptq_layer_bias(to, k), (uint64_t)bias.rows * sizeof(float),
+            comm_bcast(s->c, *llama_layer_bias(to, k), (uint64_t)bias.rows * sizeof(float),
                        s->owner[k]);
     }
     sha256 *hash = sha256_create();
@@ -268,7 +245,7 @@ err gptq_source_next(gptq_source *s, int64_t layer, llama_layer *to, char hex[SH
 err gptq_source_share(gptq_source *s, int k, gptq_band_sink take, void *arg) {
     llama_tensor t;
     void *band = NULL;
-    llama_tensor_of(s->job->cfg, roles[k], s->layer, &t);
+    llama_tensor_of(s->job->cfg, llama_linears[k], s->layer, &t);
     const int64_t step =
         size_min(t.rows, size_max(1, BAND_BYTES / (t.cols * (int64_t)sizeof(float))));
     err e = err_none();
@@ -288,14 +265,14 @@ err gptq_source_share(gptq_source *s, int k, gptq_band_sink take, void *arg) {
 }
 
 uint64_t gptq_source_bytes(const quantize_job *job, int ranks, int rank) {
-    int owner[GPTQ_LINEARS];
+    int owner[LLAMA_LINEARS];
     const int64_t layers[] = {0, job->cfg->layers > 1 ? 1 : 0};
     uint64_t fused = 0, fusion = 0;
     if (deal(job, ranks, owner).code) return 0;
-    for (int k = 0; k < GPTQ_LINEARS; k++) {
+    for (int k = 0; k < LLAMA_LINEARS; k++) {
         llama_tensor t;
         if (owner[k] != rank) continue;
-        llama_tensor_of(job->cfg, roles[k], 0, &t);
+        llama_tensor_of(job->cfg, llama_linears[k], 0, &t);
         fused += (uint64_t)(t.rows * t.cols) * sizeof(float);
         const uint64_t bytes = fused_tensor_bytes(job->rotations, &t, FUSE_BF16);
         fusion = bytes > fusion ? bytes : fusion;

@@ -10,17 +10,12 @@
 #include "mpi/comm.h"
 #include "pipeline/quantize_item.h"
 
-enum { GPTQ_LINEARS = 7 };
-
 typedef struct gptq_source gptq_source;
 
-/* The linears of a layer in their order, q k v o gate up down; those of a step follow each other.
- */
-llama_role gptq_role(int linear);                        /* local */
-int gptq_step_first(llama_step step);                    /* local; first linear of a step */
-int gptq_step_count(llama_step step);                    /* local */
-wmat *gptq_layer_linear(llama_layer *layer, int linear); /* local; its slot in a stage */
-float **gptq_layer_bias(llama_layer *layer, int linear); /* local */
+/* Local. The first of the linears (llama_linears) that take the input of a step, which follow each
+ * other; how many. */
+int gptq_step_first(llama_step step);
+int gptq_step_count(llama_step step);
 
 /* Local. Norms and biases of a layer into another that has none yet. Fails with ERR_NOFIT. */
 err gptq_layer_copy_vectors(const llama_config *cfg, llama_layer *from, llama_layer *to);

@@ -10,7 +10,7 @@
 
 int64_t gptq_linear_rows(const llama_config *cfg, int linear) {
     llama_tensor t;
-    llama_tensor_of(cfg, gptq_role(linear), 0, &t);
+    llama_tensor_of(cfg, llama_linears[linear], 0, &t);
     return t.rows;
 }
 
@@ -80,7 +80,7 @@ err gptq_stack_take(gptq_stack *k, llama_stage *full) {
         const int linear = k->first_linear + i;
         const int64_t rows = gptq_linear_rows(k->r->s.job->cfg, linear);
         if (full) {
-            k->full = gptq_layer_linear(&full->layers[0], linear);
+            k->full = llama_layer_linear(&full->layers[0], linear);
             e = wmat_init(k->full, WMAT_BF16, rows, k->cols, "weights in bf16");
             e = comm_agree(k->r->s.c, e, "weights in bf16", NULL);
         }
@@ -122,7 +122,7 @@ err gptq_stack_use(const gptq_stack *k, llama_layer *layer) {
     err e = err_none();
     for (int i = 0; i < k->n_linears && !e.code; i++) {
         const qmatrix v = view_of(k, i);
-        wmat *slot = gptq_layer_linear(layer, k->first_linear + i);
+        wmat *slot = llama_layer_linear(layer, k->first_linear + i);
         wmat_clear(slot);
         e = gptq_stack_values(&v, slot);
     }
@@ -226,7 +226,7 @@ err gptq_stack_hand_over(const gptq_stack *k, int64_t layer, const quantize_sink
     for (int i = 0; i < k->n_linears && sink && !e.code; i++) {
         const qmatrix v = view_of(k, i);
         llama_tensor t;
-        llama_tensor_of(k->r->s.job->cfg, gptq_role(k->first_linear + i), layer, &t);
+        llama_tensor_of(k->r->s.job->cfg, llama_linears[k->first_linear + i], layer, &t);
         e = sink->quantized(sink->arg, &t, &v);
     }
     return comm_agree(k->r->s.c, e, "keeping codes", NULL);
@@ -242,7 +242,7 @@ static err window_error(gptq_stack *k, llama_stage *full, const wmat *codes, int
     err e = gptq_windows_get_input(k->r->windows, GPTQ_QUANTIZED, i, &x);
     if (!e.code) e = gptq_windows_get_input(k->r->windows, GPTQ_FULL, i, &x_full);
     for (int l = 0; l < k->n_linears && !e.code; l++) {
-        const wmat *w = gptq_layer_linear(&full->layers[0], k->first_linear + l);
+        const wmat *w = llama_layer_linear(&full->layers[0], k->first_linear + l);
         const int64_t n = length * w->rows;
         float *y_full = y + n;
         wmat_product(&codes[l], COMPUTE_BF16, x, length, false, y, NULL, 0);
@@ -289,7 +289,7 @@ uint64_t gptq_stack_trial_bytes(const gptq_settings *s, const gptq_stack *k) {
 
 static err error_of(gptq_stack *k, const gptq_order *o, gptq_solve *solve, llama_stage *full,
                     double alpha, double *error) {
-    wmat codes[GPTQ_LINEARS] = {{.kind = WMAT_NONE}};
+    wmat codes[LLAMA_LINEARS] = {{.kind = WMAT_NONE}};
     err e = gptq_stack_round(k, o, solve, alpha), f = err_none();
     if (e.code) return e;
     for (int l = 0; l < k->n_linears && !f.code; l++) {

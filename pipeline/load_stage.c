@@ -244,17 +244,11 @@ static err load_layer(const load_options *o, int64_t layer, llama_layer *L) {
     const bool attn = folds_gain(o, ROLE_ATTN_NORM, layer),
                mlp = folds_gain(o, ROLE_MLP_NORM, layer);
     const float *ga = attn ? L->attn_norm : NULL, *gm = mlp ? L->mlp_norm : NULL;
-    slot slots[] = {
-        {ROLE_Q, &L->q, &L->bq, ga},
-        {ROLE_K, &L->k, &L->bk, ga},
-        {ROLE_V, &L->v, &L->bv, ga},
-        {ROLE_O, &L->o, &L->bo, NULL},
-        {ROLE_GATE, &L->gate, &L->bgate, gm},
-        {ROLE_UP, &L->up, &L->bup, gm},
-        {ROLE_DOWN, &L->down, &L->bdown, NULL},
-    };
-    for (size_t i = 0; i < sizeof slots / sizeof slots[0] && !e.code; i++)
-        e = load_linear(o, &slots[i], layer);
+    for (int i = 0; i < LLAMA_LINEARS && !e.code; i++) {
+        const slot s = {llama_linears[i], llama_layer_linear(L, i), llama_layer_bias(L, i),
+                        fused_gain_of(llama_linears[i], ga, gm)};
+        e = load_linear(o, &s, layer);
+    }
     const int64_t hidden = o->cfg->hidden;
     if (!e.code && attn) fuse_gain_left(o->fuse, ROLE_ATTN_NORM, layer, hidden, L->attn_norm);
     if (!e.code && mlp) fuse_gain_left(o->fuse, ROLE_MLP_NORM, layer, hidden, L->mlp_norm);

@@ -133,28 +133,12 @@ static err do_linear(worker *w, llama_role role, int64_t layer, const float *gai
     return e.code ? e : do_bias(w, role, layer);
 }
 
-/* The linears of a layer in the order in which they are done. */
-static const llama_role linears[] = {ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN};
-enum { N_LINEARS = sizeof linears / sizeof linears[0] };
-
-static bool after_mlp_norm(llama_role role) {
-    return role == ROLE_GATE || role == ROLE_UP;
-}
-
-static bool after_attn_norm(llama_role role) {
-    return role == ROLE_Q || role == ROLE_K || role == ROLE_V;
-}
-
 static err do_layer(worker *w, int64_t layer) {
     float *attn = NULL, *mlp = NULL;
     err e = do_norm(w, ROLE_ATTN_NORM, layer, &attn);
     if (!e.code) e = do_norm(w, ROLE_MLP_NORM, layer, &mlp);
-    for (int i = 0; i < N_LINEARS && !e.code; i++) {
-        const float *gain = after_attn_norm(linears[i])  ? attn
-                            : after_mlp_norm(linears[i]) ? mlp
-                                                         : NULL;
-        e = do_linear(w, linears[i], layer, gain);
-    }
+    for (int i = 0; i < LLAMA_LINEARS && !e.code; i++)
+        e = do_linear(w, llama_linears[i], layer, fused_gain_of(llama_linears[i], attn, mlp));
     mem_free(attn);
     mem_free(mlp);
     return e;
@@ -236,9 +220,9 @@ static void add_item_names(name_list *l, int64_t item) {
     } else if (item <= l->cfg->layers) {
         add_name(l, ROLE_ATTN_NORM, item - 1);
         add_name(l, ROLE_MLP_NORM, item - 1);
-        for (int i = 0; i < N_LINEARS; i++) {
-            add_name(l, linears[i], item - 1);
-            add_name(l, llama_role_bias(linears[i]), item - 1);
+        for (int i = 0; i < LLAMA_LINEARS; i++) {
+            add_name(l, llama_linears[i], item - 1);
+            add_name(l, llama_role_bias(llama_linears[i]), item - 1);
         }
     } else {
         add_name(l, ROLE_FINAL_NORM, -1);

@@ -29,14 +29,8 @@ static bool shared_path(const char *tail, char *path, size_t size) {
 /* A checkpoint into a stage that holds the whole model, all matrices in fp32. */
 
 static wmat *matrix_slot(llama_stage *s, const llama_tensor *t) {
-    llama_layer *l = t->layer >= 0 ? &s->layers[t->layer] : NULL;
-    wmat *const of_layer[] = {l ? &l->q : NULL,   l ? &l->k : NULL,    l ? &l->v : NULL,
-                              l ? &l->o : NULL,   l ? &l->gate : NULL, l ? &l->up : NULL,
-                              l ? &l->down : NULL};
-    const int roles[] = {ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN};
-    for (int i = 0; i < 7; i++) {
-        if ((int)t->role == roles[i]) return of_layer[i];
-    }
+    for (int i = 0; i < LLAMA_LINEARS; i++)
+        if (t->role == llama_linears[i]) return llama_layer_linear(&s->layers[t->layer], i);
     return t->role == ROLE_EMBED ? &s->embed : &s->head;
 }
 

@@ -5,15 +5,12 @@
 #include "model/fuse.h"
 #include "tests/unit/small_model.h"
 
-enum { TOKENS = 11, LAYERS = 2, LINEARS = 7 };
-
-static const llama_role roles[LINEARS] = {ROLE_Q,    ROLE_K,  ROLE_V,   ROLE_O,
-                                          ROLE_GATE, ROLE_UP, ROLE_DOWN};
+enum { TOKENS = 11, LAYERS = 2 };
 enum { Q, K, V, O, GATE, UP, DOWN };
 
 /* A model in double. */
 typedef struct wide_layer {
-    double *w[LINEARS], *b[LINEARS], *norm[2];
+    double *w[LLAMA_LINEARS], *b[LLAMA_LINEARS], *norm[2];
 } wide_layer;
 
 typedef struct wide_model {
@@ -22,16 +19,6 @@ typedef struct wide_model {
     double *embed, *head, *final_norm;
     const rotation *R4; /* turned at run time */
 } wide_model;
-
-static wmat *linear_of(llama_layer *l, int i) {
-    wmat *all[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
-    return all[i];
-}
-
-static float **bias_of(llama_layer *l, int i) {
-    float **all[] = {&l->bq, &l->bk, &l->bv, &l->bo, &l->bgate, &l->bup, &l->bdown};
-    return all[i];
-}
 
 static double *widened(const float *v, int64_t n) {
     double *w = room(n, sizeof *w);
@@ -44,9 +31,9 @@ static wide_model as_it_is(small_model *m) {
     wide_model w = {.c = c};
     for (int64_t l = 0; l < LAYERS; l++) {
         llama_layer *from = &m->stage.layers[l];
-        for (int i = 0; i < LINEARS; i++) {
-            const wmat *a = linear_of(from, i);
-            const float *b = *bias_of(from, i);
+        for (int i = 0; i < LLAMA_LINEARS; i++) {
+            const wmat *a = llama_layer_linear(from, i);
+            const float *b = *llama_layer_bias(from, i);
             w.layers[l].w[i] = widened(a->data, a->rows * a->cols);
             if (b) w.layers[l].b[i] = widened(b, a->rows);
         }
@@ -61,8 +48,8 @@ static wide_model as_it_is(small_model *m) {
 
 static void clear(wide_model *w) {
     for (int64_t l = 0; l < LAYERS; l++) {
-        for (int i = 0; i < LINEARS; i++) mem_free(w->layers[l].w[i]);
-        for (int i = 0; i < LINEARS; i++) mem_free(w->layers[l].b[i]);
+        for (int i = 0; i < LLAMA_LINEARS; i++) mem_free(w->layers[l].w[i]);
+        for (int i = 0; i < LLAMA_LINEARS; i++) mem_free(w->layers[l].b[i]);
         for (int i = 0; i < 2; i++) mem_free(w->layers[l].norm[i]);
     }
     mem_free(w->embed);
@@ -127,14 +114,14 @@ static wide_model folded(small_model *m, rotation_set *set, bool tied) {
         wide_layer *to = &w.layers[l];
         const float *attn = split_gain(set, ROLE_ATTN_NORM, l, from->attn_norm, n, &to->norm[0]);
         const float *mlp = split_gain(set, ROLE_MLP_NORM, l, from->mlp_norm, n, &to->norm[1]);
-        for (int i = 0; i < LINEARS; i++) {
-            const wmat *a = linear_of(from, i);
-            const float *b = *bias_of(from, i);
-            to->w[i] = fuse_one(set, roles[i], l, a,
+        for (int i = 0; i < LLAMA_LINEARS; i++) {
+            const wmat *a = llama_layer_linear(from, i);
+            const float *b = *llama_layer_bias(from, i);
+            to->w[i] = fuse_one(set, llama_linears[i], l, a,
                                 i <= V                 ? attn
                                 : i == GATE || i == UP ? mlp
                                                        : NULL);
-            if (b) to->b[i] = fuse_one_bias(set, roles[i], l, b, a->rows);
+            if (b) to->b[i] = fuse_one_bias(set, llama_linears[i], l, b, a->rows);
         }
     }
     const float *final =
@@ -225,15 +212,15 @@ static double *program_logits(small_model *m, const wide_model *w, const int32_t
     need(llama_stage_init(&s, c, 0, LAYERS));
     for (int64_t l = 0; l < LAYERS; l++) {
         llama_layer *to = &s.layers[l];
-        for (int i = 0; i < LINEARS; i++) {
-            const wmat *like = linear_of(&m->stage.layers[l], i);
-            need(wmat_init(linear_of(to, i), WMAT_F32, like->rows, like->cols, "test"));
+        for (int i = 0; i < LLAMA_LINEARS; i++) {
+            const wmat *like = llama_layer_linear(&m->stage.layers[l], i);
+            need(wmat_init(llama_layer_linear(to, i), WMAT_F32, like->rows, like->cols, "test"));
             for (int64_t j = 0; j < like->rows * like->cols; j++)
-                ((float *)linear_of(to, i)->data)[j] = (float)w->layers[l].w[i][j];
+                ((float *)llama_layer_linear(to, i)->data)[j] = (float)w->layers[l].w[i][j];
             if (!w->layers[l].b[i]) continue;
-            *bias_of(to, i) = room(like->rows, sizeof(float));
+            *llama_layer_bias(to, i) = room(like->rows, sizeof(float));
             for (int64_t j = 0; j < like->rows; j++)
-                (*bias_of(to, i))[j] = (float)w->layers[l].b[i][j];
+                (*llama_layer_bias(to, i))[j] = (float)w->layers[l].b[i][j];
         }
         to->attn_norm = room(c->hidden, sizeof(float));
         to->mlp_norm = room(c->hidden, sizeof(float));

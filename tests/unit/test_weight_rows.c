@@ -21,9 +21,7 @@ static llama_config cfg = {.hidden = N,
 static llama_stage stage;
 
 static wmat *matrix(int64_t layer, int part) {
-    llama_layer *l = &stage.layers[layer];
-    wmat *const all[PARTS] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
-    return all[part];
+    return llama_layer_linear(&stage.layers[layer], part);
 }
 
 static const float *gain_of(int64_t layer, int part) {

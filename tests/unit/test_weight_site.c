@@ -23,9 +23,7 @@ typedef struct setting {
 } setting;
 
 static wmat *linear_at(llama_stage *s, int64_t layer, int k) {
-    llama_layer *l = &s->layers[layer];
-    wmat *const all[PARTS] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
-    return all[k];
+    return llama_layer_linear(&s->layers[layer], k);
 }
 
 /* linear_end: one layer after whose attention nothing comes. */
