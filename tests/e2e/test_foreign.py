@@ -17,12 +17,14 @@ if not os.environ.get("SPINSHARD_ORACLE_PYTHON"):
 FP32 = ["--dtype", "fp32"]
 # Both sum in fp32 in different orders over 3 to 5 layers; nll is about 2 to 11.
 TOLERANCE = 2e-5
+GPTQ = ("weights.method=gptq", "weights.scale=search", "calib.windows=12", "calib.window=128")
+GPTAQ = ("weights.method=gptaq", "weights.stream=quantized", *GPTQ[1:])
 
 
 class Foreign(Case):
-    def compare(self, model, *more):
+    def compare(self, model, *more, text=()):
         out = self.path(f"out{len(os.listdir(self.dir))}")
-        self.good("quantize", "--model", model, "--out", out, *settings(*more), ranks=2)
+        self.good("quantize", "--model", model, "--out", out, *text, *settings(*more), ranks=2)
         ours = self.perplexity(out, TEXT, 128, *FP32)
         theirs = oracle(unpack(out, out + "-hf"), TEXT, 128)
         self.assertEqual((ours["windows"], ours["tokens"]), (theirs["windows"], theirs["tokens"]))
@@ -72,13 +74,13 @@ class Foreign(Case):
             self.assertAlmostEqual(ours["nll"], oracle(folder, TEXT, 128)["nll"], delta=TOLERANCE)
             self.assertAlmostEqual(ours["nll"], oracle(model, TEXT, 128)["nll"], delta=0.02)
 
-    def int8(self, model, *more):
+    def int8(self, model, *more, text=()):
         """int-quantized: transformers quantizes the inputs too, so both round, in other orders of sums: 1 %, and
         what the inputs cost is seen by both."""
         out = self.path(f"int8-{len(os.listdir(self.dir))}")
         inputs = ("activations.bits=8", "activations.symmetric=true", "activations.o_group=token",
                   "activations.scale=compressed-tensors")
-        self.good("quantize", "--model", model, "--out", out, *settings(*inputs, *more), ranks=2)
+        self.good("quantize", "--model", model, "--out", out, *text, *settings(*inputs, *more), ranks=2)
         folder = unpack(out, out + "-hf")
         ours, theirs = self.perplexity(out, TEXT, 128, *FP32), oracle(folder, TEXT, 128)
         self.assertAlmostEqual(ours["ppl"] / theirs["ppl"], 1, delta=0.01)
@@ -93,6 +95,32 @@ class Foreign(Case):
     def test_w8a8(self):
         with_inputs, without = self.int8(STORIES, "weights.bits=8")
         self.assertNotEqual(with_inputs, without)
+
+    # ---- GPTQ and GPTAQ ----
+
+    def test_gptq_channel(self):
+        self.compare(STORIES, *GPTQ, "weights.group=channel", text=["--calib", TEXT])
+
+    def test_gptq_group(self):
+        """Columns by activation order with static groups: no g_idx."""
+        self.compare(make_model.make(self.path("m"), "--dtype", "BF16", "--biases"), *GPTQ, "weights.group=32",
+                     "rotate.r1=false", "rotate.r2=none", text=["--calib", TEXT])
+
+    def test_gptq_channel_asymmetric(self):
+        self.need_packed_zero_points()
+        self.compare(STORIES, *GPTQ, "weights.group=channel", "weights.symmetric=false", text=["--calib", TEXT])
+
+    def test_gptaq_group_asymmetric(self):
+        self.need_packed_zero_points()
+        self.compare(make_model.make(self.path("m"), "--dtype", "F16", "--untied"), *GPTAQ, "weights.group=64",
+                     "weights.symmetric=false", text=["--calib", TEXT])
+
+    def test_w4a8_gptq(self):
+        self.int8(make_model.make(self.path("m"), "--dtype", "BF16"), *GPTQ, "weights.group=channel", text=["--calib", TEXT])
+
+    def test_w4a8_gptaq(self):
+        """The inputs that GPTAQ's stream was quantized with are those that the reader quantizes."""
+        self.int8(STORIES, *GPTAQ, "weights.group=channel", text=["--calib", TEXT])
 
     def test_eight_bits(self):
         self.compare(make_model.make(self.path("m")), "weights.group=64", "weights.bits=8")
