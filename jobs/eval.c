@@ -11,6 +11,7 @@
 #include "pipeline/eval_run.h"
 #include "pipeline/memory_plan.h"
 #include "pipeline/rotation_file.h"
+#include "pipeline/stage_relay.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -204,7 +205,7 @@ static void add_passes(const eval_job *j, memory_plan *p) {
     uint64_t scratch = 0, rows = 0;
     if (j->n_windows) {
         scratch = llama_scratch_bytes(cfg, &j->sites, j->compute, j->window, gemm_threads());
-        rows = eval_boundary_bytes(cfg, j->compute, j->window);
+        rows = stage_relay_bytes(cfg, j->compute, j->window);
     }
     if (j->tasks.n_sequences) {
         const uint64_t s = llama_scratch_bytes(cfg, &j->sites, j->compute, tokens, gemm_threads()),

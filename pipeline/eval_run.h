@@ -29,7 +29,4 @@ err eval_logits(const comm *c, const llama_stage *stage, const llama_sites *site
                 compute_type compute, const embed_rows *rows, const eval_windows *w,
                 eval_logits_sink take, void *arg);
 
-/* Local. Bytes of the two boundary buffers of a stage. */
-uint64_t eval_boundary_bytes(const llama_config *cfg, compute_type compute, int64_t length);
-
 #endif

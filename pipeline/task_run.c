@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "pipeline/stage_relay.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -50,19 +51,14 @@ void task_packs_clear(task_packs *p) {
 
 /* ---- passes ---- */
 
-/* One rank's part. Two boundary buffers: one is computed while the other is on its way. */
+/* One rank's part. */
 typedef struct runner {
-    const comm *c;
     const llama_stage *stage;
-    const llama_sites *sites;
     compute_type compute;
-    const embed_rows *rows;
     const task_sequence *s;
     const task_packs *packs;
     bool exact;
-    llama_scratch *scratch;
-    void *x[2];
-    comm_request *sent[2];
+    stage_relay *relay;
     char *picked;                      /* real [tokens, hidden]: rows that predict */
     double *logits, *each;             /* [LOGIT_ROWS, vocab], [tokens] */
     int32_t *ids, *positions, *target; /* [tokens + 1] */
@@ -71,46 +67,37 @@ typedef struct runner {
 
 uint64_t task_run_bytes(const llama_config *cfg, compute_type compute, int64_t tokens, bool exact) {
     const uint64_t row = (uint64_t)cfg->hidden * llama_real_bytes(compute);
-    return 3 * (uint64_t)(tokens + 1) * row +
+    return stage_relay_bytes(cfg, compute, tokens + 1) + (uint64_t)(tokens + 1) * row +
            (exact ? LOGIT_ROWS * (uint64_t)cfg->vocab * sizeof(double) : 0);
 }
 
 static err runner_init(runner *r) {
     const llama_config *cfg = r->stage->cfg;
-    const int64_t room = r->packs->tokens + 1, n = room * cfg->hidden;
-    const size_t real = llama_real_bytes(r->compute);
-    void *p[7] = {NULL};
-    err e = llama_scratch_create(cfg, r->sites, r->compute, room, &r->scratch);
-    for (int i = 0; i < 3 && !e.code; i++) e = mem_alloc(n, real, "rows of a pack", &p[i]);
-    for (int i = 3; i < 6 && !e.code; i++)
-        e = mem_alloc(room, sizeof(int32_t), "tokens of a pack", &p[i]);
-    if (!e.code) e = mem_alloc(room, sizeof(double), "losses of a pack", &p[6]);
-    r->x[0] = p[0];
-    r->x[1] = p[1];
-    r->picked = p[2];
-    r->ids = p[3];
-    r->positions = p[4];
-    r->target = p[5];
-    r->each = p[6];
-    void *logits = NULL;
+    const int64_t room = r->packs->tokens + 1;
+    void *rows = NULL, *each = NULL, *logits = NULL, *of_tokens[3] = {NULL};
+    err e = mem_alloc(room * cfg->hidden, llama_real_bytes(r->compute), "rows of a pack", &rows);
+    for (int i = 0; i < 3 && !e.code; i++)
+        e = mem_alloc(room, sizeof(int32_t), "tokens of a pack", &of_tokens[i]);
+    if (!e.code) e = mem_alloc(room, sizeof(double), "losses of a pack", &each);
     if (!e.code && r->exact && r->stage->final_norm)
         e = mem_alloc(LOGIT_ROWS * cfg->vocab, sizeof(double), "logits", &logits);
+    r->picked = rows;
+    r->ids = of_tokens[0];
+    r->positions = of_tokens[1];
+    r->target = of_tokens[2];
+    r->each = each;
     r->logits = logits;
     return e;
 }
 
 static void runner_clear(runner *r) {
-    for (int i = 0; i < 2; i++) {
-        comm_wait(&r->sent[i]);
-        mem_free(r->x[i]);
-    }
+    stage_relay_destroy(&r->relay);
     mem_free(r->picked);
     mem_free(r->ids);
     mem_free(r->positions);
     mem_free(r->target);
     mem_free(r->each);
     mem_free(r->logits);
-    llama_scratch_destroy(&r->scratch);
 }
 
 /* Ids and positions of a pack; its tokens. */
@@ -126,22 +113,6 @@ static int64_t lay_out(const runner *r, int64_t pack) {
     return at;
 }
 
-/* As eval_run: after an error buffers still pass on. */
-static void step(runner *r, int64_t pack, int64_t n, err *e) {
-    const int rank = comm_rank(r->c), size = comm_size(r->c), side = (int)(pack & 1);
-    const uint64_t bytes = (uint64_t)(n * r->stage->cfg->hidden) * llama_real_bytes(r->compute);
-    void *x = r->x[side];
-    comm_wait(&r->sent[side]);
-    if (rank == 0 && !e->code) {
-        for (int64_t t = 0; t < n; t++) r->target[t] = r->rows->row[r->ids[t]];
-        *e = llama_embed(r->stage, r->compute, r->target, n, x);
-    }
-    if (rank > 0) comm_recv(r->c, x, bytes, rank - 1, TAG_ACTIVATIONS);
-    llama_scratch_pack(r->scratch, r->positions);
-    if (!e->code) *e = llama_layers_forward(r->stage, r->sites, n, x, r->scratch);
-    if (rank + 1 < size) r->sent[side] = comm_isend(r->c, x, bytes, rank + 1, TAG_ACTIVATIONS);
-}
-
 /* True where the likeliest token of each of n picked rows is its target. Ties: the first counts. */
 static err likeliest(const runner *r, int64_t first, int64_t n, bool *all) {
     const int64_t vocab = r->stage->cfg->vocab;
@@ -149,8 +120,8 @@ static err likeliest(const runner *r, int64_t first, int64_t n, bool *all) {
     *all = true;
     for (int64_t at = 0; at < n && *all; at += LOGIT_ROWS) {
         const int64_t m = size_min(LOGIT_ROWS, n - at);
-        err e = llama_head_logits(r->stage, m, r->picked + (size_t)(first + at) * row, r->scratch,
-                                  r->logits);
+        err e = llama_head_logits(r->stage, m, r->picked + (size_t)(first + at) * row,
+                                  stage_relay_scratch(r->relay), r->logits);
         if (e.code) return e;
         for (int64_t i = 0; i < m; i++) {
             const double *z = r->logits + i * vocab;
@@ -179,7 +150,8 @@ static err score(const runner *r, int64_t pack, const char *x) {
             r->target[n + 1] = q->ids[t];
         }
     }
-    err e = llama_head_nll(r->stage, n + 1, r->picked, r->target, r->scratch, &sum, r->each);
+    err e = llama_head_nll(r->stage, n + 1, r->picked, r->target, stage_relay_scratch(r->relay),
+                           &sum, r->each);
     n = 0;
     for (int64_t i = begin; i < end && !e.code; i++) {
         const task_sequence *q = &r->s[order[i]];
@@ -197,32 +169,29 @@ static err score(const runner *r, int64_t pack, const char *x) {
 err task_run(const comm *c, const llama_stage *stage, const llama_sites *sites,
              compute_type compute, const embed_rows *rows, const task_sequence *s, int64_t n,
              const task_packs *packs, bool exact, task_score *scores) {
-    const int last = comm_size(c) - 1;
+    const bool last = comm_rank(c) == comm_size(c) - 1;
     const uint64_t bytes = (uint64_t)n * sizeof *scores;
-    runner r = {.c = c,
-                .stage = stage,
-                .sites = sites,
+    runner r = {.stage = stage,
                 .compute = compute,
-                .rows = rows,
                 .s = s,
                 .packs = packs,
                 .exact = exact,
                 .scores = calloc((size_t)n + 1, sizeof *scores)};
     if (!r.scores) abort();
-    err e = comm_agree(c, runner_init(&r), "preparing the tasks", NULL);
+    err e = stage_relay_create(c, stage, sites, compute, rows, packs->tokens + 1, &r.relay);
+    if (!e.code) e = runner_init(&r);
+    e = comm_agree(c, e, "preparing the tasks", NULL);
     const bool ready = !e.code;
     for (int64_t p = 0; ready && p < packs->n; p++) {
         const int64_t tokens = lay_out(&r, p);
-        step(&r, p, tokens, &e);
-        if (comm_rank(c) == last && !e.code) e = score(&r, p, r.x[p & 1]);
+        llama_scratch_pack(stage_relay_scratch(r.relay), r.positions);
+        const char *x = stage_relay_pass(r.relay, r.ids, tokens, &e);
+        if (last && !e.code) e = score(&r, p, x);
         log_progress("tasks", p + 1, packs->n);
     }
     runner_clear(&r);
     e = comm_agree(c, e, "scoring the tasks", NULL);
-    if (!e.code && last > 0) {
-        if (comm_rank(c) == last) comm_send(c, r.scores, bytes, 0, TAG_RESULT);
-        if (comm_rank(c) == 0) comm_recv(c, r.scores, bytes, last, TAG_RESULT);
-    }
+    if (!e.code) stage_relay_results(c, r.scores, bytes);
     if (scores) memcpy(scores, r.scores, bytes);
     free(r.scores);
     return e;
