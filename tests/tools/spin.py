@@ -141,12 +141,12 @@ class Case(unittest.TestCase):
         return p
 
 
-def oracle(*words, limit=600):
+def oracle(*words, limit=600, script="oracle.py"):
     """Run a script of tests/tools with the Python of the oracles; its last line is JSON."""
     python = os.environ.get("SPINSHARD_ORACLE_PYTHON")
     if not python:
         skip("SPINSHARD_ORACLE_PYTHON names no Python with torch and transformers")
-    r = subprocess.run([python, os.path.join(TESTS, "tools", "oracle.py"), *map(str, words)],
+    r = subprocess.run([python, os.path.join(TESTS, "tools", script), *map(str, words)],
                        capture_output=True, text=True, timeout=limit, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     if r.returncode:
         raise AssertionError(f"the oracle failed: {r.stderr[-3000:]}")
