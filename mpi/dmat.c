@@ -1,4 +1,4 @@
-#include "mpi/dmat.h"
+#include "mpi/dmat_internal.h"
 
 #include "base/gemm.h"
 #include "base/mem.h"
@@ -6,8 +6,6 @@
 #include "mpi/comm_internal.h"
 
 #include <inttypes.h>
-#include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* BLACS (C) and ScaLAPACK (Fortran) ship no headers. Fortran routines take the lengths of their
@@ -45,28 +43,8 @@ void pdgeqrf_(const int *m, const int *n, double *a, const int *ia, const int *j
 void pdorgqr_(const int *m, const int *n, const int *k, double *a, const int *ia, const int *ja,
               const int *da, const double *tau, double *work, const int *lwork, int *info);
 
-enum {
-    BLACS_REPEATABLE = 15,   /* Cblacs_set: sums in the same order each time */
-    CHUNK = 256,             /* rows that one thread takes of a product with a vector */
-    PARALLEL_FROM = 1 << 16, /* numbers, for element-wise work */
-};
+enum { BLACS_REPEATABLE = 15 }; /* Cblacs_set: sums in the same order each time */
 static const int ONE = 1;
-
-struct dgrid {
-    const comm *c;
-    comm *cells; /* NULL where this rank is no cell */
-    grid_shape shape;
-    int block, threads;
-    int system, context; /* of BLACS; cells only */
-    int row, col;        /* of this cell; -1 elsewhere */
-};
-
-struct dmat {
-    dgrid *g;
-    int64_t n, rows, cols; /* order; rows and columns of the part */
-    double *part;          /* column-major [cols][rows]; NULL where this rank is no cell */
-    int order, desc[9];
-};
 
 /* Grid. */
 
@@ -206,142 +184,12 @@ void dmat_part_shape(const dmat *m, int64_t *rows, int64_t *cols) {
     *cols = m->cols;
 }
 
-/* Where entry `local` of cell `which` of `of` stands in the whole. */
-static int64_t whole(int64_t local, int64_t nb, int which, int of) {
-    return (local / nb * of + which) * nb + local % nb;
-}
-
 int64_t dmat_row(const dmat *m, int64_t local_row) {
-    return whole(local_row, m->g->block, m->g->row, m->g->shape.rows);
+    return dmat_whole(local_row, m->g->block, m->g->row, m->g->shape.rows);
 }
 
 int64_t dmat_col(const dmat *m, int64_t local_col) {
-    return whole(local_col, m->g->block, m->g->col, m->g->shape.cols);
-}
-
-/* Moving rows. A run is rows of one block: they stand behind each other in the part of one row of
- * cells. */
-
-typedef struct run {
-    int64_t row, rows; /* in the whole */
-    int64_t local;     /* first row in the part */
-    int cell_row;
-} run;
-
-static run run_at(const dmat *m, int64_t row, int64_t end) {
-    const int64_t nb = m->g->block, block = row / nb, across = m->g->shape.rows;
-    run r = {.row = row, .rows = size_min(end, (block + 1) * nb) - row};
-    r.cell_row = (int)(block % across);
-    r.local = block / across * nb + row % nb;
-    return r;
-}
-
-void dmat_put_rows(dmat *m, int64_t row, int64_t rows, const double *from) {
-    const int64_t nb = m->g->block;
-    if (!m->part) return;
-    for (int64_t at = row; at < row + rows;) {
-        const run r = run_at(m, at, row + rows);
-        at += r.rows;
-        if (r.cell_row != m->g->row) continue;
-        const double *in = from + (r.row - row) * m->n;
-#pragma omp parallel for if (r.rows * m->cols >= PARALLEL_FROM)
-        for (int64_t j0 = 0; j0 < m->cols; j0 += nb)
-            for (int64_t i = 0; i < r.rows; i++)
-                for (int64_t j = j0; j < m->cols && j < j0 + nb; j++)
-                    m->part[j * m->rows + r.local + i] = in[i * m->n + dmat_col(m, j)];
-    }
-}
-
-/* A piece of a run, as its cell has it: [columns of the cell][rows of the run]. */
-static void piece_pack(const dmat *m, const run *r, bool f32, void *to) {
-    for (int64_t j = 0; j < m->cols; j++) {
-        const double *in = m->part + j * m->rows + r->local;
-        if (!f32) memcpy((double *)to + j * r->rows, in, (size_t)r->rows * sizeof *in);
-        for (int64_t i = 0; f32 && i < r->rows; i++) ((float *)to)[j * r->rows + i] = (float)in[i];
-    }
-}
-
-/* Into the rows `to` of the whole width. */
-static void piece_unpack(const dmat *m, const run *r, int cell_col, bool f32, const void *from,
-                         void *to) {
-    const int64_t nb = m->g->block, cols = grid_part(m->n, nb, cell_col, m->g->shape.cols);
-#pragma omp parallel for if (r->rows * cols >= PARALLEL_FROM)
-    for (int64_t j0 = 0; j0 < cols; j0 += nb) {
-        const int64_t out = whole(j0, nb, cell_col, m->g->shape.cols);
-        const int64_t b = size_min(nb, cols - j0);
-        for (int64_t i = 0; i < r->rows; i++)
-            for (int64_t j = 0; j < b; j++) {
-                const int64_t in = (j0 + j) * r->rows + i, at = i * m->n + out + j;
-                if (f32)
-                    ((float *)to)[at] = ((const float *)from)[in];
-                else
-                    ((double *)to)[at] = ((const double *)from)[in];
-            }
-    }
-}
-
-/* Room for one piece of any cell; the ranks end together where there is none. */
-static void *piece_room(const dmat *m, size_t size) {
-    void *p;
-    const int64_t most = m->g->block * grid_part(m->n, m->g->block, 0, m->g->shape.cols);
-    if (mem_alloc(most, size, "rows of a distributed matrix", &p).code)
-        comm_abort(ERR_NOFIT, "no memory for rows of a distributed matrix");
-    return p;
-}
-
-static void get_rows(const dmat *m, int64_t row, int64_t rows, bool f32, void *out) {
-    const size_t size = f32 ? sizeof(float) : sizeof(double);
-    void *piece = piece_room(m, size);
-    for (int64_t at = row; at < row + rows;) {
-        const run r = run_at(m, at, row + rows);
-        at += r.rows;
-        for (int q = 0; q < m->g->shape.cols; q++) {
-            const int64_t cols = grid_part(m->n, m->g->block, q, m->g->shape.cols);
-            if (m->part && m->g->row == r.cell_row && m->g->col == q) piece_pack(m, &r, f32, piece);
-            comm_bcast(m->g->c, piece, (uint64_t)(r.rows * cols) * size,
-                       r.cell_row * m->g->shape.cols + q);
-            piece_unpack(m, &r, q, f32, piece, (char *)out + (r.row - row) * m->n * (int64_t)size);
-        }
-    }
-    mem_free(piece);
-}
-
-void dmat_get_rows(const dmat *m, int64_t row, int64_t rows, double *out) {
-    get_rows(m, row, rows, false, out);
-}
-
-void dmat_get_rows_f32(const dmat *m, int64_t row, int64_t rows, float *out) {
-    get_rows(m, row, rows, true, out);
-}
-
-/* The columns of cell column q, from rows v of the whole width, as a piece. */
-static void piece_gather_i64(const dmat *m, const run *r, int q, const int64_t *v, int64_t *piece) {
-    const int64_t nb = m->g->block, cols = grid_part(m->n, nb, q, m->g->shape.cols);
-#pragma omp parallel for if (r->rows * cols >= PARALLEL_FROM)
-    for (int64_t j0 = 0; j0 < cols; j0 += nb) {
-        const int64_t in = whole(j0, nb, q, m->g->shape.cols), b = size_min(nb, cols - j0);
-        for (int64_t i = 0; i < r->rows; i++)
-            for (int64_t j = 0; j < b; j++) piece[(j0 + j) * r->rows + i] = v[i * m->n + in + j];
-    }
-}
-
-void dmat_sum_rows_i64(dmat *m, int64_t row, int64_t rows, int64_t *v, int exponent) {
-    int64_t *piece = piece_room(m, sizeof *piece);
-    for (int64_t at = row; at < row + rows;) {
-        const run r = run_at(m, at, row + rows);
-        at += r.rows;
-        for (int q = 0; q < m->g->shape.cols; q++) {
-            const int64_t cols = grid_part(m->n, m->g->block, q, m->g->shape.cols);
-            piece_gather_i64(m, &r, q, v + (r.row - row) * m->n, piece);
-            comm_sum_i64_to(m->g->c, piece, r.rows * cols, r.cell_row * m->g->shape.cols + q);
-            if (!m->part || m->g->row != r.cell_row || m->g->col != q) continue;
-            for (int64_t j = 0; j < cols; j++)
-                for (int64_t i = 0; i < r.rows; i++)
-                    m->part[j * m->rows + r.local + i] =
-                        ldexp((double)piece[j * r.rows + i], exponent);
-        }
-    }
-    mem_free(piece);
+    return dmat_whole(local_col, m->g->block, m->g->col, m->g->shape.cols);
 }
 
 /* Products and factors. */
@@ -445,12 +293,6 @@ err dmat_eigen(dmat *A, dmat *V, double *values) {
     return e;
 }
 
-/* Numbers of which each is known to one cell, and zero bits elsewhere, to all. */
-static void share(const comm *c, double *v, int64_t n) {
-    int64_t *bits = (int64_t *)v;
-    comm_sum_i64(c, bits, n);
-}
-
 /* signs[j] of the diagonal of the upper factor, on every rank. */
 static void diagonal_signs(const dmat *A, double *signs) {
     memset(signs, 0, (size_t)A->n * sizeof *signs);
@@ -458,7 +300,7 @@ static void diagonal_signs(const dmat *A, double *signs) {
         for (int64_t i = 0; i < A->rows; i++)
             if (dmat_row(A, i) == dmat_col(A, j))
                 signs[dmat_col(A, j)] = A->part[j * A->rows + i] < 0 ? -1 : 1;
-    share(A->g->c, signs, A->n);
+    dmat_share(A->g->c, signs, A->n);
 }
 
 static void qr_form(dmat *A, double *tau, double *signs, double *work, int lwork, int *info) {
@@ -493,115 +335,4 @@ err dmat_qr(dmat *A) {
     mem_free(work);
     mem_free(vectors);
     return e;
-}
-
-/* Vectors and norms: what cells sum is put side by side and added in the order of the cells. */
-
-static err side_by_side(const dmat *m, int parts, double **out) {
-    void *p;
-    err e = mem_alloc(parts * m->n, sizeof(double), "sums of cells", &p);
-    *out = p;
-    return comm_agree(m->g->c, e, "sums of cells", NULL);
-}
-
-static void add_up(const dmat *m, int parts, double *sums, double *y) {
-    share(m->g->c, sums, parts * m->n);
-    for (int64_t i = 0; i < m->n; i++) {
-        double s = 0;
-        for (int p = 0; p < parts; p++) s += sums[p * m->n + i];
-        y[i] = s;
-    }
-}
-
-/* Of this cell: rows of M x over its columns, in order; whatever the threads. */
-static void part_times(const dmat *m, const double *x, double *sums) {
-#pragma omp parallel for
-    for (int64_t i0 = 0; i0 < m->rows; i0 += CHUNK) {
-        double s[CHUNK] = {0};
-        const int64_t b = size_min(CHUNK, m->rows - i0);
-        for (int64_t j = 0; j < m->cols; j++) {
-            const double f = x[dmat_col(m, j)], *in = m->part + j * m->rows + i0;
-            for (int64_t i = 0; i < b; i++) s[i] += f * in[i];
-        }
-        for (int64_t i = 0; i < b; i++) sums[dmat_row(m, i0 + i)] = s[i];
-    }
-}
-
-static void part_times_transposed(const dmat *m, const double *x, double *sums) {
-#pragma omp parallel for
-    for (int64_t j = 0; j < m->cols; j++) {
-        double s = 0;
-        for (int64_t i = 0; i < m->rows; i++) s += m->part[j * m->rows + i] * x[dmat_row(m, i)];
-        sums[dmat_col(m, j)] = s;
-    }
-}
-
-err dmat_times(bool trans, const dmat *m, const double *x, double *y) {
-    const int parts = trans ? m->g->shape.rows : m->g->shape.cols;
-    double *sums;
-    err e = side_by_side(m, parts, &sums);
-    if (!e.code) {
-        if (m->part && trans) part_times_transposed(m, x, sums + m->g->row * m->n);
-        if (m->part && !trans) part_times(m, x, sums + m->g->col * m->n);
-        add_up(m, parts, sums, y);
-    }
-    mem_free(sums);
-    return e;
-}
-
-err dmat_norm_1(const dmat *m, double *out) {
-    const int parts = m->g->shape.rows;
-    double *sums;
-    *out = 0;
-    err e = side_by_side(m, parts, &sums);
-    if (!e.code) {
-        for (int64_t j = 0; j < m->cols; j++) {
-            double s = 0;
-            for (int64_t i = 0; i < m->rows; i++) s += fabs(m->part[j * m->rows + i]);
-            sums[m->g->row * m->n + dmat_col(m, j)] = s;
-        }
-        add_up(m, parts, sums, sums);
-        for (int64_t j = 0; j < m->n; j++)
-            if (sums[j] > *out || isnan(sums[j])) *out = sums[j];
-    }
-    mem_free(sums);
-    return e;
-}
-
-double dmat_sum_squares(const dmat *m) {
-    const int cells = m->g->shape.rows * m->g->shape.cols;
-    double mine = 0, all = 0;
-    for (int64_t j = 0; j < m->cols; j++) {
-        double s = 0;
-        for (int64_t i = 0; i < m->rows; i++) {
-            const double v = m->part[j * m->rows + i];
-            s += v * v;
-        }
-        mine += s;
-    }
-    for (int cell = 0; cell < cells; cell++) {
-        double s = mine;
-        comm_bcast(m->g->c, &s, sizeof s, cell);
-        all += s;
-    }
-    return all;
-}
-
-double dmat_max_minus_identity(const dmat *m) {
-    double most = 0;
-    for (int64_t j = 0; j < m->cols; j++)
-        for (int64_t i = 0; i < m->rows; i++) {
-            double d = fabs(m->part[j * m->rows + i] - (dmat_row(m, i) == dmat_col(m, j)));
-            if (isnan(d)) d = INFINITY; /* a maximum over ranks may lose a NaN */
-            if (d > most) most = d;
-        }
-    comm_max_f64(m->g->c, &most, 1);
-    return most;
-}
-
-bool dmat_finite(const dmat *m) {
-    int64_t bad = 0;
-    for (int64_t i = 0; i < dmat_part_entries(m); i++) bad += !isfinite(m->part[i]);
-    comm_sum_i64(m->g->c, &bad, 1);
-    return bad == 0;
 }

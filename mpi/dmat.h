@@ -1,7 +1,8 @@
 /* dmat - square fp64 matrices dealt block-cyclically over a grid of ranks.
- * The only module that speaks to BLACS and ScaLAPACK; callers think of row-major matrices and rows
- * of them. Not a general array: square, one block size a grid, no views. Stands under the Cayley
- * step of R1 and the start points at large hidden sizes (rotations/cayley_dist.h, start_dist.h).
+ * The only module that speaks to BLACS and ScaLAPACK (dmat.c; dmat_rows.c and dmat_sums.c do
+ * without); callers think of row-major matrices and rows of them. Not a general array: square, one
+ * block size a grid, no views. Stands under the Cayley step of R1 and the start points at large
+ * hidden sizes (rotations/cayley_dist.h, start_dist.h).
  *
  * The cells of a grid are the first rows x cols ranks of its communicator, row by row. All ranks of
  * the communicator make the same calls; ranks that are no cell take part only in what moves data
