@@ -9,6 +9,7 @@
 #include "base/gemm.h"
 #include "base/mem.h"
 #include "base/rng.h"
+#include "bench/bench.h"
 #include "model/capture.h"
 #include "model/objective.h"
 #include "rotations/rotation.h"
@@ -18,63 +19,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void need(err e) {
-    if (!e.code) return;
-    fprintf(stderr, "%s: %s\n", e.where, e.what);
-    exit(1);
-}
-
-static void *room(int64_t count, size_t size) {
-    void *p;
-    need(mem_alloc(count, size, "bench", &p));
-    return p;
-}
-
-static wmat random_matrix(int64_t rows, int64_t cols, uint64_t stream) {
-    wmat w;
-    need(wmat_init(&w, WMAT_BF16, rows, cols, "bench"));
-    bf16 *v = w.data;
-    const float scale = (float)sqrt(12.0 / (double)cols);
-#pragma omp parallel for
-    for (int64_t i = 0; i < rows * cols; i++) {
-        uint64_t at = (stream << 40) + (uint64_t)i;
-        v[i] = half_to_bf16((float)(rng_uniform(1, RNG_TEST, at) - 0.5) * scale);
-    }
-    return w;
-}
-
-static float *ones(int64_t n) {
-    float *p = room(n, sizeof *p);
-    for (int64_t i = 0; i < n; i++) p[i] = 1;
-    return p;
-}
-
-static void make_stage(const llama_config *c, bool ends, compute_type compute, llama_stage *s) {
-    const int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
-    need(llama_stage_init(s, c, 0, c->layers));
-    for (int64_t i = 0; i < c->layers; i++) {
-        llama_layer *l = &s->layers[i];
-        l->q = random_matrix(q, c->hidden, 1);
-        l->k = random_matrix(kv, c->hidden, 2);
-        l->v = random_matrix(kv, c->hidden, 3);
-        l->o = random_matrix(c->hidden, q, 4);
-        l->gate = random_matrix(c->intermediate, c->hidden, 5);
-        l->up = random_matrix(c->intermediate, c->hidden, 6);
-        l->down = random_matrix(c->hidden, c->intermediate, 7);
-        l->attn_norm = ones(c->hidden);
-        l->mlp_norm = ones(c->hidden);
-    }
-    if (ends) {
-        s->embed = random_matrix(c->vocab, c->hidden, 8);
-        s->head_is_embed = true;
-        s->final_norm = ones(c->hidden);
-    }
-    need(llama_stage_prepare(s, compute));
-}
-
 /* A dense orthogonal matrix, quickly: a product of Householder reflections. */
 static rotation *some_rotation(int64_t n, uint64_t stream) {
-    double *R = room(n * n, sizeof *R), *v = room(n, sizeof *v), *p = room(n, sizeof *p);
+    double *R = bench_room(n * n, sizeof *R), *v = bench_room(n, sizeof *v),
+           *p = bench_room(n, sizeof *p);
     for (int64_t i = 0; i < n; i++) R[i * n + i] = 1;
     for (int k = 0; k < 8; k++) {
         double norm = 0;
@@ -89,7 +37,7 @@ static rotation *some_rotation(int64_t n, uint64_t stream) {
             for (int64_t j = 0; j < n; j++) R[i * n + j] -= 2 / norm * v[i] * p[j];
     }
     rotation *r;
-    need(rotation_create_dense(n, R, &r));
+    bench_need(rotation_create_dense(n, R, &r));
     mem_free(R);
     mem_free(v);
     mem_free(p);
@@ -106,11 +54,11 @@ static void make_sites(const llama_config *c, const char *range, setting *s) {
     *s = (setting){.on = strcmp(range, "off") != 0, .through = strcmp(range, "through") == 0};
     s->sites = llama_sites_none();
     if (!s->on) return;
-    s->r2 = room(c->layers, sizeof *s->r2);
+    s->r2 = bench_room(c->layers, sizeof *s->r2);
     s->r1 = some_rotation(c->hidden, 1);
     for (int64_t i = 0; i < c->layers; i++) s->r2[i] = some_rotation(c->head_dim, 2 + (uint64_t)i);
-    need(rotation_create_hadamard(c->head_dim, NULL, &s->r3));
-    need(rotation_create_hadamard(c->intermediate, NULL, &s->r4));
+    bench_need(rotation_create_hadamard(c->head_dim, NULL, &s->r3));
+    bench_need(rotation_create_hadamard(c->intermediate, NULL, &s->r4));
     s->sites.act.bits = s->sites.kv.bits = 4;
     s->sites.o_per_head = true;
     s->sites.R1 = s->r1;
@@ -131,7 +79,7 @@ static void bench_step(compute_type compute, int64_t window, int repeats, const 
                             .rope_theta = 1e5};
     llama_stage stage;
     setting s;
-    make_stage(&c, true, compute, &stage);
+    bench_stage(&c, true, compute, &stage);
     make_sites(&c, range, &s);
     const llama_pass_shape shape = {.compute = compute,
                                     .window = window,
@@ -142,23 +90,25 @@ static void bench_step(compute_type compute, int64_t window, int repeats, const 
                                     .head = true};
     llama_work *work;
     llama_layers *layers;
-    need(llama_work_create(&c, &s.sites, &shape, &work));
-    need(llama_layers_create(&c, &s.sites, &shape, c.layers, false, &layers));
-    need(llama_work_put_r1(work, s.r1));
-    float *x = room(window * c.hidden, sizeof *x), *R1 = room(c.hidden * c.hidden, sizeof *R1);
-    int32_t *ids = room(window, sizeof *ids);
-    void **R2 = room(c.layers, sizeof *R2);
-    for (int64_t i = 0; i < c.layers; i++) R2[i] = room(c.head_dim * c.head_dim, sizeof(float));
+    bench_need(llama_work_create(&c, &s.sites, &shape, &work));
+    bench_need(llama_layers_create(&c, &s.sites, &shape, c.layers, false, &layers));
+    bench_need(llama_work_put_r1(work, s.r1));
+    float *x = bench_room(window * c.hidden, sizeof *x),
+          *R1 = bench_room(c.hidden * c.hidden, sizeof *R1);
+    int32_t *ids = bench_room(window, sizeof *ids);
+    void **R2 = bench_room(c.layers, sizeof *R2);
+    for (int64_t i = 0; i < c.layers; i++)
+        R2[i] = bench_room(c.head_dim * c.head_dim, sizeof(float));
     for (int64_t t = 0; t < window; t++) ids[t] = (int32_t)(t * 7919 % c.vocab);
     double best[4] = {1e30}, sum;
     for (int i = 0; i <= repeats; i++) { /* the first warms up */
         double at[4] = {clock_now_s()};
-        need(llama_embed(&stage, compute, ids, window, x));
-        need(llama_layers_keep(layers, &stage, &s.sites, window, x, work));
+        bench_need(llama_embed(&stage, compute, ids, window, x));
+        bench_need(llama_layers_keep(layers, &stage, &s.sites, window, x, work));
         at[1] = clock_now_s();
-        need(llama_ce_backward(&stage, window, x, ids, 1, x, &sum, NULL, work));
+        bench_need(llama_ce_backward(&stage, window, x, ids, 1, x, &sum, NULL, work));
         at[2] = clock_now_s();
-        need(llama_layers_back(layers, &stage, &s.sites, window, x, R1, R2, NULL, work));
+        bench_need(llama_layers_back(layers, &stage, &s.sites, window, x, R1, R2, NULL, work));
         at[3] = clock_now_s();
         if (i == 0 || at[3] - at[0] >= best[0]) continue;
         best[0] = at[3] - at[0];
@@ -174,8 +124,8 @@ static void bench_step(compute_type compute, int64_t window, int repeats, const 
 
 static double product_peak(void) {
     const int64_t m = 512, n = 8192, k = 8192;
-    bf16 *a = room(m * k, sizeof *a), *b = room(n * k, sizeof *b);
-    float *c = room(m * n, sizeof *c);
+    bf16 *a = bench_room(m * k, sizeof *a), *b = bench_room(n * k, sizeof *b);
+    float *c = bench_room(m * n, sizeof *c);
     for (int64_t i = 0; i < m * k; i++) a[i] = half_to_bf16((float)(i % 7) - 3);
     for (int64_t i = 0; i < n * k; i++) b[i] = half_to_bf16((float)(i % 5) - 2);
     double best = 1e30;
@@ -204,7 +154,7 @@ static void bench_layer(int64_t slice, int64_t window, int repeats, const char *
     llama_stage stage;
     setting s;
     const double peak = product_peak();
-    make_stage(&c, false, COMPUTE_BF16, &stage);
+    bench_stage(&c, false, COMPUTE_BF16, &stage);
     make_sites(&c, range, &s);
     const llama_pass_shape shape = {.compute = COMPUTE_BF16,
                                     .window = window,
@@ -214,12 +164,13 @@ static void bench_layer(int64_t slice, int64_t window, int repeats, const char *
                                     .r2 = s.on};
     llama_work *work;
     llama_stash *stash;
-    need(llama_work_create(&c, &s.sites, &shape, &work));
-    need(llama_stash_create(&c, &s.sites, &shape, &stash));
-    need(llama_work_put_r1(work, s.r1));
-    float *x = room(window * hidden, sizeof *x), *dx = room(window * hidden, sizeof *dx);
-    const rotation_grads grads = {.R1 = s.on ? room(hidden * hidden, sizeof(float)) : NULL,
-                                  .R2 = s.on ? room(128 * 128, sizeof(float)) : NULL};
+    bench_need(llama_work_create(&c, &s.sites, &shape, &work));
+    bench_need(llama_stash_create(&c, &s.sites, &shape, &stash));
+    bench_need(llama_work_put_r1(work, s.r1));
+    float *x = bench_room(window * hidden, sizeof *x),
+          *dx = bench_room(window * hidden, sizeof *dx);
+    const rotation_grads grads = {.R1 = s.on ? bench_room(hidden * hidden, sizeof(float)) : NULL,
+                                  .R2 = s.on ? bench_room(128 * 128, sizeof(float)) : NULL};
     double forward = 1e30, backward = 1e30;
     for (int i = 0; i <= repeats; i++) {
         for (int64_t j = 0; j < window * hidden; j++) {
@@ -229,12 +180,12 @@ static void bench_layer(int64_t slice, int64_t window, int repeats, const char *
         double start = 0;
         for (int64_t t = 0; t < window; t += slice) {
             start = clock_now_s();
-            need(llama_block_forward_keep(&stage, 0, &s.sites, t, slice, x + t * hidden, stash,
-                                          work));
+            bench_need(llama_block_forward_keep(&stage, 0, &s.sites, t, slice, x + t * hidden,
+                                                stash, work));
         }
         double middle = clock_now_s();
-        need(llama_block_backward(&stage, 0, &s.sites, window - slice, slice,
-                                  dx + (window - slice) * hidden, stash, &grads, NULL, work));
+        bench_need(llama_block_backward(&stage, 0, &s.sites, window - slice, slice,
+                                        dx + (window - slice) * hidden, stash, &grads, NULL, work));
         double end = clock_now_s();
         forward = fmin(forward, middle - start);
         backward = fmin(backward, end - middle);

@@ -7,7 +7,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "base/size.h"
-#include "mpi/comm.h"
+#include "bench/bench.h"
 #include "mpi/dmat.h"
 #include "rotations/cayley.h"
 #include "rotations/cayley_dist.h"
@@ -17,40 +17,6 @@
 #include <stdlib.h>
 
 enum { PEAK_N = 2048, ROWS = 128 };
-
-static void need(err e) {
-    if (!e.code) return;
-    fprintf(stderr, "%s: %s\n", e.where, e.what);
-    comm_abort(1, "bench_cayley");
-}
-
-static double *room(int64_t count) {
-    void *p;
-    need(mem_alloc(count, sizeof(double), "bench", &p));
-    return p;
-}
-
-/* Seconds since start of the slowest rank. */
-static double slowest(const comm *c, double start) {
-    double t = clock_now_s() - start;
-    comm_max_f64(c, &t, 1);
-    return t;
-}
-
-static double peak(const comm *c, int repeats) {
-    const int64_t n = PEAK_N;
-    double *a = room(n * n), *b = room(n * n), *r = room(n * n), best = INFINITY;
-    for (int64_t i = 0; i < n * n; i++) a[i] = b[i] = (double)(i % 7) - 3;
-    for (int k = 0; k <= repeats; k++) {
-        comm_barrier(c);
-        const double start = clock_now_s();
-        gemm_f64(false, false, n, n, n, a, n, b, n, false, r, n);
-        const double t = slowest(c, start);
-        if (k > 0) best = fmin(best, t);
-    }
-    mem_free(a), mem_free(b), mem_free(r);
-    return comm_size(c) * 2 * pow((double)n, 3) / best;
-}
 
 static double entry(uint64_t stream, int64_t i) {
     return rng_uniform(stream, RNG_TEST, (uint64_t)i) - 0.5;
@@ -75,15 +41,15 @@ static double time_of_solve(const comm *c, int64_t n, grid_shape shape, int bloc
     dgrid *g;
     dmat *M, *X;
     double best = INFINITY;
-    need(dgrid_create(c, shape, block, gemm_threads(), &g));
-    need(dmat_create(g, n, "bench", &M));
-    need(dmat_create(g, n, "bench", &X));
+    bench_need(dgrid_create(c, shape, block, gemm_threads(), &g));
+    bench_need(dmat_create(g, n, "bench", &M));
+    bench_need(dmat_create(g, n, "bench", &X));
     for (int k = 0; k < repeats; k++) {
         fill_system(M, X);
         comm_barrier(c);
         const double start = clock_now_s();
-        need(dmat_solve(M, X));
-        best = fmin(best, slowest(c, start));
+        bench_need(dmat_solve(M, X));
+        best = fmin(best, bench_slowest(c, start));
     }
     dmat_destroy(&M), dmat_destroy(&X);
     dgrid_destroy(&g);
@@ -91,7 +57,8 @@ static double time_of_solve(const comm *c, int64_t n, grid_shape shape, int bloc
 }
 
 static double time_of_local_solve(int64_t n, int repeats) {
-    double *A = room(n * n), *R = room(n * n), best = INFINITY;
+    double *A = bench_room(n * n, sizeof(double)), *R = bench_room(n * n, sizeof(double)),
+           best = INFINITY;
     for (int64_t i = 0; i < n; i++) {
         R[i * n + i] = 1;
         for (int64_t j = 0; j < i; j++) {
@@ -101,7 +68,7 @@ static double time_of_local_solve(int64_t n, int repeats) {
     }
     for (int k = 0; k < repeats; k++) {
         const double start = clock_now_s();
-        need(cayley_step(n, A, R));
+        bench_need(cayley_step(n, A, R));
         best = fmin(best, clock_now_s() - start);
     }
     mem_free(A), mem_free(R);
@@ -112,8 +79,8 @@ static double time_of_step(const comm *c, const cayley_dist_options *o, int repe
                            uint64_t *bytes) {
     cayley_dist *d;
     const int64_t n = o->n;
-    double *rows = room(ROWS * n), best = INFINITY;
-    need(cayley_dist_create(c, o, &d));
+    double *rows = bench_room(ROWS * n, sizeof(double)), best = INFINITY;
+    bench_need(cayley_dist_create(c, o, &d));
     for (int k = -1; k < repeats; k++) { /* first R = I, then gradients */
         for (int64_t row = 0; row < n; row += ROWS) {
             const int64_t b = size_min(ROWS, n - row);
@@ -128,8 +95,8 @@ static double time_of_step(const comm *c, const cayley_dist_options *o, int repe
         if (k < 0) continue;
         comm_barrier(c);
         const double start = clock_now_s();
-        need(cayley_dist_step(d, 0.002, NULL));
-        best = fmin(best, slowest(c, start));
+        bench_need(cayley_dist_step(d, 0.002, NULL));
+        best = fmin(best, bench_slowest(c, start));
     }
     *bytes = cayley_dist_bytes(d);
     cayley_dist_destroy(&d);
@@ -138,7 +105,7 @@ static double time_of_step(const comm *c, const cayley_dist_options *o, int repe
 }
 
 int main(int argc, char **argv) {
-    need(comm_start(&argc, &argv));
+    bench_need(comm_start(&argc, &argv));
     const comm *c = comm_world();
     const int threads = gemm_init(comm_node_size());
     const int64_t n = argc > 1 ? atoll(argv[1]) : 4096;
@@ -147,9 +114,9 @@ int main(int argc, char **argv) {
     grid_shape shape;
     char kernels[256], text[24], size[32];
     uint64_t bytes;
-    need(grid_resolve(grid, n, comm_size(c), &shape));
+    bench_need(grid_resolve(grid, n, comm_size(c), &shape));
     gemm_kernels(kernels, sizeof kernels);
-    const double top = peak(c, repeats), cube = (double)n * (double)n * (double)n;
+    const double top = bench_peak_f64(c, PEAK_N, repeats), cube = (double)n * (double)n * (double)n;
     const bool single = shape.rows * shape.cols == 1;
     const double solve =
         single ? time_of_local_solve(n, repeats) : time_of_solve(c, n, shape, block, repeats);

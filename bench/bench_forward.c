@@ -4,9 +4,8 @@
  */
 #include "base/clock.h"
 #include "base/gemm.h"
-#include "base/half.h"
 #include "base/mem.h"
-#include "base/rng.h"
+#include "bench/bench.h"
 #include "model/forward.h"
 #include "rotations/rotation_set.h"
 
@@ -14,67 +13,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void need(err e) {
-    if (!e.code) return;
-    fprintf(stderr, "%s: %s\n", e.where, e.what);
-    exit(1);
-}
-
-static wmat random_matrix(int64_t rows, int64_t cols, uint64_t stream) {
-    wmat w;
-    need(wmat_init(&w, WMAT_BF16, rows, cols, "bench"));
-    bf16 *v = w.data;
-#pragma omp parallel for
-    for (int64_t i = 0; i < rows * cols; i++) {
-        uint64_t at = (stream << 40) + (uint64_t)i;
-        v[i] = half_to_bf16((float)(rng_uniform(1, RNG_TEST, at) - 0.5) * 0.1f);
-    }
-    return w;
-}
-
-static float *ones(int64_t n) {
-    void *p;
-    need(mem_alloc(n, sizeof(float), "bench", &p));
-    for (int64_t i = 0; i < n; i++) ((float *)p)[i] = 1;
-    return p;
-}
-
-static void make_stage(const llama_config *c, compute_type compute, llama_stage *s) {
-    const int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
-    need(llama_stage_init(s, c, 0, c->layers));
-    for (int64_t i = 0; i < c->layers; i++) {
-        llama_layer *l = &s->layers[i];
-        l->q = random_matrix(q, c->hidden, 1);
-        l->k = random_matrix(kv, c->hidden, 2);
-        l->v = random_matrix(kv, c->hidden, 3);
-        l->o = random_matrix(c->hidden, q, 4);
-        l->gate = random_matrix(c->intermediate, c->hidden, 5);
-        l->up = random_matrix(c->intermediate, c->hidden, 6);
-        l->down = random_matrix(c->hidden, c->intermediate, 7);
-        l->attn_norm = ones(c->hidden);
-        l->mlp_norm = ones(c->hidden);
-    }
-    s->embed = random_matrix(c->vocab, c->hidden, 8);
-    s->head_is_embed = true;
-    s->final_norm = ones(c->hidden);
-    need(llama_stage_prepare(s, compute));
-}
-
 static void measure(const char *what, const llama_stage *s, const llama_sites *sites,
                     compute_type compute, int64_t window, int repeats) {
     llama_scratch *scratch;
     void *x, *ids;
-    need(llama_scratch_create(s->cfg, sites, compute, window, &scratch));
-    need(mem_alloc(window * s->cfg->hidden, llama_real_bytes(compute), "bench", &x));
-    need(mem_alloc(window, sizeof(int32_t), "bench", &ids));
+    bench_need(llama_scratch_create(s->cfg, sites, compute, window, &scratch));
+    bench_need(mem_alloc(window * s->cfg->hidden, llama_real_bytes(compute), "bench", &x));
+    bench_need(mem_alloc(window, sizeof(int32_t), "bench", &ids));
     for (int64_t t = 0; t < window; t++) ((int32_t *)ids)[t] = (int32_t)(t * 7919 % s->cfg->vocab);
     double best = 1e30, best_layers = 0, sum;
     for (int i = 0; i <= repeats; i++) { /* the first warms up */
         double start = clock_now_s();
-        need(llama_embed(s, compute, ids, window, x));
-        need(llama_layers_forward(s, sites, window, x, scratch));
+        bench_need(llama_embed(s, compute, ids, window, x));
+        bench_need(llama_layers_forward(s, sites, window, x, scratch));
         double layers = clock_now_s() - start;
-        need(llama_head_nll(s, window, x, ids, scratch, &sum, NULL));
+        bench_need(llama_head_nll(s, window, x, ids, scratch, &sum, NULL));
         double all = clock_now_s() - start;
         if (i > 0 && all < best) {
             best = all;
@@ -121,7 +74,7 @@ int main(int argc, char **argv) {
     gemm_kernels(kernels, sizeof kernels);
     printf("%s, %d threads, window %lld\n", kernels, gemm_threads(), (long long)window);
     llama_stage s;
-    make_stage(&c, compute, &s);
+    bench_stage(&c, true, compute, &s);
     measure("plain", &s, NULL, compute, window, repeats);
 
     const rotation_options opts = {
@@ -129,7 +82,7 @@ int main(int argc, char **argv) {
     const rotation_sizes sizes = {c.hidden,   c.layers,   c.heads,
                                   c.kv_heads, c.head_dim, c.intermediate};
     rotation_set *set;
-    need(rotation_set_create(&opts, &sizes, &set));
+    bench_need(rotation_set_create(&opts, &sizes, &set));
     llama_sites sites = llama_sites_none();
     sites.act.bits = sites.kv.bits = 4;
     sites.o_per_head = true;

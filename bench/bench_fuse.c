@@ -7,49 +7,20 @@
 #include "base/gemm.h"
 #include "base/mem.h"
 #include "base/rng.h"
+#include "bench/bench.h"
 #include "model/fuse.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-static void *room(int64_t count, size_t size) {
-    void *p;
-    err e = mem_alloc(count, size, "bench", &p);
-    if (!e.code) return p;
-    fprintf(stderr, "%s: %s\n", e.where, e.what);
-    exit(e.code);
-}
-
-static void must(err e) {
-    if (!e.code) return;
-    fprintf(stderr, "%s: %s\n", e.where, e.what);
-    exit(e.code);
-}
-
 static err drop(void *arg, int64_t row0, int64_t rows, const float *w) {
     *(double *)arg += (double)w[0] + (double)(row0 + rows);
     return err_none();
 }
 
-/* Best of three, in flop a second. */
-static double peak_f64(int64_t n) {
-    double *a = room(n * n, 8), *b = room(n * n, 8), *c = room(n * n, 8), best = 0;
-    for (int64_t i = 0; i < n * n; i++) a[i] = b[i] = 1e-3 * (double)(i % 1000);
-    for (int k = 0; k < 3; k++) {
-        double t = clock_now_s();
-        gemm_f64(false, false, n, n, n, a, n, b, n, false, c, n);
-        double rate = 2.0 * (double)(n * n * n) / (clock_now_s() - t);
-        best = rate > best ? rate : best;
-    }
-    mem_free(a);
-    mem_free(b);
-    mem_free(c);
-    return best;
-}
-
 static uint16_t *random_bf16(int64_t n) {
-    uint16_t *w = room(n, 2);
+    uint16_t *w = bench_room(n, 2);
     for (int64_t i = 0; i < n; i++)
         w[i] = (uint16_t)(0x3c00 + i * 2654435761u % 0x200 + (i & 1) * 0x8000);
     return w;
@@ -57,32 +28,32 @@ static uint16_t *random_bf16(int64_t n) {
 
 /* Second of two runs, so that fresh pages are not measured. */
 static double seconds(fuse_job *job, double *sink) {
-    must(fuse_matrix(job, drop, sink));
+    bench_need(fuse_matrix(job, drop, sink));
     double t = clock_now_s();
-    must(fuse_matrix(job, drop, sink));
+    bench_need(fuse_matrix(job, drop, sink));
     return clock_now_s() - t;
 }
 
 /* Any dense matrix costs the same; this one is a Hadamard matrix written out. */
 static rotation *dense_twin(const rotation *r) {
     int64_t n = rotation_size(r);
-    double *R = room(n * n, 8);
+    double *R = bench_room(n * n, 8);
     rotation *dense;
-    must(rotation_to_dense(r, R));
-    must(rotation_create_dense(n, R, &dense));
+    bench_need(rotation_to_dense(r, R));
+    bench_need(rotation_create_dense(n, R, &dense));
     mem_free(R);
     return dense;
 }
 
 static void large_layer(int64_t hidden, int64_t part, double *sink) {
     rotation *had, *dense;
-    must(rotation_create_random_hadamard(hidden, 1, RNG_R1_SIGNS, 0, &had));
+    bench_need(rotation_create_random_hadamard(hidden, 1, RNG_R1_SIGNS, 0, &had));
     dense = dense_twin(had);
     uint16_t *w = random_bf16(hidden * part);
     fuse_job gate = {.source = w, .dtype = FUSE_BF16, .rows = part, .cols = hidden};
     fuse_job down = {.source = w, .dtype = FUSE_BF16, .rows = hidden, .cols = part};
     double flop = 2.0 * (double)(hidden * hidden * part);
-    double peak = peak_f64(4096);
+    double peak = bench_peak_f64(comm_world(), 4096, 3);
     printf("hidden %" PRId64 ", part %" PRId64 ", %d threads; fp64 product peak %.1f GF/s\n",
            hidden, part, gemm_threads(), peak * 1e-9);
     gate.in = dense;
@@ -111,12 +82,12 @@ static void small_layer(double *sink) {
                {ROLE_O, 576, 576},    {ROLE_GATE, 1536, 576}, {ROLE_UP, 1536, 576},
                {ROLE_DOWN, 576, 1536}};
     rotation_set *set;
-    must(rotation_set_create(&opts, &sizes, &set));
+    bench_need(rotation_set_create(&opts, &sizes, &set));
     uint16_t *w = random_bf16(576 * 1536);
     double t = 0, n = 0;
     for (int i = 0; i < 7; i++) {
         fuse_plan plan;
-        must(fuse_plan_init(all[i].role, 0, set, &plan));
+        bench_need(fuse_plan_init(all[i].role, 0, set, &plan));
         plan.job.source = w;
         plan.job.dtype = FUSE_BF16;
         plan.job.rows = all[i].rows;

@@ -6,24 +6,14 @@
 #include "base/gemm.h"
 #include "base/mem.h"
 #include "base/rng.h"
+#include "bench/bench.h"
 #include "pipeline/learn_range.h"
 #include "pipeline/product_peak.h"
 #include "rotations/start.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 
 enum { HEAD_DIM = 64, HEADS = 9, KV_HEADS = 3, TOKENS = 4096 };
-
-static void need(err e) {
-    if (!e.code) return;
-    fprintf(stderr, "%s: %s\n", e.where, e.what);
-    comm_abort(1, "bench_range");
-}
-
-static int64_t argument(int argc, char **argv, int i, int64_t standard) {
-    return argc > i ? strtoll(argv[i], NULL, 10) : standard;
-}
 
 static void fill(row_pool *p) {
     for (int k = 0; k < POOL_KINDS; k++)
@@ -41,9 +31,9 @@ static void fill(row_pool *p) {
 static dealt_rows *start_r1(const comm *c, int64_t n) {
     void *R;
     dealt_rows *d;
-    need(mem_alloc(n * n, sizeof(double), "bench", &R));
-    need(start_orthogonal(n, 1, RNG_TEST, 0, R));
-    need(dealt_rows_create(c, n, n, "bench", &d));
+    bench_need(mem_alloc(n * n, sizeof(double), "bench", &R));
+    bench_need(start_orthogonal(n, 1, RNG_TEST, 0, R));
+    bench_need(dealt_rows_create(c, n, n, "bench", &d));
     dealt_rows_put(d, 0, n, R);
     mem_free(R);
     return d;
@@ -51,9 +41,10 @@ static dealt_rows *start_r1(const comm *c, int64_t n) {
 
 static double *start_r2(int64_t layers) {
     void *R;
-    need(mem_alloc(layers * HEAD_DIM * HEAD_DIM, sizeof(double), "bench", &R));
+    bench_need(mem_alloc(layers * HEAD_DIM * HEAD_DIM, sizeof(double), "bench", &R));
     for (int64_t l = 0; l < layers; l++)
-        need(start_orthogonal(HEAD_DIM, 2, RNG_TEST, 0, (double *)R + l * HEAD_DIM * HEAD_DIM));
+        bench_need(
+            start_orthogonal(HEAD_DIM, 2, RNG_TEST, 0, (double *)R + l * HEAD_DIM * HEAD_DIM));
     return R;
 }
 
@@ -85,16 +76,17 @@ static double peak_of(const comm *c, compute_type type) {
 }
 
 int main(int argc, char **argv) {
-    need(comm_start(&argc, &argv));
+    bench_need(comm_start(&argc, &argv));
     const comm *c = comm_world();
-    const int64_t n = argument(argc, argv, 3, 576), layers = argument(argc, argv, 4, 30),
+    const int64_t n = bench_argument(argc, argv, 3, 576),
+                  layers = bench_argument(argc, argv, 4, 30),
                   first = layers * comm_rank(c) / comm_size(c),
                   mine = layers * (comm_rank(c) + 1) / comm_size(c) - first;
     const llama_config cfg = {
         .hidden = n, .layers = layers, .heads = HEADS, .kv_heads = KV_HEADS, .head_dim = HEAD_DIM};
     const aquant four = {.bits = 4, .clip = 1};
-    learn_range_options o = {.steps = argument(argc, argv, 1, 100),
-                             .rows = argument(argc, argv, 2, 32768),
+    learn_range_options o = {.steps = bench_argument(argc, argv, 1, 100),
+                             .rows = bench_argument(argc, argv, 2, 32768),
                              .kind = OPTIMIZER_ADAM,
                              .schedule = SCHEDULE_COSINE,
                              .lr_r1 = 0.002,
@@ -112,13 +104,13 @@ int main(int argc, char **argv) {
     learn_report report = {.step = 0};
     dealt_rows *R1 = start_r1(c, n);
     double *R2 = start_r2(mine);
-    need(row_pool_init(&cfg, first, mine, TOKENS, &pool));
+    bench_need(row_pool_init(&cfg, first, mine, TOKENS, &pool));
     fill(&pool);
-    need(learn_range_create(c, &o, &pool, NULL, R1, R2, &l));
-    need(learn_range_step(l, &report)); /* memory is touched for the first time */
+    bench_need(learn_range_create(c, &o, &pool, NULL, R1, R2, &l));
+    bench_need(learn_range_step(l, &report)); /* memory is touched for the first time */
     comm_barrier(c);
     const double start = clock_now_s();
-    while (report.step < o.steps) need(learn_range_step(l, &report));
+    while (report.step < o.steps) bench_need(learn_range_step(l, &report));
     comm_barrier(c);
     const double step_s = (clock_now_s() - start) / (double)(o.steps - 1), flop = flop_of(&o, n),
                  peak = peak_of(c, COMPUTE_BF16),
