@@ -1,5 +1,6 @@
 /* gptq_stack_internal - the linears that share one input, as one matrix, while they are rounded:
- * the part of gptq_layer.c that knows rows and codes, and no streams. Nobody else includes it. */
+ * the part of gptq_layer.c that knows rows and codes, and no streams. Nobody else includes it but
+ * tests/mpi/test_gptq_alpha.c. */
 #ifndef SPINSHARD_PIPELINE_GPTQ_STACK_INTERNAL_H
 #define SPINSHARD_PIPELINE_GPTQ_STACK_INTERNAL_H
 

@@ -1,0 +1,219 @@
+/* The strength of GPTAQ's term, chosen by windows that are held out. The windows learned from all
+ * ask for the same correction of the weights; those held out ask for all, some, none or the
+ * opposite of it. What is taken must leave the least error there, by sums in fp64 made here, and
+ * the codes must be those of that strength; the same on any number of ranks. */
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "pipeline/gptq_stack_internal.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N = 96, ROWS = 96, LENGTH = 48, COUNT = 16, BITS = 4 };
+
+static int failures;
+
+static void check(bool ok, const char *what, double value) {
+    if (ok) return;
+    failures++;
+    fprintf(stderr, "rank %d: failed: %s (%g)\n", comm_rank(comm_world()), what, value);
+}
+
+static void need(err e) {
+    if (!e.code) return;
+    log_failure(&e);
+    comm_abort(1, "unexpected error");
+}
+
+static void *room(int64_t n, size_t size) {
+    void *p;
+    need(mem_alloc(n, size, "test", &p));
+    return p;
+}
+
+static bool held_out(int64_t window, int64_t count) {
+    return count >= GPTQ_HOLD_OUT && window % GPTQ_HOLD_OUT == GPTQ_HOLD_OUT - 1;
+}
+
+/* Inputs of a window, the same whoever makes them. Full precision: each channel and `share` of 0.3
+ * of the one after it, which weights can make good. */
+static void make_inputs(int64_t w, double share, bf16 *quantized, bf16 *full) {
+    for (int64_t t = 0; t < LENGTH; t++) {
+        float x[N];
+        for (int64_t j = 0; j < N; j++)
+            x[j] = half_from_bf16(
+                half_to_bf16((float)rng_normal(3, RNG_TEST, (uint64_t)((w * LENGTH + t) * N + j))));
+        for (int64_t j = 0; j < N; j++) {
+            quantized[t * N + j] = half_to_bf16(x[j]);
+            full[t * N + j] = half_to_bf16(x[j] + (float)(0.3 * share) * x[(j + 1) % N]);
+        }
+    }
+}
+
+typedef struct fixture {
+    llama_config cfg;
+    quantize_job job;
+    gptq_run r;
+    gptq_stack k;
+    llama_stage full;
+    gptq_order *o;
+    gptq_solve *solve;
+    float *w; /* [ROWS, N], as bf16 holds them */
+    double held_share;
+} fixture;
+
+static void fill_windows(const fixture *f, int64_t count) {
+    gptq_windows *w = f->r.windows;
+    for (int64_t i = 0; i < gptq_windows_own(w); i++) {
+        const int64_t number = gptq_windows_number(w, i);
+        bf16 *q, *full;
+        need(gptq_windows_get_input(w, GPTQ_QUANTIZED, i, &q));
+        need(gptq_windows_get_input(w, GPTQ_FULL, i, &full));
+        make_inputs(number, held_out(number, count) ? f->held_share : 1, q, full);
+        need(gptq_windows_put_input(w, GPTQ_QUANTIZED, i));
+        need(gptq_windows_put_input(w, GPTQ_FULL, i));
+    }
+}
+
+static void fill_weights(fixture *f) {
+    wmat *o;
+    f->w = room(ROWS * N, sizeof *f->w);
+    need(llama_stage_init(&f->full, &f->cfg, 0, 1));
+    o = llama_layer_linear(&f->full.layers[0], f->k.first_linear);
+    need(wmat_init(o, WMAT_BF16, ROWS, N, "test"));
+    for (int64_t i = 0; i < ROWS * N; i++) {
+        ((bf16 *)o->data)[i] = half_to_bf16((float)rng_normal(4, RNG_TEST, (uint64_t)i));
+        f->w[i] = half_from_bf16(((bf16 *)o->data)[i]);
+    }
+    memcpy(f->k.w, f->w + f->k.own0 * N, (size_t)(f->k.own_n * N) * sizeof *f->w);
+}
+
+/* A run whose only layer is at the input of o_proj. */
+static void begin(fixture *f, const comm *c, int64_t count, double held_share) {
+    double diagonal[N];
+    *f = (fixture){.cfg = {.hidden = ROWS,
+                           .intermediate = N,
+                           .heads = 2,
+                           .kv_heads = 2,
+                           .head_dim = N / 2,
+                           .layers = 1,
+                           .vocab = 8},
+                   .held_share = held_share};
+    f->job = (quantize_job){.cfg = &f->cfg,
+                            .how = {.bits = BITS, .symmetric = true, .scale_type = SCALE_BF16}};
+    f->r.s = (gptq_settings){
+        .c = c,
+        .job = &f->job,
+        .n_windows = count,
+        .length = LENGTH,
+        .asymmetric = true,
+        .solve = {
+            .damp = 0.01, .block = 32, .dist_from = 1 << 20, .grid = {1, 1}, .blas_threads = 1}};
+    const gptq_windows_options o = {.cfg = &f->cfg, .count = count, .length = LENGTH, .streams = 2};
+    need(gptq_windows_create(c, &o, &f->r.windows));
+    fill_windows(f, count);
+    f->r.moments =
+        (gptq_moments){.c = c, .windows = f->r.windows, .hold_out = count >= GPTQ_HOLD_OUT};
+    need(gptq_stack_init(&f->r, STEP_O, &f->k));
+    fill_weights(f);
+    need(gptq_moments_diagonal(&f->r.moments, N, "test", diagonal));
+    need(gptq_order_create(N, diagonal, true, &f->o));
+    need(gptq_solve_create(&f->r.moments, f->o, &f->r.s.solve, "test", &f->solve));
+    need(gptq_stack_cross(&f->k));
+}
+
+static void end(fixture *f) {
+    gptq_solve_destroy(&f->solve);
+    gptq_order_destroy(&f->o);
+    gptq_stack_clear(&f->k);
+    gptq_moments_clear(&f->r.moments);
+    gptq_windows_destroy(&f->r.windows);
+    llama_stage_clear(&f->full);
+    mem_free(f->w);
+}
+
+/* |X W^T - X~ Q^T|^2 of the windows held out, for the codes at hand. */
+static double slow_error(const fixture *f) {
+    const qmatrix *q = f->k.q;
+    bf16 *seen = room(LENGTH * N, sizeof *seen), *full = room(LENGTH * N, sizeof *full);
+    double sum = 0;
+    for (int64_t number = 0; number < f->r.s.n_windows; number++) {
+        if (!held_out(number, f->r.s.n_windows)) continue;
+        make_inputs(number, f->held_share, seen, full);
+        for (int64_t t = 0; t < LENGTH; t++)
+            for (int64_t i = 0; i < ROWS; i++) {
+                double d = 0;
+                for (int64_t j = 0; j < N; j++) {
+                    const int code = q->codes[i * N + j] - (1 << (BITS - 1));
+                    d += (double)half_from_bf16(full[t * N + j]) * (double)f->w[i * N + j] -
+                         (double)half_from_bf16(seen[t * N + j]) * (double)q->scales[i] * code;
+                }
+                sum += d * d;
+            }
+    }
+    mem_free(seen);
+    mem_free(full);
+    return sum;
+}
+
+/* Windows held out ask for so much of the correction; from first the strength `want` is taken. */
+static void test_choice(const comm *c, double held_share, double first, double want,
+                        uint8_t codes[ROWS * N]) {
+    fixture f;
+    double alpha = -1;
+    begin(&f, c, COUNT, held_share);
+    need(gptq_stack_round_best(&f.k, f.o, f.solve, &f.full, first, &alpha));
+    check(alpha == want, "the strength that is taken", alpha);
+    memcpy(codes, f.k.q->codes, ROWS * N);
+    const double taken = slow_error(&f);
+    for (int i = 0; i <= 2; i++) {
+        const double other = first * i / 2;
+        need(gptq_stack_round(&f.k, f.o, f.solve, other));
+        const double error = slow_error(&f);
+        if (other == want)
+            check(error == taken && !memcmp(codes, f.k.q->codes, ROWS * N), "its codes", error);
+        else
+            check(taken < 0.9 * error, "its error is the least", taken / error);
+    }
+    end(&f);
+}
+
+/* Too few windows to hold any out: the strength that was asked for, no trials. */
+static void test_no_windows_held_out(const comm *c) {
+    fixture f;
+    double alpha = -1;
+    begin(&f, c, GPTQ_HOLD_OUT - 1, 0);
+    need(gptq_stack_round_best(&f.k, f.o, f.solve, &f.full, 0.7, &alpha));
+    check(alpha == 0.7, "the strength asked for", alpha);
+    end(&f);
+}
+
+int main(int argc, char **argv) {
+    static const struct {
+        double held_share, first, want;
+    } cases[] = {{1, 1, 1},  {0.5, 1, 0.5},     {0, 1, 0},
+                 {-1, 1, 0}, {0.25, 0.5, 0.25}, {0.9, 0.5, 0.5}};
+    static uint8_t codes[ROWS * N], others[ROWS * N];
+    err e = comm_start(&argc, &argv);
+    if (e.code) {
+        log_failure(&e);
+        return 1;
+    }
+    const comm *c = comm_world();
+    comm *alone;
+    need(comm_split(c, comm_rank(c), "alone", &alone));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        test_choice(c, cases[i].held_share, cases[i].first, cases[i].want, codes);
+        test_choice(alone, cases[i].held_share, cases[i].first, cases[i].want, others);
+        check(!memcmp(codes, others, sizeof codes), "the codes of one rank", (double)i);
+    }
+    test_no_windows_held_out(c);
+    comm_destroy(&alone);
+    int64_t all = failures;
+    comm_sum_i64(c, &all, 1);
+    comm_stop();
+    return all ? 1 : 0;
+}
