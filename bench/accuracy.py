@@ -14,7 +14,11 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "jobs"))
+import resumable  # noqa: E402
 
 A4 = ["activations.bits=4", "kv.bits=4", "rotate.online=[r3, r4]"]
 CE = "objective: ce, steps: 60, batch: 2, window: 1024, optimizer: adam, lr_r1: 0.001, lr_r2: 0.001"
@@ -33,9 +37,9 @@ ROWS = {
 
 
 def run(a, args):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
-    env.update(OMP_NUM_THREADS=str(a.threads), OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-    command = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(a.ranks), a.program, *args]
+    env = {**resumable.own_kernels(), "OMP_NUM_THREADS": str(a.threads), "OMPI_ALLOW_RUN_AS_ROOT": "1",
+           "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    command = [*resumable.launcher(a.ranks), a.program, *args]
     r = subprocess.run(command, env=env, capture_output=True, text=True)
     if r.returncode:
         raise SystemExit(f"{' '.join(command)}\nexit code {r.returncode}\n{r.stderr[-3000:]}")
@@ -58,9 +62,7 @@ def settings(row, seed):
     args = ["--seed", str(seed)]
     if "recipe" in row:
         args += ["--recipe", row["recipe"]]
-    for s in row.get("set", []):
-        args += ["--set", s]
-    return args
+    return args + resumable.settings(row.get("set", []))
 
 
 def measure(a, name, row, seed):
@@ -111,16 +113,14 @@ def main():
     rows = json.load(open(a.rows)) if a.rows else ROWS
     os.makedirs(a.work, exist_ok=True)
     kept = os.path.join(a.work, "accuracy.json")
-    results = json.load(open(kept)) if os.path.exists(kept) else {}
+    results = resumable.kept(kept) or {}
     for name, row in rows.items():
         for seed in a.seeds.split(","):
             key = f"{name}#{seed}"
             if key in results or (a.only and name not in a.only):
                 continue
             results[key] = measure(a, name, row, int(seed))
-            with open(kept + ".new", "w") as f:
-                json.dump(results, f, indent=1)
-            os.replace(kept + ".new", kept)
+            resumable.keep(kept, results)
             print(key, json.dumps(results[key]), flush=True)
     table(results, rows, [t.split("=", 1)[0] for t in a.text])
 

@@ -13,27 +13,17 @@ added cost only themselves. Other settings want another work folder; a recipe fi
 that the model or the machine refuses has the reason in its row.
 """
 import argparse
-import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from resumable import PROGRAM, ROOT, Refused, check_settings, keep, kept, run, settings, sha256
+
 LIST = ("rtn-w4a16", "gptq-w4a16", "best-w4a16", "smoothquant-w8a8", "spinquant-nohad-w4a8", "best-w4a8", "quarot-w4a4kv4",
         "spinquant-had-w4a4kv4", "best-w4a4kv4")
 REFUSALS = (2, 3, 6, 8)  # usage, input, does not fit, numerics: the row says why, the others go on
-
-
-def sha256(path):
-    with open(path, "rb") as f:
-        return hashlib.sha256(f.read()).hexdigest()
-
-
-def settings(pairs):
-    return [word for pair in pairs for word in ("--set", pair)]
 
 
 class Text:
@@ -49,27 +39,13 @@ class Text:
             self.words += ["--" + key, value]
 
 
-class Refused(Exception):
-    pass
-
-
 class Compare:
     def __init__(self, a):
         self.a, self.texts, self.made, self.found = a, [Text(t) for t in a.text], 0, 0
         os.makedirs(a.work, exist_ok=True)
 
     def spinshard(self, *words):
-        """Exit 75, stopped at a commit, ends this script too: the same command goes on."""
-        a = self.a
-        launcher = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(a.ranks)] if a.ranks > 1 else []
-        r = subprocess.run([*launcher, a.program, *words], capture_output=True, text=True)
-        errors = [line.split("error: ", 1)[1] for line in r.stderr.splitlines() if "spinshard: error: " in line]
-        if r.returncode in REFUSALS and errors:
-            raise Refused(errors[0])
-        if r.returncode:
-            sys.stderr.write(r.stderr[-3000:])
-            sys.exit(r.returncode)
-        return r.stdout
+        return run(self.a.program, self.a.ranks, words, lambda code, message: code in REFUSALS)
 
     def measure(self, model):
         """Perplexity by text, accuracy by task."""
@@ -117,18 +93,15 @@ class Compare:
         """One row, from its file if it is there and of the same recipe."""
         name = row_name(recipe)
         path, key = os.path.join(self.a.work, name + ".json"), self.recipe_key(recipe)
-        if os.path.exists(path):
-            with open(path) as f:
-                got = json.load(f)
-            if got["recipe_sha256"] == key:
-                self.found += 1
-                return got
+        got = kept(path)
+        if got and got["recipe_sha256"] == key:
+            self.found += 1
+            return got
+        if got:
             shutil.rmtree(os.path.join(self.a.work, name + ".archive"), ignore_errors=True)
         start = time.time()
         got = {"name": name, "recipe_sha256": key, **self.make(recipe)}
-        with open(path + ".new", "w") as f:
-            json.dump(got, f, indent=1)
-        os.rename(path + ".new", path)
+        keep(path, got)
         self.made += 1
         print(f"{name}: {got.get('refused') or 'done'} after {time.time() - start:.0f} s", file=sys.stderr, flush=True)
         return got
@@ -142,17 +115,9 @@ class Compare:
 
     def check_settings(self):
         a = self.a
-        now = {"model": os.path.realpath(a.model), "calib_sha256": sha256(a.calib), "window": a.window, "set": a.set,
-               "texts": [[t.name, sha256(t.path), t.words] for t in self.texts], "tasks": [sha256(t) for t in a.tasks]}
-        path = os.path.join(a.work, "settings.json")
-        if not os.path.exists(path):
-            with open(path, "w") as f:
-                json.dump(now, f, indent=1)
-        with open(path) as f:
-            then = json.load(f)
-        differ = [k for k in now if now[k] != then.get(k)]
-        if differ:
-            sys.exit(f"{a.work} holds results of other settings ({', '.join(differ)}): choose another --work")
+        check_settings(a.work, {
+            "model": os.path.realpath(a.model), "calib_sha256": sha256(a.calib), "window": a.window, "set": a.set,
+            "texts": [[t.name, sha256(t.path), t.words] for t in self.texts], "tasks": [sha256(t) for t in a.tasks]})
 
 
 def row_name(recipe):
@@ -199,7 +164,7 @@ def main():
     p.add_argument("--text", action="append", required=True)
     p.add_argument("--tasks", action="append", default=[])
     p.add_argument("--work", required=True)
-    p.add_argument("--program", default=os.path.join(ROOT, "build", "release", "spinshard"))
+    p.add_argument("--program", default=PROGRAM)
     p.add_argument("--window", type=int, default=1024)
     p.add_argument("--ranks", type=int, default=2)
     p.add_argument("--set", action="append", default=[])

@@ -12,15 +12,14 @@ the same command goes on after any interruption, and more seeds cost only the ne
 them: another model, text or recipe wants another work folder.
 """
 import argparse
-import hashlib
 import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from resumable import PROGRAM, Refused, check_settings, keep, kept, own_kernels, run, settings, sha256
+
 TABLE = (("none", ["rotate.r1=false", "rotate.r2=none", "rotate.online=[]"]),
          ("R1", ["rotate.r2=none", "rotate.online=[]"]),
          ("R1 R2", ["rotate.online=[]"]),
@@ -28,12 +27,9 @@ TABLE = (("none", ["rotate.r1=false", "rotate.r2=none", "rotate.online=[]"]),
          ("R1 R2 R3 R4", ["rotate.online=[r3, r4]"]))
 
 
-def settings(pairs):
-    return [word for pair in pairs for word in ("--set", pair)]
-
-
-class Refused(Exception):
-    """A size has no Hadamard matrix: the message of the program."""
+def refuses(code, message):
+    """A size has no Hadamard matrix."""
+    return code in (2, 3) and "Hadamard" in message
 
 
 class Runs:
@@ -42,18 +38,7 @@ class Runs:
         os.makedirs(a.work, exist_ok=True)
 
     def spinshard(self, *words):
-        """Exit 75, stopped at a commit, ends this script too: the same command goes on."""
-        a = self.a
-        env = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
-        launcher = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(a.ranks)] if a.ranks > 1 else []
-        r = subprocess.run([*launcher, a.program, *words], env=env, capture_output=True, text=True)
-        errors = [line.split("error: ", 1)[1] for line in r.stderr.splitlines() if "error: " in line]
-        if r.returncode in (2, 3) and errors and "Hadamard" in errors[0]:
-            raise Refused(errors[0])
-        if r.returncode:
-            sys.stderr.write(r.stderr[-3000:])
-            sys.exit(r.returncode)
-        return r.stdout
+        return run(self.a.program, self.a.ranks, words, refuses, own_kernels())
 
     def evaluate(self, seed, pairs):
         a = self.a
@@ -78,37 +63,24 @@ class Runs:
     def perplexity(self, name, seed, pairs):
         """Of one run, from its file if it is there; a refusal is kept too."""
         path = os.path.join(self.a.work, f"{name}-{seed}.json")
-        if not os.path.exists(path):
-            try:
-                (p,) = self.evaluate(seed, pairs)["perplexity"]
-            except Refused as e:
-                p = {"refused": str(e)}
-            with open(path + ".new", "w") as f:
-                json.dump(p, f)
-            os.rename(path + ".new", path)
-            self.done += 1
-            print(f"{name} seed {seed}: {p.get('ppl', p.get('refused'))}", file=sys.stderr, flush=True)
-        else:
+        p = kept(path)
+        if p is not None:
             self.found += 1
-        with open(path) as f:
-            return json.load(f)
+            return p
+        try:
+            (p,) = self.evaluate(seed, pairs)["perplexity"]
+        except Refused as e:
+            p = {"refused": str(e)}
+        keep(path, p)
+        self.done += 1
+        print(f"{name} seed {seed}: {p.get('ppl', p.get('refused'))}", file=sys.stderr, flush=True)
+        return p
 
     def check_settings(self):
-        """The results of a work folder are of one model, text and recipe."""
         a = self.a
-        with open(a.text, "rb") as f:
-            text = hashlib.sha256(f.read()).hexdigest()
-        now = {"model": os.path.realpath(a.model), "text_sha256": text, "recipe": a.recipe, "weights": a.weights,
-               "window": a.window, "limit": a.limit, "tail": a.tail, "set": a.set}
-        path = os.path.join(a.work, "settings.json")
-        if not os.path.exists(path):
-            with open(path, "w") as f:
-                json.dump(now, f, indent=1)
-        with open(path) as f:
-            then = json.load(f)
-        differ = [k for k in now if now[k] != then.get(k)]
-        if differ:
-            sys.exit(f"{a.work} holds results of other settings ({', '.join(differ)}): choose another --work")
+        check_settings(a.work, {
+            "model": os.path.realpath(a.model), "text_sha256": sha256(a.text), "recipe": a.recipe, "weights": a.weights,
+            "window": a.window, "limit": a.limit, "tail": a.tail, "set": a.set})
 
 
 def spread_of(values):
@@ -156,7 +128,7 @@ def main():
     p.add_argument("--model", required=True)
     p.add_argument("--text", required=True)
     p.add_argument("--work", required=True)
-    p.add_argument("--program", default=os.path.join(ROOT, "build", "release", "spinshard"))
+    p.add_argument("--program", default=PROGRAM)
     p.add_argument("--recipe", default="spread-w4a4kv4")
     p.add_argument("--kinds", default="had,orthogonal")
     p.add_argument("--seeds", type=int, default=100)
@@ -171,8 +143,7 @@ def main():
     runs = Runs(a)
     runs.check_settings()
     result = {"random_starts": random_starts(runs, a), "rotations": added_rotations(runs, a)}
-    with open(os.path.join(a.work, "spread.json"), "w") as f:
-        json.dump(result, f, indent=1)
+    keep(os.path.join(a.work, "spread.json"), result)
     print(f"\nperplexity, lower is better; {runs.done} runs made now, {runs.found} found in {a.work}")
 
 
