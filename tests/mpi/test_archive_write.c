@@ -3,63 +3,20 @@
 #include "base/file.h"
 #include "base/rng.h"
 #include "io/hf_checkpoint.h"
-#include "mpi/comm.h"
 #include "shard/archive.h"
 #include "shard/archive_writer.h"
 #include "shard/loader_rules.h"
 #include "shard/packed_tensor.h"
+#include "tests/mpi/on_ranks.h"
+#include "tests/unit/small_archive.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-static comm *world;
+static const comm *world;
 static char dir[512];
-
-/* A failure is not agreeable in a test: all ranks end. */
-#define CHECK(what)                                                                                \
-    do {                                                                                           \
-        if (!(what)) {                                                                             \
-            fprintf(stderr, "rank %d, line %d: %s\n", comm_rank(world), __LINE__, #what);          \
-            comm_abort(1, "test failed");                                                          \
-        }                                                                                          \
-    } while (0)
-
-static void check_ok(err e, int line) {
-    if (!e.code) return;
-    fprintf(stderr, "rank %d, line %d: %s: %s\n", comm_rank(world), line, e.where, e.what);
-    comm_abort(1, "test failed");
-}
-#define OK(call) check_ok(call, __LINE__)
-
-/* The same code on every rank. */
-static void check_agreed(err e, int code, int line) {
-    int64_t v[2] = {e.code, -e.code};
-    comm_max_i64(world, v, 2);
-    if (v[0] == code && v[1] == -code) return;
-    fprintf(stderr, "line %d: rank %d has code %d (%s: %s), wanted %d\n", line, comm_rank(world),
-            e.code, e.where, e.what, code);
-    comm_abort(1, "test failed");
-}
-#define FAILS(call, code) check_agreed(call, code, __LINE__)
-
-static llama_config small_config(void) {
-    llama_config c = {.hidden = 32,
-                      .intermediate = 64,
-                      .layers = 3,
-                      .heads = 4,
-                      .kv_heads = 2,
-                      .head_dim = 8,
-                      .vocab = 50,
-                      .max_positions = 64,
-                      .rms_eps = 1e-5,
-                      .rope_theta = 10000,
-                      .attention_bias = true,
-                      .tied = true};
-    strcpy(c.architecture, "LlamaForCausalLM");
-    return c;
-}
 
 static const char CONFIG[] =
     "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_size\": 32, "
@@ -70,15 +27,21 @@ static const char CONFIG[] =
     "\"tie_word_embeddings\": true, \"torch_dtype\": \"float32\"}";
 
 static layout *make_layout(bool symmetric) {
-    llama_config c = small_config();
-    layout_options o = {.bits = 4,
-                        .group = 16,
-                        .symmetric = symmetric,
-                        .scale_dtype = ST_BF16,
-                        .store_dtype = ST_BF16,
-                        .untied = true,
-                        .shard_bytes = 6000};
+    const llama_config c = as_llama((llama_config){.hidden = 32,
+                                                   .intermediate = 64,
+                                                   .layers = 3,
+                                                   .heads = 4,
+                                                   .kv_heads = 2,
+                                                   .head_dim = 8,
+                                                   .vocab = 50,
+                                                   .max_positions = 64,
+                                                   .rms_eps = 1e-5,
+                                                   .rope_theta = 10000,
+                                                   .attention_bias = true,
+                                                   .tied = true});
+    layout_options o = layout_plain(4, 16, symmetric, 6000);
     layout *l;
+    o.untied = true;
     OK(layout_create(&c, &o, &l));
     CHECK(layout_parts(l) == 5);
     return l;
@@ -143,10 +106,7 @@ static err write_archive(const comm *c, const layout *l, const char *out, const 
         }
         free(blob);
     }
-    manifest *about = manifest_create("tiny", 1, 0, 0);
-    about->shards[0].file = strdup("model.safetensors");
-    sha256_of("header", 6, about->shards[0].header_sha256);
-    about->recipe = json_pack("{s:i}", "seed", 3);
+    manifest *about = manifest_tiny(json_pack("{s:i}", "seed", 3));
     e = archive_writer_finish(w, comm_rank(c) == 0 ? about : NULL);
     manifest_destroy(&about);
     archive_writer_destroy(&w);
@@ -391,9 +351,7 @@ static void test_failed_publish(const layout *l) {
 int main(int argc, char **argv) {
     char *made = NULL;
     size_t len = 0;
-    err e = comm_start(&argc, &argv);
-    if (e.code) return e.code;
-    world = comm_world();
+    world = ranks_start(&argc, &argv);
     strcpy(dir, "/tmp/test_archive.XXXXXX");
     if (comm_rank(world) == 0) {
         made = mkdtemp(dir);
@@ -424,7 +382,5 @@ int main(int argc, char **argv) {
     comm_barrier(world);
     const char *keep = getenv("SPINSHARD_TEST_KEEP");
     if (comm_rank(world) == 0 && !keep) OK(file_remove_tree(dir));
-    if (comm_rank(world) == 0) printf("archive: all checks passed on %d ranks\n", comm_size(world));
-    comm_stop();
-    return 0;
+    return ranks_end();
 }

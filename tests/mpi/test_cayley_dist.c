@@ -1,14 +1,13 @@
 /* R1 over ranks: the same steps as on one, the same bits on any number of ranks beside the cells,
  * sums in fixed point, restart bit for bit. */
 #include "base/err.h"
-#include "base/log.h"
 #include "base/rng.h"
-#include "mpi/comm.h"
 #include "rotations/cayley.h"
 #include "rotations/cayley_dist.h"
 #include "rotations/optimizer.h"
 #include "rotations/start.h"
 #include "rotations/start_dist.h"
+#include "tests/mpi/on_ranks.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -16,19 +15,6 @@
 #include <string.h>
 
 enum { N = 136, BLOCK = 16 }; /* eight whole blocks and a half; on 1x1 five units and 16 columns */
-
-static int failures;
-
-static void check(bool ok, const char *what) {
-    if (ok) return;
-    failures++;
-    fprintf(stderr, "rank %d: failed: %s\n", comm_rank(comm_world()), what);
-}
-
-static void check_ok(err e, const char *what) {
-    if (e.code) fprintf(stderr, "%s: %s\n", e.where, e.what);
-    check(!e.code, what);
-}
 
 static double *room(int64_t count) {
     double *p = calloc((size_t)count, sizeof *p);
@@ -308,12 +294,7 @@ static void nan_is_refused(const comm *c, grid_shape shape) {
 }
 
 int main(int argc, char **argv) {
-    err e = comm_start(&argc, &argv);
-    if (e.code) {
-        log_failure(&e);
-        return 1;
-    }
-    const comm *c = comm_world();
+    const comm *c = ranks_start(&argc, &argv);
     cells_share_the_bytes();
     rough_gradients_step_alike(c);
     static const grid_shape shapes[] = {{1, 1}, {2, 1}, {1, 2}, {2, 2}, {3, 2}};
@@ -329,8 +310,5 @@ int main(int argc, char **argv) {
         start_points_are_those_of_one_rank(c, shapes[i], BLOCK);
         start_points_are_those_of_one_rank(c, shapes[i], 2 * N); /* a block above the order */
     }
-    int64_t all = failures;
-    comm_sum_i64(c, &all, 1);
-    comm_stop();
-    return all ? 1 : 0;
+    return ranks_end();
 }

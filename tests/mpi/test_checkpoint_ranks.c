@@ -3,7 +3,7 @@
 #include "base/file.h"
 #include "io/fileset.h"
 #include "io/hf_checkpoint.h"
-#include "mpi/comm.h"
+#include "tests/mpi/on_ranks.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,14 +11,6 @@
 #include <unistd.h>
 
 enum { DATA_BYTES = 5000 };
-
-static int64_t failures;
-
-static void check(bool ok, const char *what) {
-    if (ok) return;
-    failures++;
-    fprintf(stderr, "rank %d: %s\n", comm_rank(comm_world()), what);
-}
 
 /* Collective: n bytes are the same on every rank. */
 static bool same_everywhere(const void *mine, size_t n) {
@@ -137,12 +129,7 @@ static void test_missing_folder(const char *dir) {
 
 int main(int argc, char **argv) {
     setenv("SPINSHARD_FAULT", "read:1:1", 1); /* the first read of rank 1 fails */
-    err e = comm_start(&argc, &argv);
-    if (e.code) {
-        fprintf(stderr, "%s\n", e.what);
-        return 1;
-    }
-    const comm *c = comm_world();
+    const comm *c = ranks_start(&argc, &argv);
     char dir[] = "/tmp/spinshard-ranks-XXXXXX";
     if (comm_rank(c) == 0 && !mkdtemp(dir)) comm_abort(1, "no temporary folder");
     comm_bcast(c, dir, sizeof dir, 0);
@@ -155,7 +142,5 @@ int main(int argc, char **argv) {
     test_missing_folder(dir);
     comm_barrier(c);
     if (comm_rank(c) == 0) check(!file_remove_tree(dir).code, "the folder cannot be removed");
-    comm_sum_i64(c, &failures, 1);
-    comm_stop();
-    return failures ? 1 : 0;
+    return ranks_end();
 }

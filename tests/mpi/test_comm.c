@@ -1,18 +1,9 @@
 /* Ranks: agreement, exchange, integer sums, on 1 to 4 ranks. A failed check ends with nonzero. */
-#include "base/log.h"
-#include "mpi/comm.h"
+#include "tests/mpi/on_ranks.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static int failures;
-
-static void check(bool ok, const char *what) {
-    if (ok) return;
-    failures++;
-    fprintf(stderr, "rank %d: failed: %s\n", comm_rank(comm_world()), what);
-}
 
 static void errors_are_agreed(const comm *c) {
     int rank = comm_rank(c), size = comm_size(c), others = -1;
@@ -101,18 +92,10 @@ static void ranks_are_split(const comm *c) {
 }
 
 int main(int argc, char **argv) {
-    err e = comm_start(&argc, &argv);
-    if (e.code) {
-        log_failure(&e);
-        return 1;
-    }
-    const comm *c = comm_world();
+    const comm *c = ranks_start(&argc, &argv);
     errors_are_agreed(c);
     bytes_go_round(c);
     results_are_gathered(c);
     ranks_are_split(c);
-    int64_t all = failures;
-    comm_sum_i64(c, &all, 1);
-    comm_stop();
-    return all ? 1 : 0;
+    return ranks_end();
 }

@@ -1,19 +1,10 @@
 /* Rows dealt over the ranks: what is put comes back on every rank, whatever the sizes, the bands
  * and the number of ranks, and no rank holds more than its share. */
-#include "base/log.h"
-#include "mpi/comm.h"
 #include "mpi/dealt_rows.h"
+#include "tests/mpi/on_ranks.h"
 
 #include <stdio.h>
 #include <stdlib.h>
-
-static int failures;
-
-static void check(bool ok, const char *what) {
-    if (ok) return;
-    failures++;
-    fprintf(stderr, "rank %d: failed: %s\n", comm_rank(comm_world()), what);
-}
 
 static double value(int64_t i, int64_t j) {
     return (double)(i * 1000 + j) + 0.5;
@@ -52,19 +43,11 @@ static void round_trip(const comm *c, int64_t n, int64_t width, int64_t put, int
 }
 
 int main(int argc, char **argv) {
-    err e = comm_start(&argc, &argv);
-    if (e.code) {
-        log_failure(&e);
-        return 1;
-    }
-    const comm *c = comm_world();
+    const comm *c = ranks_start(&argc, &argv);
     round_trip(c, 13, 7, 5, 4);
     round_trip(c, 13, 7, 13, 1);
     round_trip(c, 12, 3, 1, 12);
     round_trip(c, 1, 5, 1, 1); /* more ranks than rows */
     round_trip(c, 5, 1, 2, 3); /* on 4 ranks the last one has none */
-    int64_t all = failures;
-    comm_sum_i64(c, &all, 1);
-    comm_stop();
-    return all ? 1 : 0;
+    return ranks_end();
 }

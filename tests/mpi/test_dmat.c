@@ -1,11 +1,10 @@
 /* Distributed matrices against plain loops on whole copies, on every grid that the ranks allow; and
  * the same bits whatever ranks stand beside the cells. */
 #include "base/err.h"
-#include "base/log.h"
 #include "base/rng.h"
-#include "mpi/comm.h"
 #include "mpi/dmat.h"
 #include "mpi/grid_shape.h"
+#include "tests/mpi/on_ranks.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -13,19 +12,6 @@
 #include <string.h>
 
 enum { N = 50, BLOCK = 8 }; /* six whole blocks and a rest */
-
-static int failures;
-
-static void check(bool ok, const char *what) {
-    if (ok) return;
-    failures++;
-    fprintf(stderr, "rank %d: failed: %s\n", comm_rank(comm_world()), what);
-}
-
-static void check_ok(err e, const char *what) {
-    if (e.code) fprintf(stderr, "%s: %s\n", e.where, e.what);
-    check(!e.code, what);
-}
 
 static double *room(int64_t count) {
     double *p = calloc((size_t)count, sizeof *p);
@@ -262,18 +248,10 @@ static void choice_of_grid(const comm *c) {
 }
 
 int main(int argc, char **argv) {
-    err e = comm_start(&argc, &argv);
-    if (e.code) {
-        log_failure(&e);
-        return 1;
-    }
-    const comm *c = comm_world();
+    const comm *c = ranks_start(&argc, &argv);
     for (int rows = 1; rows <= comm_size(c); rows++)
         for (int cols = 1; rows * cols <= comm_size(c); cols++)
             all_of_it(c, (grid_shape){rows, cols});
     choice_of_grid(c);
-    int64_t all = failures;
-    comm_sum_i64(c, &all, 1);
-    comm_stop();
-    return all ? 1 : 0;
+    return ranks_end();
 }

@@ -2,10 +2,10 @@
  * ask for the same correction of the weights; those held out ask for all, some, none or the
  * opposite of it. What is taken must leave the least error there, by sums in fp64 made here, and
  * the codes must be those of that strength; the same on any number of ranks. */
-#include "base/log.h"
 #include "base/mem.h"
 #include "base/rng.h"
 #include "pipeline/gptq_stack_internal.h"
+#include "tests/mpi/on_ranks.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -14,23 +14,14 @@
 
 enum { N = 96, ROWS = 96, LENGTH = 48, COUNT = 16, BITS = 4 };
 
-static int failures;
-
-static void check(bool ok, const char *what, double value) {
-    if (ok) return;
-    failures++;
-    fprintf(stderr, "rank %d: failed: %s (%g)\n", comm_rank(comm_world()), what, value);
-}
-
-static void need(err e) {
-    if (!e.code) return;
-    log_failure(&e);
-    comm_abort(1, "unexpected error");
+static void check_value(bool ok, const char *what, double value) {
+    if (!ok) fprintf(stderr, "at %g: ", value);
+    check(ok, what);
 }
 
 static void *room(int64_t n, size_t size) {
     void *p;
-    need(mem_alloc(n, size, "test", &p));
+    OK(mem_alloc(n, size, "test", &p));
     return p;
 }
 
@@ -70,20 +61,20 @@ static void fill_windows(const fixture *f, int64_t count) {
     for (int64_t i = 0; i < gptq_windows_own(w); i++) {
         const int64_t number = gptq_windows_number(w, i);
         bf16 *q, *full;
-        need(gptq_windows_get_input(w, GPTQ_QUANTIZED, i, &q));
-        need(gptq_windows_get_input(w, GPTQ_FULL, i, &full));
+        OK(gptq_windows_get_input(w, GPTQ_QUANTIZED, i, &q));
+        OK(gptq_windows_get_input(w, GPTQ_FULL, i, &full));
         make_inputs(number, held_out(number, count) ? f->held_share : 1, q, full);
-        need(gptq_windows_put_input(w, GPTQ_QUANTIZED, i));
-        need(gptq_windows_put_input(w, GPTQ_FULL, i));
+        OK(gptq_windows_put_input(w, GPTQ_QUANTIZED, i));
+        OK(gptq_windows_put_input(w, GPTQ_FULL, i));
     }
 }
 
 static void fill_weights(fixture *f) {
     wmat *o;
     f->w = room(ROWS * N, sizeof *f->w);
-    need(llama_stage_init(&f->full, &f->cfg, 0, 1));
+    OK(llama_stage_init(&f->full, &f->cfg, 0, 1));
     o = llama_layer_linear(&f->full.layers[0], f->k.first_linear);
-    need(wmat_init(o, WMAT_BF16, ROWS, N, "test"));
+    OK(wmat_init(o, WMAT_BF16, ROWS, N, "test"));
     for (int64_t i = 0; i < ROWS * N; i++) {
         ((bf16 *)o->data)[i] = half_to_bf16((float)rng_normal(4, RNG_TEST, (uint64_t)i));
         f->w[i] = half_from_bf16(((bf16 *)o->data)[i]);
@@ -113,16 +104,16 @@ static void begin(fixture *f, const comm *c, int64_t count, double held_share) {
         .solve = {
             .damp = 0.01, .block = 32, .dist_from = 1 << 20, .grid = {1, 1}, .blas_threads = 1}};
     const gptq_windows_options o = {.cfg = &f->cfg, .count = count, .length = LENGTH, .streams = 2};
-    need(gptq_windows_create(c, &o, &f->r.windows));
+    OK(gptq_windows_create(c, &o, &f->r.windows));
     fill_windows(f, count);
     f->r.moments =
         (gptq_moments){.c = c, .windows = f->r.windows, .hold_out = count >= GPTQ_HOLD_OUT};
-    need(gptq_stack_init(&f->r, STEP_O, &f->k));
+    OK(gptq_stack_init(&f->r, STEP_O, &f->k));
     fill_weights(f);
-    need(gptq_moments_diagonal(&f->r.moments, N, "test", diagonal));
-    need(gptq_order_create(N, diagonal, true, &f->o));
-    need(gptq_solve_create(&f->r.moments, f->o, &f->r.s.solve, "test", &f->solve));
-    need(gptq_stack_cross(&f->k));
+    OK(gptq_moments_diagonal(&f->r.moments, N, "test", diagonal));
+    OK(gptq_order_create(N, diagonal, true, &f->o));
+    OK(gptq_solve_create(&f->r.moments, f->o, &f->r.s.solve, "test", &f->solve));
+    OK(gptq_stack_cross(&f->k));
 }
 
 static void end(fixture *f) {
@@ -165,18 +156,19 @@ static void test_choice(const comm *c, double held_share, double first, double w
     fixture f;
     double alpha = -1;
     begin(&f, c, COUNT, held_share);
-    need(gptq_stack_round_best(&f.k, f.o, f.solve, &f.full, first, &alpha));
-    check(alpha == want, "the strength that is taken", alpha);
+    OK(gptq_stack_round_best(&f.k, f.o, f.solve, &f.full, first, &alpha));
+    check_value(alpha == want, "the strength that is taken", alpha);
     memcpy(codes, f.k.q->codes, ROWS * N);
     const double taken = slow_error(&f);
     for (int i = 0; i <= 2; i++) {
         const double other = first * i / 2;
-        need(gptq_stack_round(&f.k, f.o, f.solve, other));
+        OK(gptq_stack_round(&f.k, f.o, f.solve, other));
         const double error = slow_error(&f);
         if (other == want)
-            check(error == taken && !memcmp(codes, f.k.q->codes, ROWS * N), "its codes", error);
+            check_value(error == taken && !memcmp(codes, f.k.q->codes, ROWS * N), "its codes",
+                        error);
         else
-            check(taken < 0.9 * error, "its error is the least", taken / error);
+            check_value(taken < 0.9 * error, "its error is the least", taken / error);
     }
     end(&f);
 }
@@ -186,8 +178,8 @@ static void test_no_windows_held_out(const comm *c) {
     fixture f;
     double alpha = -1;
     begin(&f, c, GPTQ_HOLD_OUT - 1, 0);
-    need(gptq_stack_round_best(&f.k, f.o, f.solve, &f.full, 0.7, &alpha));
-    check(alpha == 0.7, "the strength asked for", alpha);
+    OK(gptq_stack_round_best(&f.k, f.o, f.solve, &f.full, 0.7, &alpha));
+    check_value(alpha == 0.7, "the strength asked for", alpha);
     end(&f);
 }
 
@@ -197,23 +189,15 @@ int main(int argc, char **argv) {
     } cases[] = {{1, 1, 1},  {0.5, 1, 0.5},     {0, 1, 0},
                  {-1, 1, 0}, {0.25, 0.5, 0.25}, {0.9, 0.5, 0.5}};
     static uint8_t codes[ROWS * N], others[ROWS * N];
-    err e = comm_start(&argc, &argv);
-    if (e.code) {
-        log_failure(&e);
-        return 1;
-    }
-    const comm *c = comm_world();
+    const comm *c = ranks_start(&argc, &argv);
     comm *alone;
-    need(comm_split(c, comm_rank(c), "alone", &alone));
+    OK(comm_split(c, comm_rank(c), "alone", &alone));
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         test_choice(c, cases[i].held_share, cases[i].first, cases[i].want, codes);
         test_choice(alone, cases[i].held_share, cases[i].first, cases[i].want, others);
-        check(!memcmp(codes, others, sizeof codes), "the codes of one rank", (double)i);
+        check_value(!memcmp(codes, others, sizeof codes), "the codes of one rank", (double)i);
     }
     test_no_windows_held_out(c);
     comm_destroy(&alone);
-    int64_t all = failures;
-    comm_sum_i64(c, &all, 1);
-    comm_stop();
-    return all ? 1 : 0;
+    return ranks_end();
 }

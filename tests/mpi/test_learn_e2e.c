@@ -8,11 +8,11 @@
 #include "base/rng.h"
 #include "base/size.h"
 #include "model/capture.h"
-#include "mpi/comm.h"
 #include "pipeline/e2e_batch.h"
 #include "pipeline/learn_e2e.h"
 #include "rotations/cayley.h"
 #include "rotations/start.h"
+#include "tests/mpi/on_ranks.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -36,23 +36,9 @@ enum {
 };
 enum { N1 = HIDDEN * HIDDEN, DD = DIM * DIM };
 
-static int64_t failures;
-
-static void check(bool ok, const char *what) {
-    if (ok) return;
-    failures++;
-    fprintf(stderr, "rank %d: failed: %s\n", comm_rank(comm_world()), what);
-}
-
-static void check_ok(err e, const char *what) {
-    if (e.code) fprintf(stderr, "rank %d: %s: %s\n", comm_rank(comm_world()), e.where, e.what);
-    check(!e.code, what);
-    if (e.code) comm_abort(ERR_BUG, what); /* nothing after it makes sense */
-}
-
 static void *room(int64_t count, size_t size) {
     void *p;
-    check_ok(mem_alloc(count, size, "test", &p), "memory");
+    OK(mem_alloc(count, size, "test", &p));
     return p;
 }
 
@@ -86,7 +72,7 @@ static const llama_config cfg = {.hidden = HIDDEN,
                                  .rope_theta = 10000};
 
 static void make_model(llama_stage *s) {
-    check_ok(llama_stage_init(s, &cfg, 0, LAYERS), "stage");
+    OK(llama_stage_init(s, &cfg, 0, LAYERS));
     for (int i = 0; i < LAYERS; i++) {
         llama_layer *l = &s->layers[i];
         l->q = matrix(HEADS * DIM, HIDDEN);
@@ -102,7 +88,7 @@ static void make_model(llama_stage *s) {
     s->embed = matrix(VOCAB, HIDDEN);
     s->head = matrix(VOCAB, HIDDEN);
     s->final_norm = numbers(HIDDEN, 0.2, 1);
-    check_ok(llama_stage_prepare(s, COMPUTE_BF16), "weights in bf16, for every type of reals");
+    OK(llama_stage_prepare(s, COMPUTE_BF16));
 }
 
 /* Layers of the model as a stage; borrows them. */
@@ -140,11 +126,11 @@ static void make_given(given *g) {
     make_model(&g->model);
     g->R1 = room(N1, sizeof *g->R1);
     g->R2 = room(LAYERS * KV * DD, sizeof *g->R2);
-    check_ok(start_orthogonal(HIDDEN, 1, RNG_TEST, 0, g->R1), "R1");
+    OK(start_orthogonal(HIDDEN, 1, RNG_TEST, 0, g->R1));
     for (int i = 0; i < LAYERS * KV; i++)
-        check_ok(start_orthogonal(DIM, 2, RNG_TEST, (uint64_t)(i * DD), g->R2 + i * DD), "R2");
-    check_ok(rotation_create_hadamard(DIM, NULL, &g->R3), "R3");
-    check_ok(rotation_create_hadamard(WIDE, NULL, &g->R4), "R4");
+        OK(start_orthogonal(DIM, 2, RNG_TEST, (uint64_t)(i * DD), g->R2 + i * DD));
+    OK(rotation_create_hadamard(DIM, NULL, &g->R3));
+    OK(rotation_create_hadamard(WIDE, NULL, &g->R4));
     g->ids = room(WINDOWS * LENGTH, sizeof *g->ids);
     for (int64_t i = 0; i < WINDOWS * LENGTH; i++)
         g->ids[i] = (int32_t)(rng_uniform(9, RNG_TEST, (uint64_t)i) * VOCAB);
@@ -182,7 +168,7 @@ static e2e_wish wish_of(const learn_e2e_options *o, const setting *s, int ranks)
         .shape = {.compute = s->compute, .window = WINDOW, .slice = SLICE, .through = s->through},
         .kl = s->kl,
         .top_k = 7};
-    check_ok(learn_e2e_check(o, &w.shape), "options");
+    OK(learn_e2e_check(o, &w.shape));
     return w;
 }
 
@@ -211,18 +197,16 @@ static void run_begin(const comm *c, const given *g, const setting *s, int repli
     r->w.replicas = replicas;
     r->w.stages = stages;
     r->w.recompute = recompute;
-    check_ok(e2e_layout_choose(&r->w, &r->l), "layout");
+    OK(e2e_layout_choose(&r->w, &r->l));
     const bool active = rank < r->l.replicas * r->l.stages;
     if (active) r->stage = part_of(&g->model, &r->l, rank % r->l.stages);
-    check_ok(dealt_rows_create(c, HIDDEN, HIDDEN, "R1", &r->R1), "R1");
+    OK(dealt_rows_create(c, HIDDEN, HIDDEN, "R1", &r->R1));
     dealt_rows_put(r->R1, 0, HIDDEN, g->R1);
     double *R2 = room(LAYERS * KV * DD, sizeof *R2);
     const int64_t heads = r->o.r2_heads;
     for (int64_t i = 0; i < LAYERS * heads; i++)
         memcpy(R2 + i * DD, g->R2 + i * (KV / heads) * DD, DD * sizeof *R2);
-    check_ok(
-        learn_e2e_create(c, &r->o, &r->w, &r->l, active ? &r->stage : NULL, r->R1, R2, &r->learn),
-        "create");
+    OK(learn_e2e_create(c, &r->o, &r->w, &r->l, active ? &r->stage : NULL, r->R1, R2, &r->learn));
     mem_free(R2);
 }
 
@@ -241,7 +225,7 @@ static void state_of(const comm *c, run *r, double **common, double **cell) {
     learn_e2e_state_counts(r->learn, &n_common, &n_cell);
     *common = room(n_common, sizeof **common);
     *cell = room(n_cell, sizeof **cell);
-    check_ok(learn_e2e_state_save(r->learn, *common, *cell), "save");
+    OK(learn_e2e_state_save(r->learn, *common, *cell));
     comm_bcast(c, *common, (uint64_t)n_common * sizeof **common, 0);
 }
 
@@ -260,11 +244,11 @@ static void learn(const comm *c, const given *g, const setting *s, int replicas,
             state_of(c, &r, &common, &cell);
             run_end(&r, &unused);
             run_begin(c, g, s, 1, 1, RECOMPUTE_AUTO, &r);
-            check_ok(learn_e2e_state_load(r.learn, common, cell), "load");
+            OK(learn_e2e_state_load(r.learn, common, cell));
             mem_free(common);
             mem_free(cell);
         }
-        check_ok(learn_e2e_step(r.learn, &report), "step");
+        OK(learn_e2e_step(r.learn, &report));
         check(report.step == i + 1, "steps are counted");
         check(report.orthogonality < 1e-13, "orthogonal");
         out->loss[i] = report.loss;
@@ -340,17 +324,17 @@ static void plain_gradients(const given *g, run *r, double *G1, double *G2, doub
     void *to[LAYERS];
     int64_t pick[BATCH];
     double *x = room(WINDOW * HIDDEN, sizeof *x), sum;
-    check_ok(rotation_create_dense(HIDDEN, g->R1, &R1), "R1");
+    OK(rotation_create_dense(HIDDEN, g->R1, &R1));
     for (int i = 0; i < LAYERS; i++) {
-        check_ok(rotation_create_dense(DIM, g->R2 + i * KV * DD, &R2[i]), "R2");
+        OK(rotation_create_dense(DIM, g->R2 + i * KV * DD, &R2[i]));
         to[i] = G2 + i * DD;
     }
     sites.R1 = R1;
     sites.R2 = (const rotation *const *)R2;
     sites.r2_per_head = false;
-    check_ok(llama_work_create(&cfg, &sites, &shape, &work), "work");
-    check_ok(llama_work_put_r1(work, R1), "R1");
-    check_ok(llama_layers_create(&cfg, &sites, &shape, LAYERS, false, &layers), "layers");
+    OK(llama_work_create(&cfg, &sites, &shape, &work));
+    OK(llama_work_put_r1(work, R1));
+    OK(llama_layers_create(&cfg, &sites, &shape, LAYERS, false, &layers));
     e2e_batch_draw(3, 0, BATCH, WINDOWS * (LENGTH / WINDOW), pick);
     *loss = 0;
     for (int b = 0; b < BATCH; b++) {
@@ -358,11 +342,10 @@ static void plain_gradients(const given *g, run *r, double *G1, double *G2, doub
         int32_t next[WINDOW];
         for (int t = 0; t < WINDOW; t++) next[t] = t + 1 < WINDOW ? ids[t + 1] : -1;
         const double weight = 1.0 / (BATCH * (WINDOW - 1));
-        check_ok(llama_embed(&g->model, COMPUTE_F64, ids, WINDOW, x), "embed");
-        check_ok(llama_layers_keep(layers, &g->model, &sites, WINDOW, x, work), "forward");
-        check_ok(llama_ce_backward(&g->model, WINDOW, x, next, weight, x, &sum, NULL, work), "ce");
-        check_ok(llama_layers_back(layers, &g->model, &sites, WINDOW, x, G1, to, NULL, work),
-                 "backward");
+        OK(llama_embed(&g->model, COMPUTE_F64, ids, WINDOW, x));
+        OK(llama_layers_keep(layers, &g->model, &sites, WINDOW, x, work));
+        OK(llama_ce_backward(&g->model, WINDOW, x, next, weight, x, &sum, NULL, work));
+        OK(llama_layers_back(layers, &g->model, &sites, WINDOW, x, G1, to, NULL, work));
         *loss += sum * weight;
     }
     llama_layers_destroy(&layers);
@@ -387,20 +370,19 @@ static void test_gradient(const given *g) {
     double loss, *G1 = room(N1, sizeof *G1), *G2 = room(LAYERS * DD, sizeof *G2);
     run_begin(comm_world(), g, &s, 0, 0, RECOMPUTE_AUTO, &r);
     plain_gradients(g, &r, G1, G2, &loss);
-    check_ok(learn_e2e_step(r.learn, &report), "step");
+    OK(learn_e2e_step(r.learn, &report));
     check(fabs(report.loss - loss) < 1e-12 * loss, "loss against whole windows");
     run_end(&r, &got);
     double *R1 = room(N1, sizeof *R1), *R2 = room(LAYERS * DD, sizeof *R2);
     optimizer *o1, *o2;
     memcpy(R1, g->R1, N1 * sizeof *R1);
     for (int i = 0; i < LAYERS; i++) memcpy(R2 + i * DD, g->R2 + i * KV * DD, DD * sizeof *R2);
-    check_ok(optimizer_create(s.kind, HIDDEN, 1, &o1), "optimizer");
-    check_ok(optimizer_create(s.kind, DIM, LAYERS, &o2), "optimizer");
-    check_ok(cayley_skew(HIDDEN, G1, R1, G1), "direction");
-    for (int i = 0; i < LAYERS; i++)
-        check_ok(cayley_skew(DIM, G2 + i * DD, R2 + i * DD, G2 + i * DD), "direction");
-    check_ok(optimizer_step(o1, 1.5, G1, R1, NULL), "plain step");
-    check_ok(optimizer_step(o2, 1.5, G2, R2, NULL), "plain step");
+    OK(optimizer_create(s.kind, HIDDEN, 1, &o1));
+    OK(optimizer_create(s.kind, DIM, LAYERS, &o2));
+    OK(cayley_skew(HIDDEN, G1, R1, G1));
+    for (int i = 0; i < LAYERS; i++) OK(cayley_skew(DIM, G2 + i * DD, R2 + i * DD, G2 + i * DD));
+    OK(optimizer_step(o1, 1.5, G1, R1, NULL));
+    OK(optimizer_step(o2, 1.5, G2, R2, NULL));
     check(off_by(R1, g->R1, N1) > 1e-6, "the step is one");
     check(off_by(R1, got.R1, N1) < 1e-11, "R1 against whole windows");
     check(off_by(R2, got.R2, LAYERS * DD) < 1e-11, "R2 against whole windows");
@@ -422,12 +404,12 @@ static void test_overflow(const given *g) {
         double *common, *cell;
         memset(small ? &repeated : &plain, 0, sizeof plain);
         run_begin(all, g, &s, 0, 0, RECOMPUTE_AUTO, &r);
-        check_ok(learn_e2e_step(r.learn, &report), "step");
+        OK(learn_e2e_step(r.learn, &report));
         state_of(all, &r, &common, &cell);
         if (small) /* exponents of both sums: far too fine */
             for (int i = 1; i <= 2; i++) common[i] -= 30;
-        check_ok(learn_e2e_state_load(r.learn, common, cell), "load");
-        check_ok(learn_e2e_step(r.learn, &report), "step");
+        OK(learn_e2e_state_load(r.learn, common, cell));
+        OK(learn_e2e_step(r.learn, &report));
         run_end(&r, small ? &repeated : &plain);
         mem_free(common);
         mem_free(cell);
@@ -485,12 +467,12 @@ static void test_refusals(const given *g) {
 }
 
 int main(int argc, char **argv) {
-    check_ok(comm_start(&argc, &argv), "start");
+    const comm *c = ranks_start(&argc, &argv);
     log_set_level(LOG_ERROR);
     gemm_init(comm_node_size());
     comm *alone;
     given g;
-    check_ok(comm_split(comm_world(), comm_rank(comm_world()), "alone", &alone), "alone");
+    OK(comm_split(c, comm_rank(c), "alone", &alone));
     make_given(&g);
     test_layouts(alone, &g);
     test_threads(alone, &g);
@@ -498,9 +480,6 @@ int main(int argc, char **argv) {
     test_overflow(&g);
     test_not_finite(&g);
     test_refusals(&g);
-    comm_sum_i64(comm_world(), &failures, 1);
     comm_destroy(&alone);
-    if (!failures && comm_rank(comm_world()) == 0) puts("learning end to end: ok");
-    comm_stop();
-    return failures != 0;
+    return ranks_end();
 }

@@ -1,20 +1,13 @@
 /* Copies that ranks hold: equal ones pass, one that differs is named with its rank, on every rank;
  * ranks without a copy have no say. Runs on any number of ranks. */
 #include "base/fault.h"
-#include "mpi/comm.h"
 #include "mpi/replicas.h"
+#include "tests/mpi/on_ranks.h"
 
 #include <stdio.h>
 #include <string.h>
 
-static comm *world;
-
-static void check(int holds, int line) {
-    if (holds) return;
-    fprintf(stderr, "rank %d, line %d\n", comm_rank(world), line);
-    comm_abort(1, "test failed");
-}
-#define CHECK(what) check(what, __LINE__)
+static const comm *world;
 
 /* `odd` (-1: none) holds another second part; ranks from `holders` on hold none. */
 static err ask(int odd, int holders) {
@@ -27,16 +20,14 @@ static err ask(int odd, int holders) {
 }
 
 int main(int argc, char **argv) {
-    err e = comm_start(&argc, &argv);
-    if (e.code) return e.code;
-    world = comm_world();
+    world = ranks_start(&argc, &argv);
     int size = comm_size(world);
     char name[32], spec[32];
     CHECK(ask(-1, size).code == ERR_OK);
     CHECK(ask(-1, 1).code == ERR_OK);
     CHECK(ask(-1, 0).code == ERR_OK);
     for (int odd = 0; odd < size && size > 1; odd++) {
-        e = ask(odd, size);
+        err e = ask(odd, size);
         /* of two, nobody can say which is right: the second differs from the first */
         snprintf(name, sizeof name, "rank %d holds", size == 2 ? 1 : odd);
         CHECK(e.code == ERR_NUMERICS && strstr(e.what, name) && strstr(e.what, "R2"));
@@ -48,6 +39,5 @@ int main(int argc, char **argv) {
         CHECK(e.code == ERR_NUMERICS && strstr(e.what, name) && strstr(e.what, "R1"));
         fault_arm("");
     }
-    comm_stop();
-    return 0;
+    return ranks_end();
 }

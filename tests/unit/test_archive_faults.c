@@ -5,10 +5,10 @@
 #include "base/fault.h"
 #include "base/file.h"
 #include "base/rng.h"
-#include "base/sha256.h"
 #include "mpi/comm.h"
 #include "shard/archive.h"
 #include "shard/archive_writer.h"
+#include "tests/unit/small_archive.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -24,22 +24,16 @@
 static char out[64];
 
 static layout *make_layout(void) {
-    static const layout_options opts = {.bits = 4,
-                                        .group = 16,
-                                        .symmetric = true,
-                                        .scale_dtype = ST_BF16,
-                                        .store_dtype = ST_BF16,
-                                        .shard_bytes = 2000};
-    llama_config c = {.hidden = 16,
-                      .intermediate = 32,
-                      .layers = 1,
-                      .heads = 2,
-                      .kv_heads = 2,
-                      .head_dim = 8,
-                      .vocab = 20,
-                      .tied = true};
+    const layout_options opts = layout_plain(4, 16, true, 2000);
+    const llama_config c = as_llama((llama_config){.hidden = 16,
+                                                   .intermediate = 32,
+                                                   .layers = 1,
+                                                   .heads = 2,
+                                                   .kv_heads = 2,
+                                                   .head_dim = 8,
+                                                   .vocab = 20,
+                                                   .tied = true});
     layout *l;
-    strcpy(c.architecture, "LlamaForCausalLM");
     assert_int_equal(layout_create(&c, &opts, &l).code, 0);
     assert_true(layout_parts(l) >= 2);
     return l;
@@ -76,10 +70,7 @@ static err write_archive(const char *spec) {
     small_files *files = make_small(l);
     char *parts = file_join(out, "parts");
     archive_writer *w;
-    manifest *about = manifest_create("tiny", 1, 0, 0);
-    about->shards[0].file = strdup("model.safetensors");
-    sha256_of("header", 6, about->shards[0].header_sha256);
-    about->recipe = json_object();
+    manifest *about = manifest_tiny(json_object());
     err e = file_make_dirs(parts);
     fault_arm(spec);
     if (!e.code) e = archive_writer_create(comm_world(), l, files, "tiny", out, parts, &w);

@@ -13,6 +13,7 @@
 #include "shard/loader_rules.h"
 #include "shard/packed_tensor.h"
 #include "shard/small_files.h"
+#include "tests/unit/small_archive.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,38 +21,29 @@
 
 /* Odd sizes on purpose: 5 tokens, 3 rows of K, so that 2-byte tensors end anywhere. */
 static llama_config odd_config(void) {
-    llama_config c = {.hidden = 10,
-                      .intermediate = 7,
-                      .layers = 3,
-                      .heads = 3,
-                      .kv_heads = 1,
-                      .head_dim = 3,
-                      .vocab = 5,
-                      .attention_bias = true,
-                      .mlp_bias = true};
-    strcpy(c.architecture, "LlamaForCausalLM");
-    return c;
+    return as_llama((llama_config){.hidden = 10,
+                                   .intermediate = 7,
+                                   .layers = 3,
+                                   .heads = 3,
+                                   .kv_heads = 1,
+                                   .head_dim = 3,
+                                   .vocab = 5,
+                                   .attention_bias = true,
+                                   .mlp_bias = true});
 }
 
 static llama_config llama2_70b(void) {
-    llama_config c = {.hidden = 8192,
-                      .intermediate = 28672,
-                      .layers = 80,
-                      .heads = 64,
-                      .kv_heads = 8,
-                      .head_dim = 128,
-                      .vocab = 32000};
-    strcpy(c.architecture, "LlamaForCausalLM");
-    return c;
+    return as_llama((llama_config){.hidden = 8192,
+                                   .intermediate = 28672,
+                                   .layers = 80,
+                                   .heads = 64,
+                                   .kv_heads = 8,
+                                   .head_dim = 128,
+                                   .vocab = 32000});
 }
 
 static layout_options plain_options(int bits, int64_t group, bool symmetric) {
-    return (layout_options){.bits = bits,
-                            .group = group,
-                            .symmetric = symmetric,
-                            .scale_dtype = ST_BF16,
-                            .store_dtype = ST_BF16,
-                            .shard_bytes = (uint64_t)4 << 30};
+    return layout_plain(bits, group, symmetric, (uint64_t)4 << 30);
 }
 
 static layout *make(const llama_config *c, const layout_options *o) {
