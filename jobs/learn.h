@@ -58,8 +58,9 @@ err learn_scales(learner *l);
 err learn_scales_adopt(learner *l);
 
 /* Local. Layers of the phases before those end to end: contiguous stages of the ranks, ranges
- * [ranks]. */
-void learn_cut(const llama_config *cfg, int ranks, stage_range *ranges, int *n_stages);
+ * [ranks], cut by the work and the memory of the capture, as planned. Looks at the recipe, the
+ * model, the scales that are asked for and q->calib_windows: the same on every rank. */
+void learn_cut(const learner *l, int ranks, stage_range *ranges, int *n_stages);
 /* Local. True where phase `first` or a later one takes rows, or, at a fresh start, the start. */
 bool learn_needs_rows(const quantize_run *q, int64_t first, bool fresh);
 

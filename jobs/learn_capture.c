@@ -5,6 +5,7 @@
 #include "base/size.h"
 #include "jobs/setup.h"
 #include "pipeline/capture_run.h"
+#include "pipeline/e2e_layout.h"
 #include "pipeline/memory_plan.h"
 
 #include <inttypes.h>
@@ -68,6 +69,36 @@ void learn_kept_memory(const learner *l, memory_plan *p) {
     load_options lo = learn_capture_load(l, -1, &none);
     if (learn_weights_stay(l)) memory_plan_add(p, "weights", load_stage_bytes(&lo));
     add_pool(l, p);
+}
+
+/* Planned bytes of the capture on a rank with `layers` layers. */
+static double planned(const learner *l, int rank, int64_t layers) {
+    const llama_config *cfg = learner_cfg(l);
+    const embed_rows rows = {
+        .n = size_min(cfg->vocab, l->q->calib_windows * recipe_int(l->q->recipe, "calib.window"))};
+    memory_plan p = {.n = 0};
+    learner one = *l;
+    one.range = (stage_range){.n = layers};
+    const load_options lo = learn_capture_load(&one, rank, &rows);
+    learn_capture_memory(&one, &lo, &p);
+    return (double)memory_plan_total(&p);
+}
+
+void learn_cut(const learner *l, int ranks, stage_range *ranges, int *n_stages) {
+    enum { NEITHER = -1 };
+    const llama_config *cfg = learner_cfg(l);
+    const schedule_costs work = e2e_layout_costs(cfg, false);
+    learner as = *l;
+    as.n_stages = (int)size_min(ranks, cfg->layers);
+    const double one = planned(&as, NEITHER, 1);
+    const stage_costs costs = {
+        .layer_work = 2 * work.forward + work.backward,
+        .layer_memory = cfg->layers > 1 ? planned(&as, NEITHER, 2) - one : one,
+        .first_memory = planned(&as, 0, 1) - one,
+        .last_work = l->q->calib_windows ? work.head : 0,
+        .last_memory = planned(&as, as.n_stages - 1, 1) - one,
+    };
+    partition_stages(cfg->layers, &costs, ranks, ranges, n_stages);
 }
 
 static err plan(const learner *l, const load_options *lo) {

@@ -371,10 +371,10 @@ err plan_make(quantize_run *q, const plan_place *place, const plan_rates *rates,
             guess_rows(config(&m)->vocab, q->calib_windows * recipe_int(q->recipe, "calib.window"));
     m.ranges = calloc((size_t)m.ranks, sizeof *m.ranges);
     if (!m.ranges) abort();
-    learn_cut(config(&m), m.ranks, m.ranges, &m.l.n_stages);
     quantize_resolve_slices(q);
     const bool chosen = choose_gptq_grid(q, m.ranks);
     m.e = learn_scales_init(&m.l);
+    learn_cut(&m.l, m.ranks, m.ranges, &m.l.n_stages);
     if (!m.e.code) m.e = quantize_deal(q, m.ranks);
     if (!m.e.code) count(&m);
     if (!m.e.code) add_learning(&m);

@@ -11,11 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-void learn_cut(const llama_config *cfg, int ranks, stage_range *ranges, int *n_stages) {
-    const stage_costs costs = partition_costs(cfg, size_min(cfg->vocab, 65536));
-    partition_stages(cfg->layers, &costs, ranks, ranges, n_stages);
-}
-
 static err learner_init(learner *l, quantize_run *q) {
     const llama_config *cfg = &q->source.cfg;
     *l = (learner){.q = q, .r2_heads = rotation_set_r2_count(q->rotations)};
@@ -28,7 +23,7 @@ static err learner_init(learner *l, quantize_run *q) {
     if (!e.code) e = learn_scales_init(l);
     stage_range *ranges = calloc((size_t)comm_size(q->c), sizeof *ranges);
     if (!ranges) abort();
-    learn_cut(cfg, comm_size(q->c), ranges, &l->n_stages);
+    learn_cut(l, comm_size(q->c), ranges, &l->n_stages);
     l->range = ranges[comm_rank(q->c)];
     free(ranges);
     e = comm_agree(q->c, e, "learning", NULL);

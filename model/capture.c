@@ -10,9 +10,9 @@
 struct llama_layers {
     int64_t n_layers, hidden;
     llama_pass_shape shape;
-    bool recompute;
-    llama_stash **stash; /* [n_layers], or one */
-    char *inputs;        /* real [n_layers, window, hidden]; recompute only */
+    bool recompute, borrows; /* borrows: the stash is that of other layers */
+    llama_stash **stash;     /* [n_layers], or one */
+    char *inputs;            /* real [n_layers, window, hidden]; recompute only */
 };
 
 static size_t input_bytes(const llama_layers *l) {
@@ -24,6 +24,19 @@ uint64_t llama_layers_bytes(const llama_config *cfg, const llama_sites *sites,
     const uint64_t stash = llama_stash_bytes(cfg, sites, shape), n = (uint64_t)n_layers;
     const llama_layers l = {.hidden = cfg->hidden, .shape = *shape};
     return recompute ? stash + n * input_bytes(&l) : n * stash;
+}
+
+uint64_t llama_layers_beside_bytes(const llama_config *cfg, const llama_pass_shape *shape,
+                                   int64_t n_layers) {
+    const llama_layers l = {.hidden = cfg->hidden, .shape = *shape};
+    return (uint64_t)n_layers * input_bytes(&l);
+}
+
+static err create_inputs(llama_layers *l) {
+    void *p;
+    err e = mem_alloc(l->n_layers, input_bytes(l), "inputs of the layers", &p);
+    if (!e.code) l->inputs = p;
+    return e;
 }
 
 err llama_layers_create(const llama_config *cfg, const llama_sites *sites,
@@ -41,10 +54,24 @@ err llama_layers_create(const llama_config *cfg, const llama_sites *sites,
     for (int64_t i = 0; !e.code && i < (recompute ? 1 : n_layers); i++) {
         e = llama_stash_create(cfg, sites, shape, &l->stash[i]);
     }
-    if (!e.code && recompute) {
-        e = mem_alloc(n_layers, input_bytes(l), "inputs of the layers", &p);
-        if (!e.code) l->inputs = p;
-    }
+    if (!e.code && recompute) e = create_inputs(l);
+    if (e.code) llama_layers_destroy(&l);
+    *out = l;
+    return e;
+}
+
+err llama_layers_create_beside(const llama_layers *with, llama_layers **out) {
+    void *p;
+    *out = NULL;
+    if (!with->recompute)
+        return err_make(ERR_BUG, "layers of a window", NULL, "each layer has a stash of its own");
+    err e = mem_alloc(1, sizeof(llama_layers), "layers of a window", &p);
+    if (e.code) return e;
+    llama_layers *l = p;
+    *l = *with;
+    l->borrows = true;
+    l->inputs = NULL;
+    e = create_inputs(l);
     if (e.code) llama_layers_destroy(&l);
     *out = l;
     return e;
@@ -52,9 +79,11 @@ err llama_layers_create(const llama_config *cfg, const llama_sites *sites,
 
 void llama_layers_destroy(llama_layers **l) {
     if (!*l) return;
-    for (int64_t i = 0; (*l)->stash && i < (*l)->n_layers; i++)
-        llama_stash_destroy(&(*l)->stash[i]);
-    mem_free((*l)->stash);
+    if (!(*l)->borrows) {
+        for (int64_t i = 0; (*l)->stash && i < (*l)->n_layers; i++)
+            llama_stash_destroy(&(*l)->stash[i]);
+        mem_free((*l)->stash);
+    }
     mem_free((*l)->inputs);
     mem_free(*l);
     *l = NULL;

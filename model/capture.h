@@ -17,10 +17,15 @@ typedef struct llama_layers llama_layers;
 err llama_layers_create(const llama_config *cfg, const llama_sites *sites,
                         const llama_pass_shape *shape, int64_t n_layers, bool recompute,
                         llama_layers **out); /* local; caller owns *out; ERR_NOFIT */
+/* Local. The layers of one more window on its way: inputs of its own, and the stash of `with`,
+ * which must be made for recompute and outlive *out: one window at a time is inside a block. */
+err llama_layers_create_beside(const llama_layers *with, llama_layers **out); /* ERR_NOFIT */
 void llama_layers_destroy(llama_layers **l); /* local; NULL is fine; sets NULL */
 uint64_t llama_layers_bytes(const llama_config *cfg, const llama_sites *sites,
                             const llama_pass_shape *shape, int64_t n_layers,
                             bool recompute); /* local; without the work */
+uint64_t llama_layers_beside_bytes(const llama_config *cfg, const llama_pass_shape *shape,
+                                   int64_t n_layers); /* local */
 
 /* Local, threaded. x [n_tokens, hidden] real through all layers of the stage, in place: the whole
  * window as one slice. sites may be NULL. */

@@ -15,7 +15,7 @@
 
 /* As many windows are on their way at once as there are stages: forward of all, then backward of
  * all in reverse, so that no stage waits for a whole round trip. Blocks are computed again from
- * their inputs, which is what keeps a window in flight small. */
+ * their inputs into one stash, which is what keeps a window in flight small. */
 typedef struct capture {
     const comm *c;
     const llama_stage *stage;
@@ -45,9 +45,10 @@ static llama_pass_shape shape_of(const llama_config *cfg, compute_type compute, 
 uint64_t capture_bytes(const llama_config *cfg, compute_type compute, int64_t n_layers,
                        int64_t length, int stages, bool head) {
     llama_pass_shape shape = shape_of(cfg, compute, length, head);
-    uint64_t each = llama_layers_bytes(cfg, NULL, &shape, n_layers, true) +
-                    (uint64_t)(length * cfg->hidden) * llama_real_bytes(compute);
-    return (uint64_t)stages * each + llama_work_bytes(cfg, NULL, &shape, gemm_threads());
+    const uint64_t stream = (uint64_t)(length * cfg->hidden) * llama_real_bytes(compute);
+    return llama_layers_bytes(cfg, NULL, &shape, n_layers, true) +
+           (uint64_t)(stages - 1) * llama_layers_beside_bytes(cfg, &shape, n_layers) +
+           (uint64_t)stages * stream + llama_work_bytes(cfg, NULL, &shape, gemm_threads());
 }
 
 /* Rows of window w become tokens [w quota, (w + 1) quota) of the pool: an even spread that depends
@@ -112,7 +113,8 @@ static err capture_init(capture *k) {
     if (!k->layers || !k->x || !k->sent || !k->next || !k->nll) abort();
     err e = llama_work_create(cfg, NULL, &shape, &k->work);
     for (int i = 0; i < k->in_flight && !e.code; i++) {
-        e = llama_layers_create(cfg, NULL, &shape, k->stage->n_layers, true, &k->layers[i]);
+        e = i ? llama_layers_create_beside(k->layers[0], &k->layers[i])
+              : llama_layers_create(cfg, NULL, &shape, k->stage->n_layers, true, &k->layers[0]);
         if (!e.code)
             e = mem_alloc(k->w->length * cfg->hidden, llama_real_bytes(k->compute),
                           "residual stream", &k->x[i]);
@@ -121,7 +123,7 @@ static err capture_init(capture *k) {
 }
 
 static void capture_clear(capture *k) {
-    for (int i = 0; i < k->in_flight; i++) {
+    for (int i = k->in_flight - 1; i >= 0; i--) { /* the first has the stash of all */
         comm_wait(&k->sent[i]);
         llama_layers_destroy(&k->layers[i]);
         mem_free(k->x[i]);
