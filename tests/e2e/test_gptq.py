@@ -3,6 +3,8 @@
 rounding to nearest on text that it has not seen; what it tells; what it refuses."""
 import os
 import re
+import shutil
+import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
@@ -53,6 +55,14 @@ class Gptq(Case):
     def test_ranks_of_both_streams(self):
         self.same([(1, 2), (2, 1), (3, 2), (4, 1)], *GPTAQ, "weights.group=channel")
 
+    def test_ranks_of_a_quantized_stream(self):
+        """GPTQ, and GPTAQ towards each layer's own inputs, on the stream that the quantized model sees."""
+        for method in ("gptq", "gptaq"):
+            how = [*GPTAQ, f"weights.method={method}", "weights.target=layer", "weights.group=channel"]
+            first = self.run_one(method, *how)[0]
+            for ranks in (2, 3, 4):
+                self.assertEqual(first, self.run_one(f"{method}{ranks}", *how, ranks=ranks)[0], f"{method} on {ranks}")
+
     def test_no_rotation(self):
         self.same([(3, 1)], *GPTQ, "rotate.r1=false", "rotate.r2=none", "weights.act_order=false")
 
@@ -73,6 +83,30 @@ class Gptq(Case):
         self.assertLess(abs(pairs[6][0]["before"] - pairs[6][1]["before"]), 1e-6)
         self.bad(7, ["grid of 2x1", "at least that many ranks"], *self.args(self.path("few"), *GPTQ, *grid), out=self.path("few"))
 
+    def test_grid_of_both_streams(self):
+        how = [*GPTAQ, "weights.target=layer", "weights.group=channel", "numerics.gptq_grid_from=32",
+               "numerics.gptq_grid=2x1", "numerics.threads=1"]
+        first, _ = self.run_one("g2", *how, ranks=2)
+        self.assertEqual(first, self.run_one("g3", *how, ranks=3)[0])
+
+    def test_half_of_the_memory(self):
+        """--mem is half of what the run would take: activations go to files, it stays below, the bytes are the same."""
+        how = [*GPTQ, "weights.group=channel", "calib.windows=700", "calib.window=256"]
+        first, r = self.run_one("whole", *how)
+        total = float(re.search(r"gptq: memory planned.*?: ([\d.]+) MiB", r.err).group(1))
+        peak = self.peak(self.path("whole"))
+        self.assertGreater(peak, 0.5 * total, "activations are most of it")
+        got, r = self.run_one("half", *how, more=["--mem", f"{int(total / 2)}M"])
+        self.assertEqual(first, got)
+        self.assertRegex(r.err, "activations go to .*run/scratch.*do not fit in memory")
+        self.assertLess(self.peak(self.path("half")), total / 2)
+
+    def peak(self, out):
+        """MiB of the largest rank while layers were rounded; as planned, but for what the program itself may take."""
+        (end,) = [e for e in events(out) if e["phase"] == "gptq" and e["event"] == "end"]
+        self.assertLess(end["peak_rss_bytes"], 1.15 * end["planned_bytes"])
+        return end["peak_rss_bytes"] / (1 << 20)
+
     def test_files(self):
         """Activations in files, asked for or since memory is short: the same bytes, and nothing is left."""
         how = [*GPTAQ, "weights.target=layer", "weights.group=channel", "calib.windows=96", "calib.window=256"]
@@ -91,6 +125,23 @@ class Gptq(Case):
 
     def test_scratch_full(self):
         """No space for activations: exit 5; the same command goes on once there is some."""
+        how = [*GPTQ, "calib.windows=16"]
+        first, _ = self.run_one("ref", *how)
+        out, scratch = self.path("o"), self.path("scratch")
+        os.makedirs(scratch)
+        if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", scratch],
+                                          capture_output=True).returncode:
+            self.skipTest("needs the right to mount a small tmpfs")
+        self.addCleanup(subprocess.run, ["umount", scratch])
+        args = self.args(out, *how, more=["--scratch", scratch])
+        for ranks in (2, 3):
+            self.bad(5, ["scratch/spinshard-", "space", "the same command then goes on"], *args, ranks=ranks, out=out)
+        subprocess.run(["mount", "-o", "remount,size=64M", scratch], check=True)
+        self.good(*args, ranks=2)
+        self.assertEqual(first, self.result(out))
+        self.assertEqual(os.listdir(scratch), [])
+
+    def test_a_write_to_scratch_fails(self):
         how = [*GPTQ, "calib.windows=8"]
         first, _ = self.run_one("ref", *how)
         out, scratch = self.path("o"), self.path("scratch")
@@ -107,6 +158,21 @@ class Gptq(Case):
         self.good(*args, ranks=2)
         self.assertEqual(first, self.result(out))
         self.assertEqual(os.listdir(scratch), [])
+
+    def test_scratch_lost(self):
+        """The scratch folder is gone when a killed run goes on: activations are computed again, which is said."""
+        how = [*GPTAQ, "weights.group=channel"]
+        first, _ = self.run_one("ref", *how)
+        out, scratch = self.path("o"), self.path("scratch")
+        args = self.args(out, *how, more=["--scratch", scratch])
+        r = spin(*args, env={"SPINSHARD_FAULT": f"rename:{2 * LAYERS}:0:kill"})
+        self.assertNotEqual(r.rc, 0)
+        done = sum(e["event"] == "errors" for e in events(out))
+        self.assertIn(done, range(1, LAYERS), "killed between two layers")
+        shutil.rmtree(scratch)
+        r = self.good(*args, ranks=3)
+        self.assertRegex(r.err, "activations of the finished layers are computed again")
+        self.assertEqual(first, self.result(out))
 
     # ---- restarts; kills: test_gptq_kills.py ----
 
