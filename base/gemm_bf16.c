@@ -65,6 +65,7 @@ typedef struct matmul {
     dnnl_primitive_t pack; /* NULL, or b as it is into the kernel's order */
     dnnl_memory_t loose, packed;
     int64_t loose_trans, loose_ld;
+    bool in_pairs; /* b packed: as pack_pairs does it */
 } matmul;
 
 enum { CACHE_SLOTS = 256, CACHE_PROBES = 8 };
@@ -109,6 +110,17 @@ static void need(dnnl_status_t status, const matmul_key *k) {
                k->n, k->k);
 }
 
+/* The order of AMX kernels: columns in blocks of PAIRS_COLS, in each the rows of b two by two, as
+ * [k/2][PAIRS_COLS][2]; zeros where k or n end within a block. */
+enum { PAIRS_COLS = 64, PAIRS_ROWS = 32, AHEAD = 16 };
+
+static bool is_in_pairs(const matmul_key *k, const dnnl_memory_desc_t *chosen) {
+    dnnl_memory_desc_t pairs;
+    const dnnl_dims_t db = {k->k, k->n};
+    need(dnnl_memory_desc_init_by_tag(&pairs, 2, db, dnnl_bf16, dnnl_BA16a64b2a), k);
+    return dnnl_memory_desc_equal(&pairs, chosen);
+}
+
 static void matmul_create(const matmul_key *k, matmul *out) {
     dnnl_memory_desc_t a, b, c;
     const dnnl_dims_t da = {k->m, k->k}, db = {k->k, k->n}, dc = {k->m, k->n};
@@ -139,6 +151,7 @@ static void matmul_create(const matmul_key *k, matmul *out) {
     need(dnnl_memory_create(&out->a, &a, engine, DNNL_MEMORY_NONE), k);
     need(dnnl_memory_create(&out->b, chosen, engine, DNNL_MEMORY_NONE), k);
     out->b_bytes = dnnl_memory_desc_get_size(chosen);
+    out->in_pairs = k->packed && is_in_pairs(k, chosen);
     dnnl_primitive_desc_destroy(pd);
     dnnl_primitive_attr_destroy(attr);
     need(dnnl_memory_create(&out->c, &c, engine, DNNL_MEMORY_NONE), k);
@@ -233,12 +246,47 @@ static void pack_create(bool trans_b, int64_t ldb, matmul *p) {
     p->loose_ld = ldb;
 }
 
+/* Two rows of a block of columns, `cols` of them there, side by side; second: NULL for zeros. */
+static void pair_rows(const bf16 *first, const bf16 *second, int64_t cols, bf16 *out) {
+    if (cols == PAIRS_COLS && second) {
+        for (int64_t j = 0; j < PAIRS_COLS; j++) {
+            const uint32_t both = first[j] | (uint32_t)second[j] << 16;
+            memcpy(out + 2 * j, &both, sizeof both);
+        }
+        return;
+    }
+    memset(out, 0, 2 * PAIRS_COLS * sizeof *out);
+    for (int64_t j = 0; j < cols && first; j++) out[2 * j] = first[j];
+    for (int64_t j = 0; j < cols && second; j++) out[2 * j + 1] = second[j];
+}
+
+/* b [k,n] row by row, which oneDNN's own reorder does several times as slowly. Rows are pages
+ * apart, so the CPU must be told what comes. */
+static void pack_pairs(const matmul_key *k, const bf16 *b, int64_t ldb, bf16 *out) {
+    const int64_t height = size_ceil_div(k->k, PAIRS_ROWS) * PAIRS_ROWS;
+    for (int64_t i = 0; i < height; i += 2)
+        for (int64_t j = 0; j < k->n; j += PAIRS_COLS) {
+            for (int64_t r = i + AHEAD; r < i + AHEAD + 2 && r < k->k; r++) {
+                __builtin_prefetch(b + r * ldb + j);
+                __builtin_prefetch(b + r * ldb + j + PAIRS_COLS / 2);
+            }
+            pair_rows(i < k->k ? b + i * ldb + j : NULL,
+                      i + 1 < k->k ? b + (i + 1) * ldb + j : NULL, size_min(PAIRS_COLS, k->n - j),
+                      out + j * height + i * PAIRS_COLS);
+        }
+}
+
 /* b into the order that the kernel of this key asks for. */
 static void pack_onednn(const matmul_key *k, bool trans_b, const bf16 *b, int64_t ldb, void *out) {
     const int threads = omp_get_max_threads();
     omp_set_num_threads(1);
     matmul_cache *cache = thread_cache(k);
     matmul *p = matmul_find(cache, k);
+    if (p->in_pairs && !trans_b) {
+        omp_set_num_threads(threads);
+        pack_pairs(k, b, ldb, out);
+        return;
+    }
     if (p->pack && (p->loose_trans != trans_b || p->loose_ld != ldb)) pack_destroy(p);
     if (!p->pack) pack_create(trans_b, ldb, p);
     need(dnnl_memory_set_data_handle(p->loose, (void *)(uintptr_t)b), k);

@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { SUM_BITS = 62, UNIT_BITS = 50, BLOCK = 4096, PARALLEL_FROM = 4 * BLOCK };
+enum { SUM_BITS = 62, UNIT_BITS = 50, BLOCK = 4096, PARALLEL_FROM = 4 * BLOCK, LINE = 8 };
 
 err fixed_sum_init(fixed_sum *s, int64_t n, const char *what) {
     void *p;
@@ -134,4 +134,32 @@ void fixed_sum_add(fixed_sum *s, int64_t at, int64_t count, compute_type compute
     s->max = max > s->max ? max : s->max;
     s->spoilt = s->spoilt || spoilt;
     s->not_finite = s->not_finite || not_finite;
+}
+
+static void put_f32(int64_t *v, const float *x, int64_t n, double scale) {
+    int64_t zero, bits;
+    memcpy(&zero, &ROUNDER, sizeof zero);
+    for (int64_t i = 0; i < n; i++) {
+        const double t = (double)x[i] * scale + ROUNDER;
+        memcpy(&bits, &t, sizeof bits);
+        v[i] = bits - zero;
+    }
+}
+
+bool fixed_sum_add_tile(const fixed_sum *s, int64_t at, int64_t stride, int64_t rows, int64_t cols,
+                        bool put, const float *unit) {
+    bool fits = true;
+    for (int64_t i = 0; i < rows && fits; i++) {
+        int64_t *v = s->v + at + i * stride;
+        const float *x = unit + i * cols;
+        for (int64_t j = 0; j < cols && i + 1 < rows; j += LINE)
+            __builtin_prefetch(v + stride + j, 1);
+        const found f = look_f32(x, cols);
+        fits = !f.not_finite && f.max <= s->bound;
+        if (fits && put)
+            put_f32(v, x, cols, s->scale);
+        else if (fits)
+            add_f32(v, x, cols, s->scale);
+    }
+    return fits;
 }

@@ -10,13 +10,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PANEL = 512, STRIPE = 128, TURN = 64 };
+/* Rows of a panel; columns of the diagonal at a time; tokens that are turned at a time; windows of
+ * which a panel's products are added while its integers are in cache. */
+enum { PANEL = 1024, STRIPE = 128, TURN = 64, GROUP = 8 };
+
+/* Products are cut into tiles of these rows and columns. */
+enum { TILE_ROWS = 256, TILE_COLS = 256 };
 
 void gptq_moments_clear(gptq_moments *m) {
-    mem_free(m->panel);
     mem_free(m->sum);
     mem_free(m->left);
-    mem_free(m->right);
+    mem_free(m->tiles);
     *m = (gptq_moments){.c = NULL};
 }
 
@@ -28,10 +32,20 @@ int64_t gptq_moments_panel_rows(int64_t n) {
     return size_min(n, PANEL);
 }
 
+/* A factor of so many tokens as the kernel takes it, then the product; of one thread. */
+static uint64_t packed_bytes(int64_t length) {
+    return (gemm_packed_bytes(TILE_ROWS, TILE_COLS, length) + 63) / 64 * 64;
+}
+
+static uint64_t tile_bytes(int64_t length) {
+    return packed_bytes(length) + TILE_ROWS * TILE_COLS * sizeof(float);
+}
+
 uint64_t gptq_moments_bytes(int64_t n, int64_t length, bool cross) {
-    const uint64_t panel = (uint64_t)(gptq_moments_panel_rows(n) * n);
-    return panel * (sizeof(float) + sizeof(int64_t) + (cross ? sizeof(double) : 0)) +
-           2 * (uint64_t)(n * length) * sizeof(bf16);
+    const uint64_t rows = (uint64_t)gptq_moments_panel_rows(n), panel = rows * (uint64_t)n;
+    return panel * (sizeof(int64_t) + (cross ? sizeof(double) : 0)) +
+           rows * GROUP * (uint64_t)length * sizeof(bf16) +
+           (uint64_t)gemm_threads() * tile_bytes(length);
 }
 
 /* ---- the diagonal ---- */
@@ -103,33 +117,28 @@ static err sum_squares(gptq_moments *m, const char *what, double *mine, double *
     return e;
 }
 
+/* Room for so many entries, if there is less. */
+static err widen(int64_t count, size_t size, const char *what, void **p, int64_t *have) {
+    if (count <= *have) return err_none();
+    mem_free(*p);
+    *p = NULL;
+    *have = 0;
+    err e = mem_alloc(count, size, what, p);
+    if (!e.code) *have = count;
+    return e;
+}
+
 static err reserve(gptq_moments *m) {
     const int64_t length = gptq_windows_get_options(m->windows)->length,
-                  panel = gptq_moments_panel_rows(m->n) * m->n, turned = m->n * length;
-    void *p = NULL;
-    err e = err_none();
-    if (panel > m->panel_room) {
-        mem_free(m->panel);
-        mem_free(m->sum);
-        m->panel = NULL;
-        m->sum = NULL;
-        m->panel_room = 0;
-        e = mem_alloc(panel, sizeof(float), "rows of a Hessian", &p);
-        if (!e.code) m->panel = p;
-        if (!e.code) e = mem_alloc(panel, sizeof(int64_t), "rows of a Hessian", &m->sum);
-        if (!e.code) m->panel_room = panel;
-    }
-    if (turned > m->turned_room && !e.code) {
-        mem_free(m->left);
-        mem_free(m->right);
-        m->left = m->right = NULL;
-        m->turned_room = 0;
-        e = mem_alloc(turned, sizeof(bf16), "transposed inputs", &p);
-        if (!e.code) m->left = p;
-        if (!e.code) e = mem_alloc(turned, sizeof(bf16), "transposed inputs", &p);
-        if (!e.code) m->right = p;
-        if (!e.code) m->turned_room = turned;
-    }
+                  rows = gptq_moments_panel_rows(m->n);
+    void *left = m->left, *tiles = m->tiles;
+    err e = widen(rows * m->n, sizeof(int64_t), "rows of a Hessian", &m->sum, &m->sum_room);
+    if (!e.code)
+        e = widen(GROUP * rows * length, sizeof(bf16), "transposed inputs", &left, &m->left_room);
+    if (!e.code)
+        e = widen(gemm_threads(), tile_bytes(length), "tiles of a Hessian", &tiles, &m->tiles_room);
+    m->left = left;
+    m->tiles = tiles;
     return comm_agree(m->c, e, "the Hessian", NULL);
 }
 
@@ -146,73 +155,167 @@ err gptq_moments_diagonal(gptq_moments *m, int64_t n, const char *what, double *
     return e;
 }
 
-/* ---- panels ---- */
+/* ---- the order of the columns ---- */
 
-/* Inputs [length, n] of columns order[first ..] as rows: to [n - first, length]; less: other is
- * taken away first. */
-static void turn(const bf16 *x, const bf16 *less, const int64_t *order, int64_t first, int64_t rows,
-                 int64_t n, int64_t length, bf16 *to) {
-    const int64_t blocks = size_ceil_div(length, TURN);
+static void arrange_rows(bf16 *x, int64_t length, int64_t n, const int64_t *order, bool back,
+                         bf16 *rooms) {
 #pragma omp parallel for schedule(static)
-    for (int64_t b = 0; b < blocks; b++) {
-        const int64_t t0 = b * TURN, t1 = size_min(length, t0 + TURN);
-        for (int64_t r = 0; r < rows; r++) {
-            const int64_t j = order ? order[first + r] : first + r;
-            bf16 *row = to + r * length;
-            if (less) {
-                for (int64_t t = t0; t < t1; t++)
-                    row[t] = half_to_bf16(half_from_bf16(x[t * n + j]) -
-                                          half_from_bf16(less[t * n + j]));
-            } else {
-                for (int64_t t = t0; t < t1; t++) row[t] = x[t * n + j];
-            }
-        }
+    for (int64_t t = 0; t < length; t++) {
+        bf16 *row = x + t * n, *was = rooms + gemm_thread() * n;
+        memcpy(was, row, (size_t)n * sizeof *row);
+        for (int64_t j = 0; j < n && !back; j++) row[j] = was[order[j]];
+        for (int64_t j = 0; j < n && back; j++) row[order[j]] = was[j];
     }
 }
 
-/* The products of the windows of this rank, as integers in `s`. */
-static err add_panels(gptq_moments *m, const int64_t *order, int64_t first, int64_t rows,
-                      bool cross, fixed_sum *s) {
+err gptq_moments_arrange(gptq_moments *m, const int64_t *order, bool back) {
     const int64_t length = gptq_windows_get_options(m->windows)->length;
-    const int64_t from = cross ? 0 : first, cols = m->n - from;
+    void *rooms;
+    err e = mem_alloc(gemm_threads() * m->n, sizeof(bf16), "inputs in another order", &rooms);
+    for (int64_t i = 0; i < gptq_windows_own(m->windows) && !e.code; i++) {
+        bf16 *x;
+        e = gptq_windows_get_input(m->windows, GPTQ_QUANTIZED, i, &x);
+        if (e.code) break;
+        arrange_rows(x, length, m->n, order, back, rooms);
+        e = gptq_windows_put_input(m->windows, GPTQ_QUANTIZED, i);
+    }
+    mem_free(rooms);
+    return e;
+}
+
+/* ---- panels ----
+ * A tile of the integers is TILE_ROWS x TILE_COLS. The right factor is what the forward pass left,
+ * [length, n]; only the left one, a panel's rows, is turned. A thread takes the columns of a tile,
+ * packs their factor once for all rows of a window, and adds window after window, so that its
+ * integers stay in cache as long as there are windows at hand: all of a group where they are in
+ * memory, one where they come from files. */
+
+/* Which rows, of what, of which windows. */
+typedef struct panel {
+    gptq_moments *m;
+    int64_t first, rows, from, cols; /* columns [from, from + cols) */
+    int64_t length;
+    bool cross;
+    fixed_sum s;
+    bool empty;           /* nothing has been added yet */
+    int64_t windows;      /* of the group at hand */
+    const bf16 *x[GROUP]; /* borrowed; their inputs */
+} panel;
+
+/* Tokens [t, t + tokens) and columns [j, j + cols) of x, less another, to rows of `to`. By way of a
+ * block: neighbours in a column are whole pages apart, and would drive each other out of cache. */
+static void turn_block(const panel *p, const bf16 *x, const bf16 *less, int64_t t, int64_t tokens,
+                       int64_t j, int64_t cols, bf16 *to) {
+    bf16 block[TURN][TURN];
+    for (int64_t i = 0; i < tokens; i++) {
+        const bf16 *row = x + (t + i) * p->m->n + j;
+        const bf16 *other = less ? less + (t + i) * p->m->n + j : NULL;
+        for (int64_t k = 0; k < cols && !less; k++) block[i][k] = row[k];
+        for (int64_t k = 0; k < cols && less; k++)
+            block[i][k] = half_to_bf16(half_from_bf16(row[k]) - half_from_bf16(other[k]));
+    }
+    for (int64_t k = 0; k < cols; k++)
+        for (int64_t i = 0; i < tokens; i++) to[k * p->length + i] = block[i][k];
+}
+
+/* Inputs [length, n] of the panel's rows to [rows, length]; less: other is taken away first. */
+static void turn(const panel *p, const bf16 *x, const bf16 *less, bf16 *to) {
+    const int64_t blocks = size_ceil_div(p->length, TURN);
+#pragma omp parallel for schedule(static)
+    for (int64_t b = 0; b < blocks; b++) {
+        const int64_t t = b * TURN, tokens = size_min(TURN, p->length - t);
+        for (int64_t r = 0; r < p->rows; r += TURN)
+            turn_block(p, x, less, t, tokens, p->first + r, size_min(TURN, p->rows - r),
+                       to + r * p->length + t);
+    }
+}
+
+/* The panel's rows of a window times columns [j, j + cols) of it. False: above the bound. */
+static bool add_stripe(const panel *p, int64_t w, int64_t j, int64_t cols, char *tiles) {
+    const gptq_moments *m = p->m;
+    const bf16 *left = m->left + w * p->rows * p->length, *right = p->x[w] + p->from + j;
+    float *product = (float *)(void *)(tiles + packed_bytes(p->length));
+    bool fits = true;
+    if (p->rows >= TILE_ROWS) gemm_pack_bf16(false, TILE_ROWS, cols, p->length, right, m->n, tiles);
+    for (int64_t i = 0; i < p->rows && fits; i += TILE_ROWS) {
+        const int64_t rows = size_min(TILE_ROWS, p->rows - i);
+        if (!p->cross && j + cols <= i) break; /* left of the diagonal */
+        const bf16 *a = left + i * p->length;
+        if (rows == TILE_ROWS)
+            gemm_tile_packed_bf16(rows, cols, p->length, a, tiles, product);
+        else
+            gemm_tile_bf16(false, rows, cols, p->length, a, p->length, right, m->n, false, product,
+                           cols);
+        fits = fixed_sum_add_tile(&p->s, i * p->cols + j, p->cols, rows, cols, p->empty && w == 0,
+                                  product);
+    }
+    return fits;
+}
+
+static void add_group(panel *p) {
+    const int64_t stripes = size_ceil_div(p->cols, TILE_COLS), own = (int64_t)tile_bytes(p->length);
+    bool fits = true;
+#pragma omp parallel for schedule(dynamic) reduction(&& : fits)
+    for (int64_t k = 0; k < stripes; k++) {
+        const int64_t j = k * TILE_COLS, cols = size_min(TILE_COLS, p->cols - j);
+        for (int64_t w = 0; w < p->windows; w++)
+            fits = add_stripe(p, w, j, cols, p->m->tiles + gemm_thread() * own) && fits;
+    }
+    p->s.spoilt = p->s.spoilt || !fits;
+    p->empty = p->empty && !p->windows;
+    p->windows = 0;
+}
+
+/* The products of the windows of this rank, as integers. */
+static err add_panels(panel *p) {
+    gptq_moments *m = p->m;
+    const int64_t most = gptq_windows_in_memory(m->windows) ? GROUP : 1;
     err e = err_none();
     for (int64_t i = 0; i < gptq_windows_own(m->windows) && !e.code; i++) {
         bf16 *x, *full;
         if (!gptq_moments_takes(m, gptq_windows_number(m->windows, i))) continue;
         e = gptq_windows_get_input(m->windows, GPTQ_QUANTIZED, i, &x);
-        if (!e.code && cross) e = gptq_windows_get_input(m->windows, GPTQ_FULL, i, &full);
+        if (!e.code && p->cross) e = gptq_windows_get_input(m->windows, GPTQ_FULL, i, &full);
         if (e.code) break;
-        turn(x, NULL, order, from, cols, m->n, length, m->right);
-        if (cross) turn(full, x, NULL, first, rows, m->n, length, m->left);
-        gemm_bf16(true, rows, cols, length, cross ? m->left : m->right, length, m->right, length,
-                  false, m->panel, cols);
-        fixed_sum_add(s, 0, rows * cols, COMPUTE_F32, m->panel);
+        bf16 *left = m->left + p->windows * p->rows * p->length;
+        turn(p, p->cross ? full : x, p->cross ? x : NULL, left);
+        p->x[p->windows++] = x;
+        if (p->windows == most) add_group(p);
     }
-    if (!e.code && s->spoilt)
+    if (!e.code) add_group(p);
+    if (!e.code && p->s.spoilt)
         e = err_make(ERR_BUG, "the Hessian", NULL, "an entry is above the largest of the diagonal");
     return e;
 }
 
-static err panel_of(gptq_moments *m, const int64_t *order, int64_t first, int64_t rows, bool cross,
-                    int root, int64_t **v) {
-    const int64_t count = rows * (m->n - (cross ? 0 : first));
-    fixed_sum s = {.n = count, .v = m->sum};
-    fixed_sum_begin(&s, m->exponent, windows_taken(m));
-    err e = comm_agree(m->c, add_panels(m, order, first, rows, cross, &s), "the Hessian", NULL);
+static err panel_of(gptq_moments *m, int64_t first, int64_t rows, bool cross, int root,
+                    int64_t **v) {
+    panel p = {.m = m,
+               .first = first,
+               .rows = rows,
+               .from = cross ? 0 : first,
+               .length = gptq_windows_get_options(m->windows)->length,
+               .cross = cross,
+               .s = {.v = m->sum},
+               .empty = true};
+    p.cols = m->n - p.from;
+    fixed_sum_begin(&p.s, m->exponent, windows_taken(m)); /* of no entries: the first are put */
+    p.s.n = rows * p.cols;
+    err e = comm_agree(m->c, add_panels(&p), "the Hessian", NULL);
     if (e.code) return e;
+    if (p.empty) memset(p.s.v, 0, (size_t)p.s.n * sizeof *p.s.v);
     if (root >= 0)
-        comm_sum_i64_to(m->c, s.v, count, root);
+        comm_sum_i64_to(m->c, p.s.v, p.s.n, root);
     else
-        comm_sum_i64(m->c, s.v, count);
-    *v = s.v;
+        comm_sum_i64(m->c, p.s.v, p.s.n);
+    *v = p.s.v;
     return e;
 }
 
-err gptq_moments_panel(gptq_moments *m, const int64_t *order, int64_t first, int64_t rows, int root,
-                       int64_t **v) {
-    return panel_of(m, order, first, rows, false, root, v);
+err gptq_moments_panel(gptq_moments *m, int64_t first, int64_t rows, int root, int64_t **v) {
+    return panel_of(m, first, rows, false, root, v);
 }
 
 err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, int64_t **v) {
-    return panel_of(m, NULL, first, rows, true, -1, v);
+    return panel_of(m, first, rows, true, -1, v);
 }

@@ -24,11 +24,10 @@ typedef struct gptq_moments {
     bool hold_out;         /* leave out windows number 7, 15, .. */
     int exponent;
     double factor; /* 2/N */
-    float *panel;  /* owned; rows of one window's product */
-    int64_t panel_room;
-    void *sum;          /* owned; int64, see gptq_moments_panel */
-    bf16 *left, *right; /* owned; transposed inputs of one window */
-    int64_t turned_room;
+    void *sum;     /* owned; int64, see gptq_moments_panel */
+    bf16 *left;    /* owned; transposed inputs of some windows */
+    char *tiles;   /* owned; of each thread: a factor as the kernel takes it, and a product */
+    int64_t sum_room, left_room, tiles_room;
 } gptq_moments;
 
 void gptq_moments_clear(gptq_moments *m); /* local */
@@ -44,11 +43,16 @@ err gptq_moments_diagonal(gptq_moments *m, int64_t n, const char *what, double *
 /* Rows of a panel: by n alone. */
 int64_t gptq_moments_panel_rows(int64_t n); /* local */
 
-/* Collective. Rows [first, first + rows) of H, columns [first, n), rows and columns in `order`
- * (NULL: as they are), as integers of 2^exponent [rows, n - first] in *v, summed over all ranks; at
- * `root` alone, or everywhere (root -1). Borrowed until the next call. Times factor they are H. */
-err gptq_moments_panel(gptq_moments *m, const int64_t *order, int64_t first, int64_t rows, int root,
-                       int64_t **v);
+/* Local. Column k of the inputs at hand (stream GPTQ_QUANTIZED) from now on is the one that was
+ * order[k]; with `back` the one that was k goes to order[k] again. Sums over them are in that
+ * order. Fails with ERR_NOFIT, ERR_INPUT, ERR_SPACE. */
+err gptq_moments_arrange(gptq_moments *m, const int64_t *order, bool back);
+
+/* Collective. Rows [first, first + rows) of H, columns [first, n), as integers of 2^exponent
+ * [rows, n - first] in *v, summed over all ranks; at `root` alone, or everywhere (root -1).
+ * What stands left of the diagonal is not meant. Borrowed until the next call. Times factor they
+ * are H. */
+err gptq_moments_panel(gptq_moments *m, int64_t first, int64_t rows, int root, int64_t **v);
 
 /* Collective. Rows [first, first + rows) of C, all n columns, everywhere. */
 err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, int64_t **v);

@@ -32,7 +32,7 @@ uint64_t gptq_solve_bytes(const gptq_solve_options *opts, int64_t n) {
     const uint64_t panels = (uint64_t)(size_min(opts->block, n) * n) * sizeof(double);
     if (!over_grid(opts, n)) return (uint64_t)(n * n) * sizeof(double) + panels;
     return (uint64_t)grid_cell_entries(opts->grid, n, DMAT_BLOCK) * sizeof(double) + 2 * panels +
-           (uint64_t)(gptq_moments_panel_rows(n) * n) * sizeof(double);
+           (uint64_t)(DMAT_BLOCK * n) * sizeof(double); /* rows on their way to all */
 }
 
 /* ---- on the first rank ---- */
@@ -61,7 +61,7 @@ static err gather_whole(gptq_solve *s, const char *what) {
     for (int64_t first = 0; first < n && !e.code; first += step) {
         const int64_t rows = size_min(step, n - first);
         int64_t *v;
-        e = gptq_moments_panel(s->m, NULL, first, rows, ROOT, &v);
+        e = gptq_moments_panel(s->m, first, rows, ROOT, &v);
         if (!e.code && mine) put_panel(s->m, first, rows, v, s->whole);
     }
     return e;
@@ -115,7 +115,7 @@ static err fill_grid(gptq_solve *s, double lambda) {
     for (int64_t first = 0; first < n && !e.code; first += step) {
         const int64_t rows = size_min(step, n - first);
         int64_t *v;
-        e = gptq_moments_panel(s->m, s->order, first, rows, -1, &v);
+        e = gptq_moments_panel(s->m, first, rows, -1, &v);
         if (!e.code) put_rows(s, first, rows, lambda, v);
     }
     return e;
@@ -131,6 +131,7 @@ static err factor_grid(gptq_solve *s, const char *what) {
     s->order = order;
     e = comm_agree(c, e, what, NULL);
     for (int64_t i = 0; i < n && !e.code; i++) s->order[i] = s->o->column[n - 1 - i];
+    if (!e.code) e = comm_agree(c, gptq_moments_arrange(s->m, s->order, false), what, NULL);
     if (!e.code) e = dgrid_create(c, s->opts.grid, 0, s->opts.blas_threads, &s->grid);
     if (!e.code) e = dmat_create(s->grid, n, "Hessian", &s->part);
     for (bool failed = true; failed && !e.code;) {
@@ -142,6 +143,7 @@ static err factor_grid(gptq_solve *s, const char *what) {
                          "the Hessian is not positive definite even with %g on its diagonal",
                          s->done.lambda);
     }
+    if (!e.code) e = comm_agree(c, gptq_moments_arrange(s->m, s->order, true), what, NULL);
     return e;
 }
 

@@ -134,6 +134,10 @@ const int32_t *gptq_windows_ids(const gptq_windows *w, int64_t i) {
     return w->o.ids + gptq_windows_number(w, i) * w->o.length;
 }
 
+bool gptq_windows_in_memory(const gptq_windows *w) {
+    return !w->o.scratch;
+}
+
 static err get(gptq_windows *w, int which, int64_t i, void **slot) {
     const shelf *s = &w->shelves[which];
     *slot = s->slots + (w->o.scratch ? 0 : (uint64_t)i * s->slot_bytes);

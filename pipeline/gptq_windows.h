@@ -13,6 +13,7 @@
 #include "model/forward.h"
 #include "mpi/comm.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef struct gptq_windows gptq_windows;
@@ -42,9 +43,11 @@ int64_t gptq_windows_own(const gptq_windows *w);                   /* local; win
 int64_t gptq_windows_number(const gptq_windows *w, int64_t i);     /* local; of own window i */
 const int32_t *gptq_windows_ids(const gptq_windows *w, int64_t i); /* local; [length] */
 
+bool gptq_windows_in_memory(const gptq_windows *w); /* local; all of them */
+
 /* Local. The residual stream [length, hidden] of own window i; what is changed there lasts after
- * put. Borrowed until the next get of the same stream. Fails with ERR_INPUT (a file that is
- * damaged), ERR_SPACE. */
+ * put. Borrowed until the next get of the same stream; in memory as long as w. Fails with ERR_INPUT
+ * (a file that is damaged), ERR_SPACE. */
 err gptq_windows_get_x(gptq_windows *w, int stream, int64_t i, float **x);
 err gptq_windows_put_x(gptq_windows *w, int stream, int64_t i);
 

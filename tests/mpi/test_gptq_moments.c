@@ -126,9 +126,9 @@ static int64_t test_sums(const comm *c, bool hold_out, const char *scratch) {
     for (int64_t first = 0; first < N; first += 40) {
         const int64_t rows = first + 40 < N ? 40 : N - first;
         int64_t *v;
-        need(gptq_moments_panel(&f.m, NULL, first, rows, -1, &v));
+        need(gptq_moments_panel(&f.m, first, rows, -1, &v));
         for (int64_t i = 0; i < rows; i++)
-            for (int64_t j = first; j < N; j++) {
+            for (int64_t j = first + i; j < N; j++) {
                 const int64_t got = v[i * (N - first) + j - first];
                 sum = mix(sum, got);
                 worst = fmax(worst, fabs((double)got * unit - slow(&f, first + i, j, false)));
@@ -150,6 +150,71 @@ static int64_t test_sums(const comm *c, bool hold_out, const char *scratch) {
     return sum;
 }
 
+/* Inputs are again as they were made. */
+static void check_inputs(const fixture *f) {
+    bf16 want[LENGTH * N], *x;
+    for (int64_t i = 0; i < gptq_windows_own(f->windows); i++) {
+        need(gptq_windows_get_input(f->windows, GPTQ_QUANTIZED, i, &x));
+        make_inputs(gptq_windows_number(f->windows, i), GPTQ_QUANTIZED, want);
+        check(!memcmp(x, want, sizeof want), "columns are in their places again");
+    }
+}
+
+static double wide_entry(int64_t w, int64_t i) {
+    return (double)half_from_bf16(
+        half_to_bf16((float)rng_normal((uint64_t)w, RNG_TEST, (uint64_t)i)));
+}
+
+/* Wide enough for whole tiles and what is left of them: some entries against fp64. */
+static int64_t test_wide(const comm *c, const char *scratch) {
+    enum { WIDE = 1300, TOKENS = 24, WINDOWS = 19, STEP = 29 };
+    const llama_config cfg = {.hidden = 8, .intermediate = WIDE, .heads = 1, .head_dim = 8};
+    int32_t *ids = room(WINDOWS * TOKENS, sizeof *ids);
+    double *x = room(WINDOWS * TOKENS * WIDE, sizeof *x), *diagonal = room(WIDE, sizeof *diagonal);
+    const gptq_windows_options o = {.cfg = &cfg,
+                                    .ids = ids,
+                                    .count = WINDOWS,
+                                    .length = TOKENS,
+                                    .streams = 1,
+                                    .scratch = scratch};
+    gptq_windows *windows;
+    int64_t sum = 3;
+    need(gptq_windows_create(c, &o, &windows));
+    for (int64_t w = 0; w < WINDOWS; w++)
+        for (int64_t i = 0; i < TOKENS * WIDE; i++) x[w * TOKENS * WIDE + i] = wide_entry(w, i);
+    for (int64_t i = 0; i < gptq_windows_own(windows); i++) {
+        const double *from = x + gptq_windows_number(windows, i) * TOKENS * WIDE;
+        bf16 *to;
+        need(gptq_windows_get_input(windows, GPTQ_QUANTIZED, i, &to));
+        for (int64_t k = 0; k < TOKENS * WIDE; k++) to[k] = half_to_bf16((float)from[k]);
+        need(gptq_windows_put_input(windows, GPTQ_QUANTIZED, i));
+    }
+    gptq_moments m = {.c = c, .windows = windows};
+    need(gptq_moments_diagonal(&m, WIDE, "test", diagonal));
+    const double unit = ldexp(m.factor, m.exponent);
+    const int64_t step = gptq_moments_panel_rows(WIDE);
+    for (int64_t first = 0; first < WIDE; first += step) {
+        const int64_t rows = first + step < WIDE ? step : WIDE - first;
+        int64_t *v;
+        need(gptq_moments_panel(&m, first, rows, -1, &v));
+        for (int64_t i = first; i < first + rows; i += STEP)
+            for (int64_t j = i; j < WIDE; j += STEP) {
+                const int64_t got = v[(i - first) * (WIDE - first) + j - first];
+                double want = 0;
+                for (int64_t t = 0; t < WINDOWS * TOKENS; t++)
+                    want += x[t * WIDE + i] * x[t * WIDE + j];
+                want *= 2.0 / (WINDOWS * TOKENS);
+                sum = mix(sum, got);
+                check(fabs((double)got * unit - want) <= TOKENS * 0x1p-24 * diagonal[0] * 2,
+                      "a wide Hessian against fp64");
+            }
+    }
+    gptq_moments_clear(&m);
+    gptq_windows_destroy(&windows);
+    mem_free(x), mem_free(diagonal), mem_free(ids);
+    return sum;
+}
+
 /* |U^T U Hd - I| in the order of the places. */
 static void test_factor(const comm *c, grid_shape grid, bool act_order) {
     fixture f;
@@ -162,6 +227,7 @@ static void test_factor(const comm *c, grid_shape grid, bool act_order) {
     const gptq_solve_options opts = {
         .damp = 0.01, .block = 28, .dist_from = 1, .grid = grid, .blas_threads = 1};
     need(gptq_solve_create(&f.m, o, &opts, "test", &s));
+    check_inputs(&f);
     const gptq_panels panels = gptq_solve_panels(s);
     for (int64_t first = 0; first < N; first += 28) {
         const int64_t rows = first + 28 < N ? 28 : N - first;
@@ -232,6 +298,9 @@ int main(int argc, char **argv) {
     comm *alone;
     need(comm_split(c, comm_rank(c), "alone", &alone));
     check(test_sums(alone, false, NULL) == sum, "one rank has the same sums");
+    const int64_t wide = test_wide(c, NULL);
+    check(test_wide(c, ".") == wide, "the same wide sums from files");
+    check(test_wide(alone, NULL) == wide, "one rank has the same wide sums");
     comm_destroy(&alone);
     const grid_shape one = {1, 1};
     test_factor(c, one, true);

@@ -46,6 +46,26 @@ static void test_known(void **state) {
     fixed_sum_clear(&s);
 }
 
+/* A tile of two rows in sums of stride 4: put over what was there, then added, then refused. */
+static void test_tile(void **state) {
+    (void)state;
+    const float x[] = {1, 0.5f, -2.5f, 3, 1.5f, -7}, high[] = {1, 2, 3, 4, 5, 0x1p60f};
+    const float none[] = {1, 2, NAN, 4, 5, 6};
+    const int64_t put[] = {9, 1, 0, -2, 9, 3, 2, -7}, added[] = {9, 2, 0, -4, 9, 6, 4, -14};
+    fixed_sum s;
+    need(fixed_sum_init(&s, 8, "test"));
+    fixed_sum_begin(&s, 0, 4);
+    for (int i = 0; i < 8; i++) s.v[i] = 9;
+    assert_true(fixed_sum_add_tile(&s, 1, 4, 2, 3, true, x));
+    assert_memory_equal(s.v, put, sizeof put);
+    assert_true(fixed_sum_add_tile(&s, 1, 4, 2, 3, false, x));
+    assert_memory_equal(s.v, added, sizeof added);
+    assert_false(fixed_sum_add_tile(&s, 1, 4, 2, 3, false, high));
+    assert_false(fixed_sum_add_tile(&s, 1, 4, 2, 3, false, none));
+    assert_true(s.v[0] == 9 && s.v[4] == 9);
+    fixed_sum_clear(&s);
+}
+
 static double entry(int unit, int64_t i) {
     return ldexp(rng_normal(1, RNG_TEST, (uint64_t)(unit * N + i)), (int)(i % 40) - 30);
 }
@@ -158,8 +178,11 @@ static void test_not_finite(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_known), cmocka_unit_test(test_order), cmocka_unit_test(test_bound),
-        cmocka_unit_test(test_unknown_exponent), cmocka_unit_test(test_not_finite)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_known),
+                                       cmocka_unit_test(test_tile),
+                                       cmocka_unit_test(test_order),
+                                       cmocka_unit_test(test_bound),
+                                       cmocka_unit_test(test_unknown_exponent),
+                                       cmocka_unit_test(test_not_finite)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
