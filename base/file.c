@@ -170,7 +170,8 @@ err file_make_dirs(const char *path) {
     }
     struct stat st;
     if (!e.code && (stat(path, &st) != 0 || !S_ISDIR(st.st_mode)))
-        e = err_make(ERR_INPUT, path, NULL, "not a folder");
+        e = err_make(ERR_INPUT, path, "give the path of a folder, or of one to be made",
+                     "not a folder");
     free(p);
     return e;
 }

@@ -114,7 +114,7 @@ int main(int argc, char **argv) {
     grid_shape shape;
     char kernels[256], text[24], size[32];
     uint64_t bytes;
-    bench_need(grid_resolve(grid, n, comm_size(c), &shape));
+    bench_need(grid_resolve("grid", grid, n, comm_size(c), &shape));
     gemm_kernels(kernels, sizeof kernels);
     const double top = bench_peak_f64(c, PEAK_N, repeats), cube = (double)n * (double)n * (double)n;
     const bool single = shape.rows * shape.cols == 1;

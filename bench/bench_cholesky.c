@@ -72,7 +72,8 @@ int main(int argc, char **argv) {
     char shape[24];
     bool failed;
     gemm_init(comm_core_sharers());
-    need(grid_resolve(argc > 2 ? argv[2] : "auto", n > 4096 ? n : 4096, comm_size(c), &grid));
+    need(grid_resolve("grid", argc > 2 ? argv[2] : "auto", n > 4096 ? n : 4096, comm_size(c),
+                      &grid));
     const double flops = 2.0 / 3 * pow((double)n, 3), best = peak(c);
     need(dgrid_create(c, grid, 0, gemm_threads(), &g));
     need(dmat_create(g, n, "Hessian", &m));

@@ -69,7 +69,8 @@ static err phase_options(const quantize_run *q, const json_t *phase, int ranks,
     if (!optimizer_kind_parse(json_string_value(json_object_get(phase, "optimizer")), &o->kind) ||
         !lr_schedule_parse(json_string_value(json_object_get(phase, "schedule")), &o->schedule))
         return err_make(ERR_BUG, "learn", NULL, "unknown optimizer or schedule");
-    return grid_resolve(recipe_str(r, "numerics.grid"), q->source.cfg.hidden, ranks, &o->grid);
+    return grid_resolve("numerics.grid", recipe_str(r, "numerics.grid"), q->source.cfg.hidden,
+                        ranks, &o->grid);
 }
 
 static err read_flags(const options *o, e2e_wish *w) {

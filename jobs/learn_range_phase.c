@@ -39,7 +39,8 @@ static err phase_options(const learner *l, const json_t *phase, int ranks, learn
     if (!optimizer_kind_parse(json_string_value(json_object_get(phase, "optimizer")), &o->kind) ||
         !lr_schedule_parse(json_string_value(json_object_get(phase, "schedule")), &o->schedule))
         return err_make(ERR_BUG, "learn", NULL, "unknown optimizer or schedule");
-    return grid_resolve(recipe_str(r, "numerics.grid"), learner_cfg(l)->hidden, ranks, &o->grid);
+    return grid_resolve("numerics.grid", recipe_str(r, "numerics.grid"), learner_cfg(l)->hidden,
+                        ranks, &o->grid);
 }
 
 err learn_range_memory(const learner *l, const json_t *phase, int ranks, bool cell,
@@ -62,8 +63,8 @@ static err plan(const learner *l, const json_t *phase, const char *name) {
     const comm *c = l->q->c;
     grid_shape grid;
     memory_plan p = {.n = 0};
-    err e = grid_resolve(recipe_str(l->q->recipe, "numerics.grid"), learner_cfg(l)->hidden,
-                         comm_size(c), &grid);
+    err e = grid_resolve("numerics.grid", recipe_str(l->q->recipe, "numerics.grid"),
+                         learner_cfg(l)->hidden, comm_size(c), &grid);
     memory_plan_add(&p, "program", l->q->base_bytes);
     learn_kept_memory(l, &p);
     if (!e.code)

@@ -116,8 +116,8 @@ static err start_r1_whole(learner *l) {
 /* Collective. Starts that are factored: pca, womi and orthogonal. */
 static err start_r1_factored(learner *l) {
     grid_shape shape;
-    err e = grid_resolve(recipe_str(l->q->recipe, "numerics.grid"), learner_cfg(l)->hidden,
-                         comm_size(l->q->c), &shape);
+    err e = grid_resolve("numerics.grid", recipe_str(l->q->recipe, "numerics.grid"),
+                         learner_cfg(l)->hidden, comm_size(l->q->c), &shape);
     if (e.code) return e;
     return shape.rows * shape.cols > 1 ? start_r1_dist(l, shape) : start_r1_whole(l);
 }

@@ -65,8 +65,8 @@ static memory_plan fresh_plan(const maker *m) {
 
 static grid_shape grid_of(maker *m) {
     grid_shape g = {1, 1};
-    err e =
-        grid_resolve(recipe_str(m->q->recipe, "numerics.grid"), config(m)->hidden, m->ranks, &g);
+    err e = grid_resolve("numerics.grid", recipe_str(m->q->recipe, "numerics.grid"),
+                         config(m)->hidden, m->ranks, &g);
     if (e.code && !m->e.code) m->e = e;
     return g;
 }
@@ -272,7 +272,8 @@ static double add_gptq(maker *m, plan_phase *f) {
                  8;
     grid_shape g = {1, 1};
     if (!recipe_is(q->recipe, "numerics.gptq_grid", "auto") && !m->e.code)
-        m->e = grid_resolve(recipe_str(q->recipe, "numerics.gptq_grid"), cfg->hidden, m->ranks, &g);
+        m->e = grid_resolve("numerics.gptq_grid", recipe_str(q->recipe, "numerics.gptq_grid"),
+                            cfg->hidden, m->ranks, &g);
     return (double)cfg->layers *
            plan_time_gptq_layer(&m->rank, cfg, tokens, window, streams, m->ranks, g.rows * g.cols);
 }

@@ -79,8 +79,8 @@ static err phase_settings(const quantize_run *q, gptq_phase *p) {
                                                       ? (int)recipe_int(r, "numerics.threads")
                                                       : 1}};
     if (recipe_is(r, "numerics.gptq_grid", "auto")) return e;
-    return grid_resolve(recipe_str(r, "numerics.gptq_grid"), q->source.cfg.hidden, 1 << 20,
-                        &p->s.solve.grid);
+    return grid_resolve("numerics.gptq_grid", recipe_str(r, "numerics.gptq_grid"),
+                        q->source.cfg.hidden, 1 << 20, &p->s.solve.grid);
 }
 
 /* ---- memory ---- */

@@ -78,7 +78,7 @@ static err resolve_grid(quantize_run *q, const char *key, const char *kept, int6
     char text[24];
     const char *asked =
         recipe_is(q->recipe, key, "auto") && kept[0] ? kept : recipe_str(q->recipe, key);
-    err e = grid_resolve(asked, n, comm_size(q->c), grid);
+    err e = grid_resolve(key, asked, n, comm_size(q->c), grid);
     if (!e.code) recipe_put(q->recipe, key, json_string(grid_text(*grid, text)));
     return e;
 }

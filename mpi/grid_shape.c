@@ -14,7 +14,7 @@ grid_shape grid_choose(int64_t n, int ranks) {
     return (grid_shape){side, side};
 }
 
-err grid_resolve(const char *text, int64_t n, int ranks, grid_shape *out) {
+err grid_resolve(const char *key, const char *text, int64_t n, int ranks, grid_shape *out) {
     grid_shape g = {0, 0};
     char rest;
     if (!strcmp(text, "auto")) {
@@ -22,10 +22,10 @@ err grid_resolve(const char *text, int64_t n, int ranks, grid_shape *out) {
         return err_none();
     }
     if (sscanf(text, "%6dx%6d%c", &g.rows, &g.cols, &rest) != 2 || g.rows < 1 || g.cols < 1)
-        return err_make(ERR_USAGE, "numerics.grid", "write auto, or rows x columns as in 2x2",
+        return err_make(ERR_USAGE, key, "write auto, or rows x columns as in 2x2",
                         "\"%s\" is no grid", text);
     if ((int64_t)g.rows * g.cols > ranks)
-        return err_make(ERR_MISMATCH, "numerics.grid",
+        return err_make(ERR_MISMATCH, key,
                         "start at least that many ranks, or begin a new run with another grid",
                         "a grid of %s needs %" PRId64 " ranks, there are %d", text,
                         (int64_t)g.rows * g.cols, ranks);

@@ -18,9 +18,10 @@ enum { GRID_MIN_ORDER = 4096 };
 /* Local. Below order 4096 1x1; from there 2x1 on 2 or 3 ranks, and the largest square on more. */
 grid_shape grid_choose(int64_t n, int ranks);
 
-/* Local. "auto" (grid_choose) or "ROWSxCOLS". Fails with ERR_USAGE for other text, and with
- * ERR_MISMATCH where `ranks` are fewer than the cells; the hint tells the way out. */
-err grid_resolve(const char *text, int64_t n, int ranks, grid_shape *out);
+/* Local. "auto" (grid_choose) or "ROWSxCOLS", the text of a recipe's key. Fails with ERR_USAGE for
+ * other text, and with ERR_MISMATCH where `ranks` are fewer than the cells; the key is named and
+ * the hint tells the way out. */
+err grid_resolve(const char *key, const char *text, int64_t n, int ranks, grid_shape *out);
 
 /* Local. "2x2" into buf. */
 const char *grid_text(grid_shape g, char buf[24]);

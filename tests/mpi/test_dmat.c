@@ -227,7 +227,7 @@ static void choice_of_grid(const comm *c) {
                  {8192, 16, 4, 4}, {16384, 24, 4, 4}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         grid_shape g;
-        check_ok(grid_resolve("auto", cases[i].n, cases[i].ranks, &g), "auto");
+        check_ok(grid_resolve("grid", "auto", cases[i].n, cases[i].ranks, &g), "auto");
         check(g.rows == cases[i].rows && g.cols == cases[i].cols, "grid of a rule");
         /* At most 1.2 / P of the whole at a cell. */
         const double part = (double)grid_cell_entries(g, cases[i].n, DMAT_BLOCK);
@@ -235,13 +235,13 @@ static void choice_of_grid(const comm *c) {
     }
     grid_shape g = {7, 7};
     char text[24];
-    check_ok(grid_resolve("3x2", 64, 6, &g), "a grid by name");
+    check_ok(grid_resolve("grid", "3x2", 64, 6, &g), "a grid by name");
     check(g.rows == 3 && g.cols == 2 && !strcmp(grid_text(g, text), "3x2"), "3x2");
-    err e = grid_resolve("3x2", 64, 5, &g);
+    err e = grid_resolve("grid", "3x2", 64, 5, &g);
     check(e.code == ERR_MISMATCH && strstr(e.what, "needs 6 ranks"), "too few ranks");
     const char *bad[] = {"", "2", "2x", "x2", "2x2x", "0x2", "2x-1", "2 x2y", "Auto"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        check(grid_resolve(bad[i], 64, 6, &g).code == ERR_USAGE, "no grid");
+        check(grid_resolve("grid", bad[i], 64, 6, &g).code == ERR_USAGE, "no grid");
     dgrid *none;
     e = dgrid_create(c, (grid_shape){comm_size(c) + 1, 1}, 0, 1, &none);
     check(e.code == ERR_MISMATCH && !none, "a grid larger than its ranks");
