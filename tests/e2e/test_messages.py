@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import make_model  # noqa: E402
-from spin import TESTS, Case, main, settings, spin, tars  # noqa: E402
+from spin import TESTS, TEXT, Case, main, settings, spin, tars  # noqa: E402
 
 PAGE = os.path.join(os.environ.get("SPINSHARD_SOURCE", os.path.dirname(TESTS)), "docs", "ERRORS.md")
 SHARD = "model-00001-of-00002.safetensors"
@@ -165,6 +165,36 @@ RECIPES = [
     (3, "rotations that do not exist", r"nothing\.safetensors", settings("rotate.start=nothing.safetensors")),
 ]
 
+GPTQ = settings("weights.method=gptq", "calib.windows=4", "calib.window=64")
+
+# (code, what is wrong, words, arguments, change to a copy of the model) -> quantize
+ROUNDING = [
+    (2, "GPTQ without a text", "--calib", settings("weights.method=gptq"), None),
+    (2, "asymmetric 8-bit inputs in a form that says them", "activations.symmetric",
+     ["--calib", "TEXT", *GPTQ, *settings("activations.bits=8", "archive.form=int-quantized")], None),
+    (2, "one input range a head in a form that says them", "o_group",
+     ["--calib", "TEXT", *GPTQ, *settings("activations.bits=8", "activations.symmetric=true", "archive.form=int-quantized")], None),
+    (2, "a strength above 1", r"weights\.alpha", settings("weights.method=gptaq", "weights.alpha=1.5"), None),
+    (2, "SmoothQuant's scales under a rotation", "R1", ["--calib", "TEXT", *GPTQ, *settings(
+        "scale.start=smooth", "scale.pairs=[norm]", "rotate.r1=true")], None),
+    (3, "a text shorter than a window", "window", ["--calib", "TEXT", *GPTQ, *settings("calib.window=4096")], None),
+    (3, "a scratch folder that is a file", "not a folder", ["--calib", "TEXT", *GPTQ, "--scratch", "TEXT"], None),
+    (6, "a limit that is too small even with files", "--mem", ["--calib", "TEXT", *GPTQ, "--mem", "1M"], None),
+    (7, "a grid of more ranks than there are", "numerics.gptq_grid",
+     ["--calib", "TEXT", *GPTQ, *settings("numerics.gptq_grid=2x2", "numerics.gptq_grid_from=16")], None),
+    (8, "inputs that overflow", "calibration window 0",
+     ["--calib", "TEXT", *GPTQ, *settings("rotate.r1=false", "rotate.r2=none")],
+     tensor(UP.replace("up_proj", "down_proj"), lambda t, s, d: (t, s, struct.pack("<f", 3e38) * (len(d) // 4)))),
+]
+
+# (what is odd, words of the line, arguments) -> quantize, which goes on
+SAID = [
+    ("fewer calibration tokens than columns", "damping is raised", [*GPTQ, *settings("calib.windows=1", "calib.window=16")]),
+    ("fewer windows in the text than asked for", "they repeat", [*GPTQ, *settings("calib.windows=64")]),
+    ("8-bit inputs that no runtime loads", "load in no runtime", [*GPTQ, *settings("activations.bits=8")]),
+    ("4-bit inputs", "no common runtime", [*GPTQ, *settings("activations.bits=4")]),
+]
+
 # (code, what is wrong, words, change to a copy of the output) -> verify
 OUTPUTS = [
     (3, "no manifest", "manifest.json", gone("manifest.json")),
@@ -231,11 +261,23 @@ class Messages(Case):
         for code, what, words, more in RECIPES:
             more = [self.path("bad.yaml") if w == "RECIPE" else w for w in more]
             yield "Flags and recipes (`quantize`)", code, what, words, quantize(self.model, *more), None
+        for code, what, words, more, change in ROUNDING:
+            more = [TEXT if w == "TEXT" else w for w in more]
+            yield "GPTQ (`quantize`)", code, what, words, quantize(self.fresh(self.model, change), *more), None
+        for what, words, more in SAID:
+            yield "Said, and the run goes on (`quantize`)", 0, what, words, quantize(self.model, "--calib", TEXT, *more), None
         yield "Outputs (`quantize`)", 2, "the output exists", "--force", ["quantize", "--model", self.model, "--out", self.out], None
         for code, what, words, change in OUTPUTS:
             yield "Archives (`verify`)", code, what, words, ["verify", self.fresh(self.out, change)], None
         for code, what, words, fault in FAULTS:
             yield "The machine (`quantize`)", code, what, words, quantize(self.model), {"SPINSHARD_FAULT": fault}
+
+    def said(self, r, words):
+        """The one line with these words of a run that went on."""
+        self.assertEqual(r.errors(), [], f"\n{r}")
+        lines = [line for line in r.err.splitlines() if re.search(words, line)]
+        self.assertEqual(len(lines), 1, f"one line with {words}\n{r}")
+        return lines[0].removeprefix("warning: ").replace(TEXT, "TEXT").replace("|", "\\|")
 
     def message(self, r):
         """The message without what differs between runs and machines."""
@@ -245,7 +287,7 @@ class Messages(Case):
         text = lines[at[0]][len("spinshard: error: "):]
         if at[0] + 1 < len(lines) and lines[at[0] + 1].startswith("  try:"):
             text += "; " + lines[at[0] + 1].strip()
-        text = re.sub(re.escape(self.dir) + r"/\d+/", "", text).replace(self.dir + "/", "")
+        text = re.sub(re.escape(self.dir) + r"/\d+/", "", text).replace(self.dir + "/", "").replace(TEXT, "TEXT")
         text = re.sub(r"\bo\d+\b", "OUT", text)
         text = re.sub(r"objects/[\w.-]+\.new", "objects/NEW", text)
         text = re.sub(r"\.\d+\.new\b", ".NEW", text)
@@ -264,6 +306,8 @@ class Messages(Case):
         section, code, what, words, args, env = case
         r = spin(*args, env=env, limit=60)
         self.assertEqual(r.rc, code, f"{what}\n{r}")
+        if code == 0:
+            return section, code, what, self.said(r, words)
         text = self.message(r)
         self.assertRegex(text, "(?i)" + words, f"{what}\n{r}")
         self.assertRegex(text, r"; try: |must be|not in -?\d", f"{what}: says not what to do\n{r}")
