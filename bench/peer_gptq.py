@@ -15,10 +15,10 @@ begin-of-text, its first windows. Symmetric, 4 bits, groups, all linears but the
   ours, max        the same with the scale of the largest weight, as llm-compressor's observer takes it
   ours, gptaq      weights.method gptaq on the stream of quantized weights, as best-w4a16 has it
 
-Perplexity of all of them by `spinshard eval --dtype fp32`: of our archive, and of a plain folder with llm-compressor's
+Perplexity of all of them by `spinshard eval` in bf16: of our archive, and of a plain folder with llm-compressor's
 dequantized weights. Demands of each model, ours (the row `ours`): perplexity at most 0.5 % above theirs, time at most
-theirs; exit code 1 where one fails. Each row is run once and kept in --work (peer_gptq.json); --alone is put before the
-commands that are timed. Both sides have as many threads in all as there are ranks.
+theirs; exit code 1 where one fails. Each row is run once and kept in --work (peer_gptq.json); --alone is put before
+each command, for machines that others use too. Both sides have as many threads in all as there are ranks.
 """
 import argparse
 import json
@@ -105,20 +105,20 @@ OURS = {
 MARGIN = 1.005
 
 
-def run(a, command, threads, timed=False):
+def run(a, command, threads, alone=True):
     env = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
     env.update(OMP_NUM_THREADS=str(threads), OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
                HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
-    command = (a.alone.split() if timed else []) + command
+    command = (a.alone.split() if alone else []) + command
     r = subprocess.run(command, env=env, capture_output=True, text=True, cwd=a.work)
     if r.returncode:
         raise SystemExit(f"{' '.join(command)[:400]}\nexit code {r.returncode}\n{r.stderr[-3000:]}")
     return r.stdout
 
 
-def ours(a, args, timed=False):
+def ours(a, args):
     mpirun = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(a.ranks)]
-    return run(a, [*mpirun, a.program, *args], 1, timed)
+    return run(a, [*mpirun, a.program, *args], 1)
 
 
 def small_files(a, to):
@@ -145,11 +145,9 @@ def folder(a, model):
 
 
 def perplexities(a, path):
-    most = max(a.limits)
     got = {}
-    for limit in a.limits if len(a.limits) > 1 else [most]:
-        words = ["eval", "--json", "--quiet", "--dtype", "fp32", "--model", path, "--text", a.text, "--window",
-                 str(a.window), "--limit", str(limit)]
+    for limit in a.limits:
+        words = ["eval", "--json", "--quiet", "--model", path, "--text", a.text, "--window", str(a.window), "--limit", str(limit)]
         got[str(limit)] = json.loads(ours(a, words))["perplexity"][0]["ppl"]
     return got
 
@@ -161,7 +159,7 @@ def theirs_row(a, model):
     shutil.copy(os.path.join(model, "config.json"), out)
     command = [a.peer_python, "-c", PEER, model, a.ids, str(a.window), str(a.windows), str(a.group), str(a.ranks), out]
     start = time.time()
-    got = json.loads(run(a, command, a.ranks, True).splitlines()[-1])
+    got = json.loads(run(a, command, a.ranks).splitlines()[-1])
     got["command_seconds"] = time.time() - start
     got["ppl"] = perplexities(a, out)
     shutil.rmtree(out)
@@ -174,7 +172,7 @@ def our_row(a, model, more):
     words = ["quantize", "--quiet", "--model", model, "--out", out, "--recipe", "gptq-w4a16", "--calib-ids", a.ids, "--set",
              f"weights.group={a.group}", "--set", f"calib.windows={a.windows}", "--set", f"calib.window={a.window}", *more]
     start = time.time()
-    ours(a, words, True)
+    ours(a, words)
     got = {"seconds": time.time() - start, "ppl": perplexities(a, out)}
     with open(os.path.join(out, "events.jsonl")) as f:
         layers = [e for e in map(json.loads, f) if e["event"] == "errors"]
@@ -221,7 +219,7 @@ def main():
         setattr(a, name, os.path.abspath(getattr(a, name)))
     os.makedirs(a.work, exist_ok=True)
     a.ids = os.path.join(a.work, "ids.json")
-    run(a, [a.peer_python, "-c", IDS, a.model, a.calib, str(a.windows * a.window), a.ids], 1)
+    run(a, [a.peer_python, "-c", IDS, a.model, a.calib, str(a.windows * a.window), a.ids], 1, False)
     kept = os.path.join(a.work, "peer_gptq.json")
     results = json.load(open(kept)) if os.path.exists(kept) else {}
     for model in a.models:

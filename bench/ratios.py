@@ -14,6 +14,8 @@ usage: ratios.py --program build/release/spinshard --model SMOLLM2_DIR --text FI
 
   ce         tokens/s of a step of the objective ce (2 windows of 1024 tokens, W16A4KV4, detached) over those of the
              same sites in PyTorch (--sites-script, run by --python): at least 2
+  gptq       time of the weights in PyTorch (--lab-script, run by --python) over that of the whole of `quantize` on 2 ranks
+             (GPTQ per channel after a random Hadamard, 48 x 1024 tokens of --calib), both once: at least 2
 
 Runs alternate, the best of --repeat counts. Run it alone: two busy processes spoil every figure.
 """
@@ -21,6 +23,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -143,6 +146,24 @@ def bench_ce(a):
     print(f"ce         {ours:.0f} tokens/s (through the range {through:.0f}), PyTorch {theirs:.0f}: {ours / theirs:.2f} (at least 2)")
 
 
+def bench_gptq(a):
+    script = a.lab_script or os.path.join(os.environ.get("SPINSHARD_SHARED", "../shared"), "tools", "torch-lab.py")
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(a.model))) as folder:
+        words = ["rotate.start=had", "weights.method=gptq", "weights.group=channel", "weights.scale=search", "calib.window=1024",
+                 f"calib.windows={a.windows}"]
+        start = time.time()
+        subprocess.run(["mpirun", "--oversubscribe", "--bind-to", "none", "-n", "2", a.program, "quantize", "--quiet", "--model",
+                        a.model, "--out", os.path.join(folder, "out"), "--calib", a.calib or a.text,
+                        *[w for word in words for w in ("--set", word)]],
+                       env=clean_env(max(1, os.cpu_count() // 2)), check=True, stdout=subprocess.DEVNULL)
+        ours = time.time() - start
+    out = subprocess.run([a.python, script, "eval", a.model, a.text, "--rot", "had:0", "--weights", "gptq", "--group", "0",
+                          "--calib", a.calib or a.text, "--windows", str(a.windows), "--limit", "1"],
+                         env=clean_env(os.cpu_count()), capture_output=True, text=True, check=True)
+    theirs = float(re.search(r"weights: (\d+) s", out.stdout).group(1))
+    print(f"gptq       {ours:.1f} s, PyTorch {theirs:.0f} s: {theirs / ours:.2f} (at least 2)")
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--program", required=True)
@@ -151,6 +172,8 @@ def main():
     p.add_argument("--calib", help="calibration text, for range and ce on the model")
     p.add_argument("--python", default=sys.executable)
     p.add_argument("--sites-script", help="for ce; default: tools/torch-sites.py beside SPINSHARD_SHARED's folders")
+    p.add_argument("--lab-script", help="for gptq; default: tools/torch-lab.py there")
+    p.add_argument("--windows", type=int, default=48, help="for gptq")
     p.add_argument("--repeat", type=int, default=3)
     p.add_argument("--only", action="append")
     a = p.parse_args()
@@ -162,6 +185,7 @@ def main():
         "tokenizer": lambda: bench_program(a, "bench_tokenizer", os.path.join(a.model, "tokenizer.json"), a.text),
         "range": lambda: bench_range(a),
         "ce": lambda: bench_ce(a),
+        "gptq": lambda: bench_gptq(a),
     }
     for name, run in todo.items():
         if not a.only or name in a.only:

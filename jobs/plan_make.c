@@ -229,8 +229,8 @@ static void add_learning(maker *m) {
 
 /* ---- weights ---- */
 
-/* Seconds of an item on a rank, to nearest. */
-static double item_seconds(const maker *m, int64_t item) {
+/* Seconds of an item on a rank: fused, and rounded to nearest. */
+static double item_seconds(const maker *m, int64_t item, bool round) {
     const quantize_run *q = m->q;
     const bool r1 = rotation_set_r1(q->rotations) != NULL;
     const bool dense = r1 && (json_array_size(recipe_get(q->recipe, "learn")) ||
@@ -238,16 +238,16 @@ static double item_seconds(const maker *m, int64_t item) {
     const double numbers = quantize_item_cost(&q->job, item);
     const bool linears = item >= 1 && item <= config(m)->layers;
     const double fuse = plan_time_fuse(&m->rank, config(m)->hidden, numbers, r1, dense);
-    return linears ? fuse + plan_time_round(&m->rank, numbers, q->job.how.search) : fuse;
+    return linears && round ? fuse + plan_time_round(&m->rank, numbers, q->job.how.search) : fuse;
 }
 
 /* GPTQ has the layers; what is left for rounding to nearest are the tables. */
 static double add_gptq(maker *m, plan_phase *f) {
+    enum { LINEARS = 7 };
     const quantize_run *q = m->q;
     const llama_config *cfg = config(m);
     const int64_t window = recipe_int(q->recipe, "calib.window");
     const double tokens = (double)(q->calib_windows * window);
-    const int streams = recipe_is(q->recipe, "weights.method", "gptaq") ? 2 : 1;
     bool scratch = options_has(q->o, OPT_SCRATCH);
     for (int pass = 0; pass < 2; pass++) {
         plan_phase layers = {.busy = 1};
@@ -274,8 +274,17 @@ static double add_gptq(maker *m, plan_phase *f) {
     if (!recipe_is(q->recipe, "numerics.gptq_grid", "auto") && !m->e.code)
         m->e = grid_resolve("numerics.gptq_grid", recipe_str(q->recipe, "numerics.gptq_grid"),
                             cfg->hidden, m->ranks, &g);
-    return (double)cfg->layers *
-           plan_time_gptq_layer(&m->rank, cfg, tokens, window, streams, m->ranks, g.rows * g.cols);
+    const plan_gptq how = {.tokens = tokens,
+                           .window = window,
+                           .ranks = m->ranks,
+                           .cells = g.rows * g.cols,
+                           .grid_from = recipe_int(q->recipe, "numerics.gptq_grid_from"),
+                           .asymmetric = recipe_is(q->recipe, "weights.method", "gptaq"),
+                           .search = q->job.how.search};
+    double fuse = 0; /* linears are dealt to ranks */
+    for (int64_t i = 1; i <= cfg->layers; i++) fuse += item_seconds(m, i, false);
+    return (double)cfg->layers * plan_time_gptq_layer(&m->rank, cfg, &how) +
+           fuse / (double)size_min(m->ranks, LINEARS);
 }
 
 static void add_items(maker *m) {
@@ -289,7 +298,7 @@ static void add_items(maker *m) {
     const bool gptq = quantize_uses_gptq(q->recipe);
     for (int64_t i = 0; i < q->n_items; i++) {
         const bool layer = i >= 1 && i <= config(m)->layers;
-        if (!gptq || !layer) load[q->owner[i]] += item_seconds(m, i);
+        if (!gptq || !layer) load[q->owner[i]] += item_seconds(m, i, true);
     }
     for (int r = 0; r < m->ranks; r++) {
         slowest = fmax(slowest, load[r]);

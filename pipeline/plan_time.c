@@ -15,7 +15,14 @@
 #define OF_SEARCH   1.8   /* a candidate of a number, against the search alone */
 #define OF_MOMENT   20.0  /* times a product in fp32: plain loops over the moment of R2 */
 #define OF_STEP     8.0   /* n^3 flop of a Cayley step: G R^T, elimination, its product */
+#define OF_STREAM   4.0   /* hidden + intermediate of a token and layer, in GPTQ */
+#define OF_SUM      0.5   /* an entry of a window's product to an exact sum */
 #define FIRST_TOUCH 0.5e9 /* bytes a second of fresh memory that a rank fills */
+
+/* Shares of the peak of products: sums of Hessians; their factor on one rank, and on a grid. */
+#define OF_PEAK_HESSIAN     0.6
+#define OF_PEAK_FACTOR      0.5
+#define OF_PEAK_FACTOR_GRID 0.8
 
 static double channels(const llama_config *cfg) {
     return (double)cfg->hidden + (double)cfg->intermediate;
@@ -106,16 +113,33 @@ double plan_time_round(const plan_rank *r, double numbers, bool search) {
     return tried + vector(r, OF_ROUND * numbers);
 }
 
-double plan_time_gptq_layer(const plan_rank *r, const llama_config *cfg, double tokens,
-                            int64_t window, int streams, int ranks, int cells) {
+/* The linears that share inputs of `width`, `rows` of them in all. Shares of the product peak that
+ * the parts reach: docs/DECISIONS.md. */
+static double gptq_step(const plan_rank *r, const plan_gptq *g, double mine, double width,
+                        double rows) {
+    enum { TRIALS = 4 }; /* of GPTAQ: three strengths, and the best once more */
+    const double moments = mine * width * width * (g->asymmetric ? 3 : 1),
+                 entries = mine / (double)g->window * width * width * (g->asymmetric ? 1.5 : 0.5);
+    const bool dist = g->cells > 1 && width >= (double)g->grid_from;
+    const double factor =
+        2.0 / 3 * pow(width, 3) / (dist ? OF_PEAK_FACTOR_GRID * g->cells : OF_PEAK_FACTOR);
+    const double row_flop = (g->asymmetric ? 4 * TRIALS + 2 : 3) * width * width;
+    const double rounds = plan_time_round(r, rows * width, g->search) / g->ranks;
+    return product(r, r->rates->bf16 * OF_PEAK_HESSIAN, moments) + vector(r, OF_SUM * entries) +
+           product(r, r->rates->f64, factor + row_flop * rows / g->ranks) +
+           rounds * (g->asymmetric ? TRIALS : 1);
+}
+
+double plan_time_gptq_layer(const plan_rank *r, const llama_config *cfg, const plan_gptq *g) {
     const double n = (double)cfg->hidden, f = (double)cfg->intermediate,
-                 o = (double)(cfg->heads * cfg->head_dim), params = (double)llama_layer_params(cfg);
-    const double mine = ceil(tokens / (double)window / ranks) * (double)window * streams;
-    const double hessians = 2 * mine * (2 * n * n + o * o + f * f);
-    const double factor = 4.0 / 3 * (2 * n * n * n + o * o * o + f * f * f) * streams;
-    const double update = (params - n * f) * n + n * f * f;
-    return product(r, r->rates->f32, hessians + update / ranks) +
-           product(r, r->rates->f64, factor) / cells +
-           mine * (product(r, r->rates->bf16, 2 * params) + vector(r, OF_SITES * channels(cfg)) +
-                   product(r, r->rates->f32, attention_flop(cfg, window)));
+                 o = (double)(cfg->heads * cfg->head_dim),
+                 kv = (double)(cfg->kv_heads * cfg->head_dim), streams = g->asymmetric ? 2 : 1;
+    const double windows = ceil(g->tokens / (double)g->window / g->ranks),
+                 mine = windows * (double)g->window;
+    const double forward = product(r, r->rates->bf16, 2 * (double)llama_layer_params(cfg)) +
+                           vector(r, OF_STREAM * channels(cfg)) +
+                           product(r, r->rates->f32, attention_flop(cfg, g->window));
+    return mine * streams * forward + gptq_step(r, g, mine, n, o + 2 * kv) +
+           gptq_step(r, g, mine, o, n) + gptq_step(r, g, mine, n, 2 * f) +
+           gptq_step(r, g, mine, f, n);
 }

@@ -48,9 +48,15 @@ double plan_time_pass(const plan_rank *r, const llama_config *cfg, const plan_pa
 double plan_time_fuse(const plan_rank *r, int64_t hidden, double numbers, bool r1, bool dense);
 double plan_time_round(const plan_rank *r, double numbers, bool search);
 
-/* GPTQ of a layer on `ranks` such ranks: Hessians and streams of `tokens` tokens, factorization on
- * `cells` of them, updates of the rows. streams: 1, or 2 for gptaq. */
-double plan_time_gptq_layer(const plan_rank *r, const llama_config *cfg, double tokens,
-                            int64_t window, int streams, int ranks, int cells);
+/* GPTQ of a layer on `ranks` such ranks: fused weights, forward, Hessians, factors, rounding. */
+typedef struct plan_gptq {
+    double tokens; /* of calibration */
+    int64_t window;
+    int ranks, cells;  /* all; those of the grid that factors Hessians */
+    int64_t grid_from; /* columns from which it does */
+    bool asymmetric;   /* GPTAQ: a second stream, cross terms, strengths tried */
+    bool search;       /* scales by search */
+} plan_gptq;
+double plan_time_gptq_layer(const plan_rank *r, const llama_config *cfg, const plan_gptq *g);
 
 #endif
