@@ -54,6 +54,20 @@ static err phase_sites(const quantize_run *q, gptq_phase *p) {
     return e;
 }
 
+/* A text with too few windows is gone through again and again: a Hessian knows no more by that. */
+static int64_t distinct_windows(const quantize_run *q) {
+    const int64_t n = recipe_int(q->recipe, "calib.windows"),
+                  length = recipe_int(q->recipe, "calib.window");
+    const size_t bytes = (size_t)length * sizeof *q->calib_ids;
+    const int32_t *ids = q->calib_ids;
+    int64_t period = 1;
+    if (!ids) return n;
+    while (period < n && memcmp(ids, ids + period * length, bytes) != 0) period++;
+    for (int64_t i = period; i < n; i++)
+        if (memcmp(ids + i * length, ids + (i - period) * length, bytes) != 0) return n;
+    return period;
+}
+
 static err phase_settings(const quantize_run *q, gptq_phase *p) {
     const recipe *r = q->recipe;
     *p = (gptq_phase){.scratch = NULL};
@@ -66,6 +80,7 @@ static err phase_settings(const quantize_run *q, gptq_phase *p) {
                         .full = &p->full,
                         .ids = q->calib_ids,
                         .n_windows = recipe_int(r, "calib.windows"),
+                        .n_distinct = distinct_windows(q),
                         .length = recipe_int(r, "calib.window"),
                         .asymmetric = recipe_is(r, "weights.method", "gptaq"),
                         .from_layer = recipe_is(r, "weights.target", "layer"),
@@ -278,11 +293,9 @@ static err do_layers(quantize_run *q, gptq_run *run, int64_t last) {
 }
 
 /* Said once: a Hessian with fewer tokens than columns lacks directions. */
-static void warn_tokens(const quantize_run *q) {
+static void warn_tokens(const quantize_run *q, int64_t tokens) {
     const llama_config *c = &q->source.cfg;
-    const int64_t tokens = recipe_int(q->recipe, "calib.windows") *
-                           recipe_int(q->recipe, "calib.window"),
-                  widest = size_max(c->intermediate, size_max(c->hidden, c->heads * c->head_dim));
+    const int64_t widest = size_max(c->intermediate, size_max(c->hidden, c->heads * c->head_dim));
     if (tokens >= widest) return;
     log_line(LOG_WARN,
              "gptq: %" PRId64 " calibration tokens for matrices of up to %" PRId64
@@ -301,7 +314,7 @@ err quantize_gptq(quantize_run *q) {
     const int64_t n = layers_to_read(q, p.s.asymmetric && !p.s.from_layer, layers, &last);
     quantize_phase_start(q, "gptq");
     if (!e.code && last >= 0) {
-        warn_tokens(q);
+        warn_tokens(q, p.s.n_distinct * p.s.length);
         e = plan_memory(q, &p);
         if (!e.code) e = gptq_run_create(&p.s, layers, n, &run);
         if (!e.code) e = do_layers(q, run, last);

@@ -149,7 +149,7 @@ static void step_name(const gptq_run *r, int64_t layer, llama_step step, char na
 /* More columns than tokens: the Hessian lacks directions, and damping stands in for them. */
 static gptq_solve_options solve_of(const gptq_run *r, int64_t n) {
     gptq_solve_options o = r->s.solve;
-    const int64_t tokens = r->s.n_windows * r->s.length;
+    const int64_t tokens = r->s.n_distinct * r->s.length;
     if (tokens < n) o.damp *= (double)n / (double)tokens;
     return o;
 }

@@ -23,6 +23,7 @@ typedef struct gptq_settings {
     const llama_sites *full;  /* of the stream of full precision, likewise */
     const int32_t *ids;       /* [n_windows * length] calibration windows, on every rank */
     int64_t n_windows, length;
+    int64_t n_distinct;  /* of the windows; the others repeat them */
     const char *scratch; /* folder for activations; NULL: in memory */
     bool asymmetric;     /* GPTAQ */
     bool from_layer;     /* the stream of full precision begins anew at each layer's input */

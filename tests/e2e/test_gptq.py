@@ -226,8 +226,22 @@ class Gptq(Case):
     def test_few_tokens(self):
         r = self.run_one("few", *GPTQ, "calib.windows=1", "calib.window=16")[1]
         self.assertRegex(r.err, "16 calibration tokens for matrices of up to 172 columns; damping is raised")
-        damping = [t["damping"] for t in self.errors(self.path("few"))]
-        self.assertTrue(all(d > 0 for d in damping))
+
+    def test_repeated_windows(self):
+        """A text that repeats tells a Hessian no more: the same warning, damping and errors as without repeats."""
+        text = self.path("short.txt")
+        with open(TEXT) as f, open(text, "w") as g:
+            g.write(f.read()[:120])
+        told = []
+        for windows in (1, 7):
+            out = self.path(f"o{windows}")
+            r = self.good("quantize", "--model", STORIES, "--calib", text, "--out", out,
+                          *settings(*GPTQ, "calib.window=40", f"calib.windows={windows}"))
+            self.assertRegex(r.err, "40 calibration tokens for matrices of up to 172 columns; damping is raised")
+            told.append(self.errors(out))
+        for a, b in zip(*told):
+            for key in ("damping", "before"):
+                self.assertLess(abs(a[key] - b[key]), 1e-3 * a[key], f"{a} {b}")
 
     def test_no_text(self):
         out = self.path("o")
