@@ -3,7 +3,7 @@
 
 usage: peer_gptq.py --program build/release/spinshard --model DIR --calib FILE --text FILE --work DIR
                     --peer-python PYTHON_WITH_LLMCOMPRESSOR [--windows 48] [--window 1024] [--group 64] [--limits 20,40]
-                    [--ranks 2] [--only MODEL/ROW]... [--models source,fused] [--alone COMMAND]
+                    [--ranks 2] [--only MODEL/ROW]... [--models source,fused]
 
 Models: `source`, as it is; `fused`, the same function with a seeded Hadamard R1 and R2 of ours folded into its weights,
 in the source's type (folded here, in fp64, from the rotations.safetensors that `quantize` writes). Nothing is rotated by
@@ -17,8 +17,8 @@ begin-of-text, its first windows. Symmetric, 4 bits, groups, all linears but the
 
 Perplexity of all of them by `spinshard eval` in bf16: of our archive, and of a plain folder with llm-compressor's
 dequantized weights. Demands of each model, ours (the row `ours`): perplexity at most 0.5 % above theirs, time at most
-theirs; exit code 1 where one fails. Each row is run once and kept in --work (peer_gptq.json); --alone is put before
-each command, for machines that others use too. Both sides have as many threads in all as there are ranks.
+theirs; exit code 1 where one fails. Each row is run once and kept in --work (peer_gptq.json). Both sides have as many
+threads in all as there are ranks. Run it alone: times count.
 """
 import argparse
 import json
@@ -105,11 +105,10 @@ OURS = {
 MARGIN = 1.005
 
 
-def run(a, command, threads, alone=True):
+def run(a, command, threads):
     env = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
     env.update(OMP_NUM_THREADS=str(threads), OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
                HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
-    command = (a.alone.split() if alone else []) + command
     r = subprocess.run(command, env=env, capture_output=True, text=True, cwd=a.work)
     if r.returncode:
         raise SystemExit(f"{' '.join(command)[:400]}\nexit code {r.returncode}\n{r.stderr[-3000:]}")
@@ -211,7 +210,6 @@ def main():
         p.add_argument(flag, type=int, default=value)
     p.add_argument("--limits", default="20,40")
     p.add_argument("--models", default="source,fused")
-    p.add_argument("--alone", default="")
     p.add_argument("--only", action="append")
     a = p.parse_args()
     a.limits, a.models = [int(n) for n in a.limits.split(",")], a.models.split(",")
@@ -219,7 +217,7 @@ def main():
         setattr(a, name, os.path.abspath(getattr(a, name)))
     os.makedirs(a.work, exist_ok=True)
     a.ids = os.path.join(a.work, "ids.json")
-    run(a, [a.peer_python, "-c", IDS, a.model, a.calib, str(a.windows * a.window), a.ids], 1, False)
+    run(a, [a.peer_python, "-c", IDS, a.model, a.calib, str(a.windows * a.window), a.ids], 1)
     kept = os.path.join(a.work, "peer_gptq.json")
     results = json.load(open(kept)) if os.path.exists(kept) else {}
     for model in a.models:
