@@ -1,10 +1,13 @@
-# A test links the parts of the house that it includes, and no more.
+# A test links the parts of the house that it includes, also by headers of tests/, and no more.
 function(link_included target source)
   file(STRINGS ${source} lines REGEX "^#include \"[a-z]+/")
   foreach(line ${lines})
-    string(REGEX REPLACE "^#include \"([a-z]+)/.*" "\\1" part "${line}")
+    string(REGEX REPLACE "^#include \"(([a-z]+)/[^\"]*)\".*" "\\1" header "${line}")
+    string(REGEX REPLACE "/.*" "" part "${header}")
     if(TARGET house_${part})
       target_link_libraries(${target} PRIVATE house_${part})
+    elseif(part STREQUAL tests)
+      link_included(${target} ${CMAKE_SOURCE_DIR}/${header})
     endif()
   endforeach()
 endfunction()
