@@ -153,6 +153,7 @@ static void print_percent(const json_t *t, const char *key) {
 void gptq_table_print(const json_t *layers) {
     size_t i, k;
     json_t *layer, *t;
+    bool both = false;
     printf("%-44s %9s %9s %10s %7s %10s %6s\n", "tensor", "nearest %", "gptq %", "damping",
            "raises", "fell back", "alpha");
     json_array_foreach(layers, i, layer) {
@@ -163,7 +164,11 @@ void gptq_table_print(const json_t *layers) {
             printf(" %10.3g %7.0f %4.0f/%-5.0f %6.2f\n", number_of(t, "damping"),
                    number_of(t, "raises"), number_of(t, "fell_back"), number_of(t, "rows"),
                    number_of(t, "alpha"));
+            both |= number_of(t, "alpha") > 0;
         }
         printf("layer %.0f: %.2f s\n", number_of(layer, "layer"), number_of(layer, "seconds"));
     }
+    if (both)
+        printf("where alpha is above 0, errors are towards the full-precision stream, less a part "
+               "that no codes change: they compare with each other; - where that part is more\n");
 }
