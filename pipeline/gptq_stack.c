@@ -188,14 +188,6 @@ static err row_errors(gptq_stack *k) {
     return e;
 }
 
-static void add_errors(const gptq_stack *k, qerror *sum) {
-    for (int64_t i = 0; i < k->rows; i++) {
-        sum->sum_sq_error += k->errors[i].sum_sq_error;
-        sum->sum_sq_weight += k->errors[i].sum_sq_weight;
-        sum->max_error = fmax(sum->max_error, k->errors[i].max_error);
-    }
-}
-
 err gptq_stack_round(gptq_stack *k, const gptq_order *o, gptq_solve *solve, double alpha) {
     const gptq_settings *s = &k->r->s;
     const gptq_options opts = {
@@ -211,7 +203,7 @@ err gptq_stack_round(gptq_stack *k, const gptq_order *o, gptq_solve *solve, doub
 void gptq_stack_report(const gptq_stack *k, const gptq_solve *solve, double alpha,
                        gptq_layer_report *report) {
     int64_t at = 0;
-    add_errors(k, &report->error);
+    qerror_add(k->errors, k->rows, &report->error);
     for (int i = 0; i < k->n_linears; i++) {
         gptq_linear_report *l = &report->linears[k->first_linear + i];
         const int64_t rows = gptq_linear_rows(k->r->s.job->cfg, k->first_linear + i);

@@ -74,7 +74,10 @@ static err open_file(gptq_windows *w) {
     if (e.code) w->in = -1;
     unlink(w->path);
     const uint64_t bytes = gptq_windows_file_bytes(&w->o, comm_size(w->c), comm_rank(w->c));
-    const int failed = !e.code && bytes ? posix_fallocate(w->out, 0, (off_t)bytes) : 0;
+    int failed = 0;
+    do /* a signal that asks to stop must not look like a full disk */
+        if (!e.code && bytes) failed = posix_fallocate(w->out, 0, (off_t)bytes);
+    while (failed == EINTR);
     if (!failed) return e;
     errno = failed;
     return err_errno(w->path, "take room for the activations");

@@ -360,6 +360,15 @@ static err run(job *j, gptq_panels panels, const double *cross, gptq_loss *loss)
     return err_none();
 }
 
+/* What this caller cannot use is asked for all the same: other ranks may wait for it. */
+static void pass_panels(gptq_panels panels, int64_t n, int64_t block) {
+    err e = err_none();
+    for (int64_t first = 0; first < n && !e.code; first += block) {
+        panel u;
+        e = panels.get(panels.context, first, size_min(block, n - first), &u.u, &u.stride);
+    }
+}
+
 static err check(const gptq_options *options, const gptq_order *o, int64_t rows, int64_t row0,
                  const qmatrix *q) {
     const wquant *how = &options->how;
@@ -384,7 +393,10 @@ err gptq_rows(const gptq_options *options, const gptq_order *o, double lambda, g
     void *doubles = NULL, *codes = NULL;
     j.order = o, j.w = w, j.q = q, j.lambda = lambda, j.row0 = row0;
     e = take_job(&j, cross != NULL && rows > 0, &doubles, &codes);
-    if (!e.code) e = run(&j, panels, cross, loss);
+    if (e.code)
+        pass_panels(panels, j.n, j.block);
+    else
+        e = run(&j, panels, cross, loss);
     mem_free(doubles);
     mem_free(codes);
     mem_free(j.row);

@@ -75,7 +75,8 @@ err gptq_factor(const gptq_order *o, double damp, double *h, gptq_damping *done)
  * places, row i at *panel + i * *stride; entries below the diagonal are 0. Called for each block of
  * the order, front to back, the same calls on every rank that has the same n and block (so it may
  * be collective, also for callers without rows). The panel is borrowed until the next call.
- * An error ends gptq_rows at once with that error. */
+ * An error ends gptq_rows at once with that error; where gptq_rows itself lacks memory, the panels
+ * are asked for all the same. */
 typedef struct gptq_panels {
     err (*get)(void *context, int64_t first, int64_t rows, const double **panel, int64_t *stride);
     void *context;

@@ -33,8 +33,7 @@ void packed_tensor_fill_unit(const layout *l, llama_role role, int64_t layer, co
 err packed_plain_fill(const float *from, int64_t n, st_dtype dtype, const char *what, void *to);
 
 /* Local. Read one linear of an archive back, in the form it is found in. `linear` is its name
- * without
- * ".weight" or ".weight_packed".
+ * without ".weight" or ".weight_packed".
  * Caller owns *out (qmatrix_destroy). Fails with ERR_VERIFY where tensors are missing or do not fit
  * each other, else with the errors of reading. */
 err packed_tensor_read(const hf_checkpoint *ck, const char *linear, int bits, int64_t group,

@@ -128,6 +128,20 @@ class Faults(Case):
         self.assertEqual(self.quantize("gptq", out, ranks=2).rc, 0)
         self.assertEqual(self.hashes(out), want)
 
+    def test_one_rank_of_gptq_lacks_memory(self):
+        """The others wait for it nowhere: one message, and the next run ends in the same bytes."""
+        self.assertEqual(self.quantize("gptq", self.path("good"), ranks=2).rc, 0)
+        ended = 0
+        for seed in range(5):
+            out = self.path(f"lacks{seed}")
+            r = self.quantize("gptq", out, f"malloc:{seed}/120:1", ranks=2)
+            self.assertIn(r.rc, (0, 6), f"\n{r}")
+            self.assertEqual(len(r.errors()), int(r.rc != 0), f"\n{r}")
+            ended += r.rc != 0
+        self.assertGreater(ended, 1)
+        self.assertEqual(self.quantize("gptq", out, ranks=2).rc if r.rc else 0, 0)
+        self.assertEqual(self.hashes(out), self.hashes(self.path("good")))
+
     def test_a_rank_that_holds_something_else(self):
         """A bit of what all ranks hold is lost on one of three: it is named, and nothing wrong is committed."""
         for n, what in ((1, r"learn\.0: rank 1 holds another R1"), (6, "rank 1 holds another (recipe|list)")):

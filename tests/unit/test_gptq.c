@@ -3,6 +3,8 @@
  * (w - q) H (w - q)^T itself, and, for asymmetric calibration, a minimisation of the objective from
  * the inputs at every column. */
 #include "base/err.h"
+#include "base/fault.h"
+#include "base/mem.h"
 #include "base/rng.h"
 #include "quant/gptq.h"
 #include "quant/rtn.h"
@@ -551,6 +553,47 @@ static void errors_of_panels_end_it(void **state) {
     sample_destroy(&s);
 }
 
+typedef struct counted {
+    const sample *s;
+    int64_t calls;
+} counted;
+
+static err counted_panel(void *context, int64_t first, int64_t rows, const double **panel,
+                         int64_t *stride) {
+    counted *c = context;
+    assert_int_equal(first, c->calls++ * c->s->options.block);
+    assert_true(first + rows <= c->s->n);
+    *panel = c->s->u + first * c->s->n + first;
+    *stride = c->s->n;
+    return err_none();
+}
+
+/* Panels may come from all ranks at once: one that lacks memory must not leave the others waiting. */
+static void all_panels_are_asked_for(void **state) {
+    (void)state;
+    const wquant how = {.bits = 4, .symmetric = true, .scale_type = SCALE_BF16};
+    sample s = sample_create(2, 64, 100, &how);
+    factor(&s, true);
+    s.options.block = 24; /* the last one is smaller */
+    const uint64_t held = mem_held_bytes();
+    err e;
+    int k = 0;
+    do {
+        char spec[32];
+        counted c = {&s, 0};
+        snprintf(spec, sizeof spec, "malloc:%d", ++k);
+        fault_arm(spec);
+        e = gptq_rows(&s.options, s.order, 0, (gptq_panels){counted_panel, &c}, s.w, NULL, 2, 0,
+                      s.q, s.loss);
+        assert_int_equal(c.calls, 3);
+        assert_int_equal(e.code, fault_armed() ? ERR_OK : ERR_NOFIT);
+        assert_int_equal(mem_held_bytes(), held);
+    } while (e.code);
+    fault_arm("");
+    assert_int_equal(k, 5); /* four buffers, and none missing */
+    sample_destroy(&s);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(factor_is_the_inverse),
@@ -565,6 +608,7 @@ int main(void) {
         cmocka_unit_test(asymmetric_calibration_is_exact),
         cmocka_unit_test(no_strength_no_correction),
         cmocka_unit_test(errors_of_panels_end_it),
+        cmocka_unit_test(all_panels_are_asked_for),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
