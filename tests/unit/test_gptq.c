@@ -568,7 +568,7 @@ static err counted_panel(void *context, int64_t first, int64_t rows, const doubl
     return err_none();
 }
 
-/* Panels may come from all ranks at once: one that lacks memory must not leave the others waiting. */
+/* Panels may come from all ranks at once: one that lacks memory must leave no other waiting. */
 static void all_panels_are_asked_for(void **state) {
     (void)state;
     const wquant how = {.bits = 4, .symmetric = true, .scale_type = SCALE_BF16};
