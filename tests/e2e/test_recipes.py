@@ -88,6 +88,8 @@ class Recipes(Case):
         layers = self.good("inspect", out, "--errors", "--json").json()["layers"]
         told = [t for layer in layers for t in layer["tensors"]]
         self.assertEqual(len(told), 7 * LAYERS, name)
+        printed = self.good("inspect", out, "--errors").out
+        self.assertEqual("less a part that no codes change" in printed, any(t["alpha"] > 0 for t in told), printed)
         for t in told:
             if t["after"] is not None and t["before"] is not None:  # GPTAQ's may lack
                 self.assertLessEqual(t["after"], t["before"], f"{name} {t}")
