@@ -1,10 +1,10 @@
 /* Sums and factors of GPTQ over ranks: H and the cross terms against sums in fp64 made here from
  * the same bf16 inputs, the integers the same on any number of ranks (printed sums are held in the
  * test), the factor of one rank and that of a grid against the definition U^T U Hd = I. */
-#include "base/log.h"
 #include "base/mem.h"
 #include "base/rng.h"
 #include "pipeline/gptq_solve.h"
+#include "tests/mpi/on_ranks.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -13,23 +13,9 @@
 
 enum { N = 96, LENGTH = 40, COUNT = 11 };
 
-static int failures;
-
-static void check(bool ok, const char *what) {
-    if (ok) return;
-    failures++;
-    fprintf(stderr, "rank %d: failed: %s\n", comm_rank(comm_world()), what);
-}
-
-static void need(err e) {
-    if (!e.code) return;
-    log_failure(&e);
-    comm_abort(1, "unexpected error");
-}
-
 static void *room(int64_t n, size_t size) {
     void *p;
-    need(mem_alloc(n, size, "test", &p));
+    OK(mem_alloc(n, size, "test", &p));
     return p;
 }
 
@@ -65,7 +51,7 @@ static void begin(fixture *f, const comm *c, bool hold_out, const char *scratch)
                                     .length = LENGTH,
                                     .streams = 2,
                                     .scratch = scratch};
-    need(gptq_windows_create(c, &o, &f->windows));
+    OK(gptq_windows_create(c, &o, &f->windows));
     for (int s = 0; s < 2; s++) {
         bf16 part[LENGTH * N], *x;
         f->x[s] = room(COUNT * LENGTH * N, sizeof(double));
@@ -75,9 +61,9 @@ static void begin(fixture *f, const comm *c, bool hold_out, const char *scratch)
                 f->x[s][w * LENGTH * N + i] = (double)half_from_bf16(part[i]);
         }
         for (int64_t i = 0; i < gptq_windows_own(f->windows); i++) {
-            need(gptq_windows_get_input(f->windows, s, i, &x));
+            OK(gptq_windows_get_input(f->windows, s, i, &x));
             make_inputs(gptq_windows_number(f->windows, i), s, x);
-            need(gptq_windows_put_input(f->windows, s, i));
+            OK(gptq_windows_put_input(f->windows, s, i));
         }
     }
     f->m = (gptq_moments){.c = c, .windows = f->windows, .hold_out = hold_out};
@@ -116,7 +102,7 @@ static int64_t test_sums(const comm *c, bool hold_out, const char *scratch) {
     double *diagonal = room(N, sizeof *diagonal), worst = 0, worst_cross = 0, largest = 0;
     int64_t sum = 17;
     begin(&f, c, hold_out, scratch);
-    need(gptq_moments_diagonal(&f.m, N, "test", diagonal));
+    OK(gptq_moments_diagonal(&f.m, N, "test", diagonal));
     for (int64_t j = 0; j < N; j++) {
         const double want = slow(&f, j, j, false);
         largest = fmax(largest, want);
@@ -126,14 +112,14 @@ static int64_t test_sums(const comm *c, bool hold_out, const char *scratch) {
     for (int64_t first = 0; first < N; first += 40) {
         const int64_t rows = first + 40 < N ? 40 : N - first;
         int64_t *v;
-        need(gptq_moments_panel(&f.m, first, rows, -1, &v));
+        OK(gptq_moments_panel(&f.m, first, rows, -1, &v));
         for (int64_t i = 0; i < rows; i++)
             for (int64_t j = first + i; j < N; j++) {
                 const int64_t got = v[i * (N - first) + j - first];
                 sum = mix(sum, got);
                 worst = fmax(worst, fabs((double)got * unit - slow(&f, first + i, j, false)));
             }
-        need(gptq_moments_cross(&f.m, first, rows, &v));
+        OK(gptq_moments_cross(&f.m, first, rows, &v));
         for (int64_t i = 0; i < rows; i++)
             for (int64_t j = 0; j < N; j++) {
                 sum = mix(sum, v[i * N + j]);
@@ -154,7 +140,7 @@ static int64_t test_sums(const comm *c, bool hold_out, const char *scratch) {
 static void check_inputs(const fixture *f) {
     bf16 want[LENGTH * N], *x;
     for (int64_t i = 0; i < gptq_windows_own(f->windows); i++) {
-        need(gptq_windows_get_input(f->windows, GPTQ_QUANTIZED, i, &x));
+        OK(gptq_windows_get_input(f->windows, GPTQ_QUANTIZED, i, &x));
         make_inputs(gptq_windows_number(f->windows, i), GPTQ_QUANTIZED, want);
         check(!memcmp(x, want, sizeof want), "columns are in their places again");
     }
@@ -179,24 +165,24 @@ static int64_t test_wide(const comm *c, const char *scratch) {
                                     .scratch = scratch};
     gptq_windows *windows;
     int64_t sum = 3;
-    need(gptq_windows_create(c, &o, &windows));
+    OK(gptq_windows_create(c, &o, &windows));
     for (int64_t w = 0; w < WINDOWS; w++)
         for (int64_t i = 0; i < TOKENS * WIDE; i++) x[w * TOKENS * WIDE + i] = wide_entry(w, i);
     for (int64_t i = 0; i < gptq_windows_own(windows); i++) {
         const double *from = x + gptq_windows_number(windows, i) * TOKENS * WIDE;
         bf16 *to;
-        need(gptq_windows_get_input(windows, GPTQ_QUANTIZED, i, &to));
+        OK(gptq_windows_get_input(windows, GPTQ_QUANTIZED, i, &to));
         for (int64_t k = 0; k < TOKENS * WIDE; k++) to[k] = half_to_bf16((float)from[k]);
-        need(gptq_windows_put_input(windows, GPTQ_QUANTIZED, i));
+        OK(gptq_windows_put_input(windows, GPTQ_QUANTIZED, i));
     }
     gptq_moments m = {.c = c, .windows = windows};
-    need(gptq_moments_diagonal(&m, WIDE, "test", diagonal));
+    OK(gptq_moments_diagonal(&m, WIDE, "test", diagonal));
     const double unit = ldexp(m.factor, m.exponent);
     const int64_t step = gptq_moments_panel_rows(WIDE);
     for (int64_t first = 0; first < WIDE; first += step) {
         const int64_t rows = first + step < WIDE ? step : WIDE - first;
         int64_t *v;
-        need(gptq_moments_panel(&m, first, rows, -1, &v));
+        OK(gptq_moments_panel(&m, first, rows, -1, &v));
         for (int64_t i = first; i < first + rows; i += STEP)
             for (int64_t j = i; j < WIDE; j += STEP) {
                 const int64_t got = v[(i - first) * (WIDE - first) + j - first];
@@ -222,18 +208,18 @@ static void test_factor(const comm *c, grid_shape grid, bool act_order) {
     gptq_solve *s;
     double *diagonal = room(N, sizeof *diagonal), *u = room(N * N, sizeof *u), worst = 0;
     begin(&f, c, false, NULL);
-    need(gptq_moments_diagonal(&f.m, N, "test", diagonal));
-    need(gptq_order_create(N, diagonal, act_order, &o));
+    OK(gptq_moments_diagonal(&f.m, N, "test", diagonal));
+    OK(gptq_order_create(N, diagonal, act_order, &o));
     const gptq_solve_options opts = {
         .damp = 0.01, .block = 28, .dist_from = 1, .grid = grid, .blas_threads = 1};
-    need(gptq_solve_create(&f.m, o, &opts, "test", &s));
+    OK(gptq_solve_create(&f.m, o, &opts, "test", &s));
     check_inputs(&f);
     const gptq_panels panels = gptq_solve_panels(s);
     for (int64_t first = 0; first < N; first += 28) {
         const int64_t rows = first + 28 < N ? 28 : N - first;
         const double *panel;
         int64_t stride;
-        need(panels.get(panels.context, first, rows, &panel, &stride));
+        OK(panels.get(panels.context, first, rows, &panel, &stride));
         for (int64_t i = 0; i < rows; i++) {
             for (int64_t j = 0; j < i; j++) check(panel[i * stride + j] == 0, "below the diagonal");
             memcpy(u + (first + i) * N + first, panel + i * stride,
@@ -273,7 +259,7 @@ static void test_not_finite(const comm *c) {
     begin(&f, c, false, NULL);
     for (int64_t i = 0; i < gptq_windows_own(f.windows); i++) {
         if (gptq_windows_number(f.windows, i) != 9) continue;
-        need(gptq_windows_get_input(f.windows, GPTQ_QUANTIZED, i, &x));
+        OK(gptq_windows_get_input(f.windows, GPTQ_QUANTIZED, i, &x));
         x[3 * N + 8] = half_to_bf16(NAN);
     }
     const err e = gptq_moments_diagonal(&f.m, N, "the tensor", diagonal);
@@ -284,19 +270,14 @@ static void test_not_finite(const comm *c) {
 }
 
 int main(int argc, char **argv) {
-    err e = comm_start(&argc, &argv);
-    if (e.code) {
-        log_failure(&e);
-        return 1;
-    }
-    const comm *c = comm_world();
+    const comm *c = ranks_start(&argc, &argv);
     const int64_t sum = test_sums(c, false, NULL);
     check(test_sums(c, false, ".") == sum, "the same sums from files");
     const int64_t held = test_sums(c, true, NULL);
     check(held != sum, "held out windows are left out");
     /* one rank alone, beside: its sums are those of all */
     comm *alone;
-    need(comm_split(c, comm_rank(c), "alone", &alone));
+    OK(comm_split(c, comm_rank(c), "alone", &alone));
     check(test_sums(alone, false, NULL) == sum, "one rank has the same sums");
     const int64_t wide = test_wide(c, NULL);
     check(test_wide(c, ".") == wide, "the same wide sums from files");
@@ -308,8 +289,5 @@ int main(int argc, char **argv) {
     if (comm_size(c) > 1) test_factor(c, (grid_shape){2, 1}, true);
     if (comm_size(c) > 3) test_factor(c, (grid_shape){2, 2}, true);
     test_not_finite(c);
-    int64_t all = failures;
-    comm_sum_i64(c, &all, 1);
-    comm_stop();
-    return all ? 1 : 0;
+    return ranks_end();
 }
