@@ -24,7 +24,10 @@ typedef enum rng_purpose {
 /* Local. The 128-bit block of Philox4x32-10 at a counter under a key. */
 void rng_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
 
-uint64_t rng_u64(uint64_t seed, rng_purpose purpose, uint64_t index);   /* local */
+uint64_t rng_u64(uint64_t seed, rng_purpose purpose, uint64_t index); /* local */
+/* Local. out[i] = rng_u64(seed, purpose, first + i), several at a time. */
+void rng_u64_array(uint64_t seed, rng_purpose purpose, uint64_t first, int64_t count,
+                   uint64_t *out);
 double rng_uniform(uint64_t seed, rng_purpose purpose, uint64_t index); /* in [0, 1), 53 bits */
 double rng_normal(uint64_t seed, rng_purpose purpose, uint64_t index);  /* Box-Muller */
 int rng_sign(uint64_t seed, rng_purpose purpose, uint64_t index);       /* -1 or 1 */

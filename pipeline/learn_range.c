@@ -246,9 +246,11 @@ void learn_range_destroy(learn_range **l) {
     *l = NULL;
 }
 
-/* The transposed integers of a batch as rows of G, a band at a time, into the distributed sum. */
+/* The transposed integers of a batch as rows of G, at once where ranks share the step, else a band
+ * at a time, into the distributed sum. */
 static void sum_gradient(learn_range *l, const range_batch *b) {
     int exponent = ilogb(b->unit);
+    if (cayley_dist_sum_transposed(l->r1, b->grad, exponent)) return;
     for (int64_t i0 = 0; i0 < l->n; i0 += BAND) {
         int64_t rows = size_min(BAND, l->n - i0);
 #pragma omp parallel for
@@ -275,7 +277,7 @@ static void draw_r1(learn_range *l) {
 }
 
 /* Everything that touches R1: activations, and rows of weights, which touch R2 too (l->G2). */
-static void take_batch(learn_range *l, range_batch *b, learn_report *report) {
+static void take_batch(learn_range *l, range_batch *b) {
     const bool act = l->o.r1 && aquant_on(&l->o.act);
     *b = (range_batch){.n = l->n, .unit = 1, .grad = l->grad1};
     if (l->o.r1) {
@@ -289,9 +291,18 @@ static void take_batch(learn_range *l, range_batch *b, learn_report *report) {
         weight_rows_mix(l->weights, l->step, (float)l->factor1,
                         l->o.r1 ? range_rotation(l->work1) : NULL, l->R2, b, l->G2);
     }
-    comm_sum_i64(l->c, &b->loss, 1);
+}
+
+/* Collective. Losses of R1 and R2 of this rank into those of all, once a step: each sum is a
+ * meeting. */
+static void tell_losses(const learn_range *l, int64_t loss[2], learn_report *report) {
+    const bool act = l->o.r1 && aquant_on(&l->o.act);
     const int64_t rows = act ? l->per_site * 2 * l->o.layers : l->o.rows; /* weights sum to it */
-    report->loss = (double)b->loss * RANGE_LOSS_UNIT / (double)rows;
+    comm_sum_i64(l->c, loss, 2);
+    if (l->o.r1 || l->weights) report->loss = (double)loss[0] * RANGE_LOSS_UNIT / (double)rows;
+    if (l->o.r2_heads)
+        report->loss_r2 =
+            (double)loss[1] * RANGE_LOSS_UNIT / (double)(l->o.layers * l->o.r2_heads * 2 * R2_ROWS);
 }
 
 static err step_r1(learn_range *l, const range_batch *b, learn_report *report) {
@@ -348,13 +359,13 @@ static int64_t gradient_r2(learn_range *l, int64_t m, double *G) {
     return b.loss;
 }
 
-static err step_r2(learn_range *l, learn_report *report) {
-    int64_t dd = l->d * l->d, loss = 0;
+static err step_r2(learn_range *l, int64_t *loss, learn_report *report) {
+    const int64_t dd = l->d * l->d;
     double *G = malloc((size_t)dd * sizeof *G);
     if (!G) abort();
     err e = err_none();
     for (int64_t m = 0; m < l->n_r2 && !e.code; m++) {
-        loss += gradient_r2(l, m, G);
+        *loss += gradient_r2(l, m, G);
         e = cayley_skew(l->d, G, l->R2 + m * dd, l->W2 + m * dd);
     }
     free(G);
@@ -362,10 +373,7 @@ static err step_r2(learn_range *l, learn_report *report) {
     double lr = lr_schedule_at(l->o.schedule, l->o.lr_r2, l->step, l->o.steps);
     if (!e.code && l->n_r2) e = optimizer_step(l->r2, lr, l->W2, l->R2, &r);
     e = comm_agree(l->c, e, "step of R2", NULL);
-    comm_sum_i64(l->c, &loss, 1);
     comm_max_f64(l->c, &r.angle_rms, 1);
-    report->loss_r2 =
-        (double)loss * RANGE_LOSS_UNIT / (double)(l->o.layers * l->o.r2_heads * 2 * R2_ROWS);
     report->angle_r2 = r.angle_rms;
     return e;
 }
@@ -388,10 +396,12 @@ err learn_range_step(learn_range *l, learn_report *report) {
     const double start = clock_now_s();
     memset(report, 0, sizeof *report);
     err e = err_none();
-    range_batch b;
-    if (l->o.r1 || l->weights) take_batch(l, &b, report);
+    range_batch b = {.loss = 0};
+    int64_t loss_r2 = 0;
+    if (l->o.r1 || l->weights) take_batch(l, &b);
     if (l->o.r1) e = step_r1(l, &b, report);
-    if (!e.code && l->o.r2_heads) e = step_r2(l, report);
+    if (!e.code && l->o.r2_heads) e = step_r2(l, &loss_r2, report);
+    if (!e.code) tell_losses(l, (int64_t[2]){b.loss, loss_r2}, report);
     if (!e.code) l->step++;
     report->step = l->step;
     tell_speed(l, clock_now_s() - start, report);

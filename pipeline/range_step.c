@@ -129,22 +129,48 @@ void range_begin_f32(range_work *w, const float *R) {
     begin(w);
 }
 
-/* Row of a set that draw i takes. */
-static inline int64_t pick_of(const row_set *s, const range_draw *d, uint64_t tokens, int64_t i) {
-    const uint64_t index = d->first_index + (uint64_t)i;
-    if (d->in_order) return (int64_t)(index % (uint64_t)s->n);
-    const uint64_t r = rng_u64(d->seed, d->purpose, index), token = (r >> 32) % tokens,
-                   in_token = d->span > 1 ? (uint32_t)r % (uint32_t)d->span : 0;
-    return (int64_t)token * d->period + d->offset + (int64_t)in_token;
+/* Rows of a set that draws [i, i + count) take. */
+static void pick_rows(const row_set *s, const range_draw *d, int64_t i, int64_t count,
+                      uint64_t *pick) {
+    const uint64_t first = d->first_index + (uint64_t)i, rows = (uint64_t)s->n;
+    if (d->in_order) {
+        for (int64_t k = 0; k < count; k++)
+            pick[k] = k && pick[k - 1] + 1 < rows ? pick[k - 1] + 1 : (first + (uint64_t)k) % rows;
+        return;
+    }
+    const uint64_t tokens = (uint64_t)(s->n / d->period);
+    rng_u64_array(d->seed, d->purpose, first, count, pick);
+    for (int64_t k = 0; k < count; k++) {
+        const uint64_t token = (pick[k] >> 32) % tokens,
+                       in_token = d->span > 1 ? (uint32_t)pick[k] % (uint32_t)d->span : 0;
+        pick[k] = token * (uint64_t)d->period + (uint64_t)d->offset + in_token;
+    }
+}
+
+/* Rows at random are asked for early: the product comes to them after the whole batch is drawn. */
+static void fetch_rows(const row_set *s, const uint64_t *pick, int64_t count, int64_t n) {
+    enum { LINE = 32, MOST = 128 };
+    if (n > MOST) return;
+    for (int64_t k = 0; k < count; k++) {
+        __builtin_prefetch(s->w + pick[k]);
+        for (int64_t j = 0; j < n; j += LINE)
+            __builtin_prefetch(s->x + (int64_t)pick[k] * n + j, 0, 2);
+    }
 }
 
 void range_add(range_work *w, const row_set *s, range_draw d, int64_t count) {
-    const uint64_t tokens = d.in_order ? 0 : (uint64_t)(s->n / d.period);
-    for (int64_t i = 0; i < count && w->rows < w->max_rows; i++, w->rows++) {
-        const int64_t pick = pick_of(s, &d, tokens, i);
-        w->from[w->rows] = s->x + pick * w->n;
-        w->w[w->rows] = d.weight * s->w[pick];
-        w->rule[w->rows] = d.rule;
+    enum { TOGETHER = 64 };
+    uint64_t pick[TOGETHER];
+    count = size_min(count, w->max_rows - w->rows);
+    for (int64_t i = 0; i < count; i += TOGETHER) {
+        const int64_t some = size_min(TOGETHER, count - i);
+        pick_rows(s, &d, i, some, pick);
+        if (!d.in_order) fetch_rows(s, pick, some, w->n);
+        for (int64_t k = 0; k < some; k++, w->rows++) {
+            w->from[w->rows] = s->x + (int64_t)pick[k] * w->n;
+            w->w[w->rows] = d.weight * s->w[pick[k]];
+            w->rule[w->rows] = d.rule;
+        }
     }
 }
 
@@ -297,20 +323,43 @@ static int64_t do_row(range_work *w, int64_t row, const float *u) {
     return loss;
 }
 
-/* The product has whole blocks always: where a rank's rows end is a matter of ranks, and a product
- * of fewer rows may run another kernel, whose sums round otherwise. */
-static void do_block(range_work *w, int64_t block, bf16 *x, float *u) {
-    enum { AHEAD = 4, LINE = 32 };
-    const int64_t n = w->n, first = block * BLOCK, m = size_min(BLOCK, w->rows - first);
+/* True where the rows of a whole block stand behind each other, as rows in order do. */
+static bool in_one_piece(const bf16 *const *from, int64_t m, int64_t n) {
+    if (m < BLOCK) return false;
+    for (int64_t i = 1; i < m; i++)
+        if (from[i] != from[i - 1] + n) return false;
+    return true;
+}
+
+static void fetch_row(const bf16 *row, int64_t n) {
+    enum { LINE = 32 };
+    for (int64_t j = 0; j < n; j += LINE) __builtin_prefetch(row + j, 0, 2);
+}
+
+/* The rows of a block for the product: where they are, or copied. */
+static const bf16 *gather(const range_work *w, int64_t first, int64_t m, bf16 *x) {
+    enum { AHEAD = 4 };
     const bf16 *const *from = w->from + first;
-    int64_t loss = 0;
+    if (in_one_piece(from, m, w->n)) return from[0];
     for (int64_t i = 0; i < m; i++) {
-        const bf16 *next = from[size_min(i + AHEAD, m - 1)];
-        for (int64_t j = 0; j < n; j += LINE) __builtin_prefetch(next + j);
-        memcpy(x + i * n, from[i], (size_t)n * sizeof *x);
+        fetch_row(from[size_min(i + AHEAD, m - 1)], w->n);
+        memcpy(x + i * w->n, from[i], (size_t)w->n * sizeof *x);
     }
-    gemm_tile_packed_bf16(BLOCK, n, n, x, w->packed, u);
-    for (int64_t i = 0; i < m; i++) loss += do_row(w, first + i, u + i * n);
+    return x;
+}
+
+/* The product has whole blocks always: where a rank's rows end is a matter of ranks, and a product
+ * of fewer rows may run another kernel, whose sums round otherwise. While the ends of this block
+ * are looked for, the rows of the next one that this thread is likely to take are fetched. */
+static void do_block(range_work *w, int64_t block, bf16 *x, float *u) {
+    const int64_t n = w->n, first = block * BLOCK, m = size_min(BLOCK, w->rows - first),
+                  next = first + w->threads * BLOCK;
+    int64_t loss = 0;
+    gemm_tile_packed_bf16(BLOCK, n, n, gather(w, first, m, x), w->packed, u);
+    for (int64_t i = 0; i < m; i++) {
+        if (next + i < w->rows) fetch_row(w->from[next + i], n);
+        loss += do_row(w, first + i, u + i * n);
+    }
     w->loss[block] = loss;
 }
 

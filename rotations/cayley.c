@@ -176,17 +176,33 @@ static void eliminate(cayley_factors *f) {
     }
 }
 
+/* to = -1/2 a of a row; the largest of its bits without the sign: those of infinity and NaN are
+ * the largest there are. */
+static uint64_t halve_row(int64_t n, const double *a, double *to) {
+    uint64_t most = 0;
+    for (int64_t j = 0; j < n; j++) {
+        uint64_t bits;
+        memcpy(&bits, &a[j], sizeof bits);
+        bits &= INT64_MAX;
+        most = bits > most ? bits : most;
+        to[j] = -0.5 * a[j];
+    }
+    return most;
+}
+
 err cayley_factor(cayley_factors *f, const double *A) {
+    const uint64_t infinite = (uint64_t)0x7ff << 52;
     const int64_t n = f->n;
     double *M = f->M;
-    if (!cayley_finite(n * n, A))
-        return err_make(ERR_NUMERICS, "Cayley step", "use a smaller learning rate",
-                        "the step of order %" PRId64 " holds NaN or infinity", n);
-#pragma omp parallel for if (n * n >= PARALLEL_FROM)
+    int64_t bad = 0;
+#pragma omp parallel for reduction(+ : bad) if (n * n >= PARALLEL_FROM)
     for (int64_t i = 0; i < n; i++) {
-        for (int64_t j = 0; j < n; j++) M[i * n + j] = -0.5 * A[i * n + j];
+        bad += halve_row(n, A + i * n, M + i * n) >= infinite;
         M[i * n + i] += 1;
     }
+    if (bad)
+        return err_make(ERR_NUMERICS, "Cayley step", "use a smaller learning rate",
+                        "the step of order %" PRId64 " holds NaN or infinity", n);
     eliminate(f);
     return err_none();
 }

@@ -139,6 +139,11 @@ void cayley_dist_sum_gradient(cayley_dist *d, int64_t row, int64_t rows, int64_t
         d->G[row * n + i] = ldexp((double)v[i], exponent);
 }
 
+bool cayley_dist_sum_transposed(cayley_dist *d, const int64_t *v, int exponent) {
+    if (d->team) cayley_team_sum_transposed(d->team, v, exponent);
+    return d->team != NULL;
+}
+
 void cayley_dist_get_rows(const cayley_dist *d, int64_t row, int64_t rows, double *R) {
     const int64_t n = d->o.n;
     if (on_grid(d)) {

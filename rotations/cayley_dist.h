@@ -41,6 +41,9 @@ void cayley_dist_put_rows(cayley_dist *d, int64_t row, int64_t rows, const doubl
  *   over ranks into the cells. v is overwritten. */
 void cayley_dist_put_gradient(cayley_dist *d, int64_t row, int64_t rows, const double *G);
 void cayley_dist_sum_gradient(cayley_dist *d, int64_t row, int64_t rows, int64_t *v, int exponent);
+/* Collective, where ranks share the step; false elsewhere. All of a contribution at once, as G^T
+ * [n, n]: v[j * n + i] * 2^exponent of G[i, j]. */
+bool cayley_dist_sum_transposed(cayley_dist *d, const int64_t *v, int exponent);
 
 /* Collective. One step with the gradient given. The report is the same on every rank; may be NULL.
  * Fails, agreed, with ERR_NUMERICS (a gradient that is not finite; R is then as before) or

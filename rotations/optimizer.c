@@ -16,8 +16,9 @@ static const double BETA_2 = 0.99;
 struct optimizer {
     optimizer_kind kind;
     int64_t n, count, steps;
-    double *v; /* [count] */
-    double *M; /* adam: [count, n, n]; else NULL */
+    double *v;       /* [count] */
+    double *M;       /* adam: [count, n, n]; else NULL */
+    double *squares; /* [count] sum of W^2 of the step at hand */
 };
 
 static const char *const kinds[] = {"adam", "sgd-published"};
@@ -57,15 +58,16 @@ double lr_schedule_at(lr_schedule schedule, double lr, int64_t t, int64_t steps)
 }
 
 err optimizer_create(optimizer_kind kind, int64_t n, int64_t count, optimizer **out) {
-    void *body, *v = NULL, *M = NULL;
+    void *body, *v = NULL, *M = NULL, *squares = NULL;
     *out = NULL;
     err e = mem_alloc(1, sizeof(optimizer), "optimizer", &body);
     if (e.code) return e;
     e = mem_alloc(count, sizeof(double), "second moments of an optimizer", &v);
     if (!e.code && kind == OPTIMIZER_ADAM)
         e = mem_alloc(count * n * n, sizeof(double), "momentum of an optimizer", &M);
+    if (!e.code) e = mem_alloc(count, sizeof(double), "norms of an optimizer", &squares);
     *out = body;
-    **out = (optimizer){.kind = kind, .n = n, .count = count, .v = v, .M = M};
+    **out = (optimizer){.kind = kind, .n = n, .count = count, .v = v, .M = M, .squares = squares};
     if (e.code) optimizer_destroy(out);
     return e;
 }
@@ -74,6 +76,7 @@ void optimizer_destroy(optimizer **o) {
     if (!*o) return;
     mem_free((*o)->v);
     mem_free((*o)->M);
+    mem_free((*o)->squares);
     mem_free(*o);
     *o = NULL;
 }
@@ -93,8 +96,7 @@ double optimizer_sgd_factor(double lr, double norm_1) {
 static double adam_direction(optimizer *o, int64_t k, double lr, double *W) {
     const int64_t size = o->n * o->n;
     double *M = o->M + k * size;
-    double factor =
-        optimizer_adam_factor(lr, o->steps + 1, cayley_sum_squares(o->n, W), o->n, &o->v[k]);
+    double factor = optimizer_adam_factor(lr, o->steps + 1, o->squares[k], o->n, &o->v[k]);
 #pragma omp parallel for if (size >= PARALLEL_FROM)
     for (int64_t i = 0; i < size; i++) {
         M[i] = OPTIMIZER_BETA_1 * M[i] + (1 - OPTIMIZER_BETA_1) * W[i];
@@ -133,10 +135,30 @@ static void adam_directions(optimizer *o, double lr, double *W, double *factor) 
     }
 }
 
-static double largest_norm(const optimizer *o, const double *W) {
+/* One pass over each W: a sum of squares is not finite where an entry is not. */
+static err take_squares(optimizer *o, const double *W) {
+    const int64_t size = o->n * o->n;
+    for (int64_t k = 0; k < o->count; k++) {
+        o->squares[k] = cayley_sum_squares(o->n, W + k * size);
+        if (!isfinite(o->squares[k]) && !cayley_finite(size, W + k * size))
+            return err_make(ERR_NUMERICS, "optimizer", "use a smaller learning rate",
+                            "gradient of matrix %" PRId64 " (order %" PRId64 ") at step %" PRId64
+                            " holds NaN or infinity",
+                            k, o->n, o->steps);
+    }
+    return err_none();
+}
+
+static double largest_norm(const optimizer *o) {
+    double most = 0;
+    for (int64_t k = 0; k < o->count; k++) most = fmax(most, o->squares[k]);
+    return sqrt(most);
+}
+
+static double largest_step(const optimizer *o, const double *A) {
     double most = 0;
     for (int64_t k = 0; k < o->count; k++)
-        most = fmax(most, cayley_sum_squares(o->n, W + k * o->n * o->n));
+        most = fmax(most, cayley_sum_squares(o->n, A + k * o->n * o->n));
     return sqrt(most);
 }
 
@@ -148,21 +170,16 @@ static err polish_all(const optimizer *o, double *R) {
 
 err optimizer_direct(optimizer *o, double lr, double *W, const double *R,
                      optimizer_report *report) {
-    const int64_t n = o->n, size = n * n;
+    const int64_t n = o->n;
     optimizer_report said = {0};
-    for (int64_t k = 0; k < o->count; k++)
-        if (!cayley_finite(size, W + k * size))
-            return err_make(ERR_NUMERICS, "optimizer", "use a smaller learning rate",
-                            "gradient of matrix %" PRId64 " (order %" PRId64 ") at step %" PRId64
-                            " holds NaN or infinity",
-                            k, n, o->steps);
-    said.gradient = largest_norm(o, W);
-    err e = err_none();
+    err e = take_squares(o, W);
+    if (e.code) return e;
+    said.gradient = largest_norm(o);
     if (o->kind == OPTIMIZER_ADAM)
         adam_directions(o, lr, W, &said.alpha);
     else
         e = sgd_directions(o, lr, W, R, &said.alpha);
-    said.angle_rms = largest_norm(o, W) / (double)n;
+    said.angle_rms = largest_step(o, W) / (double)n;
     said.angle_turn = said.angle_rms * sqrt((double)n);
     if (!e.code && report) *report = said;
     return e;

@@ -165,6 +165,34 @@ static void cells_share_the_bytes(void) {
     }
 }
 
+/* The same bits from rows in bands and from all of the transpose at once, where that is taken. */
+static void transposed_contributions_are_the_same(const comm *c, bool rough) {
+    const cayley_dist_options o = {
+        .n = N, .grid = {1, 1}, .blas_threads = 1, .rough_gradient = rough};
+    double *R = start(), *got[2];
+    int64_t *v = calloc(N * N, sizeof *v), *t = calloc(N * N, sizeof *t);
+    for (int64_t i = 0; i < N; i++)
+        for (int64_t j = 0; j < N; j++) {
+            const uint64_t at = (uint64_t)((comm_rank(c) * N + i) * N + j);
+            v[i * N + j] = t[j * N + i] = (int64_t)(1e12 * rng_normal(6, RNG_TEST, at));
+        }
+    for (int k = 0; k < 2; k++) {
+        cayley_dist *d;
+        check_ok(cayley_dist_create(c, &o, &d), "create");
+        cayley_dist_put_rows(d, 0, N, R);
+        if (k)
+            check(cayley_dist_sum_transposed(d, t, -40), "ranks share small steps");
+        else
+            cayley_dist_sum_gradient(d, 0, N, v, -40);
+        check_ok(cayley_dist_step(d, 0.1, NULL), "step");
+        got[k] = result(d);
+        cayley_dist_destroy(&d);
+    }
+    check(same_bits(got[0], got[1]), "the transpose at once");
+    check(!same_bits(got[0], R), "a step");
+    free(v), free(t), free(R), free(got[0]), free(got[1]);
+}
+
 static void contributions_are_summed(const comm *c, grid_shape shape) {
     cayley_dist *a = make(c, shape, OPTIMIZER_ADAM), *b = make(c, shape, OPTIMIZER_ADAM);
     int64_t *v = calloc(N * N, sizeof *v);
@@ -297,6 +325,8 @@ int main(int argc, char **argv) {
     const comm *c = ranks_start(&argc, &argv);
     cells_share_the_bytes();
     rough_gradients_step_alike(c);
+    transposed_contributions_are_the_same(c, false);
+    transposed_contributions_are_the_same(c, true);
     static const grid_shape shapes[] = {{1, 1}, {2, 1}, {1, 2}, {2, 2}, {3, 2}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         if (shapes[i].rows * shapes[i].cols > comm_size(c)) continue;

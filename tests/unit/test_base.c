@@ -115,6 +115,22 @@ static void philox_gives_the_known_answers(void **state) {
     }
 }
 
+/* Several at a time, also where the lower half of the counter runs over, and what is left. */
+static void arrays_of_random_numbers_are_the_same(void **state) {
+    (void)state;
+    static const uint64_t firsts[] = {0, 3, 0xfffffffau, 0xfffffffffffffff9u};
+    uint64_t out[41];
+    for (int i = 0; i < 4; i++)
+        for (int64_t count = 0; count <= 40; count += 5) {
+            out[count] = 77;
+            rng_u64_array(0x123456789abcdefu, RNG_RANGE_ROWS_R2, firsts[i], count, out);
+            for (int64_t k = 0; k < count; k++)
+                assert_true(out[k] == rng_u64(0x123456789abcdefu, RNG_RANGE_ROWS_R2,
+                                              firsts[i] + (uint64_t)k));
+            assert_true(out[count] == 77);
+        }
+}
+
 static void random_numbers_have_their_moments(void **state) {
     (void)state;
     enum { N = 200000 };
@@ -329,6 +345,7 @@ int main(void) {
         cmocka_unit_test(memory_is_aligned_zeroed_and_counted),
         cmocka_unit_test(an_arena_gives_aligned_blocks_and_takes_them_back),
         cmocka_unit_test(philox_gives_the_known_answers),
+        cmocka_unit_test(arrays_of_random_numbers_are_the_same),
         cmocka_unit_test(random_numbers_have_their_moments),
         cmocka_unit_test(half_floats_round_half_to_even),
         cmocka_unit_test(json_is_strict),
