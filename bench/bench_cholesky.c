@@ -6,49 +6,13 @@
 #include "base/clock.h"
 #include "base/gemm.h"
 #include "base/mem.h"
-#include "mpi/comm.h"
+#include "bench/bench.h"
 #include "mpi/dmat.h"
 
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 
-enum { PEAK_N = 1536, ROWS = 128, LARGE = 28672 };
-
-static void need(err e) {
-    if (!e.code) return;
-    fprintf(stderr, "%s: %s\n", e.where, e.what);
-    comm_abort(1, "bench_cholesky");
-}
-
-static double *room(int64_t count) {
-    void *p;
-    need(mem_alloc(count, sizeof(double), "bench", &p));
-    return p;
-}
-
-/* Seconds since start of the slowest rank. */
-static double slowest(const comm *c, double start) {
-    double t = clock_now_s() - start;
-    comm_max_f64(c, &t, 1);
-    return t;
-}
-
-/* Products of all ranks at once, best of three. */
-static double peak(const comm *c) {
-    const int64_t n = PEAK_N;
-    double *a = room(n * n), *r = room(n * n), best = INFINITY;
-    for (int64_t i = 0; i < n * n; i++) a[i] = (double)(i % 7) - 3;
-    for (int k = 0; k < 3; k++) {
-        comm_barrier(c);
-        const double start = clock_now_s();
-        gemm_f64(false, false, n, n, n, a, n, a, n, false, r, n);
-        best = fmin(best, slowest(c, start));
-    }
-    mem_free(a);
-    mem_free(r);
-    return comm_size(c) * 2 * pow((double)n, 3) / best;
-}
+enum { PEAK_N = 1536, REPEATS = 3, ROWS = 128, LARGE = 28672 };
 
 /* Positive definite: correlation that falls with the distance, convex (Polya). Slowly: powers of a
  * fast fall would end in denormal numbers, which take a hundred times as long as others. */
@@ -63,30 +27,30 @@ static void fill(dmat *m) {
 }
 
 int main(int argc, char **argv) {
-    need(comm_start(&argc, &argv));
+    bench_need(comm_start(&argc, &argv));
     const comm *c = comm_world();
-    const int64_t n = argc > 1 ? atoll(argv[1]) : 4096;
+    const int64_t n = bench_argument(argc, argv, 1, 4096);
     grid_shape grid;
     dgrid *g;
     dmat *m;
     char shape[24];
     bool failed;
     gemm_init(comm_core_sharers());
-    need(grid_resolve("grid", argc > 2 ? argv[2] : "auto", n > 4096 ? n : 4096, comm_size(c),
-                      &grid));
-    const double flops = 2.0 / 3 * pow((double)n, 3), best = peak(c);
-    need(dgrid_create(c, grid, 0, gemm_threads(), &g));
-    need(dmat_create(g, n, "Hessian", &m));
+    bench_need(grid_resolve("grid", argc > 2 ? argv[2] : "auto", n > 4096 ? n : 4096, comm_size(c),
+                            &grid));
+    const double flops = 2.0 / 3 * pow((double)n, 3), best = bench_peak_f64(c, PEAK_N, REPEATS);
+    bench_need(dgrid_create(c, grid, 0, gemm_threads(), &g));
+    bench_need(dmat_create(g, n, "Hessian", &m));
     fill(m);
     comm_barrier(c);
     double start = clock_now_s();
-    need(dmat_cholesky_inverse(m, &failed));
-    const double factor_s = slowest(c, start);
-    double *panel = room(ROWS * n);
+    bench_need(dmat_cholesky_inverse(m, &failed));
+    const double factor_s = bench_slowest(c, start);
+    double *panel = bench_room(ROWS * n, sizeof *panel);
     comm_barrier(c);
     start = clock_now_s();
     for (int64_t row = 0; row + ROWS <= n; row += ROWS) dmat_get_rows(m, row, ROWS, panel);
-    const double panels_s = slowest(c, start), ratio = (double)LARGE / (double)n;
+    const double panels_s = bench_slowest(c, start), ratio = (double)LARGE / (double)n;
     if (comm_rank(c) == 0) {
         printf("%lld on a grid of %s, %d ranks x %d threads, product peak %.1f Gflop/s%s\n",
                (long long)n, grid_text(grid, shape), comm_size(c), gemm_threads(), best / 1e9,

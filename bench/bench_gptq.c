@@ -8,6 +8,7 @@
 #include "base/gemm.h"
 #include "base/mem.h"
 #include "base/rng.h"
+#include "bench/bench.h"
 #include "quant/gptq.h"
 
 #include <math.h>
@@ -16,31 +17,6 @@
 #include <string.h>
 
 enum { PEAK_N = 1536, REPEATS = 3 };
-
-static void need(err e) {
-    if (!e.code) return;
-    fprintf(stderr, "%s: %s\n", e.where, e.what);
-    exit(e.code);
-}
-
-static void *room(int64_t count, size_t size) {
-    void *p;
-    need(mem_alloc(count, size, "bench", &p));
-    return p;
-}
-
-static double peak(void) {
-    const int64_t n = PEAK_N;
-    double *a = room(n * n, 8), *b = room(n * n, 8), *r = room(n * n, 8), best = INFINITY;
-    for (int64_t i = 0; i < n * n; i++) a[i] = b[i] = (double)(i % 7) - 3;
-    for (int k = 0; k <= REPEATS; k++) {
-        const double start = clock_now_s();
-        gemm_f64(false, false, n, n, n, a, n, b, n, false, r, n);
-        if (k > 0) best = fmin(best, clock_now_s() - start);
-    }
-    mem_free(a), mem_free(b), mem_free(r);
-    return 2 * pow((double)n, 3) / best;
-}
 
 static double entry(uint64_t stream, int64_t i) {
     return rng_uniform(stream, RNG_TEST, (uint64_t)i) - 0.5;
@@ -61,13 +37,13 @@ static void report(const char *what, double seconds, double flops, double most) 
 }
 
 static gptq_order *factor(int64_t n, double *h, gptq_damping *done, double most) {
-    double *diagonal = room(n, sizeof *diagonal);
+    double *diagonal = bench_room(n, sizeof *diagonal);
     gptq_order *o;
     fill_hessian(n, h);
     for (int64_t j = 0; j < n; j++) diagonal[j] = h[j * n + j];
     const double start = clock_now_s();
-    need(gptq_order_create(n, diagonal, true, &o));
-    need(gptq_factor(o, 0.01, h, done));
+    bench_need(gptq_order_create(n, diagonal, true, &o));
+    bench_need(gptq_factor(o, 0.01, h, done));
     report("order, Cholesky and inverse", clock_now_s() - start, 2.0 / 3 * pow((double)n, 3), most);
     mem_free(diagonal);
     return o;
@@ -76,17 +52,17 @@ static gptq_order *factor(int64_t n, double *h, gptq_damping *done, double most)
 static void loop(const gptq_options *options, const gptq_order *o, double lambda, double *u,
                  int64_t rows, double most) {
     const int64_t n = o->n;
-    float *w = room(rows * n, sizeof *w);
-    double *cross = options->alpha > 0 ? room(rows * n, sizeof *cross) : NULL;
-    gptq_loss *loss = room(rows, sizeof *loss);
+    float *w = bench_room(rows * n, sizeof *w);
+    double *cross = options->alpha > 0 ? bench_room(rows * n, sizeof *cross) : NULL;
+    gptq_loss *loss = bench_room(rows, sizeof *loss);
     gptq_whole whole = {u, n};
     qmatrix *q;
-    need(qmatrix_create(rows, n, &options->how, &q));
+    bench_need(qmatrix_create(rows, n, &options->how, &q));
 #pragma omp parallel for
     for (int64_t i = 0; i < rows * n; i++) w[i] = (float)entry(2, i);
     for (int64_t i = 0; i < rows * n && cross; i++) cross[i] = 0.1 * entry(3, i);
     const double start = clock_now_s();
-    need(gptq_rows(options, o, lambda, gptq_panels_of(&whole), w, cross, rows, 0, q, loss));
+    bench_need(gptq_rows(options, o, lambda, gptq_panels_of(&whole), w, cross, rows, 0, q, loss));
     const double t = clock_now_s() - start, lines = options->energy ? 3 : 2;
     report("loop over the columns", t,
            (lines + (cross ? 1 : 0)) * (double)rows * (double)n * (double)n, most);
@@ -97,25 +73,28 @@ static void loop(const gptq_options *options, const gptq_order *o, double lambda
 }
 
 int main(int argc, char **argv) {
-    const int64_t n = argc > 1 ? atoll(argv[1]) : 8192, rows = argc > 2 ? atoll(argv[2]) : 256;
+    const int64_t n = bench_argument(argc, argv, 1, 8192),
+                  rows = bench_argument(argc, argv, 2, 256);
     const gptq_options options = {
         .how = {.bits = 4,
-                .group = argc > 3 ? atoll(argv[3]) : 128,
+                .group = bench_argument(argc, argv, 3, 128),
                 .symmetric = true,
                 .scale_type = SCALE_BF16},
-        .block = argc > 5 ? atoll(argv[5]) : 128,
+        .block = bench_argument(argc, argv, 5, 128),
         .alpha = argc > 4 ? atof(argv[4]) : 0,
         .energy = true,
     };
     gptq_damping done;
+    bench_need(comm_start(&argc, &argv));
     const int threads = gemm_init(1);
-    const double most = peak();
+    const double most = bench_peak_f64(comm_world(), PEAK_N, REPEATS);
     printf("%d threads, fp64 product peak %.1f Gflop/s; n = %lld, %lld rows\n", threads,
            most * 1e-9, (long long)n, (long long)rows);
-    double *h = room(n * n, sizeof *h);
+    double *h = bench_room(n * n, sizeof *h);
     gptq_order *o = factor(n, h, &done, most);
     loop(&options, o, done.lambda, h, rows, most);
     gptq_order_destroy(&o);
     mem_free(h);
+    comm_stop();
     return 0;
 }
