@@ -52,12 +52,15 @@ uint64_t capture_bytes(const llama_config *cfg, compute_type compute, int64_t n_
 }
 
 /* Rows of window w become tokens [w quota, (w + 1) quota) of the pool: an even spread that depends
- * on the numbers of windows and tokens alone. */
+ * on the numbers of windows and tokens alone. Windows begin at different tokens: a model's outlier
+ * of all is the first token of a window, and a pool in which each window had its own would be
+ * learned from too many of them (docs/DECISIONS.md). */
 static void pool_rows(capture *k, int64_t layer, tap_place place, int64_t n_tokens, const float *x,
                       const float *g) {
     int64_t quota = size_max(1, k->pool->tokens / k->w->n), at = k->window * quota;
     if (at >= k->pool->tokens) return;
     int64_t stride = size_max(1, k->w->length / quota), used = size_min(n_tokens, quota * stride);
+    const int64_t first = k->window % stride;
     static const struct {
         tap_place place;
         pool_kind kind;
@@ -68,7 +71,8 @@ static void pool_rows(capture *k, int64_t layer, tap_place place, int64_t n_toke
                   {TAP_O_IN, POOL_O, 0}};
     for (size_t i = 0; i < sizeof places / sizeof places[0]; i++)
         if (places[i].place == place)
-            row_pool_put(k->pool, places[i].kind, layer, places[i].site, at, used, stride, x, g);
+            row_pool_put(k->pool, places[i].kind, layer, places[i].site, at, used, first, stride, x,
+                         g);
 }
 
 static bool finite_rows(const float *g, int64_t n) {

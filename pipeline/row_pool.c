@@ -91,10 +91,10 @@ uint64_t row_pool_gradient_bytes(const llama_config *cfg, int64_t n, int64_t tok
 }
 
 void row_pool_put(row_pool *p, pool_kind kind, int64_t layer, int site, int64_t at,
-                  int64_t n_tokens, int64_t stride, const float *x, const float *g) {
+                  int64_t n_tokens, int64_t first, int64_t stride, const float *x, const float *g) {
     int64_t l = layer - p->first_layer, per = rows_per_token(p, kind);
     row_set *s = &p->sets[kind][kind == POOL_R1 ? 2 * l + site : l];
-    for (int64_t t = 0; t < n_tokens && at < p->tokens; t += stride, at++) {
+    for (int64_t t = first; t < n_tokens && at < p->tokens; t += stride, at++) {
         for (int64_t h = 0; h < per; h++) {
             int64_t from = (t * per + h) * s->width, row = at * per + h;
             half_array_to_bf16(x + from, s->width, s->x + row * s->width);

@@ -61,9 +61,9 @@ uint64_t row_pool_gradient_bytes(const llama_config *cfg, int64_t n, int64_t tok
 
 /* Local. Put the kept tokens of a window into a site's set. x and g are [n_tokens, width_all]
  * (hidden, kv_heads head_dim, heads head_dim); token t of the window is kept where
- * t % stride == 0; `at` is the pool token that the first kept one becomes. */
+ * t % stride == first; `at` is the pool token that the first kept one becomes. */
 void row_pool_put(row_pool *p, pool_kind kind, int64_t layer, int site, int64_t at,
-                  int64_t n_tokens, int64_t stride, const float *x, const float *g);
+                  int64_t n_tokens, int64_t first, int64_t stride, const float *x, const float *g);
 
 /* Collective on c. Once for each kind, when all rows are there. Clamp the weights of a kind at
  * their 99.9 % quantile over all layers of the model and scale them to mean 1, the same for any
