@@ -1,7 +1,6 @@
 /* small_gptq - what tests of GPTQ share: a random matrix with its Hessian and what comes out, and
- * the slow reference that shares nothing with GPTQ but the grid's scales: columns one by one with
- * the inverse of the Hessian updated explicitly (OBQ), losses from (w - q) H (w - q)^T itself. For
- * tests alone; includes cmocka. */
+ * parts of references that share nothing with GPTQ but the grid's scales. For tests alone; includes
+ * cmocka. */
 #ifndef SPINSHARD_TESTS_UNIT_SMALL_GPTQ_H
 #define SPINSHARD_TESTS_UNIT_SMALL_GPTQ_H
 
@@ -24,10 +23,14 @@ static inline void assert_ok(err e) {
     assert_int_equal(e.code, ERR_OK);
 }
 
-static inline double *doubles(int64_t count) {
-    double *p = calloc((size_t)count, sizeof *p);
+static inline void *zeros(int64_t count, size_t size) {
+    void *p = count < 0 ? NULL : calloc((size_t)count, size);
     assert_non_null(p);
     return p;
+}
+
+static inline double *doubles(int64_t count) {
+    return zeros(count, sizeof(double));
 }
 
 static inline double uniform(uint64_t stream, int64_t i) {
@@ -56,8 +59,7 @@ static inline double *moment(const double *a, const double *b, int64_t tokens, i
 }
 
 static inline float *weights(uint64_t stream, int64_t rows, int64_t n) {
-    float *w = calloc((size_t)(rows * n), sizeof *w);
-    assert_non_null(w);
+    float *w = zeros(rows * n, sizeof *w);
     for (int64_t i = 0; i < rows * n; i++)
         w[i] = (float)(uniform(stream, i) * (i % 17 == 0 ? 4 : 1));
     return w;
@@ -83,7 +85,7 @@ static inline sample sample_create(int64_t rows, int64_t n, int64_t tokens, cons
     s.h = moment(x, x, tokens, n);
     free(x);
     s.options = (gptq_options){.how = *how, .block = 128, .energy = true};
-    s.loss = calloc((size_t)rows, sizeof *s.loss);
+    s.loss = zeros(rows, sizeof *s.loss);
     return s;
 }
 
@@ -171,66 +173,6 @@ static inline int code_of(const qmatrix *q, int64_t row, int64_t column, double 
 
 static inline double value(const qmatrix *q, int64_t row, int64_t column, int code) {
     return (code - zero_of(q, row, column)) * scale_of(q, row, column);
-}
-
-/* Codes by column of one row; inverse is by place and is destroyed. */
-static inline void obq_row(const sample *s, int64_t row, double *inverse, int *codes) {
-    const int64_t n = s->n, *at = s->order->column;
-    double *w = doubles(n);
-    for (int64_t p = 0; p < n; p++)
-        w[p] = s->order->dead[at[p]] ? 0 : (double)s->w[row * n + at[p]];
-    for (int64_t p = 0; p < n; p++) {
-        codes[at[p]] = code_of(s->q, row, at[p], w[p]);
-        const double e = w[p] - value(s->q, row, at[p], codes[at[p]]);
-        const double pivot = inverse[p * n + p];
-        for (int64_t k = p; k < n; k++) w[k] -= e / pivot * inverse[p * n + k];
-        for (int64_t i = p + 1; i < n; i++)
-            for (int64_t k = n - 1; k > p; k--)
-                inverse[i * n + k] -= inverse[i * n + p] * inverse[p * n + k] / pivot;
-    }
-    free(w);
-}
-
-/* (w - q) H (w - q)^T by column. NULL: w H w^T. */
-static inline double loss_of(const sample *s, int64_t row, const int *codes) {
-    const int64_t n = s->n;
-    double *d = doubles(n), sum = 0;
-    for (int64_t j = 0; j < n; j++) {
-        d[j] = (double)s->w[row * n + j] - (codes ? value(s->q, row, j, codes[j]) : 0);
-        if (s->order->dead[j]) d[j] = 0;
-    }
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t j = 0; j < n; j++) sum += d[i] * s->h[i * n + j] * d[j];
-    free(d);
-    return sum;
-}
-
-static inline void assert_close(double a, double b, double relative, const char *what) {
-    if (!(fabs(a - b) <= relative * fabs(b))) fail_msg("%s: %.15g, not %.15g", what, a, b);
-}
-
-/* Everything about one result, against the reference. */
-static inline void check_sample(const sample *s) {
-    const int64_t n = s->n;
-    double *hd = damped(s), *inverse = doubles(n * n);
-    int *codes = calloc((size_t)n, sizeof *codes), *plain = calloc((size_t)n, sizeof *plain);
-    invert(n, hd);
-    for (int64_t row = 0; row < s->rows; row++) {
-        const gptq_loss *l = s->loss + row;
-        memcpy(inverse, hd, (size_t)(n * n) * sizeof *hd);
-        obq_row(s, row, inverse, codes);
-        for (int64_t j = 0; j < n; j++)
-            plain[j] = s->order->dead[j] ? zero_of(s->q, row, j)
-                                         : code_of(s->q, row, j, (double)s->w[row * n + j]);
-        assert_close(l->gptq, loss_of(s, row, codes), 1e-9, "loss of the loop");
-        assert_close(l->rtn, loss_of(s, row, plain), 1e-9, "loss of rounding to nearest");
-        assert_close(l->energy, loss_of(s, row, NULL), 1e-9, "energy");
-        assert_true(l->fell_back == (l->gptq > l->rtn));
-        assert_true(l->kept == (l->fell_back ? l->rtn : l->gptq));
-        for (int64_t j = 0; j < n; j++)
-            assert_int_equal(s->q->codes[row * n + j], l->fell_back ? plain[j] : codes[j]);
-    }
-    free(hd), free(inverse), free(codes), free(plain);
 }
 
 static inline void same_bits(const sample *a, const sample *b) {

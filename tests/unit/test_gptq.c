@@ -1,10 +1,71 @@
-/* GPTQ of one matrix against a slow reference (small_gptq.h), its edges, and what ends it. */
+/* GPTQ of one matrix against a slow reference: columns one by one with the inverse of the Hessian
+ * updated explicitly (OBQ), losses from (w - q) H (w - q)^T itself; its edges, and what ends it. */
 #include "base/fault.h"
 #include "base/mem.h"
 #include "quant/rtn.h"
 #include "tests/unit/small_gptq.h"
 
 #include <omp.h>
+
+/* Codes by column of one row; inverse is by place and is destroyed. */
+static void obq_row(const sample *s, int64_t row, double *inverse, int *codes) {
+    const int64_t n = s->n, *at = s->order->column;
+    double *w = doubles(n);
+    for (int64_t p = 0; p < n; p++)
+        w[p] = s->order->dead[at[p]] ? 0 : (double)s->w[row * n + at[p]];
+    for (int64_t p = 0; p < n; p++) {
+        codes[at[p]] = code_of(s->q, row, at[p], w[p]);
+        const double e = w[p] - value(s->q, row, at[p], codes[at[p]]);
+        const double pivot = inverse[p * n + p];
+        for (int64_t k = p; k < n; k++) w[k] -= e / pivot * inverse[p * n + k];
+        for (int64_t i = p + 1; i < n; i++)
+            for (int64_t k = n - 1; k > p; k--)
+                inverse[i * n + k] -= inverse[i * n + p] * inverse[p * n + k] / pivot;
+    }
+    free(w);
+}
+
+/* (w - q) H (w - q)^T by column. NULL: w H w^T. */
+static double loss_of(const sample *s, int64_t row, const int *codes) {
+    const int64_t n = s->n;
+    double *d = doubles(n), sum = 0;
+    for (int64_t j = 0; j < n; j++) {
+        d[j] = (double)s->w[row * n + j] - (codes ? value(s->q, row, j, codes[j]) : 0);
+        if (s->order->dead[j]) d[j] = 0;
+    }
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < n; j++) sum += d[i] * s->h[i * n + j] * d[j];
+    free(d);
+    return sum;
+}
+
+static void assert_close(double a, double b, double relative, const char *what) {
+    if (!(fabs(a - b) <= relative * fabs(b))) fail_msg("%s: %.15g, not %.15g", what, a, b);
+}
+
+/* Everything about one result, against the reference. */
+static void check_sample(const sample *s) {
+    const int64_t n = s->n;
+    double *hd = damped(s), *inverse = doubles(n * n);
+    int *codes = zeros(n, sizeof *codes), *plain = zeros(n, sizeof *plain);
+    invert(n, hd);
+    for (int64_t row = 0; row < s->rows; row++) {
+        const gptq_loss *l = s->loss + row;
+        memcpy(inverse, hd, (size_t)(n * n) * sizeof *hd);
+        obq_row(s, row, inverse, codes);
+        for (int64_t j = 0; j < n; j++)
+            plain[j] = s->order->dead[j] ? zero_of(s->q, row, j)
+                                         : code_of(s->q, row, j, (double)s->w[row * n + j]);
+        assert_close(l->gptq, loss_of(s, row, codes), 1e-9, "loss of the loop");
+        assert_close(l->rtn, loss_of(s, row, plain), 1e-9, "loss of rounding to nearest");
+        assert_close(l->energy, loss_of(s, row, NULL), 1e-9, "energy");
+        assert_true(l->fell_back == (l->gptq > l->rtn));
+        assert_true(l->kept == (l->fell_back ? l->rtn : l->gptq));
+        for (int64_t j = 0; j < n; j++)
+            assert_int_equal(s->q->codes[row * n + j], l->fell_back ? plain[j] : codes[j]);
+    }
+    free(hd), free(inverse), free(codes), free(plain);
+}
 
 static void equals_the_reference(void **state) {
     (void)state;

@@ -40,7 +40,7 @@ static void asymmetric_row(const sample *s, const double *seen, const double *fu
                            int64_t row) {
     const int64_t n = s->n, *at = s->order->column;
     double *hd = damped(s), *r = doubles(n);
-    int *codes = calloc((size_t)n, sizeof *codes), *plain = calloc((size_t)n, sizeof *plain);
+    int *codes = zeros(n, sizeof *codes), *plain = zeros(n, sizeof *plain);
     const double *wc = s->cross + row * n;
     for (int64_t p = 0; p < n; p++) {
         const double w = (double)s->w[row * n + at[p]];
