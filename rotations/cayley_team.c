@@ -78,6 +78,21 @@ void cayley_team_put_gradient(cayley_team *t, int64_t row, int64_t rows, const d
     for (int64_t i = 0; t->rough && i < rows * t->n; i++) rough[i] = (float)G[i];
 }
 
+/* Rows of the gradient from `first` on: sums * unit. */
+static void put_sums(cayley_team *t, int64_t first, int64_t rows, const int64_t *sums,
+                     double unit) {
+    double *G = t->W + first * t->n;
+    float *rough = (float *)t->W + first * t->n;
+#pragma omp parallel for
+    for (int64_t i = 0; i < rows * t->n; i++) {
+        const double g = (double)sums[i] * unit;
+        if (t->rough)
+            rough[i] = (float)g;
+        else
+            G[i] = g;
+    }
+}
+
 void cayley_team_sum_gradient(cayley_team *t, int64_t row, int64_t rows, int64_t *v, int exponent) {
     const int64_t n = t->n;
     const double unit = ldexp(1, exponent);
@@ -87,17 +102,7 @@ void cayley_team_sum_gradient(cayley_team *t, int64_t row, int64_t rows, int64_t
         int64_t *part = v + (first - row) * n;
         if (count <= 0) continue;
         comm_sum_i64_to(t->c, part, count * n, r);
-        if (comm_rank(t->c) != r) continue;
-        double *G = t->W + first * n;
-        float *rough = (float *)t->W + first * n;
-#pragma omp parallel for
-        for (int64_t i = 0; i < count * n; i++) {
-            const double g = (double)part[i] * unit;
-            if (t->rough)
-                rough[i] = (float)g;
-            else
-                G[i] = g;
-        }
+        if (comm_rank(t->c) == r) put_sums(t, first, count, part, unit);
     }
 }
 
@@ -119,7 +124,6 @@ void cayley_team_sum_transposed(cayley_team *t, const int64_t *v, int exponent) 
     const int64_t n = t->n;
     const int size = comm_size(t->c), r = comm_rank(t->c);
     const int64_t first = t->from[r], mine = t->from[r + 1] - first;
-    const double unit = ldexp(1, exponent);
     int64_t *out = (int64_t *)t->f.X, *sum = (int64_t *)t->f.M;
     transpose(n, v, first, mine, sum);
     for (int k = 1; k < size; k++) {
@@ -136,16 +140,7 @@ void cayley_team_sum_transposed(cayley_team *t, const int64_t *v, int exponent) 
         for (int64_t i = 0; i < mine * n; i++) sum[i] += in[i];
         comm_wait(&going);
     }
-    double *G = t->W + first * n;
-    float *rough = (float *)t->W + first * n;
-#pragma omp parallel for
-    for (int64_t i = 0; i < mine * n; i++) {
-        const double g = (double)sum[i] * unit;
-        if (t->rough)
-            rough[i] = (float)g;
-        else
-            G[i] = g;
-    }
+    put_sums(t, first, mine, sum, ldexp(1, exponent));
 }
 
 /* W <- -1/2 (G R^T - R G^T), exactly skew, on every rank; X of the factors holds the product. */
