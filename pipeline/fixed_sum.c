@@ -82,24 +82,24 @@ static found look_f64(const double *x, int64_t n) {
  * a double of 1.5 2^52 is one, so the sum's bits less those of the constant are the integer. */
 static const double ROUNDER = 0x1.8p52;
 
-static void add_f32(int64_t *v, const float *x, int64_t n, double scale) {
+static inline int64_t nearest(double x, double scale) {
+    const double t = x * scale + ROUNDER;
     int64_t zero, bits;
     memcpy(&zero, &ROUNDER, sizeof zero);
-    for (int64_t i = 0; i < n; i++) {
-        const double t = (double)x[i] * scale + ROUNDER;
-        memcpy(&bits, &t, sizeof bits);
-        v[i] += bits - zero;
-    }
+    memcpy(&bits, &t, sizeof bits);
+    return bits - zero;
+}
+
+static void add_f32(int64_t *v, const float *x, int64_t n, double scale) {
+    for (int64_t i = 0; i < n; i++) v[i] += nearest((double)x[i], scale);
 }
 
 static void add_f64(int64_t *v, const double *x, int64_t n, double scale) {
-    int64_t zero, bits;
-    memcpy(&zero, &ROUNDER, sizeof zero);
-    for (int64_t i = 0; i < n; i++) {
-        const double t = x[i] * scale + ROUNDER;
-        memcpy(&bits, &t, sizeof bits);
-        v[i] += bits - zero;
-    }
+    for (int64_t i = 0; i < n; i++) v[i] += nearest(x[i], scale);
+}
+
+static void put_f32(int64_t *v, const float *x, int64_t n, double scale) {
+    for (int64_t i = 0; i < n; i++) v[i] = nearest((double)x[i], scale);
 }
 
 void fixed_sum_add(fixed_sum *s, int64_t at, int64_t count, compute_type compute, void *unit) {
@@ -134,16 +134,6 @@ void fixed_sum_add(fixed_sum *s, int64_t at, int64_t count, compute_type compute
     s->max = max > s->max ? max : s->max;
     s->spoilt = s->spoilt || spoilt;
     s->not_finite = s->not_finite || not_finite;
-}
-
-static void put_f32(int64_t *v, const float *x, int64_t n, double scale) {
-    int64_t zero, bits;
-    memcpy(&zero, &ROUNDER, sizeof zero);
-    for (int64_t i = 0; i < n; i++) {
-        const double t = (double)x[i] * scale + ROUNDER;
-        memcpy(&bits, &t, sizeof bits);
-        v[i] = bits - zero;
-    }
 }
 
 bool fixed_sum_add_tile(const fixed_sum *s, int64_t at, int64_t stride, int64_t rows, int64_t cols,
