@@ -243,7 +243,6 @@ static double item_seconds(const maker *m, int64_t item, bool round) {
 
 /* GPTQ has the layers; what is left for rounding to nearest are the tables. */
 static double add_gptq(maker *m, plan_phase *f) {
-    enum { LINEARS = 7 };
     const quantize_run *q = m->q;
     const llama_config *cfg = config(m);
     const int64_t window = recipe_int(q->recipe, "calib.window");
@@ -284,7 +283,7 @@ static double add_gptq(maker *m, plan_phase *f) {
     double fuse = 0; /* linears are dealt to ranks */
     for (int64_t i = 1; i <= cfg->layers; i++) fuse += item_seconds(m, i, false);
     return (double)cfg->layers * plan_time_gptq_layer(&m->rank, cfg, &how) +
-           fuse / (double)size_min(m->ranks, LINEARS);
+           fuse / (double)size_min(m->ranks, LLAMA_LINEARS);
 }
 
 static void add_items(maker *m) {
