@@ -10,7 +10,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import make_model  # noqa: E402
 from kills import events  # noqa: E402
-from spin import STORIES, TEXT, Case, main, settings, sha256, spin, tar_hashes  # noqa: E402
+from spin import STORIES, TEXT, Case, main, result_hashes, settings, spin  # noqa: E402
 
 LAYERS = 5  # of STORIES
 GPTQ = ("weights.method=gptq", "weights.group=channel", "weights.bits=3", "calib.windows=11", "calib.window=64")
@@ -24,10 +24,7 @@ class Gptq(Case):
         return ["quantize", "--model", model, "--calib", TEXT, "--out", out, *settings(*how), *more]
 
     def result(self, out):
-        got = tar_hashes(out)
-        for n in ("manifest.json", "rotations.safetensors", "recipe.yaml"):
-            if os.path.exists(os.path.join(out, n)):  # no rotations without rotation
-                got[n] = sha256(os.path.join(out, n))
+        got = result_hashes(out, optional=("rotations.safetensors",))  # none without rotation
         self.assertGreater(len(got), 2)
         return got
 

@@ -15,7 +15,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 from kills import Tail, events, kill_a_rank  # noqa: E402
-from spin import SHARED, STORIES, TEXT, Case, main, settings, sha256, start, tar_hashes  # noqa: E402
+from spin import SHARED, STORIES, TEXT, Case, main, result_hashes, settings, start  # noqa: E402
 
 KILLS = int(os.environ.get("SPINSHARD_KILLS", "4"))
 SEED = int(os.environ.get("SPINSHARD_KILL_SEED", "1"))
@@ -29,10 +29,7 @@ GPTAQ = ("weights.method=gptaq", "weights.target=full", "weights.stream=quantize
 
 class GptqKills(Case):
     def result(self, out):
-        got = tar_hashes(out)
-        for n in ("manifest.json", "rotations.safetensors", "recipe.yaml"):
-            if os.path.exists(os.path.join(out, n)):  # no rotations without rotation
-                got[n] = sha256(os.path.join(out, n))
+        got = result_hashes(out, optional=("rotations.safetensors",))  # none without rotation
         self.assertGreater(len(got), 2)
         return got
 

@@ -14,7 +14,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import make_model  # noqa: E402
 from kills import kill_a_rank, last_phase  # noqa: E402
-from spin import Case, main, settings, sha256, spin, start, tar_hashes  # noqa: E402
+from spin import Case, main, result_hashes, settings, spin, start  # noqa: E402
 
 KILLS = int(os.environ.get("SPINSHARD_KILLS", "8"))
 SEED = int(os.environ.get("SPINSHARD_KILL_SEED", "1"))
@@ -24,12 +24,6 @@ HOW = settings("weights.group=64", "weights.scale=search", "archive.shard_bytes=
 
 
 class Kills(Case):
-    def result(self, out):
-        got = tar_hashes(out)
-        for n in ("manifest.json", "rotations.safetensors", "recipe.yaml"):
-            got[n] = sha256(os.path.join(out, n))
-        return got
-
     def kill_by_time(self, args, rng, seconds):
         p = start(args, ranks=RANKS)
         time.sleep(rng.uniform(0, seconds))
@@ -68,7 +62,7 @@ class Kills(Case):
         begin = time.monotonic()
         self.good("quantize", "--model", model, "--out", ref, *HOW, ranks=RANKS)
         seconds = time.monotonic() - begin
-        want = self.result(ref)
+        want = result_hashes(ref)
         operations = self.operations(model)
         histogram, kills, resumed, round_ = collections.Counter(), 0, 0, 0
         while kills < KILLS:
@@ -92,7 +86,7 @@ class Kills(Case):
                 histogram[last_phase(out)] += 1
                 if os.path.exists(os.path.join(out, "manifest.json")):
                     break  # killed after completion: what is there must be whole
-            self.assertEqual(want, self.result(out), f"round {round_}")
+            self.assertEqual(want, result_hashes(out), f"round {round_}")
             self.good("verify", out)
         print(f"{kills} kills in {round_} runs, {resumed} of them of a run that had been killed before; "
               f"a whole run takes {seconds:.1f} s and operations {operations}; phase: {dict(histogram)}")

@@ -14,7 +14,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 from kills import Tail, events, kill_a_rank  # noqa: E402
-from spin import SHARED, STORIES, TEXT, Case, main, settings, sha256, spin, start, tar_hashes  # noqa: E402
+from spin import SHARED, STORIES, TEXT, Case, main, result_hashes, settings, spin, start  # noqa: E402
 
 KILLS = int(os.environ.get("SPINSHARD_KILLS", "8"))
 SEED = int(os.environ.get("SPINSHARD_KILL_SEED", "1"))
@@ -29,12 +29,6 @@ class LearnKills(Case):
         return ["quantize", "--model", model, "--calib", text,
                 *settings("calib.windows=8", "calib.window=128", "rotate.start=pca", "activations.bits=4", "kv.bits=4",
                           "rotate.online=[r3]", "learn=[%s]" % ", ".join(form % n for form, n in phases))]
-
-    def result(self, out):
-        got = tar_hashes(out)
-        for n in ("manifest.json", "rotations.safetensors", "recipe.yaml"):
-            got[n] = sha256(os.path.join(out, n))
-        return got
 
     def losses(self, out):
         """Loss of each step; a step that was done again must have had the same one."""
@@ -89,7 +83,7 @@ class LearnKills(Case):
         begin = time.monotonic()
         self.good(*how, "--out", ref, ranks=3)
         seconds = time.monotonic() - begin
-        want, want_losses = self.result(ref), self.losses(ref)
+        want, want_losses = result_hashes(ref), self.losses(ref)
         self.assertEqual(len(want_losses), sum(n for _, n in phases))
         times = [e["t"] for e in events(ref) if e["event"] == "step"]
         step_s = (times[-1] - times[0]) / len(times)
@@ -109,7 +103,7 @@ class LearnKills(Case):
                 histogram[phase if not steps else f"{phase} {PARTS * min(step, steps - 1) // steps + 1}/{PARTS}"] += 1
             if not os.path.exists(os.path.join(out, "manifest.json")) or os.path.exists(os.path.join(out, "run")):
                 self.good(*args, ranks=rng.choice((0, 1, 2, 3)))
-            self.assertEqual(want, self.result(out), f"round {rounds}")
+            self.assertEqual(want, result_hashes(out), f"round {rounds}")
             self.assertEqual(want_losses, self.losses(out), f"round {rounds}")
         print(f"\n{kills} kills in {rounds} runs, {after} of them ({100 * after / kills:.0f} %) after the first commit "
               f"of learning; a whole run takes {seconds:.1f} s, a step {1e3 * step_s:.1f} ms; phase and part of its steps:")

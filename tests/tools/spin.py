@@ -94,6 +94,15 @@ def tar_hashes(out):
     return {n: sha256(os.path.join(out, n)) for n in tars(out)}
 
 
+def result_hashes(out, optional=()):
+    """Of all that must be the same bytes however a run went."""
+    got = tar_hashes(out)
+    for n in ("manifest.json", "rotations.safetensors", "recipe.yaml"):
+        if n not in optional or os.path.exists(os.path.join(out, n)):
+            got[n] = sha256(os.path.join(out, n))
+    return got
+
+
 def unpack(out, to):
     """`tar xf` of all parts; gives the one folder that they make."""
     os.makedirs(to)
