@@ -28,6 +28,9 @@ import subprocess
 import sys
 import time
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "jobs"))
+from resumable import keep, kept, launcher, own_kernels  # noqa: E402
+
 PEER = r"""
 import importlib.metadata, json, sys, time, torch
 from datasets import Dataset
@@ -106,9 +109,7 @@ MARGIN = 1.005
 
 
 def run(a, command, threads):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
-    env.update(OMP_NUM_THREADS=str(threads), OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-               HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
+    env = {**own_kernels(threads), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     r = subprocess.run(command, env=env, capture_output=True, text=True, cwd=a.work)
     if r.returncode:
         raise SystemExit(f"{' '.join(command)[:400]}\nexit code {r.returncode}\n{r.stderr[-3000:]}")
@@ -116,8 +117,7 @@ def run(a, command, threads):
 
 
 def ours(a, args):
-    mpirun = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(a.ranks)]
-    return run(a, [*mpirun, a.program, *args], 1)
+    return run(a, [*launcher(a.ranks), a.program, *args], 1)
 
 
 def small_files(a, to):
@@ -218,8 +218,8 @@ def main():
     os.makedirs(a.work, exist_ok=True)
     a.ids = os.path.join(a.work, "ids.json")
     run(a, [a.peer_python, "-c", IDS, a.model, a.calib, str(a.windows * a.window), a.ids], 1)
-    kept = os.path.join(a.work, "peer_gptq.json")
-    results = json.load(open(kept)) if os.path.exists(kept) else {}
+    path = os.path.join(a.work, "peer_gptq.json")
+    results = kept(path) or {}
     for model in a.models:
         rows = {"16 bit": lambda m: {"ppl": perplexities(a, m)}, "llm-compressor": lambda m: theirs_row(a, m)}
         rows.update({row: lambda m, more=more: our_row(a, m, more) for row, more in OURS.items()})
@@ -228,9 +228,7 @@ def main():
             if key in results or (a.only and key not in a.only):
                 continue
             results[key] = make(folder(a, model))
-            with open(kept + ".new", "w") as f:
-                json.dump(results, f, indent=1)
-            os.replace(kept + ".new", kept)
+            keep(path, results)
             print(key, json.dumps(results[key]), flush=True)
     sys.exit(table(a, results))
 

@@ -30,6 +30,9 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "jobs"))
+from resumable import launcher, own_kernels  # noqa: E402
+
 TRANSFORMERS = r"""
 import json, sys, time, torch
 from transformers import AutoModelForCausalLM
@@ -49,20 +52,14 @@ print(json.dumps({"tokens_per_s": window * windows / (time.time() - t)}))
 """
 
 
-def clean_env(threads):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
-    env.update(OMP_NUM_THREADS=str(threads), OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-    return env
-
-
 def bench_eval(a):
     threads, windows, ours, theirs = os.cpu_count(), 8, 0, 0
     for _ in range(a.repeat):
         out = subprocess.run([a.program, "eval", "--quiet", "--json", "--model", a.model, "--text", a.text, "--window",
-                              "1024", "--limit", str(windows)], env=clean_env(threads), capture_output=True, check=True)
+                              "1024", "--limit", str(windows)], env=own_kernels(threads), capture_output=True, check=True)
         ours = max(ours, json.loads(out.stdout)["tokens_per_s"])
         out = subprocess.run([a.python, "-c", TRANSFORMERS, a.model, a.text, "1024", str(windows), str(threads)],
-                             env=clean_env(threads), capture_output=True, check=True)
+                             env=own_kernels(threads), capture_output=True, check=True)
         theirs = max(theirs, json.loads(out.stdout.splitlines()[-1])["tokens_per_s"])
     print(f"eval       {ours:.0f} tokens/s, transformers {theirs:.0f}: {ours / theirs:.2f} (at least 1.5)")
 
@@ -84,7 +81,7 @@ def bench_quantize(a):
         out = os.path.join(folder, "out")
         start = time.time()
         subprocess.run([a.program, "quantize", "--quiet", "--model", a.model, "--out", out, "--set", "weights.group=64"],
-                       env=clean_env(os.cpu_count()), check=True, stdout=subprocess.DEVNULL)
+                       env=own_kernels(os.cpu_count()), check=True, stdout=subprocess.DEVNULL)
         best = min(best, time.time() - start)
         source = [os.path.join(a.model, f) for f in os.listdir(a.model) if f.endswith(".safetensors")]
         result = [os.path.join(out, f) for f in os.listdir(out) if f.endswith(".tar")]
@@ -97,20 +94,19 @@ def bench_program(a, name, *args):
     path = os.path.join(os.path.dirname(os.path.abspath(a.program)), "bench", name)
     print(f"-- {name}")
     sys.stdout.flush()
-    subprocess.run([path, *args], env=clean_env(1 if name in ("bench_search", "bench_tokenizer") else os.cpu_count()), check=True)
+    subprocess.run([path, *args], env=own_kernels(1 if name in ("bench_search", "bench_tokenizer") else os.cpu_count()), check=True)
 
 
 def bench_range(a):
     """On random rows; then 400 steps of a real run by its own events, against the same peak."""
     path = os.path.join(os.path.dirname(os.path.abspath(a.program)), "bench", "bench_range")
-    launcher = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", "2"]
-    env = clean_env(max(1, os.cpu_count() // 2))
-    subprocess.run([*launcher, path, "100"], env=env, check=True)
+    env = own_kernels(max(1, os.cpu_count() // 2))
+    subprocess.run([*launcher(2), path, "100"], env=env, check=True)
     if not a.calib:
         return
     with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(a.model))) as folder:
         out = os.path.join(folder, "out")
-        subprocess.run([*launcher, a.program, "quantize", "--quiet", "--model", a.model, "--out", out, "--calib", a.calib,
+        subprocess.run([*launcher(2), a.program, "quantize", "--quiet", "--model", a.model, "--out", out, "--calib", a.calib,
                         "--recipe", "range-w4a4kv4", "--set", "weights.scale=max", "--set",
                         "learn=[{objective: range, steps: 400, rows: 32768}]"], env=env, check=True, stdout=subprocess.DEVNULL)
         with open(os.path.join(out, "events.jsonl")) as f:
@@ -129,7 +125,7 @@ def ce_tokens_per_s(a, range_grad):
                  "activations.bits=4", "kv.bits=4", phase]
         subprocess.run([a.program, "quantize", "--quiet", "--model", a.model, "--out", out, "--calib", a.calib or a.text,
                         *[w for word in words for w in ("--set", word)]],
-                       env=clean_env(os.cpu_count()), check=True, stdout=subprocess.DEVNULL)
+                       env=own_kernels(os.cpu_count()), check=True, stdout=subprocess.DEVNULL)
         with open(os.path.join(out, "events.jsonl")) as f:
             steps = [e for e in map(json.loads, f) if e["event"] == "step"][1:]
     return sorted(e["tokens_per_s"] for e in steps)[len(steps) // 2]
@@ -140,7 +136,7 @@ def bench_ce(a):
     ours, through, theirs = 0, 0, 0
     for _ in range(a.repeat):
         ours, through = max(ours, ce_tokens_per_s(a, "detached")), max(through, ce_tokens_per_s(a, "through"))
-        out = subprocess.run([a.python, script, a.model, a.calib or a.text, "4"], env=clean_env(os.cpu_count()),
+        out = subprocess.run([a.python, script, a.model, a.calib or a.text, "4"], env=own_kernels(os.cpu_count()),
                              capture_output=True, check=True)
         theirs = max(theirs, json.loads(out.stdout.splitlines()[-1])["tokens_per_s"])
     print(f"ce         {ours:.0f} tokens/s (through the range {through:.0f}), PyTorch {theirs:.0f}: {ours / theirs:.2f} (at least 2)")
@@ -152,14 +148,14 @@ def bench_gptq(a):
         words = ["rotate.start=had", "weights.method=gptq", "weights.group=channel", "weights.scale=search", "calib.window=1024",
                  f"calib.windows={a.windows}"]
         start = time.time()
-        subprocess.run(["mpirun", "--oversubscribe", "--bind-to", "none", "-n", "2", a.program, "quantize", "--quiet", "--model",
+        subprocess.run([*launcher(2), a.program, "quantize", "--quiet", "--model",
                         a.model, "--out", os.path.join(folder, "out"), "--calib", a.calib or a.text,
                         *[w for word in words for w in ("--set", word)]],
-                       env=clean_env(max(1, os.cpu_count() // 2)), check=True, stdout=subprocess.DEVNULL)
+                       env=own_kernels(max(1, os.cpu_count() // 2)), check=True, stdout=subprocess.DEVNULL)
         ours = time.time() - start
     out = subprocess.run([a.python, script, "eval", a.model, a.text, "--rot", "had:0", "--weights", "gptq", "--group", "0",
                           "--calib", a.calib or a.text, "--windows", str(a.windows), "--limit", "1"],
-                         env=clean_env(os.cpu_count()), capture_output=True, text=True, check=True)
+                         env=own_kernels(os.cpu_count()), capture_output=True, text=True, check=True)
     theirs = float(re.search(r"weights: (\d+) s", out.stdout).group(1))
     print(f"gptq       {ours:.1f} s, PyTorch {theirs:.0f} s: {theirs / ours:.2f} (at least 2)")
 

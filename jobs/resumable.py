@@ -1,4 +1,4 @@
-"""What the scripts that measure many runs share (compare.py, spread.py, bench/accuracy.py): the program on so many
+"""What the scripts that measure many runs share (compare.py, spread.py, bench/*.py): the program on so many
 ranks, results that are kept as soon as they are there, and a work folder that holds those of one setting. Whatever
 interrupts a script, the same command goes on."""
 import hashlib
@@ -28,9 +28,12 @@ def launcher(ranks):
     return ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
 
 
-def own_kernels():
-    """The environment, in which OpenBLAS chooses its kernels by itself."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
+def own_kernels(threads=None):
+    """The environment, in which OpenBLAS chooses its kernels by itself; with so many threads a rank, also as root."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
+    if threads:
+        env.update(OMP_NUM_THREADS=str(threads), OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    return env
 
 
 def run(program, ranks, words, refuses, env=None):
