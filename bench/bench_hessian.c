@@ -4,7 +4,8 @@
  * Default: 28672 (down_proj of a 70B), 2 windows of 2048. Random inputs, columns in an order as
  * over a grid. Panel by panel, so that no rank holds a whole Hessian (28672: 6.6 GB). Prints the
  * diagonal, the columns into their order and back, products and exact sums of each rank with the
- * sums over ranks, and these alone; flops are n^2 a token, of the upper triangle. */
+ * sums over ranks, and these alone; flops are n^2 a token, of the upper triangle. The second of two
+ * layers: the first touches the memory, which stays for all layers of a run. */
 #include "bench/bench.h"
 
 #include "base/clock.h"
@@ -12,6 +13,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "base/size.h"
+#include "mpi/dmat.h"
 #include "pipeline/gptq_moments.h"
 #include "pipeline/product_peak.h"
 
@@ -38,6 +40,15 @@ static void fill(gptq_windows *w, int64_t n) {
     }
 }
 
+/* So many integers, to all ranks alike. */
+static void sum_over_ranks(const gptq_moments *m, int64_t entries) {
+    const int ranks = comm_size(m->c);
+    int64_t *from = bench_room(ranks + 1, sizeof *from);
+    for (int r = 0; r <= ranks; r++) from[r] = entries / ranks * r;
+    comm_sum_i64_parts(m->c, m->sum, from);
+    mem_free(from);
+}
+
 typedef struct times {
     double diagonal, arrange, panels, over_ranks;
 } times;
@@ -45,6 +56,7 @@ typedef struct times {
 static times run(gptq_moments *m, int64_t n) {
     const comm *c = m->c;
     const int64_t step = gptq_moments_panel_rows(n);
+    const gptq_cells cells = {.shape = grid_choose(n, comm_size(c)), .block = DMAT_BLOCK};
     times t = {0};
     int64_t *order = bench_room(n, sizeof *order), *v = NULL;
     double *diagonal = bench_room(n, sizeof *diagonal), start = clock_now_s();
@@ -59,12 +71,12 @@ static times run(gptq_moments *m, int64_t n) {
     comm_barrier(c);
     start = clock_now_s();
     for (int64_t first = 0; first < n; first += step)
-        bench_need(gptq_moments_panel(m, first, size_min(step, n - first), -1, &v));
+        bench_need(gptq_moments_cells(m, first, size_min(step, n - first), &cells, &v));
     t.panels = bench_slowest(c, start);
     comm_barrier(c);
     start = clock_now_s();
     for (int64_t first = 0; first < n; first += step)
-        comm_sum_i64(c, v, size_min(step, n - first) * (n - first));
+        sum_over_ranks(m, size_min(step, n - first) * (n - first));
     t.over_ranks = bench_slowest(c, start);
     mem_free(order);
     mem_free(diagonal);
@@ -95,6 +107,7 @@ int main(int argc, char **argv) {
     gptq_moments m = {.c = c, .windows = w};
     fill(w, n);
     const double most = peak(c), flops = (double)n * (double)n * (double)(count * length);
+    run(&m, n);
     const times t = run(&m, n);
     if (comm_rank(c) == 0) {
         printf("%lld columns, %lld x %lld tokens, %d ranks x %d threads, bf16 product peak %.0f "

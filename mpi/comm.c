@@ -15,6 +15,9 @@
 /* Pieces of long messages: below INT_MAX, and small enough to stay in cache on the way. */
 enum { PIECE = 16 << 20 };
 
+/* Sums go in pieces that stay in cache, and whose copies inside MPI cost no fresh pages. */
+enum { SUM_PIECE = 1 << 17 }; /* numbers */
+
 struct comm {
     MPI_Comm handle;
     int rank, size;
@@ -251,11 +254,9 @@ void comm_bcast_blob(const comm *c, void **data, size_t *len, int root) {
 static void reduce_in_place(const comm *c, void *v, int64_t n, MPI_Datatype type, MPI_Op op) {
     char *p = v;
     if (c->size == 1) return;
-    for (int64_t at = 0; at < n; at += PIECE / 8) {
-        int64_t left = n - at;
-        MPI_Allreduce(MPI_IN_PLACE, p + at * 8, left < PIECE / 8 ? (int)left : PIECE / 8, type, op,
+    for (int64_t at = 0; at < n; at += SUM_PIECE)
+        MPI_Allreduce(MPI_IN_PLACE, p + at * 8, (int)size_min(SUM_PIECE, n - at), type, op,
                       c->handle);
-    }
 }
 
 void comm_sum_i64(const comm *c, int64_t *v, int64_t n) {
@@ -265,10 +266,47 @@ void comm_sum_i64(const comm *c, int64_t *v, int64_t n) {
 void comm_sum_i64_to(const comm *c, int64_t *v, int64_t n, int root) {
     const bool here = c->rank == root;
     if (c->size == 1) return;
-    for (int64_t at = 0; at < n; at += PIECE / 8)
+    for (int64_t at = 0; at < n; at += SUM_PIECE)
         MPI_Reduce(here ? MPI_IN_PLACE : v + at, here ? v + at : NULL,
-                   n - at < PIECE / 8 ? (int)(n - at) : PIECE / 8, MPI_INT64_T, MPI_SUM, root,
-                   c->handle);
+                   (int)size_min(SUM_PIECE, n - at), MPI_INT64_T, MPI_SUM, root, c->handle);
+}
+
+/* out [n_out] goes to a rank while in [n_in] grows by what another sends: piece by piece, one
+ * piece ahead. Unsigned, so that sums of entries that nobody means may wrap around. */
+static void sum_exchange(const comm *c, const int64_t *out, int64_t n_out, int to, int64_t *in,
+                         int64_t n_in, int from, int64_t *room) {
+    MPI_Request sent[2] = {MPI_REQUEST_NULL, MPI_REQUEST_NULL},
+                got[2] = {MPI_REQUEST_NULL, MPI_REQUEST_NULL};
+    const int64_t outs = size_ceil_div(n_out, SUM_PIECE), ins = size_ceil_div(n_in, SUM_PIECE);
+    for (int64_t i = 0; i <= size_max(outs, ins); i++) {
+        if (i < outs) {
+            MPI_Wait(&sent[i % 2], MPI_STATUS_IGNORE);
+            MPI_Isend(out + i * SUM_PIECE, (int)size_min(SUM_PIECE, n_out - i * SUM_PIECE),
+                      MPI_INT64_T, to, TAG_SUM, c->handle, &sent[i % 2]);
+        }
+        if (i < ins)
+            MPI_Irecv(room + i % 2 * SUM_PIECE, (int)size_min(SUM_PIECE, n_in - i * SUM_PIECE),
+                      MPI_INT64_T, from, TAG_SUM, c->handle, &got[i % 2]);
+        if (i == 0 || i > ins) continue;
+        MPI_Wait(&got[(i - 1) % 2], MPI_STATUS_IGNORE);
+        const int64_t at = (i - 1) * SUM_PIECE, n = size_min(SUM_PIECE, n_in - at);
+        const int64_t *piece = room + (i - 1) % 2 * SUM_PIECE;
+        for (int64_t j = 0; j < n; j++)
+            in[at + j] = (int64_t)((uint64_t)in[at + j] + (uint64_t)piece[j]);
+    }
+    MPI_Waitall(2, sent, MPI_STATUSES_IGNORE);
+}
+
+void comm_sum_i64_parts(const comm *c, int64_t *v, const int64_t *from) {
+    if (c->size == 1) return;
+    int64_t *room = malloc(2 * SUM_PIECE * sizeof *room), *mine = v + from[c->rank];
+    if (!room) comm_abort(ERR_NOFIT, "no memory for a sum");
+    for (int k = 1; k < c->size; k++) {
+        const int to = (c->rank + k) % c->size, source = (c->rank + c->size - k) % c->size;
+        sum_exchange(c, v + from[to], from[to + 1] - from[to], to, mine,
+                     from[c->rank + 1] - from[c->rank], source, room);
+    }
+    free(room);
 }
 
 static void share(const comm *c, void *all, const int64_t *from, MPI_Datatype type) {

@@ -19,6 +19,7 @@ typedef enum comm_tag {
     TAG_RESULT = 3,      /* a result to the root */
     TAG_BLOB = 4,        /* bytes whose length the receiver does not know */
     TAG_GRADIENTS = 5,   /* stage to the one before, one window or slice */
+    TAG_SUM = 6,         /* a piece of a sum to the rank that takes it */
 } comm_tag;
 
 /* Collective on all processes. Start MPI with the calls made from one thread. Checks that a
@@ -63,6 +64,9 @@ void comm_bcast_blob(const comm *c, void **data, size_t *len, int root);
 void comm_sum_i64(const comm *c, int64_t *v, int64_t n);
 /* The sum at root alone; elsewhere v stays as it is. */
 void comm_sum_i64_to(const comm *c, int64_t *v, int64_t n, int root);
+/* Elements [from[r], from[r + 1]) summed at rank r; the others stay as they are. from [size + 1],
+ * the same on every rank. Sums wrap around. */
+void comm_sum_i64_parts(const comm *c, int64_t *v, const int64_t *from);
 void comm_max_i64(const comm *c, int64_t *v, int64_t n);
 void comm_max_f64(const comm *c, double *v, int64_t n); /* no NaN */
 

@@ -137,11 +137,11 @@ void fixed_sum_add(fixed_sum *s, int64_t at, int64_t count, compute_type compute
 }
 
 bool fixed_sum_add_tile(const fixed_sum *s, int64_t at, int64_t stride, int64_t rows, int64_t cols,
-                        bool put, const float *unit) {
+                        bool put, const float *unit, int64_t ld) {
     bool fits = true;
     for (int64_t i = 0; i < rows && fits; i++) {
         int64_t *v = s->v + at + i * stride;
-        const float *x = unit + i * cols;
+        const float *x = unit + i * ld;
         for (int64_t j = 0; j < cols && i + 1 < rows; j += LINE)
             __builtin_prefetch(v + stride + j, 1);
         const found f = look_f32(x, cols);

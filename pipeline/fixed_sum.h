@@ -43,12 +43,12 @@ void fixed_sum_begin(fixed_sum *s, int exponent, int64_t units);
  * threads. */
 void fixed_sum_add(fixed_sum *s, int64_t at, int64_t count, compute_type compute, void *unit);
 
-/* Local, one thread. A tile [rows, cols] of a unit, to entries at + i stride + j; put: it is the
- * first of these entries, which are not looked at. False, and the entries are not meant, where one
- * is above the bound, NaN or infinite. For callers that share a unit out themselves; `max` and the
- * flags stay as they are. */
+/* Local, one thread. A tile [rows, cols] of a unit, rows `ld` apart, to entries at + i stride + j;
+ * put: it is the first of these entries, which are not looked at. False, and the entries are not
+ * meant, where one is above the bound, NaN or infinite. For callers that share a unit out
+ * themselves; `max` and the flags stay as they are. */
 bool fixed_sum_add_tile(const fixed_sum *s, int64_t at, int64_t stride, int64_t rows, int64_t cols,
-                        bool put, const float *unit);
+                        bool put, const float *unit, int64_t ld);
 
 /* Local. The exponent for `units` units whose entries will hardly exceed max 2^HEADROOM. */
 int fixed_sum_exponent(double max, int64_t units);

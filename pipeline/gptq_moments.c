@@ -196,6 +196,8 @@ typedef struct panel {
     int64_t first, rows, from, cols; /* columns [from, from + cols) */
     int64_t length;
     bool cross;
+    const gptq_cells *cells; /* NULL: rows of `cols` entries */
+    int64_t *start;          /* [ranks + 1] where each rank's blocks begin */
     fixed_sum s;
     bool empty;           /* nothing has been added yet */
     int64_t windows;      /* of the group at hand */
@@ -230,6 +232,63 @@ static void turn(const panel *p, const bf16 *x, const bf16 *less, bf16 *to) {
     }
 }
 
+/* ---- blocks of a panel, dealt over a grid ---- */
+
+/* Of `count` blocks from number `first` on, those that go to `which` of `of`. */
+static int64_t dealt(int64_t first, int64_t count, int64_t which, int64_t of) {
+    const int64_t before = ((which - first) % of + of) % of;
+    return before < count ? (count - 1 - before) / of + 1 : 0;
+}
+
+/* The same of `n` entries from a multiple of `block` on, of which the last block may be short. */
+static int64_t dealt_entries(int64_t first, int64_t n, int64_t block, int64_t which, int64_t of) {
+    const int64_t count = size_ceil_div(n, block), last = first / block + count - 1;
+    return dealt(first / block, count, which, of) * block -
+           (last % of == which ? count * block - n : 0);
+}
+
+static void cells_start(panel *p, int ranks) {
+    const grid_shape g = p->cells->shape;
+    p->start[0] = 0;
+    for (int r = 0; r < ranks; r++) {
+        const int64_t block = p->cells->block;
+        p->start[r + 1] = p->start[r];
+        if (r < g.rows * g.cols)
+            p->start[r + 1] += dealt_entries(p->first, p->cols, block, r / g.cols, g.rows) *
+                               dealt_entries(p->first, p->rows, block, r % g.cols, g.cols);
+    }
+}
+
+/* Where block (b, c) of the panel stands; rows of it are *width apart. */
+static int64_t cells_at(const panel *p, int64_t b, int64_t c, int64_t *width) {
+    const grid_shape g = p->cells->shape;
+    const int64_t block = p->cells->block, number = p->first / block;
+    const int64_t row = (number + c) % g.rows, col = (number + b) % g.cols;
+    *width = size_min(block, p->cols - c * block);
+    return p->start[row * g.cols + col] +
+           c / g.rows * block * dealt_entries(p->first, p->rows, block, col, g.cols) +
+           b / g.cols * block * *width;
+}
+
+/* A product [rows, cols] to entries (i, j) of the panel and on, tiles being whole blocks. */
+static bool add_tile(const panel *p, int64_t i, int64_t j, int64_t rows, int64_t cols, bool put,
+                     const float *product) {
+    const int64_t block = p->cells ? p->cells->block : 0;
+    bool fits = true;
+    if (!p->cells)
+        return fixed_sum_add_tile(&p->s, i * p->cols + j, p->cols, rows, cols, put, product, cols);
+    for (int64_t bi = 0; bi < rows; bi += block)
+        for (int64_t bj = 0; bj < cols; bj += block) {
+            int64_t width;
+            const int64_t at = cells_at(p, (i + bi) / block, (j + bj) / block, &width);
+            fits = fixed_sum_add_tile(&p->s, at, width, size_min(block, rows - bi),
+                                      size_min(block, cols - bj), put, product + bi * cols + bj,
+                                      cols) &&
+                   fits;
+        }
+    return fits;
+}
+
 /* The panel's rows of a window times columns [j, j + cols) of it. False: above the bound. */
 static bool add_stripe(const panel *p, int64_t w, int64_t j, int64_t cols, char *tiles) {
     const gptq_moments *m = p->m;
@@ -246,8 +305,7 @@ static bool add_stripe(const panel *p, int64_t w, int64_t j, int64_t cols, char 
         else
             gemm_tile_bf16(false, rows, cols, p->length, a, p->length, right, m->n, false, product,
                            cols);
-        fits = fixed_sum_add_tile(&p->s, i * p->cols + j, p->cols, rows, cols, p->empty && w == 0,
-                                  product);
+        fits = add_tile(p, i, j, rows, cols, p->empty && w == 0, product);
     }
     return fits;
 }
@@ -288,34 +346,55 @@ static err add_panels(panel *p) {
     return e;
 }
 
-static err panel_of(gptq_moments *m, int64_t first, int64_t rows, bool cross, int root,
-                    int64_t **v) {
-    panel p = {.m = m,
-               .first = first,
-               .rows = rows,
-               .from = cross ? 0 : first,
-               .length = gptq_windows_get_options(m->windows)->length,
-               .cross = cross,
-               .s = {.v = m->sum},
-               .empty = true};
-    p.cols = m->n - p.from;
-    fixed_sum_begin(&p.s, m->exponent, windows_taken(m)); /* of no entries: the first are put */
-    p.s.n = rows * p.cols;
-    err e = comm_agree(m->c, add_panels(&p), "the Hessian", NULL);
-    if (e.code) return e;
-    if (p.empty) memset(p.s.v, 0, (size_t)p.s.n * sizeof *p.s.v);
-    if (root >= 0)
-        comm_sum_i64_to(m->c, p.s.v, p.s.n, root);
-    else
-        comm_sum_i64(m->c, p.s.v, p.s.n);
-    *v = p.s.v;
+static panel panel_of(gptq_moments *m, int64_t first, int64_t rows, bool cross) {
+    return (panel){.m = m,
+                   .first = first,
+                   .rows = rows,
+                   .from = cross ? 0 : first,
+                   .cols = cross ? m->n : m->n - first,
+                   .length = gptq_windows_get_options(m->windows)->length,
+                   .cross = cross,
+                   .s = {.v = m->sum},
+                   .empty = true};
+}
+
+/* This rank's part of it. */
+static err fill_panel(panel *p) {
+    fixed_sum_begin(&p->s, p->m->exponent, windows_taken(p->m)); /* none: the first are put */
+    p->s.n = p->rows * p->cols;
+    err e = comm_agree(p->m->c, add_panels(p), "the Hessian", NULL);
+    if (!e.code && p->empty) memset(p->s.v, 0, (size_t)p->s.n * sizeof *p->s.v);
     return e;
 }
 
 err gptq_moments_panel(gptq_moments *m, int64_t first, int64_t rows, int root, int64_t **v) {
-    return panel_of(m, first, rows, false, root, v);
+    panel p = panel_of(m, first, rows, false);
+    err e = fill_panel(&p);
+    if (!e.code && root >= 0) comm_sum_i64_to(m->c, p.s.v, p.s.n, root);
+    if (!e.code && root < 0) comm_sum_i64(m->c, p.s.v, p.s.n);
+    *v = p.s.v;
+    return e;
+}
+
+err gptq_moments_cells(gptq_moments *m, int64_t first, int64_t rows, const gptq_cells *cells,
+                       int64_t **v) {
+    const int ranks = comm_size(m->c);
+    panel p = panel_of(m, first, rows, false);
+    p.cells = cells;
+    p.start = malloc(((size_t)ranks + 1) * sizeof *p.start);
+    if (!p.start) abort();
+    cells_start(&p, ranks);
+    err e = fill_panel(&p);
+    if (!e.code) comm_sum_i64_parts(m->c, p.s.v, p.start);
+    *v = p.s.v + p.start[comm_rank(m->c)];
+    free(p.start);
+    return e;
 }
 
 err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, int64_t **v) {
-    return panel_of(m, first, rows, true, -1, v);
+    panel p = panel_of(m, first, rows, true);
+    err e = fill_panel(&p);
+    if (!e.code) comm_sum_i64(m->c, p.s.v, p.s.n);
+    *v = p.s.v;
+    return e;
 }

@@ -152,19 +152,84 @@ static double wide_entry(int64_t w, int64_t i) {
 }
 
 /* Wide enough for whole tiles and what is left of them: some entries against fp64. */
-static int64_t test_wide(const comm *c, const char *scratch) {
-    enum { WIDE = 1300, TOKENS = 24, WINDOWS = 19, STEP = 29 };
-    const llama_config cfg = {.hidden = 8, .intermediate = WIDE, .heads = 1, .head_dim = 8};
-    int32_t *ids = room(WINDOWS * TOKENS, sizeof *ids);
-    double *x = room(WINDOWS * TOKENS * WIDE, sizeof *x), *diagonal = room(WIDE, sizeof *diagonal);
-    const gptq_windows_options o = {.cfg = &cfg,
+enum { WIDE = 1300, TOKENS = 24, WINDOWS = 19 };
+
+/* This rank's blocks of a panel [rows, WIDE - first] that every rank has. */
+static void check_cells(gptq_moments *m, grid_shape shape, int64_t first, int64_t rows,
+                        const int64_t *want) {
+    enum { BLOCK = 128 };
+    const gptq_cells cells = {.shape = shape, .block = BLOCK};
+    const int rank = comm_rank(m->c);
+    int64_t *v, seen = 0;
+    OK(gptq_moments_cells(m, first, rows, &cells, &v));
+    if (rank >= shape.rows * shape.cols) return;
+    for (int64_t c = first / BLOCK; c * BLOCK < WIDE; c++)
+        for (int64_t b = first / BLOCK; b * BLOCK < first + rows; b++) {
+            if (c % shape.rows != rank / shape.cols || b % shape.cols != rank % shape.cols)
+                continue;
+            for (int64_t i = b * BLOCK; i < (b + 1) * BLOCK && i < first + rows; i++)
+                for (int64_t j = c * BLOCK; j < (c + 1) * BLOCK && j < WIDE; j++, seen++)
+                    if (j >= i)
+                        check(v[seen] == want[(i - first) * (WIDE - first) + j - first],
+                              "a block at its cell is that of the panel");
+        }
+    check(seen > 0 || shape.rows * shape.cols > 2, "cells have blocks");
+}
+
+static void test_cells(gptq_moments *m, grid_shape shape) {
+    if (shape.rows * shape.cols > comm_size(m->c)) return;
+    for (int64_t first = 0; first < WIDE; first += gptq_moments_panel_rows(WIDE)) {
+        const int64_t step = gptq_moments_panel_rows(WIDE),
+                      rows = first + step < WIDE ? step : WIDE - first, n = rows * (WIDE - first);
+        int64_t *v, *kept = room(n, sizeof *kept);
+        OK(gptq_moments_panel(m, first, rows, -1, &v));
+        memcpy(kept, v, (size_t)n * sizeof *v);
+        check_cells(m, shape, first, rows, kept);
+        mem_free(kept);
+    }
+}
+
+/* U over a grid, of more blocks than one to a cell, against that of one rank. */
+static void test_cells_factor(gptq_moments *m, const double *diagonal, grid_shape shape) {
+    enum { PANEL = 100 };
+    gptq_solve *one, *dealt;
+    gptq_order *o;
+    double worst = 0, largest = 0;
+    if (shape.rows * shape.cols > comm_size(m->c)) return;
+    OK(gptq_order_create(WIDE, diagonal, true, &o));
+    gptq_solve_options opts = {
+        .damp = 1, .block = PANEL, .dist_from = WIDE + 1, .grid = shape, .blas_threads = 1};
+    OK(gptq_solve_create(m, o, &opts, "test", &one));
+    opts.dist_from = 1;
+    OK(gptq_solve_create(m, o, &opts, "test", &dealt));
+    const gptq_panels p = gptq_solve_panels(one), q = gptq_solve_panels(dealt);
+    for (int64_t first = 0; first < WIDE; first += PANEL) {
+        const double *u, *v;
+        int64_t apart_u, apart_v;
+        OK(p.get(p.context, first, PANEL, &u, &apart_u));
+        OK(q.get(q.context, first, PANEL, &v, &apart_v));
+        for (int64_t i = 0; i < PANEL; i++)
+            for (int64_t j = 0; j < WIDE - first; j++) {
+                worst = fmax(worst, fabs(u[i * apart_u + j] - v[i * apart_v + j]));
+                largest = fmax(largest, fabs(u[i * apart_u + j]));
+            }
+    }
+    /* damp 1: the condition is at most n times the largest entry over the mean of the diagonal */
+    check(worst <= 0x1p-52 * WIDE * WIDE * largest, "U of a grid and of one rank");
+    gptq_solve_destroy(&one);
+    gptq_solve_destroy(&dealt);
+    gptq_order_destroy(&o);
+}
+
+static gptq_windows *wide_windows(const comm *c, const llama_config *cfg, const int32_t *ids,
+                                  const char *scratch, double *x) {
+    const gptq_windows_options o = {.cfg = cfg,
                                     .ids = ids,
                                     .count = WINDOWS,
                                     .length = TOKENS,
                                     .streams = 1,
                                     .scratch = scratch};
     gptq_windows *windows;
-    int64_t sum = 3;
     OK(gptq_windows_create(c, &o, &windows));
     for (int64_t w = 0; w < WINDOWS; w++)
         for (int64_t i = 0; i < TOKENS * WIDE; i++) x[w * TOKENS * WIDE + i] = wide_entry(w, i);
@@ -175,6 +240,16 @@ static int64_t test_wide(const comm *c, const char *scratch) {
         for (int64_t k = 0; k < TOKENS * WIDE; k++) to[k] = half_to_bf16((float)from[k]);
         OK(gptq_windows_put_input(windows, GPTQ_QUANTIZED, i));
     }
+    return windows;
+}
+
+static int64_t test_wide(const comm *c, const char *scratch) {
+    enum { STEP = 29 };
+    const llama_config cfg = {.hidden = 8, .intermediate = WIDE, .heads = 1, .head_dim = 8};
+    int32_t *ids = room(WINDOWS * TOKENS, sizeof *ids);
+    double *x = room(WINDOWS * TOKENS * WIDE, sizeof *x), *diagonal = room(WIDE, sizeof *diagonal);
+    gptq_windows *windows = wide_windows(c, &cfg, ids, scratch, x);
+    int64_t sum = 3;
     gptq_moments m = {.c = c, .windows = windows};
     OK(gptq_moments_diagonal(&m, WIDE, "test", diagonal));
     const double unit = ldexp(m.factor, m.exponent);
@@ -195,6 +270,12 @@ static int64_t test_wide(const comm *c, const char *scratch) {
                       "a wide Hessian against fp64");
             }
     }
+    for (int rows = 1; rows <= 3; rows++)
+        for (int cols = 1; cols <= 2 && !scratch; cols++) {
+            const grid_shape shape = {rows, cols};
+            test_cells(&m, shape);
+            if (rows * cols > 1) test_cells_factor(&m, diagonal, shape);
+        }
     gptq_moments_clear(&m);
     gptq_windows_destroy(&windows);
     mem_free(x), mem_free(diagonal), mem_free(ids);

@@ -56,12 +56,12 @@ static void test_tile(void **state) {
     need(fixed_sum_init(&s, 8, "test"));
     fixed_sum_begin(&s, 0, 4);
     for (int i = 0; i < 8; i++) s.v[i] = 9;
-    assert_true(fixed_sum_add_tile(&s, 1, 4, 2, 3, true, x));
+    assert_true(fixed_sum_add_tile(&s, 1, 4, 2, 3, true, x, 3));
     assert_memory_equal(s.v, put, sizeof put);
-    assert_true(fixed_sum_add_tile(&s, 1, 4, 2, 3, false, x));
+    assert_true(fixed_sum_add_tile(&s, 1, 4, 2, 3, false, x, 3));
     assert_memory_equal(s.v, added, sizeof added);
-    assert_false(fixed_sum_add_tile(&s, 1, 4, 2, 3, false, high));
-    assert_false(fixed_sum_add_tile(&s, 1, 4, 2, 3, false, none));
+    assert_false(fixed_sum_add_tile(&s, 1, 4, 2, 3, false, high, 3));
+    assert_false(fixed_sum_add_tile(&s, 1, 4, 2, 3, false, none, 3));
     assert_true(s.v[0] == 9 && s.v[4] == 9);
     fixed_sum_clear(&s);
 }
