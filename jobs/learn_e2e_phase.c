@@ -85,7 +85,7 @@ static err read_flags(const options *o, e2e_wish *w) {
 
 /* Collective: the layout is one for all, so the bound is that of the rank with least memory. */
 static void agree_limit(const quantize_run *q, uint64_t *limit) {
-    if (!*limit) *limit = machine_memory_bytes() / (uint64_t)comm_node_size();
+    *limit = memory_plan_limit(*limit);
     int64_t least = *limit ? -(int64_t)*limit : INT64_MIN;
     comm_max_i64(q->c, &least, 1);
     *limit = least == INT64_MIN ? 0 : (uint64_t)-least;

@@ -247,24 +247,20 @@ static double add_gptq(maker *m, plan_phase *f) {
     const llama_config *cfg = config(m);
     const int64_t window = recipe_int(q->recipe, "calib.window");
     const double tokens = (double)(q->calib_windows * window);
-    bool scratch = options_has(q->o, OPT_SCRATCH);
-    for (int pass = 0; pass < 2; pass++) {
-        plan_phase layers = {.busy = 1};
+    gptq_thrift t = quantize_gptq_thrift(q);
+    plan_phase layers;
+    for (bool over = true; over;) {
+        layers = (plan_phase){.busy = 1};
         for (int r = 0; r < m->ranks && !m->e.code; r++) {
             memory_plan p = fresh_plan(m);
-            m->e = quantize_gptq_memory(q, m->ranks, r, scratch, &p);
+            m->e = quantize_gptq_memory(q, m->ranks, r, &t, &p);
             offer(&layers, &p, r);
         }
-        const bool over =
-            m->p->place.limit && memory_plan_total(&layers.memory) > m->p->place.limit;
-        if (pass == 0 && over && !scratch) {
-            scratch = true;
-            continue;
-        }
-        offer(f, &layers.memory, layers.rank);
-        break;
+        over = m->p->place.limit && memory_plan_total(&layers.memory) > m->p->place.limit &&
+               quantize_gptq_thriftier(q, m->ranks, &t);
     }
-    if (scratch) snprintf(f->note, sizeof f->note, "activations go to the scratch folder");
+    offer(f, &layers.memory, layers.rank);
+    quantize_gptq_thrift_text(&t, f->note);
     f->network = (uint64_t)cfg->layers * (uint64_t)(m->ranks - 1) *
                  ((uint64_t)(3 * cfg->hidden * cfg->hidden) +
                   (uint64_t)(cfg->intermediate * cfg->intermediate)) *
@@ -289,7 +285,6 @@ static double add_gptq(maker *m, plan_phase *f) {
 static void add_items(maker *m) {
     const quantize_run *q = m->q;
     const plan_place *place = &m->p->place;
-    const uint64_t hidden = (uint64_t)config(m)->hidden;
     const int active = (int)size_min(m->ranks, q->n_items);
     double *load = calloc((size_t)m->ranks, sizeof *load), slowest = 0, all = 0;
     plan_phase *f = add_phase(m, "gptq");
@@ -305,9 +300,7 @@ static void add_items(maker *m) {
     }
     for (int r = 0; f && r < active; r++) {
         memory_plan p = fresh_plan(m);
-        quantize_items_memory(q, r, &p);
-        if (rotation_set_r1(q->rotations))
-            memory_plan_add(&p, "rotations", hidden * hidden * sizeof(double));
+        quantize_items_memory(q, r, place->limit, &p);
         offer(f, &p, r);
     }
     free(load);

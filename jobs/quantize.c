@@ -136,23 +136,31 @@ static err make_fingerprint(quantize_run *q) {
     return e;
 }
 
-void quantize_items_memory(const quantize_run *q, int rank, memory_plan *p) {
+bool quantize_items_memory(const quantize_run *q, int rank, uint64_t limit, memory_plan *p) {
     quantize_memory most = {0};
     int64_t *own = calloc((size_t)q->n_items + 1, sizeof *own), n_own = 0;
     if (!own) abort();
     for (int64_t i = 0; i < q->n_items; i++) {
-        if (q->owner[i] != rank) continue;
+        const bool layer = i >= 1 && i <= q->source.cfg.layers;
+        if (q->owner[i] != rank || (layer && quantize_uses_gptq(q->recipe))) continue;
         quantize_memory m = quantize_item_memory(&q->job, i);
         if (m.fusion + m.codes > most.fusion + most.codes) most = m;
         own[n_own++] = i;
     }
-    memory_plan_add(p, "tensors as read", quantize_item_read_bytes(&q->job, own, n_own));
-    free(own);
     memory_plan_add(p, "fusion in fp64", most.fusion);
     memory_plan_add(p, "codes and scales", most.codes);
     memory_plan_add(p, "packed tensor",
                     layout_opts(q->layout)->int8 ? most.codes
                                                  : most.codes * (uint64_t)q->job.how.bits / 8);
+    const uint64_t hidden = (uint64_t)q->source.cfg.hidden;
+    if (rotation_set_r1(q->rotations))
+        memory_plan_add(p, "rotations", hidden * hidden * sizeof(double));
+    const uint64_t read = quantize_item_read_bytes(&q->job, own, n_own, true);
+    const bool ahead = !limit || memory_plan_total(p) + read <= limit;
+    memory_plan_add(p, "tensors as read",
+                    ahead ? read : quantize_item_read_bytes(&q->job, own, n_own, false));
+    free(own);
+    return ahead;
 }
 
 static err prepare(quantize_run *q) {

@@ -82,6 +82,7 @@ static err phase_settings(const quantize_run *q, gptq_phase *p) {
                         .n_windows = recipe_int(r, "calib.windows"),
                         .n_distinct = distinct_windows(q),
                         .length = recipe_int(r, "calib.window"),
+                        .batches = 1,
                         .asymmetric = recipe_is(r, "weights.method", "gptaq"),
                         .from_layer = recipe_is(r, "weights.target", "layer"),
                         .alpha = recipe_real(r, "weights.alpha"),
@@ -110,36 +111,77 @@ static uint64_t plan_of(const gptq_settings *s, int ranks, int rank, memory_plan
     return b.scratch_file;
 }
 
-err quantize_gptq_memory(const quantize_run *q, int ranks, int rank, bool scratch, memory_plan *p) {
+err quantize_gptq_memory(const quantize_run *q, int ranks, int rank, const gptq_thrift *t,
+                         memory_plan *p) {
     gptq_phase phase;
     err e = phase_settings(q, &phase);
     if (e.code) return e;
-    if (scratch) phase.s.scratch = "";
+    phase.s.scratch = t->scratch ? "" : NULL;
+    phase.s.batches = t->batches;
     plan_of(&phase.s, ranks, rank, p);
     phase_clear(&phase);
     return e;
 }
 
-/* Activations stay in memory where they fit, else they go to the scratch folder: one answer for all
- * ranks. */
+gptq_thrift quantize_gptq_thrift(const quantize_run *q) {
+    return (gptq_thrift){.scratch = options_has(q->o, OPT_SCRATCH), .batches = 1};
+}
+
+/* A few parts cost less than files, many may cost more. */
+bool quantize_gptq_thriftier(const quantize_run *q, int ranks, gptq_thrift *t) {
+    enum { BEFORE_FILES = 4 };
+    const llama_config *cfg = &q->source.cfg;
+    const int64_t rows = size_max(2 * cfg->intermediate,
+                                  (cfg->heads + 2 * cfg->kv_heads) * cfg->head_dim),
+                  units = size_ceil_div(size_ceil_div(rows, GPTQ_UNIT_ROWS), ranks);
+    const bool files = !t->scratch && (t->batches >= BEFORE_FILES || t->batches >= units);
+    if (!files && t->batches >= units) return false;
+    *t = (gptq_thrift){.scratch = t->scratch || files,
+                       .batches = files ? 1 : size_min(2 * t->batches, units)};
+    return true;
+}
+
+const char *quantize_gptq_thrift_text(const gptq_thrift *t, char buf[96]) {
+    char parts[48] = "";
+    if (t->batches > 1)
+        snprintf(parts, sizeof parts, "rows are rounded in %" PRId64 " parts", t->batches);
+    snprintf(buf, 96, "%s%s%s", t->scratch ? "activations go to the scratch folder" : "",
+             t->scratch && parts[0] ? ", " : "", parts);
+    return buf;
+}
+
+/* The dearest way that fits on every rank; where none does, the last one is refused. */
 static err plan_memory(const quantize_run *q, gptq_phase *p) {
-    memory_plan plan = {.n = 0}, spilled;
-    memory_plan_add(&plan, "program", q->base_bytes);
-    spilled = plan;
-    plan_of(&p->s, comm_size(q->c), comm_rank(q->c), &plan);
-    int64_t over = q->limit && memory_plan_total(&plan) > q->limit;
-    comm_max_i64(q->c, &over, 1);
-    if (over || options_has(q->o, OPT_SCRATCH)) {
+    const int size = comm_size(q->c), rank = comm_rank(q->c);
+    const uint64_t limit = memory_plan_limit(q->limit);
+    gptq_thrift t = quantize_gptq_thrift(q);
+    memory_plan plan;
+    char bytes[32];
+    for (int64_t over = 1; over;) {
+        plan = (memory_plan){.n = 0};
+        memory_plan_add(&plan, "program", q->base_bytes);
+        err e = quantize_gptq_memory(q, size, rank, &t, &plan);
+        if (e.code) return e;
+        over = limit && memory_plan_total(&plan) > limit;
+        comm_max_i64(q->c, &over, 1);
+        over = over && quantize_gptq_thriftier(q, size, &t);
+    }
+    if (t.scratch) {
         p->scratch = options_has(q->o, OPT_SCRATCH) ? strdup(options_str(q->o, OPT_SCRATCH))
                                                     : file_join(q->out, "run/scratch");
         if (!p->scratch) abort();
         p->s.scratch = p->scratch;
-        const uint64_t file = plan_of(&p->s, comm_size(q->c), comm_rank(q->c), &spilled);
-        char text[32];
-        log_line(LOG_PHASE, "gptq: activations go to %s, %s for each rank%s", p->scratch,
-                 size_text(file, text), over ? ": they do not fit in memory" : "");
-        plan = spilled;
     }
+    p->s.batches = t.batches;
+    if (t.scratch)
+        log_line(LOG_PHASE, "gptq: activations go to %s, %s for each rank%s", p->scratch,
+                 size_text(gptq_run_bytes(&p->s, size, rank).scratch_file, bytes),
+                 options_has(q->o, OPT_SCRATCH) ? "" : ": they do not fit in memory");
+    if (t.batches > 1)
+        log_line(LOG_PHASE,
+                 "gptq: rows are rounded in %" PRId64 " parts and no tensor is read ahead: memory "
+                 "is short",
+                 t.batches);
     return memory_plan_check(q->c, &plan, "gptq", q->limit);
 }
 

@@ -147,7 +147,11 @@ err quantize_do_items(quantize_run *q) {
     pending open[BEHIND];
     for (int i = 0; i < BEHIND; i++) open[i] = (pending){.report.item = -1};
     item_piece bytes = {0};
-    err e = quantize_item_read_ahead(&q->job, own, n_own, &reader);
+    memory_plan plan = {.n = 0};
+    memory_plan_add(&plan, "program", q->base_bytes);
+    const bool ahead =
+        quantize_items_memory(q, comm_rank(q->c), memory_plan_limit(q->limit), &plan);
+    err e = quantize_item_read_ahead(&q->job, own, n_own, ahead, &reader);
     e = comm_agree(q->c, e, "reading the weights", NULL);
     while (done < q->n_items && !e.code) {
         item_report mine = {.item = -1};

@@ -41,8 +41,7 @@ static err agree_rates(const comm *c, bool measure, plan_rates *r) {
 /* Collective. Memory of the rank with least, program of the largest. */
 static void find_place(const quantize_run *q, plan_place *p) {
     const int per_node = comm_node_size(), size = comm_size(q->c);
-    const uint64_t share = machine_memory_bytes() / (uint64_t)per_node;
-    int64_t most[] = {-(int64_t)(q->limit ? q->limit : share), (int64_t)q->base_bytes};
+    int64_t most[] = {-(int64_t)memory_plan_limit(q->limit), (int64_t)q->base_bytes};
     comm_max_i64(q->c, most, 2);
     *p = (plan_place){.nodes = (int)size_ceil_div(size, per_node),
                       .ranks_per_node = (int)size_min(size, per_node),

@@ -55,12 +55,25 @@ void quantize_clear(quantize_run *q);
 err quantize_describe(quantize_run *q);
 /* Local. Items to so many ranks, into q->owner; makes q->units. Fails with ERR_NOFIT. */
 err quantize_deal(quantize_run *q, int ranks);
-/* Local. Large buffers of a rank while it rounds its items to nearest, added to *p. */
-void quantize_items_memory(const quantize_run *q, int rank, memory_plan *p);
+/* Local. Large buffers of a rank while it rounds its items to nearest, added to *p. True: it reads
+ * tensors ahead, since the plan then has at most `limit` bytes (0: unknown). */
+bool quantize_items_memory(const quantize_run *q, int rank, uint64_t limit, memory_plan *p);
 
-/* Local. Large buffers of GPTQ on one of so many ranks, added to *p; scratch: activations are not
- * kept in memory. Not looked at: q->c, q->calib_ids. Fails with ERR_USAGE, ERR_MISMATCH. */
-err quantize_gptq_memory(const quantize_run *q, int ranks, int rank, bool scratch, memory_plan *p);
+/* What GPTQ does to take less memory. */
+typedef struct gptq_thrift {
+    bool scratch;    /* activations go to files */
+    int64_t batches; /* parts in which a rank rounds its rows (pipeline/gptq_layer.h) */
+} gptq_thrift;
+
+/* Local. The dearest way, as --scratch allows; then the next one down. False: there is none. */
+gptq_thrift quantize_gptq_thrift(const quantize_run *q);
+bool quantize_gptq_thriftier(const quantize_run *q, int ranks, gptq_thrift *t);
+const char *quantize_gptq_thrift_text(const gptq_thrift *t, char buf[96]); /* local; may be "" */
+
+/* Local. Large buffers of GPTQ on one of so many ranks, added to *p. Not looked at: q->c,
+ * q->calib_ids. Fails with ERR_USAGE, ERR_MISMATCH. */
+err quantize_gptq_memory(const quantize_run *q, int ranks, int rank, const gptq_thrift *t,
+                         memory_plan *p);
 
 /* Collective. Read --calib or --calib-ids into q->calib_ids. */
 err quantize_read_calibration(quantize_run *q);

@@ -186,7 +186,7 @@ err verify_values_against(const comm *c, const source *ar, const source *from,
     err e = partition_items(cost, n, comm_size(c), owner);
     for (int64_t i = 0; i < n && !e.code; i++)
         if (owner[i] == comm_rank(c)) own[n_own++] = i;
-    if (!e.code) e = quantize_item_read_ahead(&job, own, n_own, &reader);
+    if (!e.code) e = quantize_item_read_ahead(&job, own, n_own, true, &reader);
     for (int64_t i = 0; i < n && !e.code; i++) {
         quantize_result r;
         if (owner[i] == comm_rank(c)) e = quantize_item(&job, i, reader, &sink, &r);

@@ -102,7 +102,7 @@ err gptq_run_create(const gptq_settings *s, const int64_t *layers, int64_t n, gp
     r->s = *s;
     err e = gptq_windows_create(s->c, &o, &r->windows);
     if (!e.code) e = embed(r);
-    if (!e.code) e = gptq_source_create(s->c, s->job, layers, n, &r->source);
+    if (!e.code) e = gptq_source_create(s->c, s->job, layers, n, s->batches < 2, &r->source);
     if (!e.code)
         e = comm_agree(
             s->c, llama_scratch_create(s->job->cfg, wider(s), COMPUTE_BF16, s->length, &r->scratch),
@@ -333,7 +333,7 @@ gptq_bytes gptq_run_bytes(const gptq_settings *s, int ranks, int rank) {
     gptq_bytes b = {
         .activations = gptq_windows_bytes(&o, ranks, rank) +
                        llama_scratch_bytes(cfg, wider(s), COMPUTE_BF16, s->length, gemm_threads()),
-        .weights = gptq_source_bytes(s->job, ranks, rank) +
+        .weights = gptq_source_bytes(s->job, ranks, rank, s->batches < 2) +
                    (uint64_t)llama_layer_params(cfg) * sizeof(bf16) * (s->asymmetric ? 2 : 1),
         .scratch_file = gptq_windows_file_bytes(&o, ranks, rank)};
     for (llama_step step = STEP_QKV; step < STEP_COUNT; step++) {
@@ -343,10 +343,11 @@ gptq_bytes gptq_run_bytes(const gptq_settings *s, int ranks, int rank) {
         const uint64_t rows =
             (uint64_t)(k.own_n * k.cols) * (sizeof(float) + (s->asymmetric ? sizeof(double) : 0)) +
             qmatrix_bytes(k.rows, k.cols, &s->job->how) +
-            gptq_rows_bytes(&how, k.own_n, k.cols, s->asymmetric) +
+            gptq_rows_bytes(&how, size_min(k.own_n, gptq_stack_batch(s, ranks, &k)), k.cols,
+                            s->asymmetric) +
             (s->asymmetric ? gptq_stack_trial_bytes(s, &k) : 0);
         b.rows = most(b.rows, rows);
-        b.sums = most(b.sums, gptq_moments_bytes(k.cols, s->length, s->asymmetric));
+        b.sums = most(b.sums, gptq_moments_bytes(k.cols, s->length, !s->scratch, s->asymmetric));
         b.factor = most(b.factor, gptq_solve_bytes(&s->solve, k.cols));
     }
     return b;

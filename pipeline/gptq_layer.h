@@ -25,6 +25,8 @@ typedef struct gptq_settings {
     int64_t n_windows, length;
     int64_t n_distinct;  /* of the windows; the others repeat them */
     const char *scratch; /* folder for activations; NULL: in memory */
+    int64_t batches;     /* parts in which a rank rounds its rows, 1 or more: each part goes through
+                          * the whole factor; from 2 on no tensor is read ahead either */
     bool asymmetric;     /* GPTAQ */
     bool from_layer;     /* the stream of full precision begins anew at each layer's input */
     double alpha;        /* its strength at most */

@@ -41,10 +41,16 @@ static uint64_t tile_bytes(int64_t length) {
     return packed_bytes(length) + TILE_ROWS * TILE_COLS * sizeof(float);
 }
 
-uint64_t gptq_moments_bytes(int64_t n, int64_t length, bool cross) {
+/* Windows whose turned rows are held at a time: as many as the integers in cache are worth, one
+ * where each comes from a file. */
+static int64_t group_of(bool in_memory) {
+    return in_memory ? GROUP : 1;
+}
+
+uint64_t gptq_moments_bytes(int64_t n, int64_t length, bool in_memory, bool cross) {
     const uint64_t rows = (uint64_t)gptq_moments_panel_rows(n), panel = rows * (uint64_t)n;
     return panel * (sizeof(int64_t) + (cross ? sizeof(double) : 0)) +
-           rows * GROUP * (uint64_t)length * sizeof(bf16) +
+           rows * (uint64_t)(group_of(in_memory) * length) * sizeof(bf16) +
            (uint64_t)gemm_threads() * tile_bytes(length);
 }
 
@@ -130,11 +136,12 @@ static err widen(int64_t count, size_t size, const char *what, void **p, int64_t
 
 static err reserve(gptq_moments *m) {
     const int64_t length = gptq_windows_get_options(m->windows)->length,
-                  rows = gptq_moments_panel_rows(m->n);
+                  rows = gptq_moments_panel_rows(m->n),
+                  group = group_of(gptq_windows_in_memory(m->windows));
     void *left = m->left, *tiles = m->tiles;
     err e = widen(rows * m->n, sizeof(int64_t), "rows of a Hessian", &m->sum, &m->sum_room);
     if (!e.code)
-        e = widen(GROUP * rows * length, sizeof(bf16), "transposed inputs", &left, &m->left_room);
+        e = widen(group * rows * length, sizeof(bf16), "transposed inputs", &left, &m->left_room);
     if (!e.code)
         e = widen(gemm_threads(), tile_bytes(length), "tiles of a Hessian", &tiles, &m->tiles_room);
     m->left = left;
@@ -327,7 +334,7 @@ static void add_group(panel *p) {
 /* The products of the windows of this rank, as integers. */
 static err add_panels(panel *p) {
     gptq_moments *m = p->m;
-    const int64_t most = gptq_windows_in_memory(m->windows) ? GROUP : 1;
+    const int64_t most = group_of(gptq_windows_in_memory(m->windows));
     err e = err_none();
     for (int64_t i = 0; i < gptq_windows_own(m->windows) && !e.code; i++) {
         bf16 *x, *full;

@@ -71,7 +71,8 @@ err gptq_moments_cells(gptq_moments *m, int64_t first, int64_t rows, const gptq_
 /* Collective. Rows [first, first + rows) of C, all n columns, everywhere. */
 err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, int64_t **v);
 
-/* Local. Bytes of its buffers for inputs of width n; cross: and of a panel of C in fp64. */
-uint64_t gptq_moments_bytes(int64_t n, int64_t length, bool cross);
+/* Local. Bytes of its buffers for inputs of width n, in memory or in files; cross: and of a panel
+ * of C in fp64. */
+uint64_t gptq_moments_bytes(int64_t n, int64_t length, bool in_memory, bool cross);
 
 #endif

@@ -106,14 +106,14 @@ static char **pointers_to(const name_list *l) {
 }
 
 err gptq_source_create(const comm *c, const quantize_job *job, const int64_t *layers, int64_t n,
-                       gptq_source **out) {
+                       bool ahead, gptq_source **out) {
     gptq_source *s = calloc(1, sizeof *s);
     if (!s) abort();
     *s = (gptq_source){.c = c, .job = job};
     err e = deal(job, comm_size(c), s->owner);
     name_list l = names_of(job, s->owner, comm_rank(c), layers, n);
     char **names = pointers_to(&l);
-    if (!e.code) e = read_ahead_create(job->checkpoint, names, l.n, &s->reader);
+    if (!e.code) e = read_ahead_create(job->checkpoint, names, l.n, ahead, &s->reader);
     free(names);
     free(l.names);
     e = comm_agree(c, e, "reading the weights", NULL);
@@ -264,7 +264,7 @@ err gptq_source_share(gptq_source *s, int k, gptq_band_sink take, void *arg) {
     return comm_agree(s->c, e, t.name, NULL);
 }
 
-uint64_t gptq_source_bytes(const quantize_job *job, int ranks, int rank) {
+uint64_t gptq_source_bytes(const quantize_job *job, int ranks, int rank, bool ahead) {
     int owner[LLAMA_LINEARS];
     const int64_t layers[] = {0, job->cfg->layers > 1 ? 1 : 0};
     uint64_t fused = 0, fusion = 0;
@@ -279,7 +279,7 @@ uint64_t gptq_source_bytes(const quantize_job *job, int ranks, int rank) {
     }
     name_list l = names_of(job, owner, rank, layers, 2);
     char **names = pointers_to(&l);
-    const uint64_t reader = read_ahead_bytes(job->checkpoint, names, l.n);
+    const uint64_t reader = read_ahead_bytes(job->checkpoint, names, l.n, ahead);
     free(names);
     free(l.names);
     return reader + fused + fusion;

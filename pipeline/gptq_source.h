@@ -20,10 +20,11 @@ int gptq_step_count(llama_step step);
 /* Local. Norms and biases of a layer into another that has none yet. Fails with ERR_NOFIT. */
 err gptq_layer_copy_vectors(const llama_config *cfg, llama_layer *from, llama_layer *to);
 
-/* Collective on c. Reads the tensors of these layers (rising) ahead, in their order. job, c are
- * borrowed. Caller owns *out. Fails, agreed, with ERR_NOFIT. */
+/* Collective on c. Reads the tensors of these layers (rising) in their order; ahead: while others
+ * are worked on, which takes more memory. job, c are borrowed. Caller owns *out. Fails, agreed,
+ * with ERR_NOFIT. */
 err gptq_source_create(const comm *c, const quantize_job *job, const int64_t *layers, int64_t n,
-                       gptq_source **out);
+                       bool ahead, gptq_source **out);
 void gptq_source_destroy(gptq_source **s); /* local; NULL is fine; sets NULL */
 
 /* Collective. Read and fuse the next layer, which must be this one: every rank its linears; norms
@@ -38,6 +39,6 @@ typedef err (*gptq_band_sink)(void *arg, int64_t row0, int64_t rows, const float
 err gptq_source_share(gptq_source *s, int linear, gptq_band_sink take, void *arg);
 
 /* Local. Bytes of one of so many ranks: reader, fused weights, fusion. */
-uint64_t gptq_source_bytes(const quantize_job *job, int ranks, int rank);
+uint64_t gptq_source_bytes(const quantize_job *job, int ranks, int rank, bool ahead);
 
 #endif

@@ -31,6 +31,14 @@ void gptq_stack_shape(const gptq_settings *s, int ranks, int rank, llama_step st
     k->own_n = first_row(k->rows, ranks, rank + 1) - k->own0;
 }
 
+static int64_t most_units(int ranks, const gptq_stack *k) {
+    return size_ceil_div(size_ceil_div(k->rows, GPTQ_UNIT_ROWS), ranks);
+}
+
+int64_t gptq_stack_batch(const gptq_settings *s, int ranks, const gptq_stack *k) {
+    return size_ceil_div(most_units(ranks, k), s->batches) * GPTQ_UNIT_ROWS;
+}
+
 void gptq_stack_clear(gptq_stack *k) {
     mem_free(k->w);
     mem_free(k->cross);
@@ -190,11 +198,18 @@ static err row_errors(gptq_stack *k) {
 
 err gptq_stack_round(gptq_stack *k, const gptq_order *o, gptq_solve *solve, double alpha) {
     const gptq_settings *s = &k->r->s;
+    const int64_t batch = gptq_stack_batch(s, comm_size(s->c), k),
+                  most = most_units(comm_size(s->c), k) * GPTQ_UNIT_ROWS;
     const gptq_options opts = {
         .how = s->job->how, .block = s->solve.block, .alpha = alpha, .energy = true};
-    err e = gptq_rows(&opts, o, gptq_solve_damping(solve)->lambda, gptq_solve_panels(solve), k->w,
-                      alpha > 0 ? k->cross : NULL, k->own_n, k->own0, k->q, k->loss + k->own0);
-    e = comm_agree(s->c, e, "rounding rows", NULL);
+    err e = err_none();
+    for (int64_t i = 0; i < most && !e.code; i += batch) { /* as often on every rank */
+        const int64_t row = size_min(i, k->own_n), at = row * k->cols;
+        e = gptq_rows(&opts, o, gptq_solve_damping(solve)->lambda, gptq_solve_panels(solve),
+                      k->w + at, alpha > 0 ? k->cross + at : NULL, size_min(batch, k->own_n - row),
+                      k->own0 + row, k->q, k->loss + k->own0 + row);
+        e = comm_agree(s->c, e, "rounding rows", NULL);
+    }
     if (!e.code) e = comm_agree(s->c, row_errors(k), "errors of rows", NULL);
     if (!e.code) share_codes(k);
     return e;

@@ -34,6 +34,8 @@ int64_t gptq_linear_rows(const llama_config *cfg, int linear); /* local */
 
 /* Local. Rows and columns, and the rows of one of so many ranks: whole units, in rank order. */
 void gptq_stack_shape(const gptq_settings *s, int ranks, int rank, llama_step step, gptq_stack *k);
+/* Local. Rows that any rank rounds at a time: whole units. */
+int64_t gptq_stack_batch(const gptq_settings *s, int ranks, const gptq_stack *k);
 err gptq_stack_init(gptq_run *r, llama_step step, gptq_stack *k); /* collective; ERR_NOFIT */
 void gptq_stack_clear(gptq_stack *k);                             /* local */
 

@@ -31,6 +31,10 @@ static void print_plan(const memory_plan *p, int rank, const char *phase) {
              size_text(memory_plan_total(p), total), line);
 }
 
+uint64_t memory_plan_limit(uint64_t asked) {
+    return asked ? asked : machine_memory_bytes() / (uint64_t)comm_node_size();
+}
+
 err memory_plan_check(const comm *c, const memory_plan *p, const char *phase, uint64_t limit) {
     uint64_t total = memory_plan_total(p);
     int64_t key[2] = {(int64_t)total, 0};
@@ -42,7 +46,7 @@ err memory_plan_check(const comm *c, const memory_plan *p, const char *phase, ui
     comm_bcast(c, &largest, sizeof largest, (int)-who);
     if (comm_rank(c) == 0) print_plan(&largest, (int)-who, phase);
     err e = err_none();
-    if (!limit) limit = machine_memory_bytes() / (uint64_t)comm_node_size();
+    limit = memory_plan_limit(limit);
     char need[32], have[32];
     if (limit && total > limit)
         e = err_make(ERR_NOFIT, phase, "use more ranks on more nodes, or allow more with --mem",

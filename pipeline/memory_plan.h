@@ -23,9 +23,12 @@ typedef struct memory_plan {
 void memory_plan_add(memory_plan *p, const char *name, uint64_t bytes); /* local */
 uint64_t memory_plan_total(const memory_plan *p);                       /* local */
 
+/* Local. Bytes that this rank may take: `asked`, or where that is 0 its share of the node's memory;
+ * 0: unknown. */
+uint64_t memory_plan_limit(uint64_t asked);
+
 /* Collective on c. Log the plan of the rank with the largest total, and refuse with ERR_NOFIT (the
- * same on every rank) where some rank's total is above `limit` bytes a rank. limit 0: the rank's
- * share of the node's memory. */
+ * same on every rank) where some rank's total is above memory_plan_limit(limit). */
 err memory_plan_check(const comm *c, const memory_plan *p, const char *phase, uint64_t limit);
 
 #endif

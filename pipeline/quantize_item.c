@@ -241,17 +241,18 @@ static void clear_names(name_list *l) {
     free(l->names);
 }
 
-err quantize_item_read_ahead(const quantize_job *job, const int64_t *items, int64_t n,
+err quantize_item_read_ahead(const quantize_job *job, const int64_t *items, int64_t n, bool ahead,
                              read_ahead **out) {
     name_list l = names_of(job, items, n);
-    err e = read_ahead_create(job->checkpoint, l.names, l.n, out);
+    err e = read_ahead_create(job->checkpoint, l.names, l.n, ahead, out);
     clear_names(&l);
     return e;
 }
 
-uint64_t quantize_item_read_bytes(const quantize_job *job, const int64_t *items, int64_t n) {
+uint64_t quantize_item_read_bytes(const quantize_job *job, const int64_t *items, int64_t n,
+                                  bool ahead) {
     name_list l = names_of(job, items, n);
-    uint64_t bytes = read_ahead_bytes(job->checkpoint, l.names, l.n);
+    uint64_t bytes = read_ahead_bytes(job->checkpoint, l.names, l.n, ahead);
     clear_names(&l);
     return bytes;
 }

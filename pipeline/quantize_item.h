@@ -53,8 +53,9 @@ double quantize_item_cost(const quantize_job *job, int64_t item); /* in paramete
 int quantize_item_units(const quantize_job *job, int64_t item, int64_t units[2]);
 
 /* Local. A reader of the tensors of these items, in the order in which quantize_item takes them:
- * the items must then be done in this order. Caller owns *out (read_ahead_destroy). */
-err quantize_item_read_ahead(const quantize_job *job, const int64_t *items, int64_t n,
+ * the items must then be done in this order; ahead as read_ahead_bytes. Caller owns *out
+ * (read_ahead_destroy). */
+err quantize_item_read_ahead(const quantize_job *job, const int64_t *items, int64_t n, bool ahead,
                              read_ahead **out);
 
 /* Local. Do one item, its tensors from `reader`. Fails with ERR_INPUT (NaN or Inf, by tensor and
@@ -63,7 +64,8 @@ err quantize_item(const quantize_job *job, int64_t item, read_ahead *reader,
                   const quantize_sink *sink, quantize_result *out);
 
 /* Local. Bytes of that reader. */
-uint64_t quantize_item_read_bytes(const quantize_job *job, const int64_t *items, int64_t n);
+uint64_t quantize_item_read_bytes(const quantize_job *job, const int64_t *items, int64_t n,
+                                  bool ahead);
 
 /* Local. Largest memory of one item beside the reader, for the plan. */
 typedef struct quantize_memory {

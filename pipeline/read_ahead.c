@@ -88,16 +88,18 @@ static void *read_all(void *arg) {
     return NULL;
 }
 
-uint64_t read_ahead_bytes(const hf_checkpoint *ck, char *const *names, int64_t n) {
-    uint64_t most = 0, sum = 0, before = 0;
+uint64_t read_ahead_bytes(const hf_checkpoint *ck, char *const *names, int64_t n, bool ahead) {
+    uint64_t most = 0, sum = 0, before = 0, largest = 0;
     for (int64_t i = 0; i < n; i++) {
         const hf_tensor *t;
         if (source_tensor_find(ck, names[i], &t).code) continue;
         uint64_t bytes = aligned(hf_tensor_bytes(t));
         if (before + bytes > most) most = before + bytes;
+        if (bytes > largest) largest = bytes;
         before = bytes;
         sum += bytes;
     }
+    if (!ahead) return largest + ALIGN;
     return (sum < most + SLACK ? sum : most + SLACK) + ALIGN;
 }
 
@@ -110,10 +112,11 @@ static void clear(read_ahead *r) {
     free(r);
 }
 
-err read_ahead_create(const hf_checkpoint *ck, char *const *names, int64_t n, read_ahead **out) {
+err read_ahead_create(const hf_checkpoint *ck, char *const *names, int64_t n, bool ahead,
+                      read_ahead **out) {
     *out = NULL;
     void *ring;
-    uint64_t size = read_ahead_bytes(ck, names, n);
+    uint64_t size = read_ahead_bytes(ck, names, n, ahead);
     err e = mem_alloc((int64_t)size, 1, "tensors as read", &ring);
     if (e.code) return e;
     read_ahead *r = calloc(1, sizeof *r);

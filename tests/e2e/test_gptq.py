@@ -10,7 +10,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import make_model  # noqa: E402
 from kills import events  # noqa: E402
-from spin import STORIES, TEXT, Case, main, result_hashes, settings, spin  # noqa: E402
+from spin import STORIES, TEXT, Case, command, environment, main, result_hashes, settings, spin  # noqa: E402
 
 LAYERS = 5  # of STORIES
 GPTQ = ("weights.method=gptq", "weights.group=channel", "weights.bits=3", "calib.windows=11", "calib.window=64")
@@ -90,13 +90,16 @@ class Gptq(Case):
         """--mem is half of what the run would take: activations go to files, it stays below, the bytes are the same."""
         how = [*GPTQ, "weights.group=channel", "calib.windows=700", "calib.window=256"]
         first, r = self.run_one("whole", *how)
-        total = float(re.search(r"gptq: memory planned.*?: ([\d.]+) MiB", r.err).group(1))
+        total = self.planned(r)
         peak = self.peak(self.path("whole"))
         self.assertGreater(peak, 0.5 * total, "activations are most of it")
         got, r = self.run_one("half", *how, more=["--mem", f"{int(total / 2)}M"])
         self.assertEqual(first, got)
         self.assertRegex(r.err, "activations go to .*run/scratch.*do not fit in memory")
         self.assertLess(self.peak(self.path("half")), total / 2)
+
+    def planned(self, r):
+        return float(re.search(r"gptq: memory planned.*?: ([\d.]+) MiB", r.err).group(1))
 
     def peak(self, out):
         """MiB of the largest rank while layers were rounded; as planned, but for what the program itself may take."""
@@ -119,6 +122,40 @@ class Gptq(Case):
         self.assertRegex(r.err, "activations go to .*run/scratch.*do not fit in memory")
         out = self.path("full")
         self.bad(6, ["needs", "--mem"], *self.args(out, *how, more=["--mem", "20M"]), out=out)
+
+    def test_rows_in_parts(self):
+        """Weights are most of it and memory is short: a rank rounds its rows in parts; the same bytes."""
+        model = make_model.make(self.path("m"), "--hidden", 256, "--intermediate", 1536, "--heads", 4, "--kv-heads", 2, "--head-dim",
+                                64, "--layers", 2)
+        for method in (GPTQ, (*GPTAQ, "weights.target=layer")):
+            how = (*method, "weights.group=channel")
+            first, r = self.run_one(method[0] + "1", *how, model=model)
+            for parts in (2, 4):
+                out, less = f"{method[0]}-{parts}", self.planned(r) - 2
+                got, r = self.run_one(out, *how, model=model, more=["--mem", f"{int(less)}M"])
+                self.assertEqual(first, got)
+                self.assertRegex(r.err, f"rows are rounded in {parts} parts .*memory is short")
+                self.peak(self.path(out))
+            got, r = self.run_one(method[0] + "-ranks", *how, model=model, ranks=2)
+            got, r = self.run_one(method[0] + "-ranks-2", *how, model=model, ranks=2, more=["--mem", f"{int(self.planned(r)) - 2}M"])
+            self.assertEqual(first, got)
+            self.assertIn("rows are rounded in 2 parts", r.err)
+
+    def test_memory_of_the_node(self):
+        """Without --mem the bound is the node's memory, here that of a control group."""
+        how = [*GPTQ, "weights.group=channel", "calib.windows=700", "calib.window=256"]
+        first, r = self.run_one("whole", *how)
+        total = self.planned(r)
+        out, limit, real = self.path("small"), self.path("limit"), "/sys/fs/cgroup/memory/memory.limit_in_bytes"
+        with open(limit, "w") as f:
+            f.write(f"{int(total / 2) << 20}\n")
+        inside = ["unshare", "-m", "sh", "-c", f"mount --bind {limit} {real} && exec \"$@\"", "sh"]
+        if subprocess.run([*inside, "true"], capture_output=True).returncode:
+            self.skipTest(f"needs the right to mount over {real}")
+        r = subprocess.run([*inside, *command(self.args(out, *how))], capture_output=True, text=True, env=environment())
+        self.assertEqual(r.returncode, 0, r.stderr)
+        self.assertRegex(r.stderr, "activations go to .*run/scratch.*do not fit in memory")
+        self.assertEqual(first, self.result(out))
 
     def test_scratch_full(self):
         """No space for activations: exit 5; the same command goes on once there is some."""

@@ -96,6 +96,7 @@ static void begin(fixture *f, const comm *c, int64_t count, double held_share) {
     f->job = (quantize_job){.cfg = &f->cfg,
                             .how = {.bits = BITS, .symmetric = true, .scale_type = SCALE_BF16}};
     f->r.s = (gptq_settings){
+        .batches = 1,
         .c = c,
         .job = &f->job,
         .n_windows = count,
