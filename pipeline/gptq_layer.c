@@ -166,7 +166,7 @@ static err quantize_stack(gptq_stack *k, llama_stage *stage, llama_stage *full,
     err e = gptq_stack_take(k, full);
     if (!e.code) e = step_order(k, name, &o);
     if (!e.code) e = gptq_solve_create(&r->moments, o, &opts, name, &solve);
-    if (!e.code && alpha > 0) e = gptq_stack_cross(k);
+    if (!e.code && alpha > 0) e = gptq_stack_cross(k, name);
     if (!e.code && alpha > 0)
         e = gptq_stack_round_best(k, o, solve, full, alpha, &alpha);
     else if (!e.code)

@@ -331,8 +331,31 @@ static void add_group(panel *p) {
     p->windows = 0;
 }
 
+/* An entry was above the bound. Of H none can be, since its diagonal was finite. */
+static err spoilt_error(gptq_moments *m, bool cross, const char *what) {
+    err e = err_none();
+    if (!cross) return err_make(ERR_BUG, what, NULL, "an entry is above the largest diagonal one");
+    for (int64_t i = 0; i < gptq_windows_own(m->windows) && !e.code; i++) {
+        const int64_t number = gptq_windows_number(m->windows, i),
+                      n = gptq_windows_get_options(m->windows)->length * m->n;
+        bf16 *x;
+        if (!gptq_moments_takes(m, number)) continue;
+        e = gptq_windows_get_input(m->windows, GPTQ_FULL, i, &x);
+        for (int64_t j = 0; j < n && !e.code; j++)
+            if (!isfinite(half_from_bf16(x[j])))
+                e = err_make(ERR_NUMERICS, what, "look at the calibration text and the weights",
+                             "input %" PRId64 " of calibration window %" PRId64
+                             " holds NaN or infinity in the stream of full precision",
+                             j % m->n, number);
+    }
+    return e.code ? e
+                  : err_make(ERR_NUMERICS, what, "try weights.target=layer, or weights.method=gptq",
+                             "the inputs of the quantized model and of the one in full precision "
+                             "are too far apart");
+}
+
 /* The products of the windows of this rank, as integers. */
-static err add_panels(panel *p) {
+static err add_panels(panel *p, const char *what) {
     gptq_moments *m = p->m;
     const int64_t most = group_of(gptq_windows_in_memory(m->windows));
     err e = err_none();
@@ -348,9 +371,7 @@ static err add_panels(panel *p) {
         if (p->windows == most) add_group(p);
     }
     if (!e.code) add_group(p);
-    if (!e.code && p->s.spoilt)
-        e = err_make(ERR_BUG, "the Hessian", NULL, "an entry is above the largest of the diagonal");
-    return e;
+    return !e.code && p->s.spoilt ? spoilt_error(m, p->cross, what) : e;
 }
 
 static panel panel_of(gptq_moments *m, int64_t first, int64_t rows, bool cross) {
@@ -366,17 +387,17 @@ static panel panel_of(gptq_moments *m, int64_t first, int64_t rows, bool cross) 
 }
 
 /* This rank's part of it. */
-static err fill_panel(panel *p) {
+static err fill_panel(panel *p, const char *what) {
     fixed_sum_begin(&p->s, p->m->exponent, windows_taken(p->m)); /* none: the first are put */
     p->s.n = p->rows * p->cols;
-    err e = comm_agree(p->m->c, add_panels(p), "the Hessian", NULL);
+    err e = comm_agree(p->m->c, add_panels(p, what), what, NULL);
     if (!e.code && p->empty) memset(p->s.v, 0, (size_t)p->s.n * sizeof *p->s.v);
     return e;
 }
 
 err gptq_moments_panel(gptq_moments *m, int64_t first, int64_t rows, int root, int64_t **v) {
     panel p = panel_of(m, first, rows, false);
-    err e = fill_panel(&p);
+    err e = fill_panel(&p, "the Hessian");
     if (!e.code && root >= 0) comm_sum_i64_to(m->c, p.s.v, p.s.n, root);
     if (!e.code && root < 0) comm_sum_i64(m->c, p.s.v, p.s.n);
     *v = p.s.v;
@@ -391,16 +412,17 @@ err gptq_moments_cells(gptq_moments *m, int64_t first, int64_t rows, const gptq_
     p.start = malloc(((size_t)ranks + 1) * sizeof *p.start);
     if (!p.start) abort();
     cells_start(&p, ranks);
-    err e = fill_panel(&p);
+    err e = fill_panel(&p, "the Hessian");
     if (!e.code) comm_sum_i64_parts(m->c, p.s.v, p.start);
     *v = p.s.v + p.start[comm_rank(m->c)];
     free(p.start);
     return e;
 }
 
-err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, int64_t **v) {
+err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, const char *what,
+                       int64_t **v) {
     panel p = panel_of(m, first, rows, true);
-    err e = fill_panel(&p);
+    err e = fill_panel(&p, what);
     if (!e.code) comm_sum_i64(m->c, p.s.v, p.s.n);
     *v = p.s.v;
     return e;

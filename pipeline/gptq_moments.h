@@ -68,8 +68,10 @@ typedef struct gptq_cells {
 err gptq_moments_cells(gptq_moments *m, int64_t first, int64_t rows, const gptq_cells *cells,
                        int64_t **v);
 
-/* Collective. Rows [first, first + rows) of C, all n columns, everywhere. */
-err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, int64_t **v);
+/* Collective. Rows [first, first + rows) of C, all n columns, everywhere. Fails, agreed, with
+ * ERR_NUMERICS where an input of stream GPTQ_FULL is not finite (its window is named) or the
+ * streams are too far apart for the exponent. `what` names the tensor. */
+err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, const char *what, int64_t **v);
 
 /* Local. Bytes of its buffers for inputs of width n, in memory or in files; cross: and of a panel
  * of C in fp64. */

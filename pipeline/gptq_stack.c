@@ -154,7 +154,7 @@ static void share_codes(gptq_stack *k) {
     }
 }
 
-err gptq_stack_cross(gptq_stack *k) {
+err gptq_stack_cross(gptq_stack *k, const char *what) {
     gptq_moments *m = &k->r->moments;
     const int64_t n = k->cols, step = gptq_moments_panel_rows(n);
     void *wide;
@@ -167,7 +167,7 @@ err gptq_stack_cross(gptq_stack *k) {
     for (int64_t first = 0; first < n && !e.code; first += step) {
         const int64_t rows = size_min(step, n - first);
         int64_t *v;
-        e = gptq_moments_cross(m, first, rows, &v);
+        e = gptq_moments_cross(m, first, rows, what, &v);
         for (int64_t i = 0; i < rows * n && !e.code; i++) c_panel[i] = (double)v[i] * to_real;
         if (!e.code) e = gptq_cross_add(k->w, k->own_n, n, first, rows, c_panel, k->cross);
         e = comm_agree(k->r->s.c, e, "cross terms", NULL);

@@ -43,8 +43,8 @@ void gptq_stack_clear(gptq_stack *k);                             /* local */
  * linears, into its layer. */
 err gptq_stack_take(gptq_stack *k, llama_stage *full);
 
-/* Collective. W C of this rank's rows, for the inputs at hand. */
-err gptq_stack_cross(gptq_stack *k);
+/* Collective. W C of this rank's rows, for the inputs at hand; fails as gptq_moments_cross. */
+err gptq_stack_cross(gptq_stack *k, const char *what);
 
 /* Collective. Codes of all rows, on every rank, with their losses. */
 err gptq_stack_round(gptq_stack *k, const gptq_order *o, gptq_solve *solve, double alpha);

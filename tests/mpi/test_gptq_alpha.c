@@ -114,7 +114,7 @@ static void begin(fixture *f, const comm *c, int64_t count, double held_share) {
     OK(gptq_moments_diagonal(&f->r.moments, N, "test", diagonal));
     OK(gptq_order_create(N, diagonal, true, &f->o));
     OK(gptq_solve_create(&f->r.moments, f->o, &f->r.s.solve, "test", &f->solve));
-    OK(gptq_stack_cross(&f->k));
+    OK(gptq_stack_cross(&f->k, "test"));
 }
 
 static void end(fixture *f) {

@@ -119,7 +119,7 @@ static int64_t test_sums(const comm *c, bool hold_out, const char *scratch) {
                 sum = mix(sum, got);
                 worst = fmax(worst, fabs((double)got * unit - slow(&f, first + i, j, false)));
             }
-        OK(gptq_moments_cross(&f.m, first, rows, &v));
+        OK(gptq_moments_cross(&f.m, first, rows, "test", &v));
         for (int64_t i = 0; i < rows; i++)
             for (int64_t j = 0; j < N; j++) {
                 sum = mix(sum, v[i * N + j]);
@@ -350,6 +350,25 @@ static void test_not_finite(const comm *c) {
     end(&f);
 }
 
+/* In the stream of full precision alone: infinity, and what no exponent was made for. */
+static void test_cross_not_finite(const comm *c, float value, const char *told) {
+    fixture f;
+    bf16 *x;
+    int64_t *v;
+    double diagonal[N];
+    begin(&f, c, false, NULL);
+    for (int64_t i = 0; i < gptq_windows_own(f.windows); i++) {
+        if (gptq_windows_number(f.windows, i) != 9) continue;
+        OK(gptq_windows_get_input(f.windows, GPTQ_FULL, i, &x));
+        x[3 * N + 8] = half_to_bf16(value);
+    }
+    OK(gptq_moments_diagonal(&f.m, N, "the tensor", diagonal));
+    const err e = gptq_moments_cross(&f.m, 0, N, "the tensor", &v);
+    check(e.code == ERR_NUMERICS && strstr(e.where, "the tensor"), "refused on every rank");
+    check(strstr(e.what, told) != NULL, "what is wrong with the stream of full precision");
+    end(&f);
+}
+
 int main(int argc, char **argv) {
     const comm *c = ranks_start(&argc, &argv);
     const int64_t sum = test_sums(c, false, NULL);
@@ -370,5 +389,7 @@ int main(int argc, char **argv) {
     if (comm_size(c) > 1) test_factor(c, (grid_shape){2, 1}, true);
     if (comm_size(c) > 3) test_factor(c, (grid_shape){2, 2}, true);
     test_not_finite(c);
+    test_cross_not_finite(c, INFINITY, "input 8 of calibration window 9");
+    test_cross_not_finite(c, 1e30F, "too far apart");
     return ranks_end();
 }
