@@ -212,9 +212,13 @@ int main(int argc, char **argv) {
     gemm_kernels(kernels, sizeof kernels);
     printf("%s, %d threads\n", kernels, gemm_threads());
     if (layer) {
+        const int64_t hidden = argc > 6 ? atoll(argv[6]) : 8192;
+        if (hidden < 1024 || hidden % 1024) { /* eight heads of 128 share a key and a value */
+            fprintf(stderr, "bench_backward: hidden is a multiple of 1024\n");
+            return 2;
+        }
         bench_layer(argc > 2 ? atoll(argv[2]) : 512, argc > 3 ? atoll(argv[3]) : 2048,
-                    argc > 4 ? atoi(argv[4]) : 3, range, argc > 6 ? atoll(argv[6]) : 8192,
-                    argc > 7 ? atoll(argv[7]) : 28672);
+                    argc > 4 ? atoi(argv[4]) : 3, range, hidden, argc > 7 ? atoll(argv[7]) : 28672);
     } else {
         bench_step(argc > 2 && strcmp(argv[2], "fp32") == 0 ? COMPUTE_F32 : COMPUTE_BF16,
                    argc > 3 ? atoll(argv[3]) : 1024, argc > 4 ? atoi(argv[4]) : 3, range);
