@@ -11,9 +11,9 @@
 
 enum { MAX_EVENTS_BYTES = 1 << 30 };
 
-/* Relative error of an output; below zero where there is none (GPTAQ's losses lack a constant). */
+/* Relative error of an output; below zero where nothing ever comes out. */
 static double relative(double loss, double energy) {
-    return loss >= 0 && energy > 0 ? sqrt(loss / energy) : -1;
+    return energy > 0 ? sqrt(fmax(0, loss) / energy) : -1;
 }
 
 static json_t *real_or_null(double v) {
@@ -91,7 +91,7 @@ void gptq_table_summary(const json_t *layers) {
         number_of(json_array_get(json_object_get(json_object_get(layers, "0"), "tensors"), 0),
                   "alpha") > 0;
     log_line(LOG_PHASE, "gptq: error of outputs, %% of their norm, mean of the layers%s",
-             both ? " (GPTAQ: less a constant, 0 where that is more)" : "");
+             both ? ", on windows held out" : "");
     log_line(LOG_PHASE, "gptq: %-10s %8s %8s %12s %8s", "linear", "nearest", "gptq", "rows nearest",
              "raises");
     for (size_t k = 0; k < LLAMA_LINEARS; k++) tell_linear(layers, k);

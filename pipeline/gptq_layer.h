@@ -36,7 +36,7 @@ typedef struct gptq_settings {
 
 /* What became of a linear. */
 typedef struct gptq_linear_report {
-    gptq_report loss;
+    gptq_report loss; /* GPTAQ: measured on the windows that are held out */
     gptq_damping damping;
     double alpha; /* GPTAQ: the strength that was taken */
 } gptq_linear_report;

@@ -224,6 +224,11 @@ void gptq_stack_report(const gptq_stack *k, const gptq_solve *solve, double alph
         const int64_t rows = gptq_linear_rows(k->r->s.job->cfg, k->first_linear + i);
         *l = (gptq_linear_report){.damping = *gptq_solve_damping(solve), .alpha = alpha};
         gptq_report_add(k->loss + at, rows, &l->loss);
+        if (k->measured) {
+            l->loss.rtn = k->nearest.error[i];
+            l->loss.kept = k->kept.error[i];
+            l->loss.energy = k->kept.energy[i];
+        }
         at += rows;
     }
 }
@@ -241,9 +246,14 @@ err gptq_stack_hand_over(const gptq_stack *k, int64_t layer, const quantize_sink
 
 /* ---- the strength of GPTAQ's term ---- */
 
-/* Squared error of the outputs of one window: X_full W^T against X~ Q^T. */
-static err window_error(gptq_stack *k, llama_stage *full, const wmat *codes, int64_t i, float *y,
-                        double *sum) {
+/* Windows whose outputs are compared. */
+static bool compares(const gptq_moments *m, int64_t number) {
+    return !m->hold_out || !gptq_moments_takes(m, number);
+}
+
+/* Of one window: |X_full W^T - X~ Q^T|^2 and |X_full W^T|^2 of each linear, two numbers apart. */
+static err window_outputs(gptq_stack *k, llama_stage *full, const wmat *codes, int64_t i, float *y,
+                          double *sums, int64_t apart) {
     const int64_t length = k->r->s.length;
     bf16 *x, *x_full;
     err e = gptq_windows_get_input(k->r->windows, GPTQ_QUANTIZED, i, &x);
@@ -252,34 +262,44 @@ static err window_error(gptq_stack *k, llama_stage *full, const wmat *codes, int
         const wmat *w = llama_layer_linear(&full->layers[0], k->first_linear + l);
         const int64_t n = length * w->rows;
         float *y_full = y + n;
+        double error = 0, energy = 0;
         wmat_product(&codes[l], COMPUTE_BF16, x, length, false, y, NULL, 0);
         wmat_product(w, COMPUTE_BF16, x_full, length, false, y_full, NULL, 0);
         for (int64_t j = 0; j < n; j++) {
             const double d = (double)y[j] - (double)y_full[j];
-            *sum += d * d;
+            error += d * d;
+            energy += (double)y_full[j] * (double)y_full[j];
         }
+        sums[2 * l * apart] = error;
+        sums[(2 * l + 1) * apart] = energy;
     }
     return e;
 }
 
-/* Of all windows that are held out; each is known to one rank, zero bits elsewhere, so that the sum
- * is taken in the order of the windows. */
-static err held_out_error(gptq_stack *k, llama_stage *full, const wmat *codes, double *error) {
+/* Each window is known to one rank, zero bits elsewhere: so sums are taken in the order of the
+ * windows. */
+static err outputs_of(gptq_stack *k, llama_stage *full, const wmat *codes, gptq_outputs *out) {
     const gptq_settings *s = &k->r->s;
+    const int64_t n = s->n_windows;
     void *sums = NULL, *y = NULL;
     int64_t widest = 0;
     for (int l = 0; l < k->n_linears; l++) widest = size_max(widest, codes[l].rows);
-    err e = mem_alloc(s->n_windows, sizeof(double), "errors of windows", &sums);
+    err e = mem_alloc(2 * k->n_linears * n, sizeof(double), "errors of windows", &sums);
     if (!e.code) e = mem_alloc(2 * s->length * widest, sizeof(float), "outputs", &y);
     for (int64_t i = 0; i < gptq_windows_own(k->r->windows) && !e.code; i++) {
         const int64_t number = gptq_windows_number(k->r->windows, i);
-        if (gptq_moments_takes(&k->r->moments, number)) continue;
-        e = window_error(k, full, codes, i, y, (double *)sums + number);
+        if (compares(&k->r->moments, number))
+            e = window_outputs(k, full, codes, i, y, (double *)sums + number, n);
     }
-    e = comm_agree(s->c, e, "windows held out", NULL);
-    if (!e.code) comm_sum_i64(s->c, sums, s->n_windows);
-    *error = 0;
-    for (int64_t i = 0; i < s->n_windows && !e.code; i++) *error += ((double *)sums)[i];
+    e = comm_agree(s->c, e, "outputs of windows", NULL);
+    if (!e.code) comm_sum_i64(s->c, sums, 2 * k->n_linears * n);
+    *out = (gptq_outputs){.error = {0}};
+    const double *of = sums;
+    for (int l = 0; l < k->n_linears && !e.code; l++, of += 2 * n)
+        for (int64_t i = 0; i < n; i++) {
+            out->error[l] += of[i];
+            out->energy[l] += of[n + i];
+        }
     mem_free(sums);
     mem_free(y);
     return e;
@@ -287,41 +307,54 @@ static err held_out_error(gptq_stack *k, llama_stage *full, const wmat *codes, d
 
 uint64_t gptq_stack_trial_bytes(const gptq_settings *s, const gptq_stack *k) {
     int64_t widest = 0;
-    if (s->n_windows < GPTQ_HOLD_OUT) return 0;
     for (int l = 0; l < k->n_linears; l++)
         widest = size_max(widest, gptq_linear_rows(s->job->cfg, k->first_linear + l));
     return (uint64_t)(k->rows * k->cols) * sizeof(bf16) +
-           2 * (uint64_t)(s->length * widest) * sizeof(float);
+           2 * (uint64_t)(s->length * widest) * sizeof(float) +
+           2 * (uint64_t)(k->n_linears * s->n_windows) * sizeof(double);
 }
 
-static err error_of(gptq_stack *k, const gptq_order *o, gptq_solve *solve, llama_stage *full,
-                    double alpha, double *error) {
+/* By the codes at hand. */
+static err measure(gptq_stack *k, llama_stage *full, gptq_outputs *out) {
     wmat codes[LLAMA_LINEARS] = {{.kind = WMAT_NONE}};
-    err e = gptq_stack_round(k, o, solve, alpha), f = err_none();
-    if (e.code) return e;
-    for (int l = 0; l < k->n_linears && !f.code; l++) {
+    err e = err_none();
+    for (int l = 0; l < k->n_linears && !e.code; l++) {
         const qmatrix v = view_of(k, l);
-        f = gptq_stack_values(&v, &codes[l]);
+        e = gptq_stack_values(&v, &codes[l]);
     }
-    e = comm_agree(k->r->s.c, f, "quantized weights", NULL);
-    if (!e.code) e = held_out_error(k, full, codes, error);
+    e = comm_agree(k->r->s.c, e, "quantized weights", NULL);
+    if (!e.code) e = outputs_of(k, full, codes, out);
     for (int l = 0; l < k->n_linears; l++) wmat_clear(&codes[l]);
     return e;
 }
 
+static double total_error(const gptq_stack *k, const gptq_outputs *o) {
+    double sum = 0;
+    for (int l = 0; l < k->n_linears; l++) sum += o->error[l];
+    return sum;
+}
+
 err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, gptq_solve *solve, llama_stage *full,
                           double first, double *alpha) {
-    const double tries[] = {0, first / 2, first};
-    double least = INFINITY, error = 0, last = -1;
-    err e = err_none();
+    const double tries[] = {first, 0, first / 2, first};
+    const int from = k->r->moments.hold_out ? 1 : 0, to = from ? 3 : 0;
+    double least = INFINITY, last = -1;
+    rtn_quantize_rows(&k->r->s.job->how, k->w, k->own_n, k->cols, k->own0, k->q);
+    share_codes(k);
+    err e = measure(k, full, &k->nearest);
     *alpha = first;
-    for (int i = 0; i < 3 && !e.code && k->r->moments.hold_out; i++) {
-        e = error_of(k, o, solve, full, tries[i], &error);
+    for (int i = from; i <= to && !e.code; i++) {
+        gptq_outputs found;
+        e = gptq_stack_round(k, o, solve, tries[i]);
+        if (!e.code) e = measure(k, full, &found);
+        if (e.code) break;
         last = tries[i];
-        if (error < least) {
-            least = error;
-            *alpha = tries[i];
-        }
+        const double error = total_error(k, &found);
+        if (i > from && !(error < least)) continue;
+        least = error;
+        *alpha = tries[i];
+        k->kept = found;
     }
+    k->measured = !e.code;
     return e.code || last == *alpha ? e : gptq_stack_round(k, o, solve, *alpha);
 }

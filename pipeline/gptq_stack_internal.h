@@ -14,20 +14,28 @@ struct gptq_run {
     llama_scratch *scratch;
 };
 
+/* Squared errors of the outputs X_full W^T of each linear of a stack, and their squared norms, over
+ * the windows that are held out; over all where there are too few to hold any out. */
+typedef struct gptq_outputs {
+    double error[LLAMA_LINEARS], energy[LLAMA_LINEARS];
+} gptq_outputs;
+
 /* The linears of a step one below the other: they share their inputs, so they are one matrix. */
 typedef struct gptq_stack {
     gptq_run *r;
     llama_step step;
     int first_linear, n_linears;
     int64_t rows, cols;
-    int64_t own0, own_n; /* rows of this rank */
-    float *w;            /* owned; [own_n, cols] */
-    double *cross;       /* owned; [own_n, cols] or NULL */
-    qmatrix *q;          /* owned; [rows, cols] */
-    gptq_loss *loss;     /* owned; [rows] */
-    qerror *errors;      /* owned; [rows] */
-    int64_t at;          /* first row of the linear whose bands come */
-    wmat *full;          /* of that linear in the stream of full precision; NULL: none */
+    int64_t own0, own_n;        /* rows of this rank */
+    float *w;                   /* owned; [own_n, cols] */
+    double *cross;              /* owned; [own_n, cols] or NULL */
+    qmatrix *q;                 /* owned; [rows, cols] */
+    gptq_loss *loss;            /* owned; [rows] */
+    qerror *errors;             /* owned; [rows] */
+    bool measured;              /* GPTAQ: nearest and kept are known */
+    gptq_outputs nearest, kept; /* by rounding to nearest; by the codes in q */
+    int64_t at;                 /* first row of the linear whose bands come */
+    wmat *full;                 /* of that linear in the stream of full precision; NULL: none */
 } gptq_stack;
 
 int64_t gptq_linear_rows(const llama_config *cfg, int linear); /* local */
@@ -51,7 +59,8 @@ err gptq_stack_round(gptq_stack *k, const gptq_order *o, gptq_solve *solve, doub
 
 /* Collective. The same with the strength of `first`, its half and 0 that leaves least error in the
  * outputs of the windows that are held out; *alpha: the one taken. Both streams' inputs are at
- * hand, `full` has the linears in full precision. */
+ * hand, `full` has the linears in full precision. The outputs are measured: losses of GPTAQ lack a
+ * constant that only they tell. */
 err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, gptq_solve *solve, llama_stage *full,
                           double first, double *alpha);
 

@@ -249,6 +249,13 @@ class Gptq(Case):
         for t in told:
             self.assertLess(t["after"], t["before"], t)
             self.assertGreater(t["damping"], 0)
+        asymmetric = self.path("asymmetric")
+        r = self.good(*self.args(asymmetric, *GPTAQ, "weights.target=layer", "weights.bits=3", "weights.group=channel", "activations.bits=8"))
+        self.assertIn("on windows held out", r.err)
+        told = self.errors(asymmetric)
+        self.assertEqual(len(told), 7 * LAYERS)
+        for t in told:
+            self.assertTrue(0 < t["after"] < 1.1 * t["before"] < 1.1, t)
         text = self.good("inspect", out, "--errors").out
         self.assertIn("model.layers.4.mlp.down_proj.weight", text)
         rtn = self.path("rtn")

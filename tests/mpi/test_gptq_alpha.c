@@ -127,28 +127,45 @@ static void end(fixture *f) {
     mem_free(f->w);
 }
 
-/* |X W^T - X~ Q^T|^2 of the windows held out, for the codes at hand. */
-static double slow_error(const fixture *f) {
+/* |X W^T - X~ Q^T|^2 for the codes at hand, and *energy |X W^T|^2, of the windows held out; of all
+ * where none are. */
+static double slow_error(const fixture *f, double *energy) {
     const qmatrix *q = f->k.q;
     bf16 *seen = room(LENGTH * N, sizeof *seen), *full = room(LENGTH * N, sizeof *full);
+    const int64_t count = f->r.s.n_windows;
     double sum = 0;
-    for (int64_t number = 0; number < f->r.s.n_windows; number++) {
-        if (!held_out(number, f->r.s.n_windows)) continue;
-        make_inputs(number, f->held_share, seen, full);
+    *energy = 0;
+    for (int64_t number = 0; number < count; number++) {
+        if (count >= GPTQ_HOLD_OUT && !held_out(number, count)) continue;
+        make_inputs(number, count >= GPTQ_HOLD_OUT ? f->held_share : 1, seen, full);
         for (int64_t t = 0; t < LENGTH; t++)
             for (int64_t i = 0; i < ROWS; i++) {
-                double d = 0;
+                double y = 0, z = 0;
                 for (int64_t j = 0; j < N; j++) {
                     const int code = q->codes[i * N + j] - (1 << (BITS - 1));
-                    d += (double)half_from_bf16(full[t * N + j]) * (double)f->w[i * N + j] -
-                         (double)half_from_bf16(seen[t * N + j]) * (double)q->scales[i] * code;
+                    y += (double)half_from_bf16(full[t * N + j]) * (double)f->w[i * N + j];
+                    z += (double)half_from_bf16(seen[t * N + j]) * (double)q->scales[i] * code;
                 }
-                sum += d * d;
+                sum += (y - z) * (y - z);
+                *energy += y * y;
             }
     }
     mem_free(seen);
     mem_free(full);
     return sum;
+}
+
+/* What is told of the outputs. Values of codes are rounded to bf16 there: 2^-9 of an output. */
+static void check_told(fixture *f) {
+    double energy;
+    const double kept = slow_error(f, &energy), bound = energy * 0x1p-9 * 0x1p-9,
+                 both = 2 * sqrt(kept * bound);
+    check(f->k.measured && fabs(f->k.kept.error[0] - kept) <= bound + both, "error as kept");
+    check(fabs(f->k.kept.energy[0] - energy) <= 1e-5 * energy, "norm of the outputs");
+    rtn_quantize_rows(&f->job.how, f->w, ROWS, N, 0, f->k.q);
+    const double nearest = slow_error(f, &energy);
+    check(fabs(f->k.nearest.error[0] - nearest) <= bound + 2 * sqrt(nearest * bound),
+          "error by rounding to nearest");
 }
 
 /* Windows held out ask for so much of the correction; from first the strength `want` is taken. */
@@ -160,11 +177,13 @@ static void test_choice(const comm *c, double held_share, double first, double w
     OK(gptq_stack_round_best(&f.k, f.o, f.solve, &f.full, first, &alpha));
     check_value(alpha == want, "the strength that is taken", alpha);
     memcpy(codes, f.k.q->codes, ROWS * N);
-    const double taken = slow_error(&f);
+    double energy;
+    const double taken = slow_error(&f, &energy);
+    check_told(&f);
     for (int i = 0; i <= 2; i++) {
         const double other = first * i / 2;
         OK(gptq_stack_round(&f.k, f.o, f.solve, other));
-        const double error = slow_error(&f);
+        const double error = slow_error(&f, &energy);
         if (other == want)
             check_value(error == taken && !memcmp(codes, f.k.q->codes, ROWS * N), "its codes",
                         error);
@@ -181,6 +200,7 @@ static void test_no_windows_held_out(const comm *c) {
     begin(&f, c, GPTQ_HOLD_OUT - 1, 0);
     OK(gptq_stack_round_best(&f.k, f.o, f.solve, &f.full, 0.7, &alpha));
     check_value(alpha == 0.7, "the strength asked for", alpha);
+    check_told(&f);
     end(&f);
 }
 
