@@ -299,12 +299,13 @@ static void sum_exchange(const comm *c, const int64_t *out, int64_t n_out, int t
 
 void comm_sum_i64_parts(const comm *c, int64_t *v, const int64_t *from) {
     if (c->size == 1) return;
-    int64_t *room = malloc(2 * SUM_PIECE * sizeof *room), *mine = v + from[c->rank];
+    const int64_t own = from[c->rank + 1] - from[c->rank];
+    int64_t *room = malloc(2 * (size_t)size_min(SUM_PIECE, own + 1) * sizeof *room);
     if (!room) comm_abort(ERR_NOFIT, "no memory for a sum");
     for (int k = 1; k < c->size; k++) {
         const int to = (c->rank + k) % c->size, source = (c->rank + c->size - k) % c->size;
-        sum_exchange(c, v + from[to], from[to + 1] - from[to], to, mine,
-                     from[c->rank + 1] - from[c->rank], source, room);
+        sum_exchange(c, v + from[to], from[to + 1] - from[to], to, v + from[c->rank], own, source,
+                     room);
     }
     free(room);
 }

@@ -95,15 +95,14 @@ static void put_sums(cayley_team *t, int64_t first, int64_t rows, const int64_t 
 
 void cayley_team_sum_gradient(cayley_team *t, int64_t row, int64_t rows, int64_t *v, int exponent) {
     const int64_t n = t->n;
-    const double unit = ldexp(1, exponent);
-    for (int r = 0; r < comm_size(t->c); r++) {
-        const int64_t first = size_max(row, t->from[r]),
-                      count = size_min(row + rows, t->from[r + 1]) - first;
-        int64_t *part = v + (first - row) * n;
-        if (count <= 0) continue;
-        comm_sum_i64_to(t->c, part, count * n, r);
-        if (comm_rank(t->c) == r) put_sums(t, first, count, part, unit);
-    }
+    const int size = comm_size(t->c), r = comm_rank(t->c);
+    int64_t *from = malloc(((size_t)size + 1) * sizeof *from);
+    if (!from) abort();
+    for (int i = 0; i <= size; i++)
+        from[i] = (size_max(row, size_min(t->from[i], row + rows)) - row) * n;
+    comm_sum_i64_parts(t->c, v, from);
+    put_sums(t, row + from[r] / n, (from[r + 1] - from[r]) / n, v + from[r], ldexp(1, exponent));
+    free(from);
 }
 
 enum { TILE = 16 }; /* rows and columns that meet their transpose in cache */

@@ -1,4 +1,5 @@
 /* Ranks: agreement, exchange, integer sums, on 1 to 4 ranks. A failed check ends with nonzero. */
+#include "base/mem.h"
 #include "tests/mpi/on_ranks.h"
 
 #include <stdio.h>
@@ -79,6 +80,29 @@ static void results_are_gathered(const comm *c) {
     check(m[0] == (size - 1) * 0.5 && m[1] == 0, "maximum");
 }
 
+/* Sums of several pieces and a bit, each at its rank; the second rank's part is empty. */
+static void sums_go_to_parts(const comm *c) {
+    enum { MANY = 3 * 131072 + 5 };
+    const int rank = comm_rank(c), size = comm_size(c);
+    int64_t from[16] = {0}, *v;
+    void *room;
+    for (int r = 0; r < size; r++) from[r + 1] = from[r] + (r == 1 ? 0 : MANY - 1000 * r);
+    check(!mem_alloc(from[size], sizeof *v, "test", &room).code, "room");
+    v = room;
+    for (int64_t i = 0; i < from[size]; i++) v[i] = (rank + 1) * ((int64_t)1 << 40) + i * rank;
+    comm_sum_i64_parts(c, v, from);
+    bool right = true;
+    for (int64_t i = 0; i < from[size]; i++) {
+        const int64_t pairs = (int64_t)size * (size + 1) / 2,
+                      sum = pairs * ((int64_t)1 << 40) + i * (pairs - size),
+                      own = (rank + 1) * ((int64_t)1 << 40) + i * rank;
+        const bool mine = i >= from[rank] && i < from[rank + 1];
+        right = right && v[i] == (mine ? sum : own);
+    }
+    check(right, "sums by parts");
+    mem_free(room);
+}
+
 static void ranks_are_split(const comm *c) {
     comm *half = NULL;
     int rank = comm_rank(c), size = comm_size(c);
@@ -96,6 +120,7 @@ int main(int argc, char **argv) {
     errors_are_agreed(c);
     bytes_go_round(c);
     results_are_gathered(c);
+    sums_go_to_parts(c);
     ranks_are_split(c);
     return ranks_end();
 }
