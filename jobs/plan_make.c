@@ -261,10 +261,11 @@ static double add_gptq(maker *m, plan_phase *f) {
     }
     offer(f, &layers.memory, layers.rank);
     quantize_gptq_thrift_text(&t, f->note);
+    /* triangles of sums and of factors, in 8 bytes; fused weights to all, and their codes */
+    const uint64_t squares = (uint64_t)(3 * cfg->hidden * cfg->hidden) +
+                             (uint64_t)(cfg->intermediate * cfg->intermediate);
     f->network = (uint64_t)cfg->layers * (uint64_t)(m->ranks - 1) *
-                 ((uint64_t)(3 * cfg->hidden * cfg->hidden) +
-                  (uint64_t)(cfg->intermediate * cfg->intermediate)) *
-                 8;
+                 (squares * 8 + (uint64_t)llama_layer_params(cfg) * (sizeof(float) + 1));
     grid_shape g = {1, 1};
     if (!recipe_is(q->recipe, "numerics.gptq_grid", "auto") && !m->e.code)
         m->e = grid_resolve("numerics.gptq_grid", recipe_str(q->recipe, "numerics.gptq_grid"),
