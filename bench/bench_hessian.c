@@ -40,7 +40,7 @@ static void fill(gptq_windows *w, int64_t n) {
     }
 }
 
-/* So many integers, to all ranks alike. */
+/* So many integers, each rank its equal part. */
 static void sum_over_ranks(const gptq_moments *m, int64_t entries) {
     const int ranks = comm_size(m->c);
     int64_t *from = bench_room(ranks + 1, sizeof *from);

@@ -11,6 +11,10 @@
 
 enum { MAX_EVENTS_BYTES = 1 << 30 };
 
+/* How GPTAQ's errors are found (gptq_outputs of pipeline/gptq_stack_internal.h). */
+static const char MEASURED[] =
+    ", against full precision on the windows held out (of fewer than 8: on all)";
+
 /* Relative error of an output; below zero where nothing ever comes out. */
 static double relative(double loss, double energy) {
     return energy > 0 ? sqrt(fmax(0, loss) / energy) : -1;
@@ -29,12 +33,13 @@ json_t *gptq_table_of(const llama_config *cfg, int64_t layer, double seconds,
         llama_tensor t;
         llama_tensor_of(cfg, llama_linears[k], layer, &t);
         json_array_append_new(
-            tensors, json_pack("{s:s, s:o, s:o, s:f, s:i, s:I, s:I, s:f}", "tensor", t.name,
-                               "before", real_or_null(relative(l->loss.rtn, l->loss.energy)),
-                               "after", real_or_null(relative(l->loss.kept, l->loss.energy)),
-                               "damping", l->damping.lambda, "raises", l->damping.raises,
-                               "fell_back", (json_int_t)l->loss.fell_back, "rows",
-                               (json_int_t)l->loss.rows, "alpha", l->alpha));
+            tensors,
+            json_pack("{s:s, s:o, s:o, s:f, s:i, s:I, s:I, s:f, s:b}", "tensor", t.name, "before",
+                      real_or_null(relative(l->loss.rtn, l->loss.energy)), "after",
+                      real_or_null(relative(l->loss.kept, l->loss.energy)), "damping",
+                      l->damping.lambda, "raises", l->damping.raises, "fell_back",
+                      (json_int_t)l->loss.fell_back, "rows", (json_int_t)l->loss.rows, "alpha",
+                      l->alpha, "measured", l->measured));
     }
     json_t *v = json_pack("{s:I, s:f, s:o, s:o}", "layer", (json_int_t)layer, "seconds", seconds,
                           "steps", steps, "tensors", tensors);
@@ -87,11 +92,10 @@ static void tell_linear(const json_t *layers, size_t k) {
 }
 
 void gptq_table_summary(const json_t *layers) {
-    const bool both =
-        number_of(json_array_get(json_object_get(json_object_get(layers, "0"), "tensors"), 0),
-                  "alpha") > 0;
+    const json_t *first =
+        json_array_get(json_object_get(json_object_get(layers, "0"), "tensors"), 0);
     log_line(LOG_PHASE, "gptq: error of outputs, %% of their norm, mean of the layers%s",
-             both ? ", on windows held out" : "");
+             json_is_true(json_object_get(first, "measured")) ? MEASURED : "");
     log_line(LOG_PHASE, "gptq: %-10s %8s %8s %12s %8s", "linear", "nearest", "gptq", "rows nearest",
              "raises");
     for (size_t k = 0; k < LLAMA_LINEARS; k++) tell_linear(layers, k);
@@ -153,7 +157,7 @@ static void print_percent(const json_t *t, const char *key) {
 void gptq_table_print(const json_t *layers) {
     size_t i, k;
     json_t *layer, *t;
-    bool both = false;
+    bool measured = false;
     printf("%-44s %9s %9s %10s %7s %10s %6s\n", "tensor", "nearest %", "gptq %", "damping",
            "raises", "fell back", "alpha");
     json_array_foreach(layers, i, layer) {
@@ -164,11 +168,9 @@ void gptq_table_print(const json_t *layers) {
             printf(" %10.3g %7.0f %4.0f/%-5.0f %6.2f\n", number_of(t, "damping"),
                    number_of(t, "raises"), number_of(t, "fell_back"), number_of(t, "rows"),
                    number_of(t, "alpha"));
-            both |= number_of(t, "alpha") > 0;
+            measured |= json_is_true(json_object_get(t, "measured"));
         }
         printf("layer %.0f: %.2f s\n", number_of(layer, "layer"), number_of(layer, "seconds"));
     }
-    if (both)
-        printf("where alpha is above 0, errors are towards the full-precision stream, less a part "
-               "that no codes change: they compare with each other; - where that part is more\n");
+    if (measured) printf("errors are of outputs%s\n", MEASURED);
 }

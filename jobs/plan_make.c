@@ -261,11 +261,15 @@ static double add_gptq(maker *m, plan_phase *f) {
     }
     offer(f, &layers.memory, layers.rank);
     quantize_gptq_thrift_text(&t, f->note);
-    /* triangles of sums and of factors, in 8 bytes; fused weights to all, and their codes */
-    const uint64_t squares = (uint64_t)(3 * cfg->hidden * cfg->hidden) +
-                             (uint64_t)(cfg->intermediate * cfg->intermediate);
+    /* Numbers of 8 bytes: a triangle of sums, one of the factor for each part of each rounding, the
+     * cross terms; then fused weights to all, and their codes. */
+    const bool asymmetric = recipe_is(q->recipe, "weights.method", "gptaq");
+    const int64_t o = cfg->heads * cfg->head_dim, roundings = asymmetric ? 4 : 1;
+    const int64_t squares =
+        2 * cfg->hidden * cfg->hidden + o * o + cfg->intermediate * cfg->intermediate;
+    const int64_t numbers = squares * (1 + t.batches * roundings) / 2 + (asymmetric ? squares : 0);
     f->network = (uint64_t)cfg->layers * (uint64_t)(m->ranks - 1) *
-                 (squares * 8 + (uint64_t)llama_layer_params(cfg) * (sizeof(float) + 1));
+                 ((uint64_t)numbers * 8 + (uint64_t)llama_layer_params(cfg) * (sizeof(float) + 1));
     grid_shape g = {1, 1};
     if (!recipe_is(q->recipe, "numerics.gptq_grid", "auto") && !m->e.code)
         m->e = grid_resolve("numerics.gptq_grid", recipe_str(q->recipe, "numerics.gptq_grid"),
@@ -275,7 +279,7 @@ static double add_gptq(maker *m, plan_phase *f) {
                            .ranks = m->ranks,
                            .cells = g.rows * g.cols,
                            .grid_from = recipe_int(q->recipe, "numerics.gptq_grid_from"),
-                           .asymmetric = recipe_is(q->recipe, "weights.method", "gptaq"),
+                           .asymmetric = asymmetric,
                            .search = q->job.how.search};
     double fuse = 0; /* linears are dealt to ranks */
     for (int64_t i = 1; i <= cfg->layers; i++) fuse += item_seconds(m, i, false);

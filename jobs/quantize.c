@@ -138,14 +138,10 @@ static err make_fingerprint(quantize_run *q) {
 
 bool quantize_items_memory(const quantize_run *q, int rank, uint64_t limit, memory_plan *p) {
     quantize_memory most = {0};
-    int64_t *own = calloc((size_t)q->n_items + 1, sizeof *own), n_own = 0;
-    if (!own) abort();
-    for (int64_t i = 0; i < q->n_items; i++) {
-        const bool layer = i >= 1 && i <= q->source.cfg.layers;
-        if (q->owner[i] != rank || (layer && quantize_uses_gptq(q->recipe))) continue;
-        quantize_memory m = quantize_item_memory(&q->job, i);
+    int64_t n_own, *own = quantize_items_of(q, rank, &n_own);
+    for (int64_t i = 0; i < n_own; i++) {
+        quantize_memory m = quantize_item_memory(&q->job, own[i]);
         if (m.fusion + m.codes > most.fusion + most.codes) most = m;
-        own[n_own++] = i;
     }
     memory_plan_add(p, "fusion in fp64", most.fusion);
     memory_plan_add(p, "codes and scales", most.codes);

@@ -130,10 +130,8 @@ gptq_thrift quantize_gptq_thrift(const quantize_run *q) {
 /* A few parts cost less than files, many may cost more. */
 bool quantize_gptq_thriftier(const quantize_run *q, int ranks, gptq_thrift *t) {
     enum { BEFORE_FILES = 4 };
-    const llama_config *cfg = &q->source.cfg;
-    const int64_t rows = size_max(2 * cfg->intermediate,
-                                  (cfg->heads + 2 * cfg->kv_heads) * cfg->head_dim),
-                  units = size_ceil_div(size_ceil_div(rows, GPTQ_UNIT_ROWS), ranks);
+    const gptq_settings shapes = {.job = &q->job};
+    const int64_t units = gptq_run_most_batches(&shapes, ranks);
     const bool files = !t->scratch && (t->batches >= BEFORE_FILES || t->batches >= units);
     if (!files && t->batches >= units) return false;
     *t = (gptq_thrift){.scratch = t->scratch || files,

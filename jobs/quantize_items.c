@@ -93,14 +93,14 @@ static void move_table_inside(int64_t *items, int64_t n) {
     items[to] = table;
 }
 
-/* The items of this rank that are not done, in the order in which it does them. Caller frees
- * (free). */
-static int64_t *own_items(const quantize_run *q, int64_t *n) {
+int64_t *quantize_items_of(const quantize_run *q, int rank, int64_t *n) {
     int64_t *items = calloc((size_t)q->n_items + 1, sizeof *items);
     if (!items) abort();
     *n = 0;
-    for (int64_t i = 0; i < q->n_items; i++)
-        if (q->owner[i] == comm_rank(q->c) && !quantize_item_done(q, i)) items[(*n)++] = i;
+    for (int64_t i = 0; i < q->n_items; i++) {
+        const bool other = i >= 1 && i <= q->source.cfg.layers && quantize_uses_gptq(q->recipe);
+        if (q->owner[i] == rank && !other && !quantize_item_done(q, i)) items[(*n)++] = i;
+    }
     move_table_inside(items, *n);
     return items;
 }
@@ -142,7 +142,7 @@ err quantize_do_items(quantize_run *q) {
     for (int64_t i = 0; i < q->n_items; i++) done += quantize_item_done(q, i);
     if (!quantize_uses_gptq(q->recipe)) quantize_phase_start(q, "gptq"); /* else it is on */
     double last_commit_s = clock_now_s();
-    int64_t *own = own_items(q, &n_own);
+    int64_t *own = quantize_items_of(q, comm_rank(q->c), &n_own);
     read_ahead *reader = NULL;
     pending open[BEHIND];
     for (int i = 0; i < BEHIND; i++) open[i] = (pending){.report.item = -1};
@@ -151,6 +151,7 @@ err quantize_do_items(quantize_run *q) {
     memory_plan_add(&plan, "program", q->base_bytes);
     const bool ahead =
         quantize_items_memory(q, comm_rank(q->c), memory_plan_limit(q->limit), &plan);
+    if (!ahead) log_line(LOG_PHASE, "gptq: no tensor is read ahead: memory is short");
     err e = quantize_item_read_ahead(&q->job, own, n_own, ahead, &reader);
     e = comm_agree(q->c, e, "reading the weights", NULL);
     while (done < q->n_items && !e.code) {

@@ -55,6 +55,9 @@ void quantize_clear(quantize_run *q);
 err quantize_describe(quantize_run *q);
 /* Local. Items to so many ranks, into q->owner; makes q->units. Fails with ERR_NOFIT. */
 err quantize_deal(quantize_run *q, int ranks);
+/* Local. The items of a rank that it rounds to nearest and that are not done, in the order in which
+ * it does them. Caller frees (free). */
+int64_t *quantize_items_of(const quantize_run *q, int rank, int64_t *n);
 /* Local. Large buffers of a rank while it rounds its items to nearest, added to *p. True: it reads
  * tensors ahead, since the plan then has at most `limit` bytes (0: unknown). */
 bool quantize_items_memory(const quantize_run *q, int rank, uint64_t limit, memory_plan *p);
@@ -70,8 +73,8 @@ gptq_thrift quantize_gptq_thrift(const quantize_run *q);
 bool quantize_gptq_thriftier(const quantize_run *q, int ranks, gptq_thrift *t);
 const char *quantize_gptq_thrift_text(const gptq_thrift *t, char buf[96]); /* local; may be "" */
 
-/* Local. Large buffers of GPTQ on one of so many ranks, added to *p. Not looked at: q->c,
- * q->calib_ids. Fails with ERR_USAGE, ERR_MISMATCH. */
+/* Local. Large buffers of GPTQ on one of so many ranks, added to *p. Not looked at: q->c;
+ * q->calib_ids may be NULL. Fails with ERR_USAGE, ERR_MISMATCH. */
 err quantize_gptq_memory(const quantize_run *q, int ranks, int rank, const gptq_thrift *t,
                          memory_plan *p);
 

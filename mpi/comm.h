@@ -65,7 +65,7 @@ void comm_sum_i64(const comm *c, int64_t *v, int64_t n);
 /* The sum at root alone; elsewhere v stays as it is. */
 void comm_sum_i64_to(const comm *c, int64_t *v, int64_t n, int root);
 /* Elements [from[r], from[r + 1]) summed at rank r; the others stay as they are. from [size + 1],
- * the same on every rank. Sums wrap around. */
+ * the same on every rank. Sums wrap around. Takes up to 2 MB; where there are none the run ends. */
 void comm_sum_i64_parts(const comm *c, int64_t *v, const int64_t *from);
 void comm_max_i64(const comm *c, int64_t *v, int64_t n);
 void comm_max_f64(const comm *c, double *v, int64_t n); /* no NaN */

@@ -163,11 +163,12 @@ static err quantize_stack(gptq_stack *k, llama_stage *stage, llama_stage *full,
     double alpha = full ? r->s.alpha : 0;
     const gptq_solve_options opts = solve_of(r, k->cols);
     step_name(r, stage->first_layer, k->step, name);
+    k->what = name;
     err e = gptq_stack_take(k, full);
     if (!e.code) e = step_order(k, name, &o);
     if (!e.code) e = gptq_solve_create(&r->moments, o, &opts, name, &solve);
-    if (!e.code && alpha > 0) e = gptq_stack_cross(k, name);
-    if (!e.code && alpha > 0)
+    if (!e.code && alpha > 0) e = gptq_stack_cross(k);
+    if (!e.code && full)
         e = gptq_stack_round_best(k, o, solve, full, alpha, &alpha);
     else if (!e.code)
         e = gptq_stack_round(k, o, solve, 0);
@@ -339,7 +340,8 @@ gptq_bytes gptq_run_bytes(const gptq_settings *s, int ranks, int rank) {
     for (llama_step step = STEP_QKV; step < STEP_COUNT; step++) {
         gptq_stack k;
         gptq_stack_shape(s, ranks, rank, step, &k);
-        const gptq_options how = {.how = s->job->how, .block = s->solve.block, .energy = true};
+        const gptq_options how = {
+            .how = s->job->how, .block = s->solve.block, .energy = !s->asymmetric};
         const uint64_t rows =
             (uint64_t)(k.own_n * k.cols) * (sizeof(float) + (s->asymmetric ? sizeof(double) : 0)) +
             qmatrix_bytes(k.rows, k.cols, &s->job->how) +

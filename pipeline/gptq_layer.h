@@ -36,7 +36,8 @@ typedef struct gptq_settings {
 
 /* What became of a linear. */
 typedef struct gptq_linear_report {
-    gptq_report loss; /* GPTAQ: measured on the windows that are held out */
+    gptq_report loss;
+    bool measured; /* GPTAQ: losses are those of outputs (gptq_stack_internal.h) */
     gptq_damping damping;
     double alpha; /* GPTAQ: the strength that was taken */
 } gptq_linear_report;
@@ -72,6 +73,9 @@ typedef struct gptq_kept {
 
 /* Collective. A layer that is quantized already, for the streams alone. */
 err gptq_run_pass(gptq_run *r, int64_t layer, const gptq_kept *kept);
+
+/* Local. The most parts that a rank's rows can be rounded in; of s, job->cfg alone is looked at. */
+int64_t gptq_run_most_batches(const gptq_settings *s, int ranks);
 
 /* Local. Bytes of one of so many ranks, by what they are for; s->c and s->ids are not looked at. */
 typedef struct gptq_bytes {

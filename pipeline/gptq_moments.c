@@ -331,10 +331,13 @@ static void add_group(panel *p) {
     p->windows = 0;
 }
 
-/* An entry was above the bound. Of H none can be, since its diagonal was finite. */
+/* An entry was above the bound: of H none is, unless sums in fp32 overflow where those of the
+ * diagonal did not. */
 static err spoilt_error(gptq_moments *m, bool cross, const char *what) {
     err e = err_none();
-    if (!cross) return err_make(ERR_BUG, what, NULL, "an entry is above the largest diagonal one");
+    if (!cross)
+        return err_make(ERR_NUMERICS, what, "look at the calibration text and the weights",
+                        "the Hessian is beyond fp32: inputs of linears are too large");
     for (int64_t i = 0; i < gptq_windows_own(m->windows) && !e.code; i++) {
         const int64_t number = gptq_windows_number(m->windows, i),
                       n = gptq_windows_get_options(m->windows)->length * m->n;

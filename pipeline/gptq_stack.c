@@ -35,6 +35,16 @@ static int64_t most_units(int ranks, const gptq_stack *k) {
     return size_ceil_div(size_ceil_div(k->rows, GPTQ_UNIT_ROWS), ranks);
 }
 
+int64_t gptq_run_most_batches(const gptq_settings *s, int ranks) {
+    int64_t most = 1;
+    for (llama_step step = STEP_QKV; step < STEP_COUNT; step++) {
+        gptq_stack k;
+        gptq_stack_shape(s, ranks, 0, step, &k);
+        most = size_max(most, most_units(ranks, &k));
+    }
+    return most;
+}
+
 int64_t gptq_stack_batch(const gptq_settings *s, int ranks, const gptq_stack *k) {
     return size_ceil_div(most_units(ranks, k), s->batches) * GPTQ_UNIT_ROWS;
 }
@@ -154,9 +164,10 @@ static void share_codes(gptq_stack *k) {
     }
 }
 
-err gptq_stack_cross(gptq_stack *k, const char *what) {
+err gptq_stack_cross(gptq_stack *k) {
     gptq_moments *m = &k->r->moments;
-    const int64_t n = k->cols, step = gptq_moments_panel_rows(n);
+    const int64_t n = k->cols, step = gptq_moments_panel_rows(n),
+                  batch = gptq_stack_batch(&k->r->s, comm_size(k->r->s.c), k);
     void *wide;
     err e = comm_agree(k->r->s.c, mem_alloc(step * n, sizeof(double), "cross terms", &wide),
                        "cross terms", NULL);
@@ -167,9 +178,11 @@ err gptq_stack_cross(gptq_stack *k, const char *what) {
     for (int64_t first = 0; first < n && !e.code; first += step) {
         const int64_t rows = size_min(step, n - first);
         int64_t *v;
-        e = gptq_moments_cross(m, first, rows, what, &v);
+        e = gptq_moments_cross(m, first, rows, k->what, &v);
         for (int64_t i = 0; i < rows * n && !e.code; i++) c_panel[i] = (double)v[i] * to_real;
-        if (!e.code) e = gptq_cross_add(k->w, k->own_n, n, first, rows, c_panel, k->cross);
+        for (int64_t row = 0; row < k->own_n && !e.code; row += batch)
+            e = gptq_cross_add(k->w + row * n, size_min(batch, k->own_n - row), n, first, rows,
+                               c_panel, k->cross + row * n);
         e = comm_agree(k->r->s.c, e, "cross terms", NULL);
     }
     mem_free(wide);
@@ -201,7 +214,7 @@ err gptq_stack_round(gptq_stack *k, const gptq_order *o, gptq_solve *solve, doub
     const int64_t batch = gptq_stack_batch(s, comm_size(s->c), k),
                   most = most_units(comm_size(s->c), k) * GPTQ_UNIT_ROWS;
     const gptq_options opts = {
-        .how = s->job->how, .block = s->solve.block, .alpha = alpha, .energy = true};
+        .how = s->job->how, .block = s->solve.block, .alpha = alpha, .energy = !s->asymmetric};
     err e = err_none();
     for (int64_t i = 0; i < most && !e.code; i += batch) { /* as often on every rank */
         const int64_t row = size_min(i, k->own_n), at = row * k->cols;
@@ -224,6 +237,7 @@ void gptq_stack_report(const gptq_stack *k, const gptq_solve *solve, double alph
         const int64_t rows = gptq_linear_rows(k->r->s.job->cfg, k->first_linear + i);
         *l = (gptq_linear_report){.damping = *gptq_solve_damping(solve), .alpha = alpha};
         gptq_report_add(k->loss + at, rows, &l->loss);
+        l->measured = k->measured;
         if (k->measured) {
             l->loss.rtn = k->nearest.error[i];
             l->loss.kept = k->kept.error[i];
@@ -270,6 +284,10 @@ static err window_outputs(gptq_stack *k, llama_stage *full, const wmat *codes, i
             error += d * d;
             energy += (double)y_full[j] * (double)y_full[j];
         }
+        if (!isfinite(error) || !isfinite(energy))
+            return err_make(ERR_NUMERICS, k->what, "look at the calibration text and the weights",
+                            "outputs of calibration window %" PRId64 " are not finite",
+                            gptq_windows_number(k->r->windows, i));
         sums[2 * l * apart] = error;
         sums[(2 * l + 1) * apart] = energy;
     }
@@ -337,7 +355,7 @@ static double total_error(const gptq_stack *k, const gptq_outputs *o) {
 err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, gptq_solve *solve, llama_stage *full,
                           double first, double *alpha) {
     const double tries[] = {first, 0, first / 2, first};
-    const int from = k->r->moments.hold_out ? 1 : 0, to = from ? 3 : 0;
+    const int from = k->r->moments.hold_out && first > 0 ? 1 : 0, to = from ? 3 : 0;
     double least = INFINITY, last = -1;
     rtn_quantize_rows(&k->r->s.job->how, k->w, k->own_n, k->cols, k->own0, k->q);
     share_codes(k);

@@ -23,6 +23,7 @@ typedef struct gptq_outputs {
 /* The linears of a step one below the other: they share their inputs, so they are one matrix. */
 typedef struct gptq_stack {
     gptq_run *r;
+    const char *what; /* borrowed; a tensor's name, for messages */
     llama_step step;
     int first_linear, n_linears;
     int64_t rows, cols;
@@ -52,15 +53,16 @@ void gptq_stack_clear(gptq_stack *k);                             /* local */
 err gptq_stack_take(gptq_stack *k, llama_stage *full);
 
 /* Collective. W C of this rank's rows, for the inputs at hand; fails as gptq_moments_cross. */
-err gptq_stack_cross(gptq_stack *k, const char *what);
+err gptq_stack_cross(gptq_stack *k);
 
 /* Collective. Codes of all rows, on every rank, with their losses. */
 err gptq_stack_round(gptq_stack *k, const gptq_order *o, gptq_solve *solve, double alpha);
 
-/* Collective. The same with the strength of `first`, its half and 0 that leaves least error in the
- * outputs of the windows that are held out; *alpha: the one taken. Both streams' inputs are at
- * hand, `full` has the linears in full precision. The outputs are measured: losses of GPTAQ lack a
- * constant that only they tell. */
+/* Collective. For GPTAQ: the same with the strength of `first`, its half and 0 that leaves least
+ * error in the outputs of the windows that are held out; *alpha: the one taken. Both streams'
+ * inputs are at hand, `full` has the linears in full precision. The outputs are measured: losses of
+ * GPTAQ lack a constant that only they tell. Fails with ERR_NUMERICS where one is not finite, by
+ * window. */
 err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, gptq_solve *solve, llama_stage *full,
                           double first, double *alpha);
 

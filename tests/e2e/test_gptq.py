@@ -131,15 +131,26 @@ class Gptq(Case):
             how = (*method, "weights.group=channel")
             first, r = self.run_one(method[0] + "1", *how, model=model)
             for parts in (2, 4):
-                out, less = f"{method[0]}-{parts}", self.planned(r) - 2
+                out, less = f"{method[0]}-{parts}", self.planned(r) - 4
                 got, r = self.run_one(out, *how, model=model, more=["--mem", f"{int(less)}M"])
                 self.assertEqual(first, got)
                 self.assertRegex(r.err, f"rows are rounded in {parts} parts .*memory is short")
                 self.peak(self.path(out))
             got, r = self.run_one(method[0] + "-ranks", *how, model=model, ranks=2)
-            got, r = self.run_one(method[0] + "-ranks-2", *how, model=model, ranks=2, more=["--mem", f"{int(self.planned(r)) - 2}M"])
+            got, r = self.run_one(method[0] + "-ranks-2", *how, model=model, ranks=2, more=["--mem", f"{int(self.planned(r)) - 4}M"])
             self.assertEqual(first, got)
             self.assertIn("rows are rounded in 2 parts", r.err)
+        got, r = self.run_one("few", *how, model=model, ranks=4, more=["--mem", f"{int(self.planned(r)) - 4}M"])
+        self.assertEqual(first, got)
+
+    def test_nothing_read_ahead(self):
+        """Rounding to nearest with less memory than it would like: tensors are read one by one; the same bytes."""
+        model = make_model.make(self.path("m"), "--hidden", 256, "--intermediate", 1536, "--layers", 4)
+        first, r = self.run_one("whole", "weights.method=rtn", model=model)
+        total = float(re.search(r"plan: gptq .*?, ([\d.]+) MiB on rank 0", r.err).group(1))
+        got, r = self.run_one("short", "weights.method=rtn", model=model, more=["--mem", f"{int(total) - 4}M"])
+        self.assertEqual(first, got)
+        self.assertIn("no tensor is read ahead", r.err)
 
     def test_memory_of_the_node(self):
         """Without --mem the bound is the node's memory, here that of a control group."""
@@ -251,7 +262,9 @@ class Gptq(Case):
             self.assertGreater(t["damping"], 0)
         asymmetric = self.path("asymmetric")
         r = self.good(*self.args(asymmetric, *GPTAQ, "weights.target=layer", "weights.bits=3", "weights.group=channel", "activations.bits=8"))
-        self.assertIn("on windows held out", r.err)
+        self.assertIn("windows held out", r.err)
+        wide = self.good(*self.args(self.path("wide"), *GPTQ, "weights.method=gptaq", "weights.alpha=0"))
+        self.assertIn("windows held out", wide.err, "with 16 bits of activations, and no correction")
         told = self.errors(asymmetric)
         self.assertEqual(len(told), 7 * LAYERS)
         for t in told:

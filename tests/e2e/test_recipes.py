@@ -89,10 +89,9 @@ class Recipes(Case):
         told = [t for layer in layers for t in layer["tensors"]]
         self.assertEqual(len(told), 7 * LAYERS, name)
         printed = self.good("inspect", out, "--errors").out
-        self.assertEqual("less a part that no codes change" in printed, any(t["alpha"] > 0 for t in told), printed)
-        for t in told:
-            if t["after"] is not None and t["before"] is not None:  # GPTAQ's may lack
-                self.assertLessEqual(t["after"], t["before"], f"{name} {t}")
+        self.assertEqual("windows held out" in printed, any(t["measured"] for t in told), printed)
+        for t in told:  # of held out windows no more than noise above
+            self.assertLessEqual(t["after"], t["before"] * (1.1 if t["measured"] else 1), f"{name} {t}")
 
     def check_form(self, name, text, out, r):
         """What runtimes are told, and what the user is told of them."""

@@ -110,11 +110,12 @@ static void begin(fixture *f, const comm *c, int64_t count, double held_share) {
     f->r.moments =
         (gptq_moments){.c = c, .windows = f->r.windows, .hold_out = count >= GPTQ_HOLD_OUT};
     OK(gptq_stack_init(&f->r, STEP_O, &f->k));
+    f->k.what = "the tensor";
     fill_weights(f);
     OK(gptq_moments_diagonal(&f->r.moments, N, "test", diagonal));
     OK(gptq_order_create(N, diagonal, true, &f->o));
     OK(gptq_solve_create(&f->r.moments, f->o, &f->r.s.solve, "test", &f->solve));
-    OK(gptq_stack_cross(&f->k, "test"));
+    OK(gptq_stack_cross(&f->k));
 }
 
 static void end(fixture *f) {
@@ -204,6 +205,24 @@ static void test_no_windows_held_out(const comm *c) {
     end(&f);
 }
 
+/* Infinity in the stream of full precision, in a window that is held out: no sum of H or C sees it.
+ */
+static void test_not_finite(const comm *c) {
+    fixture f;
+    bf16 *x;
+    double alpha = -1;
+    begin(&f, c, COUNT, 1);
+    for (int64_t i = 0; i < gptq_windows_own(f.r.windows); i++) {
+        if (gptq_windows_number(f.r.windows, i) != GPTQ_HOLD_OUT - 1) continue;
+        OK(gptq_windows_get_input(f.r.windows, GPTQ_FULL, i, &x));
+        x[5] = half_to_bf16(INFINITY);
+    }
+    const err e = gptq_stack_round_best(&f.k, f.o, f.solve, &f.full, 1, &alpha);
+    check(e.code == ERR_NUMERICS && strstr(e.where, "the tensor") && strstr(e.what, "window 7"),
+          "outputs that are not finite are refused on every rank");
+    end(&f);
+}
+
 int main(int argc, char **argv) {
     static const struct {
         double held_share, first, want;
@@ -219,6 +238,7 @@ int main(int argc, char **argv) {
         check_value(!memcmp(codes, others, sizeof codes), "the codes of one rank", (double)i);
     }
     test_no_windows_held_out(c);
+    test_not_finite(c);
     comm_destroy(&alone);
     return ranks_end();
 }
