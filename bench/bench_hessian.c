@@ -13,7 +13,6 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "base/size.h"
-#include "mpi/dmat.h"
 #include "pipeline/gptq_moments.h"
 #include "pipeline/product_peak.h"
 
@@ -56,7 +55,7 @@ typedef struct times {
 static times run(gptq_moments *m, int64_t n) {
     const comm *c = m->c;
     const int64_t step = gptq_moments_panel_rows(n);
-    const gptq_cells cells = {.shape = grid_choose(n, comm_size(c)), .block = DMAT_BLOCK};
+    const grid_shape grid = grid_choose(n, comm_size(c));
     times t = {0};
     int64_t *order = bench_room(n, sizeof *order), *v = NULL;
     double *diagonal = bench_room(n, sizeof *diagonal), start = clock_now_s();
@@ -71,7 +70,7 @@ static times run(gptq_moments *m, int64_t n) {
     comm_barrier(c);
     start = clock_now_s();
     for (int64_t first = 0; first < n; first += step)
-        bench_need(gptq_moments_cells(m, first, size_min(step, n - first), &cells, &v));
+        bench_need(gptq_moments_cells(m, first, size_min(step, n - first), grid, &v));
     t.panels = bench_slowest(c, start);
     comm_barrier(c);
     start = clock_now_s();

@@ -3,6 +3,7 @@
 #include "base/gemm.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "mpi/dmat.h"
 #include "pipeline/fixed_sum.h"
 
 #include <inttypes.h>
@@ -16,6 +17,9 @@ enum { PANEL = 1024, STRIPE = 128, TURN = 64, GROUP = 8 };
 
 /* Products are cut into tiles of these rows and columns. */
 enum { TILE_ROWS = 256, TILE_COLS = 256 };
+_Static_assert(PANEL % DMAT_BLOCK == 0 && TILE_ROWS % DMAT_BLOCK == 0 &&
+                   TILE_COLS % DMAT_BLOCK == 0,
+               "panels and tiles are whole blocks of a grid");
 
 void gptq_moments_clear(gptq_moments *m) {
     mem_free(m->sum);
@@ -203,8 +207,8 @@ typedef struct panel {
     int64_t first, rows, from, cols; /* columns [from, from + cols) */
     int64_t length;
     bool cross;
-    const gptq_cells *cells; /* NULL: rows of `cols` entries */
-    int64_t *start;          /* [ranks + 1] where each rank's blocks begin */
+    grid_shape grid; /* whose cells get their blocks */
+    int64_t *start;  /* [ranks + 1] where each rank's begin; NULL: rows of `cols` entries */
     fixed_sum s;
     bool empty;           /* nothing has been added yet */
     int64_t windows;      /* of the group at hand */
@@ -241,48 +245,40 @@ static void turn(const panel *p, const bf16 *x, const bf16 *less, bf16 *to) {
 
 /* ---- blocks of a panel, dealt over a grid ---- */
 
-/* Of `count` blocks from number `first` on, those that go to `which` of `of`. */
-static int64_t dealt(int64_t first, int64_t count, int64_t which, int64_t of) {
-    const int64_t before = ((which - first) % of + of) % of;
-    return before < count ? (count - 1 - before) / of + 1 : 0;
-}
-
-/* The same of `n` entries from a multiple of `block` on, of which the last block may be short. */
-static int64_t dealt_entries(int64_t first, int64_t n, int64_t block, int64_t which, int64_t of) {
-    const int64_t count = size_ceil_div(n, block), last = first / block + count - 1;
-    return dealt(first / block, count, which, of) * block -
-           (last % of == which ? count * block - n : 0);
+/* Of `n` rows or columns from `first` on, a multiple of a block, those that go to `which` of `of`.
+ */
+static int64_t dealt(int64_t first, int64_t n, int which, int of) {
+    return grid_part(first + n, DMAT_BLOCK, which, of) - grid_part(first, DMAT_BLOCK, which, of);
 }
 
 static void cells_start(panel *p, int ranks) {
-    const grid_shape g = p->cells->shape;
+    const grid_shape g = p->grid;
     p->start[0] = 0;
     for (int r = 0; r < ranks; r++) {
-        const int64_t block = p->cells->block;
         p->start[r + 1] = p->start[r];
         if (r < g.rows * g.cols)
-            p->start[r + 1] += dealt_entries(p->first, p->cols, block, r / g.cols, g.rows) *
-                               dealt_entries(p->first, p->rows, block, r % g.cols, g.cols);
+            p->start[r + 1] += dealt(p->first, p->cols, r / g.cols, g.rows) *
+                               dealt(p->first, p->rows, r % g.cols, g.cols);
     }
 }
 
 /* Where block (b, c) of the panel stands; rows of it are *width apart. */
 static int64_t cells_at(const panel *p, int64_t b, int64_t c, int64_t *width) {
-    const grid_shape g = p->cells->shape;
-    const int64_t block = p->cells->block, number = p->first / block;
-    const int64_t row = (number + c) % g.rows, col = (number + b) % g.cols;
-    *width = size_min(block, p->cols - c * block);
+    const grid_shape g = p->grid;
+    const int64_t number = p->first / DMAT_BLOCK;
+    const int row = (int)((number + c) % g.rows), col = (int)((number + b) % g.cols);
+    *width = size_min(DMAT_BLOCK, p->cols - c * DMAT_BLOCK);
     return p->start[row * g.cols + col] +
-           c / g.rows * block * dealt_entries(p->first, p->rows, block, col, g.cols) +
-           b / g.cols * block * *width;
+           c / g.rows * DMAT_BLOCK * dealt(p->first, p->rows, col, g.cols) +
+           b / g.cols * DMAT_BLOCK * *width;
 }
 
 /* A product [rows, cols] to entries (i, j) of the panel and on, tiles being whole blocks. */
 static bool add_tile(const panel *p, int64_t i, int64_t j, int64_t rows, int64_t cols, bool put,
                      const float *product) {
-    const int64_t block = p->cells ? p->cells->block : 0;
+    const int64_t block = DMAT_BLOCK;
     bool fits = true;
-    if (!p->cells)
+    if (!p->start)
         return fixed_sum_add_tile(&p->s, i * p->cols + j, p->cols, rows, cols, put, product, cols);
     for (int64_t bi = 0; bi < rows; bi += block)
         for (int64_t bj = 0; bj < cols; bj += block) {
@@ -407,11 +403,10 @@ err gptq_moments_panel(gptq_moments *m, int64_t first, int64_t rows, int root, i
     return e;
 }
 
-err gptq_moments_cells(gptq_moments *m, int64_t first, int64_t rows, const gptq_cells *cells,
-                       int64_t **v) {
+err gptq_moments_cells(gptq_moments *m, int64_t first, int64_t rows, grid_shape grid, int64_t **v) {
     const int ranks = comm_size(m->c);
     panel p = panel_of(m, first, rows, false);
-    p.cells = cells;
+    p.grid = grid;
     p.start = malloc(((size_t)ranks + 1) * sizeof *p.start);
     if (!p.start) abort();
     cells_start(&p, ranks);

@@ -55,18 +55,12 @@ err gptq_moments_arrange(gptq_moments *m, const int64_t *order, bool back);
  * are H. */
 err gptq_moments_panel(gptq_moments *m, int64_t first, int64_t rows, int root, int64_t **v);
 
-/* How H is dealt over a grid: its block (b, c), of block x block entries, stands at the cell of row
- * c mod shape.rows and column b mod shape.cols, as that of its transpose in a dmat (mpi/dmat.h). */
-typedef struct gptq_cells {
-    grid_shape shape; /* of no more cells than ranks; rank = row * shape.cols + column */
-    int64_t block;
-} gptq_cells;
-
-/* Collective. The same rows, but only this rank's blocks of them: for its block columns, rising,
- * the rows of its block rows, rising, each row of the block's own width. `first` is a multiple of
- * block. Blocks left of the diagonal have their room, and are not meant. */
-err gptq_moments_cells(gptq_moments *m, int64_t first, int64_t rows, const gptq_cells *cells,
-                       int64_t **v);
+/* Collective. The same rows, but only this rank's blocks of them, of a grid of no more cells than
+ * ranks: block (b, c) stands at the cell of row c mod grid.rows and column b mod grid.cols, as that
+ * of its transpose in a dmat (mpi/dmat.h). For its block columns, rising, the rows of its block
+ * rows, rising, each row of the block's own width. `first` is a multiple of DMAT_BLOCK. Blocks left
+ * of the diagonal have their room, and are not meant. */
+err gptq_moments_cells(gptq_moments *m, int64_t first, int64_t rows, grid_shape grid, int64_t **v);
 
 /* Collective. Rows [first, first + rows) of C, all n columns, everywhere. Fails, agreed, with
  * ERR_NUMERICS where an input of stream GPTQ_FULL is not finite (its window is named) or the

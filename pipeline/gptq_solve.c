@@ -89,31 +89,26 @@ static err get_whole(void *context, int64_t first, int64_t rows, const double **
 
 /* ---- over a grid ---- */
 
-/* First local row or column of a part that stands at `first` of the whole, a multiple of a block,
- * or behind it. */
-static int64_t local_from(int64_t first, int64_t which, int64_t of) {
-    const int64_t number = first / DMAT_BLOCK;
-    return (number + ((which - number) % of + of) % of) / of * DMAT_BLOCK;
-}
-
 /* This cell's blocks of rows of the upper triangle of M: they are columns of its lower one, which
  * is what is factored. */
 static void put_blocks(gptq_solve *s, int64_t first, int64_t rows, double lambda,
                        const int64_t *v) {
     const double to_real = ldexp(s->m->factor, s->m->exponent);
     const grid_shape g = s->opts.grid;
-    const int rank = comm_rank(s->m->c);
+    const int row = comm_rank(s->m->c) / g.cols, col = comm_rank(s->m->c) % g.cols;
     double *part = dmat_part(s->part);
     if (!part) return;
-    int64_t part_rows, part_cols, end;
+    int64_t part_rows, part_cols;
     dmat_part_shape(s->part, &part_rows, &part_cols);
-    const int64_t col0 = local_from(first, rank % g.cols, g.cols);
-    for (end = col0; end < part_cols && dmat_col(s->part, end) < first + rows;) end++;
+    /* entries of a part before `first` are its first local one from there on */
+    const int64_t row0 = grid_part(first, DMAT_BLOCK, row, g.rows),
+                  col0 = grid_part(first, DMAT_BLOCK, col, g.cols),
+                  cols = grid_part(first + rows, DMAT_BLOCK, col, g.cols) - col0;
 #pragma omp parallel for schedule(static)
-    for (int64_t li = local_from(first, rank / g.cols, g.rows); li < part_rows; li += DMAT_BLOCK) {
+    for (int64_t li = row0; li < part_rows; li += DMAT_BLOCK) {
         const int64_t width = size_min(DMAT_BLOCK, part_rows - li);
-        const int64_t *in = v + (li - local_from(first, rank / g.cols, g.rows)) * (end - col0);
-        for (int64_t lj = col0; lj < end; lj++, in += width) {
+        const int64_t *in = v + (li - row0) * cols;
+        for (int64_t lj = col0; lj < col0 + cols; lj++, in += width) {
             double *to = part + lj * part_rows + li;
             for (int64_t k = 0; k < width; k++) to[k] = (double)in[k] * to_real;
             const int64_t j = dmat_col(s->part, lj), k = j - dmat_row(s->part, li);
@@ -124,12 +119,11 @@ static void put_blocks(gptq_solve *s, int64_t first, int64_t rows, double lambda
 
 static err fill_grid(gptq_solve *s, double lambda) {
     const int64_t n = s->m->n, step = gptq_moments_panel_rows(n);
-    const gptq_cells cells = {.shape = s->opts.grid, .block = DMAT_BLOCK};
     err e = err_none();
     for (int64_t first = 0; first < n && !e.code; first += step) {
         const int64_t rows = size_min(step, n - first);
         int64_t *v;
-        e = gptq_moments_cells(s->m, first, rows, &cells, &v);
+        e = gptq_moments_cells(s->m, first, rows, s->opts.grid, &v);
         if (!e.code) put_blocks(s, first, rows, lambda, v);
     }
     return e;

@@ -3,6 +3,7 @@
  * test), the factor of one rank and that of a grid against the definition U^T U Hd = I. */
 #include "base/mem.h"
 #include "base/rng.h"
+#include "mpi/dmat.h"
 #include "pipeline/gptq_solve.h"
 #include "tests/mpi/on_ranks.h"
 
@@ -157,11 +158,10 @@ enum { WIDE = 1300, TOKENS = 24, WINDOWS = 19 };
 /* This rank's blocks of a panel [rows, WIDE - first] that every rank has. */
 static void check_cells(gptq_moments *m, grid_shape shape, int64_t first, int64_t rows,
                         const int64_t *want) {
-    enum { BLOCK = 128 };
-    const gptq_cells cells = {.shape = shape, .block = BLOCK};
+    enum { BLOCK = DMAT_BLOCK };
     const int rank = comm_rank(m->c);
     int64_t *v, seen = 0;
-    OK(gptq_moments_cells(m, first, rows, &cells, &v));
+    OK(gptq_moments_cells(m, first, rows, shape, &v));
     if (rank >= shape.rows * shape.cols) return;
     for (int64_t c = first / BLOCK; c * BLOCK < WIDE; c++)
         for (int64_t b = first / BLOCK; b * BLOCK < first + rows; b++) {
