@@ -107,39 +107,19 @@ void cayley_team_sum_gradient(cayley_team *t, int64_t row, int64_t rows, int64_t
 
 enum { TILE = 16 }; /* rows and columns that meet their transpose in cache */
 
-/* Rows [first, first + count) of G, [count, n], from G^T. */
-static void transpose(int64_t n, const int64_t *v, int64_t first, int64_t count, int64_t *to) {
+static void transpose(int64_t n, const int64_t *v, int64_t *to) {
 #pragma omp parallel for
-    for (int64_t i0 = 0; i0 < count; i0 += TILE)
+    for (int64_t i0 = 0; i0 < n; i0 += TILE)
         for (int64_t j0 = 0; j0 < n; j0 += TILE)
-            for (int64_t i = i0; i < size_min(i0 + TILE, count); i++)
-                for (int64_t j = j0; j < size_min(j0 + TILE, n); j++)
-                    to[i * n + j] = v[j * n + first + i];
+            for (int64_t i = i0; i < size_min(i0 + TILE, n); i++)
+                for (int64_t j = j0; j < size_min(j0 + TILE, n); j++) to[i * n + j] = v[j * n + i];
 }
 
-/* Every pair of ranks exchanges what is the other's. X and M hold nothing between steps: X what
- * goes out and, behind it, what comes in, M the sum; the rows of two ranks are at most n. */
+/* X of the factors holds nothing between steps. */
 void cayley_team_sum_transposed(cayley_team *t, const int64_t *v, int exponent) {
-    const int64_t n = t->n;
-    const int size = comm_size(t->c), r = comm_rank(t->c);
-    const int64_t first = t->from[r], mine = t->from[r + 1] - first;
-    int64_t *out = (int64_t *)t->f.X, *sum = (int64_t *)t->f.M;
-    transpose(n, v, first, mine, sum);
-    for (int k = 1; k < size; k++) {
-        const int to = (r + k) % size, from = (r - k + size) % size;
-        const int64_t theirs = t->from[to + 1] - t->from[to];
-        int64_t *in = out + theirs * n;
-        comm_request *coming =
-            comm_irecv(t->c, in, (uint64_t)(mine * n) * sizeof *in, from, TAG_GRADIENTS);
-        transpose(n, v, t->from[to], theirs, out);
-        comm_request *going =
-            comm_isend(t->c, out, (uint64_t)(theirs * n) * sizeof *out, to, TAG_GRADIENTS);
-        comm_wait(&coming);
-#pragma omp parallel for
-        for (int64_t i = 0; i < mine * n; i++) sum[i] += in[i];
-        comm_wait(&going);
-    }
-    put_sums(t, first, mine, sum, ldexp(1, exponent));
+    int64_t *sums = (int64_t *)t->f.X;
+    transpose(t->n, v, sums);
+    cayley_team_sum_gradient(t, 0, t->n, sums, exponent);
 }
 
 /* W <- -1/2 (G R^T - R G^T), exactly skew, on every rank; X of the factors holds the product. */
