@@ -101,8 +101,12 @@ static err phase_settings(const quantize_run *q, gptq_phase *p) {
 
 /* ---- memory ---- */
 
-static uint64_t plan_of(const gptq_settings *s, int ranks, int rank, memory_plan *p) {
-    const gptq_bytes b = gptq_run_bytes(s, ranks, rank);
+/* Returns the bytes of its file. */
+static uint64_t plan_of(gptq_settings s, const gptq_thrift *t, int ranks, int rank,
+                        memory_plan *p) {
+    s.scratch = t->scratch ? "" : NULL;
+    s.batches = t->batches;
+    const gptq_bytes b = gptq_run_bytes(&s, ranks, rank);
     memory_plan_add(p, "activations", b.activations);
     memory_plan_add(p, "weights of a layer", b.weights);
     memory_plan_add(p, "sums of a Hessian", b.sums);
@@ -116,9 +120,7 @@ err quantize_gptq_memory(const quantize_run *q, int ranks, int rank, const gptq_
     gptq_phase phase;
     err e = phase_settings(q, &phase);
     if (e.code) return e;
-    phase.s.scratch = t->scratch ? "" : NULL;
-    phase.s.batches = t->batches;
-    plan_of(&phase.s, ranks, rank, p);
+    plan_of(phase.s, t, ranks, rank, p);
     phase_clear(&phase);
     return e;
 }
@@ -154,12 +156,12 @@ static err plan_memory(const quantize_run *q, gptq_phase *p) {
     const uint64_t limit = memory_plan_limit(q->limit);
     gptq_thrift t = quantize_gptq_thrift(q);
     memory_plan plan;
+    uint64_t file = 0;
     char bytes[32];
     for (int64_t over = 1; over;) {
         plan = (memory_plan){.n = 0};
         memory_plan_add(&plan, "program", q->base_bytes);
-        err e = quantize_gptq_memory(q, size, rank, &t, &plan);
-        if (e.code) return e;
+        file = plan_of(p->s, &t, size, rank, &plan);
         over = limit && memory_plan_total(&plan) > limit;
         comm_max_i64(q->c, &over, 1);
         over = over && quantize_gptq_thriftier(q, size, &t);
@@ -169,12 +171,11 @@ static err plan_memory(const quantize_run *q, gptq_phase *p) {
                                                     : file_join(q->out, "run/scratch");
         if (!p->scratch) abort();
         p->s.scratch = p->scratch;
+        log_line(LOG_PHASE, "gptq: activations go to %s, %s for each rank%s", p->scratch,
+                 size_text(file, bytes),
+                 options_has(q->o, OPT_SCRATCH) ? "" : ": they do not fit in memory");
     }
     p->s.batches = t.batches;
-    if (t.scratch)
-        log_line(LOG_PHASE, "gptq: activations go to %s, %s for each rank%s", p->scratch,
-                 size_text(gptq_run_bytes(&p->s, size, rank).scratch_file, bytes),
-                 options_has(q->o, OPT_SCRATCH) ? "" : ": they do not fit in memory");
     if (t.batches > 1)
         log_line(LOG_PHASE,
                  "gptq: rows are rounded in %" PRId64 " parts and no tensor is read ahead: memory "
