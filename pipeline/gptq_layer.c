@@ -163,7 +163,6 @@ static err quantize_stack(gptq_stack *k, llama_stage *stage, llama_stage *full,
     double alpha = full ? r->s.alpha : 0;
     const gptq_solve_options opts = solve_of(r, k->cols);
     step_name(r, stage->first_layer, k->step, name);
-    k->what = name;
     err e = gptq_stack_take(k, full);
     if (!e.code) e = step_order(k, name, &o);
     if (!e.code) e = gptq_solve_create(&r->moments, o, &opts, name, &solve);

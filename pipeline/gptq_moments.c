@@ -77,7 +77,7 @@ static void add_squares(const bf16 *x, int64_t length, int64_t n, double *sums) 
     }
 }
 
-static err window_squares(gptq_moments *m, int64_t i, const char *what, double *sums, double *max) {
+static err window_squares(gptq_moments *m, int64_t i, double *sums, double *max) {
     const int64_t length = gptq_windows_get_options(m->windows)->length;
     bf16 *x;
     err e = gptq_windows_get_input(m->windows, GPTQ_QUANTIZED, i, &x);
@@ -85,7 +85,7 @@ static err window_squares(gptq_moments *m, int64_t i, const char *what, double *
     add_squares(x, length, m->n, sums);
     for (int64_t j = 0; j < m->n; j++) {
         if (!isfinite(sums[j]))
-            return err_make(ERR_NUMERICS, what, "look at the calibration text and the weights",
+            return err_make(ERR_NUMERICS, m->what, "look at the calibration text and the weights",
                             "the Hessian is not finite: input %" PRId64
                             " of calibration window %" PRId64 " holds NaN or infinity",
                             j, gptq_windows_number(m->windows, i));
@@ -102,23 +102,23 @@ static int64_t windows_taken(const gptq_moments *m) {
 }
 
 /* Window after window: each finds its squares again, which is cheap, so none are kept. */
-static err sum_squares(gptq_moments *m, const char *what, double *mine, double *diagonal) {
+static err sum_squares(gptq_moments *m, double *mine, double *diagonal) {
     const int64_t own = gptq_windows_own(m->windows), taken = windows_taken(m);
     fixed_sum s = {.n = 0};
     double max = 0;
     err e = fixed_sum_init(&s, m->n, "diagonal of the Hessian");
-    for (int64_t i = 0; i < own && !e.code; i++) e = window_squares(m, i, what, mine, &max);
-    e = comm_agree(m->c, e, what, NULL);
+    for (int64_t i = 0; i < own && !e.code; i++) e = window_squares(m, i, mine, &max);
+    e = comm_agree(m->c, e, m->what, NULL);
     if (!e.code) {
         comm_max_f64(m->c, &max, 1);
         m->exponent = fixed_sum_exponent(max, taken);
         fixed_sum_begin(&s, m->exponent, taken);
         for (int64_t i = 0; i < own && !e.code; i++) {
             if (!gptq_moments_takes(m, gptq_windows_number(m->windows, i))) continue;
-            e = window_squares(m, i, what, mine, &max);
+            e = window_squares(m, i, mine, &max);
             if (!e.code) fixed_sum_add(&s, 0, m->n, COMPUTE_F64, mine);
         }
-        e = comm_agree(m->c, e, what, NULL);
+        e = comm_agree(m->c, e, m->what, NULL);
     }
     if (!e.code) comm_sum_i64(m->c, s.v, m->n);
     const double to_real = ldexp(m->factor, m->exponent);
@@ -156,12 +156,13 @@ static err reserve(gptq_moments *m) {
 err gptq_moments_diagonal(gptq_moments *m, int64_t n, const char *what, double *diagonal) {
     const int64_t length = gptq_windows_get_options(m->windows)->length;
     void *mine = NULL;
+    m->what = what;
     m->n = n;
     m->factor = 2.0 / (double)(windows_taken(m) * length);
     err e = reserve(m);
     if (e.code) return e;
     e = comm_agree(m->c, mem_alloc(n, sizeof(double), "squares of a window", &mine), what, NULL);
-    if (!e.code) e = sum_squares(m, what, mine, diagonal);
+    if (!e.code) e = sum_squares(m, mine, diagonal);
     mem_free(mine);
     return e;
 }
@@ -329,10 +330,10 @@ static void add_group(panel *p) {
 
 /* An entry was above the bound: of H none is, unless sums in fp32 overflow where those of the
  * diagonal did not. */
-static err spoilt_error(gptq_moments *m, bool cross, const char *what) {
+static err spoilt_error(const gptq_moments *m, bool cross) {
     err e = err_none();
     if (!cross)
-        return err_make(ERR_NUMERICS, what, "look at the calibration text and the weights",
+        return err_make(ERR_NUMERICS, m->what, "look at the calibration text and the weights",
                         "the Hessian is beyond fp32: inputs of linears are too large");
     for (int64_t i = 0; i < gptq_windows_own(m->windows) && !e.code; i++) {
         const int64_t number = gptq_windows_number(m->windows, i),
@@ -342,19 +343,20 @@ static err spoilt_error(gptq_moments *m, bool cross, const char *what) {
         e = gptq_windows_get_input(m->windows, GPTQ_FULL, i, &x);
         for (int64_t j = 0; j < n && !e.code; j++)
             if (!isfinite(half_from_bf16(x[j])))
-                e = err_make(ERR_NUMERICS, what, "look at the calibration text and the weights",
+                e = err_make(ERR_NUMERICS, m->what, "look at the calibration text and the weights",
                              "input %" PRId64 " of calibration window %" PRId64
                              " holds NaN or infinity in the stream of full precision",
                              j % m->n, number);
     }
-    return e.code ? e
-                  : err_make(ERR_NUMERICS, what, "try weights.target=layer, or weights.method=gptq",
-                             "the inputs of the quantized model and of the one in full precision "
-                             "are too far apart");
+    return e.code
+               ? e
+               : err_make(ERR_NUMERICS, m->what, "try weights.target=layer, or weights.method=gptq",
+                          "the inputs of the quantized model and of the one in full precision "
+                          "are too far apart");
 }
 
 /* The products of the windows of this rank, as integers. */
-static err add_panels(panel *p, const char *what) {
+static err add_panels(panel *p) {
     gptq_moments *m = p->m;
     const int64_t most = group_of(gptq_windows_in_memory(m->windows));
     err e = err_none();
@@ -370,7 +372,7 @@ static err add_panels(panel *p, const char *what) {
         if (p->windows == most) add_group(p);
     }
     if (!e.code) add_group(p);
-    return !e.code && p->s.spoilt ? spoilt_error(m, p->cross, what) : e;
+    return !e.code && p->s.spoilt ? spoilt_error(m, p->cross) : e;
 }
 
 static panel panel_of(gptq_moments *m, int64_t first, int64_t rows, bool cross) {
@@ -386,17 +388,17 @@ static panel panel_of(gptq_moments *m, int64_t first, int64_t rows, bool cross) 
 }
 
 /* This rank's part of it. */
-static err fill_panel(panel *p, const char *what) {
+static err fill_panel(panel *p) {
     fixed_sum_begin(&p->s, p->m->exponent, windows_taken(p->m)); /* none: the first are put */
     p->s.n = p->rows * p->cols;
-    err e = comm_agree(p->m->c, add_panels(p, what), what, NULL);
+    err e = comm_agree(p->m->c, add_panels(p), p->m->what, NULL);
     if (!e.code && p->empty) memset(p->s.v, 0, (size_t)p->s.n * sizeof *p->s.v);
     return e;
 }
 
 err gptq_moments_panel(gptq_moments *m, int64_t first, int64_t rows, int root, int64_t **v) {
     panel p = panel_of(m, first, rows, false);
-    err e = fill_panel(&p, "the Hessian");
+    err e = fill_panel(&p);
     if (!e.code && root >= 0) comm_sum_i64_to(m->c, p.s.v, p.s.n, root);
     if (!e.code && root < 0) comm_sum_i64(m->c, p.s.v, p.s.n);
     *v = p.s.v;
@@ -410,17 +412,16 @@ err gptq_moments_cells(gptq_moments *m, int64_t first, int64_t rows, grid_shape 
     p.start = malloc(((size_t)ranks + 1) * sizeof *p.start);
     if (!p.start) abort();
     cells_start(&p, ranks);
-    err e = fill_panel(&p, "the Hessian");
+    err e = fill_panel(&p);
     if (!e.code) comm_sum_i64_parts(m->c, p.s.v, p.start);
     *v = p.s.v + p.start[comm_rank(m->c)];
     free(p.start);
     return e;
 }
 
-err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, const char *what,
-                       int64_t **v) {
+err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, int64_t **v) {
     panel p = panel_of(m, first, rows, true);
-    err e = fill_panel(&p, what);
+    err e = fill_panel(&p);
     if (!e.code) comm_sum_i64(m->c, p.s.v, p.s.n);
     *v = p.s.v;
     return e;

@@ -21,6 +21,7 @@ enum { GPTQ_HOLD_OUT = 8 };
 typedef struct gptq_moments {
     const comm *c;         /* borrowed */
     gptq_windows *windows; /* borrowed */
+    const char *what;      /* borrowed; names the tensor whose inputs are at hand */
     int64_t n;             /* width of the inputs at hand */
     bool hold_out;         /* leave out windows number 7, 15, .. */
     int exponent;
@@ -37,8 +38,8 @@ void gptq_moments_clear(gptq_moments *m); /* local */
 bool gptq_moments_takes(const gptq_moments *m, int64_t number);
 
 /* Collective. The diagonal of H [n] on every rank, for inputs [length, n] of stream GPTQ_QUANTIZED;
- * sets exponent and factor. `what` names the tensor. Fails, agreed, with ERR_NUMERICS naming the
- * window whose inputs hold NaN or infinity, ERR_NOFIT. */
+ * sets exponent and factor. `what` names the tensor, here and later; borrowed. Fails, agreed, with
+ * ERR_NUMERICS naming the window whose inputs hold NaN or infinity, ERR_NOFIT. */
 err gptq_moments_diagonal(gptq_moments *m, int64_t n, const char *what, double *diagonal);
 
 /* Rows of a panel: by n alone. */
@@ -64,8 +65,8 @@ err gptq_moments_cells(gptq_moments *m, int64_t first, int64_t rows, grid_shape 
 
 /* Collective. Rows [first, first + rows) of C, all n columns, everywhere. Fails, agreed, with
  * ERR_NUMERICS where an input of stream GPTQ_FULL is not finite (its window is named) or the
- * streams are too far apart for the exponent. `what` names the tensor. */
-err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, const char *what, int64_t **v);
+ * streams are too far apart for the exponent. */
+err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, int64_t **v);
 
 /* Local. Bytes of its buffers for inputs of width n, in memory or in files; cross: and of a panel
  * of C in fp64. */

@@ -178,7 +178,7 @@ err gptq_stack_cross(gptq_stack *k) {
     for (int64_t first = 0; first < n && !e.code; first += step) {
         const int64_t rows = size_min(step, n - first);
         int64_t *v;
-        e = gptq_moments_cross(m, first, rows, k->what, &v);
+        e = gptq_moments_cross(m, first, rows, &v);
         for (int64_t i = 0; i < rows * n && !e.code; i++) c_panel[i] = (double)v[i] * to_real;
         for (int64_t row = 0; row < k->own_n && !e.code; row += batch)
             e = gptq_cross_add(k->w + row * n, size_min(batch, k->own_n - row), n, first, rows,
@@ -285,7 +285,8 @@ static err window_outputs(gptq_stack *k, llama_stage *full, const wmat *codes, i
             energy += (double)y_full[j] * (double)y_full[j];
         }
         if (!isfinite(error) || !isfinite(energy))
-            return err_make(ERR_NUMERICS, k->what, "look at the calibration text and the weights",
+            return err_make(ERR_NUMERICS, k->r->moments.what,
+                            "look at the calibration text and the weights",
                             "outputs of calibration window %" PRId64 " are not finite",
                             gptq_windows_number(k->r->windows, i));
         sums[2 * l * apart] = error;
@@ -354,21 +355,20 @@ static double total_error(const gptq_stack *k, const gptq_outputs *o) {
 
 err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, gptq_solve *solve, llama_stage *full,
                           double first, double *alpha) {
-    const double tries[] = {first, 0, first / 2, first};
-    const int from = k->r->moments.hold_out && first > 0 ? 1 : 0, to = from ? 3 : 0;
+    const double tries[] = {0, first / 2, first};
     double least = INFINITY, last = -1;
     rtn_quantize_rows(&k->r->s.job->how, k->w, k->own_n, k->cols, k->own0, k->q);
     share_codes(k);
     err e = measure(k, full, &k->nearest);
     *alpha = first;
-    for (int i = from; i <= to && !e.code; i++) {
+    for (int i = k->r->moments.hold_out && first > 0 ? 0 : 2; i < 3 && !e.code; i++) {
         gptq_outputs found;
         e = gptq_stack_round(k, o, solve, tries[i]);
         if (!e.code) e = measure(k, full, &found);
         if (e.code) break;
         last = tries[i];
         const double error = total_error(k, &found);
-        if (i > from && !(error < least)) continue;
+        if (!(error < least)) continue;
         least = error;
         *alpha = tries[i];
         k->kept = found;

@@ -23,7 +23,6 @@ typedef struct gptq_outputs {
 /* The linears of a step one below the other: they share their inputs, so they are one matrix. */
 typedef struct gptq_stack {
     gptq_run *r;
-    const char *what; /* borrowed; a tensor's name, for messages */
     llama_step step;
     int first_linear, n_linears;
     int64_t rows, cols;

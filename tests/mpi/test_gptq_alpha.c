@@ -110,9 +110,8 @@ static void begin(fixture *f, const comm *c, int64_t count, double held_share) {
     f->r.moments =
         (gptq_moments){.c = c, .windows = f->r.windows, .hold_out = count >= GPTQ_HOLD_OUT};
     OK(gptq_stack_init(&f->r, STEP_O, &f->k));
-    f->k.what = "the tensor";
     fill_weights(f);
-    OK(gptq_moments_diagonal(&f->r.moments, N, "test", diagonal));
+    OK(gptq_moments_diagonal(&f->r.moments, N, "the tensor", diagonal));
     OK(gptq_order_create(N, diagonal, true, &f->o));
     OK(gptq_solve_create(&f->r.moments, f->o, &f->r.s.solve, "test", &f->solve));
     OK(gptq_stack_cross(&f->k));

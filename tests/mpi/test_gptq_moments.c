@@ -120,7 +120,7 @@ static int64_t test_sums(const comm *c, bool hold_out, const char *scratch) {
                 sum = mix(sum, got);
                 worst = fmax(worst, fabs((double)got * unit - slow(&f, first + i, j, false)));
             }
-        OK(gptq_moments_cross(&f.m, first, rows, "test", &v));
+        OK(gptq_moments_cross(&f.m, first, rows, &v));
         for (int64_t i = 0; i < rows; i++)
             for (int64_t j = 0; j < N; j++) {
                 sum = mix(sum, v[i * N + j]);
@@ -333,16 +333,21 @@ static void test_factor(const comm *c, grid_shape grid, bool act_order) {
     end(&f);
 }
 
+/* One input of window 9. */
+static void spoil(const fixture *f, int stream, float value) {
+    bf16 *x;
+    for (int64_t i = 0; i < gptq_windows_own(f->windows); i++) {
+        if (gptq_windows_number(f->windows, i) != 9) continue;
+        OK(gptq_windows_get_input(f->windows, stream, i, &x));
+        x[3 * N + 8] = half_to_bf16(value);
+    }
+}
+
 static void test_not_finite(const comm *c) {
     fixture f;
-    bf16 *x;
     double diagonal[N];
     begin(&f, c, false, NULL);
-    for (int64_t i = 0; i < gptq_windows_own(f.windows); i++) {
-        if (gptq_windows_number(f.windows, i) != 9) continue;
-        OK(gptq_windows_get_input(f.windows, GPTQ_QUANTIZED, i, &x));
-        x[3 * N + 8] = half_to_bf16(NAN);
-    }
+    spoil(&f, GPTQ_QUANTIZED, NAN);
     const err e = gptq_moments_diagonal(&f.m, N, "the tensor", diagonal);
     check(e.code == ERR_NUMERICS, "NaN is refused on every rank");
     check(strstr(e.where, "the tensor") && strstr(e.what, "window 9") && strstr(e.what, "input 8"),
@@ -353,17 +358,12 @@ static void test_not_finite(const comm *c) {
 /* In the stream of full precision alone: infinity, and what no exponent was made for. */
 static void test_cross_not_finite(const comm *c, float value, const char *told) {
     fixture f;
-    bf16 *x;
     int64_t *v;
     double diagonal[N];
     begin(&f, c, false, NULL);
-    for (int64_t i = 0; i < gptq_windows_own(f.windows); i++) {
-        if (gptq_windows_number(f.windows, i) != 9) continue;
-        OK(gptq_windows_get_input(f.windows, GPTQ_FULL, i, &x));
-        x[3 * N + 8] = half_to_bf16(value);
-    }
+    spoil(&f, GPTQ_FULL, value);
     OK(gptq_moments_diagonal(&f.m, N, "the tensor", diagonal));
-    const err e = gptq_moments_cross(&f.m, 0, N, "the tensor", &v);
+    const err e = gptq_moments_cross(&f.m, 0, N, &v);
     check(e.code == ERR_NUMERICS && strstr(e.where, "the tensor"), "refused on every rank");
     check(strstr(e.what, told) != NULL, "what is wrong with the stream of full precision");
     end(&f);
