@@ -7,6 +7,7 @@
 #include "base/err.h"
 #include "base/rng.h"
 #include "quant/gptq.h"
+#include "tests/unit/assert_ok.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -17,11 +18,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-static inline void assert_ok(err e) {
-    if (e.code) print_error("%s: %s\n", e.where, e.what);
-    assert_int_equal(e.code, ERR_OK);
-}
 
 static inline void *zeros(int64_t count, size_t size) {
     void *p = count < 0 ? NULL : calloc((size_t)count, size);

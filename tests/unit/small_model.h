@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "model/forward.h"
+#include "tests/unit/assert_ok.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,14 +16,9 @@
 #include <math.h>
 #include <string.h>
 
-static inline void need(err e) {
-    if (e.code) print_error("%s: %s\n", e.where, e.what);
-    assert_int_equal(e.code, ERR_OK);
-}
-
 static inline void *room(int64_t count, size_t size) {
     void *p;
-    need(mem_alloc(count, size, "test", &p));
+    assert_ok(mem_alloc(count, size, "test", &p));
     return p;
 }
 
@@ -64,7 +60,7 @@ typedef struct small_model {
 static inline void small_model_fill(small_model *m, bool biases) {
     const llama_config *c = &m->cfg;
     const int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
-    need(llama_stage_init(&m->stage, c, 0, c->layers));
+    assert_ok(llama_stage_init(&m->stage, c, 0, c->layers));
     for (int64_t i = 0; i < c->layers; i++) {
         llama_layer *l = &m->stage.layers[i];
         l->q = random_matrix(q, c->hidden);

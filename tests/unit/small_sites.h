@@ -10,7 +10,7 @@ enum { HIDDEN = 48, TOKENS = 21 };
 
 static inline rotation *dense(const double *R, int64_t n) {
     rotation *r;
-    need(rotation_create_dense(n, R, &r));
+    assert_ok(rotation_create_dense(n, R, &r));
     return r;
 }
 
@@ -56,16 +56,16 @@ static inline llama_config some_config(void) {
 static inline scale_set *random_scales(const llama_config *c, double spread) {
     const scale_sizes sizes = {c->hidden, c->layers, c->kv_heads, c->head_dim, c->intermediate};
     scale_set *set;
-    need(scale_set_create(&sizes, &set));
+    assert_ok(scale_set_create(&sizes, &set));
     for (int k = 0; k < SCALE_KINDS; k++) {
-        need(scale_set_add(set, (scale_kind)k));
+        assert_ok(scale_set_add(set, (scale_kind)k));
         const int64_t n = scale_set_length(set, (scale_kind)k), half = c->head_dim / 2;
         for (int64_t l = 0; l < c->layers; l++) {
             double *v = random_f64(n, spread);
             for (int64_t j = 0; j < n; j++) v[j] = exp(v[j]);
             for (int64_t j = 0; k == SCALE_QK && j < n; j++)
                 if (j % c->head_dim >= half) v[j] = v[j - half];
-            need(scale_set_put(set, (scale_kind)k, l, v));
+            assert_ok(scale_set_put(set, (scale_kind)k, l, v));
             mem_free(v);
         }
     }

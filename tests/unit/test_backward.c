@@ -117,10 +117,10 @@ static void check_product(const wmat *w, compute_type compute, double tolerance)
 static void test_products(void **state) {
     (void)state;
     wmat f32 = random_matrix(310, 290), half, packed;
-    need(wmat_init(&half, WMAT_BF16, 310, 290, "test"));
+    assert_ok(wmat_init(&half, WMAT_BF16, 310, 290, "test"));
     for (int64_t i = 0; i < 310 * 290; i++)
         ((bf16 *)half.data)[i] = half_to_bf16(((float *)f32.data)[i]);
-    need(wmat_init_packed(&packed, 70, 64, 4, 32, false, "test"));
+    assert_ok(wmat_init_packed(&packed, 70, 64, 4, 32, false, "test"));
     for (int64_t i = 0; i < 70 * packed.words; i++)
         ((uint32_t *)packed.data)[i] = (uint32_t)i * 2654435761u;
     for (int64_t i = 0; i < 70 * packed.n_groups; i++) {
@@ -244,8 +244,8 @@ static void pass_open(pass *p, compute_type compute, int64_t tokens, int64_t sli
     p->tokens = tokens;
     p->shape =
         (llama_pass_shape){.compute = compute, .window = tokens, .slice = tokens, .head = true};
-    need(llama_work_create(&p->m.cfg, NULL, &p->shape, &p->work));
-    need(llama_layers_create(&p->m.cfg, NULL, &p->shape, p->m.cfg.layers, false, &p->layers));
+    assert_ok(llama_work_create(&p->m.cfg, NULL, &p->shape, &p->work));
+    assert_ok(llama_layers_create(&p->m.cfg, NULL, &p->shape, p->m.cfg.layers, false, &p->layers));
 }
 
 static void pass_close(pass *p) {
@@ -264,7 +264,8 @@ static double along_block(void *ctx, double t) {
     block_line *l = ctx;
     const int64_t n = l->p->tokens * l->p->m.cfg.hidden;
     for (int64_t i = 0; i < n; i++) l->y[i] = l->x[i] + t * l->v[i];
-    need(llama_layers_keep(l->p->layers, &l->p->m.stage, NULL, l->p->tokens, l->y, l->p->work));
+    assert_ok(
+        llama_layers_keep(l->p->layers, &l->p->m.stage, NULL, l->p->tokens, l->y, l->p->work));
     return dot_f64(l->y, l->c, n);
 }
 
@@ -276,8 +277,8 @@ static void check_block(int64_t tokens, int64_t sliding) {
     double *y = room(n, sizeof *y);
     memcpy(y, x, (size_t)n * sizeof *x);
     memcpy(g, c, (size_t)n * sizeof *c);
-    need(llama_layers_keep(p.layers, &p.m.stage, NULL, tokens, y, p.work));
-    need(llama_layers_back(p.layers, &p.m.stage, NULL, tokens, g, NULL, NULL, NULL, p.work));
+    assert_ok(llama_layers_keep(p.layers, &p.m.stage, NULL, tokens, y, p.work));
+    assert_ok(llama_layers_back(p.layers, &p.m.stage, NULL, tokens, g, NULL, NULL, NULL, p.work));
     for (int i = 0; i < 5; i++) {
         double *v = random_f64(n, 1);
         block_line l = {.p = &p, .x = x, .v = v, .c = c, .y = y};
@@ -311,9 +312,9 @@ static void test_keep_is_forward(void **state) {
         memcpy(a, x, bytes);
         memcpy(b, x, bytes);
         llama_scratch *scratch;
-        need(llama_scratch_create(&p.m.cfg, NULL, p.shape.compute, 300, &scratch));
-        need(llama_layers_forward(&p.m.stage, NULL, 300, a, scratch));
-        need(llama_layers_keep(p.layers, &p.m.stage, NULL, 300, b, p.work));
+        assert_ok(llama_scratch_create(&p.m.cfg, NULL, p.shape.compute, 300, &scratch));
+        assert_ok(llama_layers_forward(&p.m.stage, NULL, 300, a, scratch));
+        assert_ok(llama_layers_keep(p.layers, &p.m.stage, NULL, 300, b, p.work));
         assert_memory_equal(a, b, bytes);
         llama_scratch_destroy(&scratch);
         mem_free(a);
@@ -330,19 +331,20 @@ static void backward_in_slices(const small_model *m, int64_t tokens, int64_t sli
     const int64_t h = m->cfg.hidden;
     llama_work *work;
     llama_stash *stash;
-    need(llama_work_create(&m->cfg, NULL, &shape, &work));
-    need(llama_stash_create(&m->cfg, NULL, &shape, &stash));
+    assert_ok(llama_work_create(&m->cfg, NULL, &shape, &work));
+    assert_ok(llama_stash_create(&m->cfg, NULL, &shape, &stash));
     memcpy(g, c, (size_t)(tokens * h) * sizeof *c);
     for (int again = 0; again < (recompute ? 2 : 1); again++) {
         memcpy(y, x, (size_t)(tokens * h) * sizeof *x);
         for (int64_t t = 0; t < tokens; t += slice) {
             const int64_t n = t + slice < tokens ? slice : tokens - t;
-            need(llama_block_forward_keep(&m->stage, 1, NULL, t, n, y + t * h, stash, work));
+            assert_ok(llama_block_forward_keep(&m->stage, 1, NULL, t, n, y + t * h, stash, work));
         }
     }
     for (int64_t t = (tokens - 1) / slice * slice; t >= 0; t -= slice) {
         const int64_t n = t + slice < tokens ? slice : tokens - t;
-        need(llama_block_backward(&m->stage, 1, NULL, t, n, g + t * h, stash, NULL, NULL, work));
+        assert_ok(
+            llama_block_backward(&m->stage, 1, NULL, t, n, g + t * h, stash, NULL, NULL, work));
     }
     llama_stash_destroy(&stash);
     llama_work_destroy(&work);
@@ -429,11 +431,11 @@ static double loss_of_ids(void *ctx, double t) {
     double sum;
     *l->bias = l->from + (float)t;
     const double moved = (double)*l->bias - (double)l->from; /* what fp32 made of t */
-    need(llama_embed(&p->m.stage, COMPUTE_F64, l->ids, p->tokens, l->x));
-    need(llama_layers_keep(p->layers, &p->m.stage, NULL, p->tokens, l->x, p->work));
+    assert_ok(llama_embed(&p->m.stage, COMPUTE_F64, l->ids, p->tokens, l->x));
+    assert_ok(llama_layers_keep(p->layers, &p->m.stage, NULL, p->tokens, l->x, p->work));
     llama_scratch *scratch;
-    need(llama_scratch_create(&p->m.cfg, NULL, COMPUTE_F64, p->tokens, &scratch));
-    need(llama_head_nll(&p->m.stage, p->tokens, l->x, l->ids, scratch, &sum, NULL));
+    assert_ok(llama_scratch_create(&p->m.cfg, NULL, COMPUTE_F64, p->tokens, &scratch));
+    assert_ok(llama_head_nll(&p->m.stage, p->tokens, l->x, l->ids, scratch, &sum, NULL));
     llama_scratch_destroy(&scratch);
     *l->bias = old;
     assert_true(moved == t);
@@ -464,7 +466,7 @@ static void test_capture(void **state) {
     captured got = {.layer = 0};
     const llama_tap tap = {.places = (1u << TAP_PLACES) - 1, .take = take, .ctx = &got};
     double nll, want_nll;
-    need(llama_capture(&p.m.stage, ids, 40, &tap, &nll, p.layers, p.work));
+    assert_ok(llama_capture(&p.m.stage, ids, 40, &tap, &nll, p.layers, p.work));
     capture_line l = {.p = &p, .ids = ids, .x = room(40 * c->hidden, sizeof(double))};
     llama_layer *layer = &p.m.stage.layers[0];
     l.bias = layer->bq;
@@ -512,14 +514,14 @@ static void gradient_of_type(const small_model *m, compute_type compute, bool re
     llama_work *work;
     llama_layers *layers;
     const int64_t n = tokens * m->cfg.hidden;
-    need(llama_work_create(&m->cfg, NULL, &shape, &work));
-    need(llama_layers_create(&m->cfg, NULL, &shape, m->cfg.layers, recompute, &layers));
+    assert_ok(llama_work_create(&m->cfg, NULL, &shape, &work));
+    assert_ok(llama_layers_create(&m->cfg, NULL, &shape, m->cfg.layers, recompute, &layers));
     void *x = room(n, sizeof(double));
     int32_t *next = some_targets(tokens, m->cfg.vocab);
-    need(llama_embed(&m->stage, compute, ids, tokens, x));
-    need(llama_layers_keep(layers, &m->stage, NULL, tokens, x, work));
-    need(llama_ce_backward(&m->stage, tokens, x, next, 1, x, loss, NULL, work));
-    need(llama_layers_back(layers, &m->stage, NULL, tokens, x, NULL, NULL, NULL, work));
+    assert_ok(llama_embed(&m->stage, compute, ids, tokens, x));
+    assert_ok(llama_layers_keep(layers, &m->stage, NULL, tokens, x, work));
+    assert_ok(llama_ce_backward(&m->stage, tokens, x, next, 1, x, loss, NULL, work));
+    assert_ok(llama_layers_back(layers, &m->stage, NULL, tokens, x, NULL, NULL, NULL, work));
     for (int64_t i = 0; i < n; i++)
         g[i] = compute == COMPUTE_F64 ? ((double *)x)[i] : (double)((float *)x)[i];
     mem_free(x);
@@ -541,7 +543,7 @@ static void test_types(void **state) {
     gradient_of_type(&m, COMPUTE_F32, false, ids, tokens, g[1], &loss[1]);
     gradient_of_type(&m, COMPUTE_F32, true, ids, tokens, g[3], &loss[3]);
     assert_memory_equal(g[1], g[3], (size_t)n * sizeof(double));
-    need(llama_stage_prepare(&m.stage, COMPUTE_BF16));
+    assert_ok(llama_stage_prepare(&m.stage, COMPUTE_BF16));
     gradient_of_type(&m, COMPUTE_BF16, false, ids, tokens, g[2], &loss[2]);
     const double tolerance[] = {0, 3e-6, 0.05};
     for (int k = 1; k < 3; k++) {

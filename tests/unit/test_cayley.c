@@ -3,6 +3,7 @@
 #include "base/err.h"
 #include "base/rng.h"
 #include "rotations/cayley.h"
+#include "tests/unit/assert_ok.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -16,11 +17,6 @@
 
 static const int64_t orders[] = {1, 2, 3, 48, 127, 128, 129, 200, 300};
 enum { N_ORDERS = sizeof orders / sizeof *orders };
-
-static void assert_ok(err e) {
-    if (e.code) print_error("%s: %s\n", e.where, e.what);
-    assert_int_equal(e.code, ERR_OK);
-}
 
 static double *room(int64_t count) {
     double *p = calloc((size_t)count, sizeof *p);

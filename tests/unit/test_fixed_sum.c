@@ -3,6 +3,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "pipeline/fixed_sum.h"
+#include "tests/unit/assert_ok.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,11 +16,6 @@
 
 enum { N = 20000, UNITS = 6 }; /* more than a block of the work of threads */
 
-static void need(err e) {
-    if (e.code) print_error("%s: %s\n", e.where, e.what);
-    assert_int_equal(e.code, ERR_OK);
-}
-
 /* Halves of an integer go to the even neighbour; the unit is zero afterwards. */
 static void test_known(void **state) {
     (void)state;
@@ -27,7 +23,7 @@ static void test_known(void **state) {
     double y[] = {1, -1, 0.5, 1.5, 2.5, -0.5, -1.5, 0.75, 0, 1048576};
     const int64_t want[] = {1, -1, 0, 2, 2, 0, -2, 1, 0, 1048576};
     fixed_sum s;
-    need(fixed_sum_init(&s, 12, "test"));
+    assert_ok(fixed_sum_init(&s, 12, "test"));
     for (int wide = 0; wide < 2; wide++) {
         fixed_sum_begin(&s, 0, 4);
         fixed_sum_add(&s, 2, 10, wide ? COMPUTE_F64 : COMPUTE_F32, wide ? (void *)y : (void *)x);
@@ -53,7 +49,7 @@ static void test_tile(void **state) {
     const float none[] = {1, 2, NAN, 4, 5, 6};
     const int64_t put[] = {9, 1, 0, -2, 9, 3, 2, -7}, added[] = {9, 2, 0, -4, 9, 6, 4, -14};
     fixed_sum s;
-    need(fixed_sum_init(&s, 8, "test"));
+    assert_ok(fixed_sum_init(&s, 8, "test"));
     fixed_sum_begin(&s, 0, 4);
     for (int i = 0; i < 8; i++) s.v[i] = 9;
     assert_true(fixed_sum_add_tile(&s, 1, 4, 2, 3, true, x, 3));
@@ -94,7 +90,7 @@ static void test_order(void **state) {
     for (int t = 0; t < 2; t++) {
         const int exponent = fixed_sum_exponent(ldexp(5, 10), UNITS);
         for (int k = 0; k < 2; k++) {
-            need(fixed_sum_init(&s[k], N, "test"));
+            assert_ok(fixed_sum_init(&s[k], N, "test"));
             setenv("OMP_NUM_THREADS", k ? "3" : "1", 1);
             gemm_init(1);
             fixed_sum_begin(&s[k], exponent, UNITS);
@@ -121,7 +117,7 @@ static void test_bound(void **state) {
     (void)state;
     const int64_t units = 8192; /* 62 - 13 bits each */
     fixed_sum s;
-    need(fixed_sum_init(&s, 1, "test"));
+    assert_ok(fixed_sum_init(&s, 1, "test"));
     fixed_sum_begin(&s, 0, units);
     const double most = ldexp(1, 49);
     for (int64_t i = 0; i < units; i++) {
@@ -146,7 +142,7 @@ static void test_unknown_exponent(void **state) {
     (void)state;
     fixed_sum s;
     float x[3] = {0, -7, 3}, zero[3] = {0};
-    need(fixed_sum_init(&s, 3, "test"));
+    assert_ok(fixed_sum_init(&s, 3, "test"));
     fixed_sum_begin(&s, FIXED_SUM_UNKNOWN, 5);
     fixed_sum_add(&s, 0, 3, COMPUTE_F32, zero);
     assert_false(s.spoilt);
@@ -160,7 +156,7 @@ static void test_not_finite(void **state) {
     (void)state;
     const double bad[] = {NAN, -NAN, INFINITY, -INFINITY};
     fixed_sum s;
-    need(fixed_sum_init(&s, N, "test"));
+    assert_ok(fixed_sum_init(&s, N, "test"));
     for (int i = 0; i < 8; i++) {
         float *x = calloc(N, sizeof(double));
         assert_non_null(x);

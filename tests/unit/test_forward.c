@@ -5,6 +5,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "model/forward.h"
+#include "tests/unit/assert_ok.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,14 +16,9 @@
 #include <omp.h>
 #include <string.h>
 
-static void need(err e) {
-    if (e.code) print_error("%s: %s\n", e.where, e.what);
-    assert_int_equal(e.code, ERR_OK);
-}
-
 static void *room(int64_t count, size_t size) {
     void *p;
-    need(mem_alloc(count, size, "test", &p));
+    assert_ok(mem_alloc(count, size, "test", &p));
     return p;
 }
 
@@ -35,12 +31,12 @@ typedef struct whole_model {
 static double run(const llama_stage *s, const llama_sites *sites, compute_type compute,
                   const int32_t *ids, int64_t n_tokens, double *nll) {
     llama_scratch *scratch;
-    need(llama_scratch_create(s->cfg, sites, compute, n_tokens, &scratch));
+    assert_ok(llama_scratch_create(s->cfg, sites, compute, n_tokens, &scratch));
     char *x = room(n_tokens * s->cfg->hidden, llama_real_bytes(compute));
     double sum;
-    need(llama_embed(s, compute, ids, n_tokens, x));
-    need(llama_layers_forward(s, sites, n_tokens, x, scratch));
-    need(llama_head_nll(s, n_tokens, x, ids, scratch, &sum, nll));
+    assert_ok(llama_embed(s, compute, ids, n_tokens, x));
+    assert_ok(llama_layers_forward(s, sites, n_tokens, x, scratch));
+    assert_ok(llama_head_nll(s, n_tokens, x, ids, scratch, &sum, nll));
     mem_free(x);
     llama_scratch_destroy(&scratch);
     return sum;
@@ -80,7 +76,7 @@ static void make_model(whole_model *m, bool biases, int64_t window) {
                                .sliding_window = window}};
     const llama_config *c = &m->cfg;
     const int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
-    need(llama_stage_init(&m->stage, c, 0, c->layers));
+    assert_ok(llama_stage_init(&m->stage, c, 0, c->layers));
     for (int64_t i = 0; i < c->layers; i++) {
         llama_layer *l = &m->stage.layers[i];
         l->q = random_matrix(q, c->hidden);
@@ -310,7 +306,7 @@ static void test_plain_against_slow(void **state) {
         for (int t = 0; t + 1 < TOKENS; t++) assert_true(fabs(got[t] - want[t]) <= 1e-9 * want[t]);
         assert_true(fabs(run(&m.stage, NULL, COMPUTE_F32, ids, TOKENS, got) - sum) <= 1e-5 * sum);
         for (int t = 0; t + 1 < TOKENS; t++) assert_true(fabs(got[t] - want[t]) <= 1e-4 * want[t]);
-        need(llama_stage_prepare(&m.stage, COMPUTE_BF16));
+        assert_ok(llama_stage_prepare(&m.stage, COMPUTE_BF16));
         assert_true(fabs(run(&m.stage, NULL, COMPUTE_BF16, ids, TOKENS, got) - sum) <= 1e-3 * sum);
         mem_free(ids);
         llama_stage_clear(&m.stage);
@@ -331,7 +327,7 @@ static void make_turns(turns *t, const llama_config *c) {
                          c->head_dim, c->head_dim, c->head_dim};
     for (int i = 0; i < 7; i++) {
         t->dense[i] = random_orthogonal(n[i]);
-        need(rotation_create_dense(n[i], t->dense[i], &t->R[i]));
+        assert_ok(rotation_create_dense(n[i], t->dense[i], &t->R[i]));
     }
     for (int i = 0; i < 4; i++) t->R2[i] = t->R[T_R2 + i];
 }
@@ -436,7 +432,8 @@ static void test_same_bits(void **state) {
     for (int i = 0; i < 6; i++) {
         const llama_sites *s = i < 3 ? &sites : NULL;
         double one[TOKENS], many[TOKENS];
-        need(llama_stage_prepare(&m.stage, types[i % 3])); /* from i = 2 on the weights are bf16 */
+        assert_ok(
+            llama_stage_prepare(&m.stage, types[i % 3])); /* from i = 2 on the weights are bf16 */
         for (int threads = 1; threads <= 3; threads++) {
             omp_set_num_threads(threads);
             run(&m.stage, s, types[i % 3], ids, TOKENS, threads == 1 ? one : many);
@@ -444,16 +441,16 @@ static void test_same_bits(void **state) {
         }
         /* the same, one layer at a time, as two stages would */
         llama_scratch *scratch;
-        need(llama_scratch_create(&m.cfg, s, types[i % 3], TOKENS + 7, &scratch));
+        assert_ok(llama_scratch_create(&m.cfg, s, types[i % 3], TOKENS + 7, &scratch));
         void *x = room(TOKENS * m.cfg.hidden, llama_real_bytes(types[i % 3]));
-        need(llama_embed(&m.stage, types[i % 3], ids, TOKENS, x));
+        assert_ok(llama_embed(&m.stage, types[i % 3], ids, TOKENS, x));
         for (int64_t l = 0; l < m.cfg.layers; l++) {
             llama_stage part = {
                 .cfg = &m.cfg, .first_layer = l, .n_layers = 1, .layers = m.stage.layers + l};
-            need(llama_layers_forward(&part, s, TOKENS, x, scratch));
+            assert_ok(llama_layers_forward(&part, s, TOKENS, x, scratch));
         }
         double sum;
-        need(llama_head_nll(&m.stage, TOKENS, x, ids, scratch, &sum, many));
+        assert_ok(llama_head_nll(&m.stage, TOKENS, x, ids, scratch, &sum, many));
         assert_memory_equal(one, many, (TOKENS - 1) * sizeof *one);
         mem_free(x);
         llama_scratch_destroy(&scratch);
@@ -468,7 +465,7 @@ static void test_refusals(void **state) {
     whole_model m;
     make_model(&m, false, 0);
     llama_scratch *scratch;
-    need(llama_scratch_create(&m.cfg, NULL, COMPUTE_F32, 8, &scratch));
+    assert_ok(llama_scratch_create(&m.cfg, NULL, COMPUTE_F32, 8, &scratch));
     assert_true(llama_scratch_bytes(&m.cfg, NULL, COMPUTE_F32, 8, 1) > 0);
     float *x = room(9 * m.cfg.hidden, sizeof *x);
     const int32_t ids[] = {1, 2, (int32_t)m.cfg.vocab};

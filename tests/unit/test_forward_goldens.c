@@ -7,6 +7,7 @@
 #include "io/tokenizer.h"
 #include "model/forward.h"
 #include "model/tensors.h"
+#include "tests/unit/assert_ok.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -19,14 +20,9 @@
 #include <string.h>
 #include <unistd.h>
 
-static void need(err e) {
-    if (e.code) print_error("%s: %s\n", e.where, e.what);
-    assert_int_equal(e.code, ERR_OK);
-}
-
 static void *room(int64_t count, size_t size) {
     void *p;
-    need(mem_alloc(count, size, "test", &p));
+    assert_ok(mem_alloc(count, size, "test", &p));
     return p;
 }
 
@@ -98,10 +94,10 @@ static wmat_kind kind_of(st_dtype d) {
 static void load(const char *dir, whole_model *m) {
     fileset *fs;
     hf_checkpoint *ck;
-    need(fileset_open_dir(comm_world(), dir, &fs));
-    need(hf_checkpoint_open(comm_world(), fs, &ck));
-    need(llama_config_parse(hf_checkpoint_config(ck), dir, &m->cfg));
-    need(llama_stage_init(&m->stage, &m->cfg, 0, m->cfg.layers));
+    assert_ok(fileset_open_dir(comm_world(), dir, &fs));
+    assert_ok(hf_checkpoint_open(comm_world(), fs, &ck));
+    assert_ok(llama_config_parse(hf_checkpoint_config(ck), dir, &m->cfg));
+    assert_ok(llama_stage_init(&m->stage, &m->cfg, 0, m->cfg.layers));
     for (int64_t i = 0; i < llama_tensor_count(&m->cfg); i++) {
         llama_tensor t;
         llama_tensor_at(&m->cfg, i, &t);
@@ -109,8 +105,8 @@ static void load(const char *dir, whole_model *m) {
         if (!in && t.role == ROLE_EMBED) in = hf_checkpoint_find(ck, "lm_head.weight");
         assert_non_null(in);
         wmat w;
-        need(wmat_init(&w, kind_of(in->info.dtype), t.rows, t.cols, t.name));
-        need(hf_checkpoint_read(ck, in, w.data, NULL));
+        assert_ok(wmat_init(&w, kind_of(in->info.dtype), t.rows, t.cols, t.name));
+        assert_ok(hf_checkpoint_read(ck, in, w.data, NULL));
         if (t.n_dims == 2) {
             *matrix_slot(&m->stage, &t) = w;
         } else {
@@ -129,14 +125,14 @@ static void load(const char *dir, whole_model *m) {
 static double run(const llama_stage *s, const llama_sites *sites, compute_type compute,
                   const int32_t *ids, int64_t n_tokens, double *nll, double *last_logits) {
     llama_scratch *scratch;
-    need(llama_scratch_create(s->cfg, sites, compute, n_tokens, &scratch));
+    assert_ok(llama_scratch_create(s->cfg, sites, compute, n_tokens, &scratch));
     char *x = room(n_tokens * s->cfg->hidden, llama_real_bytes(compute));
     double sum;
-    need(llama_embed(s, compute, ids, n_tokens, x));
-    need(llama_layers_forward(s, sites, n_tokens, x, scratch));
-    need(llama_head_nll(s, n_tokens, x, ids, scratch, &sum, nll));
+    assert_ok(llama_embed(s, compute, ids, n_tokens, x));
+    assert_ok(llama_layers_forward(s, sites, n_tokens, x, scratch));
+    assert_ok(llama_head_nll(s, n_tokens, x, ids, scratch, &sum, nll));
     const char *last = x + (size_t)((n_tokens - 1) * s->cfg->hidden) * llama_real_bytes(compute);
-    if (last_logits) need(llama_head_logits(s, 1, last, scratch, last_logits));
+    if (last_logits) assert_ok(llama_head_logits(s, 1, last, scratch, last_logits));
     mem_free(x);
     llama_scratch_destroy(&scratch);
     return sum;
@@ -189,7 +185,7 @@ static void check_golden(const char *name, const json_t *golden) {
     for (int i = 0; i < 3; i++) {
         whole_model m;
         load(dir, &m);
-        need(llama_stage_prepare(&m.stage, cases[i].compute));
+        assert_ok(llama_stage_prepare(&m.stage, cases[i].compute));
         double *logits = room(m.cfg.vocab, sizeof *logits);
         double nll = run(&m.stage, NULL, cases[i].compute, ids, n, NULL, logits) / (double)(n - 1);
         print_message("%s, type %d: NLL %.15g, off by %.2g\n", name, cases[i].compute, nll,
@@ -228,7 +224,7 @@ static double story_nll(const whole_model *m, const tokenizer *tok, const char *
                         int64_t *predictions) {
     int32_t *ids, window[STORY_TOKENS];
     int64_t n;
-    need(tokenizer_encode(tok, text, bytes, false, &ids, &n));
+    assert_ok(tokenizer_encode(tok, text, bytes, false, &ids, &n));
     if (n > STORY_TOKENS - 1) n = STORY_TOKENS - 1;
     window[0] = (int32_t)m->cfg.bos;
     memcpy(window + 1, ids, (size_t)n * sizeof *ids);
@@ -249,10 +245,10 @@ static void check_corpus(const char *name, const json_t *golden) {
     if (!shared_path(tail, path, sizeof path)) {
         shared_path("models/stories260K/tokenizer.json", path, sizeof path);
     }
-    need(file_read_all(path, 1 << 26, &json, &bytes));
-    need(tokenizer_create(json, bytes, path, &tok));
+    assert_ok(file_read_all(path, 1 << 26, &json, &bytes));
+    assert_ok(tokenizer_create(json, bytes, path, &tok));
     assert_true(shared_path("text/tinystories-val.txt", path, sizeof path));
-    need(file_read_all(path, 1 << 30, &text, &bytes));
+    assert_ok(file_read_all(path, 1 << 30, &text, &bytes));
     double sum = 0;
     int64_t predictions = 0;
     const char *story = next_story(text);
@@ -283,7 +279,7 @@ static void each_golden(void (*check)(const char *name, const json_t *golden)) {
         skip();
     }
     json_t *all;
-    need(json_read_file(path, 1 << 26, &all));
+    assert_ok(json_read_file(path, 1 << 26, &all));
     const char *name;
     json_t *golden;
     int seen = 0;

@@ -4,6 +4,7 @@
 #include "base/half.h"
 #include "base/rng.h"
 #include "model/fuse.h"
+#include "tests/unit/assert_ok.h"
 
 #include <math.h>
 #include <omp.h>
@@ -16,11 +17,6 @@
 #include <cmocka.h>
 
 enum { HIDDEN = 48, HEADS = 6, KV = 3, HEAD = 8, INNER = 88, LAYERS = 2 };
-
-static void assert_ok(err e) {
-    if (e.code) print_error("%s: %s\n", e.where, e.what);
-    assert_int_equal(e.code, ERR_OK);
-}
 
 static void *room(int64_t count, size_t size) {
     void *p = calloc((size_t)count, size);

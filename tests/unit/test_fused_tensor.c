@@ -25,7 +25,7 @@ static rotation_set *make_set(bool turned) {
                                 .seed = 5};
     const rotation_sizes z = {HIDDEN, cfg.layers, cfg.heads, KV, DIM, INNER};
     rotation_set *s;
-    need(rotation_set_create(&o, &z, &s));
+    assert_ok(rotation_set_create(&o, &z, &s));
     return s;
 }
 
@@ -72,11 +72,11 @@ static void test_ways_hand_over_the_same_rows(void **state) {
         const int64_t n = t.rows * t.cols;
         float *raw = numbers(n), *whole = room(n, sizeof *whole);
         const fused_source from = {.raw = raw, .dtype = FUSE_F32};
-        need(fused_tensor_into(set, &t, &from, whole));
+        assert_ok(fused_tensor_into(set, &t, &from, whole));
         for (int way = 0; way < 2; way++) {
             rows_taken r = {.cols = t.cols, .next = way ? 0 : -1, .w = room(n, sizeof(float))};
             r.times = room(t.rows, sizeof *r.times);
-            need((way ? fused_tensor_in_order : fused_tensor_each)(set, &t, &from, take, &r));
+            assert_ok((way ? fused_tensor_in_order : fused_tensor_each)(set, &t, &from, take, &r));
             for (int64_t k = 0; k < t.rows; k++) assert_int_equal(r.times[k], 1);
             assert_memory_equal(r.w, whole, (size_t)n * sizeof(float));
             mem_free(r.w);
@@ -98,8 +98,8 @@ static void test_function_is_kept(void **state) {
           *turned_b = room(HIDDEN, sizeof *b), *to = room(t.rows * t.cols, sizeof *to);
     double *R = room(HIDDEN * HIDDEN, sizeof *R), *x = random_f64(HIDDEN, 1), y[HIDDEN] = {0};
     const fused_source from = {.raw = raw, .dtype = FUSE_F32, .gain = gain};
-    need(rotation_to_dense(rotation_set_r1(set), R));
-    need(fused_tensor_into(set, &t, &from, to));
+    assert_ok(rotation_to_dense(rotation_set_r1(set), R));
+    assert_ok(fused_tensor_into(set, &t, &from, to));
     for (int64_t i = 0; i < HIDDEN; i++)
         for (int64_t j = 0; j < HIDDEN; j++) y[j] += x[i] * R[i * HIDDEN + j];
     for (int64_t r = 0; r < t.rows; r++) {
@@ -113,7 +113,7 @@ static void test_function_is_kept(void **state) {
     }
     assert_true(llama_tensor_of(&cfg, ROLE_O_BIAS, 1, &bias));
     memcpy(turned_b, b, HIDDEN * sizeof *b);
-    need(fused_tensor_bias(set, &bias, turned_b));
+    assert_ok(fused_tensor_bias(set, &bias, turned_b));
     for (int64_t j = 0; j < HIDDEN; j++) {
         double want = 0;
         for (int64_t i = 0; i < HIDDEN; i++) want += (double)b[i] * R[i * HIDDEN + j];
@@ -173,7 +173,7 @@ static void test_what_is_refused(void **state) {
 static void test_memory(void **state) {
     (void)state;
     rotation_set *set = make_set(true);
-    for (int64_t l = 0; l < cfg.layers; l++) need(rotation_set_prepare_r2(set, l));
+    for (int64_t l = 0; l < cfg.layers; l++) assert_ok(rotation_set_prepare_r2(set, l));
     for (int i = 0; i < MATRICES; i++) {
         const llama_tensor t = matrix(i);
         float *raw = numbers(t.rows * t.cols), *to = room(t.rows * t.cols, sizeof *to);
@@ -201,7 +201,7 @@ static void test_memory(void **state) {
     const fused_source from = {.raw = raw, .dtype = FUSE_F32};
     const uint64_t held = mem_held_bytes(), plan = fused_tensor_bytes(set, &t, FUSE_F32);
     assert_int_equal(mem_peak_bytes(), held);
-    need(fused_tensor_into(set, &t, &from, to));
+    assert_ok(fused_tensor_into(set, &t, &from, to));
     assert_in_range(mem_peak_bytes() - held, plan / 2, plan + 4096);
     mem_free(raw);
     mem_free(to);

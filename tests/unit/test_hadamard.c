@@ -5,6 +5,7 @@
 #include "rotations/hadamard.h"
 #include "rotations/rotation.h"
 #include "rotations/rotation_set.h"
+#include "tests/unit/assert_ok.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -15,11 +16,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-static void assert_ok(err e) {
-    if (e.code) print_error("%s: %s\n", e.where, e.what);
-    assert_int_equal(e.code, ERR_OK);
-}
 
 static void *room(int64_t count, size_t size) {
     void *p = calloc((size_t)(count > 0 ? count : 1), size);

@@ -43,11 +43,11 @@ static float **vector_slot(llama_stage *s, const llama_tensor *t) {
 static void load(const char *dir, small_model *m) {
     fileset *fs;
     hf_checkpoint *ck;
-    need(fileset_open_dir(comm_world(), dir, &fs));
-    need(hf_checkpoint_open(comm_world(), fs, &ck));
-    need(llama_config_parse(hf_checkpoint_config(ck), dir, &m->cfg));
+    assert_ok(fileset_open_dir(comm_world(), dir, &fs));
+    assert_ok(hf_checkpoint_open(comm_world(), fs, &ck));
+    assert_ok(llama_config_parse(hf_checkpoint_config(ck), dir, &m->cfg));
     assert_false(m->cfg.attention_bias || m->cfg.mlp_bias);
-    need(llama_stage_init(&m->stage, &m->cfg, 0, m->cfg.layers));
+    assert_ok(llama_stage_init(&m->stage, &m->cfg, 0, m->cfg.layers));
     for (int64_t i = 0; i < llama_tensor_count(&m->cfg); i++) {
         llama_tensor t;
         llama_tensor_at(&m->cfg, i, &t);
@@ -56,12 +56,12 @@ static void load(const char *dir, small_model *m) {
         assert_non_null(in);
         const st_dtype d = in->info.dtype;
         wmat w;
-        need(wmat_init(&w,
-                       d == ST_F32   ? WMAT_F32
-                       : d == ST_F16 ? WMAT_F16
-                                     : WMAT_BF16,
-                       t.rows, t.cols, t.name));
-        need(hf_checkpoint_read(ck, in, w.data, NULL));
+        assert_ok(wmat_init(&w,
+                            d == ST_F32   ? WMAT_F32
+                            : d == ST_F16 ? WMAT_F16
+                                          : WMAT_BF16,
+                            t.rows, t.cols, t.name));
+        assert_ok(hf_checkpoint_read(ck, in, w.data, NULL));
         if (t.n_dims == 2) {
             *matrix_slot(&m->stage, &t) = w;
         } else {
@@ -87,7 +87,7 @@ static void golden_open(const char *path, golden *g) {
     g->fd = open(path, O_RDONLY);
     assert_true(g->fd >= 0);
     const off_t end = lseek(g->fd, 0, SEEK_END);
-    need(st_header_read(g->fd, path, 0, (uint64_t)end, &g->header));
+    assert_ok(st_header_read(g->fd, path, 0, (uint64_t)end, &g->header));
 }
 
 static void *golden_read(const golden *g, const char *name, int64_t count) {
@@ -129,11 +129,11 @@ static void rotations_read(const golden *g, const llama_config *c, rotations *r)
     r->R1 = golden_read(g, "R1_0", n * n);
     r->R2 = golden_read(g, "R2_0", c->layers * d * d);
     double *R3 = golden_read(g, "R3", d * d), *R4 = golden_read(g, "R4", m * m);
-    need(rotation_create_dense(n, r->R1, &r->r1));
+    assert_ok(rotation_create_dense(n, r->R1, &r->r1));
     for (int64_t i = 0; i < c->layers; i++)
-        need(rotation_create_dense(d, r->R2 + i * d * d, &r->r2[i]));
-    need(rotation_create_dense(d, R3, &r->r3));
-    need(rotation_create_dense(m, R4, &r->r4));
+        assert_ok(rotation_create_dense(d, r->R2 + i * d * d, &r->r2[i]));
+    assert_ok(rotation_create_dense(d, R3, &r->r3));
+    assert_ok(rotation_create_dense(m, R4, &r->r4));
     mem_free(R3);
     mem_free(R4);
 }
@@ -169,34 +169,34 @@ static double gradients(const small_model *m, const llama_sites *sites, compute_
     const size_t real = llama_real_bytes(compute);
     llama_work *work;
     llama_stash *stash[8];
-    need(llama_work_create(c, sites, &shape, &work));
-    need(llama_work_put_r1(work, sites->R1));
+    assert_ok(llama_work_create(c, sites, &shape, &work));
+    assert_ok(llama_work_put_r1(work, sites->R1));
     int32_t next[64];
     for (int64_t t = 0; t < tokens; t++) next[t] = t + 1 < tokens ? ids[t + 1] : -1;
     char *x = room(tokens * c->hidden, sizeof(double));
     void *R1 = room(n1, sizeof(double)), *R2[8];
-    need(llama_embed(&m->stage, compute, ids, tokens, x));
+    assert_ok(llama_embed(&m->stage, compute, ids, tokens, x));
     for (int64_t l = 0; l < c->layers; l++) {
         R2[l] = room(n2, sizeof(double));
-        need(llama_stash_create(c, sites, &shape, &stash[l]));
+        assert_ok(llama_stash_create(c, sites, &shape, &stash[l]));
         for (int64_t t = 0; t < tokens; t += slice)
-            need(llama_block_forward_keep(&m->stage, l, sites, t, size_min(slice, tokens - t),
-                                          x + (size_t)(t * c->hidden) * real, stash[l], work));
+            assert_ok(llama_block_forward_keep(&m->stage, l, sites, t, size_min(slice, tokens - t),
+                                               x + (size_t)(t * c->hidden) * real, stash[l], work));
     }
     const double weight = 1 / (double)(tokens - 1);
     double loss = 0, sum;
     for (int64_t t = 0; t < tokens; t += slice) {
         char *part = x + (size_t)(t * c->hidden) * real;
-        need(llama_ce_backward(&m->stage, size_min(slice, tokens - t), part, next + t, weight, part,
-                               &sum, NULL, work));
+        assert_ok(llama_ce_backward(&m->stage, size_min(slice, tokens - t), part, next + t, weight,
+                                    part, &sum, NULL, work));
         loss += sum * weight;
     }
     for (int64_t l = c->layers - 1; l >= 0; l--) {
         const rotation_grads grads = {.R1 = R1, .R2 = R2[l]};
         for (int64_t t = (tokens - 1) / slice * slice; t >= 0; t -= slice)
-            need(llama_block_backward(&m->stage, l, sites, t, size_min(slice, tokens - t),
-                                      x + (size_t)(t * c->hidden) * real, stash[l], &grads, NULL,
-                                      work));
+            assert_ok(llama_block_backward(&m->stage, l, sites, t, size_min(slice, tokens - t),
+                                           x + (size_t)(t * c->hidden) * real, stash[l], &grads,
+                                           NULL, work));
         llama_stash_destroy(&stash[l]);
     }
     const bool wide = compute == COMPUTE_F64;
@@ -300,17 +300,17 @@ static void check_steps(const char *name, const char *setting, const golden *g,
     learn_e2e *learn;
     learn_report said;
     double *R2 = room(n2, sizeof *R2), *got = room(n1, sizeof *got);
-    need(learn_e2e_check(&o, &w.shape));
-    need(e2e_layout_choose(&w, &l));
-    need(dealt_rows_create(comm_world(), c->hidden, c->hidden, "R1", &R1));
+    assert_ok(learn_e2e_check(&o, &w.shape));
+    assert_ok(e2e_layout_choose(&w, &l));
+    assert_ok(dealt_rows_create(comm_world(), c->hidden, c->hidden, "R1", &R1));
     dealt_rows_put(R1, 0, c->hidden, r.R1);
     memcpy(R2, r.R2, (size_t)n2 * sizeof *R2);
-    need(learn_e2e_create(comm_world(), &o, &w, &l, &m->stage, R1, R2, &learn));
+    assert_ok(learn_e2e_create(comm_world(), &o, &w, &l, &m->stage, R1, R2, &learn));
     snprintf(key, sizeof key, "%s %s", name, setting);
     for (size_t i = 0; i < STEPS; i++) {
         const json_t *one = json_array_get(json_object_get(steps, key), i);
         const double want = json_number_value(json_object_get(one, "loss"));
-        need(learn_e2e_step(learn, &said));
+        assert_ok(learn_e2e_step(learn, &said));
         assert_true(want > 0 && fabs(said.loss / want - 1) <= 1e-10);
         assert_true(said.orthogonality <= 1e-12);
     }
@@ -341,7 +341,7 @@ static void test_goldens(void **state) {
         skip();
     }
     json_t *steps;
-    need(json_read_file(path, 1 << 24, &steps));
+    assert_ok(json_read_file(path, 1 << 24, &steps));
     const char *const names[] = {"tiny1m", "story"};
     for (int i = 0; i < 2; i++) {
         small_model m;

@@ -73,7 +73,7 @@ static double along_loss(void *ctx, double t) {
 
 static void open_head(small_model *m, const llama_pass_shape *shape, llama_work **work) {
     small_model_make(m, false, 0);
-    need(llama_work_create(&m->cfg, NULL, shape, work));
+    assert_ok(llama_work_create(&m->cfg, NULL, shape, work));
 }
 
 static void test_cross_entropy(void **state) {
@@ -88,7 +88,7 @@ static void test_cross_entropy(void **state) {
     const int64_t n = rows * m.cfg.hidden;
     double *x = random_f64(n, 2), *dx = room(n, sizeof *dx), *nll = room(rows, sizeof *nll), sum;
     int32_t *next = some_targets(rows, m.cfg.vocab);
-    need(llama_ce_backward(&m.stage, rows, x, next, 0.25, dx, &sum, nll, work));
+    assert_ok(llama_ce_backward(&m.stage, rows, x, next, 0.25, dx, &sum, nll, work));
     double z[700];
     for (int64_t t = 0; t < rows; t++) {
         const double lse = slow_logits(&slow, x + t * m.cfg.hidden, z);
@@ -103,7 +103,7 @@ static void test_cross_entropy(void **state) {
     }
     /* in place, and a token that is none */
     double again;
-    need(llama_ce_backward(&m.stage, rows, x, next, 0.25, x, &again, NULL, work));
+    assert_ok(llama_ce_backward(&m.stage, rows, x, next, 0.25, x, &again, NULL, work));
     assert_memory_equal(x, dx, (size_t)n * sizeof *x);
     assert_true(again == sum);
     next[0] = (int32_t)m.cfg.vocab;
@@ -130,7 +130,7 @@ static void check_kl(int64_t k) {
     double *kl = room(rows, sizeof *kl), sum, z[700];
     llama_teacher teacher = {.token = room(rows * k, sizeof(int32_t)),
                              .log_p = room(rows * k, sizeof(float))};
-    need(llama_teacher_keep(&m.stage, rows, x, &teacher, work));
+    assert_ok(llama_teacher_keep(&m.stage, rows, x, &teacher, work));
     for (int64_t t = 0; t < rows; t++) {
         const double lse = slow_logits(&slow, x + t * hidden, z);
         double least = 1e300;
@@ -144,7 +144,7 @@ static void check_kl(int64_t k) {
         for (int64_t v = 0; v < m.cfg.vocab; v++) above += z[v] >= least;
         assert_int_equal(above, k);
     }
-    need(llama_kl_backward(&m.stage, rows, y, &teacher, 3, dx, &sum, kl, work));
+    assert_ok(llama_kl_backward(&m.stage, rows, y, &teacher, 3, dx, &sum, kl, work));
     loss_line l = {.head = &slow, .x = y, .v = y, .teacher = &teacher, .rows = rows, .k = k};
     near_relative(sum, along_loss(&l, 0), 1e-12);
     for (int i = 0; i < 3; i++) {
@@ -154,7 +154,7 @@ static void check_kl(int64_t k) {
         mem_free(v);
     }
     /* the teacher against itself: no divergence but the rounding of log p, no gradient */
-    need(llama_kl_backward(&m.stage, rows, x, &teacher, 1, dx, &sum, kl, work));
+    assert_ok(llama_kl_backward(&m.stage, rows, x, &teacher, 1, dx, &sum, kl, work));
     for (int64_t t = 0; t < rows; t++) assert_true(fabs(kl[t]) <= 1e-6);
     for (int64_t i = 0; i < n; i++) assert_true(k < m.cfg.vocab || fabs(dx[i]) <= 1e-5);
     void *all[] = {x, y, dx, kl, teacher.token, teacher.log_p};

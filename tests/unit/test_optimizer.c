@@ -5,6 +5,7 @@
 #include "rotations/cayley.h"
 #include "rotations/optimizer.h"
 #include "rotations/start.h"
+#include "tests/unit/assert_ok.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -17,11 +18,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-static void assert_ok(err e) {
-    if (e.code) print_error("%s: %s\n", e.where, e.what);
-    assert_int_equal(e.code, ERR_OK);
-}
 
 static double *room(int64_t count) {
     double *p = calloc((size_t)count, sizeof *p);

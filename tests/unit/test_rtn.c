@@ -5,6 +5,7 @@
 #include "quant/grid.h"
 #include "quant/rtn.h"
 #include "quant/scale_search.h"
+#include "tests/unit/assert_ok.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -14,11 +15,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-static void assert_ok(err e) {
-    if (e.code) print_error("%s: %s\n", e.where, e.what);
-    assert_int_equal(e.code, ERR_OK);
-}
 
 static qmatrix *quantized(const wquant *how, const float *w, int64_t rows, int64_t cols) {
     qmatrix *q;

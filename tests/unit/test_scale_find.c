@@ -32,7 +32,7 @@ static void show(scale_moments *m, tap_place place, int64_t width, const double 
     const llama_tap tap = scale_moments_tap(m);
     assert_true(tap.places >> place & 1u);
     float *x = signed_rows(a, width, tokens), *g = signed_rows(b, width, tokens);
-    need(tap.take(tap.ctx, 2, place, 0, tokens, width, x, g));
+    assert_ok(tap.take(tap.ctx, 2, place, 0, tokens, width, x, g));
     mem_free(x);
     mem_free(g);
 }
@@ -70,7 +70,7 @@ static void test_closed(void **state) {
     (void)state;
     const llama_config c = some_config();
     scale_moments *m;
-    need(scale_moments_create(&c, 2, 1, &places, &m));
+    assert_ok(scale_moments_create(&c, 2, 1, &places, &m));
     double *a = log_normal(48, 0.6), *b = log_normal(48, 0.6), s[48], X[48] = {0}, G[48] = {0};
     show(m, TAP_DOWN_IN, 40, a, b, 5);
     show(m, TAP_DOWN_IN, 40, a, b, 9);
@@ -119,7 +119,7 @@ static void test_order_and_ends(void **state) {
     }
     for (int way = 0; way < 2; way++) {
         scale_moments *m;
-        need(scale_moments_create(&c, 2, 1, &places, &m));
+        assert_ok(scale_moments_create(&c, 2, 1, &places, &m));
         for (int w = 0; w < WINDOWS; w++) {
             const int at = way ? (w * 5 + 3) % WINDOWS : w;
             show(m, TAP_DOWN_IN, N, x[at], g[at], TOKENS);
@@ -129,7 +129,7 @@ static void test_order_and_ends(void **state) {
     }
     assert_memory_equal(s[0], s[1], sizeof s[0]);
     scale_moments *m;
-    need(scale_moments_create(&c, 2, 1, &places, &m));
+    assert_ok(scale_moments_create(&c, 2, 1, &places, &m));
     scale_closed(m, SCALE_UD, 2, s[0]); /* nothing was seen */
     for (int j = 0; j < N; j++) assert_true(s[0][j] == 1);
     for (int j = 0; j < N; j++) ones[j] = 1;
@@ -237,7 +237,7 @@ static void check_objective(range_rule rule) {
     site_case c;
     make_case(&c, rule, 0.4);
     scale_norm *s;
-    need(scale_norm_create(WIDTH, ROWS, &s));
+    assert_ok(scale_norm_create(WIDTH, ROWS, &s));
     scale_norm_take(s, &c.set, c.R, rule);
     double *ls = random_f64(WIDTH, 0.3), got[WIDTH], sum = 0, worst = 0, size = 0;
     const double value = scale_norm_objective(s, ls, got);
@@ -297,7 +297,7 @@ static void test_known_optimum(void **state) {
     }
     scale_norm *s;
     double scale[WIDTH], before, after;
-    need(scale_norm_create(WIDTH, ROWS, &s));
+    assert_ok(scale_norm_create(WIDTH, ROWS, &s));
     scale_norm_take(s, &set, NULL, (range_rule){.symmetric = true});
     scale_norm_learn(s, 400, 0.005, scale, &before, &after);
     for (int j = 0; j < WIDTH; j++) mean += log(A[j]) / WIDTH;

@@ -71,14 +71,14 @@ static err collect(void *arg, int64_t row0, int64_t rows, const double *w) {
 static double *fuse_one(rotation_set *set, llama_role role, int64_t layer, const wmat *from,
                         const float *gain) {
     fuse_plan plan;
-    need(fuse_plan_init(role, layer, set, &plan));
+    assert_ok(fuse_plan_init(role, layer, set, &plan));
     plan.job.source = from->data;
     plan.job.dtype = FUSE_F32;
     plan.job.rows = from->rows;
     plan.job.cols = from->cols;
     plan.job.in_gain = gain;
     collected c = {room(from->rows * from->cols, sizeof(double)), from->cols};
-    need(fuse_matrix_wide(&plan.job, collect, &c));
+    assert_ok(fuse_matrix_wide(&plan.job, collect, &c));
     fuse_plan_clear(&plan);
     return c.to;
 }
@@ -87,8 +87,8 @@ static double *fuse_one_bias(rotation_set *set, llama_role role, int64_t layer, 
                              int64_t n) {
     fuse_plan plan;
     double *wide = widened(b, n);
-    need(fuse_plan_init(llama_role_bias(role), layer, set, &plan));
-    need(fuse_bias_wide(&plan.job, wide, n));
+    assert_ok(fuse_plan_init(llama_role_bias(role), layer, set, &plan));
+    assert_ok(fuse_bias_wide(&plan.job, wide, n));
     fuse_plan_clear(&plan);
     return wide;
 }
@@ -209,12 +209,13 @@ static double *slow_logits(const wide_model *m, const int32_t *ids) {
 static double *program_logits(small_model *m, const wide_model *w, const int32_t *ids) {
     const llama_config *c = &m->cfg;
     llama_stage s;
-    need(llama_stage_init(&s, c, 0, LAYERS));
+    assert_ok(llama_stage_init(&s, c, 0, LAYERS));
     for (int64_t l = 0; l < LAYERS; l++) {
         llama_layer *to = &s.layers[l];
         for (int i = 0; i < LLAMA_LINEARS; i++) {
             const wmat *like = llama_layer_linear(&m->stage.layers[l], i);
-            need(wmat_init(llama_layer_linear(to, i), WMAT_F32, like->rows, like->cols, "test"));
+            assert_ok(
+                wmat_init(llama_layer_linear(to, i), WMAT_F32, like->rows, like->cols, "test"));
             for (int64_t j = 0; j < like->rows * like->cols; j++)
                 ((float *)llama_layer_linear(to, i)->data)[j] = (float)w->layers[l].w[i][j];
             if (!w->layers[l].b[i]) continue;
@@ -229,8 +230,8 @@ static double *program_logits(small_model *m, const wide_model *w, const int32_t
             to->mlp_norm[j] = (float)w->layers[l].norm[1][j];
         }
     }
-    need(wmat_init(&s.embed, WMAT_F32, c->vocab, c->hidden, "test"));
-    need(wmat_init(&s.head, WMAT_F32, c->vocab, c->hidden, "test"));
+    assert_ok(wmat_init(&s.embed, WMAT_F32, c->vocab, c->hidden, "test"));
+    assert_ok(wmat_init(&s.head, WMAT_F32, c->vocab, c->hidden, "test"));
     s.final_norm = room(c->hidden, sizeof(float));
     for (int64_t j = 0; j < c->vocab * c->hidden; j++) {
         ((float *)s.embed.data)[j] = (float)w->embed[j];
@@ -243,10 +244,10 @@ static double *program_logits(small_model *m, const wide_model *w, const int32_t
     llama_scratch *scratch;
     float *x = room(TOKENS * c->hidden, sizeof *x);
     double *logits = room(TOKENS * c->vocab, sizeof *logits);
-    need(llama_scratch_create(c, &sites, COMPUTE_F32, TOKENS, &scratch));
-    need(llama_embed(&s, COMPUTE_F32, ids, TOKENS, x));
-    need(llama_layers_forward(&s, &sites, TOKENS, x, scratch));
-    need(llama_head_logits(&s, TOKENS, x, scratch, logits));
+    assert_ok(llama_scratch_create(c, &sites, COMPUTE_F32, TOKENS, &scratch));
+    assert_ok(llama_embed(&s, COMPUTE_F32, ids, TOKENS, x));
+    assert_ok(llama_layers_forward(&s, &sites, TOKENS, x, scratch));
+    assert_ok(llama_head_logits(&s, TOKENS, x, scratch, logits));
     llama_scratch_destroy(&scratch);
     llama_stage_clear(&s);
     mem_free(x);
@@ -268,17 +269,17 @@ static double worst_row(const double *got, const double *want, int64_t vocab) {
 
 static void fill_scales(const llama_config *c, rotation_set *set, unsigned kinds, double spread) {
     scale_set *scales;
-    need(rotation_set_new_scales(set, &scales));
+    assert_ok(rotation_set_new_scales(set, &scales));
     for (int k = 0; k < SCALE_KINDS; k++) {
         if (!(kinds >> k & 1)) continue;
-        need(scale_set_add(scales, (scale_kind)k));
+        assert_ok(scale_set_add(scales, (scale_kind)k));
         const int64_t n = scale_set_length(scales, (scale_kind)k), d = c->head_dim;
         for (int64_t l = 0; l < LAYERS; l++) {
             double *v = random_f64(n, spread);
             for (int64_t j = 0; j < n; j++) v[j] = exp(v[j]);
             for (int64_t j = 0; k == SCALE_QK && j < n; j++)
                 if (j % d >= d / 2) v[j] = v[j - d / 2];
-            need(scale_set_put(scales, (scale_kind)k, l, v));
+            assert_ok(scale_set_put(scales, (scale_kind)k, l, v));
             mem_free(v);
         }
     }
@@ -297,7 +298,7 @@ static void check_function(bool biases, bool tied, rotation_options opts, unsign
     const rotation_sizes sizes = {c->hidden,   c->layers,   c->heads,
                                   c->kv_heads, c->head_dim, c->intermediate};
     rotation_set *set;
-    need(rotation_set_create(&opts, &sizes, &set));
+    assert_ok(rotation_set_create(&opts, &sizes, &set));
     fill_scales(c, set, kinds, 1);
     int32_t ids[TOKENS];
     for (int t = 0; t < TOKENS; t++) ids[t] = (int32_t)((t * 131 + 7) % c->vocab);
@@ -339,7 +340,7 @@ static void test_large(void **state) {
     double *out = random_f64(rows, 1), *got = room(rows * n, sizeof *got);
     wmat w = random_matrix(rows, n);
     rotation *r;
-    need(rotation_create_dense(n, R, &r));
+    assert_ok(rotation_create_dense(n, R, &r));
     fuse_job job = {.source = w.data,
                     .rows = rows,
                     .cols = n,
@@ -349,7 +350,7 @@ static void test_large(void **state) {
                     .out_scale = out,
                     .after_scale = after};
     collected c = {got, n};
-    need(fuse_matrix_wide(&job, collect, &c));
+    assert_ok(fuse_matrix_wide(&job, collect, &c));
     for (int64_t i = 0; i < rows; i++) {
         for (int64_t j = 0; j < n; j++) {
             double want = 0, size = 0;
@@ -375,14 +376,14 @@ static void test_set(void **state) {
     const scale_sizes sizes = {
         .hidden = 6, .layers = 2, .kv_heads = 2, .head_dim = 4, .intermediate = 5};
     scale_set *s;
-    need(scale_set_create(&sizes, &s));
+    assert_ok(scale_set_create(&sizes, &s));
     assert_null(scale_set_get(s, SCALE_UD, 0));
     assert_null(scale_set_get(NULL, SCALE_UD, 0));
-    for (int k = 0; k < SCALE_KINDS; k++) need(scale_set_add(s, (scale_kind)k));
+    for (int k = 0; k < SCALE_KINDS; k++) assert_ok(scale_set_add(s, (scale_kind)k));
     assert_true(scale_set_get(s, SCALE_QK, 1)->s[3] == 1);
     const double good[] = {0.3, 3, 1e-3, 7.77, 1, 2};
-    need(scale_set_put(s, SCALE_MLP, 1, good));
-    need(scale_set_put(s, SCALE_UD, 1, good));
+    assert_ok(scale_set_put(s, SCALE_MLP, 1, good));
+    assert_ok(scale_set_put(s, SCALE_UD, 1, good));
     const scale_vector *mlp = scale_set_get(s, SCALE_MLP, 1), *ud = scale_set_get(s, SCALE_UD, 1);
     for (int j = 0; j < 6; j++) { /* the gain 1/S is a bf16 number, near what was given */
         assert_true((double)half_from_bf16(half_to_bf16(mlp->inverse32[j])) == mlp->inverse[j]);
@@ -392,7 +393,7 @@ static void test_set(void **state) {
     for (int j = 0; j < 5; j++) assert_true(ud->s[j] == good[j] && ud->inverse[j] == 1 / good[j]);
     double again[6], bad[8];
     memcpy(again, mlp->s, sizeof again); /* kept once, kept for ever */
-    need(scale_set_put(s, SCALE_MLP, 0, again));
+    assert_ok(scale_set_put(s, SCALE_MLP, 0, again));
     assert_memory_equal(scale_set_get(s, SCALE_MLP, 0)->s, again, sizeof again);
     const double wrong[] = {0, -1, NAN, INFINITY, 1e9, 1e-9};
     for (int i = 0; i < 6; i++) {
@@ -402,10 +403,10 @@ static void test_set(void **state) {
     }
     assert_memory_equal(scale_set_get(s, SCALE_MLP, 0)->s, again, sizeof again);
     double pairs[8] = {1, 2, 1, 2, 3, 4, 3, 4};
-    need(scale_set_put(s, SCALE_QK, 0, pairs));
-    need(scale_set_put(s, SCALE_VO, 0, pairs));
+    assert_ok(scale_set_put(s, SCALE_QK, 0, pairs));
+    assert_ok(scale_set_put(s, SCALE_VO, 0, pairs));
     pairs[7] = 5;
-    need(scale_set_put(s, SCALE_VO, 0, pairs));
+    assert_ok(scale_set_put(s, SCALE_VO, 0, pairs));
     assert_int_equal(scale_set_put(s, SCALE_QK, 0, pairs).code, ERR_INPUT);
     scale_set_destroy(&s);
 }

@@ -2,6 +2,7 @@
  * round (it asks for the end of an operation and reads the printed lists), and the closed form. */
 #include "base/size.h"
 #include "pipeline/schedule.h"
+#include "tests/unit/assert_ok.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,11 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static void need(err e) {
-    if (e.code) print_error("%s: %s\n", e.where, e.what);
-    assert_int_equal(e.code, ERR_OK);
-}
 
 /* ---- the other simulation ---- */
 
@@ -118,7 +114,7 @@ static schedule *make(int stages, int64_t windows, int64_t slices, int64_t in_fl
                                   .max_in_flight = in_flight,
                                   .recompute = recompute};
     schedule *s;
-    need(schedule_create(&shape, costs, &s));
+    assert_ok(schedule_create(&shape, costs, &s));
     return s;
 }
 
@@ -148,7 +144,7 @@ static void test_rules(void **state) {
                     schedule *s =
                         make(stages[a], windows[b], slices[c], bounds[d % 3], d >= 3, &costs);
                     double finish, idle, other_idle;
-                    need(schedule_check(s));
+                    assert_ok(schedule_check(s));
                     assert_true(schedule_simulate(s, &costs, &finish, &idle));
                     assert_true(fabs(finish - other_finish(s, &costs, &other_idle)) <
                                 1e-9 * finish);
@@ -197,7 +193,7 @@ static void test_targets(void **state) {
             const schedule_costs *c = j ? &uneven : &plain;
             schedule *s = make(cases[i].stages, cases[i].windows, 16, 0, false, c);
             double finish, idle;
-            need(schedule_check(s));
+            assert_ok(schedule_check(s));
             assert_true(schedule_simulate(s, c, &finish, &idle));
             print_message("%d stages, %d windows of 16 slices: idle %.1f %%; %d windows in flight "
                           "on the first stage\n",
@@ -254,7 +250,7 @@ static void test_faults(void **state) {
             assert_int_equal(schedule_check(s).code, ERR_BUG);
             ops[0] = a;
         }
-        need(schedule_check(s));
+        assert_ok(schedule_check(s));
         assert_true(swaps > 0);
         assert_int_equal(caught, swaps);
         schedule_destroy(&s);

@@ -390,18 +390,19 @@ static void fast_gradients(block_case *b, int64_t slice, double *g, double *G1, 
     s.R4 = r4;
     llama_work *work;
     llama_stash *stash;
-    need(llama_work_create(c, &s, &shape, &work));
-    need(llama_work_put_r1(work, r1));
-    need(llama_stash_create(c, &s, &shape, &stash));
+    assert_ok(llama_work_create(c, &s, &shape, &work));
+    assert_ok(llama_work_put_r1(work, r1));
+    assert_ok(llama_stash_create(c, &s, &shape, &stash));
     const rotation_grads grads = {.R1 = G1, .R2 = G2};
     double *x = room(TOKENS * HIDDEN, sizeof *x);
     memcpy(x, b->x, sizeof b->x);
     memcpy(g, b->c, sizeof b->c);
     for (int64_t t = 0; t < TOKENS; t += slice)
-        need(llama_block_forward_keep(&b->m.stage, 0, &s, t, slice, x + t * HIDDEN, stash, work));
+        assert_ok(
+            llama_block_forward_keep(&b->m.stage, 0, &s, t, slice, x + t * HIDDEN, stash, work));
     for (int64_t t = TOKENS - slice; t >= 0; t -= slice)
-        need(llama_block_backward(&b->m.stage, 0, &s, t, slice, g + t * HIDDEN, stash, &grads, NULL,
-                                  work));
+        assert_ok(llama_block_backward(&b->m.stage, 0, &s, t, slice, g + t * HIDDEN, stash, &grads,
+                                       NULL, work));
     /* the same function as the slow block's */
     b->h->record = true;
     b->h->through = b->through;

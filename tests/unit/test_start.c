@@ -4,6 +4,7 @@
 #include "base/rng.h"
 #include "rotations/hadamard.h"
 #include "rotations/start.h"
+#include "tests/unit/assert_ok.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,11 +15,6 @@
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
-
-static void assert_ok(err e) {
-    if (e.code) print_error("%s: %s\n", e.where, e.what);
-    assert_int_equal(e.code, ERR_OK);
-}
 
 static double *room(int64_t count) {
     double *p = calloc((size_t)count, sizeof *p);

@@ -40,7 +40,7 @@ static double value(int64_t layer, int part, int64_t i, int64_t j) {
 /* Rows of unlike size, some entries large. */
 static void fill_bf16(wmat *w, int64_t rows, int64_t cols) {
     double *v = random_f64(rows * cols, 1);
-    need(wmat_init(w, WMAT_BF16, rows, cols, "test"));
+    assert_ok(wmat_init(w, WMAT_BF16, rows, cols, "test"));
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < cols; j++) {
             const double large = (i * 7 + j) % 41 == 0 ? 5 : 1;
@@ -54,7 +54,7 @@ static int make_stage(void **state) {
     (void)state;
     const int64_t rows[PARTS] = {HEADS * D, KV * D, KV * D, N, MID, MID, N},
                   cols[PARTS] = {N, N, N, HEADS * D, N, N, MID};
-    need(llama_stage_init(&stage, &cfg, 0, LAYERS));
+    assert_ok(llama_stage_init(&stage, &cfg, 0, LAYERS));
     for (int64_t l = 0; l < LAYERS; l++) {
         stage.layers[l].attn_norm = random_f32(N, 0.3, 1);
         stage.layers[l].mlp_norm = random_f32(N, 0.3, 1);
@@ -79,8 +79,8 @@ static void show_length(llama_tap *tap, int64_t layer, tap_place out, tap_place 
     float *g = room(N, sizeof *g), *x = room(width, sizeof *x);
     g[3] = (float)sqrt(moment);
     x[1] = (float)sqrt((double)N);
-    need(tap->take(tap->ctx, layer, out, 0, 1, N, NULL, g));
-    need(tap->take(tap->ctx, layer, in, 0, 1, width, x, x));
+    assert_ok(tap->take(tap->ctx, layer, out, 0, 1, N, NULL, g));
+    assert_ok(tap->take(tap->ctx, layer, in, 0, 1, width, x, x));
     mem_free(g);
     mem_free(x);
 }
@@ -90,7 +90,7 @@ typedef double wanted[LAYERS][PARTS][MID];
 
 static weight_moments *moments_of(wanted m) {
     weight_moments *out;
-    need(weight_moments_create(&cfg, 0, LAYERS, 1, &out));
+    assert_ok(weight_moments_create(&cfg, 0, LAYERS, 1, &out));
     llama_tap tap = weight_moments_tap(out);
     for (int64_t l = 0; l < LAYERS; l++) {
         show_length(&tap, l, TAP_DOWN_OUT, TAP_DOWN_IN, MID, m[l][6][0]);
@@ -99,7 +99,7 @@ static weight_moments *moments_of(wanted m) {
             float g[MID];
             if (p == 3 || p == 6) continue;
             for (int64_t i = 0; i < matrix(l, p)->rows; i++) g[i] = (float)sqrt(m[l][p][i] / N);
-            need(tap.take(tap.ctx, l, places[p], 0, 1, matrix(l, p)->rows, NULL, g));
+            assert_ok(tap.take(tap.ctx, l, places[p], 0, 1, matrix(l, p)->rows, NULL, g));
         }
     }
     return out;
@@ -211,8 +211,8 @@ static rotations *random_rotations(void) {
     for (int i = 0; i < N * N; i++) r->R1[i] = half_from_bf16(half_to_bf16((float)r->R1[i]));
     for (int i = 0; i < LAYERS * KV * D * D; i++)
         r->R2[i] = half_from_bf16(half_to_bf16((float)r->R2[i]));
-    need(rotation_create_hadamard(MID, NULL, &h));
-    need(rotation_to_dense(h, r->R4));
+    assert_ok(rotation_create_hadamard(MID, NULL, &h));
+    assert_ok(rotation_to_dense(h, r->R4));
     rotation_destroy(&h);
     return r;
 }
@@ -228,7 +228,7 @@ static void run(const setting *s, const rotations *r, weight_rows *w, int64_t st
     range_work *work;
     bf16 R1[N * N];
     memset(out, 0, sizeof *out);
-    need(range_work_create(N, weight_rows_direct(w) + 1, weight_rows_groups(w), &work));
+    assert_ok(range_work_create(N, weight_rows_direct(w) + 1, weight_rows_groups(w), &work));
     range_begin(work, r->R1);
     weight_rows_add(w, step, 1, work);
     range_batch b = {.n = N, .unit = 1, .grad = out->grad};
@@ -245,7 +245,7 @@ static weight_rows *rows_of(const setting *s, wanted m, int64_t rows, rotation *
     weight_moments *mo = moments_of(m);
     weight_rows *w;
     *h = NULL;
-    if (s->r4) need(rotation_create_hadamard(MID, NULL, h));
+    if (s->r4) assert_ok(rotation_create_hadamard(MID, NULL, h));
     const weight_rows_options o = {.how = s->how,
                                    .r1 = s->r1,
                                    .r2_heads = s->r2_heads,
@@ -253,7 +253,7 @@ static weight_rows *rows_of(const setting *s, wanted m, int64_t rows, rotation *
                                    .rows = rows,
                                    .layers = LAYERS,
                                    .seed = 3};
-    need(weight_rows_create(comm_world(), &o, &stage, mo, &w));
+    assert_ok(weight_rows_create(comm_world(), &o, &stage, mo, &w));
     weight_moments_destroy(&mo);
     return w;
 }
@@ -437,13 +437,13 @@ static void moments_are_means_of_products(void **state) {
     }
     for (int order = 0; order < 2; order++) {
         weight_moments *m;
-        need(weight_moments_create(&cfg, 1, 1, T, &m));
+        assert_ok(weight_moments_create(&cfg, 1, 1, T, &m));
         llama_tap tap = weight_moments_tap(m);
         for (int i = 0; i < 2; i++) {
             const int k = order ? 1 - i : i;
-            need(tap.take(tap.ctx, 1, TAP_DOWN_OUT, 0, T, N, NULL, g_out[k]));
-            need(tap.take(tap.ctx, 1, TAP_DOWN_IN, 0, T, MID, x[k], x[k]));
-            need(tap.take(tap.ctx, 1, TAP_GATE_OUT, 0, T, MID, NULL, g_mid[k]));
+            assert_ok(tap.take(tap.ctx, 1, TAP_DOWN_OUT, 0, T, N, NULL, g_out[k]));
+            assert_ok(tap.take(tap.ctx, 1, TAP_DOWN_IN, 0, T, MID, x[k], x[k]));
+            assert_ok(tap.take(tap.ctx, 1, TAP_GATE_OUT, 0, T, MID, NULL, g_mid[k]));
         }
         for (int64_t j = 0; j < MID; j++) got[order][j] = weight_moments_row(m, 1, ROLE_GATE, j);
         got[order][MID] = weight_moments_row(m, 1, ROLE_DOWN, 17);
@@ -470,7 +470,7 @@ static void moments_are_means_of_products(void **state) {
 static void moments_of_weights_are_plain_sums(void **state) {
     (void)state;
     double got[N * N], want[N * N] = {0}, head[D * D], want_head[D * D] = {0};
-    need(weight_start_moment_r1(comm_world(), &stage, got));
+    assert_ok(weight_start_moment_r1(comm_world(), &stage, got));
     for (int64_t l = 0; l < LAYERS; l++)
         for (int p = 0; p < PARTS; p++) {
             const bool writes = p == 3 || p == 6;
@@ -486,7 +486,7 @@ static void moments_of_weights_are_plain_sums(void **state) {
     for (int64_t i = 0; i < N * N; i++) assert_true(fabs(got[i] - want[i]) <= 1e-6 * trace);
     for (int64_t kv = 0; kv < KV; kv++) { /* the heads together are the sum over each */
         double one[D * D];
-        need(weight_start_moment_r2(&stage, 1, kv, one));
+        assert_ok(weight_start_moment_r2(&stage, 1, kv, one));
         for (int64_t i = 0; i < D; i++)
             for (int64_t j = 0; j < D; j++) {
                 double sum = 0;
@@ -499,7 +499,7 @@ static void moments_of_weights_are_plain_sums(void **state) {
                 want_head[i * D + j] += one[i * D + j];
             }
     }
-    need(weight_start_moment_r2(&stage, 1, -1, head));
+    assert_ok(weight_start_moment_r2(&stage, 1, -1, head));
     for (int64_t i = 0; i < D * D; i++)
         assert_true(fabs(head[i] - want_head[i]) <= 1e-12 * (fabs(want_head[i]) + 1));
 }

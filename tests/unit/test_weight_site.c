@@ -46,11 +46,11 @@ static void open_setting(setting *s, bool per_head, int act_bits, int64_t layers
     }
     const int64_t n = s->m.cfg.hidden, d = s->m.cfg.head_dim;
     s->R1 = random_orthogonal(n);
-    need(rotation_create_dense(n, s->R1, &s->r1));
-    need(rotation_create_hadamard(s->m.cfg.intermediate, NULL, &s->r4));
+    assert_ok(rotation_create_dense(n, s->R1, &s->r1));
+    assert_ok(rotation_create_hadamard(s->m.cfg.intermediate, NULL, &s->r4));
     for (int i = 0; i < 4; i++) {
         s->R2[i] = random_orthogonal(d);
-        need(rotation_create_dense(d, s->R2[i], &s->r2[i]));
+        assert_ok(rotation_create_dense(d, s->R2[i], &s->r2[i]));
     }
     s->sites.act = (aquant){.bits = act_bits, .clip = 1};
     s->sites.o_per_head = true;
@@ -60,11 +60,12 @@ static void open_setting(setting *s, bool per_head, int act_bits, int64_t layers
     s->sites.R4 = s->r4;
     s->shape =
         (llama_pass_shape){.compute = COMPUTE_F64, .window = T, .slice = T, .r1 = true, .r2 = true};
-    need(llama_work_create(&s->m.cfg, &s->sites, &s->shape, &s->work));
-    need(llama_work_put_r1(s->work, s->r1));
-    need(llama_layers_create(&s->m.cfg, &s->sites, &s->shape, s->m.cfg.layers, false, &s->layers));
-    need(weight_site_create(&s->m.stage, &how, &s->shape, &s->sites, &s->w));
-    need(weight_site_refresh(s->w, &s->sites));
+    assert_ok(llama_work_create(&s->m.cfg, &s->sites, &s->shape, &s->work));
+    assert_ok(llama_work_put_r1(s->work, s->r1));
+    assert_ok(
+        llama_layers_create(&s->m.cfg, &s->sites, &s->shape, s->m.cfg.layers, false, &s->layers));
+    assert_ok(weight_site_create(&s->m.stage, &how, &s->shape, &s->sites, &s->w));
+    assert_ok(weight_site_refresh(s->w, &s->sites));
 }
 
 static void close_setting(setting *s) {
@@ -146,7 +147,7 @@ static void weights_lie_on_the_grid(void **state) {
         setting s;
         open_setting(&s, per_head, 16, 2, false);
         double *R4 = room(80 * 80, sizeof *R4);
-        need(rotation_to_dense(s.r4, R4));
+        assert_ok(rotation_to_dense(s.r4, R4));
         for (int64_t layer = 0; layer < 2; layer++)
             for (int k = 0; k < PARTS; k++) {
                 double *blocks[2] = {(double *)r2_of(&s, layer, 0), (double *)r2_of(&s, layer, 1)};
@@ -241,7 +242,7 @@ static double loss_at(line *l, double t) {
         mem_free(C2[1]);
     }
     memcpy(y, l->x, (size_t)n * sizeof *y);
-    need(llama_layers_keep(s->layers, &l->moved, &s->sites, T, y, s->work));
+    assert_ok(llama_layers_keep(s->layers, &l->moved, &s->sites, T, y, s->work));
     const double loss = dot_f64(y, l->c, n);
     mem_free(C1);
     mem_free(y);
@@ -262,7 +263,7 @@ static void open_line(line *l, setting *s, uint32_t parts) {
             l->D[layer][k] = room(all, sizeof(double));
             for (int64_t i = 0; i < all; i++)
                 l->D[layer][k][i] = (double)from[i] - l->W[layer][k][i];
-            need(wmat_init(to, WMAT_F32, to->rows, to->cols, "test"));
+            assert_ok(wmat_init(to, WMAT_F32, to->rows, to->cols, "test"));
         }
     }
     l->S1 = random_skew(s->m.cfg.hidden);
@@ -299,13 +300,13 @@ static double slope_of(line *l, uint32_t places) {
     memcpy(g, l->c, (size_t)(T * n) * sizeof *g);
     llama_stash *stash[2];
     for (int64_t i = 0; i < c->layers; i++) {
-        need(llama_stash_create(c, &s->sites, &s->shape, &stash[i]));
-        need(llama_block_forward_keep(used, i, &s->sites, 0, T, x, stash[i], s->work));
+        assert_ok(llama_stash_create(c, &s->sites, &s->shape, &stash[i]));
+        assert_ok(llama_block_forward_keep(used, i, &s->sites, 0, T, x, stash[i], s->work));
     }
     for (int64_t i = c->layers - 1; i >= 0; i--) {
         double G2[2 * 8 * 8] = {0};
         const rotation_grads grads = {.R1 = G1, .R2 = G2};
-        need(llama_block_backward(used, i, &s->sites, 0, T, g, stash[i], NULL, &tap, s->work));
+        assert_ok(llama_block_backward(used, i, &s->sites, 0, T, g, stash[i], NULL, &tap, s->work));
         weight_site_add(s->w, i, &grads);
         for (int64_t h = 0; h < heads; h++) {
             gemm_f64(false, false, d, d, d, s2_of(l, i, h), d, r2_of(s, i, h), d, false, SR, d);

@@ -23,14 +23,14 @@ static void window_open(const small_model *m, window *w, int number) {
 
 static void forward(const small_model *m, const window *w, llama_layers *l, float *x,
                     llama_work *work) {
-    need(llama_embed(&m->stage, COMPUTE_F32, w->ids, TOKENS, x));
-    need(llama_layers_keep(l, &m->stage, NULL, TOKENS, x, work));
+    assert_ok(llama_embed(&m->stage, COMPUTE_F32, w->ids, TOKENS, x));
+    assert_ok(llama_layers_keep(l, &m->stage, NULL, TOKENS, x, work));
 }
 
 static void backward(const small_model *m, const window *w, llama_layers *l, float *x, double *loss,
                      llama_work *work) {
-    need(llama_ce_backward(&m->stage, TOKENS, x, w->next, 1, x, loss, NULL, work));
-    need(llama_layers_back(l, &m->stage, NULL, TOKENS, x, NULL, NULL, NULL, work));
+    assert_ok(llama_ce_backward(&m->stage, TOKENS, x, w->next, 1, x, loss, NULL, work));
+    assert_ok(llama_layers_back(l, &m->stage, NULL, TOKENS, x, NULL, NULL, NULL, work));
 }
 
 static void test_windows(void **state) {
@@ -43,14 +43,14 @@ static void test_windows(void **state) {
     window windows[WINDOWS];
     llama_layers *layers[WINDOWS];
     llama_work *work;
-    need(llama_work_create(&m.cfg, NULL, &shape, &work));
-    need(llama_layers_create(&m.cfg, NULL, &shape, m.cfg.layers, true, &layers[0]));
+    assert_ok(llama_work_create(&m.cfg, NULL, &shape, &work));
+    assert_ok(llama_layers_create(&m.cfg, NULL, &shape, m.cfg.layers, true, &layers[0]));
     for (int w = 0; w < WINDOWS; w++) {
         window *one = &windows[w];
         window_open(&m, one, w);
         forward(&m, one, layers[0], one->alone, work);
         backward(&m, one, layers[0], one->alone, &one->loss_alone, work);
-        if (w) need(llama_layers_create_beside(layers[0], &layers[w]));
+        if (w) assert_ok(llama_layers_create_beside(layers[0], &layers[w]));
     }
     for (int w = 0; w < WINDOWS; w++) forward(&m, &windows[w], layers[w], windows[w].x, work);
     for (int w = WINDOWS - 1; w >= 0; w--)
@@ -75,7 +75,7 @@ static void test_stash_of_each_layer(void **state) {
     small_model_make(&m, true, 0);
     const llama_pass_shape shape = {.compute = COMPUTE_F32, .window = TOKENS, .slice = TOKENS};
     llama_layers *layers, *beside;
-    need(llama_layers_create(&m.cfg, NULL, &shape, m.cfg.layers, false, &layers));
+    assert_ok(llama_layers_create(&m.cfg, NULL, &shape, m.cfg.layers, false, &layers));
     assert_int_equal(llama_layers_create_beside(layers, &beside).code, ERR_BUG);
     assert_null(beside);
     llama_layers_destroy(&layers);

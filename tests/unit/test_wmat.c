@@ -4,6 +4,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "model/wmat.h"
+#include "tests/unit/assert_ok.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,14 +14,9 @@
 #include <math.h>
 #include <string.h>
 
-static void need(err e) {
-    if (e.code) print_error("%s: %s\n", e.where, e.what);
-    assert_int_equal(e.code, ERR_OK);
-}
-
 static void *room(int64_t count, size_t size) {
     void *p;
-    need(mem_alloc(count, size, "test", &p));
+    assert_ok(mem_alloc(count, size, "test", &p));
     return p;
 }
 
@@ -42,7 +38,7 @@ static void test_packed_weights(void **state) {
         for (int symmetric = 0; symmetric < 2; symmetric++) {
             enum { ROWS = 3, COLS = 48, GROUP = 16 };
             wmat w;
-            need(wmat_init_packed(&w, ROWS, COLS, bits, GROUP, symmetric, "test"));
+            assert_ok(wmat_init_packed(&w, ROWS, COLS, bits, GROUP, symmetric, "test"));
             assert_int_equal(w.words, (COLS * bits + 31) / 32);
             float want[ROWS * COLS], got[ROWS * COLS];
             double wide[ROWS * COLS];
@@ -70,7 +66,7 @@ static void test_packed_weights(void **state) {
             assert_memory_equal(got, want + COLS + 19, 22 * sizeof *got);
             wmat_expand_f64(&w, 0, ROWS, 0, COLS, wide, COLS);
             for (int i = 0; i < ROWS * COLS; i++) assert_true(wide[i] == want[i]);
-            need(wmat_prepare(&w, COMPUTE_BF16));
+            assert_ok(wmat_prepare(&w, COMPUTE_BF16));
             assert_int_equal(w.kind, WMAT_BF16);
             for (int i = 0; i < ROWS * COLS; i++)
                 assert_int_equal(((bf16 *)w.data)[i], half_to_bf16(want[i]));
@@ -97,7 +93,7 @@ static void test_products_of_kinds(void **state) {
     }
     for (int kind = WMAT_BF16; kind <= WMAT_F32; kind++) {
         wmat m;
-        need(wmat_init(&m, kind, ROWS, COLS, "test"));
+        assert_ok(wmat_init(&m, kind, ROWS, COLS, "test"));
         if (kind == WMAT_BF16) half_array_to_bf16(w, ROWS * COLS, m.data);
         if (kind == WMAT_F16)
             half_array_to_fp16(w, ROWS * COLS, m.data); /* small values lose bits */
