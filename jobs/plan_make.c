@@ -264,7 +264,7 @@ static double add_gptq(maker *m, plan_phase *f) {
     /* Numbers of 8 bytes: a triangle of sums, one of the factor for each part of each rounding, the
      * cross terms; then fused weights to all, and their codes. */
     const bool asymmetric = recipe_is(q->recipe, "weights.method", "gptaq");
-    const int64_t o = cfg->heads * cfg->head_dim, roundings = asymmetric ? 4 : 1;
+    const int64_t o = cfg->heads * cfg->head_dim, roundings = asymmetric ? PLAN_GPTAQ_ROUNDINGS : 1;
     const int64_t squares =
         2 * cfg->hidden * cfg->hidden + o * o + cfg->intermediate * cfg->intermediate;
     const int64_t numbers = squares * (1 + t.batches * roundings) / 2 + (asymmetric ? squares : 0);

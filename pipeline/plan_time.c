@@ -117,17 +117,16 @@ double plan_time_round(const plan_rank *r, double numbers, bool search) {
  * the parts reach: docs/DECISIONS.md. */
 static double gptq_step(const plan_rank *r, const plan_gptq *g, double mine, double width,
                         double rows) {
-    enum { TRIALS = 4 }; /* of GPTAQ: three strengths, and the best once more */
     const double moments = mine * width * width * (g->asymmetric ? 3 : 1),
                  entries = mine / (double)g->window * width * width * (g->asymmetric ? 1.5 : 0.5);
     const bool dist = g->cells > 1 && width >= (double)g->grid_from;
     const double factor =
         2.0 / 3 * pow(width, 3) / (dist ? OF_PEAK_FACTOR_GRID * g->cells : OF_PEAK_FACTOR);
-    const double row_flop = (g->asymmetric ? 4 * TRIALS + 2 : 3) * width * width;
+    const double row_flop = (g->asymmetric ? 4 * PLAN_GPTAQ_ROUNDINGS + 2 : 3) * width * width;
     const double rounds = plan_time_round(r, rows * width, g->search) / g->ranks;
     return product(r, r->rates->bf16 * OF_PEAK_HESSIAN, moments) + vector(r, OF_SUM * entries) +
            product(r, r->rates->f64, factor + row_flop * rows / g->ranks) +
-           rounds * (g->asymmetric ? TRIALS : 1);
+           rounds * (g->asymmetric ? PLAN_GPTAQ_ROUNDINGS : 1);
 }
 
 double plan_time_gptq_layer(const plan_rank *r, const llama_config *cfg, const plan_gptq *g) {

@@ -48,6 +48,8 @@ double plan_time_pass(const plan_rank *r, const llama_config *cfg, const plan_pa
 double plan_time_fuse(const plan_rank *r, int64_t hidden, double numbers, bool r1, bool dense);
 double plan_time_round(const plan_rank *r, double numbers, bool search);
 
+enum { PLAN_GPTAQ_ROUNDINGS = 4 }; /* of a matrix: three strengths, and the best once more */
+
 /* GPTQ of a layer on `ranks` such ranks: fused weights, forward, Hessians, factors, rounding. */
 typedef struct plan_gptq {
     double tokens; /* of calibration */
