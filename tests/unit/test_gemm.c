@@ -4,6 +4,7 @@
 #include "base/half.h"
 #include "base/machine.h"
 #include "base/rng.h"
+#include "tests/unit/product_bound.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -102,7 +103,8 @@ static void check(const problem *p, const double *got, double eps) {
             if (j >= p->s.n) {
                 assert_true(got[at] == p->c[at]);
             } else {
-                assert_true(fabs(got[at] - p->want[at]) <= eps * p->size[at] + 1e-300);
+                assert_true(fabs(got[at] - p->want[at]) <=
+                            product_bound(p->s.k + 1, eps) * p->size[at]);
             }
         }
     }
@@ -112,14 +114,14 @@ static void run_f64(const problem *p) {
     double *c = malloc((size_t)p->nc * sizeof *c);
     memcpy(c, p->c, (size_t)p->nc * sizeof *c);
     gemm_f64(p->ta, p->tb, p->s.m, p->s.n, p->s.k, p->a, p->lda, p->b, p->ldb, p->add, c, p->ldc);
-    check(p, c, 1e-15);
+    check(p, c, DBL_EPSILON);
     free(c);
 }
 
 static void check_f32(const problem *p, const float *got) {
     double *wide = malloc((size_t)p->nc * sizeof *wide);
     for (int64_t i = 0; i < p->nc; i++) wide[i] = got[i];
-    check(p, wide, 1e-6);
+    check(p, wide, FLT_EPSILON);
     free(wide);
 }
 
