@@ -17,8 +17,7 @@ import subprocess
 import sys
 import time
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "jobs"))
-import resumable  # noqa: E402
+import resumable
 
 A4 = ["activations.bits=4", "kv.bits=4", "rotate.online=[r3, r4]"]
 CE = "objective: ce, steps: 60, batch: 2, window: 1024, optimizer: adam, lr_r1: 0.001, lr_r2: 0.001"

@@ -1,4 +1,4 @@
-/* Time of the sums of a Hessian as GPTQ makes them (pipeline/gptq_moments.h), against the bf16
+/* Time of the sums of a Hessian as GPTQ makes them (pipeline/gptq/gptq_moments.h), against the bf16
  * product peak of all ranks at once, measured in the same run.
  *   [mpirun -n RANKS] bench_hessian [columns] [tokens of a window] [windows]
  * Default: 28672 (down_proj of a 70B), 2 windows of 2048. Random inputs, columns in an order as
@@ -13,8 +13,8 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "base/size.h"
-#include "pipeline/gptq_moments.h"
-#include "pipeline/product_peak.h"
+#include "pipeline/gptq/gptq_moments.h"
+#include "pipeline/plan/product_peak.h"
 
 #include <math.h>
 #include <stdio.h>

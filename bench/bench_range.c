@@ -7,8 +7,8 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "bench/bench.h"
-#include "pipeline/learn_range.h"
-#include "pipeline/product_peak.h"
+#include "pipeline/learn/learn_range.h"
+#include "pipeline/plan/product_peak.h"
 #include "rotations/start.h"
 
 #include <stdio.h>

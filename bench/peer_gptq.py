@@ -28,8 +28,7 @@ import subprocess
 import sys
 import time
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "jobs"))
-from resumable import keep, kept, launcher, own_kernels  # noqa: E402
+from resumable import keep, kept, launcher, own_kernels
 
 PEER = r"""
 import importlib.metadata, json, sys, time, torch

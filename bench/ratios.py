@@ -30,8 +30,7 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "jobs"))
-from resumable import launcher, own_kernels  # noqa: E402
+from resumable import launcher, own_kernels
 
 TRANSFORMERS = r"""
 import json, sys, time, torch

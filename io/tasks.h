@@ -1,5 +1,6 @@
 /* tasks - files of zero-shot questions: JSON lines of one shape, read strictly. Not prompts and not
- * scores (jobs/eval_tasks.c, pipeline/task_run.h). Beside the texts of eval, before the tokenizer.
+ * scores (jobs/eval_tasks.c, pipeline/stages/task_run.h). Beside the texts of eval, before the
+ * tokenizer.
  *
  *   {"query": T, "choices": [T, ...], "gold": i}              which choice follows (PIQA, ARC,
  * BoolQ)

@@ -7,8 +7,8 @@
 # Without --text the perplexity is that of the GNU GPL as Debian ships it: any English text does for a
 # comparison. A second run takes no time to set up.
 set -euo pipefail
-# shellcheck source=jobs/setup.sh
-. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+# shellcheck source=jobs/demo/setup.sh
+. "$(dirname "${BASH_SOURCE[0]}")/demo/setup.sh"
 
 text="" window="" limit="" model="" out=$spinshard_root/build/demo
 while [ $# -gt 0 ]; do
@@ -38,7 +38,7 @@ allow_root_mpi
 step "model"
 group=64 online='[r3, r4]' online_title='R3 R4'
 if [ -z "$model" ]; then
-    if ! model=$(bash "$spinshard_root/jobs/get_smollm2.sh"); then
+    if ! model=$(bash "$spinshard_root/jobs/demo/get_smollm2.sh"); then
         say "using the small model that is shipped with the tests instead: stories260K, 0.26 M parameters"
         model=$spinshard_root/tests/data/stories260K
         text=${text:-$spinshard_root/tests/data/stories.txt}
@@ -88,7 +88,7 @@ evaluate rotated "$out/rotated"
 evaluate online "$out/online" "rotate.online=$online"
 
 step "result"
-python3 "$spinshard_root/jobs/demo_table.py" "$out" "$model" "$online_title"
+python3 "$spinshard_root/jobs/demo/demo_table.py" "$out" "$model" "$online_title"
 [ "$group" = channel ] || cat <<END
 SmolLM2 comes here from a file of 4-bit weights (Q4_1), so 4 bits without rotation cost its weights less than
 they would a model in 16 bit; with 4-bit activations rotation decides.

@@ -7,11 +7,11 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "jobs/eval_tasks.h"
-#include "jobs/setup.h"
-#include "pipeline/eval_run.h"
-#include "pipeline/memory_plan.h"
-#include "pipeline/rotation_file.h"
-#include "pipeline/stage_relay.h"
+#include "jobs/setup/setup.h"
+#include "pipeline/plan/memory_plan.h"
+#include "pipeline/stages/eval_run.h"
+#include "pipeline/stages/stage_relay.h"
+#include "pipeline/weights/rotation_file.h"
 
 #include <inttypes.h>
 #include <math.h>

@@ -4,7 +4,7 @@
 #include "base/log.h"
 #include "base/size.h"
 #include "io/text.h"
-#include "jobs/setup.h"
+#include "jobs/setup/setup.h"
 
 #include <inttypes.h>
 #include <math.h>

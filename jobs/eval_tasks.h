@@ -1,5 +1,5 @@
 /* eval_tasks - zero-shot questions of eval: files to prompts, prompts to token sequences on every
- * rank, and log likelihoods back to accuracies. Not the passes (pipeline/task_run.h).
+ * rank, and log likelihoods back to accuracies. Not the passes (pipeline/stages/task_run.h).
  *
  * Prompts: where there are choices, the query without white space at its end, "\nAnswer:", then a
  * space and the choice; else the context without white space at its end, a space, the continuation.
@@ -14,10 +14,10 @@
 #define SPINSHARD_JOBS_EVAL_TASKS_H
 
 #include "io/tasks.h"
-#include "jobs/options.h"
-#include "jobs/recipe.h"
-#include "jobs/source.h"
-#include "pipeline/task_run.h"
+#include "jobs/setup/options.h"
+#include "jobs/setup/recipe.h"
+#include "jobs/setup/source.h"
+#include "pipeline/stages/task_run.h"
 
 typedef struct eval_task {
     const char *path;

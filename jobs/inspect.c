@@ -5,10 +5,10 @@
 #include "base/log.h"
 #include "base/size.h"
 #include "io/safetensors.h"
-#include "jobs/gptq_table.h"
-#include "jobs/source.h"
+#include "jobs/run/gptq_table.h"
+#include "jobs/setup/source.h"
 #include "model/tensors.h"
-#include "pipeline/rotation_file.h"
+#include "pipeline/weights/rotation_file.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -4,7 +4,7 @@
 #define SPINSHARD_JOBS_JOBS_H
 
 #include "base/err.h"
-#include "jobs/options.h"
+#include "jobs/setup/options.h"
 #include "mpi/comm.h"
 
 err job_plan(const comm *c, const options *o);     /* root only; c has one rank */

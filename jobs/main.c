@@ -3,7 +3,7 @@
 #include "base/log.h"
 #include "base/machine.h"
 #include "jobs/jobs.h"
-#include "jobs/recipe.h"
+#include "jobs/setup/recipe.h"
 #include "mpi/comm.h"
 #include "version.h"
 

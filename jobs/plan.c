@@ -1,14 +1,14 @@
 /* plan: what quantize will take on a cluster, from config.json and headers alone; and a script for
  * it. */
-#include "jobs/plan.h"
+#include "jobs/planning/plan.h"
 
 #include "base/gemm.h"
 #include "base/log.h"
 #include "base/machine.h"
 #include "base/size.h"
 #include "jobs/jobs.h"
-#include "jobs/plan_source.h"
-#include "jobs/setup.h"
+#include "jobs/planning/plan_source.h"
+#include "jobs/setup/setup.h"
 
 #include <inttypes.h>
 #include <math.h>

@@ -9,11 +9,11 @@
 #include "base/mem.h"
 #include "base/sha256.h"
 #include "base/size.h"
-#include "jobs/plan.h"
-#include "jobs/setup.h"
-#include "jobs/stop.h"
-#include "pipeline/memory_plan.h"
-#include "pipeline/partition.h"
+#include "jobs/planning/plan.h"
+#include "jobs/run/stop.h"
+#include "jobs/setup/setup.h"
+#include "pipeline/plan/memory_plan.h"
+#include "pipeline/stages/partition.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -21,7 +21,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Flags of the layout of learning end to end (jobs/learn_e2e_phase.c); none changes a byte. */
+/* Flags of the layout of learning end to end (jobs/phases/learn_e2e_phase.c); none changes a byte.
+ */
 static err check_layout(const options *o) {
     int64_t replicas = 1, stages = 1;
     const char *recompute = options_str(o, OPT_RECOMPUTE);

@@ -6,9 +6,9 @@
 #include "base/log.h"
 #include "base/size.h"
 #include "base/yaml.h"
-#include "jobs/setup.h"
+#include "jobs/setup/setup.h"
 #include "jobs/verify_source.h"
-#include "pipeline/rotation_file.h"
+#include "pipeline/weights/rotation_file.h"
 #include "shard/loader_rules.h"
 
 #include <inttypes.h>

@@ -6,10 +6,10 @@
 #include "base/rng.h"
 #include "base/size.h"
 #include "model/fuse.h"
-#include "pipeline/eval_run.h"
-#include "pipeline/partition.h"
-#include "pipeline/quantize_item.h"
-#include "pipeline/source_tensor.h"
+#include "pipeline/stages/eval_run.h"
+#include "pipeline/stages/partition.h"
+#include "pipeline/weights/quantize_item.h"
+#include "pipeline/weights/source_tensor.h"
 #include "shard/packed_tensor.h"
 
 #include <inttypes.h>

@@ -4,7 +4,7 @@
 #define SPINSHARD_JOBS_VERIFY_SOURCE_H
 
 #include "base/err.h"
-#include "jobs/source.h"
+#include "jobs/setup/source.h"
 #include "mpi/comm.h"
 #include "rotations/rotation_set.h"
 

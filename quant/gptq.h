@@ -1,7 +1,7 @@
 /* gptq - weights to codes with the error of each column made good by the columns that follow: the
  * rounding that is least in tr((W - Q) H (W - Q)^T), one column after the other (GPTQ,
  * arXiv 2210.17323). Scales and zero points are those of rtn.h, taken from W before the loop.
- * One matrix on one process: no ranks, no files, no activations (pipeline/gptq_*.h has these); the
+ * One matrix on one process: no ranks, no files, no activations (pipeline/gptq/ has these); the
  * rows of W do not know each other, so callers may cut them over ranks. On the way: "fused weight
  * -> INT4 codes + scales".
  *

@@ -1,7 +1,7 @@
 /* scale_set - the positive vectors S of one model that pairs of layers exchange (DESIGN.md 2.2,
  * Scales): what leaves the first layer is divided by S, what enters the second is multiplied. Not
- * orthogonal, so not a rotation; not how they are found (pipeline/scale_closed.h, scale_norm.h), no
- * files. On the way: beside R1, R2, in the sites and in the fused weights.
+ * orthogonal, so not a rotation; not how they are found (pipeline/learn/scale_closed.h,
+ * scale_norm.h), no files. On the way: beside R1, R2, in the sites and in the fused weights.
  *
  *   SCALE_ATTN, SCALE_MLP  after R1: the norm's gain becomes 1/S, the linears that follow take S
  *   SCALE_VO               before R2, by KV head: v rows / S, o columns S

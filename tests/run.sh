@@ -9,8 +9,8 @@
 # Tests against foreign programs (transformers, tokenizers) run in a Python environment in the cache, or in
 # the one that SPINSHARD_ORACLE_PYTHON names; without a registry of Python packages they say so and are skipped.
 set -uo pipefail
-# shellcheck source=jobs/setup.sh
-. "$(dirname "${BASH_SOURCE[0]}")/../jobs/setup.sh"
+# shellcheck source=jobs/demo/setup.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../jobs/demo/setup.sh"
 
 quick=false
 case ${1:-} in
@@ -33,7 +33,7 @@ if [ -z "${SPINSHARD_ORACLE_PYTHON:-}" ]; then
     fi
 fi
 if [ -z "${SPINSHARD_SMOLLM2:-}" ]; then
-    if model=$(bash "$spinshard_root/jobs/get_smollm2.sh"); then
+    if model=$(bash "$spinshard_root/jobs/demo/get_smollm2.sh"); then
         export SPINSHARD_SMOLLM2=$model
     else
         say "tests on SmolLM2 are skipped"

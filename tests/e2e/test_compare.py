@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""jobs/compare.py on the shipped model: its figures are those of runs by hand; it goes on where it was, also in the
+"""bench/compare.py on the shipped model: its figures are those of runs by hand; it goes on where it was, also in the
 middle of a recipe; what is refused has its reason; settings are not mixed."""
 import json
 import os
@@ -9,7 +9,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 from spin import STORIES, TESTS, TEXT, Case, environment, main, program, settings  # noqa: E402
 
-COMPARE = os.path.join(os.path.dirname(TESTS), "jobs", "compare.py")
+COMPARE = os.path.join(os.path.dirname(TESTS), "bench", "compare.py")
 QUICK = ("calib.windows=4", "calib.window=96")
 
 

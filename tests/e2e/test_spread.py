@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""jobs/spread.py on the shipped model: its figures are those of runs by hand, it goes on where it was, and it does
+"""bench/spread.py on the shipped model: its figures are those of runs by hand, it goes on where it was, and it does
 not mix settings."""
 import json
 import os
@@ -10,7 +10,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 from spin import STORIES, TESTS, TEXT, Case, environment, main, program, settings  # noqa: E402
 
-SPREAD = os.path.join(os.path.dirname(TESTS), "jobs", "spread.py")
+SPREAD = os.path.join(os.path.dirname(TESTS), "bench", "spread.py")
 
 
 class Spread(Case):

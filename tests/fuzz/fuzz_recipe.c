@@ -1,6 +1,6 @@
 /* A recipe in YAML; the resolved tree, written out, is a recipe that resolves to itself. */
 #include "base/yaml.h"
-#include "jobs/recipe.h"
+#include "jobs/setup/recipe.h"
 #include "tests/fuzz/fuzz.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

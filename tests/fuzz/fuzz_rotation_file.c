@@ -1,5 +1,5 @@
 /* rotations.safetensors for a model of hidden size 8; what is accepted is orthogonal. */
-#include "pipeline/rotation_file.h"
+#include "pipeline/weights/rotation_file.h"
 #include "tests/fuzz/fuzz.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

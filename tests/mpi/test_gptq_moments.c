@@ -4,7 +4,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "mpi/dmat.h"
-#include "pipeline/gptq_solve.h"
+#include "pipeline/gptq/gptq_solve.h"
 #include "tests/mpi/on_ranks.h"
 
 #include <math.h>

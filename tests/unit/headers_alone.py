@@ -40,8 +40,10 @@ def main():
             folder = os.path.relpath(os.path.dirname(command["file"]), ROOT)
             flags.setdefault(folder, (command["directory"], flags_of(command)))
     failed = checked = 0
-    for header in sorted(glob.glob(os.path.join(ROOT, "*", "*.h"))):
+    for header in sorted(glob.glob(os.path.join(ROOT, "*", "**", "*.h"), recursive=True)):
         name = os.path.relpath(header, ROOT)
+        if name.startswith("build"):
+            continue
         with open(header, encoding="utf-8") as f:
             if name.endswith("_body.h") or "#error" in f.read():
                 continue

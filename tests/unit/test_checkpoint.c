@@ -5,7 +5,7 @@
 #include "io/hf_checkpoint.h"
 #include "model/tensors.h"
 #include "mpi/comm.h"
-#include "pipeline/check_model.h"
+#include "pipeline/weights/check_model.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

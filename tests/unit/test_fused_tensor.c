@@ -1,7 +1,7 @@
 /* Fused tensors: the function of the layer is kept, written out in plain loops; rows come as each
  * way promises; a number that changes is found, on every matrix that is turned, and NaN by name;
  * whatever memory is missing, nothing leaks; the plan's bytes are enough and not much too many. */
-#include "pipeline/fused_tensor.h"
+#include "pipeline/weights/fused_tensor.h"
 
 #include "base/fault.h"
 #include "tests/unit/small_model.h"

@@ -11,7 +11,7 @@
 #include "model/backward.h"
 #include "model/objective.h"
 #include "model/tensors.h"
-#include "pipeline/learn_e2e.h"
+#include "pipeline/learn/learn_e2e.h"
 #include "rotations/rotation.h"
 #include "tests/unit/small_model.h"
 
@@ -265,7 +265,7 @@ static void check_setting(const char *name, const char *setting, const golden *g
     rotations_free(&r);
 }
 
-/* Four published steps of pipeline/learn_e2e.h: the whole of it on one rank, in slices. */
+/* Four published steps of pipeline/learn/learn_e2e.h: the whole of it on one rank, in slices. */
 static void check_steps(const char *name, const char *setting, const golden *g,
                         const small_model *m, const json_t *steps) {
     enum { STEPS = 4 };

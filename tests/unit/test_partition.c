@@ -1,5 +1,5 @@
 /* Who does what: cuts against all possible cuts, deals against the bound of the greedy rule. */
-#include "pipeline/partition.h"
+#include "pipeline/stages/partition.h"
 
 #include <math.h>
 #include <setjmp.h>

@@ -2,8 +2,8 @@
  * exactness of the sums, and what a descent with it does. */
 #include "base/gemm.h"
 #include "base/rng.h"
-#include "pipeline/range_step.h"
-#include "pipeline/row_pool.h"
+#include "pipeline/learn/range_step.h"
+#include "pipeline/learn/row_pool.h"
 #include "rotations/cayley.h"
 #include "rotations/optimizer.h"
 #include "rotations/start.h"

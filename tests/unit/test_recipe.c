@@ -1,7 +1,7 @@
 /* The command line and the recipe: precedence, bounds, nearest names. */
 #include "base/yaml.h"
-#include "jobs/options.h"
-#include "jobs/recipe.h"
+#include "jobs/setup/options.h"
+#include "jobs/setup/recipe.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -2,8 +2,8 @@
  * perturbations of its answer, and in any order of windows; the objective of the norms against a
  * plain double of itself and its differences, and against cases whose optimum is known. */
 #include "base/gemm.h"
-#include "pipeline/scale_closed.h"
-#include "pipeline/scale_norm.h"
+#include "pipeline/learn/scale_closed.h"
+#include "pipeline/learn/scale_norm.h"
 #include "tests/unit/small_model.h"
 
 static llama_config some_config(void) {

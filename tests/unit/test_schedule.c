@@ -1,7 +1,7 @@
 /* Schedules as data: rules, stash, idle share; held against a simulation written the other way
  * round (it asks for the end of an operation and reads the printed lists), and the closed form. */
 #include "base/size.h"
-#include "pipeline/schedule.h"
+#include "pipeline/stages/schedule.h"
 #include "tests/unit/assert_ok.h"
 
 #include <setjmp.h>

@@ -2,8 +2,8 @@
  * double version that rotates whole matrices; draws that mean the whole; exact sums. Moments of
  * gradients and of weights against plain sums. */
 #include "base/gemm.h"
-#include "pipeline/weight_rows.h"
-#include "pipeline/weight_start.h"
+#include "pipeline/learn/weight_rows.h"
+#include "pipeline/learn/weight_start.h"
 #include "tests/unit/small_model.h"
 
 #include <omp.h>

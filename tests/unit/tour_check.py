@@ -15,9 +15,10 @@ def text_of(path):
 
 def sources():
     for folder in ("base", "mpi", "quant", "rotations", "model", "pipeline", "shard", "io", "jobs"):
-        for name in sorted(os.listdir(os.path.join(ROOT, folder))):
-            if name.endswith((".c", ".h")):
-                yield text_of(os.path.join(folder, name))
+        for room, _, names in sorted(os.walk(os.path.join(ROOT, folder))):
+            for name in sorted(names):
+                if name.endswith((".c", ".h")):
+                    yield text_of(os.path.join(room, name))
 
 
 def main():
@@ -26,7 +27,7 @@ def main():
         cells = [c.strip() for c in row.strip().strip("|").split("|")]
         if not row.startswith("|") or len(cells) != 3 or set(row) <= set("|-"):
             continue
-        files = re.findall(r"[a-z0-9_]+/[a-z0-9_]+\.[ch]", row)
+        files = re.findall(r"[a-z0-9_]+(?:/[a-z0-9_]+)+\.[ch]", row)
         wrong += [f"no file {f}" for f in files if not os.path.isfile(os.path.join(ROOT, f))]
         for name in re.findall(r"`([a-z0-9_]+)`", cells[1]):
             names += 1

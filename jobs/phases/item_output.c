@@ -1,0 +1,125 @@
+#include "jobs/phases/item_output.h"
+
+#include "base/fault.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "shard/packed_tensor.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static err piece_reserve(item_piece *p, uint64_t bytes, const char *what) {
+    if (bytes <= p->room) return err_none();
+    mem_free(p->bytes);
+    p->room = 0;
+    err e = mem_alloc((int64_t)bytes, 1, what, &p->bytes);
+    if (!e.code) p->room = bytes;
+    return e;
+}
+
+static err put(item_output *out, const layout_slot *slot, const void *data, uint64_t n,
+               uint64_t begin) {
+    for (int i = 0; i < out->n_units; i++)
+        if (out->units[i] == slot->unit)
+            return run_object_put(out->objects[i], data, n, slot->unit_offset + begin);
+    return err_make(ERR_BUG, slot->name, NULL, "a tensor of another unit");
+}
+
+/* Threads bring rows side by side: what a call needs stands on its stack. */
+static err take_plain(void *arg, const llama_tensor *t, int64_t row0, int64_t rows,
+                      const float *w) {
+    enum { MOST = 1 << 13 };
+    uint32_t bytes[MOST];
+    item_output *out = arg;
+    const layout_slot *slot = layout_find_role(out->q->layout, t->role, t->layer, LAYOUT_PLAIN);
+    if (!slot) return err_make(ERR_BUG, t->name, NULL, "no place in the archive");
+    const uint64_t size = (uint64_t)st_dtype_bytes(slot->dtype);
+    err e = err_none();
+    for (int64_t i = 0; i < rows * t->cols && !e.code; i += MOST) {
+        const int64_t n = size_min(MOST, rows * t->cols - i);
+        e = packed_plain_fill(w + i, n, slot->dtype, t->name, bytes);
+        if (!e.code)
+            e = put(out, slot, bytes, (uint64_t)n * size, (uint64_t)(row0 * t->cols + i) * size);
+    }
+    return e;
+}
+
+static err take_quantized(void *arg, const llama_tensor *t, const qmatrix *m) {
+    item_output *out = arg;
+    static const layout_kind kinds[] = {LAYOUT_PACKED, LAYOUT_SCALE, LAYOUT_ZEROS, LAYOUT_SHAPE,
+                                        LAYOUT_CODES};
+    err e = err_none();
+    for (int i = 0; i < 5 && !e.code; i++) {
+        const layout_slot *slot = layout_find_role(out->q->layout, t->role, t->layer, kinds[i]);
+        if (!slot) continue; /* no zero points where symmetric */
+        uint64_t n = packed_tensor_bytes(m, kinds[i]);
+        if (n != slot->bytes)
+            return err_make(ERR_BUG, slot->name, NULL, "size differs from the layout");
+        e = piece_reserve(out->piece, n, slot->name);
+        if (e.code) return e;
+        packed_tensor_fill(m, kinds[i], out->piece->bytes);
+        if (kinds[i] == LAYOUT_PACKED && fault_hit("code")) *(char *)out->piece->bytes ^= 1;
+        e = packed_tensor_check(m, kinds[i], out->piece->bytes, slot->name);
+        if (e.code) return e;
+        e = put(out, slot, out->piece->bytes, n, 0);
+    }
+    return e;
+}
+
+err item_output_open(quantize_run *q, int64_t item, item_piece *piece, item_output *out) {
+    err e = err_none();
+    *out = (item_output){.q = q, .piece = piece};
+    out->n_units = quantize_item_units(&q->job, item, out->units);
+    for (int i = 0; i < out->n_units && !e.code; i++)
+        e = run_object_create(q->out, layout_unit_bytes(q->layout, out->units[i]),
+                              &out->objects[i]);
+    return e;
+}
+
+quantize_sink item_output_sink(item_output *out) {
+    return (quantize_sink){.arg = out, .plain = take_plain, .quantized = take_quantized};
+}
+
+err item_output_finish(item_output *out, char hex[2][SHA256_HEX]) {
+    err e = err_none();
+    for (int i = 0; i < out->n_units && !e.code; i++)
+        e = run_object_finish(&out->objects[i], hex[i]);
+    return e;
+}
+
+void item_output_abandon(item_output *out) {
+    for (int i = 0; i < out->n_units; i++) run_object_abandon(&out->objects[i]);
+}
+
+err item_note(quantize_run *q, const item_report *r) {
+    int64_t units[2];
+    int n = quantize_item_units(&q->job, r->item, units);
+    json_t *done = json_object_get(run_state_work(q->state), "units");
+    char key[24];
+    for (int i = 0; i < n; i++) {
+        snprintf(key, sizeof key, "%" PRId64, units[i]);
+        json_object_set_new(
+            done, key,
+            json_pack("{s:s, s:s}", "object", r->hex[i], "source_sha256", r->result.source_sha256));
+    }
+    /* A source that changed under a run must not end up in one archive with what it was. */
+    json_t *sources = json_object_get(run_state_work(q->state), "sources");
+    snprintf(key, sizeof key, "%" PRId64, r->item);
+    const char *before = json_string_value(json_object_get(sources, key));
+    if (before && strcmp(before, r->result.source_sha256))
+        return err_make(ERR_MISMATCH, q->source.path, "start over with --force",
+                        "tensors of layer item %" PRId64 " are not those of the start of this run",
+                        r->item);
+    json_object_set_new(sources, key, json_string(r->result.source_sha256));
+    q->error_sq += r->result.error.sum_sq_error;
+    q->weight_sq += r->result.error.sum_sq_weight;
+    json_t *more = json_pack("{s:I, s:f}", "item", (json_int_t)r->item, "seconds", r->seconds);
+    if (r->result.error.sum_sq_weight > 0)
+        json_object_set_new(
+            more, "relative_error",
+            json_real(sqrt(r->result.error.sum_sq_error / r->result.error.sum_sq_weight)));
+    events_add(q->events, "gptq", "layer", more);
+    return err_none();
+}

@@ -1,0 +1,188 @@
+/* Rows of calibration text for the layer-local objectives. */
+#include "jobs/phases/learn.h"
+
+#include "base/log.h"
+#include "base/size.h"
+#include "jobs/setup/setup.h"
+#include "pipeline/learn/capture_run.h"
+#include "pipeline/learn/e2e_layout.h"
+#include "pipeline/plan/memory_plan.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+enum { POOL_TOKENS = 4096 };
+
+/* Activations are samples where something before them is quantized; pca takes moments of them. */
+static bool needs_activations(const recipe *r) {
+    return recipe_int(r, "activations.bits") < 16 || recipe_int(r, "kv.bits") < 16 ||
+           setup_starts_at(r, "pca");
+}
+
+int64_t learn_pool_tokens(const quantize_run *q) {
+    const int64_t n = q->calib_windows, window = recipe_int(q->recipe, "calib.window");
+    if (!n || !needs_activations(q->recipe)) return 0;
+    return size_min(size_max(1, POOL_TOKENS / n) * n, n * window);
+}
+
+load_options learn_capture_load(const learner *l, int rank, const embed_rows *rows) {
+    const bool passes = l->q->calib_windows > 0;
+    return (load_options){.checkpoint = l->q->source.ck,
+                          .cfg = learner_cfg(l),
+                          .embed = passes && rank == 0 ? rows : NULL,
+                          .head = passes && rank == l->n_stages - 1,
+                          .range = l->range,
+                          .compute = COMPUTE_BF16};
+}
+
+/* What the capture leaves for the phases `range`. */
+static void add_pool(const learner *l, memory_plan *p) {
+    const llama_config *cfg = learner_cfg(l);
+    const int64_t n = l->range.n, tokens = learn_pool_tokens(l->q),
+                  window = recipe_int(l->q->recipe, "calib.window");
+    memory_plan_add(p, "sampled rows", row_pool_bytes(cfg, n, tokens));
+    if (learn_scales_need_gradients(l))
+        memory_plan_add(p, "their gradients", row_pool_gradient_bytes(cfg, n, tokens));
+    if (!learn_scales_done(l))
+        memory_plan_add(p, "moments for scales", learn_scales_moments_bytes(l));
+    if (learn_weights_needed(l)) {
+        weight_rows_options o =
+            learn_weights_options(l, json_array_get(recipe_get(l->q->recipe, "learn"), 0));
+        memory_plan_add(p, "rows of weights",
+                        weight_rows_bytes(cfg, &o, n) + weight_moments_bytes(cfg, n, window));
+    }
+}
+
+void learn_capture_memory(const learner *l, const load_options *lo, memory_plan *p) {
+    const int64_t window = recipe_int(l->q->recipe, "calib.window");
+    memory_plan_add(p, "weights", load_stage_bytes(lo));
+    if (l->q->calib_windows)
+        memory_plan_add(
+            p, "passes",
+            capture_bytes(lo->cfg, COMPUTE_BF16, l->range.n, window, l->n_stages, lo->head));
+    add_pool(l, p);
+}
+
+/* Layers whose weights stay, without embedding and head, and what the capture took of them. */
+void learn_kept_memory(const learner *l, memory_plan *p) {
+    const embed_rows none = {.n = 0};
+    load_options lo = learn_capture_load(l, -1, &none);
+    if (learn_weights_stay(l)) memory_plan_add(p, "weights", load_stage_bytes(&lo));
+    add_pool(l, p);
+}
+
+/* Planned bytes of the capture on a rank with `layers` layers. */
+static double planned(const learner *l, int rank, int64_t layers) {
+    const llama_config *cfg = learner_cfg(l);
+    const embed_rows rows = {
+        .n = size_min(cfg->vocab, l->q->calib_windows * recipe_int(l->q->recipe, "calib.window"))};
+    memory_plan p = {.n = 0};
+    learner one = *l;
+    one.range = (stage_range){.n = layers};
+    const load_options lo = learn_capture_load(&one, rank, &rows);
+    learn_capture_memory(&one, &lo, &p);
+    return (double)memory_plan_total(&p);
+}
+
+void learn_cut(const learner *l, int ranks, stage_range *ranges, int *n_stages) {
+    enum { NEITHER = -1 };
+    const llama_config *cfg = learner_cfg(l);
+    const schedule_costs work = e2e_layout_costs(cfg, false);
+    learner as = *l;
+    as.n_stages = (int)size_min(ranks, cfg->layers);
+    const double one = planned(&as, NEITHER, 1);
+    const stage_costs costs = {
+        .layer_work = 2 * work.forward + work.backward,
+        .layer_memory = cfg->layers > 1 ? planned(&as, NEITHER, 2) - one : one,
+        .first_memory = planned(&as, 0, 1) - one,
+        .last_work = l->q->calib_windows ? work.head : 0,
+        .last_memory = planned(&as, as.n_stages - 1, 1) - one,
+    };
+    partition_stages(cfg->layers, &costs, ranks, ranges, n_stages);
+}
+
+static err plan(const learner *l, const load_options *lo) {
+    memory_plan p = {.n = 0};
+    if (comm_rank(l->q->c) < l->n_stages) {
+        memory_plan_add(&p, "program", l->q->base_bytes);
+        learn_capture_memory(l, lo, &p);
+    }
+    return memory_plan_check(l->q->c, &p, "capture", l->q->limit);
+}
+
+/* Collective. All windows through the stages and back. */
+static err pass(learner *l, const embed_rows *rows, int64_t window) {
+    quantize_run *q = l->q;
+    const int64_t n = q->calib_windows;
+    const int32_t **starts = calloc((size_t)n, sizeof *starts);
+    llama_tap taps[3];
+    capture_taps also = {.taps = taps};
+    double nll = 0;
+    err e = err_none();
+    if (!starts) abort();
+    for (int64_t i = 0; i < n; i++) starts[i] = q->calib_ids + i * window;
+    eval_windows w = {.ids = starts, .n = n, .length = window};
+    if (l->moments) taps[also.n++] = weight_moments_tap(l->moments);
+    if (l->scale_moments) taps[also.n++] = scale_moments_tap(l->scale_moments);
+    if (l->scale_peaks) taps[also.n++] = scale_peaks_tap(l->scale_peaks);
+    if (comm_rank(q->c) < l->n_stages)
+        e = capture_run(l->stages ? l->stages : q->c, &l->stage, COMPUTE_BF16, rows, &w, &l->pool,
+                        &also, &nll);
+    free(starts);
+    e = comm_agree(q->c, e, "capturing activations", NULL);
+    if (!e.code)
+        log_line(LOG_PHASE,
+                 "captured %" PRId64 " tokens of every site, gradients of %" PRId64
+                 "; text at %.4f nats a token",
+                 l->pool.tokens, n * window, nll);
+    return e;
+}
+
+static err load(learner *l, const load_options *lo, int64_t window, int64_t tokens) {
+    const llama_config *cfg = learner_cfg(l);
+    err e = row_pool_init(cfg, l->range.first, l->range.n, tokens, &l->pool);
+    if (!e.code && learn_weights_needed(l))
+        e = weight_moments_create(cfg, l->range.first, l->range.n, window, &l->moments);
+    if (!e.code && learn_scales_need_gradients(l)) e = row_pool_keep_gradients(&l->pool);
+    if (!e.code) e = learn_scales_moments(l);
+    if (!e.code && comm_rank(l->q->c) < l->n_stages) e = load_stage(lo, &l->stage);
+    return comm_agree(l->q->c, e, "loading the weights", NULL);
+}
+
+bool learn_weights_stay(const learner *l) {
+    return learn_weights_needed(l) || setup_starts_at(l->q->recipe, "womi");
+}
+
+/* Embedding and head have done their work; the layers too where nobody takes rows of them. */
+static void drop_weights(learner *l) {
+    if (learn_weights_stay(l)) {
+        wmat_clear(&l->stage.embed);
+        wmat_clear(&l->stage.head);
+        return;
+    }
+    llama_stage_clear(&l->stage);
+    l->stage = (llama_stage){.cfg = learner_cfg(l)};
+}
+
+err learn_capture_rows(learner *l) {
+    quantize_run *q = l->q;
+    const llama_config *cfg = learner_cfg(l);
+    const int64_t window = recipe_int(q->recipe, "calib.window"), tokens = learn_pool_tokens(q);
+    embed_rows rows;
+    err e = comm_agree(q->c,
+                       embed_rows_init(q->calib_ids, q->calib_windows * window, cfg->vocab, &rows),
+                       "tokens", NULL);
+    if (e.code) return e;
+    const load_options lo = learn_capture_load(l, comm_rank(q->c), &rows);
+    l->stage = (llama_stage){.cfg = cfg};
+    e = plan(l, &lo);
+    if (!e.code) e = load(l, &lo, window, tokens);
+    if (!e.code && q->calib_ids) e = pass(l, &rows, window);
+    embed_rows_clear(&rows);
+    drop_weights(l);
+    for (int k = 0; k < POOL_KINDS && !e.code && tokens; k++) {
+        e = comm_agree(q->c, row_pool_finish(q->c, &l->pool, (pool_kind)k), "sensitivities", NULL);
+        if (k != POOL_R1) row_pool_normalise(&l->pool, (pool_kind)k);
+    }
+    return e;
+}

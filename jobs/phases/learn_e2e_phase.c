@@ -1,0 +1,293 @@
+/* A phase with an objective at the end of the model: `ce` or `kl-top`. */
+#include "jobs/phases/learn.h"
+
+#include "base/log.h"
+#include "base/machine.h"
+#include "base/size.h"
+#include "jobs/setup/setup.h"
+#include "pipeline/learn/learn_e2e.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Time that a smaller largest rank may cost. On one machine the ranks share its memory, and every
+ * replica takes a copy of weights from it; on many each has its own, and time counts. */
+#define SLACK_ONE_MACHINE 1.6
+#define SLACK_CLUSTER     1.25
+
+/* What a phase asks for and how the ranks share it; all of it stays while the phase runs. */
+typedef struct e2e_phase {
+    char name[32];
+    learn_e2e_options o;
+    e2e_wish w;
+    e2e_layout l;
+    embed_rows rows;
+} e2e_phase;
+
+bool learn_e2e_is(const json_t *phase) {
+    const char *objective = json_string_value(json_object_get(phase, "objective"));
+    return objective && strcmp(objective, "range") != 0;
+}
+
+static int64_t int_of(const json_t *phase, const char *key) {
+    return json_integer_value(json_object_get(phase, key));
+}
+
+static bool word_is(const json_t *phase, const char *key, const char *word) {
+    return !strcmp(json_string_value(json_object_get(phase, key)), word);
+}
+
+static err phase_options(const quantize_run *q, const json_t *phase, int ranks,
+                         learn_e2e_options *o) {
+    const recipe *r = q->recipe;
+    const rotation **unused;
+    *o = (learn_e2e_options){
+        .steps = int_of(phase, "steps"),
+        .lr_r1 = json_number_value(json_object_get(phase, "lr_r1")),
+        .lr_r2 = json_number_value(json_object_get(phase, "lr_r2")),
+        .seed = (uint64_t)recipe_int(r, "seed"),
+        .blas_threads = json_is_integer(recipe_get(r, "numerics.threads"))
+                            ? (int)recipe_int(r, "numerics.threads")
+                            : 1,
+        .r1 = rotation_set_r1(q->rotations) != NULL,
+        .r2_heads = rotation_set_r2_count(q->rotations),
+        .ids = q->calib_ids,
+        .n_windows = q->calib_windows,
+        .length = recipe_int(r, "calib.window"),
+        .measure = true,
+        .weights = json_is_true(json_object_get(phase, "weights")) ? &q->job.how : NULL,
+    };
+    err e = setup_sites(r, &q->source.cfg, q->rotations, true, false, &o->sites, &unused);
+    free(unused);
+    if (e.code) return e;
+    o->sites.scales = rotation_set_scales(q->rotations);
+    if (o->weights && (o->sites.scales || json_array_size(recipe_get(r, "scale.pairs"))))
+        return err_make(ERR_USAGE, "learn", "leave weights: false, or scale.pairs empty",
+                        "weights in the loop of this objective go without scales");
+    if (!optimizer_kind_parse(json_string_value(json_object_get(phase, "optimizer")), &o->kind) ||
+        !lr_schedule_parse(json_string_value(json_object_get(phase, "schedule")), &o->schedule))
+        return err_make(ERR_BUG, "learn", NULL, "unknown optimizer or schedule");
+    return grid_resolve("numerics.grid", recipe_str(r, "numerics.grid"), q->source.cfg.hidden,
+                        ranks, &o->grid);
+}
+
+static err read_flags(const options *o, e2e_wish *w) {
+    const char *recompute = options_str(o, OPT_RECOMPUTE);
+    err e = options_int(o, OPT_REPLICAS, 1, 1 << 20, &w->replicas);
+    if (!e.code) e = options_int(o, OPT_STAGES, 1, 1 << 20, &w->stages);
+    if (recompute && !strcmp(recompute, "on")) w->recompute = RECOMPUTE_ON;
+    if (recompute && !strcmp(recompute, "off")) w->recompute = RECOMPUTE_OFF;
+    if (!e.code && options_has(o, OPT_MEM)) e = size_parse(options_str(o, OPT_MEM), &w->limit);
+    return e;
+}
+
+/* Collective: the layout is one for all, so the bound is that of the rank with least memory. */
+static void agree_limit(const quantize_run *q, uint64_t *limit) {
+    *limit = memory_plan_limit(*limit);
+    int64_t least = *limit ? -(int64_t)*limit : INT64_MIN;
+    comm_max_i64(q->c, &least, 1);
+    *limit = least == INT64_MIN ? 0 : (uint64_t)-least;
+}
+
+/* All but the rows of the embedding, and memory where --mem does not say. */
+static err phase_wish(const quantize_run *q, const json_t *phase, int ranks, bool one_machine,
+                      e2e_phase *p) {
+    const llama_config *cfg = &q->source.cfg;
+    const int64_t window = int_of(phase, "window"),
+                  slice = recipe_int(q->recipe, "numerics.slice_tokens");
+    p->w = (e2e_wish){.ranks = ranks,
+                      .batch = int_of(phase, "batch"),
+                      .slack = one_machine ? SLACK_ONE_MACHINE : SLACK_CLUSTER,
+                      .load = {.checkpoint = q->source.ck,
+                               .cfg = cfg,
+                               .embed = &p->rows,
+                               .compute = COMPUTE_BF16},
+                      .sites = &p->o.sites,
+                      .shape = {.compute = COMPUTE_BF16,
+                                .window = window,
+                                .slice = size_min(window, slice),
+                                .through = word_is(phase, "range_grad", "through")},
+                      .kl = word_is(phase, "objective", "kl-top"),
+                      .top_k = size_min(int_of(phase, "top_k"), cfg->vocab)};
+    err e = phase_options(q, phase, ranks, &p->o);
+    p->w.weights = p->o.weights != NULL;
+    if (!e.code) e = learn_e2e_check(&p->o, &p->w.shape);
+    if (!e.code) e = read_flags(q->o, &p->w);
+    if (!e.code) p->w.fixed_bytes = learn_e2e_fixed_bytes(cfg, &p->o);
+    return e;
+}
+
+static void phase_clear(e2e_phase *p) {
+    e2e_layout_clear(&p->l);
+    embed_rows_clear(&p->rows);
+}
+
+static void tell_layout(const quantize_run *q, const e2e_phase *p) {
+    const e2e_layout *l = &p->l;
+    const schedule_shape *g = schedule_get_shape(l->order);
+    const int idle = comm_size(q->c) - l->replicas * l->stages;
+    char bytes[32], left[48] = "";
+    if (idle > 0) snprintf(left, sizeof left, "; %d ranks are idle", idle);
+    log_line(LOG_PHASE,
+             "%s: %d replicas x %d stages, %" PRId64 " windows each in %" PRId64
+             " slices of %" PRId64 " tokens, up to %" PRId64
+             " in flight%s; %s on the largest rank; waiting, simulated: %.0f %%%s",
+             p->name, l->replicas, l->stages, g->windows, g->slices, p->w.shape.slice,
+             schedule_in_flight(l->order, 0), g->recompute ? ", layers computed again" : "",
+             size_text(l->bytes, bytes), 100 * l->idle, left);
+}
+
+/* Collective. */
+static err phase_init(const quantize_run *q, int64_t k, e2e_phase *p) {
+    const json_t *phase = json_array_get(recipe_get(q->recipe, "learn"), (size_t)k);
+    *p = (e2e_phase){.w = {.ranks = 0}};
+    snprintf(p->name, sizeof p->name, "learn.%" PRId64, k);
+    const bool one_machine = comm_node_size() == comm_size(q->c);
+    err e = phase_wish(q, phase, comm_size(q->c), one_machine, p);
+    if (!e.code)
+        e = embed_rows_init(q->calib_ids, q->calib_windows * p->o.length, q->source.cfg.vocab,
+                            &p->rows);
+    e = comm_agree(q->c, e, p->name, NULL);
+    if (!e.code) {
+        agree_limit(q, &p->w.limit);
+        e = comm_agree(q->c, e2e_layout_choose(&p->w, &p->l), p->name, NULL);
+    }
+    if (e.code) phase_clear(p);
+    return e;
+}
+
+err learn_e2e_plan(const quantize_run *q) {
+    const json_t *phases = recipe_get(q->recipe, "learn");
+    err e = err_none();
+    for (size_t k = 0; k < json_array_size(phases) && !e.code; k++) {
+        e2e_phase p;
+        if (!learn_e2e_is(json_array_get(phases, k))) continue;
+        e = phase_init(q, (int64_t)k, &p);
+        if (!e.code) tell_layout(q, &p);
+        if (!e.code) phase_clear(&p);
+    }
+    return e;
+}
+
+/* The stage with most memory. */
+static void largest_stage(const e2e_phase *p, learn_e2e_estimate *out) {
+    for (int s = 0; s < p->l.stages; s++) {
+        memory_plan m = {.n = 0};
+        e2e_layout_plan(&p->w, &p->l, s, &m);
+        if (s && memory_plan_total(&m) <= memory_plan_total(&out->memory)) continue;
+        out->memory = m;
+        out->rank = s;
+    }
+}
+
+err learn_e2e_estimate_phase(const quantize_run *q, int64_t k, int ranks, bool one_machine,
+                             const embed_rows *rows, uint64_t limit, learn_e2e_estimate *out) {
+    const json_t *phase = json_array_get(recipe_get(q->recipe, "learn"), (size_t)k);
+    e2e_phase p = {.w = {.ranks = 0}};
+    *out = (learn_e2e_estimate){.replicas = 0};
+    err e = phase_wish(q, phase, ranks, one_machine, &p);
+    p.w.load.embed = rows;
+    if (!p.w.limit) p.w.limit = limit;
+    if (!e.code) e = e2e_layout_choose(&p.w, &p.l);
+    if (!e.code) {
+        const schedule_shape *g = schedule_get_shape(p.l.order);
+        largest_stage(&p, out);
+        out->replicas = p.l.replicas;
+        out->stages = p.l.stages;
+        out->idle = p.l.idle;
+        out->recompute = g->recompute;
+        out->steps = p.o.steps;
+        out->tokens = p.w.batch * p.w.shape.window;
+        out->slice = p.w.shape.slice;
+        out->window = p.w.shape.window;
+        out->through = p.w.shape.through;
+        out->kl = p.w.kl;
+        out->weights = p.w.weights;
+        out->grid = p.o.grid;
+    }
+    e2e_layout_clear(&p.l);
+    return e;
+}
+
+static err load(const quantize_run *q, const e2e_phase *p, bool active, llama_stage *stage) {
+    const int number = comm_rank(q->c) % p->l.stages;
+    memory_plan plan = {.n = 0};
+    err e = err_none();
+    if (active) e2e_layout_plan(&p->w, &p->l, number, &plan);
+    if (active) memory_plan_add(&plan, "program", q->base_bytes);
+    e = memory_plan_check(q->c, &plan, p->name, p->w.limit);
+    if (e.code) return e;
+    if (active) {
+        const load_options o = e2e_layout_load(&p->w, p->l.ranges, p->l.stages, number);
+        e = load_stage(&o, stage);
+    }
+    return comm_agree(q->c, e, "loading the weights", NULL);
+}
+
+static err step(void *self, learn_report *report) {
+    return learn_e2e_step(self, report);
+}
+
+static void state_counts(void *self, int64_t *common, int64_t *cell) {
+    learn_e2e_state_counts(self, common, cell);
+}
+
+static err state_save(void *self, double *common, double *cell) {
+    return learn_e2e_state_save(self, common, cell);
+}
+
+static uint64_t replica_of(void *self, const void **data) {
+    return learn_e2e_replica(self, data);
+}
+
+/* Collective. A state of this phase and of these sizes on every rank is taken over. */
+static err go_on(const learner *l, learn_e2e *r, int64_t k, const learn_kept *saved,
+                 int64_t *done) {
+    int64_t common, cell, misfits;
+    learn_e2e_state_counts(r, &common, &cell);
+    misfits = !learn_state_fits(saved, k, common, cell);
+    comm_max_i64(l->q->c, &misfits, 1);
+    *done = 0;
+    if (misfits) return err_none();
+    *done = (int64_t)saved->common[0];
+    log_line(LOG_RUN, "learn.%" PRId64 " goes on after step %" PRId64, k, *done);
+    return learn_e2e_state_load(r, saved->common, saved->cell);
+}
+
+static err run(learner *l, int64_t k, const learn_kept *saved, const e2e_phase *p,
+               const llama_stage *stage) {
+    learn_e2e *r = NULL;
+    int64_t done;
+    err e = learn_e2e_create(l->q->c, &p->o, &p->w, &p->l, stage, l->R1, l->R2, &r);
+    if (!e.code) e = go_on(l, r, k, saved, &done);
+    const learn_phase ops = {.self = r,
+                             .number = k,
+                             .steps = p->o.steps,
+                             .commit_steps = 1,
+                             .step = step,
+                             .state_counts = state_counts,
+                             .state_save = state_save,
+                             .replica = replica_of};
+    if (!e.code) e = learn_run_steps(l, &ops, done);
+    if (!e.code) learn_e2e_take(r, l->R1, l->R2);
+    learn_e2e_destroy(&r);
+    return e;
+}
+
+err learn_e2e_phase(learner *l, int64_t k, const learn_kept *saved) {
+    quantize_run *q = l->q;
+    e2e_phase p;
+    err e = phase_init(q, k, &p);
+    if (e.code) return e;
+    quantize_phase_start(q, p.name);
+    llama_stage stage = {.cfg = learner_cfg(l)};
+    const bool active = comm_rank(q->c) < p.l.replicas * p.l.stages;
+    e = load(q, &p, active, &stage);
+    if (!e.code) e = run(l, k, saved, &p, active ? &stage : NULL);
+    llama_stage_clear(&stage);
+    phase_clear(&p);
+    if (!e.code) quantize_phase_end(q, p.name, NULL);
+    return e;
+}

@@ -1,0 +1,157 @@
+/* A phase with the layer-local objective `range`. */
+#include "jobs/phases/learn.h"
+
+#include "base/log.h"
+#include "base/size.h"
+#include "jobs/setup/setup.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { COMMIT_STEPS = 20 };
+
+static err phase_options(const learner *l, const json_t *phase, int ranks, learn_range_options *o) {
+    const recipe *r = l->q->recipe;
+    llama_sites sites;
+    const rotation **unused;
+    err e = setup_sites(r, learner_cfg(l), l->q->rotations, true, false, &sites, &unused);
+    free(unused);
+    if (e.code) return e;
+    *o = (learn_range_options){
+        .steps = json_integer_value(json_object_get(phase, "steps")),
+        .rows = json_integer_value(json_object_get(phase, "rows")),
+        .lr_r1 = json_number_value(json_object_get(phase, "lr_r1")),
+        .lr_r2 = json_number_value(json_object_get(phase, "lr_r2")),
+        .act = sites.act,
+        .kv = sites.kv,
+        .o_per_head = sites.o_per_head,
+        .r1 = rotation_set_r1(l->q->rotations) != NULL,
+        .r2_heads = l->r2_heads,
+        .layers = learner_cfg(l)->layers,
+        .seed = (uint64_t)recipe_int(r, "seed"),
+        .measure = true,
+        .blas_threads = json_is_integer(recipe_get(r, "numerics.threads"))
+                            ? (int)recipe_int(r, "numerics.threads")
+                            : 1,
+    };
+    if (!optimizer_kind_parse(json_string_value(json_object_get(phase, "optimizer")), &o->kind) ||
+        !lr_schedule_parse(json_string_value(json_object_get(phase, "schedule")), &o->schedule))
+        return err_make(ERR_BUG, "learn", NULL, "unknown optimizer or schedule");
+    return grid_resolve("numerics.grid", recipe_str(r, "numerics.grid"), learner_cfg(l)->hidden,
+                        ranks, &o->grid);
+}
+
+err learn_range_memory(const learner *l, const json_t *phase, int ranks, bool cell,
+                       memory_plan *p) {
+    const llama_config *cfg = learner_cfg(l);
+    const wquant *how = &l->q->job.how;
+    const bool weights = learn_weights_count(l->q->recipe, phase);
+    learn_range_options o;
+    err e = phase_options(l, phase, ranks, &o);
+    if (e.code) return e;
+    /* Of the drawn rows those that nothing mixes are added; here all are taken for such. */
+    const int64_t rows = weights ? size_ceil_div(o.rows * l->range.n, o.layers) : 0;
+    const int64_t groups = weights && how->group ? cfg->hidden / how->group : 1;
+    memory_plan_add(p, "steps of range",
+                    learn_range_bytes(cfg, &o, l->range.n, cell, rows, groups));
+    return e;
+}
+
+static err plan(const learner *l, const json_t *phase, const char *name) {
+    const comm *c = l->q->c;
+    grid_shape grid;
+    memory_plan p = {.n = 0};
+    err e = grid_resolve("numerics.grid", recipe_str(l->q->recipe, "numerics.grid"),
+                         learner_cfg(l)->hidden, comm_size(c), &grid);
+    memory_plan_add(&p, "program", l->q->base_bytes);
+    learn_kept_memory(l, &p);
+    if (!e.code)
+        e = learn_range_memory(l, phase, comm_size(c), comm_rank(c) < grid.rows * grid.cols, &p);
+    e = comm_agree(c, e, name, NULL);
+    return e.code ? e : memory_plan_check(c, &p, name, l->q->limit);
+}
+
+static err step(void *self, learn_report *report) {
+    return learn_range_step(self, report);
+}
+
+static void state_counts(void *self, int64_t *common, int64_t *cell) {
+    learn_range_state_counts(self, common, cell);
+}
+
+static err state_save(void *self, double *common, double *cell) {
+    return learn_range_state_save(self, common, cell);
+}
+
+static uint64_t replica_of(void *self, const void **data) {
+    return learn_range_replica(self, data);
+}
+
+/* Collective. A state of this phase and of these sizes on every rank is taken over. */
+static err go_on(const learner *l, learn_range *r, int64_t k, const learn_kept *saved,
+                 int64_t *done) {
+    int64_t common, cell, misfits;
+    learn_range_state_counts(r, &common, &cell);
+    misfits = !learn_state_fits(saved, k, common, cell);
+    comm_max_i64(l->q->c, &misfits, 1);
+    *done = 0;
+    if (misfits) return err_none();
+    *done = (int64_t)saved->common[0];
+    log_line(LOG_RUN, "learn.%" PRId64 " goes on after step %" PRId64, k, *done);
+    return learn_range_state_load(r, saved->common, saved->cell);
+}
+
+/* The grid that R1 steps on, and what a rank of it holds: to be seen at large hidden sizes. */
+static void tell_grid(const char *name, const learn_range_options *o, learn_range *r) {
+    char grid[24], bytes[32];
+    size_text(learn_range_r1_bytes(r), bytes);
+    if (o->r1)
+        log_line(LOG_PHASE, "%s: R1 steps on a grid of %s, %s on its largest rank", name,
+                 grid_text(o->grid, grid), bytes);
+}
+
+err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
+    quantize_run *q = l->q;
+    const json_t *p = json_array_get(recipe_get(q->recipe, "learn"), (size_t)k);
+    learn_range_options o;
+    char name[32];
+    snprintf(name, sizeof name, "learn.%" PRId64, k);
+    err e = comm_agree(q->c, phase_options(l, p, comm_size(q->c), &o), "learning", NULL);
+    if (!e.code) e = plan(l, p, name);
+    if (e.code) return e;
+    quantize_phase_start(q, name);
+    learn_range *r = NULL;
+    weight_rows *weights;
+    e = learn_weights_create(l, p, &weights);
+    if (e.code) return e;
+    const double *R2 = l->r2_heads ? l->R2 + l->range.first * learner_r2_entries(l) : NULL;
+    e = learn_range_create(q->c, &o, &l->pool, weights, l->R1, R2, &r);
+    if (e.code) {
+        weight_rows_destroy(&weights);
+        return e;
+    }
+    tell_grid(name, &o, r);
+    int64_t done = 0;
+    e = go_on(l, r, k, saved, &done);
+    learn_phase ops = {.self = r,
+                       .number = k,
+                       .steps = o.steps,
+                       .commit_steps = COMMIT_STEPS,
+                       .step = step,
+                       .state_counts = state_counts,
+                       .state_save = state_save,
+                       .replica = replica_of};
+    if (!e.code) e = learn_run_steps(l, &ops, done);
+    if (!e.code && l->R1) learn_range_take_r1(r, l->R1);
+    if (!e.code && l->r2_heads) {
+        memcpy(l->R2 + l->range.first * learner_r2_entries(l), learn_range_r2(r),
+               (size_t)(l->range.n * learner_r2_entries(l)) * sizeof(double));
+        learn_share_r2(l);
+    }
+    learn_range_destroy(&r);
+    weight_rows_destroy(&weights);
+    if (!e.code) quantize_phase_end(q, name, NULL);
+    return e;
+}

@@ -1,0 +1,304 @@
+/* Scales, closed and layer-local: after the phases `range`, before those that run the whole model.
+ * Each rank computes those of its layers; all ranks get all. */
+#include "jobs/phases/learn.h"
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "jobs/setup/setup.h"
+#include "pipeline/learn/scale_norm.h"
+#include "pipeline/plan/memory_plan.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Adam on log s of a norm: DESIGN.md 2.6. */
+enum { NORM_STEPS = 60 };
+#define NORM_RATE 0.02
+
+static bool wanted(const learner *l, scale_kind kind) {
+    return l->scale_kinds >> kind & 1u;
+}
+
+static bool is_norm(scale_kind kind) {
+    return kind == SCALE_ATTN || kind == SCALE_MLP;
+}
+
+static int64_t length_of(const learner *l, scale_kind kind) {
+    const llama_config *c = learner_cfg(l);
+    if (is_norm(kind)) return c->hidden;
+    return kind == SCALE_UD ? c->intermediate : c->kv_heads * c->head_dim;
+}
+
+/* Where the scales of a kind and layer stand in l->scales. */
+static double *scales_at(const learner *l, scale_kind kind, int64_t layer) {
+    int64_t at = 1;
+    for (int k = 0; k < (int)kind; k++)
+        if (wanted(l, (scale_kind)k)) at += learner_cfg(l)->layers * length_of(l, (scale_kind)k);
+    return l->scales + at + layer * length_of(l, kind);
+}
+
+/* A pair helps where what stands between its two layers is quantized. */
+static bool helps(scale_kind kind, const llama_sites *s) {
+    const int down = s->down_bits ? s->down_bits : s->act.bits;
+    switch (kind) {
+    case SCALE_VO:
+        return aquant_on(&s->act) || aquant_on(&s->kv);
+    case SCALE_QK:
+        return aquant_on(&s->kv);
+    case SCALE_UD:
+        return down < 16;
+    default:
+        return aquant_on(&s->act);
+    }
+}
+
+static bool smooths(const learner *l) {
+    return recipe_is(l->q->recipe, "scale.start", "smooth");
+}
+
+static err read_sites(const learner *l, llama_sites *sites) {
+    const rotation **r2;
+    err e = setup_sites(l->q->recipe, learner_cfg(l), l->q->rotations, true, false, sites, &r2);
+    free(r2);
+    return e;
+}
+
+err learn_scales_init(learner *l) {
+    const recipe *r = l->q->recipe;
+    llama_sites sites;
+    err e = read_sites(l, &sites);
+    if (e.code) return e;
+    const bool some = !recipe_is(r, "scale.start", "ones");
+    l->n_scales = some ? 1 : 0;
+    for (int k = 0; k < SCALE_KINDS && some; k++) {
+        const scale_kind kind = (scale_kind)k;
+        if (!recipe_list_has(r, "scale.pairs", scale_kind_pair(kind))) continue;
+        if (helps(kind, &sites)) {
+            l->scale_kinds |= 1u << k;
+            l->n_scales += learner_cfg(l)->layers * length_of(l, kind);
+        } else if (kind != SCALE_MLP) {
+            log_line(LOG_RUN, "scale.pairs: nothing is quantized that \"%s\" helps: left out",
+                     scale_kind_pair(kind));
+        }
+    }
+    void *p = NULL;
+    e = mem_alloc(l->n_scales, sizeof(double), "scales", &p);
+    l->scales = p;
+    return e;
+}
+
+bool learn_scales_done(const learner *l) {
+    return !l->scale_kinds || l->scales[0] == 1;
+}
+
+bool learn_scales_need_gradients(const learner *l) {
+    return wanted(l, SCALE_ATTN) && !learn_scales_done(l) && !smooths(l);
+}
+
+static scale_places places_of(const learner *l) {
+    llama_sites sites;
+    scale_places p;
+    for (int k = 0; k < SCALE_KINDS; k++) p.of[k] = TAP_PLACES;
+    if (learn_scales_done(l) || smooths(l) || read_sites(l, &sites).code) return p;
+    if (wanted(l, SCALE_UD)) p.of[SCALE_UD] = TAP_DOWN_IN;
+    if (wanted(l, SCALE_QK)) p.of[SCALE_QK] = TAP_KEY;
+    if (wanted(l, SCALE_VO)) p.of[SCALE_VO] = aquant_on(&sites.act) ? TAP_O_IN : TAP_VALUE;
+    return p;
+}
+
+err learn_scales_moments(learner *l) {
+    const scale_places p = places_of(l);
+    bool any = false;
+    if (smooths(l) && !learn_scales_done(l))
+        return scale_peaks_create(learner_cfg(l), l->range.first, l->range.n, l->scale_kinds,
+                                  &l->scale_peaks);
+    for (int k = 0; k < SCALE_KINDS; k++) any |= p.of[k] != TAP_PLACES;
+    if (!any) return err_none();
+    return scale_moments_create(learner_cfg(l), l->range.first, l->range.n, &p, &l->scale_moments);
+}
+
+uint64_t learn_scales_moments_bytes(const learner *l) {
+    const scale_places p = places_of(l);
+    if (smooths(l)) return scale_peaks_bytes(learner_cfg(l), l->range.n, l->scale_kinds);
+    return scale_moments_bytes(learner_cfg(l), l->range.n, &p);
+}
+
+/* ---- the norms ---- */
+
+/* Collective. R1 in fp32 on every rank; *out NULL where R1 is. */
+static err r1_in_fp32(const learner *l, float **out) {
+    const int64_t n = learner_cfg(l)->hidden;
+    void *band = NULL, *R = NULL;
+    *out = NULL;
+    if (!l->R1) return err_none();
+    err e = mem_alloc(DEALT_ROWS_BAND * n, sizeof(double), "rows of R1", &band);
+    if (!e.code) e = mem_alloc(n * n, sizeof(float), "R1 in fp32", &R);
+    e = comm_agree(l->q->c, e, "scales", NULL);
+    for (int64_t row = 0; row < n && !e.code; row += DEALT_ROWS_BAND) {
+        const int64_t rows = size_min(DEALT_ROWS_BAND, n - row);
+        dealt_rows_get(l->R1, row, rows, band);
+        for (int64_t i = 0; i < rows * n; i++)
+            ((float *)R)[row * n + i] = (float)((double *)band)[i];
+    }
+    mem_free(band);
+    if (e.code) mem_free(R);
+    *out = e.code ? NULL : R;
+    return e;
+}
+
+/* J before and after of each norm of the model. */
+typedef struct norm_report {
+    double before, after;
+} norm_report;
+
+static err learn_norms(learner *l, const float *R, norm_report *reports) {
+    llama_sites sites;
+    scale_norm *s = NULL;
+    err e = read_sites(l, &sites);
+    if (!e.code && l->range.n) e = scale_norm_create(learner_cfg(l)->hidden, l->pool.tokens, &s);
+    const range_rule rule = {.symmetric = sites.act.symmetric, .include_zero = true};
+    for (int64_t i = 0; i < 2 * l->range.n && !e.code; i++) {
+        const int64_t layer = l->range.first + i / 2;
+        const row_set *rows = &l->pool.sets[POOL_R1][i];
+        norm_report *to = &reports[2 * layer + i % 2];
+        scale_norm_take(s, rows, R, rule);
+        scale_norm_learn(s, NORM_STEPS, NORM_RATE,
+                         scales_at(l, i % 2 ? SCALE_MLP : SCALE_ATTN, layer), &to->before,
+                         &to->after);
+        if (!isfinite(to->after))
+            e = err_make(ERR_NUMERICS, "scales of norms", "check the calibration text",
+                         "the objective is not a number");
+        log_progress("scales", i + 1, 2 * l->range.n);
+    }
+    scale_norm_destroy(&s);
+    return e;
+}
+
+/* ---- smooth ---- */
+
+/* One layer of the checkpoint as it is. */
+static load_options one_layer(const learner *l, int64_t layer) {
+    return (load_options){.checkpoint = l->q->source.ck,
+                          .cfg = learner_cfg(l),
+                          .range = {.first = layer, .n = 1},
+                          .compute = COMPUTE_F32};
+}
+
+static err smooth_layer(learner *l, int64_t layer) {
+    const load_options lo = one_layer(l, layer);
+    const double alpha = recipe_real(l->q->recipe, "scale.alpha");
+    llama_stage stage = {.cfg = learner_cfg(l)};
+    err e = load_stage(&lo, &stage);
+    for (int k = 0; k < SCALE_KINDS && !e.code; k++)
+        if (wanted(l, (scale_kind)k))
+            e = scale_smooth(l->scale_peaks, (scale_kind)k, layer, stage.layers, alpha,
+                             scales_at(l, (scale_kind)k, layer));
+    llama_stage_clear(&stage);
+    return e;
+}
+
+static err smooth(learner *l) {
+    err e = err_none();
+    for (int64_t i = 0; i < l->range.n && !e.code; i++) {
+        e = smooth_layer(l, l->range.first + i);
+        log_progress("scales", i + 1, l->range.n);
+    }
+    return comm_agree(l->q->c, e, "scales", NULL);
+}
+
+/* ---- all ---- */
+
+/* Collective. Every rank has its own layers' part of v [layers, n]; after this all have all. */
+static void share_layers(const learner *l, double *v, int64_t n) {
+    const comm *c = l->q->c;
+    const size_t each = (size_t)n * sizeof *v, total = (size_t)learner_cfg(l)->layers * each;
+    size_t *lens = calloc((size_t)comm_size(c), sizeof *lens);
+    void *all = NULL;
+    if (!lens) abort();
+    comm_gather_blobs(c, v + l->range.first * n, (size_t)l->range.n * each, &all, lens, 0);
+    if (comm_rank(c) == 0) memcpy(v, all, total);
+    comm_bcast(c, v, total, 0);
+    free(all);
+    free(lens);
+}
+
+void learn_scales_memory(const learner *l, memory_plan *p) {
+    const int64_t n = learner_cfg(l)->hidden;
+    memory_plan_add(p, "scales", (uint64_t)l->n_scales * sizeof(double));
+    const load_options lo = one_layer(l, 0);
+    if (smooths(l)) memory_plan_add(p, "a layer's weights", load_stage_bytes(&lo));
+    if (!wanted(l, SCALE_ATTN) || smooths(l)) return;
+    if (rotation_set_r1(l->q->rotations))
+        memory_plan_add(p, "R1 in fp32", (uint64_t)(n * n) * sizeof(float));
+    memory_plan_add(p, "rotated rows", scale_norm_bytes(n, learn_pool_tokens(l->q)));
+}
+
+static err plan(const learner *l) {
+    memory_plan p = {.n = 0};
+    memory_plan_add(&p, "program", l->q->base_bytes);
+    learn_kept_memory(l, &p);
+    learn_scales_memory(l, &p);
+    return memory_plan_check(l->q->c, &p, "scales", l->q->limit);
+}
+
+static err do_norms(learner *l) {
+    const int64_t sites = 2 * learner_cfg(l)->layers;
+    norm_report *reports = calloc((size_t)sites, sizeof *reports), mean = {0};
+    float *R = NULL;
+    if (!reports) abort();
+    err e = r1_in_fp32(l, &R);
+    if (!e.code) e = comm_agree(l->q->c, learn_norms(l, R, reports), "scales of norms", NULL);
+    if (!e.code) share_layers(l, (double *)reports, 4);
+    for (int64_t i = 0; i < sites; i++) {
+        mean.before += reports[i].before / (double)sites;
+        mean.after += reports[i].after / (double)sites;
+    }
+    if (!e.code)
+        log_line(LOG_PHASE, "scales of norms: objective %.4f -> %.4f, mean of %d sites",
+                 mean.before, mean.after, (int)sites);
+    events_add(l->q->events, "scales", "step",
+               json_pack("{s:f, s:f}", "loss_before", mean.before, "loss", mean.after));
+    mem_free(R);
+    free(reports);
+    return e;
+}
+
+err learn_scales(learner *l) {
+    if (learn_scales_done(l)) return err_none();
+    quantize_phase_start(l->q, "scales");
+    err e = plan(l);
+    if (!e.code && smooths(l)) e = smooth(l);
+    for (int k = 0; k < SCALE_KINDS && !e.code && !smooths(l); k++) {
+        const scale_kind kind = (scale_kind)k;
+        if (!wanted(l, kind) || is_norm(kind)) continue;
+        for (int64_t i = 0; i < l->range.n; i++)
+            scale_closed(l->scale_moments, kind, l->range.first + i,
+                         scales_at(l, kind, l->range.first + i));
+    }
+    if (!e.code && wanted(l, SCALE_ATTN) && !smooths(l)) e = do_norms(l);
+    for (int k = 0; k < SCALE_KINDS && !e.code; k++)
+        if (wanted(l, (scale_kind)k))
+            share_layers(l, scales_at(l, (scale_kind)k, 0), length_of(l, (scale_kind)k));
+    if (e.code) return e;
+    l->scales[0] = 1;
+    quantize_phase_end(l->q, "scales", NULL);
+    return learn_scales_adopt(l);
+}
+
+err learn_scales_adopt(learner *l) {
+    scale_set *set = NULL;
+    if (!l->scale_kinds || !learn_scales_done(l)) return err_none();
+    err e = rotation_set_new_scales(l->q->rotations, &set);
+    for (int k = 0; k < SCALE_KINDS && !e.code; k++) {
+        const scale_kind kind = (scale_kind)k;
+        if (!wanted(l, kind)) continue;
+        e = scale_set_add(set, kind);
+        for (int64_t i = 0; i < learner_cfg(l)->layers && !e.code; i++)
+            e = scale_set_put(set, kind, i, scales_at(l, kind, i));
+    }
+    if (!e.code) rotation_set_put_scales(l->q->rotations, &set);
+    scale_set_destroy(&set);
+    return comm_agree(l->q->c, e, "taking over the scales", NULL);
+}

@@ -1,0 +1,163 @@
+/* Start points of R1 and R2: those of the recipe's set, or eigenvectors of activations (pca) or of
+ * weights (womi). */
+#include "jobs/phases/learn.h"
+
+#include "base/mem.h"
+#include "base/size.h"
+#include "mpi/dmat.h"
+#include "pipeline/learn/weight_start.h"
+#include "rotations/start.h"
+#include "rotations/start_dist.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static bool starts_at(const learner *l, const char *word) {
+    return recipe_is(l->q->recipe, "rotate.start", word);
+}
+
+static bool r2_starts_at(const learner *l, const char *word) {
+    if (recipe_is(l->q->recipe, "rotate.start_r2", "same")) return starts_at(l, word);
+    return recipe_is(l->q->recipe, "rotate.start_r2", word);
+}
+
+static err start_r2_eigen(learner *l) {
+    int64_t d = learner_cfg(l)->head_dim, dd = d * d;
+    double *C = malloc((size_t)dd * sizeof *C);
+    if (!C) abort();
+    err e = err_none();
+    for (int64_t i = 0; i < l->range.n && !e.code; i++) {
+        for (int64_t h = 0; h < l->r2_heads && !e.code; h++) {
+            int64_t layer = l->range.first + i, head = l->r2_heads > 1 ? h : -1;
+            e = r2_starts_at(l, "womi") ? weight_start_moment_r2(&l->stage, i, head, C)
+                                        : row_pool_moment_r2(&l->pool, layer, head, C);
+            if (!e.code) e = start_pca(d, C, l->R2 + layer * learner_r2_entries(l) + h * dd, NULL);
+        }
+    }
+    free(C);
+    return e;
+}
+
+/* Ranks own layers in rank order. */
+void learn_share_r2(learner *l) {
+    const comm *c = l->q->c;
+    size_t each = (size_t)learner_r2_entries(l) * sizeof(double),
+           *lens = calloc((size_t)comm_size(c), sizeof *lens);
+    size_t total = (size_t)learner_cfg(l)->layers * each;
+    void *all = NULL;
+    if (!lens) abort();
+    comm_gather_blobs(c, l->R2 + l->range.first * learner_r2_entries(l), (size_t)l->range.n * each,
+                      &all, lens, 0);
+    if (comm_rank(c) == 0) memcpy(l->R2, all, total);
+    comm_bcast(c, l->R2, total, 0);
+    free(all);
+    free(lens);
+}
+
+/* ---- R1 over a grid: no rank holds it whole ---- */
+
+static void put_rows(void *to, int64_t row, int64_t rows, const double *R) {
+    dealt_rows_put(to, row, rows, R);
+}
+
+static err eigen_dist(learner *l, dgrid *g, start_sink sink) {
+    const int64_t n = learner_cfg(l)->hidden;
+    dmat *C = NULL;
+    err e = dmat_create(g, n, "second moment", &C);
+    if (!e.code)
+        e = starts_at(l, "womi") ? weight_start_moment_r1_dist(&l->stage, C)
+                                 : row_pool_moment_r1_dist(&l->pool, C);
+    if (!e.code) e = start_dist_pca(g, C, n, sink);
+    dmat_destroy(&C);
+    return e;
+}
+
+static err start_r1_dist(learner *l, grid_shape shape) {
+    const recipe *r = l->q->recipe;
+    const int threads = (int)recipe_int(r, "numerics.threads"); /* resolved on such a grid */
+    const start_sink sink = {.to = l->R1, .put = put_rows};
+    dgrid *g = NULL;
+    err e = dgrid_create(l->q->c, shape, 0, threads, &g);
+    if (!e.code && !starts_at(l, "orthogonal"))
+        e = eigen_dist(l, g, sink);
+    else if (!e.code)
+        e = start_dist_orthogonal(g, (uint64_t)recipe_int(r, "seed"), learner_cfg(l)->hidden, sink);
+    dgrid_destroy(&g);
+    return e;
+}
+
+/* ---- R1 on every rank ---- */
+
+/* A whole matrix that every rank holds. */
+static void take_whole(learner *l, const double *R1) {
+    dealt_rows_put(l->R1, 0, learner_cfg(l)->hidden, R1);
+}
+
+static err start_r1_whole(learner *l) {
+    const recipe *r = l->q->recipe;
+    int64_t n = learner_cfg(l)->hidden;
+    void *C = NULL, *R1 = NULL;
+    const bool eigen = !starts_at(l, "orthogonal");
+    err e = mem_alloc(n * n, sizeof(double), "start of R1", &R1);
+    if (!e.code && eigen) e = mem_alloc(n * n, sizeof(double), "second moment", &C);
+    e = comm_agree(l->q->c, e, "start points", NULL);
+    if (!e.code && eigen)
+        e = starts_at(l, "womi") ? weight_start_moment_r1(l->q->c, &l->stage, C)
+                                 : row_pool_moment_r1(l->q->c, &l->pool, C);
+    if (!e.code && eigen) e = start_pca(n, C, R1, NULL);
+    if (!e.code && !eigen)
+        e = start_orthogonal(n, (uint64_t)recipe_int(r, "seed"), RNG_R1_NORMAL, 0, R1);
+    if (!e.code) take_whole(l, R1);
+    mem_free(C);
+    mem_free(R1);
+    return e;
+}
+
+/* Collective. Starts that are factored: pca, womi and orthogonal. */
+static err start_r1_factored(learner *l) {
+    grid_shape shape;
+    err e = grid_resolve("numerics.grid", recipe_str(l->q->recipe, "numerics.grid"),
+                         learner_cfg(l)->hidden, comm_size(l->q->c), &shape);
+    if (e.code) return e;
+    return shape.rows * shape.cols > 1 ? start_r1_dist(l, shape) : start_r1_whole(l);
+}
+
+/* Rows of R1 as the set has it, as many at a time as pass. */
+static err start_r1_from_set(learner *l) {
+    const int64_t n = learner_cfg(l)->hidden;
+    void *band;
+    err e = mem_alloc(DEALT_ROWS_BAND * n, sizeof(double), "rows of R1", &band);
+    for (int64_t row = 0; !e.code && row < n; row += DEALT_ROWS_BAND) {
+        const int64_t b = size_min(DEALT_ROWS_BAND, n - row);
+        rotation_dense_rows(rotation_set_r1(l->q->rotations), row, b, band);
+        dealt_rows_put(l->R1, row, b, band);
+    }
+    mem_free(band);
+    return e;
+}
+
+static err start_r2_from_set(learner *l) {
+    rotation_set *set = l->q->rotations;
+    int64_t dd = learner_cfg(l)->head_dim * learner_cfg(l)->head_dim;
+    err e = err_none();
+    for (int64_t i = 0; i < learner_cfg(l)->layers && !e.code; i++) {
+        e = rotation_set_prepare_r2(set, i);
+        for (int64_t h = 0; h < l->r2_heads && !e.code; h++)
+            e = rotation_to_dense(rotation_set_r2(set, i, h),
+                                  l->R2 + i * learner_r2_entries(l) + h * dd);
+    }
+    return e;
+}
+
+err learn_start(learner *l) {
+    const bool eigen = r2_starts_at(l, "pca") || r2_starts_at(l, "womi");
+    err e = err_none();
+    if (l->R1 && (starts_at(l, "pca") || starts_at(l, "womi") || starts_at(l, "orthogonal")))
+        e = start_r1_factored(l);
+    else if (l->R1)
+        e = start_r1_from_set(l);
+    if (!e.code && l->r2_heads) e = eigen ? start_r2_eigen(l) : start_r2_from_set(l);
+    e = comm_agree(l->q->c, e, "start points", NULL);
+    if (!e.code && l->r2_heads && eigen) learn_share_r2(l);
+    return e;
+}

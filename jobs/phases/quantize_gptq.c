@@ -1,0 +1,369 @@
+/* Phase gptq of quantize where weights.method is gptq or gptaq: the layers, one after the other
+ * with all ranks, each an object of the run state as soon as it is done. A killed run takes its
+ * streams through the finished layers again and goes on with the layer that it lost. The embedding
+ * and the head follow as with rounding to nearest (quantize_items.c). */
+#include "jobs/phases/item_output.h"
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/gemm.h"
+#include "base/half.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "jobs/run/gptq_table.h"
+#include "jobs/run/stop.h"
+#include "jobs/setup/setup.h"
+#include "pipeline/gptq/gptq_layer.h"
+#include "pipeline/plan/memory_plan.h"
+#include "quant/grid.h"
+#include "quant/pack.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+bool quantize_uses_gptq(const recipe *r) {
+    return !recipe_is(r, "weights.method", "rtn");
+}
+
+/* What a run needs beside the settings, which borrow from it. */
+typedef struct gptq_phase {
+    gptq_settings s;
+    llama_sites sites, full;
+    char *scratch;
+} gptq_phase;
+
+static void phase_clear(gptq_phase *p) {
+    free(p->scratch);
+}
+
+/* Weights hold R1, R2 and the scales; R3 and R4 stay, and R4 turns for real. */
+static err phase_sites(const quantize_run *q, gptq_phase *p) {
+    const rotation **unused;
+    const bool quantized = recipe_is(q->recipe, "weights.stream", "quantized");
+    const bool r4 = rotation_set_r4(q->rotations) != NULL;
+    err e = setup_sites(q->recipe, &q->source.cfg, q->rotations, true, r4, &p->sites, &unused);
+    if (e.code) return e;
+    p->full = llama_sites_none();
+    p->full.R4 = p->sites.R4;
+    p->full.r4_fused = r4;
+    if (!quantized) p->sites = p->full;
+    return e;
+}
+
+/* A text with too few windows is gone through again and again: a Hessian knows no more by that. */
+static int64_t distinct_windows(const quantize_run *q) {
+    const int64_t n = recipe_int(q->recipe, "calib.windows"),
+                  length = recipe_int(q->recipe, "calib.window");
+    const size_t bytes = (size_t)length * sizeof *q->calib_ids;
+    const int32_t *ids = q->calib_ids;
+    int64_t period = 1;
+    if (!ids) return n;
+    while (period < n && memcmp(ids, ids + period * length, bytes) != 0) period++;
+    for (int64_t i = period; i < n; i++)
+        if (memcmp(ids + i * length, ids + (i - period) * length, bytes) != 0) return n;
+    return period;
+}
+
+static err phase_settings(const quantize_run *q, gptq_phase *p) {
+    const recipe *r = q->recipe;
+    *p = (gptq_phase){.scratch = NULL};
+    err e = phase_sites(q, p);
+    if (e.code) return e;
+    p->s =
+        (gptq_settings){.c = q->c,
+                        .job = &q->job,
+                        .sites = &p->sites,
+                        .full = &p->full,
+                        .ids = q->calib_ids,
+                        .n_windows = recipe_int(r, "calib.windows"),
+                        .n_distinct = distinct_windows(q),
+                        .length = recipe_int(r, "calib.window"),
+                        .batches = 1,
+                        .asymmetric = recipe_is(r, "weights.method", "gptaq"),
+                        .from_layer = recipe_is(r, "weights.target", "layer"),
+                        .alpha = recipe_real(r, "weights.alpha"),
+                        .act_order = recipe_bool(r, "weights.act_order"),
+                        .solve = {.damp = recipe_real(r, "weights.damp"),
+                                  .block = recipe_int(r, "numerics.gptq_block"),
+                                  .dist_from = recipe_int(r, "numerics.gptq_grid_from"),
+                                  .grid = {1, 1},
+                                  .blas_threads = json_is_integer(recipe_get(r, "numerics.threads"))
+                                                      ? (int)recipe_int(r, "numerics.threads")
+                                                      : 1}};
+    if (recipe_is(r, "numerics.gptq_grid", "auto")) return e;
+    return grid_resolve("numerics.gptq_grid", recipe_str(r, "numerics.gptq_grid"),
+                        q->source.cfg.hidden, 1 << 20, &p->s.solve.grid);
+}
+
+/* ---- memory ---- */
+
+/* Returns the bytes of its file. */
+static uint64_t plan_of(gptq_settings s, const gptq_thrift *t, int ranks, int rank,
+                        memory_plan *p) {
+    s.scratch = t->scratch ? "" : NULL;
+    s.batches = t->batches;
+    const gptq_bytes b = gptq_run_bytes(&s, ranks, rank);
+    memory_plan_add(p, "activations", b.activations);
+    memory_plan_add(p, "weights of a layer", b.weights);
+    memory_plan_add(p, "sums of a Hessian", b.sums);
+    memory_plan_add(p, "Hessian and factor", b.factor);
+    memory_plan_add(p, "rows and codes", b.rows);
+    return b.scratch_file;
+}
+
+err quantize_gptq_memory(const quantize_run *q, int ranks, int rank, const gptq_thrift *t,
+                         memory_plan *p) {
+    gptq_phase phase;
+    err e = phase_settings(q, &phase);
+    if (e.code) return e;
+    plan_of(phase.s, t, ranks, rank, p);
+    phase_clear(&phase);
+    return e;
+}
+
+gptq_thrift quantize_gptq_thrift(const quantize_run *q) {
+    return (gptq_thrift){.scratch = options_has(q->o, OPT_SCRATCH), .batches = 1};
+}
+
+/* A few parts cost less than files, many may cost more. */
+bool quantize_gptq_thriftier(const quantize_run *q, int ranks, gptq_thrift *t) {
+    enum { BEFORE_FILES = 4 };
+    const gptq_settings shapes = {.job = &q->job};
+    const int64_t units = gptq_run_most_batches(&shapes, ranks);
+    const bool files = !t->scratch && (t->batches >= BEFORE_FILES || t->batches >= units);
+    if (!files && t->batches >= units) return false;
+    *t = (gptq_thrift){.scratch = t->scratch || files,
+                       .batches = files ? 1 : size_min(2 * t->batches, units)};
+    return true;
+}
+
+const char *quantize_gptq_thrift_text(const gptq_thrift *t, char buf[96]) {
+    char parts[48] = "";
+    if (t->batches > 1)
+        snprintf(parts, sizeof parts, "rows are rounded in %" PRId64 " parts", t->batches);
+    snprintf(buf, 96, "%s%s%s", t->scratch ? "activations go to the scratch folder" : "",
+             t->scratch && parts[0] ? ", " : "", parts);
+    return buf;
+}
+
+/* The dearest way that fits on every rank; where none does, the last one is refused. */
+static err plan_memory(const quantize_run *q, gptq_phase *p) {
+    const int size = comm_size(q->c), rank = comm_rank(q->c);
+    const uint64_t limit = memory_plan_limit(q->limit);
+    gptq_thrift t = quantize_gptq_thrift(q);
+    memory_plan plan;
+    uint64_t file = 0;
+    char bytes[32];
+    for (int64_t over = 1; over;) {
+        plan = (memory_plan){.n = 0};
+        memory_plan_add(&plan, "program", q->base_bytes);
+        file = plan_of(p->s, &t, size, rank, &plan);
+        over = limit && memory_plan_total(&plan) > limit;
+        comm_max_i64(q->c, &over, 1);
+        over = over && quantize_gptq_thriftier(q, size, &t);
+    }
+    if (t.scratch) {
+        p->scratch = options_has(q->o, OPT_SCRATCH) ? strdup(options_str(q->o, OPT_SCRATCH))
+                                                    : file_join(q->out, "run/scratch");
+        if (!p->scratch) abort();
+        p->s.scratch = p->scratch;
+        log_line(LOG_PHASE, "gptq: activations go to %s, %s for each rank%s", p->scratch,
+                 size_text(file, bytes),
+                 options_has(q->o, OPT_SCRATCH) ? "" : ": they do not fit in memory");
+    }
+    p->s.batches = t.batches;
+    if (t.batches > 1)
+        log_line(LOG_PHASE,
+                 "gptq: rows are rounded in %" PRId64 " parts and no tensor is read ahead: memory "
+                 "is short",
+                 t.batches);
+    return memory_plan_check(q->c, &plan, "gptq", q->limit);
+}
+
+/* ---- finished layers ---- */
+
+typedef struct object_reader {
+    const quantize_run *q;
+    int fd;
+    char *path;
+    void *bytes;
+    uint64_t room;
+} object_reader;
+
+static err read_slot(object_reader *r, const llama_tensor *t, layout_kind kind,
+                     const layout_slot **slot) {
+    *slot = layout_find_role(r->q->layout, t->role, t->layer, kind);
+    if (!*slot) return err_make(ERR_BUG, t->name, NULL, "not in the archive");
+    if ((*slot)->bytes > r->room) {
+        mem_free(r->bytes);
+        r->room = 0;
+        err e = mem_alloc((int64_t)(*slot)->bytes, 1, t->name, &r->bytes);
+        if (e.code) return e;
+        r->room = (*slot)->bytes;
+    }
+    return file_pread(r->fd, r->path, r->bytes, (*slot)->bytes, (*slot)->unit_offset);
+}
+
+static void widen(const void *from, st_dtype dtype, int64_t n, float *to) {
+    if (dtype == ST_BF16)
+        half_array_from_bf16(from, n, to);
+    else if (dtype == ST_F16)
+        half_array_from_fp16(from, n, to);
+    else
+        memcpy(to, from, (size_t)n * sizeof *to);
+}
+
+static err read_vector(void *arg, const llama_tensor *t, float *to) {
+    object_reader *r = arg;
+    const layout_slot *slot;
+    err e = read_slot(r, t, LAYOUT_PLAIN, &slot);
+    if (!e.code) widen(r->bytes, slot->dtype, t->rows, to);
+    return e;
+}
+
+static err read_codes(void *arg, const llama_tensor *t, qmatrix *m) {
+    object_reader *r = arg;
+    const layout_slot *slot;
+    const bool packed = layout_find_role(r->q->layout, t->role, t->layer, LAYOUT_PACKED);
+    err e = read_slot(r, t, packed ? LAYOUT_PACKED : LAYOUT_CODES, &slot);
+    if (!e.code && packed) unpack_rows(r->bytes, m->rows, m->cols, m->bits, m->codes);
+    for (int64_t i = 0; i < m->rows * m->cols && !e.code && !packed; i++)
+        m->codes[i] = (uint8_t)(((const int8_t *)r->bytes)[i] + grid_middle(m->bits));
+    if (!e.code) e = read_slot(r, t, LAYOUT_SCALE, &slot);
+    if (!e.code) widen(r->bytes, slot->dtype, m->rows * m->n_groups, m->scales);
+    if (!e.code && m->zeros) e = read_slot(r, t, LAYOUT_ZEROS, &slot);
+    if (!e.code && m->zeros) unpack_zeros(r->bytes, m->rows, m->n_groups, m->bits, m->zeros);
+    return e;
+}
+
+static err pass_layer(const quantize_run *q, gptq_run *run, int64_t layer) {
+    object_reader r = {.q = q, .fd = -1, .path = run_object_path(q->out, q->units[layer + 1].hex)};
+    const gptq_kept kept = {.arg = &r, .codes = read_codes, .vector = read_vector};
+    err e = comm_agree(q->c, file_open_read(r.path, &r.fd, NULL), "a finished layer", NULL);
+    if (!e.code) e = gptq_run_pass(run, layer, &kept);
+    if (r.fd >= 0) close(r.fd);
+    mem_free(r.bytes);
+    free(r.path);
+    return e;
+}
+
+/* ---- a layer ---- */
+
+/* The owner of the item writes the object; everyone learns its name. */
+static err quantize_layer(quantize_run *q, gptq_run *run, int64_t layer, bool last,
+                          item_piece *piece, item_report *done, gptq_layer_report *report) {
+    const int64_t item = layer + 1;
+    const double start = clock_now_s();
+    const int owner = q->owner[item];
+    const bool mine = owner == comm_rank(q->c);
+    item_output out = {.q = q};
+    *done = (item_report){.item = item};
+    err e = mine ? item_output_open(q, item, piece, &out) : err_none();
+    e = comm_agree(q->c, e, "keeping a layer", NULL);
+    const quantize_sink sink = item_output_sink(&out);
+    if (!e.code) e = gptq_run_layer(run, layer, mine ? &sink : NULL, last, report);
+    if (!e.code && mine) e = item_output_finish(&out, done->hex);
+    if (mine) item_output_abandon(&out);
+    e = comm_agree(q->c, e, "keeping a layer", NULL);
+    if (e.code) return e;
+    comm_bcast(q->c, done->hex, sizeof done->hex, owner);
+    memcpy(q->units[item].hex, done->hex[0], SHA256_HEX);
+    memcpy(done->result.source_sha256, report->source_sha256, SHA256_HEX);
+    done->result.error = report->error;
+    done->seconds = clock_now_s() - start;
+    return e;
+}
+
+/* Root only. Into the work tree, the events and the log; then it is durable. */
+static err keep_layer(quantize_run *q, const item_report *done, const gptq_layer_report *report) {
+    err e = item_note(q, done);
+    if (e.code) return e;
+    json_t *table = gptq_table_of(&q->source.cfg, done->item - 1, done->seconds, report),
+           *work = run_state_work(q->state);
+    char key[24];
+    snprintf(key, sizeof key, "%" PRId64, done->item - 1);
+    if (!json_object_get(work, "errors")) json_object_set_new(work, "errors", json_object());
+    json_object_set(json_object_get(work, "errors"), key, table);
+    events_add(q->events, "gptq", "errors", table);
+    gptq_table_tell(&q->source.cfg, done->item - 1, done->seconds, report);
+    e = run_state_commit(q->state, "gptq");
+    events_add(q->events, "gptq", "commit", json_pack("{s:I}", "done", (json_int_t)done->item));
+    return e;
+}
+
+/* Layers whose weights will be asked for: with a stream of full precision those that are done too,
+ * up to the last one that is not. */
+static int64_t layers_to_read(const quantize_run *q, bool all, int64_t *layers, int64_t *last) {
+    const int64_t n = q->source.cfg.layers;
+    int64_t count = 0;
+    *last = -1;
+    for (int64_t i = 0; i < n; i++)
+        if (!quantize_item_done(q, i + 1)) *last = i;
+    for (int64_t i = 0; i <= *last; i++)
+        if (all || !quantize_item_done(q, i + 1)) layers[count++] = i;
+    return count;
+}
+
+static err do_layers(quantize_run *q, gptq_run *run, int64_t last) {
+    item_piece piece = {0};
+    const int64_t n = q->source.cfg.layers;
+    int64_t passed = 0;
+    err e = err_none();
+    for (int64_t i = 0; i <= last && !e.code; i++) {
+        item_report done;
+        gptq_layer_report report;
+        if (quantize_item_done(q, i + 1)) {
+            if (!passed++)
+                log_line(LOG_RUN, "gptq: activations of the finished layers are computed again");
+            e = pass_layer(q, run, i);
+            continue;
+        }
+        e = quantize_layer(q, run, i, i == last, &piece, &done, &report);
+        if (!e.code && q->state) e = keep_layer(q, &done, &report);
+        e = comm_agree(q->c, e, "committing", NULL);
+        log_progress("gptq", i + 1, n);
+        if (!e.code && i < last && stop_agreed(q->c))
+            e = comm_agree(q->c, stop_error(q->out), "stopping", NULL);
+    }
+    mem_free(piece.bytes);
+    return e;
+}
+
+/* Said once: a Hessian with fewer tokens than columns lacks directions. */
+static void warn_tokens(const quantize_run *q, int64_t tokens) {
+    const llama_config *c = &q->source.cfg;
+    const int64_t widest = size_max(c->intermediate, size_max(c->hidden, c->heads * c->head_dim));
+    if (tokens >= widest) return;
+    log_line(LOG_WARN,
+             "gptq: %" PRId64 " calibration tokens for matrices of up to %" PRId64
+             " columns; damping is raised to up to %.3g of the mean diagonal: give more text "
+             "(calib.windows, calib.window)",
+             tokens, widest,
+             recipe_real(q->recipe, "weights.damp") * (double)widest / (double)tokens);
+}
+
+err quantize_gptq(quantize_run *q) {
+    int64_t *layers = calloc((size_t)q->source.cfg.layers + 1, sizeof *layers), last;
+    gptq_phase p;
+    gptq_run *run = NULL;
+    if (!layers) abort();
+    err e = comm_agree(q->c, phase_settings(q, &p), "gptq", NULL);
+    const int64_t n = layers_to_read(q, p.s.asymmetric && !p.s.from_layer, layers, &last);
+    quantize_phase_start(q, "gptq");
+    if (!e.code && last >= 0) {
+        warn_tokens(q, p.s.n_distinct * p.s.length);
+        e = plan_memory(q, &p);
+        if (!e.code) e = gptq_run_create(&p.s, layers, n, &run);
+        if (!e.code) e = do_layers(q, run, last);
+        gptq_run_destroy(&run);
+        if (!e.code && q->state)
+            gptq_table_summary(json_object_get(run_state_work(q->state), "errors"));
+    }
+    phase_clear(&p);
+    free(layers);
+    return e;
+}

@@ -1,0 +1,131 @@
+/* Learning in quantize: start points, then the phases learn.k of the recipe in order, then the
+ * rotations that come out take their place in the set that fusion uses. A restart captures rows
+ * again and goes on from the last commit. */
+#include "jobs/phases/learn.h"
+
+#include "base/mem.h"
+#include "base/size.h"
+#include "jobs/setup/setup.h"
+#include "mpi/replicas.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static err learner_init(learner *l, quantize_run *q) {
+    const llama_config *cfg = &q->source.cfg;
+    *l = (learner){.q = q, .r2_heads = rotation_set_r2_count(q->rotations)};
+    void *r2 = NULL;
+    err e = err_none();
+    if (rotation_set_r1(q->rotations))
+        e = dealt_rows_create(q->c, cfg->hidden, cfg->hidden, "R1", &l->R1);
+    if (!e.code) e = mem_alloc(cfg->layers * learner_r2_entries(l), sizeof(double), "R2", &r2);
+    l->R2 = r2;
+    if (!e.code) e = learn_scales_init(l);
+    stage_range *ranges = calloc((size_t)comm_size(q->c), sizeof *ranges);
+    if (!ranges) abort();
+    learn_cut(l, comm_size(q->c), ranges, &l->n_stages);
+    l->range = ranges[comm_rank(q->c)];
+    free(ranges);
+    e = comm_agree(q->c, e, "learning", NULL);
+    if (!e.code && l->n_stages < comm_size(q->c))
+        e = comm_split(q->c, comm_rank(q->c) < l->n_stages ? 0 : -1, "stages", &l->stages);
+    return e;
+}
+
+static void learner_clear(learner *l) {
+    comm_destroy(&l->stages);
+    row_pool_clear(&l->pool);
+    llama_stage_clear(&l->stage);
+    weight_moments_destroy(&l->moments);
+    dealt_rows_destroy(&l->R1);
+    mem_free(l->R2);
+    mem_free(l->scales);
+    scale_moments_destroy(&l->scale_moments);
+    scale_peaks_destroy(&l->scale_peaks);
+}
+
+/* Collective. What fusion is about to use, on each rank. */
+static err check_replicas(const learner *l, const double *R1) {
+    const uint64_t n = R1 ? (uint64_t)learner_cfg(l)->hidden : 0,
+                   n2 = l->R2 ? (uint64_t)(learner_cfg(l)->layers * learner_r2_entries(l)) : 0;
+    const replica parts[] = {{"R1", R1, n * n * sizeof *R1},
+                             {"R2", l->R2, n2 * sizeof *l->R2},
+                             {"scales", l->scales, (uint64_t)l->n_scales * sizeof *l->scales}};
+    return replicas_check(l->q->c, parts, 3, "the learned rotations");
+}
+
+/* Learned matrices take the place of the start points in the set that fusion uses. */
+static err adopt(learner *l) {
+    rotation_set *set = l->q->rotations;
+    int64_t d = learner_cfg(l)->head_dim, dd = d * d;
+    rotation *r = NULL;
+    double *R1;
+    err e = learn_r1_whole(l, &R1); /* fusion takes it whole */
+    if (!e.code) e = check_replicas(l, R1);
+    if (!e.code && R1) e = rotation_create_dense(learner_cfg(l)->hidden, R1, &r);
+    mem_free(R1);
+    if (!e.code && r) e = rotation_set_put_r1(set, &r);
+    for (int64_t i = 0; l->r2_heads && i < learner_cfg(l)->layers && !e.code; i++) {
+        e = rotation_set_prepare_r2(set, i);
+        for (int64_t h = 0; h < l->r2_heads && !e.code; h++) {
+            e = rotation_create_dense(d, l->R2 + i * learner_r2_entries(l) + h * dd, &r);
+            if (!e.code) e = rotation_set_put_r2(set, i, h, &r);
+        }
+    }
+    rotation_destroy(&r);
+    return comm_agree(l->q->c, e, "taking over the rotations", NULL);
+}
+
+/* Phases and start points that need rows of the calibration text or of weights. */
+bool learn_needs_rows(const quantize_run *q, int64_t first, bool fresh) {
+    const json_t *phases = recipe_get(q->recipe, "learn");
+    for (size_t k = (size_t)size_max(0, first); k < json_array_size(phases); k++)
+        if (!learn_e2e_is(json_array_get(phases, k))) return true;
+    return fresh && (setup_starts_at(q->recipe, "pca") || setup_starts_at(q->recipe, "womi"));
+}
+
+static err run_phase(learner *l, int64_t k, const learn_kept *saved) {
+    const bool e2e = learn_e2e_is(json_array_get(recipe_get(l->q->recipe, "learn"), (size_t)k));
+    if (!e2e) return learn_range_phase(l, k, saved);
+    if (!learn_needs_rows(l->q, k + 1, false)) { /* memory for the passes */
+        row_pool_clear(&l->pool);
+        llama_stage_clear(&l->stage);
+    }
+    return learn_e2e_phase(l, k, saved);
+}
+
+/* Scales stand after the phases `range` and before the first that runs the whole model. */
+static err scales_if_due(learner *l, int64_t phase, int64_t phases) {
+    const json_t *p = json_array_get(recipe_get(l->q->recipe, "learn"), (size_t)phase);
+    if (learn_scales_done(l) || (phase < phases && !learn_e2e_is(p))) return err_none();
+    err e = learn_scales(l);
+    return e.code ? e : learn_keep_rotations(l, phase);
+}
+
+err quantize_learn(quantize_run *q) {
+    int64_t phases = (int64_t)json_array_size(recipe_get(q->recipe, "learn")), first = -1;
+    learn_kept saved = {0};
+    learner l;
+    if (!quantize_learns(q->recipe) && !setup_starts_at(q->recipe, "womi")) return err_none();
+    err e = learner_init(&l, q);
+    if (!e.code) e = learn_recall_rotations(&l, &first);
+    if (!e.code) e = learn_recall(q, &saved);
+    const bool fresh = first < 0;
+    if (!e.code) e = learn_scales_adopt(&l);
+    const bool rows = !e.code && (learn_needs_rows(q, first, fresh) || !learn_scales_done(&l));
+    if (rows) quantize_phase_start(q, "capture");
+    if (rows) e = learn_capture_rows(&l);
+    if (!e.code && fresh) e = learn_start(&l);
+    if (rows && !e.code) quantize_phase_end(q, "capture", NULL);
+    if (!e.code && fresh) e = learn_keep_rotations(&l, 0);
+    for (int64_t p = fresh ? 0 : first; p < phases && !e.code; p++) {
+        e = scales_if_due(&l, p, phases);
+        if (!e.code) e = run_phase(&l, p, &saved);
+        if (!e.code) e = learn_keep_rotations(&l, p + 1);
+    }
+    if (!e.code) e = scales_if_due(&l, phases, phases);
+    if (!e.code) e = adopt(&l);
+    learn_kept_clear(&saved);
+    learner_clear(&l);
+    return e;
+}

@@ -1,0 +1,201 @@
+/* The Slurm script of a plan. It stops at a commit before the end of its time or when it is
+ * preempted, and goes on in the next slice of the job: quantize says so by exit code 75. */
+#include "jobs/planning/plan.h"
+
+#include "base/file.h"
+#include "base/size.h"
+
+#include <inttypes.h>
+#include <limits.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Text that grows. */
+typedef struct script {
+    char *text;
+    size_t len;
+} script;
+
+__attribute__((format(printf, 2, 3))) static void add(script *s, const char *fmt, ...) {
+    va_list args;
+    char *line = NULL;
+    va_start(args, fmt);
+    const int n = vasprintf(&line, fmt, args);
+    va_end(args);
+    if (n < 0 || !(s->text = realloc(s->text, s->len + (size_t)n + 1))) abort();
+    memcpy(s->text + s->len, line, (size_t)n + 1);
+    s->len += (size_t)n;
+    free(line);
+}
+
+/* A word of a shell command. */
+static void add_word(script *s, const char *word) {
+    add(s, "'");
+    for (; *word; word++) add(s, *word == '\'' ? "'\\''" : "%c", *word);
+    add(s, "'");
+}
+
+/* Files are named in full: the job may start elsewhere. What is no file (a built-in recipe) stays.
+ */
+static void add_path(script *s, const char *path) {
+    char *real = realpath(path, NULL), *cwd = NULL;
+    if (real) {
+        add_word(s, real);
+    } else if (path[0] == '/' || !(cwd = getcwd(NULL, 0))) {
+        add_word(s, path);
+    } else {
+        char *full = file_join(cwd, path);
+        add_word(s, full);
+        free(full);
+    }
+    free(real);
+    free(cwd);
+}
+
+static void add_time(script *s, double seconds) {
+    const int64_t t = (int64_t)ceil(seconds);
+    add(s, "#SBATCH --time=%" PRId64 ":%02" PRId64 ":%02" PRId64 "\n", t / 3600, t / 60 % 60,
+        t % 60);
+}
+
+/* Time to come to a commit: a step, a layer, the flushing of what is done. */
+static int64_t notice_s(double limit_s) {
+    return limit_s > 0 && limit_s < 2400 ? size_max(60, (int64_t)(limit_s / 4)) : 600;
+}
+
+static void add_head(script *s, const run_plan *p, const plan_job *job) {
+    const plan_place *at = &p->place;
+    const double need = (double)memory_plan_total(&plan_largest(p)->memory) * at->ranks_per_node;
+    const int64_t mib = (int64_t)ceil(1.2 * need / (1 << 20) / 256) * 256;
+    char low[32], text[32];
+    add(s,
+        "#!/bin/bash\n"
+        "# Submit with sbatch. The plan: %.1f minutes, up to %.1f; %s on the largest rank, "
+        "%s a node.\n",
+        plan_seconds(p) / 60, plan_seconds(p) * p->rates.spread / 60,
+        size_text(memory_plan_total(&plan_largest(p)->memory), low),
+        size_text((uint64_t)need, text));
+    add(s, "#SBATCH --job-name=spinshard\n#SBATCH --nodes=%d\n#SBATCH --ntasks-per-node=%d\n",
+        at->nodes, at->ranks_per_node);
+    add(s, "#SBATCH --cpus-per-task=%d\n", (int)fmax(1, floor(at->cores_per_rank)));
+    add(s, "#SBATCH --mem=%" PRId64 "M\n", mib);
+    if (job->limit_s > 0) add_time(s, job->limit_s);
+    add(s, "#SBATCH --signal=B:USR1@%" PRId64 "\n", notice_s(job->limit_s));
+    add(s,
+        "#SBATCH --requeue\n"
+        "#SBATCH --open-mode=append\n"
+        "#SBATCH --exclusive\n"
+        "#SBATCH --hint=nomultithread\n"
+        "#SBATCH --output=spinshard-%%j.log\n"
+        "# What differs from site to site goes here: #SBATCH --account, --partition; module load.\n"
+        "set -u\n\n");
+}
+
+/* Older Slurm does not say when the job ends. */
+static void add_end(script *s) {
+    add(s, "if [ -z \"${SLURM_JOB_END_TIME:-}\" ]; then\n"
+           "    SLURM_JOB_END_TIME=$(date -d \"$(squeue -h -j \"$SLURM_JOB_ID\" -o %%e)\" +%%s)\n"
+           "    export SLURM_JOB_END_TIME\n"
+           "fi\n\n");
+}
+
+static void add_environment(script *s, const run_plan *p) {
+    const int threads = (int)fmax(1, floor(p->place.cores_per_rank));
+    add(s,
+        "# One rank on each NUMA domain, its threads on the cores there.\n"
+        "export OMP_NUM_THREADS=%d OMP_PLACES=cores OMP_PROC_BIND=close\n"
+        "export SRUN_CPUS_PER_TASK=%d # srun does not take it from sbatch\n",
+        threads, threads);
+    add(s, "# Kernels of BLAS: OpenBLAS picks slow ones on CPUs younger than itself, and the same "
+           "bytes\n# need the same kernels on all nodes.\nunset OPENBLAS_L2_SIZE\n");
+    if (p->rates.blas[0])
+        add(s, "export OPENBLAS_CORETYPE=%s\n\n", p->rates.blas);
+    else
+        add(s, "unset OPENBLAS_CORETYPE\n\n");
+}
+
+/* The flags that say the same to quantize as to plan. */
+static void add_command(script *s, const plan_job *job) {
+    static const struct {
+        option opt;
+        const char *flag;
+        bool path;
+    } passed[] = {{OPT_MODEL, "--model", true},
+                  {OPT_RECIPE, "--recipe", false},
+                  {OPT_SET, "--set", false},
+                  {OPT_SEED, "--seed", false},
+                  {OPT_CALIB, "--calib", true},
+                  {OPT_CALIB_IDS, "--calib-ids", true},
+                  {OPT_MEM, "--mem", false},
+                  {OPT_SCRATCH, "--scratch", true},
+                  {OPT_REPLICAS, "--replicas", false},
+                  {OPT_STAGES, "--stages", false},
+                  {OPT_RECOMPUTE, "--recompute", false}};
+    add(s, "quantize=(\"$spinshard\" quantize --out \"$out\"");
+    for (size_t i = 0; i < sizeof passed / sizeof *passed; i++)
+        for (int k = 0; k < job->o->n_values[passed[i].opt]; k++) {
+            const char *value = job->o->values[passed[i].opt][k];
+            const bool file = passed[i].path || (passed[i].opt == OPT_RECIPE &&
+                                                 (strchr(value, '/') || file_exists(value)));
+            add(s, " \\\n    %s ", passed[i].flag);
+            (file ? add_path : add_word)(s, value);
+        }
+    if (job->limit_s > 0) add(s, " \\\n    --stop-before %" PRId64 "s", notice_s(job->limit_s));
+    add(s, ")\n\n");
+}
+
+static void add_run(script *s) {
+    add(s,
+        "# In place of srun, where it cannot start Open MPI:\n"
+        "#   launch=(mpirun --map-by \"ppr:$SLURM_NTASKS_PER_NODE:node:PE=$SLURM_CPUS_PER_TASK\" "
+        "--bind-to core)\n"
+        "launch=(srun --mpi=pmix --kill-on-bad-exit=1 --cpu-bind=cores)\n"
+        "if [ \"${launch[0]}\" = srun ] && ! srun --mpi=list 2>&1 | grep -q pmix; then\n"
+        "    echo 'this Slurm has no PMIx: use mpirun, as above' >&2\n"
+        "    exit 2\n"
+        "fi\n\n"
+        "# A signal reaches this shell alone (--signal=B:, preemption): it is passed on, and every "
+        "rank\n# stops at the same commit.\n"
+        "\"${launch[@]}\" \"${quantize[@]}\" &\n"
+        "run=$!\n"
+        "trap 'kill -USR1 \"$run\" 2>/dev/null' USR1 TERM\n"
+        "wait \"$run\"\n"
+        "code=$?\n"
+        "while kill -0 \"$run\" 2>/dev/null; do # a signal ends wait, not the run\n"
+        "    wait \"$run\"\n"
+        "    code=$?\n"
+        "done\n\n"
+        "case $code in\n"
+        "0) \"${launch[@]}\" \"$spinshard\" verify \"$out\" || code=$? ;;\n"
+        "75) # stopped at a commit: the next slice of this job goes on there\n"
+        "    if [ \"${SLURM_RESTART_COUNT:-0}\" -lt 100 ]; then\n"
+        "        scontrol requeue \"$SLURM_JOB_ID\" || true # a preempted job is requeued already\n"
+        "    fi ;;\n"
+        "esac\n"
+        "exit \"$code\"\n");
+}
+
+err plan_write_script(const char *path, const run_plan *p, const plan_job *job) {
+    script s = {.len = 0};
+    char self[PATH_MAX];
+    const ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n <= 0) return err_errno("/proc/self/exe", "find the program");
+    self[n] = 0;
+    add_head(&s, p, job);
+    add_environment(&s, p);
+    if (job->limit_s > 0) add_end(&s);
+    add(&s, "spinshard=");
+    add_word(&s, self);
+    add(&s, "\nout=");
+    add_path(&s, job->out);
+    add(&s, "\n");
+    add_command(&s, job);
+    add_run(&s);
+    err e = file_publish(path, s.text, s.len);
+    free(s.text);
+    return e;
+}

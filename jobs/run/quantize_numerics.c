@@ -1,0 +1,122 @@
+/* numerics.grid and numerics.threads of a run: chosen once, kept by every restart. */
+#include "jobs/phases/learn.h"
+
+#include "base/gemm.h"
+#include "base/log.h"
+#include "base/size.h"
+#include "mpi/grid_shape.h"
+#include "pipeline/learn/e2e_layout.h"
+#include "rotations/cayley_dist.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* What the unfinished run in the output folder goes by. */
+typedef struct numerics {
+    char grid[24]; /* "": unknown */
+    char gptq_grid[24];
+    int64_t threads; /* 0: unknown */
+} numerics;
+
+static void take_grid(const json_t *v, char grid[24]) {
+    const char *text = json_string_value(v);
+    if (text && strcmp(text, "auto") != 0 && strlen(text) < 24)
+        memcpy(grid, text, strlen(text) + 1);
+}
+
+/* Root only. An unreadable state tells nothing here; opening it says what is wrong with it. */
+static numerics read_kept(const char *out_dir) {
+    numerics kept = {.threads = 0};
+    json_t *state;
+    if (run_state_peek(out_dir, &state).code) return kept;
+    const json_t *made = json_object_get(json_object_get(state, "fingerprint"), "recipe"),
+                 *v = json_object_get(made, "numerics");
+    take_grid(json_object_get(v, "grid"), kept.grid);
+    take_grid(json_object_get(v, "gptq_grid"), kept.gptq_grid);
+    kept.threads = json_integer_value(json_object_get(v, "threads")); /* 0 where it is "auto" */
+    json_decref(state);
+    return kept;
+}
+
+static void tell(const quantize_run *q, grid_shape grid) {
+    cayley_dist_options o = {.n = q->source.cfg.hidden, .grid = grid};
+    char shape[24], cell[32], alone[32];
+    const int cells = grid.rows * grid.cols;
+    size_text(cayley_dist_plan_bytes(&o), cell);
+    o.grid = (grid_shape){1, 1};
+    size_text(cayley_dist_plan_bytes(&o), alone);
+    if (cells > 1)
+        log_line(LOG_RUN,
+                 "numerics: R1 on a grid of %s, %" PRId64
+                 " BLAS threads each: %s on a cell, where one rank alone would hold %s",
+                 grid_text(grid, shape), recipe_int(q->recipe, "numerics.threads"), cell, alone);
+}
+
+/* Bits of the phases ce and kl-top depend on the cut of a window into slices: one number for all
+ * layouts. Others leave "auto". */
+void quantize_resolve_slices(quantize_run *q) {
+    const json_t *phases = recipe_get(q->recipe, "learn");
+    bool wanted = false;
+    for (size_t k = 0; k < json_array_size(phases); k++)
+        wanted |= learn_e2e_is(json_array_get(phases, k));
+    if (wanted && !json_is_integer(recipe_get(q->recipe, "numerics.slice_tokens")))
+        recipe_put(q->recipe, "numerics.slice_tokens",
+                   json_integer(e2e_slice_tokens(q->source.cfg.hidden)));
+}
+
+/* On one cell bits do not depend on threads: "auto" stays. */
+static void resolve_threads(quantize_run *q, grid_shape grid, const numerics *kept) {
+    if (grid.rows * grid.cols > 1 && !json_is_integer(recipe_get(q->recipe, "numerics.threads")))
+        recipe_put(q->recipe, "numerics.threads",
+                   json_integer(kept->threads > 0 ? kept->threads : gemm_threads()));
+}
+
+/* A grid key that is "auto" becomes that of the unfinished run, or the best for order n. */
+static err resolve_grid(quantize_run *q, const char *key, const char *kept, int64_t n,
+                        grid_shape *grid) {
+    char text[24];
+    const char *asked =
+        recipe_is(q->recipe, key, "auto") && kept[0] ? kept : recipe_str(q->recipe, key);
+    err e = grid_resolve(key, asked, n, comm_size(q->c), grid);
+    if (!e.code) recipe_put(q->recipe, key, json_string(grid_text(*grid, text)));
+    return e;
+}
+
+/* The widest inputs of linears decide; narrow ones stay on one rank all the same. */
+static err resolve_gptq(quantize_run *q, const numerics *kept) {
+    const llama_config *c = &q->source.cfg;
+    const int64_t from = recipe_int(q->recipe, "numerics.gptq_grid_from"),
+                  n = size_max(c->intermediate, size_max(c->hidden, c->heads * c->head_dim));
+    grid_shape grid;
+    char text[24];
+    if (n < from) return err_none();
+    err e =
+        resolve_grid(q, "numerics.gptq_grid", kept->gptq_grid, size_max(n, GRID_MIN_ORDER), &grid);
+    if (e.code) return e;
+    resolve_threads(q, grid, kept);
+    if (grid.rows * grid.cols > 1)
+        log_line(LOG_RUN, "numerics: Hessians of %" PRId64 " columns and more on a grid of %s",
+                 from, grid_text(grid, text));
+    return e;
+}
+
+err quantize_resolve_numerics(quantize_run *q) {
+    const bool learns = quantize_learns(q->recipe) && recipe_bool(q->recipe, "rotate.r1"),
+               gptq = quantize_uses_gptq(q->recipe);
+    numerics kept = {.threads = 0};
+    grid_shape grid;
+    quantize_resolve_slices(q);
+    if (!learns && !gptq)
+        return err_none(); /* nothing is factored over ranks, and no byte depends on these */
+    if (comm_rank(q->c) == 0 && !options_has(q->o, OPT_FORCE)) kept = read_kept(q->out);
+    comm_bcast(q->c, &kept, sizeof kept, 0);
+    err e = err_none();
+    if (learns) {
+        e = resolve_grid(q, "numerics.grid", kept.grid, q->source.cfg.hidden, &grid);
+        if (e.code) return e;
+        resolve_threads(q, grid, &kept);
+        tell(q, grid);
+    }
+    return gptq ? resolve_gptq(q, &kept) : e;
+}

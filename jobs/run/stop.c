@@ -1,0 +1,45 @@
+#include "jobs/run/stop.h"
+
+#include "base/size.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <time.h>
+
+static volatile sig_atomic_t asked;
+static double end_epoch_s; /* stop when the clock passes this; 0: never */
+
+static void on_signal(int number) {
+    (void)number;
+    asked = 1;
+}
+
+err stop_setup(const char *before) {
+    struct sigaction act = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    sigemptyset(&act.sa_mask);
+    sigaction(SIGTERM, &act, NULL);
+    sigaction(SIGUSR1, &act, NULL);
+    if (!before) return err_none();
+    double seconds = 0;
+    err e = size_parse_seconds(before, &seconds);
+    if (e.code) return err_at(e, "--stop-before");
+    const char *end = getenv("SLURM_JOB_END_TIME");
+    if (!end)
+        return err_make(ERR_USAGE, "--stop-before",
+                        "in the job script: export SLURM_JOB_END_TIME=$(date -d \"$(squeue -h -j "
+                        "$SLURM_JOB_ID -o %e)\" +%s)",
+                        "the end of the job is not known: SLURM_JOB_END_TIME is not set");
+    end_epoch_s = strtod(end, NULL) - seconds;
+    return e;
+}
+
+bool stop_agreed(const comm *c) {
+    int64_t stop = asked || (end_epoch_s > 0 && (double)time(NULL) >= end_epoch_s);
+    comm_max_i64(c, &stop, 1);
+    return stop != 0;
+}
+
+err stop_error(const char *where) {
+    return err_make(ERR_STOPPED, where, "run the same command again: it goes on from here",
+                    "stopped at a commit as asked");
+}

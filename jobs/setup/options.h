@@ -1,0 +1,91 @@
+/* options - the command line: which flags each command takes, their help, and their values as text.
+ * Not the recipe (jobs/setup/recipe.h): flags say what to do with which files, the recipe says how.
+ * First arrow of the way: options -> plan. */
+#ifndef SPINSHARD_JOBS_SETUP_OPTIONS_H
+#define SPINSHARD_JOBS_SETUP_OPTIONS_H
+
+#include "base/err.h"
+
+#include <stdint.h>
+
+typedef enum command {
+    CMD_PLAN,
+    CMD_QUANTIZE,
+    CMD_EVAL,
+    CMD_VERIFY,
+    CMD_INSPECT,
+    CMD_STATUS,
+    CMD_COUNT,
+} command;
+
+typedef enum option {
+    OPT_MODEL,
+    OPT_OUT,
+    OPT_RECIPE,
+    OPT_SET,
+    OPT_SEED,
+    OPT_TEXT,
+    OPT_TASKS,
+    OPT_ITEMS,
+    OPT_WINDOW,
+    OPT_LIMIT,
+    OPT_TAIL,
+    OPT_DTYPE,
+    OPT_ROTATIONS,
+    OPT_CALIB,
+    OPT_CALIB_IDS,
+    OPT_MEM,
+    OPT_SCRATCH,
+    OPT_REPLICAS,
+    OPT_STAGES,
+    OPT_RECOMPUTE,
+    OPT_FORCE,
+    OPT_KEEP_RUN,
+    OPT_DRY_RUN,
+    OPT_STOP_BEFORE,
+    OPT_NODES,
+    OPT_RANKS_PER_NODE,
+    OPT_CORES_PER_RANK,
+    OPT_MEM_PER_NODE,
+    OPT_TIME,
+    OPT_CPU,
+    OPT_MEASURE,
+    OPT_SCRIPT,
+    OPT_SOURCE,
+    OPT_EQUIVALENCE,
+    OPT_TENSORS,
+    OPT_ERRORS,
+    OPT_EXPORT_SPINQUANT,
+    OPT_JSON,
+    OPT_QUIET,
+    OPT_COUNT,
+} option;
+
+enum { OPTIONS_MAX_VALUES = 64 };
+
+typedef struct options {
+    command cmd;
+    const char *target; /* the positional argument of verify, inspect and status; borrowed */
+    int n_values[OPT_COUNT];
+    const char *values[OPT_COUNT][OPTIONS_MAX_VALUES]; /* borrowed from argv */
+} options;
+
+/* Local. The command named by a word; CMD_COUNT if none. */
+command options_command(const char *word);
+
+/* Local. Parse the words after the command. Fails with ERR_USAGE, naming the nearest flag. */
+err options_parse(command cmd, int argc, char **argv, options *out);
+
+bool options_has(const options *o, option opt);        /* local */
+const char *options_str(const options *o, option opt); /* local; last value, or NULL */
+
+/* Local. A whole number in lo..hi; *out untouched where the flag is absent. ERR_USAGE. */
+err options_int(const options *o, option opt, int64_t lo, int64_t hi, int64_t *out);
+
+/* Local. Help on stdout: of one command, or of all (CMD_COUNT). */
+void options_help(command cmd);
+
+/* Local. The word of `words` (NULL-ended) that is nearest to `word` by edit distance. */
+const char *options_nearest(const char *word, const char *const *words);
+
+#endif

@@ -1,0 +1,489 @@
+#include "jobs/setup/recipe.h"
+
+#include "base/file.h"
+#include "base/size.h"
+#include "base/yaml.h"
+#include "version.h"
+
+#include <dirent.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum kind {
+    KIND_INT,
+    KIND_REAL,
+    KIND_BOOL,
+    KIND_WORD, /* one of `words` */
+    KIND_WORD_OR_TEXT,
+    KIND_INT_OR_WORD, /* a whole number in lo..hi, or one of `words` */
+    KIND_WORDS,       /* a list of `words` */
+    KIND_SIZE,
+    KIND_PHASES,
+} kind;
+
+typedef struct key {
+    const char *path;
+    kind kind;
+    const char *standard; /* the default, as YAML */
+    double lo, hi;
+    const char *words; /* separated by '|' */
+    const char *help;
+} key;
+
+static const key keys[] = {
+    {"recipe_version", KIND_INT, "1", 1, 1, NULL, "version of this list"},
+    {"seed", KIND_INT, "0", 0, 9007199254740991, NULL, "seed of everything random"},
+    {"rotate.r1", KIND_BOOL, "true", 0, 0, NULL, "rotate the residual stream"},
+    {"rotate.r2", KIND_WORD, "layer", 0, 0, "none|layer|head",
+     "rotate values: one matrix a layer or a KV head"},
+    {"rotate.start", KIND_WORD_OR_TEXT, "had", 0, 0, "identity|had|orthogonal|pca|womi",
+     "start point, or a rotations.safetensors"},
+    {"rotate.start_r2", KIND_WORD, "same", 0, 0, "same|pca|womi", "start point of R2 alone"},
+    {"rotate.online", KIND_WORDS, "[]", 0, 0, "r3|r4",
+     "rotations applied at run time (no common runtime does)"},
+    {"rotate.r4_block", KIND_INT_OR_WORD, "auto", 1, 1 << 20, "auto",
+     "block of R4; auto: the whole size"},
+    {"scale.pairs", KIND_WORDS, "[]", 0, 0, "norm|vo|qk|ud",
+     "pairs of layers that exchange scales"},
+    {"scale.start", KIND_WORD, "ones", 0, 0, "ones|closed|smooth", "start of the scales"},
+    {"scale.alpha", KIND_REAL, "0.5", 0, 1, NULL, "strength of smooth"},
+    {"learn", KIND_PHASES, "[]", 0, 0, NULL, "phases of learning"},
+    {"weights.method", KIND_WORD, "rtn", 0, 0, "rtn|gptq|gptaq", "how weights are rounded"},
+    {"weights.bits", KIND_INT, "4", 2, 8, NULL, "bits of a weight"},
+    {"weights.group", KIND_INT_OR_WORD, "channel", 1, 1 << 20, "channel|auto",
+     "inputs that share a scale"},
+    {"weights.symmetric", KIND_BOOL, "true", 0, 0, NULL, "no zero points"},
+    {"weights.scale", KIND_WORD, "max", 0, 0, "max|search",
+     "scale from the range, or the best of 80 shrunk ones"},
+    {"weights.act_order", KIND_BOOL, "true", 0, 0, NULL,
+     "GPTQ: columns by falling Hessian diagonal"},
+    {"weights.damp", KIND_REAL, "0.01", 0, 1, NULL, "GPTQ: damping, of the mean diagonal"},
+    {"weights.stream", KIND_WORD, "full", 0, 0, "full|quantized",
+     "GPTQ: activations of calibration"},
+    {"weights.target", KIND_WORD, "layer", 0, 0, "layer|full",
+     "GPTAQ: full precision of each layer alone, or of the whole model"},
+    {"weights.alpha", KIND_REAL, "1.0", 0, 1, NULL, "GPTAQ: strength of the asymmetric term"},
+    {"activations.bits", KIND_INT, "16", 2, 16, NULL,
+     "bits of activations in eval; 16: not quantized"},
+    {"activations.symmetric", KIND_BOOL, "false", 0, 0, NULL, "no zero points"},
+    {"activations.clip", KIND_REAL, "1.0", 0.01, 1, NULL, "multiplies the range"},
+    {"activations.o_group", KIND_WORD, "head", 0, 0, "head|token", "range of the o_proj input"},
+    {"activations.down_bits", KIND_INT_OR_WORD, "same", 2, 16, "same",
+     "bits of the down_proj input"},
+    {"activations.scale", KIND_WORD, "published", 0, 0, "published|compressed-tensors",
+     "symmetric scale: max/7 or max/7.5"},
+    {"kv.bits", KIND_INT, "16", 2, 16, NULL, "bits of keys and values in eval; 16: not quantized"},
+    {"kv.symmetric", KIND_BOOL, "false", 0, 0, NULL, "no zero points"},
+    {"kv.clip", KIND_REAL, "1.0", 0.01, 1, NULL, "multiplies the range"},
+    {"calib.windows", KIND_INT, "128", 1, 1 << 24, NULL, "calibration windows"},
+    {"calib.window", KIND_INT, "2048", 2, 1 << 24, NULL, "tokens of a calibration window"},
+    {"calib.bos", KIND_WORD, "auto", 0, 0, "auto|none|each-window",
+     "begin-of-text token of windows (eval too)"},
+    {"archive.dtype", KIND_WORD, "same", 0, 0, "same|bf16|fp16",
+     "type of scales and of what is not quantized"},
+    {"archive.form", KIND_WORD, "auto", 0, 0, "auto|pack-quantized|int-quantized",
+     "weights alone, or with 8-bit inputs; auto: int-quantized where these are symmetric, by "
+     "token"},
+    {"archive.shard_bytes", KIND_SIZE, "4G", 1024, 0, NULL, "largest tar"},
+    {"archive.name", KIND_WORD_OR_TEXT, "auto", 0, 0, "auto",
+     "name of the archive; auto: model-wBITS-gGROUP"},
+    {"numerics.grid", KIND_WORD_OR_TEXT, "auto", 0, 0, "auto", "process grid of ScaLAPACK, as 2x2"},
+    {"numerics.threads", KIND_INT_OR_WORD, "auto", 1, 1024, "auto", "BLAS threads in ScaLAPACK"},
+    {"numerics.slice_tokens", KIND_INT_OR_WORD, "auto", 1, 1 << 20, "auto", "tokens of a slice"},
+    {"numerics.gptq_grid", KIND_WORD_OR_TEXT, "auto", 0, 0, "auto",
+     "process grid of large Hessians, as 2x2"},
+    {"numerics.gptq_grid_from", KIND_INT, "4096", 1, 1 << 24, NULL,
+     "columns from which a Hessian goes over the grid"},
+    {"numerics.gptq_block", KIND_INT, "128", 1, 1 << 16, NULL, "columns of a GPTQ block"},
+};
+enum { N_KEYS = sizeof keys / sizeof keys[0] };
+
+/* Keys of a phase of learn. */
+static const key phase_keys[] = {
+    {"objective", KIND_WORD, "range", 0, 0, "range|ce|kl-top", "what is minimised"},
+    {"steps", KIND_INT, "100", 1, 1 << 24, NULL, "steps"},
+    {"batch", KIND_INT, "8", 1, 1 << 20, NULL, "windows a step (ce, kl-top)"},
+    {"window", KIND_INT, "2048", 2, 1 << 20, NULL, "tokens of a window (ce, kl-top)"},
+    {"rows", KIND_INT, "32768", 1, 1 << 28, NULL,
+     "rows of R1 sites a step, and as many of weights (range)"},
+    {"optimizer", KIND_WORD, "adam", 0, 0, "adam|sgd-published", "how a step is made"},
+    {"lr_r1", KIND_REAL, "0.002", 0, 100, NULL, "rate of R1, radians (sgd-published: 1.5)"},
+    {"lr_r2", KIND_REAL, "0.006", 0, 100, NULL, "rate of R2"},
+    {"lr_scale", KIND_REAL, "0.001", 0, 100, NULL, "rate of scales (reserved)"},
+    {"schedule", KIND_WORD, "cosine", 0, 0, "cosine|linear|constant", "how rates fall"},
+    {"range_grad", KIND_WORD, "through", 0, 0, "through|detached",
+     "gradient through the quantizer's range"},
+    {"weights", KIND_BOOL, "false", 0, 0, NULL,
+     "range: rows of weights count too; ce, kl-top: weights quantized in the loop"},
+    {"top_k", KIND_INT, "1000", 1, 1 << 24, NULL, "logits of kl-top"},
+};
+enum { N_PHASE_KEYS = sizeof phase_keys / sizeof phase_keys[0] };
+
+struct recipe {
+    json_t *tree;
+};
+
+static const key *find_key(const char *path) {
+    for (int i = 0; i < N_KEYS; i++)
+        if (!strcmp(keys[i].path, path)) return &keys[i];
+    return NULL;
+}
+
+/* No path has more than one dot. */
+static json_t *tree_get(const json_t *tree, const char *path) {
+    const char *dot = strchr(path, '.');
+    if (!dot) return json_object_get(tree, path);
+    char section[64];
+    snprintf(section, sizeof section, "%.*s", (int)(dot - path), path);
+    return json_object_get(json_object_get(tree, section), dot + 1);
+}
+
+static void tree_put(json_t *tree, const char *path, json_t *value) {
+    const char *dot = strchr(path, '.');
+    json_t *at = tree;
+    if (dot) {
+        char section[64];
+        snprintf(section, sizeof section, "%.*s", (int)(dot - path), path);
+        at = json_object_get(tree, section);
+        if (!at) {
+            at = json_object();
+            json_object_set_new(tree, section, at);
+        }
+    }
+    json_object_set_new(at, dot ? dot + 1 : path, value);
+}
+
+static bool is_word_of(const char *word, const char *words) {
+    size_t n = strlen(word);
+    for (const char *w = words; w; w = strchr(w, '|')) {
+        if (*w == '|') w++;
+        if (n && !strncmp(w, word, n) && (!w[n] || w[n] == '|')) return true;
+    }
+    return false;
+}
+
+static bool fits_number(const key *k, const json_t *v) {
+    double d = json_number_value(v);
+    return d >= k->lo && d <= k->hi;
+}
+
+static bool fits_list(const key *k, const json_t *v) {
+    size_t i, j;
+    json_t *item, *other;
+    if (!json_is_array(v)) return false;
+    json_array_foreach(v, i, item) {
+        if (!json_is_string(item) || !is_word_of(json_string_value(item), k->words)) return false;
+        json_array_foreach(v, j, other) if (j < i && json_equal(item, other)) return false;
+    }
+    return true;
+}
+
+static bool fits_size(const key *k, const json_t *v) {
+    uint64_t bytes = 0;
+    if (json_is_integer(v)) return json_integer_value(v) >= (json_int_t)k->lo;
+    if (!json_is_string(v)) return false;
+    return !size_parse(json_string_value(v), &bytes).code && bytes >= (uint64_t)k->lo;
+}
+
+static bool fits(const key *k, const json_t *v) {
+    const char *s = json_is_string(v) ? json_string_value(v) : NULL;
+    switch (k->kind) {
+    case KIND_INT:
+        return json_is_integer(v) && fits_number(k, v);
+    case KIND_REAL:
+        return json_is_number(v) && fits_number(k, v);
+    case KIND_BOOL:
+        return json_is_boolean(v);
+    case KIND_WORD:
+        return s && is_word_of(s, k->words);
+    case KIND_WORD_OR_TEXT:
+        return s && *s;
+    case KIND_INT_OR_WORD:
+        return (json_is_integer(v) && fits_number(k, v)) || (s && is_word_of(s, k->words));
+    case KIND_WORDS:
+        return fits_list(k, v);
+    case KIND_SIZE:
+        return fits_size(k, v);
+    case KIND_PHASES:
+        return json_is_array(v);
+    }
+    return false;
+}
+
+static void describe(const key *k, char *text, size_t n) {
+    switch (k->kind) {
+    case KIND_INT:
+    case KIND_REAL:
+        snprintf(text, n, "%s in %.16g..%.16g", k->kind == KIND_INT ? "a whole number" : "a number",
+                 k->lo, k->hi);
+        break;
+    case KIND_BOOL:
+        snprintf(text, n, "true or false");
+        break;
+    case KIND_WORD:
+        snprintf(text, n, "%s", k->words);
+        break;
+    case KIND_WORD_OR_TEXT:
+        snprintf(text, n, "%s or a text", k->words);
+        break;
+    case KIND_INT_OR_WORD:
+        snprintf(text, n, "%s or a whole number in %.16g..%.16g", k->words, k->lo, k->hi);
+        break;
+    case KIND_WORDS:
+        snprintf(text, n, "a list of %s, each once", k->words);
+        break;
+    case KIND_SIZE:
+        snprintf(text, n, "a size as 4G, at least %.0f", k->lo);
+        break;
+    case KIND_PHASES:
+        snprintf(text, n, "a list of phases");
+        break;
+    }
+}
+
+static err unknown_key(const key *table, int n, const char *path, const char *where) {
+    const char *names[N_KEYS + N_PHASE_KEYS + 1];
+    for (int i = 0; i < n; i++) names[i] = table[i].path;
+    names[n] = NULL;
+    char hint[160];
+    snprintf(hint, sizeof hint, "did you mean %s?", options_nearest(path, names));
+    return err_make(ERR_USAGE, where, hint, "unknown recipe key \"%s\"", path);
+}
+
+static err check_value(const key *k, const json_t *value, const char *where) {
+    if (fits(k, value)) return err_none();
+    char want[200], *is = json_dumps(value, JSON_ENCODE_ANY);
+    describe(k, want, sizeof want);
+    err e = err_make(ERR_USAGE, where, NULL, "recipe key %s is %.80s; it must be %s", k->path,
+                     is ? is : "?", want);
+    free(is);
+    return e;
+}
+
+static err set_key(json_t *tree, const char *path, json_t *value, const char *where) {
+    const key *k = find_key(path);
+    if (!k) return unknown_key(keys, N_KEYS, path, where);
+    err e = check_value(k, value, where);
+    if (e.code) return e;
+    tree_put(tree, path, json_incref(value));
+    return err_none();
+}
+
+/* Lay a (partial) tree of sections over another. */
+static err overlay(json_t *tree, const json_t *from, const char *where) {
+    const char *name, *inner;
+    json_t *item, *child;
+    if (json_is_null(from)) return err_none();
+    if (!json_is_object(from))
+        return err_make(ERR_USAGE, where, NULL, "a recipe is a mapping of keys");
+    json_object_foreach((json_t *)(uintptr_t)from, name, item) {
+        if (!json_is_object(item)) {
+            err e = set_key(tree, name, item, where);
+            if (e.code) return e;
+            continue;
+        }
+        json_object_foreach(item, inner, child) {
+            char path[160];
+            snprintf(path, sizeof path, "%s.%s", name, inner);
+            err e = set_key(tree, path, child, where);
+            if (e.code) return e;
+        }
+    }
+    return err_none();
+}
+
+static err apply_set(json_t *tree, const char *text) {
+    const char *equals = strchr(text, '=');
+    if (!equals || equals == text)
+        return err_make(ERR_USAGE, "--set", NULL, "\"%s\" is not KEY=VALUE", text);
+    json_t *value;
+    char path[160];
+    snprintf(path, sizeof path, "%.*s", (int)(equals - text), text);
+    err e = yaml_parse(equals + 1, strlen(equals + 1), "--set", &value);
+    if (e.code) return e;
+    e = set_key(tree, path, value, "--set");
+    json_decref(value);
+    return e;
+}
+
+/* Each phase of learn: keys checked, defaults filled in, in the order of the table. */
+static err resolve_phases(json_t *tree) {
+    json_t *phases = json_object_get(tree, "learn"), *phase, *value;
+    size_t i;
+    const char *name;
+    json_array_foreach(phases, i, phase) {
+        char where[40];
+        snprintf(where, sizeof where, "learn[%zu]", i);
+        if (!json_is_object(phase))
+            return err_make(ERR_USAGE, where, NULL, "a phase is a mapping of keys");
+        json_object_foreach(phase, name, value) {
+            bool known = false;
+            for (int k = 0; k < N_PHASE_KEYS; k++) known |= !strcmp(phase_keys[k].path, name);
+            if (!known) return unknown_key(phase_keys, N_PHASE_KEYS, name, where);
+        }
+        json_t *whole = json_object();
+        for (int k = 0; k < N_PHASE_KEYS; k++) {
+            value = json_incref(json_object_get(phase, phase_keys[k].path));
+            err e = err_none();
+            if (!value)
+                e = yaml_parse(phase_keys[k].standard, strlen(phase_keys[k].standard), where,
+                               &value);
+            if (!e.code) e = check_value(&phase_keys[k], value, where);
+            json_object_set_new(whole, phase_keys[k].path, value);
+            if (e.code) {
+                json_decref(whole);
+                return e;
+            }
+        }
+        json_array_set_new(phases, i, whole);
+    }
+    return err_none();
+}
+
+static json_t *default_tree(void) {
+    json_t *tree = json_object();
+    for (int i = 0; i < N_KEYS; i++) {
+        json_t *value;
+        err e = yaml_parse(keys[i].standard, strlen(keys[i].standard), keys[i].path, &value);
+        if (e.code || !fits(&keys[i], value)) abort(); /* a default that its own table refuses */
+        tree_put(tree, keys[i].path, value);
+    }
+    return tree;
+}
+
+err recipe_create(const options *o, const char *file_text, const char *file_name,
+                  const json_t *base, recipe **out) {
+    json_t *tree = default_tree(), *file = NULL;
+    err e = err_none();
+    *out = NULL;
+    if (base) e = overlay(tree, base, "recipe of the archive");
+    if (!e.code && file_text) e = yaml_parse(file_text, strlen(file_text), file_name, &file);
+    if (!e.code && file) e = overlay(tree, file, file_name);
+    json_decref(file);
+    for (int i = 0; i < o->n_values[OPT_SET] && !e.code; i++)
+        e = apply_set(tree, o->values[OPT_SET][i]);
+    int64_t seed = -1;
+    if (!e.code) e = options_int(o, OPT_SEED, 0, (int64_t)9007199254740991, &seed);
+    if (!e.code && seed >= 0) tree_put(tree, "seed", json_integer(seed));
+    if (!e.code) e = resolve_phases(tree);
+    if (e.code) {
+        json_decref(tree);
+        return e;
+    }
+    recipe *r = malloc(sizeof *r);
+    if (!r) abort();
+    r->tree = tree;
+    *out = r;
+    return e;
+}
+
+void recipe_destroy(recipe **r) {
+    if (!*r) return;
+    json_decref((*r)->tree);
+    free(*r);
+    *r = NULL;
+}
+
+const json_t *recipe_get(const recipe *r, const char *path) {
+    const json_t *v = tree_get(r->tree, path);
+    if (!v) {
+        fprintf(stderr, "spinshard: bug: no recipe key %s\n", path);
+        abort();
+    }
+    return v;
+}
+
+int64_t recipe_int(const recipe *r, const char *path) {
+    return json_integer_value(recipe_get(r, path));
+}
+
+double recipe_real(const recipe *r, const char *path) {
+    return json_number_value(recipe_get(r, path));
+}
+
+bool recipe_bool(const recipe *r, const char *path) {
+    return json_is_true(recipe_get(r, path));
+}
+
+const char *recipe_str(const recipe *r, const char *path) {
+    return json_string_value(recipe_get(r, path));
+}
+
+bool recipe_is(const recipe *r, const char *path, const char *word) {
+    const char *s = recipe_str(r, path);
+    return s && !strcmp(s, word);
+}
+
+bool recipe_list_has(const recipe *r, const char *path, const char *word) {
+    size_t i;
+    json_t *item;
+    json_array_foreach(recipe_get(r, path), i,
+                       item) if (!strcmp(json_string_value(item), word)) return true;
+    return false;
+}
+
+uint64_t recipe_bytes(const recipe *r, const char *path) {
+    const json_t *v = recipe_get(r, path);
+    uint64_t bytes = 0;
+    if (json_is_integer(v)) return (uint64_t)json_integer_value(v);
+    err e = size_parse(json_string_value(v), &bytes);
+    if (e.code) abort(); /* the table let it pass */
+    return bytes;
+}
+
+void recipe_put(recipe *r, const char *path, json_t *value) {
+    tree_put(r->tree, path, value);
+}
+
+const json_t *recipe_tree(const recipe *r) {
+    return r->tree;
+}
+
+static err no_such_recipe(const char *arg) {
+    char names[200] = "";
+    DIR *d = opendir(SPINSHARD_RECIPE_DIR);
+    if (!d) d = opendir(SPINSHARD_SOURCE_RECIPES);
+    for (struct dirent *x; d && (x = readdir(d));) {
+        size_t used = strlen(names), n = strlen(x->d_name);
+        if (n > 5 && !strcmp(x->d_name + n - 5, ".yaml") && used + n < sizeof names)
+            snprintf(names + used, sizeof names - used, " %.*s", (int)(n - 5), x->d_name);
+    }
+    if (d) closedir(d);
+    char hint[256];
+    snprintf(hint, sizeof hint, "give a file, or one of:%s", names);
+    return err_make(ERR_USAGE, arg, hint, "no such recipe");
+}
+
+err recipe_find_file(const char *arg, char **path) {
+    if (strchr(arg, '/') || file_exists(arg)) {
+        *path = strdup(arg);
+        return err_none();
+    }
+    static const char *folders[] = {SPINSHARD_RECIPE_DIR, SPINSHARD_SOURCE_RECIPES};
+    for (int i = 0; i < 2; i++) {
+        if (asprintf(path, "%s/%s.yaml", folders[i], arg) < 0) abort();
+        if (file_exists(*path)) return err_none();
+        free(*path);
+    }
+    *path = NULL;
+    return no_such_recipe(arg);
+}
+
+static void help_table(const key *table, int n) {
+    for (int i = 0; i < n; i++) {
+        char left[64], want[200];
+        snprintf(left, sizeof left, "%s=%s", table[i].path, table[i].standard);
+        describe(&table[i], want, sizeof want);
+        printf("    %-32s %s (%s)\n", left, table[i].help, want);
+    }
+}
+
+void recipe_help(void) {
+    puts("\nRecipe keys (a YAML file, or --set KEY=VALUE), with their defaults:");
+    help_table(keys, N_KEYS);
+    puts("\nKeys of a phase of learn, as in --set 'learn=[{objective: range, steps: 400}]':");
+    help_table(phase_keys, N_PHASE_KEYS);
+}

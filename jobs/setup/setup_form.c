@@ -1,0 +1,109 @@
+/* archive.form: what of a recipe an archive can say so that runtimes do it, and what only eval
+ * does. */
+#include "jobs/setup/setup.h"
+
+#include "base/log.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { FORM_BITS = 8 };
+
+/* One key that the form int-quantized asks for. */
+typedef struct demand {
+    const char *key, *want;
+    bool met;
+} demand;
+
+static bool down_is_same(const recipe *r) {
+    const json_t *down = recipe_get(r, "activations.down_bits");
+    return !json_is_integer(down) || json_integer_value(down) == FORM_BITS;
+}
+
+/* The first demand that the recipe does not meet; NULL where it meets all. */
+static const char *first_unmet(const recipe *r, const char **want) {
+    const demand all[] = {
+        {"activations.bits", "8", recipe_int(r, "activations.bits") == FORM_BITS},
+        {"activations.symmetric", "true", recipe_bool(r, "activations.symmetric")},
+        {"activations.o_group", "token", recipe_is(r, "activations.o_group", "token")},
+        {"activations.scale", "compressed-tensors",
+         recipe_is(r, "activations.scale", "compressed-tensors")},
+        {"activations.clip", "1.0", recipe_real(r, "activations.clip") == 1},
+        {"activations.down_bits", "same", down_is_same(r)},
+        {"weights.symmetric", "true", recipe_bool(r, "weights.symmetric")},
+        {"rotate.online", "[] or [r3]", !recipe_list_has(r, "rotate.online", "r4")},
+    };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        *want = all[i].want;
+        if (!all[i].met) return all[i].key;
+    }
+    return NULL;
+}
+
+static bool quantizes_at_run_time(const recipe *r) {
+    const json_t *down = recipe_get(r, "activations.down_bits");
+    return recipe_int(r, "activations.bits") < 16 || recipe_int(r, "kv.bits") < 16 ||
+           (json_is_integer(down) && json_integer_value(down) < 16);
+}
+
+err setup_form(recipe *r) {
+    const char *want, *key = first_unmet(r, &want);
+    if (recipe_is(r, "archive.form", "auto"))
+        recipe_put(r, "archive.form", json_string(key ? "pack-quantized" : "int-quantized"));
+    else if (recipe_is(r, "archive.form", "int-quantized") && key) {
+        char hint[160];
+        snprintf(hint, sizeof hint,
+                 "set %s=%s, or archive.form=pack-quantized, where only eval quantizes the inputs",
+                 key, want);
+        return err_make(ERR_USAGE, key, hint,
+                        "the form int-quantized says 8-bit symmetric inputs, one scale a token; no "
+                        "runtime loads others");
+    }
+    return err_none();
+}
+
+void setup_form_say(const recipe *r) {
+    const char *want, *key = first_unmet(r, &want);
+    const int64_t bits = recipe_int(r, "activations.bits");
+    if (recipe_is(r, "archive.form", "int-quantized") || !quantizes_at_run_time(r)) return;
+    if (bits == FORM_BITS && key)
+        log_line(
+            LOG_RUN,
+            "8-bit inputs as set here load in no runtime: the archive holds the weights alone, "
+            "and `spinshard eval` quantizes the inputs. With %s=%s (activations: {bits: 8, "
+            "symmetric: true, o_group: token, scale: compressed-tensors}) transformers and "
+            "vLLM load both",
+            key, want);
+    else
+        log_line(LOG_RUN, "activations and cache below 16 bits run in no common runtime today: the "
+                          "archive holds the weights; `spinshard eval` quantizes the rest");
+}
+
+/* Copies of the keys of a section that the archive's config.json carries. */
+static json_t *section(const recipe *r, const char *name, const char *const *keys) {
+    json_t *out = json_object();
+    for (; *keys; keys++) {
+        char path[64];
+        snprintf(path, sizeof path, "%s.%s", name, *keys);
+        json_object_set(out, *keys, (json_t *)(uintptr_t)recipe_get(r, path));
+    }
+    return out;
+}
+
+json_t *setup_eval_keys(const recipe *r) {
+    static const char *const rotate[] = {"online", "r4_block", NULL};
+    static const char *const inputs[] = {"bits",      "symmetric", "clip", "o_group",
+                                         "down_bits", "scale",     NULL};
+    static const char *const cache[] = {"bits", "symmetric", "clip", NULL};
+    if (!quantizes_at_run_time(r) && !json_array_size(recipe_get(r, "rotate.online"))) return NULL;
+    return json_pack("{s:o, s:o, s:o}", "rotate", section(r, "rotate", rotate), "activations",
+                     section(r, "activations", inputs), "kv", section(r, "kv", cache));
+}
+
+json_t *setup_eval_keys_of(const json_t *config, bool int8) {
+    const json_t *own = json_object_get(json_object_get(config, "spinshard"), "eval");
+    if (json_is_object(own)) return json_deep_copy(own);
+    if (!int8) return NULL;
+    return json_pack("{s:{s:i, s:b, s:s, s:s}}", "activations", "bits", FORM_BITS, "symmetric",
+                     true, "o_group", "token", "scale", "compressed-tensors");
+}

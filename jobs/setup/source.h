@@ -1,0 +1,36 @@
+/* source - what a command works on: a Hugging Face folder, or an output folder or tar of ours,
+ * opened for reading with its config checked. Shared by quantize, eval, verify and inspect. */
+#ifndef SPINSHARD_JOBS_SETUP_SOURCE_H
+#define SPINSHARD_JOBS_SETUP_SOURCE_H
+
+#include "base/err.h"
+#include "io/fileset.h"
+#include "io/hf_checkpoint.h"
+#include "io/tokenizer.h"
+#include "model/config.h"
+#include "mpi/comm.h"
+#include "pipeline/stages/load_stage.h"
+#include "shard/archive.h"
+
+typedef struct source {
+    const char *path;     /* borrowed */
+    archive *ar;          /* NULL for a plain folder */
+    fileset *own_files;   /* of a plain folder */
+    const fileset *files; /* borrowed from one of the two */
+    hf_checkpoint *ck;
+    llama_config cfg;
+    stored_form form;
+    const json_t
+        *recipe;        /* of an archive; of a folder unpacked from one what eval needs; or NULL */
+    json_t *own_recipe; /* owned; where the recipe is not the manifest's */
+} source;
+
+/* Collective on c. Same result on every rank. Caller closes, also after an error. Fails with what
+ * opening gives: ERR_INPUT, ERR_VERIFY for a damaged archive. */
+err source_open(const comm *c, const char *path, source *out);
+void source_close(source *s); /* local */
+
+/* Root only. The tokenizer of the folder, checked against the vocabulary. Caller owns *out. */
+err source_tokenizer(const source *s, tokenizer **out);
+
+#endif

@@ -1,0 +1,355 @@
+#include "pipeline/gptq/gptq_stack_internal.h"
+
+#include "base/clock.h"
+#include "base/gemm.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "pipeline/stages/load_stage.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- streams ---- */
+
+static err step_inputs(gptq_run *r, const llama_stage *stage, int stream, llama_step step) {
+    const llama_sites *sites = stream == GPTQ_FULL ? r->s.full : r->s.sites;
+    err e = err_none();
+    for (int64_t i = 0; i < gptq_windows_own(r->windows) && !e.code; i++) {
+        float *x;
+        bf16 *to;
+        e = gptq_windows_get_x(r->windows, stream, i, &x);
+        if (!e.code) e = gptq_windows_get_input(r->windows, stream, i, &to);
+        if (!e.code)
+            e = llama_step_input(stage, stage->first_layer, sites, step, r->s.length, x, r->scratch,
+                                 to);
+        if (!e.code) e = gptq_windows_put_input(r->windows, stream, i);
+    }
+    return comm_agree(r->s.c, e, "activations", NULL);
+}
+
+static err step_outputs(gptq_run *r, const llama_stage *stage, int stream, llama_step step) {
+    err e = err_none();
+    for (int64_t i = 0; i < gptq_windows_own(r->windows) && !e.code; i++) {
+        float *x;
+        bf16 *in;
+        e = gptq_windows_get_x(r->windows, stream, i, &x);
+        if (!e.code) e = gptq_windows_get_input(r->windows, stream, i, &in);
+        if (!e.code)
+            e = llama_step_add(stage, stage->first_layer, step, r->s.length, in, x, r->scratch);
+        if (!e.code) e = gptq_windows_put_x(r->windows, stream, i);
+    }
+    return comm_agree(r->s.c, e, "activations", NULL);
+}
+
+static err embed(gptq_run *r) {
+    const gptq_settings *s = &r->s;
+    const int64_t own = gptq_windows_own(r->windows), n = s->length;
+    embed_rows rows = {0};
+    llama_stage stage = {.cfg = s->job->cfg};
+    int32_t *ids = malloc((size_t)(own * n + 1) * sizeof *ids);
+    if (!ids) abort();
+    for (int64_t i = 0; i < own; i++)
+        memcpy(ids + i * n, gptq_windows_ids(r->windows, i), (size_t)n * sizeof *ids);
+    err e = embed_rows_init(ids, own * n, s->job->cfg->vocab, &rows);
+    const load_options o = {.checkpoint = s->job->checkpoint,
+                            .cfg = s->job->cfg,
+                            .fuse = s->job->rotations,
+                            .embed = &rows,
+                            .compute = COMPUTE_BF16};
+    if (!e.code && own) e = load_stage(&o, &stage);
+    for (int64_t i = 0; i < own * n && !e.code; i++) ids[i] = rows.row[ids[i]];
+    const int streams = s->asymmetric ? 2 : 1;
+    for (int64_t i = 0; i < own * streams && !e.code; i++) {
+        const int stream = (int)(i / own);
+        float *x;
+        e = gptq_windows_get_x(r->windows, stream, i % own, &x);
+        if (!e.code) e = llama_embed(&stage, COMPUTE_BF16, ids + i % own * n, n, x);
+        if (!e.code) e = gptq_windows_put_x(r->windows, stream, i % own);
+    }
+    llama_stage_clear(&stage);
+    embed_rows_clear(&rows);
+    free(ids);
+    return comm_agree(s->c, e, "embedding the calibration text", NULL);
+}
+
+static gptq_windows_options windows_of(const gptq_settings *s) {
+    return (gptq_windows_options){.cfg = s->job->cfg,
+                                  .ids = s->ids,
+                                  .count = s->n_windows,
+                                  .length = s->length,
+                                  .streams = s->asymmetric ? 2 : 1,
+                                  .scratch = s->scratch};
+}
+
+/* Room for the sites of either stream. */
+static const llama_sites *wider(const gptq_settings *s) {
+    const int threads = gemm_threads();
+    return s->asymmetric &&
+                   llama_scratch_bytes(s->job->cfg, s->full, COMPUTE_BF16, s->length, threads) >
+                       llama_scratch_bytes(s->job->cfg, s->sites, COMPUTE_BF16, s->length, threads)
+               ? s->full
+               : s->sites;
+}
+
+err gptq_run_create(const gptq_settings *s, const int64_t *layers, int64_t n, gptq_run **out) {
+    gptq_run *r = calloc(1, sizeof *r);
+    if (!r) abort();
+    const gptq_windows_options o = windows_of(s);
+    r->s = *s;
+    err e = gptq_windows_create(s->c, &o, &r->windows);
+    if (!e.code) e = embed(r);
+    if (!e.code) e = gptq_source_create(s->c, s->job, layers, n, s->batches < 2, &r->source);
+    if (!e.code)
+        e = comm_agree(
+            s->c, llama_scratch_create(s->job->cfg, wider(s), COMPUTE_BF16, s->length, &r->scratch),
+            "buffers of the forward pass", NULL);
+    r->moments = (gptq_moments){.c = s->c,
+                                .windows = r->windows,
+                                .hold_out = s->asymmetric && s->n_windows >= GPTQ_HOLD_OUT};
+    if (e.code) gptq_run_destroy(&r);
+    *out = r;
+    return e;
+}
+
+void gptq_run_destroy(gptq_run **r) {
+    if (!*r) return;
+    gptq_windows_destroy(&(*r)->windows);
+    gptq_source_destroy(&(*r)->source);
+    gptq_moments_clear(&(*r)->moments);
+    llama_scratch_destroy(&(*r)->scratch);
+    free(*r);
+    *r = NULL;
+}
+
+/* ---- one step ---- */
+
+static err step_order(gptq_stack *k, const char *what, gptq_order **o) {
+    gptq_run *r = k->r;
+    void *diagonal;
+    err e = comm_agree(r->s.c, mem_alloc(k->cols, sizeof(double), what, &diagonal), what, NULL);
+    if (e.code) return e;
+    e = gptq_moments_diagonal(&r->moments, k->cols, what, diagonal);
+    if (!e.code)
+        e = comm_agree(r->s.c, gptq_order_create(k->cols, diagonal, r->s.act_order, o), what, NULL);
+    mem_free(diagonal);
+    return e;
+}
+
+/* Name of the first tensor of a step, for messages. */
+static void step_name(const gptq_run *r, int64_t layer, llama_step step, char name[96]) {
+    llama_tensor t;
+    llama_tensor_of(r->s.job->cfg, llama_linears[gptq_step_first(step)], layer, &t);
+    memcpy(name, t.name, sizeof t.name);
+}
+
+/* More columns than tokens: the Hessian lacks directions, and damping stands in for them. */
+static gptq_solve_options solve_of(const gptq_run *r, int64_t n) {
+    gptq_solve_options o = r->s.solve;
+    const int64_t tokens = r->s.n_distinct * r->s.length;
+    if (tokens < n) o.damp *= (double)n / (double)tokens;
+    return o;
+}
+
+static err quantize_stack(gptq_stack *k, llama_stage *stage, llama_stage *full,
+                          const quantize_sink *sink, gptq_layer_report *report) {
+    gptq_run *r = k->r;
+    gptq_order *o = NULL;
+    gptq_solve *solve = NULL;
+    char name[96];
+    double alpha = full ? r->s.alpha : 0;
+    const gptq_solve_options opts = solve_of(r, k->cols);
+    step_name(r, stage->first_layer, k->step, name);
+    err e = gptq_stack_take(k, full);
+    if (!e.code) e = step_order(k, name, &o);
+    if (!e.code) e = gptq_solve_create(&r->moments, o, &opts, name, &solve);
+    if (!e.code && alpha > 0) e = gptq_stack_cross(k);
+    if (!e.code && full)
+        e = gptq_stack_round_best(k, o, solve, full, alpha, &alpha);
+    else if (!e.code)
+        e = gptq_stack_round(k, o, solve, 0);
+    if (!e.code) {
+        gptq_stack_report(k, solve, alpha, report);
+        e = gptq_stack_use(k, &stage->layers[0]);
+    }
+    if (!e.code) e = gptq_stack_hand_over(k, stage->first_layer, sink);
+    gptq_solve_destroy(&solve);
+    gptq_order_destroy(&o);
+    return e;
+}
+
+static err do_step(gptq_run *r, llama_step step, llama_stage *stage, llama_stage *full,
+                   const quantize_sink *sink, bool go_on, gptq_layer_report *report) {
+    const double start = clock_now_s();
+    gptq_stack k = {.r = NULL};
+    err e = gptq_stack_init(r, step, &k);
+    if (!e.code) e = step_inputs(r, stage, GPTQ_QUANTIZED, step);
+    if (!e.code && full) e = step_inputs(r, full, GPTQ_FULL, step);
+    if (!e.code) e = quantize_stack(&k, stage, full, sink, report);
+    gptq_stack_clear(&k);
+    if (!e.code && go_on && (step == STEP_O || step == STEP_DOWN)) {
+        e = step_outputs(r, stage, GPTQ_QUANTIZED, step);
+        if (!e.code && full) e = step_outputs(r, full, GPTQ_FULL, step);
+    }
+    report->step_s[step] = clock_now_s() - start;
+    return e;
+}
+
+/* ---- one layer ---- */
+
+static err hand_over_vectors(const gptq_run *r, int64_t layer, llama_layer *l,
+                             const quantize_sink *sink) {
+    llama_tensor t;
+    llama_tensor_of(r->s.job->cfg, ROLE_ATTN_NORM, layer, &t);
+    err e = sink->plain(sink->arg, &t, 0, t.rows, l->attn_norm);
+    llama_tensor_of(r->s.job->cfg, ROLE_MLP_NORM, layer, &t);
+    if (!e.code) e = sink->plain(sink->arg, &t, 0, t.rows, l->mlp_norm);
+    for (int k = 0; k < LLAMA_LINEARS && !e.code; k++) {
+        const float *b = *llama_layer_bias(l, k);
+        if (b && llama_tensor_of(r->s.job->cfg, llama_role_bias(llama_linears[k]), layer, &t))
+            e = sink->plain(sink->arg, &t, 0, t.rows, b);
+    }
+    return e;
+}
+
+/* The stream of full precision begins where the quantized one is. */
+static err begin_anew(gptq_run *r) {
+    err e = err_none();
+    for (int64_t i = 0; i < gptq_windows_own(r->windows) && !e.code; i++) {
+        float *from, *to;
+        e = gptq_windows_get_x(r->windows, GPTQ_QUANTIZED, i, &from);
+        if (!e.code) e = gptq_windows_get_x(r->windows, GPTQ_FULL, i, &to);
+        if (e.code) break;
+        memcpy(to, from, (size_t)(r->s.length * r->s.job->cfg->hidden) * sizeof *to);
+        e = gptq_windows_put_x(r->windows, GPTQ_FULL, i);
+    }
+    return comm_agree(r->s.c, e, "activations", NULL);
+}
+
+err gptq_run_layer(gptq_run *r, int64_t layer, const quantize_sink *sink, bool last,
+                   gptq_layer_report *report) {
+    llama_stage stage = {.cfg = NULL}, full = {.cfg = NULL};
+    const llama_config *cfg = r->s.job->cfg;
+    const bool two = r->s.asymmetric;
+    *report = (gptq_layer_report){.source_sha256 = ""};
+    err e = llama_stage_init(&stage, cfg, layer, 1);
+    if (!e.code && two) e = llama_stage_init(&full, cfg, layer, 1);
+    e = comm_agree(r->s.c, e, "a layer", NULL);
+    if (!e.code && two && r->s.from_layer) e = begin_anew(r);
+    if (!e.code) e = gptq_source_next(r->source, layer, &stage.layers[0], report->source_sha256);
+    if (!e.code) {
+        if (two) e = gptq_layer_copy_vectors(cfg, &stage.layers[0], &full.layers[0]);
+        if (!e.code && sink) e = hand_over_vectors(r, layer, &stage.layers[0], sink);
+        e = comm_agree(r->s.c, e, "a layer", NULL);
+    }
+    for (llama_step step = STEP_QKV; step < STEP_COUNT && !e.code; step++)
+        e = do_step(r, step, &stage, two ? &full : NULL, sink, !last || step < STEP_DOWN, report);
+    if (stage.cfg) llama_stage_clear(&stage);
+    if (full.cfg) llama_stage_clear(&full);
+    return e;
+}
+
+static err pass_stream(gptq_run *r, const llama_stage *stage, int stream) {
+    const llama_sites *sites = stream == GPTQ_FULL ? r->s.full : r->s.sites;
+    err e = err_none();
+    for (int64_t i = 0; i < gptq_windows_own(r->windows) && !e.code; i++) {
+        float *x;
+        e = gptq_windows_get_x(r->windows, stream, i, &x);
+        if (!e.code) e = llama_layers_forward(stage, sites, r->s.length, x, r->scratch);
+        if (!e.code) e = gptq_windows_put_x(r->windows, stream, i);
+    }
+    return comm_agree(r->s.c, e, "activations", NULL);
+}
+
+/* The weights of full precision of a finished layer, fused again. */
+static err load_full(gptq_run *r, int64_t layer, llama_stage *full) {
+    char unused[SHA256_HEX];
+    err e = comm_agree(r->s.c, llama_stage_init(full, r->s.job->cfg, layer, 1), "a layer", NULL);
+    if (!e.code) e = gptq_source_next(r->source, layer, &full->layers[0], unused);
+    for (llama_step step = STEP_QKV; step < STEP_COUNT && !e.code; step++) {
+        gptq_stack k = {.r = NULL};
+        e = gptq_stack_init(r, step, &k);
+        if (!e.code) e = gptq_stack_take(&k, full);
+        gptq_stack_clear(&k);
+    }
+    return e;
+}
+
+static err load_vector(const gptq_run *r, llama_role role, int64_t layer, const gptq_kept *kept,
+                       float **to) {
+    llama_tensor t;
+    void *p;
+    if (!llama_tensor_of(r->s.job->cfg, role, layer, &t)) return err_none();
+    err e = mem_alloc(t.rows, sizeof(float), t.name, &p);
+    if (e.code) return e;
+    *to = p;
+    return kept->vector(kept->arg, &t, p);
+}
+
+static err load_kept(const gptq_run *r, int64_t layer, const gptq_kept *kept, llama_layer *to) {
+    err e = load_vector(r, ROLE_ATTN_NORM, layer, kept, &to->attn_norm);
+    if (!e.code) e = load_vector(r, ROLE_MLP_NORM, layer, kept, &to->mlp_norm);
+    for (int k = 0; k < LLAMA_LINEARS && !e.code; k++) {
+        llama_tensor t;
+        qmatrix *q = NULL;
+        llama_tensor_of(r->s.job->cfg, llama_linears[k], layer, &t);
+        e = qmatrix_create(t.rows, t.cols, &r->s.job->how, &q);
+        if (!e.code) e = kept->codes(kept->arg, &t, q);
+        if (!e.code) e = gptq_stack_values(q, llama_layer_linear(to, k));
+        qmatrix_destroy(&q);
+        if (!e.code)
+            e = load_vector(r, llama_role_bias(llama_linears[k]), layer, kept,
+                            llama_layer_bias(to, k));
+    }
+    return e;
+}
+
+err gptq_run_pass(gptq_run *r, int64_t layer, const gptq_kept *kept) {
+    llama_stage stage = {.cfg = NULL}, full = {.cfg = NULL};
+    err e = llama_stage_init(&stage, r->s.job->cfg, layer, 1);
+    if (!e.code) e = load_kept(r, layer, kept, &stage.layers[0]);
+    e = comm_agree(r->s.c, e, "a finished layer", NULL);
+    if (!e.code) e = pass_stream(r, &stage, GPTQ_QUANTIZED);
+    const bool both = r->s.asymmetric && !r->s.from_layer;
+    if (!e.code && both) e = load_full(r, layer, &full);
+    if (!e.code && both) e = pass_stream(r, &full, GPTQ_FULL);
+    if (stage.cfg) llama_stage_clear(&stage);
+    if (full.cfg) llama_stage_clear(&full);
+    return e;
+}
+
+/* ---- the plan ---- */
+
+static uint64_t most(uint64_t a, uint64_t b) {
+    return a > b ? a : b;
+}
+
+gptq_bytes gptq_run_bytes(const gptq_settings *s, int ranks, int rank) {
+    const llama_config *cfg = s->job->cfg;
+    const gptq_windows_options o = windows_of(s);
+    gptq_bytes b = {
+        .activations = gptq_windows_bytes(&o, ranks, rank) +
+                       llama_scratch_bytes(cfg, wider(s), COMPUTE_BF16, s->length, gemm_threads()),
+        .weights = gptq_source_bytes(s->job, ranks, rank, s->batches < 2) +
+                   (uint64_t)llama_layer_params(cfg) * sizeof(bf16) * (s->asymmetric ? 2 : 1),
+        .scratch_file = gptq_windows_file_bytes(&o, ranks, rank)};
+    for (llama_step step = STEP_QKV; step < STEP_COUNT; step++) {
+        gptq_stack k;
+        gptq_stack_shape(s, ranks, rank, step, &k);
+        const gptq_options how = {
+            .how = s->job->how, .block = s->solve.block, .energy = !s->asymmetric};
+        const uint64_t rows =
+            (uint64_t)(k.own_n * k.cols) * (sizeof(float) + (s->asymmetric ? sizeof(double) : 0)) +
+            qmatrix_bytes(k.rows, k.cols, &s->job->how) +
+            gptq_rows_bytes(&how, size_min(k.own_n, gptq_stack_batch(s, ranks, &k)), k.cols,
+                            s->asymmetric) +
+            (s->asymmetric ? gptq_stack_trial_bytes(s, &k) : 0);
+        b.rows = most(b.rows, rows);
+        b.sums = most(b.sums, gptq_moments_bytes(k.cols, s->length, !s->scratch, s->asymmetric));
+        b.factor = most(b.factor, gptq_solve_bytes(&s->solve, k.cols));
+    }
+    return b;
+}

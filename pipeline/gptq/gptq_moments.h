@@ -1,0 +1,75 @@
+/* gptq_moments - second moments of the inputs of linears over all windows and ranks: the Hessian
+ * H = 2/N X^T X (N tokens) of GPTQ, and C = 2/N (X_full - X)^T X of GPTAQ. Products of one window
+ * are bf16 factors (exact in fp32) with fp32 sums; windows are added as integers, so the sums are
+ * exact and the same for any number of ranks and threads. Row by row of panels: no rank ever holds
+ * a whole moment of a large order. Not the factorization (quant/gptq.h, gptq_factors.h).
+ *
+ * The exponent of the integers: no entry of X^T X of a window is above its largest diagonal entry
+ * (Cauchy, Schwarz), and those are found first, with the order of the columns that GPTQ wants. */
+#ifndef SPINSHARD_PIPELINE_GPTQ_GPTQ_MOMENTS_H
+#define SPINSHARD_PIPELINE_GPTQ_GPTQ_MOMENTS_H
+
+#include "mpi/grid_shape.h"
+#include "pipeline/gptq/gptq_windows.h"
+
+#include <stdbool.h>
+
+/* A window that is measured but not learned from: each HOLD_OUT-th, from the last of the first. */
+enum { GPTQ_HOLD_OUT = 8 };
+
+/* Which windows, and what is known of their inputs after gptq_moments_diagonal. */
+typedef struct gptq_moments {
+    const comm *c;         /* borrowed */
+    gptq_windows *windows; /* borrowed */
+    const char *what;      /* borrowed; names the tensor whose inputs are at hand */
+    int64_t n;             /* width of the inputs at hand */
+    bool hold_out;         /* leave out windows number 7, 15, .. */
+    int exponent;
+    double factor; /* 2/N */
+    void *sum;     /* owned; int64, see gptq_moments_panel */
+    bf16 *left;    /* owned; transposed inputs of some windows */
+    char *tiles;   /* owned; of each thread: a factor as the kernel takes it, and a product */
+    int64_t sum_room, left_room, tiles_room;
+} gptq_moments;
+
+void gptq_moments_clear(gptq_moments *m); /* local */
+
+/* Local. True for a window that is learned from. */
+bool gptq_moments_takes(const gptq_moments *m, int64_t number);
+
+/* Collective. The diagonal of H [n] on every rank, for inputs [length, n] of stream GPTQ_QUANTIZED;
+ * sets exponent and factor. `what` names the tensor, here and later; borrowed. Fails, agreed, with
+ * ERR_NUMERICS naming the window whose inputs hold NaN or infinity, ERR_NOFIT. */
+err gptq_moments_diagonal(gptq_moments *m, int64_t n, const char *what, double *diagonal);
+
+/* Rows of a panel: by n alone. */
+int64_t gptq_moments_panel_rows(int64_t n); /* local */
+
+/* Local. Column k of the inputs at hand (stream GPTQ_QUANTIZED) from now on is the one that was
+ * order[k]; with `back` the one that was k goes to order[k] again. Sums over them are in that
+ * order. Fails with ERR_NOFIT, ERR_INPUT, ERR_SPACE. */
+err gptq_moments_arrange(gptq_moments *m, const int64_t *order, bool back);
+
+/* Collective. Rows [first, first + rows) of H, columns [first, n), as integers of 2^exponent
+ * [rows, n - first] in *v, summed over all ranks; at `root` alone, or everywhere (root -1).
+ * What stands left of the diagonal is not meant. Borrowed until the next call. Times factor they
+ * are H. */
+err gptq_moments_panel(gptq_moments *m, int64_t first, int64_t rows, int root, int64_t **v);
+
+/* Collective. The same rows, but only this rank's blocks of them, of a grid of no more cells than
+ * ranks: block (b, c) stands at the cell of row c mod grid.rows and column b mod grid.cols, as that
+ * of its transpose in a dmat (mpi/dmat.h). For its block columns, rising, the rows of its block
+ * rows, rising, each row of the block's own width. `first` is a multiple of DMAT_BLOCK. Blocks left
+ * of the diagonal have their room, and are not meant. */
+err gptq_moments_cells(gptq_moments *m, int64_t first, int64_t rows, grid_shape grid, int64_t **v);
+
+/* Collective. Rows [first, first + rows) of C, all n columns, everywhere. Fails, agreed, with
+ * ERR_NUMERICS where an input of stream GPTQ_FULL is not finite (its window is named) or the
+ * streams are too far apart for the exponent. */
+err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, int64_t **v);
+
+/* Local. Bytes of its buffers for inputs of width n, in memory or in files; cross: and of a panel
+ * of C in fp64. */
+uint64_t gptq_moments_bytes(int64_t n, int64_t length, bool in_memory, bool cross);
+
+#endif

@@ -1,0 +1,44 @@
+/* gptq_source - the fused weights of one layer after the other, for GPTQ: each linear is read and
+ * fused by one rank (all ranks at the same time), and goes from there to all of them in bands of
+ * rows. Norms and biases are on every rank, rounded to the type they are stored in: what the
+ * archive will hold is what the streams go through. Not an item's codes (gptq_layer.h). On the way:
+ * safetensors tensor, R1, R2 -> fused weight. */
+#ifndef SPINSHARD_PIPELINE_GPTQ_GPTQ_SOURCE_H
+#define SPINSHARD_PIPELINE_GPTQ_GPTQ_SOURCE_H
+
+#include "model/forward.h"
+#include "mpi/comm.h"
+#include "pipeline/weights/quantize_item.h"
+
+typedef struct gptq_source gptq_source;
+
+/* Local. The first of the linears (llama_linears) that take the input of a step, which follow each
+ * other; how many. */
+int gptq_step_first(llama_step step);
+int gptq_step_count(llama_step step);
+
+/* Local. Norms and biases of a layer into another that has none yet. Fails with ERR_NOFIT. */
+err gptq_layer_copy_vectors(const llama_config *cfg, llama_layer *from, llama_layer *to);
+
+/* Collective on c. Reads the tensors of these layers (rising) in their order; ahead: while others
+ * are worked on, which takes more memory. job, c are borrowed. Caller owns *out. Fails, agreed,
+ * with ERR_NOFIT. */
+err gptq_source_create(const comm *c, const quantize_job *job, const int64_t *layers, int64_t n,
+                       bool ahead, gptq_source **out);
+void gptq_source_destroy(gptq_source **s); /* local; NULL is fine; sets NULL */
+
+/* Collective. Read and fuse the next layer, which must be this one: every rank its linears; norms
+ * and biases, as stored, into `layer` (its vectors, which are then owned there). hex: sha256 over
+ * the hashes of all tensors of the layer, as quantize_item gives it. Fails, agreed, with ERR_INPUT
+ * (NaN or Inf, by tensor), ERR_NOFIT, and what reading gives. */
+err gptq_source_next(gptq_source *s, int64_t layer, llama_layer *to, char hex[SHA256_HEX]);
+
+/* Collective. The rows of a linear of that layer, to every rank, in bands; each linear once: its
+ * memory is given back. take may fail; errors are agreed. */
+typedef err (*gptq_band_sink)(void *arg, int64_t row0, int64_t rows, const float *w);
+err gptq_source_share(gptq_source *s, int linear, gptq_band_sink take, void *arg);
+
+/* Local. Bytes of one of so many ranks: reader, fused weights, fusion. */
+uint64_t gptq_source_bytes(const quantize_job *job, int ranks, int rank, bool ahead);
+
+#endif

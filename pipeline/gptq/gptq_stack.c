@@ -1,0 +1,378 @@
+#include "pipeline/gptq/gptq_stack_internal.h"
+
+#include "base/gemm.h"
+#include "base/mem.h"
+#include "base/size.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+int64_t gptq_linear_rows(const llama_config *cfg, int linear) {
+    llama_tensor t;
+    llama_tensor_of(cfg, llama_linears[linear], 0, &t);
+    return t.rows;
+}
+
+/* First row of a rank: whole units, in rank order. */
+static int64_t first_row(int64_t rows, int ranks, int rank) {
+    const int64_t units = size_ceil_div(rows, GPTQ_UNIT_ROWS);
+    return size_min(rows, units * rank / ranks * GPTQ_UNIT_ROWS);
+}
+
+void gptq_stack_shape(const gptq_settings *s, int ranks, int rank, llama_step step, gptq_stack *k) {
+    *k = (gptq_stack){.step = step,
+                      .first_linear = gptq_step_first(step),
+                      .n_linears = gptq_step_count(step),
+                      .cols = llama_step_width(s->job->cfg, step)};
+    for (int i = 0; i < k->n_linears; i++)
+        k->rows += gptq_linear_rows(s->job->cfg, k->first_linear + i);
+    k->own0 = first_row(k->rows, ranks, rank);
+    k->own_n = first_row(k->rows, ranks, rank + 1) - k->own0;
+}
+
+static int64_t most_units(int ranks, const gptq_stack *k) {
+    return size_ceil_div(size_ceil_div(k->rows, GPTQ_UNIT_ROWS), ranks);
+}
+
+int64_t gptq_run_most_batches(const gptq_settings *s, int ranks) {
+    int64_t most = 1;
+    for (llama_step step = STEP_QKV; step < STEP_COUNT; step++) {
+        gptq_stack k;
+        gptq_stack_shape(s, ranks, 0, step, &k);
+        most = size_max(most, most_units(ranks, &k));
+    }
+    return most;
+}
+
+int64_t gptq_stack_batch(const gptq_settings *s, int ranks, const gptq_stack *k) {
+    return size_ceil_div(most_units(ranks, k), s->batches) * GPTQ_UNIT_ROWS;
+}
+
+void gptq_stack_clear(gptq_stack *k) {
+    mem_free(k->w);
+    mem_free(k->cross);
+    mem_free(k->loss);
+    mem_free(k->errors);
+    qmatrix_destroy(&k->q);
+}
+
+err gptq_stack_init(gptq_run *r, llama_step step, gptq_stack *k) {
+    void *p = NULL;
+    gptq_stack_shape(&r->s, comm_size(r->s.c), comm_rank(r->s.c), step, k);
+    k->r = r;
+    err e = mem_alloc(k->own_n * k->cols, sizeof(float), "rows of weights", &p);
+    k->w = p;
+    p = NULL;
+    if (!e.code && r->s.asymmetric)
+        e = mem_alloc(k->own_n * k->cols, sizeof(double), "cross terms of rows", &p);
+    k->cross = p;
+    p = NULL;
+    if (!e.code) e = mem_alloc(k->rows, sizeof(gptq_loss), "losses of rows", &p);
+    k->loss = p;
+    p = NULL;
+    if (!e.code) e = mem_alloc(k->rows, sizeof(qerror), "errors of rows", &p);
+    k->errors = p;
+    if (!e.code) e = qmatrix_create(k->rows, k->cols, &r->s.job->how, &k->q);
+    return comm_agree(r->s.c, e, "rows of weights", NULL);
+}
+
+/* ---- weights ---- */
+
+static err take_band(void *arg, int64_t row0, int64_t rows, const float *w) {
+    gptq_stack *k = arg;
+    const int64_t at = k->at + row0, a = size_max(at, k->own0),
+                  b = size_min(at + rows, k->own0 + k->own_n);
+    if (a < b)
+        memcpy(k->w + (a - k->own0) * k->cols, w + (a - at) * k->cols,
+               (size_t)((b - a) * k->cols) * sizeof *w);
+    if (k->full) half_array_to_bf16(w, rows * k->cols, (bf16 *)k->full->data + row0 * k->cols);
+    return err_none();
+}
+
+/* The rows of this rank; where there is a stream of full precision also the whole linears. */
+err gptq_stack_take(gptq_stack *k, llama_stage *full) {
+    err e = err_none();
+    k->at = 0;
+    for (int i = 0; i < k->n_linears && !e.code; i++) {
+        const int linear = k->first_linear + i;
+        const int64_t rows = gptq_linear_rows(k->r->s.job->cfg, linear);
+        if (full) {
+            k->full = llama_layer_linear(&full->layers[0], linear);
+            e = wmat_init(k->full, WMAT_BF16, rows, k->cols, "weights in bf16");
+            e = comm_agree(k->r->s.c, e, "weights in bf16", NULL);
+        }
+        if (!e.code) e = gptq_source_share(k->r->source, linear, take_band, k);
+        k->at += rows;
+    }
+    return e;
+}
+
+/* A linear of the stack; borrows. */
+static qmatrix view_of(const gptq_stack *k, int i) {
+    qmatrix v = *k->q;
+    int64_t at = 0;
+    for (int j = 0; j < i; j++) at += gptq_linear_rows(k->r->s.job->cfg, k->first_linear + j);
+    v.rows = gptq_linear_rows(k->r->s.job->cfg, k->first_linear + i);
+    v.codes += at * v.cols;
+    v.scales += at * v.n_groups;
+    if (v.zeros) v.zeros += at * v.n_groups;
+    return v;
+}
+
+/* The values of the codes, as products take them. */
+err gptq_stack_values(const qmatrix *q, wmat *to) {
+    enum { ROWS = 64 };
+    void *wide;
+    err e = wmat_init(to, WMAT_BF16, q->rows, q->cols, "quantized weights in bf16");
+    if (!e.code) e = mem_alloc(ROWS * q->cols, sizeof(float), "rows of values", &wide);
+    if (e.code) return e;
+    for (int64_t row = 0; row < q->rows; row += ROWS) {
+        const int64_t n = size_min(ROWS, q->rows - row);
+        qmatrix_dequantize_rows(q, row, n, wide);
+        half_array_to_bf16(wide, n * q->cols, (bf16 *)to->data + row * q->cols);
+    }
+    mem_free(wide);
+    return e;
+}
+
+err gptq_stack_use(const gptq_stack *k, llama_layer *layer) {
+    err e = err_none();
+    for (int i = 0; i < k->n_linears && !e.code; i++) {
+        const qmatrix v = view_of(k, i);
+        wmat *slot = llama_layer_linear(layer, k->first_linear + i);
+        wmat_clear(slot);
+        e = gptq_stack_values(&v, slot);
+    }
+    return comm_agree(k->r->s.c, e, "quantized weights", NULL);
+}
+
+/* Codes, scales and losses of every rank's rows to all. */
+static void share_codes(gptq_stack *k) {
+    const comm *c = k->r->s.c;
+    qmatrix *q = k->q;
+    for (int rank = 0; rank < comm_size(c); rank++) {
+        const int64_t a = first_row(k->rows, comm_size(c), rank),
+                      n = first_row(k->rows, comm_size(c), rank + 1) - a;
+        if (!n) continue;
+        comm_bcast(c, q->codes + a * q->cols, (uint64_t)(n * q->cols), rank);
+        comm_bcast(c, q->scales + a * q->n_groups, (uint64_t)(n * q->n_groups) * sizeof(float),
+                   rank);
+        if (q->zeros) comm_bcast(c, q->zeros + a * q->n_groups, (uint64_t)(n * q->n_groups), rank);
+        comm_bcast(c, k->loss + a, (uint64_t)n * sizeof *k->loss, rank);
+        comm_bcast(c, k->errors + a, (uint64_t)n * sizeof *k->errors, rank);
+    }
+}
+
+err gptq_stack_cross(gptq_stack *k) {
+    gptq_moments *m = &k->r->moments;
+    const int64_t n = k->cols, step = gptq_moments_panel_rows(n),
+                  batch = gptq_stack_batch(&k->r->s, comm_size(k->r->s.c), k);
+    void *wide;
+    err e = comm_agree(k->r->s.c, mem_alloc(step * n, sizeof(double), "cross terms", &wide),
+                       "cross terms", NULL);
+    if (e.code) return e;
+    double *c_panel = wide;
+    const double to_real = ldexp(m->factor, m->exponent);
+    memset(k->cross, 0, (size_t)(k->own_n * n) * sizeof *k->cross);
+    for (int64_t first = 0; first < n && !e.code; first += step) {
+        const int64_t rows = size_min(step, n - first);
+        int64_t *v;
+        e = gptq_moments_cross(m, first, rows, &v);
+        for (int64_t i = 0; i < rows * n && !e.code; i++) c_panel[i] = (double)v[i] * to_real;
+        for (int64_t row = 0; row < k->own_n && !e.code; row += batch)
+            e = gptq_cross_add(k->w + row * n, size_min(batch, k->own_n - row), n, first, rows,
+                               c_panel, k->cross + row * n);
+        e = comm_agree(k->r->s.c, e, "cross terms", NULL);
+    }
+    mem_free(wide);
+    return e;
+}
+
+/* Of the codes against the fused weights. */
+static err row_errors(gptq_stack *k) {
+    void *p;
+    err e = mem_alloc(k->cols, sizeof(float), "values of a row", &p);
+    const float *v = p;
+    for (int64_t i = 0; i < k->own_n && !e.code; i++) {
+        qerror *sum = &k->errors[k->own0 + i];
+        qmatrix_dequantize_rows(k->q, k->own0 + i, 1, p);
+        *sum = (qerror){.max_error = 0};
+        for (int64_t j = 0; j < k->cols; j++) {
+            const double w = (double)k->w[i * k->cols + j], d = (double)v[j] - w;
+            sum->sum_sq_error += d * d;
+            sum->sum_sq_weight += w * w;
+            sum->max_error = fmax(sum->max_error, fabs(d));
+        }
+    }
+    mem_free(p);
+    return e;
+}
+
+err gptq_stack_round(gptq_stack *k, const gptq_order *o, gptq_solve *solve, double alpha) {
+    const gptq_settings *s = &k->r->s;
+    const int64_t batch = gptq_stack_batch(s, comm_size(s->c), k),
+                  most = most_units(comm_size(s->c), k) * GPTQ_UNIT_ROWS;
+    const gptq_options opts = {
+        .how = s->job->how, .block = s->solve.block, .alpha = alpha, .energy = !s->asymmetric};
+    err e = err_none();
+    for (int64_t i = 0; i < most && !e.code; i += batch) { /* as often on every rank */
+        const int64_t row = size_min(i, k->own_n), at = row * k->cols;
+        e = gptq_rows(&opts, o, gptq_solve_damping(solve)->lambda, gptq_solve_panels(solve),
+                      k->w + at, alpha > 0 ? k->cross + at : NULL, size_min(batch, k->own_n - row),
+                      k->own0 + row, k->q, k->loss + k->own0 + row);
+        e = comm_agree(s->c, e, "rounding rows", NULL);
+    }
+    if (!e.code) e = comm_agree(s->c, row_errors(k), "errors of rows", NULL);
+    if (!e.code) share_codes(k);
+    return e;
+}
+
+void gptq_stack_report(const gptq_stack *k, const gptq_solve *solve, double alpha,
+                       gptq_layer_report *report) {
+    int64_t at = 0;
+    qerror_add(k->errors, k->rows, &report->error);
+    for (int i = 0; i < k->n_linears; i++) {
+        gptq_linear_report *l = &report->linears[k->first_linear + i];
+        const int64_t rows = gptq_linear_rows(k->r->s.job->cfg, k->first_linear + i);
+        *l = (gptq_linear_report){.damping = *gptq_solve_damping(solve), .alpha = alpha};
+        gptq_report_add(k->loss + at, rows, &l->loss);
+        l->measured = k->measured;
+        if (k->measured) {
+            l->loss.rtn = k->nearest.error[i];
+            l->loss.kept = k->kept.error[i];
+            l->loss.energy = k->kept.energy[i];
+        }
+        at += rows;
+    }
+}
+
+err gptq_stack_hand_over(const gptq_stack *k, int64_t layer, const quantize_sink *sink) {
+    err e = err_none();
+    for (int i = 0; i < k->n_linears && sink && !e.code; i++) {
+        const qmatrix v = view_of(k, i);
+        llama_tensor t;
+        llama_tensor_of(k->r->s.job->cfg, llama_linears[k->first_linear + i], layer, &t);
+        e = sink->quantized(sink->arg, &t, &v);
+    }
+    return comm_agree(k->r->s.c, e, "keeping codes", NULL);
+}
+
+/* ---- the strength of GPTAQ's term ---- */
+
+/* Windows whose outputs are compared. */
+static bool compares(const gptq_moments *m, int64_t number) {
+    return !m->hold_out || !gptq_moments_takes(m, number);
+}
+
+/* Of one window: |X_full W^T - X~ Q^T|^2 and |X_full W^T|^2 of each linear, two numbers apart. */
+static err window_outputs(gptq_stack *k, llama_stage *full, const wmat *codes, int64_t i, float *y,
+                          double *sums, int64_t apart) {
+    const int64_t length = k->r->s.length;
+    bf16 *x, *x_full;
+    err e = gptq_windows_get_input(k->r->windows, GPTQ_QUANTIZED, i, &x);
+    if (!e.code) e = gptq_windows_get_input(k->r->windows, GPTQ_FULL, i, &x_full);
+    for (int l = 0; l < k->n_linears && !e.code; l++) {
+        const wmat *w = llama_layer_linear(&full->layers[0], k->first_linear + l);
+        const int64_t n = length * w->rows;
+        float *y_full = y + n;
+        double error = 0, energy = 0;
+        wmat_product(&codes[l], COMPUTE_BF16, x, length, false, y, NULL, 0);
+        wmat_product(w, COMPUTE_BF16, x_full, length, false, y_full, NULL, 0);
+        for (int64_t j = 0; j < n; j++) {
+            const double d = (double)y[j] - (double)y_full[j];
+            error += d * d;
+            energy += (double)y_full[j] * (double)y_full[j];
+        }
+        if (!isfinite(error) || !isfinite(energy))
+            return err_make(ERR_NUMERICS, k->r->moments.what,
+                            "look at the calibration text and the weights",
+                            "outputs of calibration window %" PRId64 " are not finite",
+                            gptq_windows_number(k->r->windows, i));
+        sums[2 * l * apart] = error;
+        sums[(2 * l + 1) * apart] = energy;
+    }
+    return e;
+}
+
+/* Each window is known to one rank, zero bits elsewhere: so sums are taken in the order of the
+ * windows. */
+static err outputs_of(gptq_stack *k, llama_stage *full, const wmat *codes, gptq_outputs *out) {
+    const gptq_settings *s = &k->r->s;
+    const int64_t n = s->n_windows;
+    void *sums = NULL, *y = NULL;
+    int64_t widest = 0;
+    for (int l = 0; l < k->n_linears; l++) widest = size_max(widest, codes[l].rows);
+    err e = mem_alloc(2 * k->n_linears * n, sizeof(double), "errors of windows", &sums);
+    if (!e.code) e = mem_alloc(2 * s->length * widest, sizeof(float), "outputs", &y);
+    for (int64_t i = 0; i < gptq_windows_own(k->r->windows) && !e.code; i++) {
+        const int64_t number = gptq_windows_number(k->r->windows, i);
+        if (compares(&k->r->moments, number))
+            e = window_outputs(k, full, codes, i, y, (double *)sums + number, n);
+    }
+    e = comm_agree(s->c, e, "outputs of windows", NULL);
+    if (!e.code) comm_sum_i64(s->c, sums, 2 * k->n_linears * n);
+    *out = (gptq_outputs){.error = {0}};
+    const double *of = sums;
+    for (int l = 0; l < k->n_linears && !e.code; l++, of += 2 * n)
+        for (int64_t i = 0; i < n; i++) {
+            out->error[l] += of[i];
+            out->energy[l] += of[n + i];
+        }
+    mem_free(sums);
+    mem_free(y);
+    return e;
+}
+
+uint64_t gptq_stack_trial_bytes(const gptq_settings *s, const gptq_stack *k) {
+    int64_t widest = 0;
+    for (int l = 0; l < k->n_linears; l++)
+        widest = size_max(widest, gptq_linear_rows(s->job->cfg, k->first_linear + l));
+    return (uint64_t)(k->rows * k->cols) * sizeof(bf16) +
+           2 * (uint64_t)(s->length * widest) * sizeof(float) +
+           2 * (uint64_t)(k->n_linears * s->n_windows) * sizeof(double);
+}
+
+/* By the codes at hand. */
+static err measure(gptq_stack *k, llama_stage *full, gptq_outputs *out) {
+    wmat codes[LLAMA_LINEARS] = {{.kind = WMAT_NONE}};
+    err e = err_none();
+    for (int l = 0; l < k->n_linears && !e.code; l++) {
+        const qmatrix v = view_of(k, l);
+        e = gptq_stack_values(&v, &codes[l]);
+    }
+    e = comm_agree(k->r->s.c, e, "quantized weights", NULL);
+    if (!e.code) e = outputs_of(k, full, codes, out);
+    for (int l = 0; l < k->n_linears; l++) wmat_clear(&codes[l]);
+    return e;
+}
+
+static double total_error(const gptq_stack *k, const gptq_outputs *o) {
+    double sum = 0;
+    for (int l = 0; l < k->n_linears; l++) sum += o->error[l];
+    return sum;
+}
+
+err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, gptq_solve *solve, llama_stage *full,
+                          double first, double *alpha) {
+    const double tries[] = {0, first / 2, first};
+    double least = INFINITY, last = -1;
+    rtn_quantize_rows(&k->r->s.job->how, k->w, k->own_n, k->cols, k->own0, k->q);
+    share_codes(k);
+    err e = measure(k, full, &k->nearest);
+    *alpha = first;
+    for (int i = k->r->moments.hold_out && first > 0 ? 0 : 2; i < 3 && !e.code; i++) {
+        gptq_outputs found;
+        e = gptq_stack_round(k, o, solve, tries[i]);
+        if (!e.code) e = measure(k, full, &found);
+        if (e.code) break;
+        last = tries[i];
+        const double error = total_error(k, &found);
+        if (!(error < least)) continue;
+        least = error;
+        *alpha = tries[i];
+        k->kept = found;
+    }
+    k->measured = !e.code;
+    return e.code || last == *alpha ? e : gptq_stack_round(k, o, solve, *alpha);
+}

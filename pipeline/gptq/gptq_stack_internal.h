@@ -1,0 +1,80 @@
+/* gptq_stack_internal - the linears that share one input, as one matrix, while they are rounded:
+ * the part of gptq_layer.c that knows rows and codes, and no streams. Nobody else includes it but
+ * tests/mpi/test_gptq_alpha.c. */
+#ifndef SPINSHARD_PIPELINE_GPTQ_GPTQ_STACK_INTERNAL_H
+#define SPINSHARD_PIPELINE_GPTQ_GPTQ_STACK_INTERNAL_H
+
+#include "pipeline/gptq/gptq_layer.h"
+
+struct gptq_run {
+    gptq_settings s;
+    gptq_windows *windows;
+    gptq_source *source;
+    gptq_moments moments;
+    llama_scratch *scratch;
+};
+
+/* Squared errors of the outputs X_full W^T of each linear of a stack, and their squared norms, over
+ * the windows that are held out; over all where there are too few to hold any out. */
+typedef struct gptq_outputs {
+    double error[LLAMA_LINEARS], energy[LLAMA_LINEARS];
+} gptq_outputs;
+
+/* The linears of a step one below the other: they share their inputs, so they are one matrix. */
+typedef struct gptq_stack {
+    gptq_run *r;
+    llama_step step;
+    int first_linear, n_linears;
+    int64_t rows, cols;
+    int64_t own0, own_n;        /* rows of this rank */
+    float *w;                   /* owned; [own_n, cols] */
+    double *cross;              /* owned; [own_n, cols] or NULL */
+    qmatrix *q;                 /* owned; [rows, cols] */
+    gptq_loss *loss;            /* owned; [rows] */
+    qerror *errors;             /* owned; [rows] */
+    bool measured;              /* GPTAQ: nearest and kept are known */
+    gptq_outputs nearest, kept; /* by rounding to nearest; by the codes in q */
+    int64_t at;                 /* first row of the linear whose bands come */
+    wmat *full;                 /* of that linear in the stream of full precision; NULL: none */
+} gptq_stack;
+
+int64_t gptq_linear_rows(const llama_config *cfg, int linear); /* local */
+
+/* Local. Rows and columns, and the rows of one of so many ranks: whole units, in rank order. */
+void gptq_stack_shape(const gptq_settings *s, int ranks, int rank, llama_step step, gptq_stack *k);
+/* Local. Rows that any rank rounds at a time: whole units. */
+int64_t gptq_stack_batch(const gptq_settings *s, int ranks, const gptq_stack *k);
+err gptq_stack_init(gptq_run *r, llama_step step, gptq_stack *k); /* collective; ERR_NOFIT */
+void gptq_stack_clear(gptq_stack *k);                             /* local */
+
+/* Collective. The rows of this rank; where there is a stream of full precision also the whole
+ * linears, into its layer. */
+err gptq_stack_take(gptq_stack *k, llama_stage *full);
+
+/* Collective. W C of this rank's rows, for the inputs at hand; fails as gptq_moments_cross. */
+err gptq_stack_cross(gptq_stack *k);
+
+/* Collective. Codes of all rows, on every rank, with their losses. */
+err gptq_stack_round(gptq_stack *k, const gptq_order *o, gptq_solve *solve, double alpha);
+
+/* Collective. For GPTAQ: the same with the strength of `first`, its half and 0 that leaves least
+ * error in the outputs of the windows that are held out; *alpha: the one taken. Both streams'
+ * inputs are at hand, `full` has the linears in full precision. The outputs are measured: losses of
+ * GPTAQ lack a constant that only they tell. Fails with ERR_NUMERICS where one is not finite, by
+ * window. */
+err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, gptq_solve *solve, llama_stage *full,
+                          double first, double *alpha);
+
+/* Local. Bytes of a trial of gptq_stack_round_best: values of the codes, outputs of a window. */
+uint64_t gptq_stack_trial_bytes(const gptq_settings *s, const gptq_stack *k);
+
+/* Local. The values of codes as products take them. Collective: those of the stack into a layer. */
+err gptq_stack_values(const qmatrix *q, wmat *to);
+err gptq_stack_use(const gptq_stack *k, llama_layer *layer);
+
+/* Local. Into the report of the layer. Collective: to the sink of the rank that has one. */
+void gptq_stack_report(const gptq_stack *k, const gptq_solve *solve, double alpha,
+                       gptq_layer_report *report);
+err gptq_stack_hand_over(const gptq_stack *k, int64_t layer, const quantize_sink *sink);
+
+#endif

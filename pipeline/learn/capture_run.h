@@ -1,0 +1,34 @@
+/* capture_run - calibration windows once forward and once backward through the stages in full
+ * precision; the inputs of the rotated sites and their sensitivities go into the row pools of the
+ * ranks that own the layers. Not learning: weights and rotations stay. Stands before the objective
+ * `range` and the start points that need activations. */
+#ifndef SPINSHARD_PIPELINE_LEARN_CAPTURE_RUN_H
+#define SPINSHARD_PIPELINE_LEARN_CAPTURE_RUN_H
+
+#include "base/err.h"
+#include "model/backward.h"
+#include "mpi/comm.h"
+#include "pipeline/learn/row_pool.h"
+#include "pipeline/stages/eval_run.h"
+
+/* Others who look at the same pass; n may be 0. A layer's windows come in an order that depends on
+ * the number of stages: sums that they take must not. */
+typedef struct capture_taps {
+    const llama_tap *taps; /* borrowed */
+    int n;
+} capture_taps;
+
+/* Collective on c, all of whose ranks hold one stage, in order. pool: of this rank's layers, filled
+ * with pool->tokens tokens of each site spread evenly over all windows (the first tokens where the
+ * windows have fewer; pool->tokens may be 0). *nll (may be NULL): mean cross entropy of the windows
+ * in nats, on every rank. Same error on every rank. The rows do not depend on how many stages there
+ * are. */
+err capture_run(const comm *c, const llama_stage *stage, compute_type compute,
+                const embed_rows *rows, const eval_windows *w, row_pool *pool,
+                const capture_taps *also, double *nll);
+
+/* Local. Bytes of its buffers on a rank with n_layers layers. */
+uint64_t capture_bytes(const llama_config *cfg, compute_type compute, int64_t n_layers,
+                       int64_t length, int stages, bool head);
+
+#endif

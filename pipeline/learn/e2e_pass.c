@@ -1,0 +1,353 @@
+#include "pipeline/learn/e2e_pass.h"
+
+#include "base/gemm.h"
+#include "base/mem.h"
+#include "base/size.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A window in flight. Rows of x are the residual stream of a slice on its way forward, then the
+ * gradient of the same rows on its way back. */
+typedef struct slot {
+    char *x;             /* owned; real [window, hidden] */
+    char *inputs;        /* owned; the same, what the stage was given; recompute only */
+    llama_stash **stash; /* [layers]; owned, but with recompute all slots have the same */
+    comm_request **sent; /* [slices]: from rows of x */
+} slot;
+
+struct e2e_pass {
+    e2e_setting s;
+    int rank, last; /* stage */
+    int64_t n_layers, hidden, slices, n_slots, windows;
+    bool recompute;
+    size_t row_bytes;
+    slot *slots;
+    char *spare; /* real [slice, hidden]; recompute only */
+    llama_work *work;
+    llama_teacher *teacher; /* [windows]; kl-top, last stage */
+    void *unit_r1, *unit_r2;
+    int32_t *ids; /* [slice] */
+    double *loss; /* [windows, slices]; last stage */
+    /* of the pass that runs */
+    const llama_sites *sites;
+    const e2e_window *w;
+    double weight;
+    int64_t step;
+    const e2e_result *out;
+    err e;
+};
+
+static llama_pass_shape shape_of_rank(const e2e_setting *s) {
+    llama_pass_shape shape = s->shape;
+    shape.head = comm_rank(s->stages) == comm_size(s->stages) - 1;
+    shape.top_k = shape.head && s->kl ? s->top_k : 0;
+    return shape;
+}
+
+uint64_t e2e_pass_bytes(const llama_config *cfg, const llama_sites *sites,
+                        const llama_pass_shape *shape, int64_t n_layers, int64_t k, bool recompute,
+                        int64_t teacher_windows) {
+    const uint64_t real = llama_real_bytes(shape->compute), n = (uint64_t)cfg->hidden;
+    const uint64_t stream = (uint64_t)shape->window * n * real, in_flight = (uint64_t)k;
+    const uint64_t stashes = (uint64_t)n_layers * (recompute ? 1 : in_flight);
+    uint64_t bytes = stashes * llama_stash_bytes(cfg, sites, shape);
+    bytes += llama_work_bytes(cfg, sites, shape, gemm_threads());
+    bytes += in_flight * stream * (recompute ? 2 : 1) +
+             (recompute ? (uint64_t)shape->slice * n * real : 0);
+    if (shape->r1) bytes += n * n * real;
+    return bytes + (uint64_t)(teacher_windows * shape->window * shape->top_k) * 8;
+}
+
+static err room_for(int64_t count, size_t size, const char *what, void *out) {
+    void *p = NULL;
+    err e = mem_alloc(count, size, what, &p);
+    memcpy(out, &p, sizeof p);
+    return e;
+}
+
+static err create_slot(e2e_pass *p, int64_t i, const llama_sites *sites) {
+    const llama_pass_shape shape = shape_of_rank(&p->s);
+    const int64_t rows = shape.window;
+    slot *s = &p->slots[i];
+    err e = room_for(rows, p->row_bytes, "residual stream", &s->x);
+    if (!e.code) e = room_for(p->slices, sizeof *s->sent, "messages", &s->sent);
+    if (!e.code) e = room_for(p->n_layers, sizeof *s->stash, "stashes", &s->stash);
+    if (!e.code && p->recompute) e = room_for(rows, p->row_bytes, "inputs of a stage", &s->inputs);
+    for (int64_t l = 0; l < p->n_layers && !e.code; l++) {
+        if (p->recompute && i > 0)
+            s->stash[l] = p->slots[0].stash[l];
+        else
+            e = llama_stash_create(p->s.stage->cfg, sites, &shape, &s->stash[l]);
+    }
+    return e;
+}
+
+static err create_teacher(e2e_pass *p) {
+    const int64_t tokens = p->s.shape.window, k = p->s.top_k;
+    err e = room_for(p->windows, sizeof *p->teacher, "teacher", &p->teacher);
+    for (int64_t i = 0; i < p->windows && !e.code; i++) {
+        e = room_for(tokens * k, sizeof(int32_t), "tokens of the teacher", &p->teacher[i].token);
+        if (!e.code) e = room_for(tokens * k, sizeof(float), "teacher", &p->teacher[i].log_p);
+    }
+    return e;
+}
+
+static err create_buffers(e2e_pass *p, const llama_sites *sites) {
+    const llama_pass_shape shape = shape_of_rank(&p->s);
+    const size_t real = llama_real_bytes(shape.compute);
+    err e = room_for(p->n_slots, sizeof *p->slots, "windows in flight", &p->slots);
+    for (int64_t i = 0; i < p->n_slots && !e.code; i++) e = create_slot(p, i, sites);
+    if (!e.code && p->recompute) e = room_for(shape.slice, p->row_bytes, "slice", &p->spare);
+    if (!e.code) e = llama_work_create(p->s.stage->cfg, sites, &shape, &p->work);
+    if (!e.code && shape.top_k) e = create_teacher(p);
+    if (!e.code && shape.r1)
+        e = room_for(p->hidden * p->hidden, real, "gradient of R1", &p->unit_r1);
+    if (!e.code && shape.r2) e = room_for(p->s.r2_entries, real, "gradient of R2", &p->unit_r2);
+    if (!e.code) e = room_for(shape.slice, sizeof *p->ids, "tokens", &p->ids);
+    if (!e.code) e = room_for(p->windows * p->slices, sizeof *p->loss, "losses", &p->loss);
+    return e;
+}
+
+err e2e_pass_create(const e2e_setting *s, const llama_sites *sites, e2e_pass **out) {
+    const schedule_shape *order = schedule_get_shape(s->order);
+    void *mine;
+    *out = NULL;
+    err e = mem_alloc(1, sizeof(e2e_pass), "pass", &mine);
+    if (e.code) return e;
+    e2e_pass *p = mine;
+    *p = (e2e_pass){.s = *s,
+                    .rank = comm_rank(s->stages),
+                    .last = comm_size(s->stages) - 1,
+                    .n_layers = s->stage->n_layers,
+                    .hidden = s->stage->cfg->hidden,
+                    .slices = order->slices,
+                    .windows = order->windows,
+                    .recompute = order->recompute};
+    p->n_slots = schedule_in_flight(s->order, p->rank);
+    p->row_bytes = (size_t)p->hidden * llama_real_bytes(s->shape.compute);
+    e = create_buffers(p, sites);
+    if (e.code) e2e_pass_destroy(&p);
+    *out = p;
+    return e;
+}
+
+static void clear_slot(e2e_pass *p, int64_t i) {
+    slot *s = &p->slots[i];
+    const bool owner = !p->recompute || i == 0;
+    for (int64_t l = 0; owner && s->stash && l < p->n_layers; l++)
+        llama_stash_destroy(&s->stash[l]);
+    mem_free(s->stash);
+    mem_free(s->sent);
+    mem_free(s->inputs);
+    mem_free(s->x);
+}
+
+void e2e_pass_destroy(e2e_pass **pass) {
+    e2e_pass *p = *pass;
+    if (!p) return;
+    for (int64_t i = 0; p->slots && i < p->n_slots; i++) clear_slot(p, i);
+    for (int64_t i = 0; p->teacher && i < p->windows; i++) {
+        mem_free(p->teacher[i].token);
+        mem_free(p->teacher[i].log_p);
+    }
+    llama_work_destroy(&p->work);
+    void *const all[] = {p->slots, p->spare, p->teacher, p->unit_r1, p->unit_r2, p->ids, p->loss};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
+    mem_free(p);
+    *pass = NULL;
+}
+
+/* Numbers that stop being finite. */
+
+static bool finite_reals(const void *x, int64_t n, compute_type compute) {
+    bool bad = false;
+    if (compute == COMPUTE_F64) {
+        const double *v = x;
+        for (int64_t i = 0; i < n; i++) bad |= !isfinite(v[i]);
+    } else {
+        const float *v = x;
+        for (int64_t i = 0; i < n; i++) bad |= !isfinite(v[i]);
+    }
+    return !bad;
+}
+
+static err not_finite(const e2e_pass *p, const char *what, int64_t layer, int64_t window) {
+    char where[64] = "loss";
+    if (layer >= 0) snprintf(where, sizeof where, "layer %" PRId64, layer);
+    return err_make(ERR_NUMERICS, where,
+                    "the state before this step is kept; use smaller rates, or other text",
+                    "%s not finite at step %" PRId64 ", sequence %" PRId64, what, p->step + 1,
+                    p->w[window].number);
+}
+
+/* One slice. */
+
+typedef struct piece {
+    int64_t window, t0, n;
+    slot *at;
+    comm_request **sent;
+    char *x; /* its rows */
+    uint64_t bytes;
+} piece;
+
+static piece piece_of(e2e_pass *p, int64_t window, int64_t slice) {
+    const int64_t t0 = slice * p->s.shape.slice,
+                  n = size_min(p->s.shape.slice, p->s.shape.window - t0);
+    slot *at = &p->slots[window % p->n_slots];
+    return (piece){.window = window,
+                   .t0 = t0,
+                   .n = n,
+                   .at = at,
+                   .sent = &at->sent[slice],
+                   .x = at->x + (size_t)t0 * p->row_bytes,
+                   .bytes = (uint64_t)n * p->row_bytes};
+}
+
+/* The weights that learning goes through; the teacher's are s.stage. */
+static const llama_stage *student(const e2e_pass *p) {
+    return p->s.weights ? weight_site_stage(p->s.weights) : p->s.stage;
+}
+
+/* x of a slice through the layers of the stage. */
+static void layers_forward(e2e_pass *p, const piece *c, const llama_sites *sites, char *x) {
+    const llama_stage *stage = sites ? student(p) : p->s.stage;
+    for (int64_t l = 0; l < p->n_layers && !p->e.code; l++) {
+        p->e = llama_block_forward_keep(stage, stage->first_layer + l, sites, c->t0, c->n, x,
+                                        c->at->stash[l], p->work);
+        if (!p->e.code && !finite_reals(x, c->n * p->hidden, p->s.shape.compute))
+            p->e = not_finite(p, "activations are", stage->first_layer + l, c->window);
+    }
+}
+
+/* Rows of a slice: embedded here, or from the stage before. */
+static void receive_forward(e2e_pass *p, const piece *c) {
+    comm_wait(c->sent);
+    if (p->rank > 0) {
+        comm_recv(p->s.stages, c->x, c->bytes, p->rank - 1, TAG_ACTIVATIONS);
+        return;
+    }
+    const int32_t *ids = p->w[c->window].ids + c->t0;
+    if (p->e.code) return;
+    for (int64_t t = 0; t < c->n; t++) p->ids[t] = p->s.rows ? p->s.rows->row[ids[t]] : ids[t];
+    p->e = llama_embed(p->s.stage, p->s.shape.compute, p->ids, c->n, c->x);
+}
+
+/* After an error zeros go on: what is wrong here is not to be found wrong there again. */
+static void send_on(e2e_pass *p, const piece *c, int to, comm_tag tag) {
+    if (p->e.code) memset(c->x, 0, c->bytes);
+    *c->sent = comm_isend(p->s.stages, c->x, c->bytes, to, tag);
+}
+
+static llama_teacher teacher_at(const e2e_pass *p, const piece *c) {
+    const llama_teacher *t = &p->teacher[c->window];
+    return (llama_teacher){.token = t->token + c->t0 * p->s.top_k,
+                           .log_p = t->log_p + c->t0 * p->s.top_k};
+}
+
+/* Loss of a slice; its rows become the gradient. */
+static void head(e2e_pass *p, const piece *c, int64_t slice) {
+    double sum = 0;
+    if (p->s.kl) {
+        const llama_teacher t = teacher_at(p, c);
+        p->e = llama_kl_backward(p->s.stage, c->n, c->x, &t, p->weight, c->x, &sum, NULL, p->work);
+    } else {
+        for (int64_t t = 0; t < c->n; t++)
+            p->ids[t] = c->t0 + t + 1 < p->s.shape.window ? p->w[c->window].ids[c->t0 + t + 1] : -1;
+        p->e =
+            llama_ce_backward(p->s.stage, c->n, c->x, p->ids, p->weight, c->x, &sum, NULL, p->work);
+    }
+    if (!p->e.code && !isfinite(sum)) p->e = not_finite(p, "the loss is", -1, c->window);
+    p->loss[c->window * p->slices + slice] = sum;
+}
+
+/* After an error a rank still passes buffers on: one that left would hang the others. */
+static void op_forward(e2e_pass *p, const schedule_op *op) {
+    const piece c = piece_of(p, op->window, op->slice);
+    receive_forward(p, &c);
+    if (p->recompute && !p->e.code)
+        memcpy(c.at->inputs + (size_t)c.t0 * p->row_bytes, c.x, c.bytes);
+    layers_forward(p, &c, p->sites, c.x);
+    if (p->rank < p->last)
+        send_on(p, &c, p->rank + 1, TAG_ACTIVATIONS);
+    else if (!p->e.code)
+        head(p, &c, op->slice);
+}
+
+static void op_again(e2e_pass *p, const schedule_op *op) {
+    const piece c = piece_of(p, op->window, op->slice);
+    if (p->e.code) return;
+    memcpy(p->spare, c.at->inputs + (size_t)c.t0 * p->row_bytes, c.bytes);
+    layers_forward(p, &c, p->sites, p->spare);
+}
+
+static void layer_backward(e2e_pass *p, const piece *c, int64_t l) {
+    const llama_stage *stage = student(p);
+    const compute_type compute = p->s.shape.compute;
+    weight_site *weights = p->s.weights;
+    const llama_tap tap = weights ? weight_site_tap(weights, p->sites) : (llama_tap){.places = 0};
+    fixed_sum *R1 = p->out->R1, *R2 = p->out->R2;
+    const rotation_grads grads = {.R1 = p->unit_r1, .R2 = p->unit_r2};
+    p->e = llama_block_backward(stage, stage->first_layer + l, p->sites, c->t0, c->n, c->x,
+                                c->at->stash[l], &grads, weights ? &tap : NULL, p->work);
+    if (p->e.code) return;
+    if (weights) weight_site_add(weights, stage->first_layer + l, &grads);
+    if (R1) fixed_sum_add(R1, 0, R1->n, compute, p->unit_r1);
+    if (R2) fixed_sum_add(R2, l * p->s.r2_entries, p->s.r2_entries, compute, p->unit_r2);
+    if ((R1 && R1->not_finite) || (R2 && R2->not_finite) ||
+        !finite_reals(c->x, c->n * p->hidden, compute))
+        p->e = not_finite(p, "gradients are", stage->first_layer + l, c->window);
+}
+
+static void op_backward(e2e_pass *p, const schedule_op *op) {
+    const piece c = piece_of(p, op->window, op->slice);
+    comm_wait(c.sent);
+    if (p->rank < p->last) comm_recv(p->s.stages, c.x, c.bytes, p->rank + 1, TAG_GRADIENTS);
+    for (int64_t l = p->n_layers - 1; l >= 0 && !p->e.code; l--) layer_backward(p, &c, l);
+    if (p->rank > 0) send_on(p, &c, p->rank - 1, TAG_GRADIENTS);
+}
+
+/* Full precision: what the teacher thinks likely, before the student runs. */
+static void run_teacher(e2e_pass *p) {
+    for (int64_t w = 0; w < p->windows; w++) {
+        for (int64_t slice = 0; slice < p->slices; slice++) {
+            const piece c = piece_of(p, w, slice);
+            receive_forward(p, &c);
+            layers_forward(p, &c, NULL, c.x);
+            if (p->rank < p->last) {
+                send_on(p, &c, p->rank + 1, TAG_ACTIVATIONS);
+            } else if (!p->e.code) {
+                llama_teacher t = teacher_at(p, &c);
+                p->e = llama_teacher_keep(p->s.stage, c.n, c.x, &t, p->work);
+            }
+        }
+    }
+}
+
+err e2e_pass_run(e2e_pass *p, const llama_sites *sites, const e2e_window *windows, double weight,
+                 int64_t step, const e2e_result *out) {
+    int64_t n;
+    const schedule_op *ops = schedule_ops(p->s.order, p->rank, &n);
+    p->sites = sites;
+    p->w = windows;
+    p->weight = weight;
+    p->step = step;
+    p->out = out;
+    p->e = llama_work_put_r1(p->work, sites->R1);
+    if (p->s.kl) run_teacher(p);
+    for (int64_t i = 0; i < n; i++) {
+        if (ops[i].kind == OP_FORWARD) op_forward(p, &ops[i]);
+        if (ops[i].kind == OP_AGAIN) op_again(p, &ops[i]);
+        if (ops[i].kind == OP_BACKWARD) op_backward(p, &ops[i]);
+    }
+    for (int64_t i = 0; i < p->n_slots; i++)
+        for (int64_t t = 0; t < p->slices; t++) comm_wait(&p->slots[i].sent[t]);
+    for (int64_t w = 0; p->rank == p->last && w < p->windows && !p->e.code; w++) {
+        out->loss[w] = 0; /* slices in their order */
+        for (int64_t t = 0; t < p->slices; t++) out->loss[w] += p->loss[w * p->slices + t];
+    }
+    return p->e;
+}

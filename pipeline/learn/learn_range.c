@@ -1,0 +1,508 @@
+#include "pipeline/learn/learn_range.h"
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "pipeline/learn/range_step.h"
+#include "pipeline/plan/product_peak.h"
+#include "rotations/cayley.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { R2_ROWS = 512 }; /* of each kind of site, a matrix and step */
+
+struct learn_range {
+    const comm *c;
+    learn_range_options o;
+    row_pool *pool;
+    weight_rows *weights; /* NULL: activations alone */
+    int64_t n, d, n_r2;   /* hidden, head_dim, R2 matrices of this rank */
+    cayley_dist *r1;
+    optimizer *r2;
+    float *R1;       /* as products use it, on every rank */
+    double *R2, *W2; /* R2 and its directions of this rank */
+    range_work *work1, *work2;
+    int64_t *grad1, *grad2, *rows; /* rows: a band of G on its way */
+    int64_t per_site, step;
+    double w_max1, w_max2;
+    double factor1, factor2; /* of rows of weights in the sums of R1 and R2 */
+    double *G2;              /* [n_r2, d, d] what rows of weights give R2; NULL without them */
+    double peak;             /* flop/s of all ranks' products; 0: not measured */
+};
+
+enum { BAND = 64 }; /* rows of G that are transposed and summed at a time */
+enum { TILE = 32 }; /* columns of them that stay in cache */
+
+static double largest_weight(const comm *c, const row_pool *p, pool_kind kind) {
+    double most = 0;
+    int64_t sets = kind == POOL_R1 ? 2 * p->n_layers : p->n_layers;
+    for (int64_t i = 0; i < sets; i++)
+        for (int64_t r = 0; r < p->sets[kind][i].n; r++)
+            most = fmax(most, (double)p->sets[kind][i].w[r]);
+    comm_max_f64(c, &most, 1);
+    return most;
+}
+
+/* Noise of a quantizer of b bits is its range over 2^b - 1: the weight of a site against others. */
+static double noise_of(const aquant *q) {
+    double levels = ldexp(1, q->bits) - 1;
+    return 1 / (levels * levels);
+}
+
+/* Only proportions matter: the larger of the two is one. */
+static float site_weight(const learn_range_options *o, const aquant *q) {
+    double most = 0;
+    if (aquant_on(&o->act)) most = fmax(most, noise_of(&o->act));
+    if (aquant_on(&o->kv)) most = fmax(most, noise_of(&o->kv));
+    return aquant_on(q) ? (float)(noise_of(q) / most) : 0;
+}
+
+/* Which activations are samples of R2. */
+static bool values_count(const learn_range_options *o) {
+    return aquant_on(&o->kv);
+}
+static bool outputs_count(const learn_range_options *o) {
+    return aquant_on(&o->act) && o->o_per_head;
+}
+
+static err check_options(const learn_range_options *o, bool weights) {
+    bool r1 = o->r1 && (aquant_on(&o->act) || weights),
+         r2 = o->r2_heads && (aquant_on(&o->act) || aquant_on(&o->kv) || weights);
+    if (r1 || r2) return err_none();
+    return err_make(
+        ERR_USAGE, "learn", "set activations.bits, kv.bits or weights: true, or leave learn empty",
+        "nothing that a rotation stands before is quantized: there is nothing to learn");
+}
+
+/* R1 in fp32 to every rank, after each change. */
+static void share_r1(learn_range *l) {
+    cayley_dist_get_rows_f32(l->r1, 0, l->n, l->R1);
+}
+
+/* Collective: rows of the start pass through every rank. */
+static void put_start_r1(learn_range *l, const dealt_rows *R1) {
+    double *band = (double *)l->rows;
+    for (int64_t row = 0; row < l->n; row += BAND) {
+        const int64_t b = size_min(BAND, l->n - row);
+        dealt_rows_get(R1, row, b, band);
+        cayley_dist_put_rows(l->r1, row, b, band);
+    }
+    share_r1(l);
+}
+
+static err create_r1(learn_range *l, const dealt_rows *R1) {
+    cayley_dist_options co = {.n = l->n,
+                              .kind = l->o.kind,
+                              .grid = l->o.grid,
+                              .blas_threads = l->o.blas_threads,
+                              .rough_gradient = true};
+    err e = cayley_dist_create(l->c, &co, &l->r1);
+    if (e.code) return e;
+    int64_t sites = 2 * l->o.layers;
+    l->per_site = size_ceil_div(l->o.rows, sites);
+    void *grad = NULL, *rows = NULL, *whole = NULL;
+    int64_t most = (aquant_on(&l->o.act) ? l->per_site * 2 * l->pool->n_layers : 0) +
+                   (l->weights ? weight_rows_direct(l->weights) : 0);
+    e = range_work_create(l->n, size_max(1, most), l->weights ? weight_rows_groups(l->weights) : 1,
+                          &l->work1);
+    if (!e.code) e = mem_alloc(l->n * l->n, sizeof(int64_t), "gradient of R1", &grad);
+    if (!e.code) e = mem_alloc(BAND * l->n, sizeof(int64_t), "gradient of R1", &rows);
+    if (!e.code) e = mem_alloc(l->n * l->n, sizeof(float), "R1 in fp32", &whole);
+    l->grad1 = grad;
+    l->rows = rows;
+    l->R1 = whole;
+    e = comm_agree(l->c, e, "learning", NULL);
+    if (!e.code) put_start_r1(l, R1);
+    return e;
+}
+
+static err create_r2(learn_range *l, const double *R2) {
+    int64_t dd = l->d * l->d;
+    void *r = NULL, *w = NULL, *grad = NULL;
+    l->n_r2 = l->pool->n_layers * l->o.r2_heads;
+    err e = mem_alloc(l->n_r2 * dd, sizeof(double), "R2", &r);
+    if (!e.code) e = mem_alloc(l->n_r2 * dd, sizeof(double), "directions of R2", &w);
+    if (!e.code) e = mem_alloc(dd, sizeof(int64_t), "gradient of R2", &grad);
+    if (!e.code) e = range_work_create(l->d, 2 * R2_ROWS, 1, &l->work2);
+    if (!e.code && l->n_r2) e = optimizer_create(l->o.kind, l->d, l->n_r2, &l->r2);
+    void *from_weights = NULL;
+    if (!e.code && l->weights)
+        e = mem_alloc(l->n_r2 * dd, sizeof(double), "gradients of R2", &from_weights);
+    l->G2 = from_weights;
+    l->R2 = r;
+    l->W2 = w;
+    l->grad2 = grad;
+    if (!e.code && l->n_r2) memcpy(r, R2, (size_t)(l->n_r2 * dd) * sizeof(double));
+    return e;
+}
+
+/* Rows of weights among rows of activations, all in one unit: the expected change of the loss per
+ * token. Noise of variance s^2 in every entry of an activation changes it by 1/2 s^2 |g|^2, and
+ * s = range / L sqrt(12) with L = 2^b - 1 (symmetric: 2^b - 2). So a sum of w range^2 over
+ * per_site rows of each site, whose raw |g|^2 were divided by their mean, counts mean / (24 L^2
+ * per_site); a sum over rows of weights counts weight_rows_unit. Of R2 the sums over values and
+ * o_proj inputs have each a mean of their own: the middle of the two stands for both. */
+static void set_factors(learn_range *l) {
+    const row_pool *p = l->pool;
+    const double unit = weight_rows_unit(l->weights), half = l->o.act.symmetric ? 2 : 1,
+                 levels = ldexp(1, l->o.act.bits) - half;
+    l->factor1 = l->factor2 = 1;
+    if (l->o.r1 && aquant_on(&l->o.act)) {
+        l->factor1 = unit * 24 * levels * levels * (double)l->per_site / p->mean[POOL_R1];
+        l->w_max1 = fmax(l->w_max1, l->factor1 * weight_rows_heaviest(l->weights));
+    } else {
+        l->w_max1 = weight_rows_heaviest(l->weights);
+    }
+    double rows = 0, noise = 0;
+    int kinds = 0;
+    if (values_count(&l->o)) {
+        rows += (double)p->kv_heads * p->mean[POOL_VALUE];
+        noise = fmax(noise, noise_of(&l->o.kv));
+        kinds++;
+    }
+    if (outputs_count(&l->o)) {
+        rows += (double)p->heads * p->mean[POOL_O];
+        noise = fmax(noise, noise_of(&l->o.act));
+        kinds++;
+    }
+    if (kinds) l->factor2 = unit * 24 * R2_ROWS * (double)(kinds * l->o.r2_heads) / (rows * noise);
+}
+
+static uint64_t bytes_of_r2(int64_t d, const learn_range_options *o, int64_t n_layers,
+                            bool weights) {
+    const uint64_t dd = (uint64_t)(d * d) * sizeof(double);
+    const uint64_t each = 2 + (o->kind == OPTIMIZER_ADAM) + weights; /* R2, directions, M, G2 */
+    return (uint64_t)(n_layers * o->r2_heads) * dd * each + dd +
+           range_work_bytes(d, 2 * R2_ROWS, 1);
+}
+
+uint64_t learn_range_bytes(const llama_config *cfg, const learn_range_options *o, int64_t n_layers,
+                           bool cell, int64_t rows_of_weights, int64_t groups) {
+    const int64_t n = cfg->hidden, per_site = size_ceil_div(o->rows, 2 * o->layers);
+    const uint64_t n2 = (uint64_t)(n * n);
+    const bool act = aquant_on(&o->act);
+    const cayley_dist_options r1 = {.n = n, .kind = o->kind, .grid = o->grid};
+    uint64_t bytes = 0;
+    if (o->r1 && (act || rows_of_weights)) {
+        const int64_t rows = (act ? per_site * 2 * n_layers : 0) + rows_of_weights;
+        bytes += n2 * (sizeof(int64_t) + sizeof(float)) + (uint64_t)(BAND * n) * sizeof(int64_t) +
+                 range_work_bytes(n, size_max(1, rows), size_max(1, groups));
+        bytes += cell ? cayley_dist_plan_bytes(&r1) : cayley_dist_beside_bytes(&r1);
+    }
+    if (o->r2_heads) bytes += bytes_of_r2(cfg->head_dim, o, n_layers, rows_of_weights > 0);
+    return bytes;
+}
+
+/* Collective. */
+static double measure_peak(const comm *c) {
+    int64_t mega = (int64_t)(product_peak(COMPUTE_BF16) / 1e6);
+    comm_sum_i64(c, &mega, 1);
+    return 1e6 * (double)mega;
+}
+
+err learn_range_create(const comm *c, const learn_range_options *o, row_pool *pool,
+                       weight_rows *weights, const dealt_rows *R1, const double *R2,
+                       learn_range **out) {
+    *out = NULL;
+    err e = comm_agree(c, check_options(o, weights != NULL), "learning", NULL);
+    if (e.code) return e;
+    learn_range *l = calloc(1, sizeof *l);
+    if (!l) abort();
+    l->c = c;
+    l->o = *o;
+    l->o.r1 = o->r1 && (aquant_on(&o->act) || weights);
+    l->pool = pool;
+    l->weights = weights;
+    l->n = pool->hidden;
+    l->d = pool->head_dim;
+    if (l->o.r1) e = create_r1(l, R1);
+    if (!e.code && o->r2_heads) e = comm_agree(c, create_r2(l, R2), "learning", NULL);
+    l->w_max1 = largest_weight(c, pool, POOL_R1);
+    l->w_max2 = fmax(largest_weight(c, pool, POOL_VALUE), largest_weight(c, pool, POOL_O));
+    if (!e.code && weights) set_factors(l);
+    if (!e.code && o->measure) l->peak = measure_peak(c);
+    if (e.code) learn_range_destroy(&l);
+    *out = l;
+    return e;
+}
+
+void learn_range_destroy(learn_range **l) {
+    if (!*l) return;
+    learn_range *x = *l;
+    cayley_dist_destroy(&x->r1);
+    optimizer_destroy(&x->r2);
+    range_work_destroy(&x->work1);
+    range_work_destroy(&x->work2);
+    mem_free(x->R1);
+    mem_free(x->R2);
+    mem_free(x->W2);
+    mem_free(x->G2);
+    mem_free(x->grad1);
+    mem_free(x->grad2);
+    mem_free(x->rows);
+    free(x);
+    *l = NULL;
+}
+
+/* The transposed integers of a batch as rows of G, at once where ranks share the step, else a band
+ * at a time, into the distributed sum. */
+static void sum_gradient(learn_range *l, const range_batch *b) {
+    int exponent = ilogb(b->unit);
+    if (cayley_dist_sum_transposed(l->r1, b->grad, exponent)) return;
+    for (int64_t i0 = 0; i0 < l->n; i0 += BAND) {
+        int64_t rows = size_min(BAND, l->n - i0);
+#pragma omp parallel for
+        for (int64_t j0 = 0; j0 < l->n; j0 += TILE)
+            for (int64_t i = 0; i < rows; i++)
+                for (int64_t j = j0; j < l->n && j < j0 + TILE; j++)
+                    l->rows[i * l->n + j] = b->grad[j * l->n + i0 + i];
+        cayley_dist_sum_gradient(l->r1, i0, rows, l->rows, exponent);
+    }
+}
+
+/* Rows of activations of this rank's R1 sites into the batch. */
+static void draw_r1(learn_range *l) {
+    range_rule rule = {.symmetric = l->o.act.symmetric, .include_zero = true};
+    for (int64_t i = 0; i < 2 * l->pool->n_layers; i++) {
+        const int64_t site = 2 * l->pool->first_layer + i;
+        const uint64_t start = rng_u64(l->o.seed, RNG_RANGE_ROWS, (uint64_t)site) >> 32;
+        range_draw d = {.rule = rule,
+                        .weight = 1,
+                        .first_index = start + (uint64_t)(l->step * l->per_site),
+                        .in_order = true};
+        range_add(l->work1, &l->pool->sets[POOL_R1][i], d, l->per_site);
+    }
+}
+
+/* Everything that touches R1: activations, and rows of weights, which touch R2 too (l->G2). */
+static void take_batch(learn_range *l, range_batch *b) {
+    const bool act = l->o.r1 && aquant_on(&l->o.act);
+    *b = (range_batch){.n = l->n, .unit = 1, .grad = l->grad1};
+    if (l->o.r1) {
+        range_begin_f32(l->work1, l->R1);
+        if (act) draw_r1(l);
+        if (l->weights) weight_rows_add(l->weights, l->step, (float)l->factor1, l->work1);
+        range_finish(l->work1, l->w_max1, b);
+    }
+    if (l->weights) {
+        if (l->G2) memset(l->G2, 0, (size_t)(l->n_r2 * l->d * l->d) * sizeof *l->G2);
+        weight_rows_mix(l->weights, l->step, (float)l->factor1,
+                        l->o.r1 ? range_rotation(l->work1) : NULL, l->R2, b, l->G2);
+    }
+}
+
+/* Collective. Losses of R1 and R2 of this rank into those of all, once a step: each sum is a
+ * meeting. */
+static void tell_losses(const learn_range *l, int64_t loss[2], learn_report *report) {
+    const bool act = l->o.r1 && aquant_on(&l->o.act);
+    const int64_t rows = act ? l->per_site * 2 * l->o.layers : l->o.rows; /* weights sum to it */
+    comm_sum_i64(l->c, loss, 2);
+    if (l->o.r1 || l->weights) report->loss = (double)loss[0] * RANGE_LOSS_UNIT / (double)rows;
+    if (l->o.r2_heads)
+        report->loss_r2 =
+            (double)loss[1] * RANGE_LOSS_UNIT / (double)(l->o.layers * l->o.r2_heads * 2 * R2_ROWS);
+}
+
+static err step_r1(learn_range *l, const range_batch *b, learn_report *report) {
+    sum_gradient(l, b);
+    optimizer_report r;
+    double lr = lr_schedule_at(l->o.schedule, l->o.lr_r1, l->step, l->o.steps);
+    err e = cayley_dist_step(l->r1, lr, &r);
+    if (e.code) return e;
+    report->angle_r1 = r.angle_rms;
+    share_r1(l);
+    return cayley_dist_probe(l->r1, l->o.seed, l->step, &report->orthogonality);
+}
+
+/* Rows of one R2: values, then o_proj inputs of the query heads that share it. */
+static void draw_r2(learn_range *l, int64_t matrix) {
+    int64_t heads = l->o.r2_heads, layer = matrix / heads, head = matrix % heads;
+    int64_t global = (l->pool->first_layer + layer) * heads + head, all = l->o.layers * heads;
+    range_draw d = {.seed = l->o.seed, .purpose = RNG_RANGE_ROWS_R2};
+    uint64_t first = (uint64_t)((l->step * all + global) * 2 * R2_ROWS);
+    int64_t kv = l->pool->kv_heads, q = l->pool->heads;
+    if (values_count(&l->o)) {
+        d.rule = (range_rule){.symmetric = l->o.kv.symmetric, .include_zero = false};
+        d.weight = site_weight(&l->o, &l->o.kv);
+        d.first_index = first;
+        d.period = kv;
+        d.span = heads > 1 ? 1 : kv;
+        d.offset = heads > 1 ? head : 0;
+        range_add(l->work2, &l->pool->sets[POOL_VALUE][layer], d, R2_ROWS);
+    }
+    if (outputs_count(&l->o)) {
+        d.rule = (range_rule){.symmetric = l->o.act.symmetric, .include_zero = false};
+        d.weight = site_weight(&l->o, &l->o.act);
+        d.first_index = first + R2_ROWS;
+        d.period = q;
+        d.span = heads > 1 ? q / kv : q;
+        d.offset = heads > 1 ? head * (q / kv) : 0;
+        range_add(l->work2, &l->pool->sets[POOL_O][layer], d, R2_ROWS);
+    }
+}
+
+/* dL/dR2 of one matrix into G; its loss on activations. */
+static int64_t gradient_r2(learn_range *l, int64_t m, double *G) {
+    const int64_t d = l->d, dd = d * d;
+    range_batch b = {.grad = l->grad2};
+    memset(G, 0, (size_t)dd * sizeof *G);
+    if (values_count(&l->o) || outputs_count(&l->o)) {
+        range_begin(l->work2, l->R2 + m * dd);
+        draw_r2(l, m);
+        range_finish(l->work2, l->w_max2, &b);
+        for (int64_t i = 0; i < d; i++)
+            for (int64_t j = 0; j < d; j++) G[i * d + j] = (double)b.grad[j * d + i] * b.unit;
+    }
+    for (int64_t k = 0; l->G2 && k < dd; k++) G[k] += l->G2[m * dd + k] * (l->factor2 / l->factor1);
+    return b.loss;
+}
+
+static err step_r2(learn_range *l, int64_t *loss, learn_report *report) {
+    const int64_t dd = l->d * l->d;
+    double *G = malloc((size_t)dd * sizeof *G);
+    if (!G) abort();
+    err e = err_none();
+    for (int64_t m = 0; m < l->n_r2 && !e.code; m++) {
+        *loss += gradient_r2(l, m, G);
+        e = cayley_skew(l->d, G, l->R2 + m * dd, l->W2 + m * dd);
+    }
+    free(G);
+    optimizer_report r = {0};
+    double lr = lr_schedule_at(l->o.schedule, l->o.lr_r2, l->step, l->o.steps);
+    if (!e.code && l->n_r2) e = optimizer_step(l->r2, lr, l->W2, l->R2, &r);
+    e = comm_agree(l->c, e, "step of R2", NULL);
+    comm_max_f64(l->c, &r.angle_rms, 1);
+    report->angle_r2 = r.angle_rms;
+    return e;
+}
+
+/* Rows of R1 a second, and the products u = x R of all rows at the measured peak in their share of
+ * the time. */
+static void tell_speed(const learn_range *l, double seconds, learn_report *report) {
+    const double n = (double)l->n, d = (double)l->d,
+                 act = aquant_on(&l->o.act) ? (double)(l->per_site * 2 * l->o.layers) : 0,
+                 weights = l->weights ? (double)weight_rows_samples(l->weights) : 0,
+                 rows = l->o.r1 ? act + weights : 0,
+                 rows_r2 = (double)(l->o.layers * l->o.r2_heads * R2_ROWS *
+                                    (values_count(&l->o) + outputs_count(&l->o)));
+    if (seconds <= 0) return;
+    report->tokens_per_s = (rows > 0 ? rows : rows_r2) / seconds;
+    if (l->peak > 0) report->peak_share = 2 * (rows * n * n + rows_r2 * d * d) / seconds / l->peak;
+}
+
+err learn_range_step(learn_range *l, learn_report *report) {
+    const double start = clock_now_s();
+    memset(report, 0, sizeof *report);
+    err e = err_none();
+    range_batch b = {.loss = 0};
+    int64_t loss_r2 = 0;
+    if (l->o.r1 || l->weights) take_batch(l, &b);
+    if (l->o.r1) e = step_r1(l, &b, report);
+    if (!e.code && l->o.r2_heads) e = step_r2(l, &loss_r2, report);
+    if (!e.code) tell_losses(l, (int64_t[2]){b.loss, loss_r2}, report);
+    if (!e.code) l->step++;
+    report->step = l->step;
+    tell_speed(l, clock_now_s() - start, report);
+    return e;
+}
+
+void learn_range_take_r1(learn_range *l, dealt_rows *to) {
+    if (!l->o.r1) return;
+    double *band = (double *)l->rows;
+    for (int64_t row = 0; row < l->n; row += BAND) {
+        const int64_t b = size_min(BAND, l->n - row);
+        cayley_dist_get_rows(l->r1, row, b, band);
+        dealt_rows_put(to, row, b, band);
+    }
+}
+
+uint64_t learn_range_r1_bytes(const learn_range *l) {
+    int64_t most = l->o.r1 ? (int64_t)cayley_dist_bytes(l->r1) : 0;
+    comm_max_i64(l->c, &most, 1);
+    return (uint64_t)most;
+}
+
+const double *learn_range_r2(const learn_range *l) {
+    return l->R2;
+}
+
+uint64_t learn_range_replica(const learn_range *l, const void **data) {
+    *data = l->R1;
+    return l->R1 ? (uint64_t)(l->n * l->n) * sizeof *l->R1 : 0;
+}
+
+/* ---- state: in common the step, then for each R2 the matrix with its optimiser ---- */
+
+/* The optimiser's own order is steps, v of all, M of all. In the file matrices stand one after the
+ * other (R, v, M), so that a restart on other ranks finds those of its layers. */
+static int64_t matrix_state(const learn_range *l) {
+    return l->d * l->d + (l->o.kind == OPTIMIZER_ADAM ? l->d * l->d + 1 : 0);
+}
+
+void learn_range_state_counts(const learn_range *l, int64_t *common, int64_t *cell) {
+    *common = 1 + l->o.layers * l->o.r2_heads * matrix_state(l);
+    *cell = l->o.r1 ? cayley_dist_state_count(l->r1) : 0;
+}
+
+static void pack_r2(const learn_range *l, double *out) {
+    int64_t dd = l->d * l->d, each = matrix_state(l),
+            count = l->r2 ? optimizer_state_count(l->r2) : 0;
+    double *s = malloc((size_t)(count + 1) * sizeof *s);
+    if (!s) abort();
+    if (count) optimizer_state_save(l->r2, s);
+    for (int64_t m = 0; m < l->n_r2; m++) {
+        memcpy(out + m * each, l->R2 + m * dd, (size_t)dd * sizeof *out);
+        if (each == dd) continue;
+        out[m * each + dd] = s[1 + m];
+        memcpy(out + m * each + dd + 1, s + 1 + l->n_r2 + m * dd, (size_t)dd * sizeof *out);
+    }
+    free(s);
+}
+
+static void unpack_r2(learn_range *l, const double *in) {
+    int64_t dd = l->d * l->d, each = matrix_state(l),
+            count = l->r2 ? optimizer_state_count(l->r2) : 0;
+    double *s = calloc((size_t)(count + 1), sizeof *s);
+    if (!s) abort();
+    s[0] = (double)l->step;
+    for (int64_t m = 0; m < l->n_r2; m++) {
+        memcpy(l->R2 + m * dd, in + m * each, (size_t)dd * sizeof *s);
+        if (each == dd) continue;
+        s[1 + m] = in[m * each + dd];
+        memcpy(s + 1 + l->n_r2 + m * dd, in + m * each + dd + 1, (size_t)dd * sizeof *s);
+    }
+    if (count) optimizer_state_load(l->r2, s);
+    free(s);
+}
+
+err learn_range_state_save(learn_range *l, double *common, double *cell) {
+    const int64_t each = matrix_state(l);
+    if (l->o.r1) cayley_dist_state_save(l->r1, cell);
+    if (comm_rank(l->c) == 0) common[0] = (double)l->step;
+    if (!l->o.r2_heads) return err_none();
+    double *mine = malloc((size_t)(l->n_r2 * each + 1) * sizeof *mine);
+    size_t *lens = calloc((size_t)comm_size(l->c), sizeof *lens);
+    void *all = NULL;
+    if (!mine || !lens) abort();
+    pack_r2(l, mine);
+    comm_gather_blobs(l->c, mine, (size_t)(l->n_r2 * each) * sizeof *mine, &all, lens, 0);
+    if (comm_rank(l->c) == 0)
+        memcpy(common + 1, all, (size_t)(l->o.layers * l->o.r2_heads * each) * sizeof *common);
+    free(all);
+    free(lens);
+    free(mine);
+    return err_none();
+}
+
+err learn_range_state_load(learn_range *l, const double *common, const double *cell) {
+    l->step = (int64_t)common[0];
+    if (l->o.r1) {
+        cayley_dist_state_load(l->r1, cell);
+        share_r1(l);
+    }
+    if (l->o.r2_heads)
+        unpack_r2(l, common + 1 + l->pool->first_layer * l->o.r2_heads * matrix_state(l));
+    return err_none();
+}

@@ -1,0 +1,18 @@
+/* learn_report - what one step of learning did: what every phase of learning tells the loop of
+ * steps (jobs/phases/learn_steps.c), whatever its objective. A plain value. */
+#ifndef SPINSHARD_PIPELINE_LEARN_LEARN_REPORT_H
+#define SPINSHARD_PIPELINE_LEARN_LEARN_REPORT_H
+
+#include <stdint.h>
+
+/* The same on every rank, but for tokens_per_s and peak_share, which are clocks. */
+typedef struct learn_report {
+    int64_t step; /* done so far */
+    double loss, loss_r2;
+    double angle_r1, angle_r2; /* RMS entry of the skew step, radians */
+    double orthogonality;      /* probe of R1 */
+    double tokens_per_s;       /* of the objective range: rows of R1 a second */
+    double peak_share;         /* of the measured product peak of all ranks; 0: not known */
+} learn_report;
+
+#endif

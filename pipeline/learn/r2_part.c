@@ -1,0 +1,103 @@
+#include "pipeline/learn/r2_part.h"
+
+#include "base/mem.h"
+#include "rotations/cayley.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct r2_part {
+    optimizer_kind kind;
+    int64_t d, first, count;
+    double *R, *W; /* [count, d, d] */
+    optimizer *o;  /* NULL where count is 0 */
+};
+
+err r2_part_create(optimizer_kind kind, int64_t d, int64_t first, int64_t count, const double *R,
+                   r2_part **out) {
+    void *p;
+    *out = NULL;
+    err e = mem_alloc(1, sizeof(r2_part), "R2", &p);
+    if (e.code) return e;
+    r2_part *r = p;
+    *r = (r2_part){.kind = kind, .d = d, .first = first, .count = count};
+    e = mem_alloc(count * d * d, sizeof(double), "R2", &p);
+    r->R = e.code ? NULL : p;
+    if (!e.code) e = mem_alloc(count * d * d, sizeof(double), "directions of R2", &p);
+    r->W = e.code ? NULL : p;
+    if (!e.code && count) e = optimizer_create(kind, d, count, &r->o);
+    if (!e.code && count) memcpy(r->R, R, (size_t)(count * d * d) * sizeof *R);
+    if (e.code) r2_part_destroy(&r);
+    *out = r;
+    return e;
+}
+
+void r2_part_destroy(r2_part **p) {
+    if (!*p) return;
+    optimizer_destroy(&(*p)->o);
+    mem_free((*p)->R);
+    mem_free((*p)->W);
+    mem_free(*p);
+    *p = NULL;
+}
+
+const double *r2_part_get(const r2_part *p) {
+    return p->R;
+}
+
+err r2_part_step(r2_part *p, double lr, double *G, optimizer_report *report) {
+    *report = (optimizer_report){0};
+    if (!p->count) return err_none();
+    err e = cayley_skew_batch(p->d, p->count, G, p->R, p->W);
+    return e.code ? e : optimizer_step(p->o, lr, p->W, p->R, report);
+}
+
+int64_t r2_part_state_each(optimizer_kind kind, int64_t d) {
+    return kind == OPTIMIZER_ADAM ? 2 * d * d + 1 : d * d;
+}
+
+/* The optimiser's own order is steps, v of all, M of all. */
+static double *optimizer_doubles(const r2_part *p) {
+    const int64_t n = p->o ? optimizer_state_count(p->o) : 0;
+    double *s = calloc((size_t)n + 1, sizeof *s);
+    if (!s) abort();
+    return s;
+}
+
+void r2_part_state_save(const r2_part *p, const comm *c, bool give, double *out) {
+    const int64_t dd = p->d * p->d, each = r2_part_state_each(p->kind, p->d);
+    const int64_t count = give ? p->count : 0;
+    double *s = optimizer_doubles(p), *mine = malloc((size_t)(count * each + 1) * sizeof *mine);
+    size_t *lens = calloc((size_t)comm_size(c), sizeof *lens), total = 0;
+    void *all = NULL;
+    if (!mine || !lens) abort();
+    if (count) optimizer_state_save(p->o, s);
+    for (int64_t m = 0; m < count; m++) {
+        memcpy(mine + m * each, p->R + m * dd, (size_t)dd * sizeof *s);
+        if (each == dd) continue;
+        mine[m * each + dd] = s[1 + m];
+        memcpy(mine + m * each + dd + 1, s + 1 + p->count + m * dd, (size_t)dd * sizeof *s);
+    }
+    comm_gather_blobs(c, mine, (size_t)(count * each) * sizeof *mine, &all, lens, 0);
+    for (int i = 0; i < comm_size(c); i++) total += lens[i];
+    if (comm_rank(c) == 0) memcpy(out, all, total);
+    free(all);
+    free(lens);
+    free(mine);
+    free(s);
+}
+
+void r2_part_state_load(r2_part *p, int64_t steps, const double *in) {
+    const int64_t dd = p->d * p->d, each = r2_part_state_each(p->kind, p->d);
+    double *s = optimizer_doubles(p);
+    s[0] = (double)steps;
+    in += p->first * each;
+    for (int64_t m = 0; m < p->count; m++, in += each) {
+        memcpy(p->R + m * dd, in, (size_t)dd * sizeof *s);
+        if (each == dd) continue;
+        s[1 + m] = in[dd];
+        memcpy(s + 1 + p->count + m * dd, in + dd + 1, (size_t)dd * sizeof *s);
+    }
+    if (p->o) optimizer_state_load(p->o, s);
+    free(s);
+}

@@ -1,0 +1,302 @@
+#include "pipeline/learn/row_pool.h"
+
+#include "base/gemm.h"
+#include "base/mem.h"
+#include "base/rng.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Adding 1.5 2^23 units and taking them away rounds to whole units, half to even. */
+void row_fix(bf16 *x, int64_t n) {
+    const float most = 128, round = 0x1.8p23F / (1 << ROW_FIXED_BITS);
+    for (int64_t i = 0; i < n; i++) {
+        const float v = half_from_bf16(x[i]), held = v < most ? v > -most ? v : -most : most;
+        x[i] = (bf16)(half_bits((held + round) - round) >> 16);
+    }
+}
+
+static int64_t sets_of(const row_pool *p, pool_kind kind) {
+    return kind == POOL_R1 ? 2 * p->n_layers : p->n_layers;
+}
+
+static int64_t rows_per_token(const row_pool *p, pool_kind kind) {
+    return kind == POOL_R1 ? 1 : kind == POOL_VALUE ? p->kv_heads : p->heads;
+}
+
+static err set_init(row_set *s, int64_t n, int64_t width, bf16 *x) {
+    void *w = NULL;
+    err e = mem_alloc(n, sizeof(float), "weights of rows", &w);
+    *s = (row_set){.n = n, .width = width, .x = x, .w = w};
+    return e;
+}
+
+err row_pool_init(const llama_config *cfg, int64_t first, int64_t n, int64_t tokens,
+                  row_pool *out) {
+    *out = (row_pool){.first_layer = first,
+                      .n_layers = n,
+                      .hidden = cfg->hidden,
+                      .head_dim = cfg->head_dim,
+                      .heads = cfg->heads,
+                      .kv_heads = cfg->kv_heads,
+                      .tokens = tokens};
+    err e = err_none();
+    for (int k = 0; k < POOL_KINDS && !e.code; k++) {
+        int64_t count = sets_of(out, (pool_kind)k);
+        out->sets[k] = calloc((size_t)count + 1, sizeof *out->sets[k]);
+        if (!out->sets[k]) abort();
+        const int64_t width = k == POOL_R1 ? cfg->hidden : cfg->head_dim,
+                      each = tokens * rows_per_token(out, (pool_kind)k);
+        void *rows = NULL;
+        e = mem_alloc(count * each * width, sizeof(bf16), "sampled rows", &rows);
+        out->rows[k] = rows;
+        for (int64_t i = 0; i < count && !e.code; i++)
+            e = set_init(&out->sets[k][i], each, width, out->rows[k] + i * each * width);
+    }
+    return e;
+}
+
+void row_pool_clear(row_pool *p) {
+    for (int k = 0; k < POOL_KINDS; k++) {
+        for (int64_t i = 0; p->sets[k] && i < sets_of(p, (pool_kind)k); i++) {
+            mem_free(p->sets[k][i].w);
+            mem_free(p->sets[k][i].g);
+        }
+        mem_free(p->rows[k]);
+        free(p->sets[k]);
+    }
+    memset(p, 0, sizeof *p);
+}
+
+uint64_t row_pool_bytes(const llama_config *cfg, int64_t n, int64_t tokens) {
+    uint64_t per_token = 2 * (2 * (uint64_t)cfg->hidden + 4) +
+                         (uint64_t)(cfg->heads + cfg->kv_heads) * (2 * (uint64_t)cfg->head_dim + 4);
+    return (uint64_t)n * (uint64_t)tokens * per_token;
+}
+
+err row_pool_keep_gradients(row_pool *p) {
+    err e = err_none();
+    for (int64_t i = 0; i < sets_of(p, POOL_R1) && !e.code; i++) {
+        row_set *s = &p->sets[POOL_R1][i];
+        void *g = NULL;
+        e = mem_alloc(s->n * s->width, sizeof(bf16), "gradients of sampled rows", &g);
+        s->g = g;
+    }
+    return e;
+}
+
+uint64_t row_pool_gradient_bytes(const llama_config *cfg, int64_t n, int64_t tokens) {
+    return 4 * (uint64_t)n * (uint64_t)tokens * (uint64_t)cfg->hidden;
+}
+
+void row_pool_put(row_pool *p, pool_kind kind, int64_t layer, int site, int64_t at,
+                  int64_t n_tokens, int64_t first, int64_t stride, const float *x, const float *g) {
+    int64_t l = layer - p->first_layer, per = rows_per_token(p, kind);
+    row_set *s = &p->sets[kind][kind == POOL_R1 ? 2 * l + site : l];
+    for (int64_t t = first; t < n_tokens && at < p->tokens; t += stride, at++) {
+        for (int64_t h = 0; h < per; h++) {
+            int64_t from = (t * per + h) * s->width, row = at * per + h;
+            half_array_to_bf16(x + from, s->width, s->x + row * s->width);
+            if (s->g) half_array_to_bf16(g + from, s->width, s->g + row * s->width);
+            double sum = 0;
+            for (int64_t j = 0; j < s->width; j++) sum += (double)g[from + j] * (double)g[from + j];
+            s->w[row] = (float)sum;
+        }
+    }
+}
+
+static int by_value(const void *a, const void *b) {
+    float x = *(const float *)a, y = *(const float *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* All weights of a kind, layers in order, on every rank. Ranks own layers in rank order. */
+static float *gather_weights(const comm *c, const row_pool *p, pool_kind kind, int64_t *n) {
+    int64_t count = sets_of(p, kind), each = count ? p->sets[kind][0].n : 0;
+    float *mine = malloc((size_t)(count * each + 1) * sizeof *mine);
+    size_t *lens = calloc((size_t)comm_size(c), sizeof *lens), len = 0;
+    void *all = NULL;
+    if (!mine || !lens) abort();
+    for (int64_t i = 0; i < count; i++)
+        memcpy(mine + i * each, p->sets[kind][i].w, (size_t)each * sizeof *mine);
+    comm_gather_blobs(c, mine, (size_t)(count * each) * sizeof *mine, &all, lens, 0);
+    for (int r = 0; r < comm_size(c) && comm_rank(c) == 0; r++) len += lens[r];
+    comm_bcast_blob(c, &all, &len, 0);
+    free(mine);
+    free(lens);
+    *n = (int64_t)(len / sizeof(float));
+    return all;
+}
+
+static void swap_bytes(void *a, void *b, size_t n) {
+    char *p = a, *q = b;
+    for (size_t i = 0; i < n; i++) {
+        const char c = p[i];
+        p[i] = q[i];
+        q[i] = c;
+    }
+}
+
+/* Each place takes one of the rows that are left (Fisher and Yates). `site` counts over the model.
+ */
+static void shuffle(row_set *s, int64_t site) {
+    const size_t row = (size_t)s->width * sizeof *s->x;
+    for (int64_t i = 0; i < s->n - 1; i++) {
+        const uint64_t r = rng_u64(0, RNG_POOL_ORDER, (uint64_t)(site * s->n + i)) >> 32;
+        const int64_t j = i + (int64_t)(r % (uint64_t)(s->n - i));
+        if (j == i) continue;
+        swap_bytes(s->x + i * s->width, s->x + j * s->width, row);
+        if (s->g) swap_bytes(s->g + i * s->width, s->g + j * s->width, row);
+        const float w = s->w[i];
+        s->w[i] = s->w[j];
+        s->w[j] = w;
+    }
+}
+
+err row_pool_finish(const comm *c, row_pool *p, pool_kind kind) {
+    int64_t n;
+    float *all = gather_weights(c, p, kind, &n);
+    if (!n) {
+        free(all);
+        return err_make(ERR_BUG, "row_pool", NULL, "no rows");
+    }
+    qsort(all, (size_t)n, sizeof *all, by_value);
+    float most = all[(int64_t)(0.999 * (double)n)];
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += all[i] < most ? all[i] : most;
+    free(all);
+    if (!(sum > 0) || !isfinite(sum))
+        return err_make(ERR_NUMERICS, "range", "check the calibration text",
+                        "all sensitivities are zero or not finite");
+    float scale = (float)((double)n / sum);
+    p->mean[kind] = sum / (double)n;
+    for (int64_t i = 0; i < sets_of(p, kind); i++) {
+        row_set *s = &p->sets[kind][i];
+        for (int64_t r = 0; r < s->n; r++) s->w[r] = (s->w[r] < most ? s->w[r] : most) * scale;
+        if (kind != POOL_R1) continue;
+        row_fix(s->x, s->n * s->width);
+        shuffle(s, 2 * p->first_layer + i);
+    }
+    return err_none();
+}
+
+void row_pool_normalise(row_pool *p, pool_kind kind) {
+    for (int64_t i = 0; i < sets_of(p, kind); i++) {
+        row_set *s = &p->sets[kind][i];
+        double most = 0;
+        for (int64_t r = 0; r < s->n; r++) {
+            double sum = 0;
+            for (int64_t j = 0; j < s->width; j++) {
+                double v = half_from_bf16(s->x[r * s->width + j]);
+                sum += v * v;
+            }
+            most = fmax(most, sum);
+        }
+        if (!(most > 0)) continue; /* all zero */
+        int power = (int)ceil(log2(sqrt(most / (double)s->width)));
+        for (int64_t k = 0; k < s->n * s->width; k++) /* exact but for numbers that vanish */
+            s->x[k] = half_to_bf16(ldexpf(half_from_bf16(s->x[k]), -power));
+        row_fix(s->x, s->n * s->width);
+        for (int64_t r = 0; r < s->n; r++) s->w[r] = ldexpf(s->w[r], 2 * power);
+    }
+}
+
+/* sum x^T x of one set in fp32 by fixed tiles: the unit that is summed exactly over the model. */
+static void moment_of(const row_set *s, float *wide, float *out) {
+    half_array_from_bf16(s->x, s->n * s->width, wide);
+    gemm_f32(true, false, s->width, s->width, s->n, wide, s->width, wide, s->width, false, out,
+             s->width);
+}
+
+/* Collective. Bits of the fixed point: sums of all rows of the model stay below 2^62. x is a
+ * normalised row, so no entry of x^T x is above its length |x|^2 <= hidden (1 + rounding of bf16).
+ */
+static int moment_exponent(const comm *c, const row_pool *p) {
+    int64_t rows = 0;
+    for (int64_t i = 0; i < sets_of(p, POOL_R1); i++) rows += p->sets[POOL_R1][i].n;
+    comm_sum_i64(c, &rows, 1);
+    return 62 - (int)ceil(log2(1.1 * (double)p->hidden * (double)(rows + 1)));
+}
+
+err row_pool_moment_r1(const comm *c, const row_pool *p, double *out) {
+    int64_t n = p->hidden * p->hidden, sets = sets_of(p, POOL_R1);
+    void *wide = NULL, *one = NULL, *sum = NULL;
+    const int exponent = moment_exponent(c, p);
+    err e = mem_alloc(sets ? p->sets[POOL_R1][0].n * p->hidden : 0, sizeof(float), "rows in fp32",
+                      &wide);
+    if (!e.code) e = mem_alloc(n, sizeof(float), "second moment", &one);
+    if (!e.code) e = mem_alloc(n, sizeof(int64_t), "second moment", &sum);
+    e = comm_agree(c, e, "second moments", NULL);
+    for (int64_t i = 0; i < sets && !e.code; i++) {
+        moment_of(&p->sets[POOL_R1][i], wide, one);
+        for (int64_t k = 0; k < n; k++)
+            ((int64_t *)sum)[k] += llrint(ldexp(((float *)one)[k], exponent));
+    }
+    if (!e.code) comm_sum_i64(c, sum, n);
+    for (int64_t k = 0; k < n && !e.code; k++)
+        out[k] = ldexp((double)((int64_t *)sum)[k], -exponent);
+    for (int64_t i = 0; i < p->hidden && !e.code; i++) /* products of two halves may round apart */
+        for (int64_t j = 0; j < i; j++) {
+            double m = 0.5 * (out[i * p->hidden + j] + out[j * p->hidden + i]);
+            out[i * p->hidden + j] = out[j * p->hidden + i] = m;
+        }
+    mem_free(wide);
+    mem_free(one);
+    mem_free(sum);
+    return e;
+}
+
+enum { MOMENT_BAND = 256 }; /* rows of the moment that are made and summed at a time */
+
+/* Rows [row, row + b) of sum x^T x over this rank's sets, in fixed point. */
+static void moment_rows(const row_pool *p, int64_t row, int64_t b, int exponent, float *wide,
+                        float *one, int64_t *sum) {
+    const int64_t n = p->hidden;
+    memset(sum, 0, (size_t)(b * n) * sizeof *sum);
+    for (int64_t i = 0; i < sets_of(p, POOL_R1); i++) {
+        const row_set *s = &p->sets[POOL_R1][i];
+#pragma omp parallel for
+        for (int64_t r = 0; r < s->n; r++) half_array_from_bf16(s->x + r * n, n, wide + r * n);
+        gemm_f32(true, false, b, n, s->n, wide + row, n, wide, n, false, one, n);
+#pragma omp parallel for
+        for (int64_t k = 0; k < b * n; k++) sum[k] += llrint(ldexp(one[k], exponent));
+    }
+}
+
+err row_pool_moment_r1_dist(const row_pool *p, dmat *out) {
+    const comm *c = dgrid_comm(dmat_grid(out));
+    const int64_t n = p->hidden;
+    void *wide = NULL, *one = NULL, *sum = NULL;
+    const int exponent = moment_exponent(c, p);
+    const int64_t rows = sets_of(p, POOL_R1) ? p->sets[POOL_R1][0].n : 0;
+    err e = mem_alloc(rows * n, sizeof(float), "rows in fp32", &wide);
+    if (!e.code) e = mem_alloc(MOMENT_BAND * n, sizeof(float), "second moment", &one);
+    if (!e.code) e = mem_alloc(MOMENT_BAND * n, sizeof(int64_t), "second moment", &sum);
+    e = comm_agree(c, e, "second moments", NULL);
+    for (int64_t row = 0; !e.code && row < n; row += MOMENT_BAND) {
+        const int64_t b = n - row < MOMENT_BAND ? n - row : MOMENT_BAND;
+        moment_rows(p, row, b, exponent, wide, one, sum);
+        dmat_sum_rows_i64(out, row, b, sum, -exponent);
+    }
+    mem_free(wide);
+    mem_free(one);
+    mem_free(sum);
+    return e;
+}
+
+err row_pool_moment_r2(const row_pool *p, int64_t layer, int64_t kv_head, double *out) {
+    const row_set *s = &p->sets[POOL_O][layer - p->first_layer];
+    int64_t d = p->head_dim, per = p->heads / p->kv_heads;
+    memset(out, 0, (size_t)(d * d) * sizeof *out);
+    for (int64_t r = 0; r < s->n; r++) {
+        int64_t head = r % p->heads;
+        if (kv_head >= 0 && head / per != kv_head) continue;
+        const bf16 *x = s->x + r * d;
+        for (int64_t i = 0; i < d; i++) {
+            double a = half_from_bf16(x[i]);
+            for (int64_t j = 0; j < d; j++) out[i * d + j] += a * (double)half_from_bf16(x[j]);
+        }
+    }
+    return err_none();
+}

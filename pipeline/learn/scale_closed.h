@@ -1,0 +1,45 @@
+/* scale_closed - scales in closed form for pairs whose site is mixed by a rotation after them: vo,
+ * qk, ud (DESIGN.md 2.6). From sums over the tokens of one full-precision pass; not the scales of
+ * norms (pipeline/learn/scale_norm.h), which stand after R1. Stands between the capture pass and
+ * the scale_set.
+ *
+ * Site x -> x + e' with e' = S (Q(x S^-1 R) - x S^-1 R) R^T. R spreads every channel over all, so
+ * the quantizer's step grows with sqrt(sum_j x_j^2 / s_j^2), and its error comes back evenly: e'_j
+ * has variance ~ s_j^2 sum_i E[x_i^2] / s_i^2. The loss feels sum_j E[g_j^2] E[e'_j^2], g = dL/dx^
+ * (Fisher), which is proportional to
+ *     (sum_i E[x_i^2] / s_i^2) (sum_j s_j^2 E[g_j^2])
+ * and by Cauchy and Schwarz least at s_j = (E[x_j^2] / E[g_j^2])^(1/4). Channels that share a scale
+ * add both sums first. */
+#ifndef SPINSHARD_PIPELINE_LEARN_SCALE_CLOSED_H
+#define SPINSHARD_PIPELINE_LEARN_SCALE_CLOSED_H
+
+#include "model/backward.h"
+#include "rotations/scale_set.h"
+
+typedef struct scale_moments scale_moments;
+
+/* What is looked at: for each kind the place of its site, TAP_PLACES: none. SCALE_UD: TAP_DOWN_IN;
+ * SCALE_VO: TAP_O_IN, or TAP_VALUE where the cache alone is quantized; SCALE_QK: TAP_KEY. */
+typedef struct scale_places {
+    tap_place of[SCALE_KINDS];
+} scale_places;
+
+/* Local. For layers [first, first + n) of cfg. Caller owns *out. Fails with ERR_NOFIT. */
+err scale_moments_create(const llama_config *cfg, int64_t first, int64_t n,
+                         const scale_places *places, scale_moments **out);
+void scale_moments_destroy(scale_moments **m); /* local; NULL is fine; sets NULL */
+uint64_t scale_moments_bytes(const llama_config *cfg, int64_t n, const scale_places *places);
+
+/* Local. What shows a backward pass to *m. Sums are integers, so windows may come in any order. */
+llama_tap scale_moments_tap(scale_moments *m);
+
+/* Local. The scales of one layer, [scale_set_length]: the formula, over their geometric mean, held
+ * to 1/64..64 (scale_settle). Channels that never carry anything, or whose gradient is nothing,
+ * count as 1e-12 of the mean. */
+void scale_closed(const scale_moments *m, scale_kind kind, int64_t layer, double *s);
+
+/* Local. s [n] over their geometric mean, held to 1/64..64; what is no positive number becomes 1.
+ */
+void scale_settle(double *s, int64_t n);
+
+#endif

@@ -1,0 +1,165 @@
+#include "pipeline/learn/scale_norm.h"
+
+#include "base/gemm.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "pipeline/learn/scale_closed.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { PANEL = 256 }; /* rows turned at a time */
+
+struct scale_norm {
+    int64_t n, rows, max_rows;
+    range_rule rule;
+    const float *w;                   /* of the rows; borrowed */
+    float *u;                         /* [max_rows, n] x R */
+    float *wide;                      /* [PANEL, n] */
+    float *turned;                    /* [PANEL, n] */
+    float *inverse;                   /* [n] */
+    float *y;                         /* [threads, n] */
+    range_ends *ends;                 /* [max_rows] */
+    double *t;                        /* [n] E[(gR)_j^2], mean 1 */
+    double *log_s, *gradient, *m, *v; /* [n] of learning */
+};
+
+uint64_t scale_norm_bytes(int64_t n, int64_t max_rows) {
+    return (uint64_t)(max_rows * n + (2 * PANEL + 1 + gemm_threads()) * n) * sizeof(float) +
+           (uint64_t)max_rows * sizeof(range_ends) + 5 * (uint64_t)n * sizeof(double);
+}
+
+static err take_room(void **to, int64_t count, size_t size) {
+    return mem_alloc(count, size, "scales of norms", to);
+}
+
+err scale_norm_create(int64_t n, int64_t max_rows, scale_norm **out) {
+    void *body, *p[11] = {NULL};
+    *out = NULL;
+    err e = take_room(&body, 1, sizeof(scale_norm));
+    if (e.code) return e;
+    const int64_t reals[5] = {max_rows * n, PANEL * n, PANEL * n, n, gemm_threads() * n};
+    for (int i = 0; i < 5 && !e.code; i++) e = take_room(&p[i], reals[i], sizeof(float));
+    if (!e.code) e = take_room(&p[5], max_rows, sizeof(range_ends));
+    for (int i = 6; i < 11 && !e.code; i++) e = take_room(&p[i], n, sizeof(double));
+    scale_norm *s = body;
+    *s = (scale_norm){.n = n,
+                      .max_rows = max_rows,
+                      .u = p[0],
+                      .wide = p[1],
+                      .turned = p[2],
+                      .inverse = p[3],
+                      .y = p[4],
+                      .ends = p[5],
+                      .t = p[6],
+                      .log_s = p[7],
+                      .gradient = p[8],
+                      .m = p[9],
+                      .v = p[10]};
+    if (e.code) scale_norm_destroy(&s);
+    *out = s;
+    return e;
+}
+
+void scale_norm_destroy(scale_norm **s) {
+    if (!*s) return;
+    scale_norm *x = *s;
+    void *all[] = {x->u, x->wide,  x->turned,   x->inverse, x->y, x->ends,
+                   x->t, x->log_s, x->gradient, x->m,       x->v};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
+    mem_free(x);
+    *s = NULL;
+}
+
+/* Rows i0 .. i0 + m of bf16 rows times R, into `to`. */
+static void turn_rows(scale_norm *s, const bf16 *from, int64_t m, const float *R, float *to) {
+    const int64_t n = s->n;
+    half_array_from_bf16(from, m * n, R ? s->wide : to);
+    if (R) gemm_f32(false, false, m, n, n, s->wide, n, R, n, false, to, n);
+}
+
+void scale_norm_take(scale_norm *s, const row_set *rows, const float *R, range_rule rule) {
+    const int64_t n = s->n;
+    double sum = 0;
+    s->rows = size_min(rows->n, s->max_rows);
+    s->rule = rule;
+    s->w = rows->w;
+    memset(s->t, 0, (size_t)n * sizeof *s->t);
+    for (int64_t i0 = 0; i0 < s->rows; i0 += PANEL) {
+        const int64_t m = size_min(PANEL, s->rows - i0);
+        turn_rows(s, rows->x + i0 * n, m, R, s->u + i0 * n);
+        turn_rows(s, rows->g + i0 * n, m, R, s->turned);
+#pragma omp parallel for schedule(static)
+        for (int64_t j = 0; j < n; j++) {
+            for (int64_t i = 0; i < m; i++) {
+                const double g = s->turned[i * n + j];
+                s->t[j] += g * g;
+            }
+        }
+    }
+    for (int64_t j = 0; j < n; j++) sum += s->t[j];
+    for (int64_t j = 0; j < n; j++) s->t[j] = sum > 0 ? s->t[j] * (double)n / sum : 1;
+}
+
+/* Ends of all rows of u / s; each row by itself. */
+static void find_ends(scale_norm *s, const double *log_s) {
+    const int64_t n = s->n;
+    for (int64_t j = 0; j < n; j++) s->inverse[j] = (float)exp(-log_s[j]);
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < s->rows; r++) {
+        float *y = s->y + gemm_thread() * n;
+        const float *u = s->u + r * n;
+#pragma omp simd
+        for (int64_t j = 0; j < n; j++) y[j] = u[j] * s->inverse[j];
+        s->ends[r] = range_ends_of(y, n, s->rule);
+    }
+}
+
+/* d range / d log s_j = -sign y_j at the ends. Rows are summed in their order. */
+double scale_norm_objective(scale_norm *s, const double *log_s, double *gradient) {
+    const int64_t n = s->n;
+    double noise = 0, felt = 0;
+    find_ends(s, log_s);
+    for (int64_t r = 0; r < s->rows; r++) {
+        const double range = s->ends[r].range;
+        noise += (double)s->w[r] * range * range;
+    }
+    for (int64_t j = 0; j < n; j++) felt += exp(2 * log_s[j]) * s->t[j];
+    for (int64_t j = 0; gradient && j < n; j++)
+        gradient[j] = 2 * exp(2 * log_s[j]) * s->t[j] / felt;
+    for (int64_t r = 0; gradient && noise > 0 && r < s->rows; r++) {
+        const range_ends *e = &s->ends[r];
+        for (int k = 0; k < 2; k++) {
+            const int32_t j = e->channel[k];
+            if (j < 0) continue;
+            const double y = (double)(s->u[r * n + j] * s->inverse[j]);
+            gradient[j] -= 2 * (double)s->w[r] * (double)e->range * e->sign[k] * y / noise;
+        }
+    }
+    return (noise > 0 ? log(noise / (double)s->rows) : 0) + log(felt / (double)n);
+}
+
+void scale_norm_learn(scale_norm *s, int steps, double rate, double *scale, double *before,
+                      double *after) {
+    const double keep1 = 0.9, keep2 = 0.999, least = 1e-8;
+    const int64_t n = s->n;
+    double power1 = 1, power2 = 1;
+    memset(s->log_s, 0, (size_t)n * sizeof *s->log_s);
+    memset(s->m, 0, (size_t)n * sizeof *s->m);
+    memset(s->v, 0, (size_t)n * sizeof *s->v);
+    for (int i = 0; i < steps; i++) {
+        const double value = scale_norm_objective(s, s->log_s, s->gradient);
+        if (i == 0) *before = value;
+        power1 *= keep1;
+        power2 *= keep2;
+        for (int64_t j = 0; j < n; j++) {
+            const double g = s->gradient[j];
+            s->m[j] = keep1 * s->m[j] + (1 - keep1) * g;
+            s->v[j] = keep2 * s->v[j] + (1 - keep2) * g * g;
+            s->log_s[j] -= rate * (s->m[j] / (1 - power1)) / (sqrt(s->v[j] / (1 - power2)) + least);
+        }
+    }
+    *after = scale_norm_objective(s, s->log_s, NULL);
+    for (int64_t j = 0; j < n; j++) scale[j] = exp(s->log_s[j]);
+    scale_settle(scale, n);
+}

@@ -1,0 +1,34 @@
+/* memory_plan - every large buffer of a phase by name, before it is allocated. Printed at the start
+ * and held against the measured peak at the end. Not an allocator. */
+#ifndef SPINSHARD_PIPELINE_PLAN_MEMORY_PLAN_H
+#define SPINSHARD_PIPELINE_PLAN_MEMORY_PLAN_H
+
+#include "base/err.h"
+#include "mpi/comm.h"
+
+#include <stdint.h>
+
+/* MEMORY_PLAN_LIBRARIES: what a rank holds that no plan names: buffers of BLAS, oneDNN and MPI,
+ * code that they made, small objects; 35 to 60 MiB were measured on SmolLM2 on 1 to 4 ranks. */
+enum { MEMORY_PLAN_MAX = 16, MEMORY_PLAN_LIBRARIES = 44 << 20 };
+
+typedef struct memory_plan {
+    int n;
+    struct {
+        char name[48];
+        uint64_t bytes;
+    } buffers[MEMORY_PLAN_MAX];
+} memory_plan;
+
+void memory_plan_add(memory_plan *p, const char *name, uint64_t bytes); /* local */
+uint64_t memory_plan_total(const memory_plan *p);                       /* local */
+
+/* Local. Bytes that this rank may take: `asked`, or where that is 0 its share of the node's memory;
+ * 0: unknown. */
+uint64_t memory_plan_limit(uint64_t asked);
+
+/* Collective on c. Log the plan of the rank with the largest total, and refuse with ERR_NOFIT (the
+ * same on every rank) where some rank's total is above memory_plan_limit(limit). */
+err memory_plan_check(const comm *c, const memory_plan *p, const char *phase, uint64_t limit);
+
+#endif

@@ -1,0 +1,34 @@
+/* plan_rates - how fast a core of the CPUs at hand, or of those that a plan is made for, does each
+ * kind of work: products by type, a pass of vector work, the search of scales, hashes; and how fast
+ * a node reads, writes and sends. Measured here in a fraction of a second, or taken from a table of
+ * CPU kinds. Not a benchmark (bench/) and not times of phases (pipeline/plan/plan_time.h). Stands
+ * at "options -> plan". */
+#ifndef SPINSHARD_PIPELINE_PLAN_PLAN_RATES_H
+#define SPINSHARD_PIPELINE_PLAN_PLAN_RATES_H
+
+#include "base/err.h"
+
+#include <stdbool.h>
+
+typedef struct plan_rates {
+    double bf16, f32, f64; /* flop/s of products on a core */
+    double search; /* candidates times numbers a second, of the search of scales, on a core */
+    double vector; /* numbers a second of norms, quantizers, transforms, softmax, on a core */
+    double hash;   /* bytes a second of SHA-256 on a core */
+    double read, write, network; /* bytes a second of a node */
+    double spread;               /* times may be so many times as long, or as short */
+    bool measured;
+    char blas[24];  /* OPENBLAS_CORETYPE that suits; "" where the library knows best */
+    char from[128]; /* where the numbers come from, for people */
+} plan_rates;
+
+/* Local. Of the table: kind "auto" is this machine's CPU, by its name, else by what its products
+ * run on; other kinds by name, as "genoa". Fails with ERR_USAGE, naming the kinds. */
+err plan_rates_of(const char *kind, plan_rates *out);
+
+/* Local, threaded. Products, search and hash of this machine as they are now, shared over the
+ * threads of gemm_threads(); disk and network stay those of the table. Takes some 0.2 s of work.
+ * Fails with ERR_NOFIT. */
+err plan_rates_measure(plan_rates *out);
+
+#endif

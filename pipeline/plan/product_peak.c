@@ -1,0 +1,35 @@
+#include "pipeline/plan/product_peak.h"
+
+#include "base/clock.h"
+#include "base/gemm.h"
+#include "base/mem.h"
+
+enum { ROWS = 512, SIDE = 2048, TIMES = 3 };
+
+static void multiply(compute_type compute, const void *a, const void *b, void *c) {
+    if (compute == COMPUTE_BF16)
+        gemm_bf16(true, ROWS, SIDE, SIDE, a, SIDE, b, SIDE, false, c, SIDE);
+    else if (compute == COMPUTE_F32)
+        gemm_f32(false, true, ROWS, SIDE, SIDE, a, SIDE, b, SIDE, false, c, SIDE);
+    else
+        gemm_f64(false, true, ROWS, SIDE, SIDE, a, SIDE, b, SIDE, false, c, SIDE);
+}
+
+double product_peak(compute_type compute) {
+    const size_t factor = compute_factor_bytes(compute);
+    void *a = NULL, *b = NULL, *c = NULL;
+    double best = 0;
+    err e = mem_alloc(ROWS * SIDE, factor, "measuring products", &a);
+    if (!e.code) e = mem_alloc(SIDE * SIDE, factor, "measuring products", &b);
+    if (!e.code) e = mem_alloc(ROWS * SIDE, compute_sum_bytes(compute), "measuring products", &c);
+    for (int i = 0; i <= TIMES && !e.code; i++) { /* the first warms up */
+        const double start = clock_now_s();
+        multiply(compute, a, b, c);
+        const double rate = 2.0 * ROWS * SIDE * SIDE / (clock_now_s() - start);
+        if (i > 0 && rate > best) best = rate;
+    }
+    mem_free(a);
+    mem_free(b);
+    mem_free(c);
+    return best;
+}

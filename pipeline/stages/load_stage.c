@@ -1,0 +1,366 @@
+#include "pipeline/stages/load_stage.h"
+
+#include "base/mem.h"
+#include "base/size.h"
+#include "model/fuse.h"
+#include "model/tensors.h"
+#include "pipeline/weights/fused_tensor.h"
+#include "pipeline/weights/source_tensor.h"
+#include "quant/grid.h"
+#include "quant/pack.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+err embed_rows_init(const int32_t *ids, int64_t n_ids, int64_t vocab, embed_rows *out) {
+    memset(out, 0, sizeof *out);
+    out->row = malloc((size_t)vocab * sizeof *out->row);
+    out->id = malloc((size_t)vocab * sizeof *out->id);
+    if (!out->row || !out->id) abort();
+    memset(out->row, 0xff, (size_t)vocab * sizeof *out->row);
+    for (int64_t i = 0; i < n_ids; i++) {
+        if (ids[i] < 0 || ids[i] >= vocab) {
+            embed_rows_clear(out);
+            return err_make(ERR_INPUT, "token ids", "the tokenizer belongs to another model",
+                            "token id %d is outside the vocabulary of %" PRId64, ids[i], vocab);
+        }
+        out->row[ids[i]] = 0;
+    }
+    for (int32_t id = 0; id < vocab; id++) {
+        if (out->row[id] < 0) continue;
+        out->row[id] = (int32_t)out->n;
+        out->id[out->n++] = id;
+    }
+    return err_none();
+}
+
+void embed_rows_clear(embed_rows *r) {
+    free(r->row);
+    free(r->id);
+    memset(r, 0, sizeof *r);
+}
+
+static wmat_kind kind_of(st_dtype t) {
+    return t == ST_BF16 ? WMAT_BF16 : t == ST_F16 ? WMAT_F16 : WMAT_F32;
+}
+
+/* The raw bytes of a plain tensor in fresh memory (mem_free), checked for NaN and Inf. */
+static err read_checked(const hf_checkpoint *ck, const char *name, const hf_tensor **found,
+                        void **out) {
+    *out = NULL;
+    err e = source_tensor_find(ck, name, found);
+    if (e.code) return e;
+    e = mem_alloc((int64_t)hf_tensor_bytes(*found), 1, name, out);
+    if (!e.code) e = hf_checkpoint_read(ck, *found, *out, NULL);
+    if (!e.code) {
+        st_dtype t = (*found)->info.dtype;
+        int64_t n = (int64_t)hf_tensor_bytes(*found) / st_dtype_bytes(t);
+        e = source_tensor_refuse(name, fuse_count_non_finite(*out, source_tensor_dtype(t), n));
+    }
+    if (e.code) {
+        mem_free(*out);
+        *out = NULL;
+    }
+    return e;
+}
+
+static err read_vector(const hf_checkpoint *ck, const char *name, int64_t n, float **out) {
+    const hf_tensor *t;
+    void *raw, *to = NULL;
+    err e = read_checked(ck, name, &t, &raw);
+    if (!e.code) e = mem_alloc(n, sizeof(float), name, &to);
+    if (!e.code) fuse_to_f32(raw, source_tensor_dtype(t->info.dtype), n, to);
+    mem_free(raw);
+    *out = to;
+    return e;
+}
+
+static err read_plain(const hf_checkpoint *ck, const char *name, int64_t rows, int64_t cols,
+                      wmat *w) {
+    const hf_tensor *t;
+    err e = source_tensor_find(ck, name, &t);
+    if (e.code) return e;
+    st_dtype type = t->info.dtype;
+    e = wmat_init(w, kind_of(type), rows, cols, name);
+    if (!e.code) e = hf_checkpoint_read(ck, t, w->data, NULL);
+    if (!e.code)
+        e = source_tensor_refuse(
+            name, fuse_count_non_finite(w->data, source_tensor_dtype(type), rows * cols));
+    return e;
+}
+
+/* ---- packed linears of an archive ---- */
+
+static err part_name(char *to, size_t size, const char *weight, const char *suffix) {
+    size_t n = strlen(weight);
+    if (n < 7 || strcmp(weight + n - 7, ".weight"))
+        return err_make(ERR_BUG, weight, NULL, "not the name of a linear");
+    snprintf(to, size, "%.*s%s", (int)(n - 7), weight, suffix);
+    return err_none();
+}
+
+static err read_packed_zeros(const hf_checkpoint *ck, const char *weight, wmat *w) {
+    char name[160];
+    const hf_tensor *t;
+    void *raw = NULL;
+    int64_t words = pack_words(w->rows, w->bits) * w->n_groups;
+    err e = part_name(name, sizeof name, weight, ".weight_zero_point");
+    if (!e.code) e = source_tensor_find(ck, name, &t);
+    if (!e.code && hf_tensor_bytes(t) != (uint64_t)words * 4)
+        e = err_make(ERR_INPUT, name, NULL, "has the wrong size");
+    if (!e.code) e = mem_alloc(words, 4, name, &raw);
+    if (!e.code) e = hf_checkpoint_read(ck, t, raw, NULL);
+    if (!e.code) unpack_zeros(raw, w->rows, w->n_groups, w->bits, w->zeros);
+    mem_free(raw);
+    return e;
+}
+
+/* ".weight_packed", as it is. */
+static err read_words(const hf_checkpoint *ck, const llama_tensor *want, wmat *w) {
+    char name[160];
+    const hf_tensor *t;
+    err e = part_name(name, sizeof name, want->name, ".weight_packed");
+    if (!e.code) e = source_tensor_find(ck, name, &t);
+    if (!e.code && hf_tensor_bytes(t) != (uint64_t)(w->rows * w->words) * 4)
+        e = err_make(ERR_INPUT, name, NULL, "has the wrong size");
+    return e.code ? e : hf_checkpoint_read(ck, t, w->data, NULL);
+}
+
+/* Signed codes, a byte each, to offset form in place; false where one is out of range. */
+static bool to_offset(int8_t *codes, int64_t n, int bits) {
+    const int middle = grid_middle(bits), top = grid_top(bits);
+    int bad = 0;
+    uint8_t *to = (uint8_t *)codes;
+    for (int64_t i = 0; i < n; i++) {
+        const int code = codes[i] + middle;
+        bad |= code < 0 || code > top;
+        to[i] = (uint8_t)code;
+    }
+    return !bad;
+}
+
+/* ".weight" of the form int-quantized, packed here: held as an archive of packed words is. */
+static err read_codes(const hf_checkpoint *ck, const llama_tensor *want, wmat *w) {
+    enum { ROWS = 64 };
+    const hf_tensor *t;
+    void *codes = NULL;
+    const uint64_t row_bytes = (uint64_t)w->cols;
+    err e = source_tensor_find(ck, want->name, &t);
+    if (!e.code && (t->info.dtype != ST_I8 || hf_tensor_bytes(t) != (uint64_t)w->rows * row_bytes))
+        e = err_make(ERR_INPUT, want->name, NULL, "is not I8, or has the wrong size");
+    if (!e.code) e = mem_alloc(ROWS * w->cols, 1, want->name, &codes);
+    for (int64_t r = 0; r < w->rows && !e.code; r += ROWS) {
+        const int64_t n = size_min(ROWS, w->rows - r);
+        e = hf_checkpoint_read_range(ck, t, (uint64_t)r * row_bytes, (uint64_t)n * row_bytes,
+                                     codes);
+        if (!e.code && !to_offset(codes, n * w->cols, w->bits))
+            e = err_make(ERR_INPUT, want->name, NULL, "holds codes out of the range of %d bits",
+                         w->bits);
+        if (!e.code) pack_rows(codes, n, w->cols, w->bits, (int32_t *)w->data + r * w->words);
+    }
+    mem_free(codes);
+    return e;
+}
+
+static err read_packed(const hf_checkpoint *ck, const stored_form *form, const llama_tensor *want,
+                       wmat *w) {
+    char name[160];
+    const hf_tensor *t;
+    err e = wmat_init_packed(w, want->rows, want->cols, form->bits,
+                             form->group ? form->group : want->cols, form->symmetric, want->name);
+    if (!e.code) e = form->int8 ? read_codes(ck, want, w) : read_words(ck, want, w);
+    void *raw = NULL;
+    if (!e.code) e = part_name(name, sizeof name, want->name, ".weight_scale");
+    if (!e.code) e = read_checked(ck, name, &t, &raw);
+    int64_t n = w->rows * w->n_groups;
+    if (!e.code && (int64_t)hf_tensor_bytes(t) != n * st_dtype_bytes(t->info.dtype))
+        e = err_make(ERR_INPUT, name, NULL, "has the wrong size");
+    if (!e.code) fuse_to_f32(raw, source_tensor_dtype(t->info.dtype), n, w->scales);
+    mem_free(raw);
+    if (!e.code && !form->symmetric) e = read_packed_zeros(ck, want->name, w);
+    return e;
+}
+
+/* ---- weights with gains and rotations folded in ---- */
+
+static err read_fused(const load_options *o, const llama_tensor *want, const float *gain, wmat *w) {
+    const hf_tensor *t;
+    void *raw;
+    err e = read_checked(o->checkpoint, want->name, &t, &raw);
+    if (!e.code) e = wmat_init(w, WMAT_F32, want->rows, want->cols, want->name);
+    if (!e.code) {
+        const fused_source from = {
+            .raw = raw, .dtype = source_tensor_dtype(t->info.dtype), .gain = gain};
+        e = fused_tensor_into(o->fuse, want, &from, w->data);
+    }
+    mem_free(raw);
+    return e;
+}
+
+/* ---- a layer ---- */
+
+typedef struct slot {
+    llama_role role;
+    wmat *w;
+    float **bias;
+    const float *gain; /* folded in when fusing */
+} slot;
+
+static err load_linear(const load_options *o, const slot *s, int64_t layer) {
+    llama_tensor want, bias;
+    if (!llama_tensor_of(o->cfg, s->role, layer, &want))
+        return err_make(ERR_BUG, llama_role_name(s->role), NULL, "no such tensor");
+    err e;
+    if (o->fuse)
+        e = read_fused(o, &want, s->gain, s->w);
+    else if (o->form.packed)
+        e = read_packed(o->checkpoint, &o->form, &want, s->w);
+    else
+        e = read_plain(o->checkpoint, want.name, want.rows, want.cols, s->w);
+    if (e.code) return e;
+    if (llama_tensor_of(o->cfg, llama_role_bias(s->role), layer, &bias)) {
+        e = read_vector(o->checkpoint, bias.name, bias.rows, s->bias);
+        if (!e.code && o->fuse) e = fused_tensor_bias(o->fuse, &bias, *s->bias);
+    }
+    if (!e.code) e = wmat_prepare(s->w, o->compute);
+    return e;
+}
+
+static bool folds_gain(const load_options *o, llama_role norm, int64_t layer) {
+    return o->fuse && fuse_folds_gain(o->fuse, norm, layer);
+}
+
+static err load_layer(const load_options *o, int64_t layer, llama_layer *L) {
+    llama_tensor norm;
+    err e = err_none();
+    llama_tensor_of(o->cfg, ROLE_ATTN_NORM, layer, &norm);
+    e = read_vector(o->checkpoint, norm.name, norm.rows, &L->attn_norm);
+    if (e.code) return e;
+    llama_tensor_of(o->cfg, ROLE_MLP_NORM, layer, &norm);
+    e = read_vector(o->checkpoint, norm.name, norm.rows, &L->mlp_norm);
+    if (e.code) return e;
+    const bool attn = folds_gain(o, ROLE_ATTN_NORM, layer),
+               mlp = folds_gain(o, ROLE_MLP_NORM, layer);
+    const float *ga = attn ? L->attn_norm : NULL, *gm = mlp ? L->mlp_norm : NULL;
+    for (int i = 0; i < LLAMA_LINEARS && !e.code; i++) {
+        const slot s = {llama_linears[i], llama_layer_linear(L, i), llama_layer_bias(L, i),
+                        fused_gain_of(llama_linears[i], ga, gm)};
+        e = load_linear(o, &s, layer);
+    }
+    const int64_t hidden = o->cfg->hidden;
+    if (!e.code && attn) fuse_gain_left(o->fuse, ROLE_ATTN_NORM, layer, hidden, L->attn_norm);
+    if (!e.code && mlp) fuse_gain_left(o->fuse, ROLE_MLP_NORM, layer, hidden, L->mlp_norm);
+    return e;
+}
+
+/* ---- embedding and head ---- */
+
+/* Kept rows of the embedding, read in large pieces from front to back. */
+static err read_embed_rows(const load_options *o, const char *name, wmat *w) {
+    enum { PIECE = 16 << 20 };
+    const hf_tensor *t;
+    err e = source_tensor_find(o->checkpoint, name, &t);
+    if (e.code) return e;
+    st_dtype type = t->info.dtype;
+    uint64_t row_bytes = (uint64_t)o->cfg->hidden * (uint64_t)st_dtype_bytes(type);
+    int64_t step = (int64_t)(PIECE / row_bytes), at = 0;
+    if (step < 1) step = 1;
+    void *piece = NULL;
+    e = wmat_init(w, kind_of(type), o->embed->n, o->cfg->hidden, name);
+    if (!e.code) e = mem_alloc(step * (int64_t)row_bytes, 1, "piece of the embedding", &piece);
+    for (int64_t row = 0; row < o->cfg->vocab && at < o->embed->n && !e.code; row += step) {
+        int64_t n = size_min(step, o->cfg->vocab - row);
+        e = hf_checkpoint_read_range(o->checkpoint, t, (uint64_t)row * row_bytes,
+                                     (uint64_t)n * row_bytes, piece);
+        for (; !e.code && at < o->embed->n && o->embed->id[at] < row + n; at++)
+            memcpy((char *)w->data + (uint64_t)at * row_bytes,
+                   (char *)piece + (uint64_t)(o->embed->id[at] - row) * row_bytes, row_bytes);
+    }
+    mem_free(piece);
+    if (!e.code)
+        e = source_tensor_refuse(
+            name, fuse_count_non_finite(w->data, source_tensor_dtype(type), w->rows * w->cols));
+    return e;
+}
+
+/* The kept rows through R1, which takes each row by itself. */
+static err fuse_embed_rows(const load_options *o, const llama_tensor *embed, wmat *w) {
+    wmat turned = {.kind = WMAT_NONE};
+    err e = wmat_init(&turned, WMAT_F32, w->rows, w->cols, "embedding");
+    if (e.code) return e;
+    llama_tensor kept = *embed;
+    kept.rows = w->rows;
+    const fused_source from = {.raw = w->data,
+                               .dtype = w->kind == WMAT_BF16  ? FUSE_BF16
+                                        : w->kind == WMAT_F16 ? FUSE_F16
+                                                              : FUSE_F32};
+    e = fused_tensor_into(o->fuse, &kept, &from, turned.data);
+    wmat_clear(w);
+    *w = turned;
+    return e;
+}
+
+static err load_head(const load_options *o, llama_stage *s) {
+    llama_tensor norm, head, embed;
+    llama_tensor_of(o->cfg, ROLE_FINAL_NORM, -1, &norm);
+    llama_tensor_of(o->cfg, ROLE_EMBED, -1, &embed);
+    err e = read_vector(o->checkpoint, norm.name, norm.rows, &s->final_norm);
+    if (e.code) return e;
+    if (!llama_tensor_of(o->cfg, ROLE_HEAD, -1, &head)) {
+        head = embed;
+        head.role = ROLE_HEAD;
+    }
+    const bool folds = folds_gain(o, ROLE_FINAL_NORM, -1);
+    if (o->fuse)
+        e = read_fused(o, &head, folds ? s->final_norm : NULL, &s->head);
+    else
+        e = read_plain(o->checkpoint, head.name, head.rows, head.cols, &s->head);
+    if (!e.code && folds)
+        fuse_gain_left(o->fuse, ROLE_FINAL_NORM, -1, o->cfg->hidden, s->final_norm);
+    if (!e.code) e = wmat_prepare(&s->head, o->compute);
+    return e;
+}
+
+err load_stage(const load_options *o, llama_stage *out) {
+    err e = llama_stage_init(out, o->cfg, o->range.first, o->range.n);
+    llama_tensor embed;
+    llama_tensor_of(o->cfg, ROLE_EMBED, -1, &embed);
+    if (!e.code && o->embed) e = read_embed_rows(o, embed.name, &out->embed);
+    if (!e.code && o->embed && o->fuse) e = fuse_embed_rows(o, &embed, &out->embed);
+    for (int64_t i = 0; i < o->range.n && !e.code; i++)
+        e = load_layer(o, o->range.first + i, &out->layers[i]);
+    if (!e.code && o->head) e = load_head(o, out);
+    return e;
+}
+
+static uint64_t linear_bytes(const load_options *o, const llama_tensor *t) {
+    const hf_tensor *found = hf_checkpoint_find(o->checkpoint, t->name);
+    uint64_t n = (uint64_t)t->rows * (uint64_t)t->cols;
+    if (o->fuse && t->n_dims == 2) return 4 * n;
+    if (o->compute == COMPUTE_BF16 && t->n_dims == 2) return 2 * n;
+    if (found && !(o->form.int8 && llama_role_is_linear(t->role))) return hf_tensor_bytes(found);
+    int64_t groups = o->form.group ? t->cols / o->form.group : 1;
+    uint64_t per_scale = o->form.symmetric ? 4 : 5;
+    return (uint64_t)t->rows *
+           ((uint64_t)pack_words(t->cols, o->form.bits) * 4 + (uint64_t)groups * per_scale);
+}
+
+uint64_t load_stage_bytes(const load_options *o) {
+    uint64_t total = 0;
+    for (int64_t i = 0; i < llama_tensor_count(o->cfg); i++) {
+        llama_tensor t;
+        llama_tensor_at(o->cfg, i, &t);
+        bool mine = t.layer >= o->range.first && t.layer < o->range.first + o->range.n;
+        if (t.role == ROLE_HEAD || t.role == ROLE_FINAL_NORM) mine = o->head;
+        if (t.role == ROLE_EMBED) mine = false;
+        if (mine) total += linear_bytes(o, &t);
+    }
+    llama_tensor embed;
+    llama_tensor_of(o->cfg, ROLE_EMBED, -1, &embed);
+    uint64_t whole = linear_bytes(o, &embed);
+    if (o->head && o->cfg->tied) total += whole;
+    if (o->embed) total += whole / (uint64_t)o->cfg->vocab * (uint64_t)o->embed->n;
+    return total;
+}

@@ -1,0 +1,148 @@
+#include "pipeline/weights/fused_tensor.h"
+
+#include "base/fault.h"
+#include "base/mem.h"
+#include "pipeline/weights/source_tensor.h"
+
+#include <math.h>
+#include <string.h>
+
+const float *fused_gain_of(llama_role linear, const float *attn, const float *mlp) {
+    if (linear == ROLE_Q || linear == ROLE_K || linear == ROLE_V) return attn;
+    return linear == ROLE_GATE || linear == ROLE_UP ? mlp : NULL;
+}
+
+/* Fused rows on their way to a sink, probed as they pass. */
+typedef struct passage {
+    fuse_sink take;
+    void *arg;
+    int64_t cols;
+    float *signs;   /* [cols] of the probe; NULL: nothing is turned, nothing probed */
+    double *probes; /* [rows, 2]: a fused row times the signs; its squared norm */
+} passage;
+
+static bool turns(const fuse_job *job) {
+    return job->in || job->out || job->in_heads.rotations || job->out_heads.rotations;
+}
+
+static void probe_row(const float *x, const float *signs, int64_t n, double out[2]) {
+    double dot = 0, square = 0;
+#pragma omp simd reduction(+ : dot, square)
+    for (int64_t j = 0; j < n; j++) {
+        dot += (double)x[j] * (double)signs[j];
+        square += (double)x[j] * (double)x[j];
+    }
+    out[0] = dot;
+    out[1] = square;
+}
+
+static err pass_rows(void *arg, int64_t row0, int64_t rows, const float *w) {
+    const passage *p = arg;
+    for (int64_t i = 0; p->signs && i < rows; i++)
+        probe_row(w + i * p->cols, p->signs, p->cols, p->probes + 2 * (row0 + i));
+    return p->take(p->arg, row0, rows, w);
+}
+
+static err begin_probe(const fuse_job *job, passage *p) {
+    void *signs, *probes;
+    if (!turns(job)) return err_none();
+    err e = mem_alloc(job->cols, sizeof(float), "probe", &signs);
+    p->signs = signs;
+    if (e.code) return e;
+    fuse_probe_signs(job->cols, signs);
+    e = mem_alloc(2 * job->rows, sizeof(double), "probe", &probes);
+    p->probes = probes;
+    return e;
+}
+
+/* What came out against what the source and the rotations say must come out. */
+static err end_probe(const fuse_job *job, passage *p) {
+    double before, after = 0, square = 0;
+    if (!p->signs) return err_none();
+    if (fault_hit("fuse")) p->probes[0] += 1 + fabs(p->probes[0]);
+    for (int64_t r = 0; r < job->rows; r++) {
+        after += p->probes[2 * r] * p->probes[2 * r];
+        square += p->probes[2 * r + 1];
+    }
+    err e = fuse_probe_source(job, p->signs, &before);
+    return e.code ? e : fuse_probe_check(before, after, square, job->cols);
+}
+
+typedef err (*fuse_way)(fuse_job *job, fuse_sink sink, void *arg);
+
+static err fuse_by(fuse_way way, rotation_set *set, const llama_tensor *t, const fused_source *from,
+                   fuse_sink take, void *arg) {
+    fuse_plan plan = {.r2 = NULL};
+    fuse_job *job = &plan.job;
+    passage p = {.take = take, .arg = arg, .cols = t->cols};
+    err e = fuse_plan_init(t->role, t->layer, set, &plan);
+    if (!e.code) {
+        job->source = from->raw;
+        job->dtype = from->dtype;
+        job->rows = t->rows;
+        job->cols = t->cols;
+        job->in_gain = from->gain;
+        e = begin_probe(job, &p);
+    }
+    if (!e.code) e = way(job, pass_rows, &p);
+    if (!e.code) e = source_tensor_refuse(t->name, job->non_finite);
+    if (!e.code) e = err_at(end_probe(job, &p), t->name);
+    mem_free(p.signs);
+    mem_free(p.probes);
+    fuse_plan_clear(&plan);
+    return e;
+}
+
+err fused_tensor_each(rotation_set *set, const llama_tensor *t, const fused_source *from,
+                      fuse_each_sink take, void *arg) {
+    return fuse_by(fuse_matrix_each, set, t, from, take, arg);
+}
+
+err fused_tensor_in_order(rotation_set *set, const llama_tensor *t, const fused_source *from,
+                          fuse_sink take, void *arg) {
+    return fuse_by(fuse_matrix, set, t, from, take, arg);
+}
+
+typedef struct memory_target {
+    float *to;
+    int64_t cols;
+} memory_target;
+
+static err keep_rows(void *arg, int64_t row0, int64_t rows, const float *w) {
+    const memory_target *m = arg;
+    memcpy(m->to + row0 * m->cols, w, (size_t)(rows * m->cols) * sizeof *w);
+    return err_none();
+}
+
+err fused_tensor_into(rotation_set *set, const llama_tensor *t, const fused_source *from,
+                      float *to) {
+    memory_target target = {.to = to, .cols = t->cols};
+    return fused_tensor_each(set, t, from, keep_rows, &target);
+}
+
+err fused_tensor_bias(rotation_set *set, const llama_tensor *t, float *b) {
+    fuse_plan plan = {.r2 = NULL};
+    err e = fuse_plan_init(t->role, t->layer, set, &plan);
+    if (!e.code) e = fuse_bias(&plan.job, b, t->rows);
+    fuse_plan_clear(&plan);
+    return e;
+}
+
+/* The probe of the source comes when the tiles of fusion are gone. */
+uint64_t fused_tensor_bytes(rotation_set *set, const llama_tensor *t, fuse_dtype dtype) {
+    uint64_t bytes = 0;
+    fuse_plan plan = {.r2 = NULL};
+    if (!fuse_plan_init(t->role, t->layer, set, &plan).code) {
+        plan.job.dtype = dtype;
+        plan.job.rows = t->rows;
+        plan.job.cols = t->cols;
+        const uint64_t fusion = fuse_scratch_bytes(&plan.job),
+                       source = fuse_probe_source_bytes(&plan.job);
+        bytes = fusion;
+        if (turns(&plan.job))
+            bytes = (fusion > source ? fusion : source) + (uint64_t)t->cols * sizeof(float) +
+                    2 * (uint64_t)t->rows * sizeof(double);
+    }
+    fuse_plan_clear(&plan);
+    return bytes;
+}

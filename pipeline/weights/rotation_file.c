@@ -1,0 +1,387 @@
+#include "pipeline/weights/rotation_file.h"
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "io/safetensors.h"
+#include "rotations/cayley.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { NAME_LEN = 80 };
+#define MAX_FILE_BYTES (16ull << 30)
+
+typedef struct matrix_list {
+    st_tensor *tensors;
+    void **data;
+    char (*names)[NAME_LEN];
+    int64_t n;
+} matrix_list;
+
+static void list_clear(matrix_list *m) {
+    for (int64_t i = 0; i < m->n; i++) mem_free(m->data[i]);
+    free(m->tensors);
+    free(m->data);
+    free(m->names);
+}
+
+/* Scales by kind: what follows model.layers.{i}. in the key. */
+static const char *const scale_keys[SCALE_KINDS] = {"input_layernorm.S",
+                                                    "post_attention_layernorm.S", "self_attn.S_vo",
+                                                    "self_attn.S_qk", "mlp.S_ud"};
+
+static void scale_key(char name[NAME_LEN], scale_kind kind, int64_t layer) {
+    snprintf(name, NAME_LEN, "model.layers.%" PRId64 ".%s", layer, scale_keys[kind]);
+}
+
+static bool by_head(scale_kind kind) {
+    return kind == SCALE_VO || kind == SCALE_QK;
+}
+
+static err list_init(matrix_list *m, int64_t room) {
+    memset(m, 0, sizeof *m);
+    m->tensors = calloc((size_t)room, sizeof *m->tensors);
+    m->data = calloc((size_t)room, sizeof *m->data);
+    m->names = calloc((size_t)room, sizeof *m->names);
+    if (m->tensors && m->data && m->names) return err_none();
+    list_clear(m);
+    return err_make(ERR_NOFIT, "rotations", NULL, "no memory");
+}
+
+static void to_fp32(double *d, int64_t n) {
+    float *f = (float *)d;
+    for (int64_t i = 0; i < n; i++) {
+        float x = (float)d[i]; /* read before the smaller element is written over it */
+        memcpy(&f[i], &x, sizeof x);
+    }
+}
+
+/* Add `heads` matrices of order n as one tensor: [n, n], or [heads, n, n] with more than one. */
+static err list_add(matrix_list *m, const char *name, const rotation *const *r, int64_t heads,
+                    int64_t n, bool fp32) {
+    int64_t at = m->n;
+    err e = mem_alloc(heads * n * n, sizeof(double), name, &m->data[at]);
+    if (e.code) return e;
+    m->n++;
+    double *d = m->data[at];
+    for (int64_t h = 0; h < heads && !e.code; h++) e = rotation_to_dense(r[h], d + h * n * n);
+    if (fp32) to_fp32(d, heads * n * n);
+    snprintf(m->names[at], NAME_LEN, "%s", name);
+    st_tensor t = {.name = m->names[at], .dtype = fp32 ? ST_F32 : ST_F64};
+    if (heads > 1) t.shape[t.n_dims++] = heads;
+    t.shape[t.n_dims++] = n;
+    t.shape[t.n_dims++] = n;
+    m->tensors[at] = t;
+    return e;
+}
+
+static err add_r2(matrix_list *m, rotation_set *set, int64_t layer, bool fp32) {
+    const rotation_sizes *z = rotation_set_sizes(set);
+    int64_t heads = rotation_set_r2_count(set);
+    err e = rotation_set_prepare_r2(set, layer);
+    const rotation **r = calloc((size_t)heads, sizeof *r);
+    if (!r) abort();
+    for (int64_t h = 0; h < heads && !e.code; h++) r[h] = rotation_set_r2(set, layer, h);
+    char name[NAME_LEN];
+    snprintf(name, sizeof name, "model.layers.%" PRId64 ".self_attn.R2", layer);
+    if (!e.code) e = list_add(m, name, r, heads, z->head_dim, fp32);
+    free(r);
+    return e;
+}
+
+static err add_scales(matrix_list *m, const rotation_sizes *z, const scale_set *set,
+                      scale_kind kind, int64_t layer) {
+    const scale_vector *v = scale_set_get(set, kind, layer);
+    const int64_t at = m->n;
+    char *name = m->names[at];
+    scale_key(name, kind, layer);
+    err e = mem_alloc(v->n, sizeof(double), name, &m->data[at]);
+    if (e.code) return e;
+    m->n++;
+    memcpy(m->data[at], v->s, (size_t)v->n * sizeof(double));
+    st_tensor t = {.name = name, .dtype = ST_F64};
+    if (by_head(kind)) t.shape[t.n_dims++] = z->kv_heads;
+    t.shape[t.n_dims++] = by_head(kind) ? z->head_dim : v->n;
+    m->tensors[at] = t;
+    return e;
+}
+
+err rotation_file_write(const char *path, rotation_set *set, bool fp32,
+                        const char *const *metadata) {
+    const rotation_sizes *z = rotation_set_sizes(set);
+    matrix_list m;
+    err e = list_init(&m, (1 + SCALE_KINDS) * z->layers + 1);
+    if (e.code) return e;
+    const scale_set *scales = fp32 ? NULL : rotation_set_scales(set);
+    const rotation *r1 = rotation_set_r1(set);
+    if (r1) e = list_add(&m, "R1", &r1, 1, z->hidden, fp32);
+    if (rotation_set_r2_count(set) > 0)
+        for (int64_t l = 0; l < z->layers && !e.code; l++) e = add_r2(&m, set, l, fp32);
+    for (int64_t i = 0; i < SCALE_KINDS * z->layers && !e.code; i++) {
+        const scale_kind kind = (scale_kind)(i % SCALE_KINDS);
+        if (scale_set_has(scales, kind)) e = add_scales(&m, z, scales, kind, i / SCALE_KINDS);
+    }
+    if (!e.code)
+        e = st_file_write(path, m.tensors, m.n, (const void *const *)m.data, metadata, NULL);
+    list_clear(&m);
+    return e;
+}
+
+/* ---- reading ---- */
+
+typedef struct rotation_text {
+    const char *path;
+    const st_header *header;
+    const char *data; /* the data section */
+} rotation_text;
+
+static err bad_tensor(const rotation_text *f, const char *name, const char *what) {
+    return err_at(err_make(ERR_INPUT, name, "the file may belong to another model", "%s", what),
+                  f->path);
+}
+
+static double number_at(const rotation_text *f, const st_tensor *t, int64_t i) {
+    const char *from = f->data + t->begin;
+    double d;
+    float x;
+    if (t->dtype == ST_F64) {
+        memcpy(&d, from + 8 * i, 8);
+        return d;
+    }
+    memcpy(&x, from + 4 * i, 4);
+    return x;
+}
+
+static err check_type(const rotation_text *f, const st_tensor *t) {
+    if (t->dtype == ST_F64 || t->dtype == ST_F32) return err_none();
+    return bad_tensor(f, t->name, "must be F64 or F32");
+}
+
+/* In place of *out the orthogonal matrix next to R: a step squares a defect of up to 1e-5. */
+static err take_polished(int64_t n, double *R, rotation **out) {
+    rotation_destroy(out);
+    err e = cayley_polish(n, R);
+    if (!e.code) e = cayley_polish(n, R);
+    return e.code ? e : rotation_create_dense(n, R, out);
+}
+
+/* Matrix `index` of a tensor of n x n matrices as a rotation, checked. */
+static err take_matrix(const rotation_text *f, const st_tensor *t, int64_t index, int64_t n,
+                       rotation **out) {
+    void *buf;
+    err e = mem_alloc(n * n, sizeof(double), "rotation", &buf);
+    if (e.code) return e;
+    double *d = buf;
+    for (int64_t i = 0; i < n * n; i++) d[i] = number_at(f, t, index * n * n + i);
+    e = rotation_create_dense(n, d, out);
+    double off = 0;
+    if (!e.code) e = rotation_orthogonality(*out, &off);
+    if (!e.code && off > ROTATION_FILE_EXACT && off <= ROTATION_FILE_ORTHOGONAL)
+        e = take_polished(n, d, out);
+    mem_free(buf);
+    if (!e.code && !(off <= ROTATION_FILE_ORTHOGONAL)) {
+        char what[160];
+        snprintf(what, sizeof what,
+                 "not orthogonal: max |R^T R - I| is %.3g, at most %.0e is allowed", off,
+                 ROTATION_FILE_ORTHOGONAL);
+        e = bad_tensor(f, t->name, what);
+    }
+    if (e.code) rotation_destroy(out);
+    return e;
+}
+
+static err check_shape(const rotation_text *f, const st_tensor *t, int64_t heads, int64_t n) {
+    err e = check_type(f, t);
+    if (e.code) return e;
+    int d = t->n_dims;
+    bool square = d >= 2 && t->shape[d - 1] == n && t->shape[d - 2] == n;
+    bool right = heads == 1 ? d == 2 : d == 3 && t->shape[0] == heads;
+    if (square && right) return err_none();
+    char what[160];
+    snprintf(what, sizeof what,
+             "has %d dimensions, the last %" PRId64 "; expected %s%" PRId64 " x %" PRId64, d,
+             d ? t->shape[d - 1] : 0, heads == 1 ? "" : "[kv_heads] x ", n, n);
+    return bad_tensor(f, t->name, what);
+}
+
+static err put_all(const rotation_text *f, rotation_set *set) {
+    const rotation_sizes *z = rotation_set_sizes(set);
+    const st_tensor *t = st_header_find(f->header, "R1");
+    rotation *r = NULL;
+    err e = err_none();
+    if (t) {
+        e = check_shape(f, t, 1, z->hidden);
+        if (!e.code) e = take_matrix(f, t, 0, z->hidden, &r);
+        if (!e.code) e = rotation_set_put_r1(set, &r);
+    }
+    int64_t heads = rotation_set_r2_count(set);
+    for (int64_t l = 0; heads && l < z->layers && !e.code; l++) {
+        char name[NAME_LEN];
+        snprintf(name, sizeof name, "model.layers.%" PRId64 ".self_attn.R2", l);
+        t = st_header_find(f->header, name);
+        if (!t) return bad_tensor(f, name, "is missing");
+        e = check_shape(f, t, heads, z->head_dim);
+        if (!e.code) e = rotation_set_prepare_r2(set, l);
+        for (int64_t h = 0; h < heads && !e.code; h++) {
+            e = take_matrix(f, t, h, z->head_dim, &r);
+            if (!e.code) e = rotation_set_put_r2(set, l, h, &r);
+        }
+    }
+    rotation_destroy(&r);
+    return e;
+}
+
+/* ---- scales ---- */
+
+static bool holds_scales(const rotation_text *f, scale_kind kind) {
+    char name[NAME_LEN];
+    scale_key(name, kind, 0);
+    return st_header_find(f->header, name) != NULL;
+}
+
+static err check_length(const rotation_text *f, const st_tensor *t, const rotation_sizes *z,
+                        scale_kind kind, int64_t n) {
+    err e = check_type(f, t);
+    if (e.code) return e;
+    const bool right =
+        by_head(kind) ? t->n_dims == 2 && t->shape[0] == z->kv_heads && t->shape[1] == z->head_dim
+                      : t->n_dims == 1 && t->shape[0] == n;
+    if (right) return e;
+    char what[160];
+    snprintf(what, sizeof what, "has %d dimensions, the first %" PRId64 "; expected ", t->n_dims,
+             t->n_dims ? t->shape[0] : 0);
+    const size_t at = strlen(what);
+    if (by_head(kind))
+        snprintf(what + at, sizeof what - at, "[%" PRId64 ", %" PRId64 "]", z->kv_heads,
+                 z->head_dim);
+    else
+        snprintf(what + at, sizeof what - at, "[%" PRId64 "]", n);
+    return bad_tensor(f, t->name, what);
+}
+
+static err take_scales(const rotation_text *f, const rotation_sizes *z, scale_kind kind,
+                       int64_t layer, scale_set *set, double *buf) {
+    char name[NAME_LEN];
+    scale_key(name, kind, layer);
+    const st_tensor *t = st_header_find(f->header, name);
+    const int64_t n = scale_set_length(set, kind);
+    if (!t) return bad_tensor(f, name, "is missing, where other layers have it");
+    err e = check_length(f, t, z, kind, n);
+    if (e.code) return e;
+    for (int64_t i = 0; i < n; i++) buf[i] = number_at(f, t, i);
+    e = scale_set_put(set, kind, layer, buf);
+    return e.code ? bad_tensor(f, name, e.what) : e;
+}
+
+static err put_scales(const rotation_text *f, rotation_set *set) {
+    const rotation_sizes *z = rotation_set_sizes(set);
+    scale_set *scales;
+    void *buf = NULL;
+    err e = rotation_set_new_scales(set, &scales);
+    for (int k = 0; k < SCALE_KINDS && !e.code; k++) {
+        const scale_kind kind = (scale_kind)k;
+        if (!holds_scales(f, kind)) continue;
+        e = scale_set_add(scales, kind);
+        if (!e.code) e = mem_alloc(scale_set_length(scales, kind), sizeof(double), "scales", &buf);
+        for (int64_t l = 0; l < z->layers && !e.code; l++)
+            e = take_scales(f, z, kind, l, scales, buf);
+        mem_free(buf);
+        buf = NULL;
+    }
+    if (!e.code) rotation_set_put_scales(set, &scales);
+    scale_set_destroy(&scales);
+    return e;
+}
+
+static err set_from_text(const rotation_text *f, const rotation_options *opts,
+                         const rotation_sizes *sizes, rotation_set **out) {
+    const st_tensor *r2 = st_header_find(f->header, "model.layers.0.self_attn.R2");
+    rotation_options o = *opts;
+    o.r1 = st_header_find(f->header, "R1") != NULL;
+    o.r2 = !r2 ? R2_NONE : r2->n_dims == 3 && r2->shape[0] > 1 ? R2_HEAD : R2_LAYER;
+    o.start = START_IDENTITY;
+    bool scales = false;
+    for (int k = 0; k < SCALE_KINDS; k++) scales |= holds_scales(f, (scale_kind)k);
+    if (!o.r1 && !r2 && !scales)
+        return err_make(ERR_INPUT, f->path,
+                        "a rotation file has R1 and model.layers.N.self_attn.R2",
+                        "holds no rotation");
+    err e = rotation_set_create(&o, sizes, out);
+    if (!e.code) e = put_all(f, *out);
+    if (!e.code && scales) e = put_scales(f, *out);
+    if (e.code) rotation_set_destroy(out);
+    return e;
+}
+
+static err refuse_pickle(const char *path) {
+    const char *dot = strrchr(path, '.');
+    if (!dot || (strcmp(dot, ".bin") && strcmp(dot, ".pt") && strcmp(dot, ".pth")))
+        return err_none();
+    return err_make(
+        ERR_INPUT, path,
+        "convert it: python -c \"import torch, sys; from safetensors.torch import save_file; "
+        "save_file({k: v.contiguous() for k, v in torch.load(sys.argv[1]).items()}, sys.argv[2])\" "
+        "R.bin rotations.safetensors",
+        "a pickled file runs code when read, so it is refused");
+}
+
+/* Names of files are left aside: a file may be renamed. */
+static bool source_has(const hf_checkpoint *source, const char *header_sha256) {
+    for (int i = 0; i < hf_checkpoint_shards(source); i++)
+        if (!strcmp(hf_checkpoint_header_sha256(source, i), header_sha256)) return true;
+    return false;
+}
+
+static err check_origin(const rotation_text *f, const hf_checkpoint *source) {
+    for (int64_t i = 0; source && i < st_header_metadata_count(f->header); i++) {
+        const char *key, *value;
+        st_header_metadata_at(f->header, i, &key, &value);
+        const size_t n = strlen(key);
+        if (n < 12 || strcmp(key + n - 12, ".safetensors") != 0 || source_has(source, value))
+            continue;
+        return err_make(
+            ERR_INPUT, f->path,
+            "learn them on this model; or, to use them all the same, give the twin that "
+            "`spinshard inspect --export-spinquant FILE` writes",
+            "these are the rotations of another model: the header of its %.80s has the "
+            "sha256 %.12s..., which no file here has",
+            key, value);
+    }
+    return err_none();
+}
+
+err rotation_file_read(const comm *c, const char *path, const rotation_options *opts,
+                       const rotation_sizes *sizes, const hf_checkpoint *source,
+                       rotation_set **out) {
+    void *blob = NULL;
+    char *text = NULL;
+    size_t len = 0;
+    *out = NULL;
+    err e = refuse_pickle(path);
+    if (!e.code && comm_rank(c) == 0) e = file_read_all(path, MAX_FILE_BYTES, &text, &len);
+    e = comm_agree(c, e, "reading the rotations", NULL);
+    if (e.code) {
+        free(text);
+        return e;
+    }
+    blob = text;
+    comm_bcast_blob(c, &blob, &len, 0);
+    uint64_t header_len = 0;
+    st_header *header = NULL;
+    if (len >= 8) memcpy(&header_len, blob, 8);
+    if (len < 8 || header_len > len - 8 || header_len > ST_MAX_HEADER_BYTES)
+        e = err_make(ERR_INPUT, path, NULL, "not a safetensors file");
+    if (!e.code)
+        e = st_header_parse((char *)blob + 8, header_len, len - 8 - header_len, path, &header);
+    rotation_text f = {.path = path, .header = header};
+    if (!e.code) f.data = (char *)blob + 8 + header_len;
+    if (!e.code) e = check_origin(&f, source);
+    if (!e.code) e = set_from_text(&f, opts, sizes, out);
+    st_header_destroy(&header);
+    free(blob);
+    e = comm_agree(c, e, "reading the rotations", NULL);
+    if (e.code) rotation_set_destroy(out);
+    return e;
+}
