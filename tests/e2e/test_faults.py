@@ -154,12 +154,11 @@ class Faults(Case):
         self.assertEqual(r.rc, 0, f"\n{r}")
         self.assertEqual(self.hashes(out), self.want["learn"])
 
-    def test_all(self):
-        if not ALL:
-            self.skipTest("SPINSHARD_FAULTS=all tries every call")
-        for kind in ("plain", "learn"):
-            for call, action in (("malloc", "malloc"), ("any", "eio"), ("any", "enospc"), ("any", "kill")):
-                print(kind, call, action, self.every(call, action, kind), flush=True)
+    if ALL:
+        def test_all(self):
+            for kind in ("plain", "learn"):
+                for call, action in (("malloc", "malloc"), ("any", "eio"), ("any", "enospc"), ("any", "kill")):
+                    print(kind, call, action, self.every(call, action, kind), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """SIGKILL of random ranks while rotations are learned: the same command goes on to the same bytes, and nothing
-hangs. One test on the model that is shipped, one on shared/models/tiny1m where that is there.
+hangs. One test on the model that is shipped, one on a made model of wider layers, not tied.
 
 SPINSHARD_KILLS: how many kills on each model (8). SPINSHARD_KILL_SEED: the seed of their times and ranks (1).
 A kill comes at a step drawn uniformly over the phases and then over the steps of the phase, a random moment after
@@ -13,8 +13,9 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
+import make_model  # noqa: E402
 from kills import Tail, events, kill_a_rank  # noqa: E402
-from spin import SHARED, STORIES, TEXT, Case, main, result_hashes, settings, spin, start  # noqa: E402
+from spin import STORIES, TEXT, Case, main, result_hashes, settings, spin, start  # noqa: E402
 
 KILLS = int(os.environ.get("SPINSHARD_KILLS", "8"))
 SEED = int(os.environ.get("SPINSHARD_KILL_SEED", "1"))
@@ -120,11 +121,9 @@ class LearnKills(Case):
     def test_shipped_model(self):
         self.kills_on(STORIES, TEXT, self.phases(100, 6))
 
-    def test_tiny1m(self):
-        model = os.path.join(SHARED, "models", "tiny1m")
-        if not os.path.isdir(model):
-            self.skipTest(f"{model} is not there")
-        self.kills_on(model, os.path.join(SHARED, "text", "tinystories-val.txt"), self.phases(300, 20))
+    def test_made_model(self):
+        model = make_model.make(self.path("m"), "--intermediate", 352, "--layers", 4, "--untied")
+        self.kills_on(model, TEXT, self.phases(300, 20))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import make_model  # noqa: E402
-from spin import SHARED, STORIES, TEXT, Case, main, settings, spin  # noqa: E402
+import published  # noqa: E402
+from spin import STORIES, TEXT, Case, main, settings, spin  # noqa: E402
 
-FIXTURES = os.path.join(SHARED, "fixtures")
 LEARN = "learn=[{objective: range, steps: 2, rows: 256}, {objective: ce, steps: 1, batch: 2, window: 32}]"
 
 
@@ -23,22 +23,17 @@ def write_json(path, value):
         json.dump(value, f)
 
 
-def fixture(name):
-    return os.path.join(FIXTURES, name)
-
-
 class Plan(Case):
     def plan(self, model, *more):
         return self.good("plan", "--model", model, "--json", *more).json()
 
-    def need_fixtures(self):
-        if not os.path.isdir(FIXTURES):
-            self.skipTest("no fixtures of large models")
+    def published(self, name, **changes):
+        return published.write(self.path(name), name, **changes)
 
     def test_llama2_70b(self):
-        self.need_fixtures()
+        model = self.published("llama2-70b")
         began = os.times().children_user + os.times().children_system
-        got = self.plan(fixture("llama2-70b"), *settings("weights.group=channel"), "--nodes", 4, "--ranks-per-node", 8,
+        got = self.plan(model, *settings("weights.group=channel"), "--nodes", 4, "--ranks-per-node", 8,
                         "--cores-per-rank", 24, "--mem-per-node", "768G", "--cpu", "genoa")
         self.assertLess(os.times().children_user + os.times().children_system - began, 2)
         self.assertEqual(got["parameters"], 68976648192)
@@ -52,14 +47,13 @@ class Plan(Case):
         self.assertTrue(got["fits"])
 
     def test_others(self):
-        self.need_fixtures()
-        self.assertEqual(self.plan(fixture("llama1-7b"))["parameters"], 6738415616)
+        self.assertEqual(self.plan(self.published("llama1-7b"))["parameters"], 6738415616)
         for name in ("llama3.1-8b", "llama3.2-1b"):
-            self.bad(3, ["quantized by bitsandbytes"], "plan", "--model", fixture(name))
+            model = self.published(name, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+            self.bad(3, ["quantized by bitsandbytes"], "plan", "--model", model)
 
     def test_does_not_fit(self):
-        self.need_fixtures()
-        args = ["plan", "--model", fixture("llama2-70b"), "--recipe", "range-w4a4kv4", "--ranks-per-node", 1]
+        args = ["plan", "--model", self.published("llama2-70b"), "--recipe", "range-w4a4kv4", "--ranks-per-node", 1]
         self.bad(6, ["smallest layout"], *args, "--mem-per-node", "32G")
         nodes = spin(*args, "--mem-per-node", "32G", "--json").json()["smallest"]["nodes"]
         self.assertGreater(nodes, 1)

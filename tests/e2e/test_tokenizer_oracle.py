@@ -1,5 +1,5 @@
 """Our token ids against those of the `tokenizers` package: whole texts and seeded random strings, by
-the shared tokenizers and by variants that try each normalizer, pre-tokenizer and kind of added token.
+the tokenizers of tests/data and by variants that try each normalizer, pre-tokenizer and kind of added token.
 
 Needs a Python that has `tokenizers`: this one, or SPINSHARD_ORACLE_PYTHON. Skips (77) without.
 """
@@ -91,7 +91,7 @@ def compare(name, path, texts):
 
 
 def variants(base_spm, base_bytes):
-    """(name, tokenizer) of forms that the shared files do not have."""
+    """(name, tokenizer) of forms that the files do not have."""
     def made(base, **changes):
         d = copy.deepcopy(base)
         d.update(changes)
@@ -163,33 +163,28 @@ def main():
     rng = random.Random(20240607)
     fuzz = [random_text(rng) for _ in range(N_RANDOM)]
     texts = []
-    for path in sorted(glob.glob(os.path.join(SHARED, "text", "*.txt"))):
+    more = sorted(glob.glob(os.path.join(SHARED, "text", "*.txt"))) if SHARED else []
+    for path in [os.path.join(DATA, "stories.txt"), *more]:
         with open(path, encoding="utf-8", newline="") as f:
             texts.append(f.read())
     bad = compared = 0
     spm = os.path.join(DATA, "stories260K", "tokenizer.json")
-    paths = [spm]
-    for name in ("tokenizers/llama-3.1", "tokenizers/smollm2", "tokenizers/mistral", "tokenizers/llama-2",
-                 "models/story"):
-        path = os.path.join(SHARED, name, "tokenizer.json")
-        if os.path.exists(path):
-            paths.append(path)
+    small = os.path.join(DATA, "goldens", "tokenizers")
+    level = os.path.join(small, "bytes.json")
+    paths = [spm, level, os.path.join(small, "bytes-llama3.json")]
+    paths += sorted(glob.glob(os.path.join(SHARED, "tokenizers", "*", "tokenizer.json"))) if SHARED else []
     for path in paths:
-        bad += compare(os.path.basename(os.path.dirname(path)), path, texts + fuzz)
+        bad += compare(os.path.relpath(path, DATA), path, texts + fuzz)
         compared += 1
-    shared_bytes = os.path.join(SHARED, "tokenizers", "smollm2", "tokenizer.json")
-    if os.path.exists(shared_bytes):
-        with open(spm, encoding="utf-8") as f, open(shared_bytes, encoding="utf-8") as g:
-            bases = json.load(f), json.load(g)
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "tokenizer.json")
-            for name, d in variants(*bases):
-                with open(path, "w", encoding="utf-8") as f:
-                    json.dump(d, f, ensure_ascii=False)
-                bad += compare(name, path, fuzz[:400])
-                compared += 1
-    else:
-        print("note: the shared tokenizers are absent; only stories260K was compared")
+    with open(spm, encoding="utf-8") as f, open(level, encoding="utf-8") as g:
+        bases = json.load(f), json.load(g)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "tokenizer.json")
+        for name, d in variants(*bases):
+            with open(path, "w", encoding="utf-8") as f:
+                json.dump(d, f, ensure_ascii=False)
+            bad += compare(name, path, fuzz[:400])
+            compared += 1
     print(f"{compared} tokenizers, {bad} texts differ")
     return 1 if bad or not compared else 0
 

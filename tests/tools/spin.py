@@ -163,5 +163,10 @@ def oracle(*words, limit=600, script="oracle.py"):
 
 
 def main():
+    """Run the tests of the script. One that was skipped makes the whole script count as skipped, so that CTest shows it."""
     program()
-    unittest.main(module="__main__", verbosity=2)
+    done = unittest.main(module="__main__", verbosity=2, exit=False).result
+    if not done.wasSuccessful():
+        sys.exit(1)
+    if done.skipped:
+        skip("; ".join(f"{case.id()}: {why}" for case, why in done.skipped))

@@ -1,5 +1,5 @@
-/* config.json and the tensor list: real files of published models, hand-made edits of one,
- * parameter counts and rotary frequencies taken with transformers. */
+/* config.json and the tensor list: published hyperparameters with published parameter counts,
+ * hand-made edits, and names, shapes and rotary frequencies taken with transformers. */
 #include "base/file.h"
 #include "model/config.h"
 #include "model/tensors.h"
@@ -23,43 +23,44 @@ static err parse_text(const char *text, llama_config *out) {
     return e;
 }
 
-/* False where the shared fixtures are absent. */
-static bool load_fixture(const char *name, llama_config *out) {
-    const char *shared = getenv("SPINSHARD_SHARED");
-    char *dir = file_join(shared ? shared : "../shared", "fixtures"),
-         *folder = file_join(dir, name);
-    char *path = file_join(folder, "config.json");
-    bool there = file_exists(path);
-    if (there) {
-        json_t *o;
-        assert_int_equal(json_read_file(path, 1 << 20, &o).code, 0);
-        err e = llama_config_parse(o, path, out);
-        if (e.code) fail_msg("%s: %s", path, e.what);
-        json_decref(o);
-    } else {
-        print_message("skipped: no %s\n", path);
-    }
-    free(path);
-    free(folder);
-    free(dir);
-    return there;
+/* Hyperparameters as the model cards and config files of these models state them. */
+#define PUBLISHED(hidden, intermediate, layers, heads, kv_heads, vocab, positions, tied, more)     \
+    "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"hidden_act\":\"silu\","  \
+    "\"hidden_size\":" #hidden ",\"intermediate_size\":" #intermediate                             \
+    ",\"num_hidden_layers\":" #layers ",\"num_attention_heads\":" #heads                           \
+    ",\"num_key_value_heads\":" #kv_heads ",\"vocab_size\":" #vocab                                \
+    ",\"max_position_embeddings\":" #positions ",\"rms_norm_eps\":1e-05,"                          \
+    "\"tie_word_embeddings\":" #tied more "}"
+#define LLAMA3(factor)                                                                             \
+    ",\"rope_theta\":500000.0,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":" #factor      \
+    ",\"high_freq_factor\":4.0,\"low_freq_factor\":1.0,"                                           \
+    "\"original_max_position_embeddings\":8192}"
+
+#define LLAMA1_7B  PUBLISHED(4096, 11008, 32, 32, 32, 32000, 2048, false, "")
+#define LLAMA2_70B PUBLISHED(8192, 28672, 80, 64, 8, 32000, 4096, false, ",\"rope_theta\":10000.0")
+#define LLAMA31_8B PUBLISHED(4096, 14336, 32, 32, 8, 128256, 131072, false, LLAMA3(8.0))
+#define LLAMA32_1B PUBLISHED(2048, 8192, 16, 32, 8, 128256, 131072, true, LLAMA3(32.0))
+
+static void parse_good(const char *text, llama_config *out) {
+    err e = parse_text(text, out);
+    if (e.code) fail_msg("%s", e.what);
 }
 
 static void test_published_models(void **state) {
     (void)state;
     static const struct {
-        const char *name;
+        const char *text;
         int64_t params, tensors, kv_heads, head_dim, max_positions;
         bool tied;
     } MODELS[] = {
-        {"llama1-7b", 6738415616, 291, 32, 128, 2048, false},
-        {"llama2-70b", 68976648192, 723, 8, 128, 4096, false},
-        {"llama3.1-8b", 8030261248, 291, 8, 128, 131072, false},
-        {"llama3.2-1b", 1235814400, 146, 8, 64, 131072, true}, /* 147 with the tied head */
+        {LLAMA1_7B, 6738415616, 291, 32, 128, 2048, false},
+        {LLAMA2_70B, 68976648192, 723, 8, 128, 4096, false},
+        {LLAMA31_8B, 8030261248, 291, 8, 128, 131072, false},
+        {LLAMA32_1B, 1235814400, 146, 8, 64, 131072, true}, /* 147 with the tied head */
     };
     for (size_t i = 0; i < sizeof MODELS / sizeof MODELS[0]; i++) {
         llama_config c;
-        if (!load_fixture(MODELS[i].name, &c)) skip();
+        parse_good(MODELS[i].text, &c);
         assert_string_equal(c.architecture, "LlamaForCausalLM");
         assert_string_equal(c.model_type, "llama");
         assert_int_equal(llama_params(&c), MODELS[i].params);
@@ -72,29 +73,31 @@ static void test_published_models(void **state) {
     }
 }
 
-/* Every name that the published index lists is in our list, and no other. */
-static void test_names_of_published_index(void **state) {
+/* Names and shapes are those that transformers gives the same config.json, biases and all. */
+static void test_names_of_transformers(void **state) {
     (void)state;
+    const char *data = getenv("SPINSHARD_TEST_DATA");
+    char *path = file_join(data ? data : "tests/data", "goldens/made/config.json");
+    char *list = file_join(data ? data : "tests/data", "goldens/names.json");
+    json_t *config, *names;
     llama_config c;
-    if (!load_fixture("llama2-70b", &c)) skip();
-    const char *shared = getenv("SPINSHARD_SHARED");
-    char *path = file_join(shared ? shared : "../shared",
-                           "fixtures/llama2-70b/model.safetensors.index.json");
-    json_t *o;
-    assert_int_equal(json_read_file(path, 1 << 24, &o).code, 0);
-    const json_t *map = json_object_get(o, "weight_map");
-    size_t others = 0;
-    const char *name;
-    json_t *v;
-    json_object_foreach((json_t *)map, name, v) others += strstr(name, "inv_freq") != NULL;
-    assert_int_equal(json_object_size(map) - others, llama_tensor_count(&c));
+    assert_int_equal(json_read_file(path, 1 << 20, &config).code, 0);
+    assert_int_equal(llama_config_parse(config, path, &c).code, 0);
+    assert_int_equal(json_read_file(list, 1 << 20, &names).code, 0);
+    assert_int_equal(json_object_size(names), llama_tensor_count(&c));
     for (int64_t i = 0; i < llama_tensor_count(&c); i++) {
         llama_tensor t;
         llama_tensor_at(&c, i, &t);
-        if (!json_object_get(map, t.name)) fail_msg("%s is not in the index", t.name);
+        const json_t *shape = json_object_get(names, t.name);
+        if (!shape) fail_msg("%s is not a name of transformers", t.name);
+        assert_int_equal(json_array_size(shape), t.n_dims);
+        assert_int_equal(json_integer_value(json_array_get(shape, 0)), t.rows);
+        if (t.n_dims == 2) assert_int_equal(json_integer_value(json_array_get(shape, 1)), t.cols);
     }
-    json_decref(o);
+    json_decref(config);
+    json_decref(names);
     free(path);
+    free(list);
 }
 
 /* Values of transformers 4.57, which computes them in fp32. */
@@ -112,7 +115,7 @@ static void test_llama3_frequencies(void **state) {
                 {24, 1.6619674170215148e-06},
                 {31, 9.418306490260875e-08}};
     llama_config c;
-    if (!load_fixture("llama3.2-1b", &c)) skip();
+    parse_good(LLAMA32_1B, &c);
     assert_int_equal(c.rope.kind, ROPE_LLAMA3);
     double inv[32];
     llama_inv_freq(&c, inv);
@@ -336,7 +339,7 @@ static void test_order_with_biases(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_published_models),   cmocka_unit_test(test_names_of_published_index),
+        cmocka_unit_test(test_published_models),   cmocka_unit_test(test_names_of_transformers),
         cmocka_unit_test(test_llama3_frequencies), cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_stated_values),      cmocka_unit_test(test_rope_spellings),
         cmocka_unit_test(test_refusals),           cmocka_unit_test(test_order),

@@ -1,5 +1,6 @@
-/* The forward pass against fp64 goldens of an independent implementation, on three small trained
- * models: loss of a window, the last token's logits, and perplexity of a corpus. */
+/* The forward pass against tests/data/goldens/logits.json, which PyTorch made in fp64
+ * (tests/tools/goldens.py): loss of a window, the last token's logits, and perplexity of a text, of
+ * a trained model with a tied head and of a made one with biases and the frequencies of Llama 3. */
 #include "base/file.h"
 #include "base/json.h"
 #include "base/mem.h"
@@ -18,7 +19,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static void *room(int64_t count, size_t size) {
     void *p;
@@ -140,10 +140,9 @@ static double run(const llama_stage *s, const llama_sites *sites, compute_type c
 
 /* Goldens. */
 
-static bool shared_path(const char *tail, char *path, size_t size) {
-    const char *shared = getenv("SPINSHARD_SHARED");
-    snprintf(path, size, "%s/%s", shared ? shared : "../shared", tail);
-    return access(path, R_OK) == 0;
+static void data_path(const char *tail, char *path, size_t size) {
+    const char *data = getenv("SPINSHARD_TEST_DATA");
+    snprintf(path, size, "%s/%s", data ? data : "tests/data", tail);
 }
 
 static void check_logits(const json_t *golden, const double *logits, int64_t vocab, double tol) {
@@ -167,9 +166,8 @@ static void check_logits(const json_t *golden, const double *logits, int64_t voc
 }
 
 static void check_golden(const char *name, const json_t *golden) {
-    char dir[1024], tail[256];
-    snprintf(tail, sizeof tail, "models/%s", name);
-    assert_true(shared_path(tail, dir, sizeof dir));
+    char dir[1024];
+    data_path(name, dir, sizeof dir);
     const json_t *list = json_object_get(golden, "ids");
     const int64_t n = (int64_t)json_array_size(list);
     assert_true(n > 1);
@@ -198,74 +196,40 @@ static void check_golden(const char *name, const json_t *golden) {
     mem_free(ids);
 }
 
-/* The corpus: stories that begin a line with "Once upon a time", each up to the next one and
- * stripped, its first 900 characters, at most 256 tokens with BOS; 40 of them. */
-
-enum { STORIES = 40, STORY_CHARACTERS = 900, STORY_TOKENS = 256 };
-
-static const char *next_story(const char *from) {
-    const char *p = from;
-    while ((p = strstr(p, "\nOnce upon a time")) != NULL && p[1] == 0) p++;
-    return p ? p + 1 : NULL;
-}
-
-/* Bytes of the story at `text` that ends before `end`. */
-static size_t story_bytes(const char *text, const char *end) {
-    while (end > text && (end[-1] == '\n' || end[-1] == ' ')) end--;
-    size_t n = 0;
-    for (int characters = 0; text + n < end; n++) {
-        if (((unsigned char)text[n] & 0xc0) == 0x80) continue; /* inside a character */
-        if (++characters > STORY_CHARACTERS) break;
-    }
-    return n;
-}
-
-static double story_nll(const whole_model *m, const tokenizer *tok, const char *text, size_t bytes,
-                        int64_t *predictions) {
-    int32_t *ids, window[STORY_TOKENS];
-    int64_t n;
-    assert_ok(tokenizer_encode(tok, text, bytes, false, &ids, &n));
-    if (n > STORY_TOKENS - 1) n = STORY_TOKENS - 1;
-    window[0] = (int32_t)m->cfg.bos;
-    memcpy(window + 1, ids, (size_t)n * sizeof *ids);
-    free(ids);
-    *predictions += n;
-    return run(&m->stage, NULL, COMPUTE_F64, window, n + 1, NULL, NULL);
-}
-
-static void check_corpus(const char *name, const json_t *golden) {
-    char path[1024], tail[256], *text, *json;
+/* The text as one sequence of tokens, in windows of BOS and 255 of them; the rest is dropped. */
+static void check_text(const char *name, const json_t *golden) {
+    const json_t *want = json_object_get(golden, "text");
+    const int64_t window = json_integer_value(json_object_get(want, "window"));
+    char path[1024], *text, *json;
     size_t bytes;
     whole_model m;
     tokenizer *tok;
-    snprintf(tail, sizeof tail, "models/%s", name);
-    assert_true(shared_path(tail, path, sizeof path));
+    int32_t *ids;
+    int64_t n, windows = 0;
+    data_path(name, path, sizeof path);
     load(path, &m);
-    snprintf(tail, sizeof tail, "models/%s/tokenizer.json", name);
-    if (!shared_path(tail, path, sizeof path)) {
-        shared_path("models/stories260K/tokenizer.json", path, sizeof path);
-    }
+    data_path("stories260K/tokenizer.json", path, sizeof path);
     assert_ok(file_read_all(path, 1 << 26, &json, &bytes));
     assert_ok(tokenizer_create(json, bytes, path, &tok));
-    assert_true(shared_path("text/tinystories-val.txt", path, sizeof path));
+    data_path("stories.txt", path, sizeof path);
     assert_ok(file_read_all(path, 1 << 30, &text, &bytes));
+    assert_ok(tokenizer_encode(tok, text, bytes, false, &ids, &n));
     double sum = 0;
-    int64_t predictions = 0;
-    const char *story = next_story(text);
-    for (int i = 0; i < STORIES; i++) {
-        assert_non_null(story);
-        const char *after = next_story(story);
-        sum += story_nll(&m, tok, story, story_bytes(story, after ? after : text + bytes),
-                         &predictions);
-        story = after;
+    int32_t *one = room(window, sizeof *one);
+    one[0] = (int32_t)m.cfg.bos;
+    for (int64_t at = 0; at + window - 1 <= n; at += window - 1, windows++) {
+        memcpy(one + 1, ids + at, (size_t)(window - 1) * sizeof *ids);
+        sum += run(&m.stage, NULL, COMPUTE_F64, one, window, NULL, NULL);
     }
-    const json_t *corpus = json_object_get(golden, "corpus");
-    double want = json_number_value(json_object_get(corpus, "ppl"));
-    double got = exp(sum / (double)predictions);
+    const int64_t predictions = windows * (window - 1);
+    const double ppl = json_number_value(json_object_get(want, "ppl"));
+    const double got = exp(sum / (double)predictions);
     print_message("%s: perplexity %.12g over %lld predictions, off by %.2g\n", name, got,
-                  (long long)predictions, fabs(got - want) / want);
-    assert_int_equal(predictions, json_integer_value(json_object_get(corpus, "tokens")));
-    assert_true(fabs(got - want) <= 1e-9 * want);
+                  (long long)predictions, fabs(got - ppl) / ppl);
+    assert_int_equal(predictions, json_integer_value(json_object_get(want, "tokens")));
+    assert_true(ppl > 1 && fabs(got - ppl) <= 1e-9 * ppl);
+    mem_free(one);
+    free(ids);
     free(json);
     free(text);
     tokenizer_destroy(&tok);
@@ -274,10 +238,7 @@ static void check_corpus(const char *name, const json_t *golden) {
 
 static void each_golden(void (*check)(const char *name, const json_t *golden)) {
     char path[1024];
-    if (!shared_path("vectors/golden-logits.json", path, sizeof path)) {
-        print_message("no golden-logits.json (SPINSHARD_SHARED): skipped\n");
-        skip();
-    }
+    data_path("goldens/logits.json", path, sizeof path);
     json_t *all;
     assert_ok(json_read_file(path, 1 << 26, &all));
     const char *name;
@@ -287,7 +248,7 @@ static void each_golden(void (*check)(const char *name, const json_t *golden)) {
         check(name, golden);
         seen++;
     }
-    assert_int_equal(seen, 3);
+    assert_int_equal(seen, 2);
     json_decref(all);
 }
 
@@ -296,15 +257,15 @@ static void test_windows(void **state) {
     each_golden(check_golden);
 }
 
-static void test_corpus(void **state) {
+static void test_text(void **state) {
     (void)state;
-    each_golden(check_corpus);
+    each_golden(check_text);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_windows),
-        cmocka_unit_test(test_corpus),
+        cmocka_unit_test(test_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

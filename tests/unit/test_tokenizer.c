@@ -1,6 +1,7 @@
-/* Token ids: the shared vectors, hand-made vocabularies with ids worked out by hand, words as the
- * published patterns cut them, an independent slow BPE, and files that must be refused.
- * tests/e2e/test_tokenizer_oracle.py compares with the `tokenizers` package. */
+/* Token ids: those of the `tokenizers` package (tests/data/goldens/tokens.json), hand-made
+ * vocabularies with ids worked out by hand, words as the published patterns cut them, an
+ * independent slow BPE, and files that must be refused. tests/e2e/test_tokenizer_oracle.py compares
+ * with the `tokenizers` package. */
 #include "base/file.h"
 #include "base/json.h"
 #include "base/rng.h"
@@ -21,18 +22,9 @@
 
 #define MARK "\xe2\x96\x81"
 
-/* The file of a folder below a root, or NULL (said once) where it is absent. */
-static char *find_file(const char *variable, const char *fallback, const char *name) {
-    const char *root = getenv(variable);
-    char *path = file_join(root ? root : fallback, name);
-    if (file_exists(path)) return path;
-    print_message("skipped: no %s\n", path);
-    free(path);
-    return NULL;
-}
-
-static char *find_shared(const char *name) {
-    return find_file("SPINSHARD_SHARED", "../shared", name);
+static char *data_path(const char *name) {
+    const char *data = getenv("SPINSHARD_TEST_DATA");
+    return file_join(data ? data : "tests/data", name);
 }
 
 static tokenizer *load(const char *path) {
@@ -76,82 +68,80 @@ static void expect(const tokenizer *t, const char *text, const char *want) {
     expect_ids(t, text, strlen(text), false, want);
 }
 
-/* ---- the shared vectors: strings with a separator line behind each, one line of ids a string */
+/* ---- ids that the `tokenizers` package gave (tests/tools/golden_tokens.py) */
 
-static char *next_record(char **rest, const char *separator) {
-    char *record = *rest, *end = strstr(record, separator);
-    if (!end) return NULL;
-    *end = 0;
-    *rest = end + strlen(separator);
-    return record;
+static json_t *read_goldens(const char *name) {
+    char *path = data_path(name);
+    json_t *o;
+    assert_int_equal(json_read_file(path, 1 << 24, &o).code, 0);
+    free(path);
+    return o;
 }
 
-static void run_vectors(const char *vectors, const char *model) {
-    char name[128];
-    char *inputs, *outputs;
-    size_t len;
-    snprintf(name, sizeof name, "tokenizers/%s/tokenizer.json", model);
-    char *json = find_shared(name);
-    snprintf(name, sizeof name, "vectors/tokenizers/%s.inp", vectors);
-    char *inp = find_shared(name);
-    snprintf(name, sizeof name, "vectors/tokenizers/%s.out", vectors);
-    char *out = find_shared(name);
-    if (json && inp && out) {
-        tokenizer *t = load(json);
-        assert_int_equal(file_read_all(inp, 1 << 20, &inputs, &len).code, 0);
-        assert_int_equal(file_read_all(out, 1 << 20, &outputs, &len).code, 0);
-        char *in_rest = inputs, *out_rest = outputs, *text, *want;
-        int n = 0;
-        for (; (text = next_record(&in_rest, "\n__ggml_vocab_test__\n")) != NULL; n++) {
-            want = next_record(&out_rest, "\n");
-            assert_non_null(want);
-            expect(t, text, *want == ' ' ? want + 1 : want);
-        }
-        assert_int_equal(n, 46);
-        free(inputs);
-        free(outputs);
-        tokenizer_destroy(&t);
+/* want: one array of ids for each of the first texts. */
+static void compare(const tokenizer *t, const char *name, const json_t *texts, const json_t *want,
+                    bool add_special) {
+    for (size_t i = 0; i < json_array_size(want); i++) {
+        const json_t *text = json_array_get(texts, i), *list = json_array_get(want, i);
+        int32_t *ids;
+        int64_t n;
+        err e = tokenizer_encode(t, json_string_value(text), json_string_length(text), add_special,
+                                 &ids, &n);
+        if (e.code) fail_msg("%s, text %d: %s", name, (int)i, e.what);
+        bool same = n == (int64_t)json_array_size(list);
+        for (int64_t k = 0; same && k < n; k++)
+            same = ids[k] == json_integer_value(json_array_get(list, (size_t)k));
+        if (!same)
+            fail_msg("%s, text %d: other ids: \"%s\"", name, (int)i, json_string_value(text));
+        free(ids);
     }
-    free(json);
-    free(inp);
-    free(out);
 }
 
 static void test_vectors(void **state) {
     (void)state;
-    run_vectors("llama-spm", "llama-2");
-    run_vectors("llama-bpe", "llama-3.1");
+    json_t *all = read_goldens("goldens/tokens.json"), *one;
+    const json_t *texts = json_object_get(all, "texts");
+    const char *name;
+    int seen = 0;
+    json_object_foreach(all, name, one) {
+        if (one == texts) continue;
+        char *path = data_path(name);
+        tokenizer *t = load(path);
+        const json_t *plain = json_object_get(one, "plain"),
+                     *special = json_object_get(one, "special");
+        assert_int_equal(json_array_size(plain), json_array_size(texts));
+        assert_true(json_array_size(plain) >= 100 && json_array_size(special) >= 20);
+        compare(t, name, texts, plain, false);
+        compare(t, name, texts, special, true);
+        tokenizer_destroy(&t);
+        free(path);
+        seen++;
+    }
+    assert_int_equal(seen, 3);
+    json_decref(all);
 }
 
-/* The first story of the golden logits, whose ids the fp64 oracle has. */
+/* The first window of the golden logits: the ids that the reference took of the shipped text. */
 static void test_golden_ids(void **state) {
     (void)state;
-    char *goldens = find_shared("vectors/golden-logits.json");
-    char *stories = find_shared("text/tinystories-val.txt");
-    char *path = find_file("SPINSHARD_TEST_DATA", "tests/data", "stories260K/tokenizer.json");
-    if (goldens && stories && path) {
-        tokenizer *t = load(path);
-        json_t *o;
-        char *text;
-        size_t len;
-        int32_t *ids;
-        int64_t n;
-        assert_int_equal(json_read_file(goldens, 1 << 24, &o).code, 0);
-        const json_t *want = json_object_get(json_object_get(o, "stories260K"), "ids");
-        assert_int_equal(file_read_all(stories, 1 << 30, &text, &len).code, 0);
-        const char *story = strstr(text, "Once upon a time");
-        assert_non_null(story);
-        assert_int_equal(tokenizer_encode(t, story, 400, true, &ids, &n).code, 0);
-        assert_true(json_array_size(want) == 64 && n > 64);
-        for (size_t i = 0; i < 64; i++)
-            assert_int_equal(ids[i], json_integer_value(json_array_get(want, i)));
-        free(ids);
-        free(text);
-        json_decref(o);
-        tokenizer_destroy(&t);
-    }
-    free(goldens);
-    free(stories);
+    char *text_path = data_path("stories.txt"), *path = data_path("stories260K/tokenizer.json"),
+         *text;
+    json_t *o = read_goldens("goldens/logits.json");
+    const json_t *want = json_object_get(json_object_get(o, "stories260K"), "ids");
+    tokenizer *t = load(path);
+    size_t len;
+    int32_t *ids;
+    int64_t n;
+    assert_int_equal(file_read_all(text_path, 1 << 20, &text, &len).code, 0);
+    assert_int_equal(tokenizer_encode(t, text, len, true, &ids, &n).code, 0);
+    assert_true(json_array_size(want) == 64 && n > 64);
+    for (size_t i = 0; i < 64; i++)
+        assert_int_equal(ids[i], json_integer_value(json_array_get(want, i)));
+    free(ids);
+    free(text);
+    json_decref(o);
+    tokenizer_destroy(&t);
+    free(text_path);
     free(path);
 }
 
@@ -545,10 +535,9 @@ static void test_bad_text(void **state) {
 /* Every file cut short, and a byte changed here and there, ends in an error or in a tokenizer. */
 static void test_damaged(void **state) {
     (void)state;
-    char *path = find_file("SPINSHARD_TEST_DATA", "tests/data", "stories260K/tokenizer.json");
+    char *path = data_path("stories260K/tokenizer.json");
     char *json;
     size_t len;
-    assert_non_null(path);
     assert_int_equal(file_read_all(path, 1 << 24, &json, &len).code, 0);
     int taken = 0, refused = 0;
     for (uint64_t i = 0; i < 400; i++) {
