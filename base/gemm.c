@@ -1,21 +1,31 @@
 #include "base/gemm.h"
 
+#include "base/blas.h"
 #include "base/gemm_internal.h"
 #include "base/machine.h"
+#include "base/restart.h"
 #include "base/size.h"
 
-#include <cblas.h>
 #include <omp.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
+
+/* The two calls of CBLAS that are made. Declared here, since every library puts its header in
+ * another place and under another name; the calls are the same in all of them, with 32-bit sizes.
+ */
+enum { ROW_MAJOR = 101, AS_IS = 111, TRANSPOSED = 112 };
+void cblas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha,
+                 const float *a, int lda, const float *b, int ldb, float beta, float *c, int ldc);
+void cblas_dgemm(int order, int trans_a, int trans_b, int m, int n, int k, double alpha,
+                 const double *a, int lda, const double *b, int ldb, double beta, double *c,
+                 int ldc);
 
 /* Start. */
 
 static void start_blas(void) {
-    openblas_set_num_threads(1);
+    blas_set_threads(1);
 }
 
 void gemm_ensure_blas(void) {
@@ -39,7 +49,7 @@ int gemm_threads(void) {
 
 void gemm_blas_threads(int threads) {
     gemm_ensure_blas();
-    openblas_set_num_threads(threads > 0 ? threads : 1);
+    blas_set_threads(threads);
 }
 
 int gemm_thread(void) {
@@ -50,39 +60,26 @@ int gemm_thread(void) {
 
 void gemm_kernels(char *buf, size_t size) {
     gemm_ensure_blas();
-    char bf16_part[160];
+    char blas[160], bf16_part[160];
+    blas_name(blas, sizeof blas);
     gemm_bf16_kernels(bf16_part, sizeof bf16_part);
-    const char *config = openblas_get_config(); /* "OpenBLAS 0.3.21 DYNAMIC_ARCH ... CORE ..." */
-    int name = (int)strcspn(config, " ");
-    int version = config[name] ? (int)strcspn(config + name + 1, " ") : 0;
-    snprintf(buf, size, "%.*s %.*s %s fp32 fp64; %s", name, config, version,
-             version ? config + name + 1 : "", openblas_get_corename(), bf16_part);
-}
-
-static bool core_has_avx512(const char *core) {
-    static const char *const wide[] = {"SkylakeX", "Cooperlake", "SapphireRapids"};
-    for (size_t i = 0; i < sizeof wide / sizeof *wide; i++) {
-        if (strcasecmp(core, wide[i]) == 0) return true;
-    }
-    return false;
+    snprintf(buf, size, "%s fp32 fp64; %s", blas, bf16_part);
 }
 
 bool gemm_slow_kernels(char *buf, size_t size) {
-    const char *core = openblas_get_corename(), *set = getenv("OPENBLAS_CORETYPE");
-    bool offers = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (!offers || core_has_avx512(core)) return false;
+    const char *core = blas_openblas_core(), *better = restart_better_core(core);
+    const char *set = getenv("OPENBLAS_CORETYPE");
+    if (!better) return false;
     if (set && *set) {
-        snprintf(
-            buf, size,
-            "OPENBLAS_CORETYPE=%s makes OpenBLAS run its %s kernels at about half the speed of "
-            "this CPU: unset it",
-            set, core);
+        snprintf(buf, size,
+                 "OPENBLAS_CORETYPE=%s leaves OpenBLAS with its %s kernels, at half the speed of "
+                 "this CPU or less; unset, the program would ask for %s",
+                 set, core, better);
     } else {
         snprintf(buf, size,
-                 "OpenBLAS does not know this CPU and runs its %s kernels at about half speed: set "
-                 "OPENBLAS_CORETYPE=SkylakeX",
-                 core);
+                 "OpenBLAS runs its %s kernels at half the speed of this CPU or less: leave out "
+                 "--keep-kernels and SPINSHARD_KEEP_KERNELS, or set OPENBLAS_CORETYPE=%s",
+                 core, better);
     }
     return true;
 }
@@ -114,10 +111,10 @@ void gemm_tile_f32(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, 
         for (int64_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
         return;
     }
-    cblas_sgemm(CblasRowMajor, trans_a ? CblasTrans : CblasNoTrans,
-                trans_b ? CblasTrans : CblasNoTrans, blas_int(m, m, n, k), blas_int(n, m, n, k),
-                blas_int(k, m, n, k), 1.0f, a, blas_stride(lda, m, n, k), b,
-                blas_stride(ldb, m, n, k), add ? 1.0f : 0.0f, c, blas_stride(ldc, m, n, k));
+    cblas_sgemm(ROW_MAJOR, trans_a ? TRANSPOSED : AS_IS, trans_b ? TRANSPOSED : AS_IS,
+                blas_int(m, m, n, k), blas_int(n, m, n, k), blas_int(k, m, n, k), 1.0f, a,
+                blas_stride(lda, m, n, k), b, blas_stride(ldb, m, n, k), add ? 1.0f : 0.0f, c,
+                blas_stride(ldc, m, n, k));
 }
 
 void gemm_tile_f64(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const double *a,
@@ -128,10 +125,10 @@ void gemm_tile_f64(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, 
         for (int64_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
         return;
     }
-    cblas_dgemm(CblasRowMajor, trans_a ? CblasTrans : CblasNoTrans,
-                trans_b ? CblasTrans : CblasNoTrans, blas_int(m, m, n, k), blas_int(n, m, n, k),
-                blas_int(k, m, n, k), 1.0, a, blas_stride(lda, m, n, k), b,
-                blas_stride(ldb, m, n, k), add ? 1.0 : 0.0, c, blas_stride(ldc, m, n, k));
+    cblas_dgemm(ROW_MAJOR, trans_a ? TRANSPOSED : AS_IS, trans_b ? TRANSPOSED : AS_IS,
+                blas_int(m, m, n, k), blas_int(n, m, n, k), blas_int(k, m, n, k), 1.0, a,
+                blas_stride(lda, m, n, k), b, blas_stride(ldb, m, n, k), add ? 1.0 : 0.0, c,
+                blas_stride(ldc, m, n, k));
 }
 
 /* Large tiles spare the libraries' packing, small ones keep many cores busy: the largest side that

@@ -39,7 +39,7 @@ bool gemm_has_bf16(void);
 void gemm_kernels(char *buf, size_t size);
 
 /* Local. True, with one line for the user, where BLAS runs kernels slower than the CPU offers
- * (OPENBLAS_CORETYPE, or a CPU younger than the library). */
+ * and restart_tuned (base/restart.h) could not or was not to mend it. */
 bool gemm_slow_kernels(char *buf, size_t size);
 
 /* Local. c[m,n] = op(a) op(b), plus c where `add`. op(a) is [m,k]: a itself (row stride lda), or,

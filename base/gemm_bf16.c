@@ -12,10 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if SPINSHARD_HAVE_DNNL
+#if SPINSHARD_DNNL == 2
 #include <oneapi/dnnl/dnnl.h>
-#endif
-#if SPINSHARD_HAVE_DNNL && DNNL_VERSION_MAJOR == 2
 #define BF16_BY_ONEDNN 1
 #else
 #define BF16_BY_ONEDNN 0

@@ -2,6 +2,7 @@
 #include "base/gemm.h"
 #include "base/log.h"
 #include "base/machine.h"
+#include "base/restart.h"
 #include "jobs/jobs.h"
 #include "jobs/setup/recipe.h"
 #include "mpi/comm.h"
@@ -10,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 typedef err (*job)(const comm *c, const options *o);
 
@@ -35,6 +35,7 @@ static int print_version(void) {
     printf("bf16       %s\n", gemm_has_bf16() ? "bf16 kernels" : "none on this CPU: run in fp32");
     printf("CPU        %s, %d cores for this process\n", machine_cpu_name(cpu, sizeof cpu),
            machine_cores());
+    if (restart_said(slow, sizeof slow)) printf("kernels    %s\n", slow);
     if (gemm_slow_kernels(slow, sizeof slow)) printf("warning    %s\n", slow);
     return ERR_OK;
 }
@@ -58,6 +59,7 @@ static void greet(void) {
     gemm_kernels(kernels, sizeof kernels);
     log_line(LOG_RUN, "spinshard %s: %d ranks (%d on this node), %d threads each; %s",
              SPINSHARD_VERSION, comm_size(comm_world()), comm_node_size(), gemm_threads(), kernels);
+    if (restart_said(slow, sizeof slow)) log_line(LOG_RUN, "%s", slow);
     if (gemm_slow_kernels(slow, sizeof slow) && comm_rank(comm_world()) == 0)
         log_line(LOG_WARN, "%s", slow);
 }
@@ -82,21 +84,8 @@ static int report(const err *e) {
     return e->code;
 }
 
-/* Threads that wait for the next parallel region spin for milliseconds by the runtime's default,
- * which starves whoever shares the cores: on two shared cores fusion of small layers ran five times
- * slower for it. The runtime reads the variable when it is loaded, so the program starts itself
- * again, once, before MPI; a user's own setting is left alone. */
-static void spin_briefly(char **argv) {
-    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
-    char self[4096];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (n <= 0 || setenv("GOMP_SPINCOUNT", "3000", 1) != 0) return;
-    self[n] = 0;
-    execv(self, argv); /* where it fails, the program goes on as it is */
-}
-
 int main(int argc, char **argv) {
-    spin_briefly(argv);
+    restart_tuned(argv);
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "help")) {
         options_help(CMD_COUNT);
         return argc < 2 ? ERR_USAGE : ERR_OK;

@@ -46,7 +46,7 @@ failed_tests=0 all_tests=0 skipped_tests=0 broken=()
 
 # run_preset NAME CTEST-ARGUMENT...: build everything, run the tests, add up ctest's counts.
 run_preset() {
-    local preset=$1 log=$logs/$1-$((++runs)).log counts what=(all -- -DSPINSHARD_TESTS=ON)
+    local preset=$1 log=$logs/$1-$((++runs)).log counts what=(all -- -DSPINSHARD_TESTS=ON -DSPINSHARD_WERROR=ON)
     [ "$preset" != fuzz ] || what=(fuzz_targets)
     shift
     printf '\n== %s: %s\n' "$preset" "${*:-all tests}"

@@ -121,6 +121,10 @@ static const struct {
                   false},
     [OPT_QUIET] = {"--quiet", NULL, "only warnings and errors on stderr",
                    BIT(CMD_QUANTIZE) | BIT(CMD_EVAL) | BIT(CMD_VERIFY), false},
+    [OPT_KEEP_KERNELS] = {"--keep-kernels", NULL,
+                          "run the kernels that OpenBLAS chose, though the CPU has better ones",
+                          BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL) | BIT(CMD_VERIFY),
+                          false},
 };
 
 command options_command(const char *word) {

@@ -58,6 +58,7 @@ typedef enum option {
     OPT_EXPORT_SPINQUANT,
     OPT_JSON,
     OPT_QUIET,
+    OPT_KEEP_KERNELS,
     OPT_COUNT,
 } option;
 

@@ -3,6 +3,7 @@
 #include "base/gemm.h"
 #include "base/half.h"
 #include "base/machine.h"
+#include "base/restart.h"
 #include "base/rng.h"
 #include "tests/unit/product_bound.h"
 
@@ -256,10 +257,31 @@ static void test_machine(void **state) {
     assert_true(strlen(machine_cpu_name(cpu, sizeof cpu)) > 0);
     assert_true(machine_affinity_key() == machine_affinity_key());
     gemm_kernels(line, sizeof line);
-    assert_non_null(strstr(line, "OpenBLAS"));
+    assert_non_null(strstr(line, "fp32 fp64"));
     assert_non_null(strstr(line, "bf16"));
     printf("%s on %s, %d cores\n", line, cpu, machine_cores());
     if (gemm_slow_kernels(line, sizeof line)) printf("%s\n", line);
+}
+
+/* Which kernels are asked for in place of those that OpenBLAS chose. */
+static void test_better_kernels(void **state) {
+    (void)state;
+    const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const bool half = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    assert_null(restart_better_core(NULL)); /* another library */
+    assert_null(restart_better_core("SkylakeX"));
+    assert_null(restart_better_core("sapphirerapids"));
+    const char *for_old = restart_better_core("Prescott"), *for_half = restart_better_core("Zen");
+    if (!half) {
+        assert_null(for_old);
+    } else {
+        assert_string_equal(for_old, wide ? "SkylakeX" : "Haswell");
+        if (wide)
+            assert_string_equal(for_half, "SkylakeX");
+        else
+            assert_null(for_half);
+    }
 }
 
 static void test_init_threads(void **state) {
@@ -277,7 +299,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_products),          cmocka_unit_test(test_empty),
         cmocka_unit_test(test_threads_same_bits), cmocka_unit_test(test_many_shapes),
-        cmocka_unit_test(test_machine),           cmocka_unit_test(test_init_threads),
+        cmocka_unit_test(test_machine),           cmocka_unit_test(test_better_kernels),
+        cmocka_unit_test(test_init_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,51 @@
+#include "base/blas.h"
+
+#include "version.h"
+
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Weak: those of the library that is there have an address, the others are NULL. So the one program
+ * runs with whichever of them the system puts behind the name it was linked to. */
+extern void openblas_set_num_threads(int n) __attribute__((weak));
+extern char *openblas_get_config(void) __attribute__((weak));
+extern char *openblas_get_corename(void) __attribute__((weak));
+extern void bli_thread_set_num_threads(int64_t n) __attribute__((weak));
+extern const char *bli_info_get_version_str(void) __attribute__((weak));
+extern int bli_arch_query_id(void) __attribute__((weak));
+extern const char *bli_arch_string(int id) __attribute__((weak));
+extern void MKL_Set_Num_Threads(int n) __attribute__((weak));
+extern void MKL_Get_Version_String(char *buf, int size) __attribute__((weak));
+extern int MKL_CBWR_Get_Auto_Branch(void) __attribute__((weak));
+
+void blas_set_threads(int threads) {
+    if (threads < 1) threads = 1;
+    if (openblas_set_num_threads) openblas_set_num_threads(threads);
+    if (bli_thread_set_num_threads) bli_thread_set_num_threads(threads);
+    if (MKL_Set_Num_Threads) MKL_Set_Num_Threads(threads);
+}
+
+const char *blas_openblas_core(void) {
+    return openblas_get_corename ? openblas_get_corename() : NULL;
+}
+
+void blas_name(char *buf, size_t size) {
+    if (openblas_get_config && openblas_get_corename) {
+        const char *config = openblas_get_config(); /* "OpenBLAS 0.3.21 DYNAMIC_ARCH ... CORE" */
+        int name = (int)strcspn(config, " ");
+        int version = config[name] ? (int)strcspn(config + name + 1, " ") : 0;
+        snprintf(buf, size, "%.*s %.*s %s", name, config, version, version ? config + name + 1 : "",
+                 openblas_get_corename());
+    } else if (bli_info_get_version_str) {
+        snprintf(buf, size, "BLIS %s %s", bli_info_get_version_str(),
+                 bli_arch_query_id && bli_arch_string ? bli_arch_string(bli_arch_query_id()) : "");
+    } else if (MKL_Get_Version_String) {
+        char text[128] = "";
+        MKL_Get_Version_String(text, sizeof text - 1);
+        snprintf(buf, size, "%.*s branch %d", (int)strcspn(text, "\n"), text,
+                 MKL_CBWR_Get_Auto_Branch ? MKL_CBWR_Get_Auto_Branch() : 0);
+    } else {
+        snprintf(buf, size, "%s", SPINSHARD_BLAS);
+    }
+}

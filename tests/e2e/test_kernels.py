@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""The right kernels without asking: the program executes itself again where OpenBLAS does not know the CPU, with and
+without ranks; not where the user has chosen, or asks for none of it; and it says which way it went.
+
+An OpenBLAS that does not know the CPU is made by a library in front of it that says so.
+"""
+import os
+import shutil
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
+from spin import STORIES, TEXT, Case, main, skip, spin  # noqa: E402
+
+OLD = """
+#include <stdlib.h>
+char *openblas_get_corename(void) {
+    char *asked = getenv("OPENBLAS_CORETYPE");
+    return asked && *asked ? asked : "Prescott";
+}
+"""
+NONE = {"OPENBLAS_CORETYPE": "", "SPINSHARD_KEEP_KERNELS": "", "SPINSHARD_CHOSE_KERNELS": ""}
+SAYS = "took its Prescott kernels: started again"
+
+
+def has_avx2():
+    with open("/proc/cpuinfo") as f:
+        words = set(f.read().split())
+    return {"avx2", "fma"} <= words
+
+
+class Kernels(Case):
+    def setUp(self):
+        super().setUp()
+        source, self.old = self.path("old.c"), self.path("old.so")
+        with open(source, "w") as f:
+            f.write(OLD)
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", self.old, source], check=True)
+
+    def version(self, *words, **env):
+        r = spin("--version", *words, env={**NONE, "LD_PRELOAD": self.old, **env})
+        self.assertEqual(r.rc, 0, r)
+        return {line[:10].strip(): line[11:] for line in r.out.splitlines()}
+
+    def test_mends(self):
+        got = self.version()
+        self.assertIn(SAYS, got["kernels"])
+        self.assertNotIn("warning", got)
+        self.assertRegex(got["products"], "(SkylakeX|Haswell) fp32")
+
+    def test_the_user_decides(self):
+        for words, env in (((), {"OPENBLAS_CORETYPE": "Nehalem"}), ((), {"SPINSHARD_KEEP_KERNELS": "1"}), (("--keep-kernels",), {})):
+            with self.subTest(env or words):
+                got = self.version(*words, **env)
+                self.assertNotIn("kernels", got)
+                self.assertIn("Nehalem" if "OPENBLAS_CORETYPE" in env else "Prescott", got["products"])
+                self.assertIn("half the speed", got["warning"])
+
+    def test_ranks(self):
+        for ranks in (0, 1, 2, 3):
+            r = self.good("eval", "--model", STORIES, "--text", TEXT, "--window", 128, "--limit", 1, ranks=ranks,
+                          env={**NONE, "LD_PRELOAD": self.old})
+            self.assertEqual(r.err.count(SAYS), 1, r)
+
+    def test_this_machine(self):
+        """Whatever OpenBLAS is here: nothing chosen, nothing to warn of."""
+        r = spin("--version", env=NONE)
+        self.assertNotIn("warning", r.out)
+
+
+if __name__ == "__main__":
+    if not has_avx2() or not shutil.which("cc"):
+        skip("needs a CPU with AVX2, and a C compiler")
+    main()
