@@ -21,14 +21,25 @@
 
 /* Without bf16 kernels. */
 
+/* What a thread keeps from call to call is freed when it ends: OpenMP ends threads where it is
+ * asked for fewer than it has. */
+static pthread_key_t buffer_key;
+
+static void make_buffer_key(void) {
+    if (pthread_key_create(&buffer_key, free)) abort();
+}
+
 /* Widened copies of a tile's factors, kept by the thread that used them last. */
 static float *widen_buffer(int64_t count, int64_t m, int64_t n, int64_t k) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     static _Thread_local float *buffer;
     static _Thread_local int64_t room;
     if (count > room) {
+        pthread_once(&once, make_buffer_key);
         free(buffer);
         buffer = aligned_alloc(64, (size_t)size_ceil_div(count, 16) * 64);
         if (!buffer) gemm_abort("out of memory for fp32 copies of bf16 factors", m, n, k);
+        if (pthread_setspecific(buffer_key, buffer)) abort();
         room = count;
     }
     return buffer;
@@ -197,12 +208,29 @@ static matmul *matmul_find(matmul_cache *cache, const matmul_key *k) {
     return p;
 }
 
+static pthread_key_t cache_key;
+
+static void cache_destroy(void *of_thread) {
+    matmul_cache *cache = of_thread;
+    for (int i = 0; i < CACHE_SLOTS; i++)
+        if (cache->slots[i].primitive) matmul_destroy(&cache->slots[i]);
+    dnnl_stream_destroy(cache->stream);
+    free(cache);
+}
+
+static void make_cache_key(void) {
+    if (pthread_key_create(&cache_key, cache_destroy)) abort();
+}
+
 static matmul_cache *thread_cache(const matmul_key *k) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     static _Thread_local matmul_cache *cache;
     if (!cache) {
+        pthread_once(&once, make_cache_key);
         cache = calloc(1, sizeof *cache);
         if (!cache) gemm_abort("out of memory for the cache of shapes", k->m, k->n, k->k);
         need(dnnl_stream_create(&cache->stream, engine, dnnl_stream_default_flags), k);
+        if (pthread_setspecific(cache_key, cache)) abort();
     }
     return cache;
 }

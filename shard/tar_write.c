@@ -51,23 +51,25 @@ static void fill_entry(struct archive_entry *e, const char *name, uint64_t bytes
     archive_entry_set_gid(e, 0);
 }
 
-/* One archive object an entry: the header does not depend on what stands before it. */
+/* One archive object an entry: the header does not depend on what stands before it. Bytes of `to`
+ * beyond *len are overwritten too: closing pads the entry until the room is full. */
 static err make_header(const char *name, uint64_t bytes, char *to, size_t room, size_t *len) {
     err e = err_none();
-    *len = 0;
+    size_t used = 0;
     struct archive *a = archive_write_new();
     struct archive_entry *entry = archive_entry_new();
     if (!a || !entry) abort();
     fill_entry(entry, name, bytes);
-    /* Unblocked, so that *len counts the header as soon as it is written. */
+    /* Unblocked, so that `used` counts the header as soon as it is written. */
     if (archive_write_set_format_pax_restricted(a) != ARCHIVE_OK ||
         archive_write_set_bytes_per_block(a, 0) != ARCHIVE_OK ||
-        archive_write_open_memory(a, to, room, len) != ARCHIVE_OK ||
+        archive_write_open_memory(a, to, room, &used) != ARCHIVE_OK ||
         archive_write_header(a, entry) != ARCHIVE_OK)
         e = library_error(a, name);
-    else if (*len == 0 || *len % TAR_BLOCK)
-        e = err_make(ERR_BUG, name, NULL, "a tar header of %zu bytes", *len);
-    archive_write_fail(a); /* closing would pad to the size of the entry */
+    else if (used == 0 || used % TAR_BLOCK)
+        e = err_make(ERR_BUG, name, NULL, "a tar header of %zu bytes", used);
+    *len = used;
+    /* Not archive_write_fail before it, which would leak what the library holds for each entry. */
     archive_write_free(a);
     archive_entry_free(entry);
     return e;

@@ -55,9 +55,22 @@ static inline const comm *ranks_start(int *argc, char ***argv) {
     return comm_world();
 }
 
+/* Under AddressSanitizer leaks are looked for while the plugins of MPI are still loaded: afterwards
+ * nobody could tell its own, which tests/lsan.supp names, from ours. */
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+static inline void find_leaks(void) {
+    __lsan_do_leak_check();
+}
+#else
+static inline void find_leaks(void) {
+}
+#endif
+
 /* Collective. The exit code: 1 where a check failed on any rank. */
 static inline int ranks_end(void) {
     comm_sum_i64(comm_world(), &failures, 1);
+    find_leaks();
     comm_stop();
     return failures ? 1 : 0;
 }
