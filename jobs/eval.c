@@ -1,5 +1,4 @@
-/* eval: perplexity of texts and accuracy on tasks, through stages of layers over the ranks. */
-#include "jobs/jobs.h"
+#include "jobs/eval.h"
 
 #include "base/clock.h"
 #include "base/gemm.h"

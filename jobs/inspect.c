@@ -1,5 +1,4 @@
-/* inspect: what is inside a model folder, an archive, a tar or a safetensors file, from headers. */
-#include "jobs/jobs.h"
+#include "jobs/inspect.h"
 
 #include "base/file.h"
 #include "base/log.h"

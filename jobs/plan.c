@@ -1,13 +1,15 @@
-/* plan: what quantize will take on a cluster, from config.json and headers alone; and a script for
- * it. */
-#include "jobs/planning/plan.h"
+#include "jobs/plan.h"
 
 #include "base/gemm.h"
 #include "base/log.h"
 #include "base/machine.h"
 #include "base/size.h"
-#include "jobs/jobs.h"
+#include "jobs/planning/plan_make.h"
+#include "jobs/planning/plan_print.h"
+#include "jobs/planning/plan_script.h"
 #include "jobs/planning/plan_source.h"
+#include "jobs/quantize.h"
+#include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
 
 #include <inttypes.h>
@@ -95,7 +97,8 @@ static bool fits_on(plan_command *k, int nodes, int ranks_per_node, uint64_t nod
     at.nodes = nodes;
     at.ranks_per_node = ranks_per_node;
     if (!options_has(k->q.o, OPT_MEM)) at.limit = node_bytes / (uint64_t)ranks_per_node;
-    if (plan_make(&k->q, &at, &k->rates, 0, &p).code || !plan_fits(&p)) return false;
+    if (plan_make(quantize_phases(), &k->q, &at, &k->rates, 0, &p).code || !plan_fits(&p))
+        return false;
     k->smallest = at;
     return true;
 }
@@ -165,7 +168,7 @@ err job_plan(const comm *c, const options *o) {
     err e = read_flags(&k);
     if (!e.code) e = prepare(&k);
     if (!e.code) find_smallest(&k);
-    if (!e.code) e = plan_make(&k.q, &k.place, &k.rates, 0, &k.plan);
+    if (!e.code) e = plan_make(quantize_phases(), &k.q, &k.place, &k.rates, 0, &k.plan);
     if (!e.code) {
         k.plan.read_files = k.files;
         tell_smallest(&k, smallest, sizeof smallest);

@@ -1,6 +1,4 @@
-/* quantize: checkpoint in, archive out. The recipe of the command as named steps; the phases are in
- * quantize_items.c and quantize_output.c. */
-#include "jobs/jobs.h"
+#include "jobs/quantize.h"
 
 #include "base/clock.h"
 #include "base/file.h"
@@ -9,17 +7,37 @@
 #include "base/mem.h"
 #include "base/sha256.h"
 #include "base/size.h"
-#include "jobs/planning/plan.h"
+#include "jobs/phases/learn_e2e_phase.h"
+#include "jobs/phases/quantize_gptq.h"
+#include "jobs/phases/quantize_items.h"
+#include "jobs/phases/quantize_learn.h"
+#include "jobs/phases/quantize_output.h"
+#include "jobs/planning/quantize_plan.h"
+#include "jobs/run/quantize_calib.h"
+#include "jobs/run/quantize_numerics.h"
 #include "jobs/run/stop.h"
+#include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
-#include "pipeline/plan/memory_plan.h"
-#include "pipeline/stages/partition.h"
+#include "jobs/setup/setup_form.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+/* What a run does between its opening and its end, in this order. */
+static const quantize_phase PHASES[] = {
+    {"learning", quantize_learn_wanted, quantize_learn_plan, quantize_learn},
+    {"layers by GPTQ", quantize_gptq_wanted, quantize_gptq_plan, quantize_gptq},
+    {"items to nearest", NULL, quantize_items_plan, quantize_do_items},
+    {"archive", NULL, quantize_pack_plan, quantize_pack},
+};
+static const phase_table TABLE = {PHASES, sizeof PHASES / sizeof PHASES[0]};
+
+const phase_table *quantize_phases(void) {
+    return &TABLE;
+}
 
 /* Flags of the layout of learning end to end (jobs/phases/learn_e2e_phase.c); none changes a byte.
  */
@@ -57,44 +75,6 @@ static err check_tokenizer(const source *s) {
     }
     err e = source_tokenizer(s, &t);
     tokenizer_destroy(&t);
-    return e;
-}
-
-err quantize_describe(quantize_run *q) {
-    const llama_config *cfg = &q->source.cfg;
-    if (q->source.form.packed)
-        return err_make(ERR_INPUT, q->source.path, "give the checkpoint it was made from",
-                        "the weights are quantized already");
-    st_dtype store = setup_store_dtype(q->recipe, &q->source);
-    wquant how;
-    err e = setup_weights(q->recipe, cfg, store, &how);
-    if (!e.code) e = setup_form(q->recipe);
-    if (!e.code) e = setup_name(q->recipe, q->source.path, &how);
-    if (e.code) return e;
-    bool untied = cfg->tied && rotation_set_r1(q->rotations);
-    layout_options lo = setup_layout(q->recipe, &how, store, untied);
-    e = layout_create(cfg, &lo, &q->layout);
-    if (e.code) return e;
-    q->job = (quantize_job){.checkpoint = q->source.ck,
-                            .cfg = cfg,
-                            .rotations = q->rotations,
-                            .how = how,
-                            .untied = untied};
-    q->n_items = quantize_item_count(&q->job);
-    q->n_units = layout_units(q->layout);
-    return e;
-}
-
-err quantize_deal(quantize_run *q, int ranks) {
-    double *cost = calloc((size_t)q->n_items, sizeof *cost);
-    free(q->owner);
-    free(q->units);
-    q->owner = calloc((size_t)q->n_items, sizeof *q->owner);
-    q->units = calloc((size_t)q->n_units, sizeof *q->units);
-    if (!cost || !q->owner || !q->units) abort();
-    for (int64_t i = 0; i < q->n_items; i++) cost[i] = quantize_item_cost(&q->job, i);
-    err e = partition_items(cost, q->n_items, ranks, q->owner);
-    free(cost);
     return e;
 }
 
@@ -137,29 +117,6 @@ static err make_fingerprint(quantize_run *q) {
     return e;
 }
 
-bool quantize_items_memory(const quantize_run *q, int rank, uint64_t limit, memory_plan *p) {
-    quantize_memory most = {0};
-    int64_t n_own, *own = quantize_items_of(q, rank, &n_own);
-    for (int64_t i = 0; i < n_own; i++) {
-        quantize_memory m = quantize_item_memory(&q->job, own[i]);
-        if (m.fusion + m.codes > most.fusion + most.codes) most = m;
-    }
-    memory_plan_add(p, "fusion in fp64", most.fusion);
-    memory_plan_add(p, "codes and scales", most.codes);
-    memory_plan_add(p, "packed tensor",
-                    layout_opts(q->layout)->int8 ? most.codes
-                                                 : most.codes * (uint64_t)q->job.how.bits / 8);
-    const uint64_t hidden = (uint64_t)q->source.cfg.hidden;
-    if (rotation_set_r1(q->rotations))
-        memory_plan_add(p, "rotations", hidden * hidden * sizeof(double));
-    const uint64_t read = quantize_item_read_bytes(&q->job, own, n_own, true);
-    const bool ahead = !limit || memory_plan_total(p) + read <= limit;
-    memory_plan_add(p, "tensors as read",
-                    ahead ? read : quantize_item_read_bytes(&q->job, own, n_own, false));
-    free(own);
-    return ahead;
-}
-
 static err prepare(quantize_run *q) {
     err e = comm_agree(q->c, check_flags(q), "reading the flags", NULL);
     if (!e.code)
@@ -182,48 +139,8 @@ static err prepare(quantize_run *q) {
     if (e.code) return e;
     e = make_fingerprint(q);
     if (!e.code) setup_form_say(q->recipe);
-    if (!e.code) e = quantize_plan(q);
-    return e.code ? e : learn_e2e_plan(q);
-}
-
-void quantize_clear(quantize_run *q) {
-    json_decref(q->fingerprint);
-    free(q->owner);
-    free(q->units);
-    free(q->calib_ids);
-    free(q->plan);
-    layout_destroy(&q->layout);
-    rotation_set_destroy(&q->rotations);
-    source_close(&q->source);
-    recipe_destroy(&q->recipe);
-    events_close(&q->events);
-}
-
-void quantize_phase_start(quantize_run *q, const char *phase) {
-    q->phase_start_s = clock_now_s();
-    mem_begin_phase();
-    events_add(q->events, phase, "start", NULL);
-}
-
-void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
-    double seconds = clock_now_s() - q->phase_start_s;
-    int64_t peak = (int64_t)mem_peak_rss_bytes();
-    comm_max_i64(q->c, &peak, 1);
-    quantize_tell_phase(q, phase, seconds, (uint64_t)peak);
-    if (!q->events) {
-        json_decref(more);
-        return;
-    }
-    if (!more) more = json_object();
-    json_object_set_new(more, "seconds", json_real(seconds));
-    json_object_set_new(more, "peak_rss_bytes", json_integer(peak));
-    const plan_phase *planned = quantize_planned(q, phase);
-    if (planned) {
-        json_object_set_new(more, "planned_seconds", json_real(planned->seconds));
-        json_object_set_new(more, "planned_bytes",
-                            json_integer((json_int_t)memory_plan_total(&planned->memory)));
-    }
-    events_add(q->events, phase, "end", more);
+    if (!e.code) e = quantize_plan(q, &TABLE);
+    return e.code ? e : learn_e2e_announce(q);
 }
 
 err job_quantize(const comm *c, const options *o) {
@@ -236,10 +153,8 @@ err job_quantize(const comm *c, const options *o) {
         return e;
     }
     if (!e.code) e = quantize_open_output(&q);
-    if (!e.code && !q.complete) e = quantize_learn(&q);
-    if (!e.code && !q.complete && quantize_uses_gptq(q.recipe)) e = quantize_gptq(&q);
-    if (!e.code && !q.complete) e = quantize_do_items(&q);
-    if (!e.code && !q.complete) e = quantize_pack(&q);
+    for (int i = 0; i < TABLE.n && !e.code && !q.complete; i++)
+        if (phase_is_wanted(&PHASES[i], &q)) e = PHASES[i].run(&q);
     if (!e.code) e = quantize_finish(&q);
     if (q.state) {
         /* A run that began here and failed on its input leaves nothing: what is mended would not be

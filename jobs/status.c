@@ -1,5 +1,4 @@
-/* status: how far a run is, from the files alone; works while it runs and after. */
-#include "jobs/jobs.h"
+#include "jobs/status.h"
 
 #include "base/file.h"
 #include "io/run_owner.h"

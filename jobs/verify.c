@@ -1,6 +1,4 @@
-/* verify: an archive read back: every byte, every tensor, what loaders demand, and on request the
- * checkpoint it was made from. */
-#include "jobs/jobs.h"
+#include "jobs/verify.h"
 
 #include "base/file.h"
 #include "base/log.h"

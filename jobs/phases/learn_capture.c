@@ -1,14 +1,17 @@
-/* Rows of calibration text for the layer-local objectives. */
-#include "jobs/phases/learn.h"
+#include "jobs/phases/learn_capture.h"
 
 #include "base/log.h"
 #include "base/size.h"
+#include "jobs/phases/learn_scale_state.h"
+#include "jobs/phases/learn_weights.h"
+#include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
 #include "pipeline/learn/capture_run.h"
 #include "pipeline/learn/e2e_layout.h"
 #include "pipeline/plan/memory_plan.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 
 enum { POOL_TOKENS = 4096 };
@@ -45,7 +48,7 @@ static void add_pool(const learner *l, memory_plan *p) {
         memory_plan_add(p, "their gradients", row_pool_gradient_bytes(cfg, n, tokens));
     if (!learn_scales_done(l))
         memory_plan_add(p, "moments for scales", learn_scales_moments_bytes(l));
-    if (learn_weights_needed(l)) {
+    if (learn_weights_needed(l->q->recipe)) {
         weight_rows_options o =
             learn_weights_options(l, json_array_get(recipe_get(l->q->recipe, "learn"), 0));
         memory_plan_add(p, "rows of weights",
@@ -141,7 +144,7 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
 static err load(learner *l, const load_options *lo, int64_t window, int64_t tokens) {
     const llama_config *cfg = learner_cfg(l);
     err e = row_pool_init(cfg, l->range.first, l->range.n, tokens, &l->pool);
-    if (!e.code && learn_weights_needed(l))
+    if (!e.code && learn_weights_needed(l->q->recipe))
         e = weight_moments_create(cfg, l->range.first, l->range.n, window, &l->moments);
     if (!e.code && learn_scales_need_gradients(l)) e = row_pool_keep_gradients(&l->pool);
     if (!e.code) e = learn_scales_moments(l);
@@ -150,7 +153,7 @@ static err load(learner *l, const load_options *lo, int64_t window, int64_t toke
 }
 
 bool learn_weights_stay(const learner *l) {
-    return learn_weights_needed(l) || setup_starts_at(l->q->recipe, "womi");
+    return learn_weights_needed(l->q->recipe) || setup_starts_at(l->q->recipe, "womi");
 }
 
 /* Embedding and head have done their work; the layers too where nobody takes rows of them. */
@@ -184,5 +187,39 @@ err learn_capture_rows(learner *l) {
         e = comm_agree(q->c, row_pool_finish(q->c, &l->pool, (pool_kind)k), "sensitivities", NULL);
         if (k != POOL_R1) row_pool_normalise(&l->pool, (pool_kind)k);
     }
+    return e;
+}
+
+/* Windows go through in waves of as many as there are stages: forward of all, then backward. */
+err learn_capture_plan(learner *l, plan_maker *m) {
+    const quantize_run *q = m->q;
+    const llama_config *cfg = plan_config(m);
+    const int64_t window = recipe_int(q->recipe, "calib.window"), windows = q->calib_windows;
+    const int stages = m->n_stages;
+    const double wave = (double)size_max(1, size_min(stages, windows));
+    double slowest = 0, work = 0, load = 0, start = 0;
+    plan_phase *f;
+    err e = plan_add_phase(m, "capture", &f);
+    if (e.code) return e;
+    for (int r = 0; r < stages; r++) {
+        l->range = m->ranges[r];
+        const load_options lo = learn_capture_load(l, r, &m->rows);
+        memory_plan p = plan_fresh(m);
+        learn_capture_memory(l, &lo, &p);
+        plan_offer(f, &p, r);
+        const double one = plan_time_capture(&m->rank, cfg, lo.range.n, lo.head, window);
+        slowest = fmax(slowest, one);
+        work += one / stages;
+        load = fmax(load, plan_time_load(&m->rank, load_stage_bytes(&lo)));
+        if (setup_starts_at(q->recipe, "pca"))
+            start = fmax(start, plan_time_pca(&m->rank, cfg, lo.range.n, learn_pool_tokens(q)));
+    }
+    /* Where ranks share cores, those that wait leave theirs to others. */
+    const double share = fmin(1, m->rank.cores),
+                 waiting = share * slowest * (wave + stages - 1) / wave,
+                 passes = (double)windows * fmax(waiting, work);
+    f->seconds = load + passes + start;
+    if (passes > 0) f->busy = work * (double)windows / passes;
+    f->network = (uint64_t)(windows * window * cfg->hidden * 8 * (stages - 1));
     return e;
 }

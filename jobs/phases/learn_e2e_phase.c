@@ -1,10 +1,13 @@
-/* A phase with an objective at the end of the model: `ce` or `kl-top`. */
-#include "jobs/phases/learn.h"
+#include "jobs/phases/learn_e2e_phase.h"
 
 #include "base/log.h"
 #include "base/machine.h"
 #include "base/size.h"
+#include "jobs/phases/learn_steps.h"
+#include "jobs/run/run_phase.h"
+#include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
+#include "model/tensors.h"
 #include "pipeline/learn/learn_e2e.h"
 
 #include <inttypes.h>
@@ -25,11 +28,6 @@ typedef struct e2e_phase {
     e2e_layout l;
     embed_rows rows;
 } e2e_phase;
-
-bool learn_e2e_is(const json_t *phase) {
-    const char *objective = json_string_value(json_object_get(phase, "objective"));
-    return objective && strcmp(objective, "range") != 0;
-}
 
 static int64_t int_of(const json_t *phase, const char *key) {
     return json_integer_value(json_object_get(phase, key));
@@ -158,7 +156,7 @@ static err phase_init(const quantize_run *q, int64_t k, e2e_phase *p) {
     return e;
 }
 
-err learn_e2e_plan(const quantize_run *q) {
+err learn_e2e_announce(const quantize_run *q) {
     const json_t *phases = recipe_get(q->recipe, "learn");
     err e = err_none();
     for (size_t k = 0; k < json_array_size(phases) && !e.code; k++) {
@@ -171,8 +169,20 @@ err learn_e2e_plan(const quantize_run *q) {
     return e;
 }
 
+/* How the ranks would share a phase: the memory of its largest stage, and what its time depends on.
+ */
+typedef struct estimate {
+    memory_plan memory;
+    int rank; /* number of that stage */
+    int replicas, stages;
+    double idle; /* share of the time of replicas * stages ranks */
+    int64_t steps, tokens, slice, window;
+    bool recompute, through, kl, weights;
+    grid_shape grid;
+} estimate;
+
 /* The stage with most memory. */
-static void largest_stage(const e2e_phase *p, learn_e2e_estimate *out) {
+static void largest_stage(const e2e_phase *p, estimate *out) {
     for (int s = 0; s < p->l.stages; s++) {
         memory_plan m = {.n = 0};
         e2e_layout_plan(&p->w, &p->l, s, &m);
@@ -182,11 +192,13 @@ static void largest_stage(const e2e_phase *p, learn_e2e_estimate *out) {
     }
 }
 
-err learn_e2e_estimate_phase(const quantize_run *q, int64_t k, int ranks, bool one_machine,
-                             const embed_rows *rows, uint64_t limit, learn_e2e_estimate *out) {
+/* The first stage holds rows->n rows of the embedding. Flags of the layout and --mem count; limit:
+ * bytes of a rank where --mem is not given. */
+static err estimate_phase(const quantize_run *q, int64_t k, int ranks, bool one_machine,
+                          const embed_rows *rows, uint64_t limit, estimate *out) {
     const json_t *phase = json_array_get(recipe_get(q->recipe, "learn"), (size_t)k);
     e2e_phase p = {.w = {.ranks = 0}};
-    *out = (learn_e2e_estimate){.replicas = 0};
+    *out = (estimate){.replicas = 0};
     err e = phase_wish(q, phase, ranks, one_machine, &p);
     p.w.load.embed = rows;
     if (!p.w.limit) p.w.limit = limit;
@@ -289,5 +301,42 @@ err learn_e2e_phase(learner *l, int64_t k, const learn_kept *saved) {
     llama_stage_clear(&stage);
     phase_clear(&p);
     if (!e.code) quantize_phase_end(q, p.name, NULL);
+    return e;
+}
+
+err learn_e2e_plan(learner *l, plan_maker *m, int64_t k) {
+    const plan_place *place = &m->p->place;
+    const llama_config *cfg = plan_config(m);
+    estimate t;
+    plan_phase *f;
+    char name[32];
+    snprintf(name, sizeof name, "learn.%" PRId64, k);
+    err e = plan_add_phase(m, name, &f);
+    if (!e.code)
+        e = estimate_phase(l->q, k, m->ranks, place->nodes == 1, &m->rows, place->limit, &t);
+    if (e.code) return e;
+    memory_plan p = t.memory;
+    memory_plan_add(&p, "program", place->base_bytes);
+    plan_offer(f, &p, t.rank);
+    const bool r1 = rotation_set_r1(m->q->rotations) != NULL;
+    const plan_pass pass = {.window = t.window,
+                            .r1 = r1,
+                            .through = t.through,
+                            .recompute = t.recompute,
+                            .teacher = t.kl};
+    const double all = (double)t.tokens * plan_time_pass(&m->rank, cfg, &pass);
+    double step = all / (t.replicas * t.stages * (1 - t.idle));
+    const double params = (double)cfg->layers * (double)llama_layer_params(cfg);
+    if (t.weights)
+        step += (plan_time_round(&m->rank, params, m->q->job.how.search) +
+                 plan_time_fuse(&m->rank, cfg->hidden, params, r1, true)) /
+                t.stages;
+    if (r1) step += plan_time_cayley(&m->rank, cfg->hidden, plan_steppers(m, t.grid));
+    f->seconds = (double)(t.steps + 1) * step; /* the first passes twice */
+    f->busy = 1 - t.idle;
+    f->network = (uint64_t)t.steps * (plan_step_network(m, r1) +
+                                      (uint64_t)(t.tokens * cfg->hidden * 8 * (t.stages - 1)));
+    snprintf(f->note, sizeof f->note, "%d replicas x %d stages%s", t.replicas, t.stages,
+             t.recompute ? ", layers computed again" : "");
     return e;
 }

@@ -1,11 +1,17 @@
-/* A phase with the layer-local objective `range`. */
-#include "jobs/phases/learn.h"
+#include "jobs/phases/learn_range_phase.h"
 
 #include "base/log.h"
 #include "base/size.h"
+#include "jobs/phases/learn_capture.h"
+#include "jobs/phases/learn_start.h"
+#include "jobs/phases/learn_steps.h"
+#include "jobs/phases/learn_weights.h"
+#include "jobs/run/run_phase.h"
+#include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,8 +49,10 @@ static err phase_options(const learner *l, const json_t *phase, int ranks, learn
                         ranks, &o->grid);
 }
 
-err learn_range_memory(const learner *l, const json_t *phase, int ranks, bool cell,
-                       memory_plan *p) {
+/* Large buffers of a rank beside learn_kept_memory, added to *p; cell: it is one of the grid of
+ * R1. */
+static err range_memory(const learner *l, const json_t *phase, int ranks, bool cell,
+                        memory_plan *p) {
     const llama_config *cfg = learner_cfg(l);
     const wquant *how = &l->q->job.how;
     const bool weights = learn_weights_count(l->q->recipe, phase);
@@ -59,7 +67,7 @@ err learn_range_memory(const learner *l, const json_t *phase, int ranks, bool ce
     return e;
 }
 
-static err plan(const learner *l, const json_t *phase, const char *name) {
+static err check_memory(const learner *l, const json_t *phase, const char *name) {
     const comm *c = l->q->c;
     grid_shape grid;
     memory_plan p = {.n = 0};
@@ -67,8 +75,7 @@ static err plan(const learner *l, const json_t *phase, const char *name) {
                          learner_cfg(l)->hidden, comm_size(c), &grid);
     memory_plan_add(&p, "program", l->q->base_bytes);
     learn_kept_memory(l, &p);
-    if (!e.code)
-        e = learn_range_memory(l, phase, comm_size(c), comm_rank(c) < grid.rows * grid.cols, &p);
+    if (!e.code) e = range_memory(l, phase, comm_size(c), comm_rank(c) < grid.rows * grid.cols, &p);
     e = comm_agree(c, e, name, NULL);
     return e.code ? e : memory_plan_check(c, &p, name, l->q->limit);
 }
@@ -119,7 +126,7 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
     char name[32];
     snprintf(name, sizeof name, "learn.%" PRId64, k);
     err e = comm_agree(q->c, phase_options(l, p, comm_size(q->c), &o), "learning", NULL);
-    if (!e.code) e = plan(l, p, name);
+    if (!e.code) e = check_memory(l, p, name);
     if (e.code) return e;
     quantize_phase_start(q, name);
     learn_range *r = NULL;
@@ -153,5 +160,42 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
     learn_range_destroy(&r);
     weight_rows_destroy(&weights);
     if (!e.code) quantize_phase_end(q, name, NULL);
+    return e;
+}
+
+err learn_range_plan(learner *l, plan_maker *m, int64_t k) {
+    const llama_config *cfg = plan_config(m);
+    const json_t *phase = json_array_get(recipe_get(m->q->recipe, "learn"), (size_t)k);
+    const double steps = (double)json_integer_value(json_object_get(phase, "steps"));
+    const double all = (double)json_integer_value(json_object_get(phase, "rows"));
+    const bool r1 = rotation_set_r1(m->q->rotations) != NULL;
+    const double samples = learn_weights_count(m->q->recipe, phase) ? 2 * all : all;
+    double slowest = 0, work = 0;
+    char name[32];
+    plan_phase *f;
+    grid_shape grid;
+    snprintf(name, sizeof name, "learn.%" PRId64, k);
+    err e = plan_grid(m, &grid);
+    if (!e.code) e = plan_add_phase(m, name, &f);
+    if (e.code) return e;
+    const int cells = grid.rows * grid.cols;
+    for (int r = 0; r < m->n_stages && !e.code; r++) {
+        l->range = m->ranges[r];
+        memory_plan p = plan_fresh(m);
+        learn_kept_memory(l, &p);
+        e = range_memory(l, phase, m->ranks, r < cells, &p);
+        plan_offer(f, &p, r);
+        const double rows = r1 ? samples * (double)l->range.n / (double)cfg->layers : 0;
+        const double one = plan_time_range(&m->rank, cfg, l->range.n, rows, l->r2_heads);
+        slowest = fmax(slowest, one);
+        work += one / m->n_stages;
+    }
+    const int movers = plan_steppers(m, grid);
+    const double step = r1 ? plan_time_cayley(&m->rank, cfg->hidden, movers) : 0;
+    f->seconds = steps * (slowest + step);
+    f->busy = (work + step * movers / m->ranks) / (slowest + step);
+    f->network = (uint64_t)steps * plan_step_network(m, r1);
+    if (grid.rows * grid.cols > 1)
+        snprintf(f->note, sizeof f->note, "R1 on a grid of %dx%d", grid.rows, grid.cols);
     return e;
 }

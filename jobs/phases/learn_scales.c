@@ -1,11 +1,11 @@
-/* Scales, closed and layer-local: after the phases `range`, before those that run the whole model.
- * Each rank computes those of its layers; all ranks get all. */
-#include "jobs/phases/learn.h"
+#include "jobs/phases/learn_scales.h"
 
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/size.h"
-#include "jobs/setup/setup.h"
+#include "jobs/phases/learn_capture.h"
+#include "jobs/phases/learn_scale_state.h"
+#include "jobs/run/run_phase.h"
 #include "pipeline/learn/scale_norm.h"
 #include "pipeline/plan/memory_plan.h"
 
@@ -16,114 +16,6 @@
 /* Adam on log s of a norm: DESIGN.md 2.6. */
 enum { NORM_STEPS = 60 };
 #define NORM_RATE 0.02
-
-static bool wanted(const learner *l, scale_kind kind) {
-    return l->scale_kinds >> kind & 1u;
-}
-
-static bool is_norm(scale_kind kind) {
-    return kind == SCALE_ATTN || kind == SCALE_MLP;
-}
-
-static int64_t length_of(const learner *l, scale_kind kind) {
-    const llama_config *c = learner_cfg(l);
-    if (is_norm(kind)) return c->hidden;
-    return kind == SCALE_UD ? c->intermediate : c->kv_heads * c->head_dim;
-}
-
-/* Where the scales of a kind and layer stand in l->scales. */
-static double *scales_at(const learner *l, scale_kind kind, int64_t layer) {
-    int64_t at = 1;
-    for (int k = 0; k < (int)kind; k++)
-        if (wanted(l, (scale_kind)k)) at += learner_cfg(l)->layers * length_of(l, (scale_kind)k);
-    return l->scales + at + layer * length_of(l, kind);
-}
-
-/* A pair helps where what stands between its two layers is quantized. */
-static bool helps(scale_kind kind, const llama_sites *s) {
-    const int down = s->down_bits ? s->down_bits : s->act.bits;
-    switch (kind) {
-    case SCALE_VO:
-        return aquant_on(&s->act) || aquant_on(&s->kv);
-    case SCALE_QK:
-        return aquant_on(&s->kv);
-    case SCALE_UD:
-        return down < 16;
-    default:
-        return aquant_on(&s->act);
-    }
-}
-
-static bool smooths(const learner *l) {
-    return recipe_is(l->q->recipe, "scale.start", "smooth");
-}
-
-static err read_sites(const learner *l, llama_sites *sites) {
-    const rotation **r2;
-    err e = setup_sites(l->q->recipe, learner_cfg(l), l->q->rotations, true, false, sites, &r2);
-    free(r2);
-    return e;
-}
-
-err learn_scales_init(learner *l) {
-    const recipe *r = l->q->recipe;
-    llama_sites sites;
-    err e = read_sites(l, &sites);
-    if (e.code) return e;
-    const bool some = !recipe_is(r, "scale.start", "ones");
-    l->n_scales = some ? 1 : 0;
-    for (int k = 0; k < SCALE_KINDS && some; k++) {
-        const scale_kind kind = (scale_kind)k;
-        if (!recipe_list_has(r, "scale.pairs", scale_kind_pair(kind))) continue;
-        if (helps(kind, &sites)) {
-            l->scale_kinds |= 1u << k;
-            l->n_scales += learner_cfg(l)->layers * length_of(l, kind);
-        } else if (kind != SCALE_MLP) {
-            log_line(LOG_RUN, "scale.pairs: nothing is quantized that \"%s\" helps: left out",
-                     scale_kind_pair(kind));
-        }
-    }
-    void *p = NULL;
-    e = mem_alloc(l->n_scales, sizeof(double), "scales", &p);
-    l->scales = p;
-    return e;
-}
-
-bool learn_scales_done(const learner *l) {
-    return !l->scale_kinds || l->scales[0] == 1;
-}
-
-bool learn_scales_need_gradients(const learner *l) {
-    return wanted(l, SCALE_ATTN) && !learn_scales_done(l) && !smooths(l);
-}
-
-static scale_places places_of(const learner *l) {
-    llama_sites sites;
-    scale_places p;
-    for (int k = 0; k < SCALE_KINDS; k++) p.of[k] = TAP_PLACES;
-    if (learn_scales_done(l) || smooths(l) || read_sites(l, &sites).code) return p;
-    if (wanted(l, SCALE_UD)) p.of[SCALE_UD] = TAP_DOWN_IN;
-    if (wanted(l, SCALE_QK)) p.of[SCALE_QK] = TAP_KEY;
-    if (wanted(l, SCALE_VO)) p.of[SCALE_VO] = aquant_on(&sites.act) ? TAP_O_IN : TAP_VALUE;
-    return p;
-}
-
-err learn_scales_moments(learner *l) {
-    const scale_places p = places_of(l);
-    bool any = false;
-    if (smooths(l) && !learn_scales_done(l))
-        return scale_peaks_create(learner_cfg(l), l->range.first, l->range.n, l->scale_kinds,
-                                  &l->scale_peaks);
-    for (int k = 0; k < SCALE_KINDS; k++) any |= p.of[k] != TAP_PLACES;
-    if (!any) return err_none();
-    return scale_moments_create(learner_cfg(l), l->range.first, l->range.n, &p, &l->scale_moments);
-}
-
-uint64_t learn_scales_moments_bytes(const learner *l) {
-    const scale_places p = places_of(l);
-    if (smooths(l)) return scale_peaks_bytes(learner_cfg(l), l->range.n, l->scale_kinds);
-    return scale_moments_bytes(learner_cfg(l), l->range.n, &p);
-}
 
 /* ---- the norms ---- */
 
@@ -156,7 +48,7 @@ typedef struct norm_report {
 static err learn_norms(learner *l, const float *R, norm_report *reports) {
     llama_sites sites;
     scale_norm *s = NULL;
-    err e = read_sites(l, &sites);
+    err e = learn_scale_sites(l, &sites);
     if (!e.code && l->range.n) e = scale_norm_create(learner_cfg(l)->hidden, l->pool.tokens, &s);
     const range_rule rule = {.symmetric = sites.act.symmetric, .include_zero = true};
     for (int64_t i = 0; i < 2 * l->range.n && !e.code; i++) {
@@ -165,7 +57,7 @@ static err learn_norms(learner *l, const float *R, norm_report *reports) {
         norm_report *to = &reports[2 * layer + i % 2];
         scale_norm_take(s, rows, R, rule);
         scale_norm_learn(s, NORM_STEPS, NORM_RATE,
-                         scales_at(l, i % 2 ? SCALE_MLP : SCALE_ATTN, layer), &to->before,
+                         learn_scale_at(l, i % 2 ? SCALE_MLP : SCALE_ATTN, layer), &to->before,
                          &to->after);
         if (!isfinite(to->after))
             e = err_make(ERR_NUMERICS, "scales of norms", "check the calibration text",
@@ -192,9 +84,9 @@ static err smooth_layer(learner *l, int64_t layer) {
     llama_stage stage = {.cfg = learner_cfg(l)};
     err e = load_stage(&lo, &stage);
     for (int k = 0; k < SCALE_KINDS && !e.code; k++)
-        if (wanted(l, (scale_kind)k))
+        if (learn_scale_wanted(l, (scale_kind)k))
             e = scale_smooth(l->scale_peaks, (scale_kind)k, layer, stage.layers, alpha,
-                             scales_at(l, (scale_kind)k, layer));
+                             learn_scale_at(l, (scale_kind)k, layer));
     llama_stage_clear(&stage);
     return e;
 }
@@ -228,14 +120,14 @@ void learn_scales_memory(const learner *l, memory_plan *p) {
     const int64_t n = learner_cfg(l)->hidden;
     memory_plan_add(p, "scales", (uint64_t)l->n_scales * sizeof(double));
     const load_options lo = one_layer(l, 0);
-    if (smooths(l)) memory_plan_add(p, "a layer's weights", load_stage_bytes(&lo));
-    if (!wanted(l, SCALE_ATTN) || smooths(l)) return;
+    if (learn_scales_smooth(l)) memory_plan_add(p, "a layer's weights", load_stage_bytes(&lo));
+    if (!learn_scale_wanted(l, SCALE_ATTN) || learn_scales_smooth(l)) return;
     if (rotation_set_r1(l->q->rotations))
         memory_plan_add(p, "R1 in fp32", (uint64_t)(n * n) * sizeof(float));
     memory_plan_add(p, "rotated rows", scale_norm_bytes(n, learn_pool_tokens(l->q)));
 }
 
-static err plan(const learner *l) {
+static err check_memory(const learner *l) {
     memory_plan p = {.n = 0};
     memory_plan_add(&p, "program", l->q->base_bytes);
     learn_kept_memory(l, &p);
@@ -268,19 +160,20 @@ static err do_norms(learner *l) {
 err learn_scales(learner *l) {
     if (learn_scales_done(l)) return err_none();
     quantize_phase_start(l->q, "scales");
-    err e = plan(l);
-    if (!e.code && smooths(l)) e = smooth(l);
-    for (int k = 0; k < SCALE_KINDS && !e.code && !smooths(l); k++) {
+    err e = check_memory(l);
+    if (!e.code && learn_scales_smooth(l)) e = smooth(l);
+    for (int k = 0; k < SCALE_KINDS && !e.code && !learn_scales_smooth(l); k++) {
         const scale_kind kind = (scale_kind)k;
-        if (!wanted(l, kind) || is_norm(kind)) continue;
+        if (!learn_scale_wanted(l, kind) || learn_scale_is_norm(kind)) continue;
         for (int64_t i = 0; i < l->range.n; i++)
             scale_closed(l->scale_moments, kind, l->range.first + i,
-                         scales_at(l, kind, l->range.first + i));
+                         learn_scale_at(l, kind, l->range.first + i));
     }
-    if (!e.code && wanted(l, SCALE_ATTN) && !smooths(l)) e = do_norms(l);
+    if (!e.code && learn_scale_wanted(l, SCALE_ATTN) && !learn_scales_smooth(l)) e = do_norms(l);
     for (int k = 0; k < SCALE_KINDS && !e.code; k++)
-        if (wanted(l, (scale_kind)k))
-            share_layers(l, scales_at(l, (scale_kind)k, 0), length_of(l, (scale_kind)k));
+        if (learn_scale_wanted(l, (scale_kind)k))
+            share_layers(l, learn_scale_at(l, (scale_kind)k, 0),
+                         learn_scale_length(l, (scale_kind)k));
     if (e.code) return e;
     l->scales[0] = 1;
     quantize_phase_end(l->q, "scales", NULL);
@@ -293,12 +186,33 @@ err learn_scales_adopt(learner *l) {
     err e = rotation_set_new_scales(l->q->rotations, &set);
     for (int k = 0; k < SCALE_KINDS && !e.code; k++) {
         const scale_kind kind = (scale_kind)k;
-        if (!wanted(l, kind)) continue;
+        if (!learn_scale_wanted(l, kind)) continue;
         e = scale_set_add(set, kind);
         for (int64_t i = 0; i < learner_cfg(l)->layers && !e.code; i++)
-            e = scale_set_put(set, kind, i, scales_at(l, kind, i));
+            e = scale_set_put(set, kind, i, learn_scale_at(l, kind, i));
     }
     if (!e.code) rotation_set_put_scales(l->q->rotations, &set);
     scale_set_destroy(&set);
     return comm_agree(l->q->c, e, "taking over the scales", NULL);
+}
+
+err learn_scales_plan(learner *l, plan_maker *m) {
+    enum { PASSES = 6 };
+    const llama_config *cfg = plan_config(m);
+    plan_phase *f;
+    int64_t most = 0;
+    err e = plan_add_phase(m, "scales", &f);
+    if (e.code) return e;
+    for (int r = 0; r < m->n_stages; r++) {
+        l->range = m->ranges[r];
+        memory_plan p = plan_fresh(m);
+        learn_kept_memory(l, &p);
+        learn_scales_memory(l, &p);
+        plan_offer(f, &p, r);
+        most = size_max(most, l->range.n);
+    }
+    const double numbers = 2.0 * (double)(most * learn_pool_tokens(m->q) * cfg->hidden);
+    if (recipe_list_has(m->q->recipe, "scale.pairs", "norm"))
+        f->seconds = NORM_STEPS * PASSES * numbers / (m->rank.rates->vector * m->rank.cores);
+    return e;
 }

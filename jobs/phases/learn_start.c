@@ -1,6 +1,4 @@
-/* Start points of R1 and R2: those of the recipe's set, or eigenvectors of activations (pca) or of
- * weights (womi). */
-#include "jobs/phases/learn.h"
+#include "jobs/phases/learn_start.h"
 
 #include "base/mem.h"
 #include "base/size.h"

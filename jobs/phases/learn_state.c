@@ -1,8 +1,4 @@
-/* What learning keeps in the run state: objects of doubles, in two generations. In the work tree
- *   "learning", "learning.before":   {object, doubles, phase, cells: [{object, doubles}]}
- *   "rotations", "rotations.before": {object, doubles, phase}   R1 in rows, R2, scales
- *   "dropped": names of objects that go after the next commit. */
-#include "jobs/phases/learn.h"
+#include "jobs/phases/learn_state.h"
 
 #include "base/file.h"
 #include "base/log.h"

@@ -1,9 +1,9 @@
-/* The loop of steps of a learning phase: progress, events, commits, stops. */
-#include "jobs/phases/learn.h"
+#include "jobs/phases/learn_steps.h"
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "jobs/phases/learn_state.h"
 #include "jobs/run/stop.h"
 #include "mpi/replicas.h"
 

@@ -1,25 +1,9 @@
-/* Rows of weights in the phases of `range`: when they count, and what they need. */
-#include "jobs/phases/learn.h"
+#include "jobs/phases/learn_weights.h"
 
 #include "base/log.h"
+#include "jobs/setup/recipe_asks.h"
 
 #include <inttypes.h>
-
-/* Where neither activations nor the cache are quantized, weights are all there is to learn for. */
-bool learn_weights_count(const recipe *r, const json_t *phase) {
-    if (strcmp(json_string_value(json_object_get(phase, "objective")), "range")) return false;
-    return json_is_true(json_object_get(phase, "weights")) ||
-           (recipe_int(r, "activations.bits") >= 16 && recipe_int(r, "kv.bits") >= 16);
-}
-
-bool learn_weights_needed(const learner *l) {
-    size_t i;
-    json_t *phase;
-    json_array_foreach(recipe_get(l->q->recipe, "learn"), i, phase) {
-        if (learn_weights_count(l->q->recipe, phase)) return true;
-    }
-    return false;
-}
 
 weight_rows_options learn_weights_options(const learner *l, const json_t *phase) {
     const recipe *r = l->q->recipe;

@@ -1,8 +1,4 @@
-/* Phase gptq of quantize where weights.method is gptq or gptaq: the layers, one after the other
- * with all ranks, each an object of the run state as soon as it is done. A killed run takes its
- * streams through the finished layers again and goes on with the layer that it lost. The embedding
- * and the head follow as with rounding to nearest (quantize_items.c). */
-#include "jobs/phases/item_output.h"
+#include "jobs/phases/quantize_gptq.h"
 
 #include "base/clock.h"
 #include "base/file.h"
@@ -11,9 +7,13 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "jobs/phases/item_output.h"
 #include "jobs/run/gptq_table.h"
+#include "jobs/run/run_phase.h"
 #include "jobs/run/stop.h"
+#include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
+#include "model/tensors.h"
 #include "pipeline/gptq/gptq_layer.h"
 #include "pipeline/plan/memory_plan.h"
 #include "quant/grid.h"
@@ -24,10 +24,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-bool quantize_uses_gptq(const recipe *r) {
-    return !recipe_is(r, "weights.method", "rtn");
-}
 
 /* What a run needs beside the settings, which borrow from it. */
 typedef struct gptq_phase {
@@ -101,6 +97,12 @@ static err phase_settings(const quantize_run *q, gptq_phase *p) {
 
 /* ---- memory ---- */
 
+/* What GPTQ does to take less memory. */
+typedef struct gptq_thrift {
+    bool scratch;    /* activations go to files */
+    int64_t batches; /* parts in which a rank rounds its rows (pipeline/gptq/gptq_layer.h) */
+} gptq_thrift;
+
 /* Returns the bytes of its file. */
 static uint64_t plan_of(gptq_settings s, const gptq_thrift *t, int ranks, int rank,
                         memory_plan *p) {
@@ -115,8 +117,10 @@ static uint64_t plan_of(gptq_settings s, const gptq_thrift *t, int ranks, int ra
     return b.scratch_file;
 }
 
-err quantize_gptq_memory(const quantize_run *q, int ranks, int rank, const gptq_thrift *t,
-                         memory_plan *p) {
+/* Large buffers on one of so many ranks, added to *p. Not looked at: q->c; q->calib_ids may be
+ * NULL. */
+static err memory_of(const quantize_run *q, int ranks, int rank, const gptq_thrift *t,
+                     memory_plan *p) {
     gptq_phase phase;
     err e = phase_settings(q, &phase);
     if (e.code) return e;
@@ -125,12 +129,14 @@ err quantize_gptq_memory(const quantize_run *q, int ranks, int rank, const gptq_
     return e;
 }
 
-gptq_thrift quantize_gptq_thrift(const quantize_run *q) {
+/* The level that takes most memory and least time, as --scratch allows. */
+static gptq_thrift dearest(const quantize_run *q) {
     return (gptq_thrift){.scratch = options_has(q->o, OPT_SCRATCH), .batches = 1};
 }
 
-/* A few parts cost less than files, many may cost more. */
-bool quantize_gptq_thriftier(const quantize_run *q, int ranks, gptq_thrift *t) {
+/* The next level down; false where there is none. A few parts cost less than files, many may cost
+ * more. */
+static bool thriftier(const quantize_run *q, int ranks, gptq_thrift *t) {
     enum { BEFORE_FILES = 4 };
     const gptq_settings shapes = {.job = &q->job};
     const int64_t units = gptq_run_most_batches(&shapes, ranks);
@@ -141,7 +147,7 @@ bool quantize_gptq_thriftier(const quantize_run *q, int ranks, gptq_thrift *t) {
     return true;
 }
 
-const char *quantize_gptq_thrift_text(const gptq_thrift *t, char buf[96]) {
+static const char *thrift_text(const gptq_thrift *t, char buf[96]) {
     char parts[48] = "";
     if (t->batches > 1)
         snprintf(parts, sizeof parts, "rows are rounded in %" PRId64 " parts", t->batches);
@@ -154,7 +160,7 @@ const char *quantize_gptq_thrift_text(const gptq_thrift *t, char buf[96]) {
 static err plan_memory(const quantize_run *q, gptq_phase *p) {
     const int size = comm_size(q->c), rank = comm_rank(q->c);
     const uint64_t limit = memory_plan_limit(q->limit);
-    gptq_thrift t = quantize_gptq_thrift(q);
+    gptq_thrift t = dearest(q);
     memory_plan plan;
     uint64_t file = 0;
     char bytes[32];
@@ -164,7 +170,7 @@ static err plan_memory(const quantize_run *q, gptq_phase *p) {
         file = plan_of(p->s, &t, size, rank, &plan);
         over = limit && memory_plan_total(&plan) > limit;
         comm_max_i64(q->c, &over, 1);
-        over = over && quantize_gptq_thriftier(q, size, &t);
+        over = over && thriftier(q, size, &t);
     }
     if (t.scratch) {
         p->scratch = options_has(q->o, OPT_SCRATCH) ? strdup(options_str(q->o, OPT_SCRATCH))
@@ -346,6 +352,10 @@ static void warn_tokens(const quantize_run *q, int64_t tokens) {
              recipe_real(q->recipe, "weights.damp") * (double)widest / (double)tokens);
 }
 
+bool quantize_gptq_wanted(const quantize_run *q) {
+    return quantize_uses_gptq(q->recipe);
+}
+
 err quantize_gptq(quantize_run *q) {
     int64_t *layers = calloc((size_t)q->source.cfg.layers + 1, sizeof *layers), last;
     gptq_phase p;
@@ -365,5 +375,55 @@ err quantize_gptq(quantize_run *q) {
     }
     phase_clear(&p);
     free(layers);
+    return e;
+}
+
+/* The layers; what is left for rounding to nearest are the tables (quantize_items.h), whose plan
+ * completes this phase. */
+err quantize_gptq_plan(plan_maker *m) {
+    const quantize_run *q = m->q;
+    const llama_config *cfg = plan_config(m);
+    const int64_t window = recipe_int(q->recipe, "calib.window");
+    const double tokens = (double)(q->calib_windows * window);
+    gptq_thrift t = dearest(q);
+    plan_phase layers, *f;
+    err e = plan_add_phase(m, "gptq", &f);
+    if (e.code) return e;
+    for (bool over = true; over && !e.code;) {
+        layers = (plan_phase){.busy = 1};
+        for (int r = 0; r < m->ranks && !e.code; r++) {
+            memory_plan p = plan_fresh(m);
+            e = memory_of(q, m->ranks, r, &t, &p);
+            plan_offer(&layers, &p, r);
+        }
+        over = m->p->place.limit && memory_plan_total(&layers.memory) > m->p->place.limit &&
+               thriftier(q, m->ranks, &t);
+    }
+    plan_offer(f, &layers.memory, layers.rank);
+    thrift_text(&t, f->note);
+    /* Numbers of 8 bytes: a triangle of sums, one of the factor for each part of each rounding, the
+     * cross terms; then fused weights to all, and their codes. */
+    const bool asymmetric = recipe_is(q->recipe, "weights.method", "gptaq");
+    const int64_t o = cfg->heads * cfg->head_dim, roundings = asymmetric ? PLAN_GPTAQ_ROUNDINGS : 1;
+    const int64_t squares =
+        2 * cfg->hidden * cfg->hidden + o * o + cfg->intermediate * cfg->intermediate;
+    const int64_t numbers = squares * (1 + t.batches * roundings) / 2 + (asymmetric ? squares : 0);
+    f->network = (uint64_t)cfg->layers * (uint64_t)(m->ranks - 1) *
+                 ((uint64_t)numbers * 8 + (uint64_t)llama_layer_params(cfg) * (sizeof(float) + 1));
+    grid_shape g = {1, 1};
+    if (!recipe_is(q->recipe, "numerics.gptq_grid", "auto") && !e.code)
+        e = grid_resolve("numerics.gptq_grid", recipe_str(q->recipe, "numerics.gptq_grid"),
+                         cfg->hidden, m->ranks, &g);
+    const plan_gptq how = {.tokens = tokens,
+                           .window = window,
+                           .ranks = m->ranks,
+                           .cells = g.rows * g.cols,
+                           .grid_from = recipe_int(q->recipe, "numerics.gptq_grid_from"),
+                           .asymmetric = asymmetric,
+                           .search = q->job.how.search};
+    double fuse = 0; /* linears are dealt to ranks */
+    for (int64_t i = 1; i <= cfg->layers; i++) fuse += plan_item_seconds(m, i, false);
+    f->seconds = (double)cfg->layers * plan_time_gptq_layer(&m->rank, cfg, &how) +
+                 fuse / (double)size_min(m->ranks, LLAMA_LINEARS);
     return e;
 }

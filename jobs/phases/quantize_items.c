@@ -1,13 +1,14 @@
-/* Phase gptq of quantize: every rank does its items, each unit becomes an object of the run state,
- * rank 0 commits. A killed run finds its objects again. */
-#include "jobs/phases/item_output.h"
+#include "jobs/phases/quantize_items.h"
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/size.h"
 #include "base/task.h"
+#include "jobs/phases/item_output.h"
+#include "jobs/run/run_phase.h"
 #include "jobs/run/stop.h"
+#include "jobs/setup/recipe_asks.h"
 #include "mpi/replicas.h"
 
 #include <inttypes.h>
@@ -75,14 +76,6 @@ static err do_round(quantize_run *q, int64_t item, read_ahead *reader, item_piec
     return f;
 }
 
-bool quantize_item_done(const quantize_run *q, int64_t item) {
-    int64_t units[2];
-    int n = quantize_item_units(&q->job, item, units);
-    for (int i = 0; i < n; i++)
-        if (!q->units[units[i]].hex[0]) return false;
-    return true;
-}
-
 /* A table of the vocabulary takes long to read and long to flush: layers go before it, which are
  * computed while it is read, and layers behind it. */
 static void move_table_inside(int64_t *items, int64_t n) {
@@ -93,7 +86,9 @@ static void move_table_inside(int64_t *items, int64_t n) {
     items[to] = table;
 }
 
-int64_t *quantize_items_of(const quantize_run *q, int rank, int64_t *n) {
+/* The items of a rank that it rounds to nearest and that are not done, in the order in which it
+ * does them. Caller frees (free). */
+static int64_t *items_of(const quantize_run *q, int rank, int64_t *n) {
     int64_t *items = calloc((size_t)q->n_items + 1, sizeof *items);
     if (!items) abort();
     *n = 0;
@@ -103,6 +98,31 @@ int64_t *quantize_items_of(const quantize_run *q, int rank, int64_t *n) {
     }
     move_table_inside(items, *n);
     return items;
+}
+
+/* Large buffers of a rank while it rounds its items to nearest, added to *p. True: it reads tensors
+ * ahead, since the plan then has at most `limit` bytes (0: unknown). */
+static bool items_memory(const quantize_run *q, int rank, uint64_t limit, memory_plan *p) {
+    quantize_memory most = {0};
+    int64_t n_own, *own = items_of(q, rank, &n_own);
+    for (int64_t i = 0; i < n_own; i++) {
+        quantize_memory m = quantize_item_memory(&q->job, own[i]);
+        if (m.fusion + m.codes > most.fusion + most.codes) most = m;
+    }
+    memory_plan_add(p, "fusion in fp64", most.fusion);
+    memory_plan_add(p, "codes and scales", most.codes);
+    memory_plan_add(p, "packed tensor",
+                    layout_opts(q->layout)->int8 ? most.codes
+                                                 : most.codes * (uint64_t)q->job.how.bits / 8);
+    const uint64_t hidden = (uint64_t)q->source.cfg.hidden;
+    if (rotation_set_r1(q->rotations))
+        memory_plan_add(p, "rotations", hidden * hidden * sizeof(double));
+    const uint64_t read = quantize_item_read_bytes(&q->job, own, n_own, true);
+    const bool ahead = !limit || memory_plan_total(p) + read <= limit;
+    memory_plan_add(p, "tensors as read",
+                    ahead ? read : quantize_item_read_bytes(&q->job, own, n_own, false));
+    free(own);
+    return ahead;
 }
 
 /* Collective. Share what the round brought: rank 0 notes it, everyone marks the units. */
@@ -142,15 +162,14 @@ err quantize_do_items(quantize_run *q) {
     for (int64_t i = 0; i < q->n_items; i++) done += quantize_item_done(q, i);
     if (!quantize_uses_gptq(q->recipe)) quantize_phase_start(q, "gptq"); /* else it is on */
     double last_commit_s = clock_now_s();
-    int64_t *own = quantize_items_of(q, comm_rank(q->c), &n_own);
+    int64_t *own = items_of(q, comm_rank(q->c), &n_own);
     read_ahead *reader = NULL;
     pending open[BEHIND];
     for (int i = 0; i < BEHIND; i++) open[i] = (pending){.report.item = -1};
     item_piece bytes = {0};
     memory_plan plan = {.n = 0};
     memory_plan_add(&plan, "program", q->base_bytes);
-    const bool ahead =
-        quantize_items_memory(q, comm_rank(q->c), memory_plan_limit(q->limit), &plan);
+    const bool ahead = items_memory(q, comm_rank(q->c), memory_plan_limit(q->limit), &plan);
     if (!ahead) log_line(LOG_PHASE, "gptq: no tensor is read ahead: memory is short");
     err e = quantize_item_read_ahead(&q->job, own, n_own, ahead, &reader);
     e = comm_agree(q->c, e, "reading the weights", NULL);
@@ -189,5 +208,39 @@ err quantize_do_items(quantize_run *q) {
         more = json_pack("{s:f}", "relative_error", relative);
     }
     quantize_phase_end(q, "gptq", more);
+    return e;
+}
+
+err quantize_items_plan(plan_maker *m) {
+    const quantize_run *q = m->q;
+    const plan_place *place = &m->p->place;
+    const int active = (int)size_min(m->ranks, q->n_items);
+    double *load = calloc((size_t)m->ranks, sizeof *load), slowest = 0, all = 0;
+    if (!load) abort();
+    const bool gptq = quantize_uses_gptq(q->recipe);
+    err e = err_none();
+    plan_phase *f = &m->p->phases[m->p->n_phases - 1]; /* that of GPTQ, which is completed */
+    if (!gptq) e = plan_add_phase(m, "gptq", &f);
+    for (int64_t i = 0; i < q->n_items; i++) {
+        const bool layer = i >= 1 && i <= plan_config(m)->layers;
+        if (!gptq || !layer) load[q->owner[i]] += plan_item_seconds(m, i, true);
+    }
+    for (int r = 0; r < m->ranks; r++) {
+        slowest = fmax(slowest, load[r]);
+        all += load[r];
+    }
+    for (int r = 0; r < active && !e.code; r++) {
+        memory_plan p = plan_fresh(m);
+        items_memory(q, r, place->limit, &p);
+        plan_offer(f, &p, r);
+    }
+    free(load);
+    if (e.code) return e;
+    if (gptq) slowest += f->seconds;
+    const double disk = (double)m->p->read_bytes / (m->rank.rates->read * place->nodes) +
+                        (double)m->p->run_bytes / (m->rank.rates->write * place->nodes);
+    f->seconds = fmax(slowest, (double)m->p->read_bytes / (m->rank.rates->read * place->nodes)) +
+                 (double)m->p->run_bytes / (m->rank.rates->write * place->nodes);
+    if (!gptq && slowest > 0 && slowest > disk) f->busy = all / m->ranks / slowest;
     return e;
 }

@@ -1,10 +1,16 @@
-/* Learning in quantize: start points, then the phases learn.k of the recipe in order, then the
- * rotations that come out take their place in the set that fusion uses. A restart captures rows
- * again and goes on from the last commit. */
-#include "jobs/phases/learn.h"
+#include "jobs/phases/quantize_learn.h"
 
 #include "base/mem.h"
 #include "base/size.h"
+#include "jobs/phases/learn_capture.h"
+#include "jobs/phases/learn_e2e_phase.h"
+#include "jobs/phases/learn_range_phase.h"
+#include "jobs/phases/learn_scale_state.h"
+#include "jobs/phases/learn_scales.h"
+#include "jobs/phases/learn_start.h"
+#include "jobs/phases/learn_state.h"
+#include "jobs/run/run_phase.h"
+#include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
 #include "mpi/replicas.h"
 
@@ -21,6 +27,7 @@ static err learner_init(learner *l, quantize_run *q) {
     if (!e.code) e = mem_alloc(cfg->layers * learner_r2_entries(l), sizeof(double), "R2", &r2);
     l->R2 = r2;
     if (!e.code) e = learn_scales_init(l);
+    if (!e.code) learn_scales_tell(l);
     stage_range *ranges = calloc((size_t)comm_size(q->c), sizeof *ranges);
     if (!ranges) abort();
     learn_cut(l, comm_size(q->c), ranges, &l->n_stages);
@@ -76,18 +83,10 @@ static err adopt(learner *l) {
     return comm_agree(l->q->c, e, "taking over the rotations", NULL);
 }
 
-/* Phases and start points that need rows of the calibration text or of weights. */
-bool learn_needs_rows(const quantize_run *q, int64_t first, bool fresh) {
-    const json_t *phases = recipe_get(q->recipe, "learn");
-    for (size_t k = (size_t)size_max(0, first); k < json_array_size(phases); k++)
-        if (!learn_e2e_is(json_array_get(phases, k))) return true;
-    return fresh && (setup_starts_at(q->recipe, "pca") || setup_starts_at(q->recipe, "womi"));
-}
-
 static err run_phase(learner *l, int64_t k, const learn_kept *saved) {
     const bool e2e = learn_e2e_is(json_array_get(recipe_get(l->q->recipe, "learn"), (size_t)k));
     if (!e2e) return learn_range_phase(l, k, saved);
-    if (!learn_needs_rows(l->q, k + 1, false)) { /* memory for the passes */
+    if (!learn_needs_rows(l->q->recipe, k + 1, false)) { /* memory for the passes */
         row_pool_clear(&l->pool);
         llama_stage_clear(&l->stage);
     }
@@ -102,17 +101,21 @@ static err scales_if_due(learner *l, int64_t phase, int64_t phases) {
     return e.code ? e : learn_keep_rotations(l, phase);
 }
 
+bool quantize_learn_wanted(const quantize_run *q) {
+    return quantize_learns(q->recipe) || setup_starts_at(q->recipe, "womi");
+}
+
 err quantize_learn(quantize_run *q) {
     int64_t phases = (int64_t)json_array_size(recipe_get(q->recipe, "learn")), first = -1;
     learn_kept saved = {0};
     learner l;
-    if (!quantize_learns(q->recipe) && !setup_starts_at(q->recipe, "womi")) return err_none();
     err e = learner_init(&l, q);
     if (!e.code) e = learn_recall_rotations(&l, &first);
     if (!e.code) e = learn_recall(q, &saved);
     const bool fresh = first < 0;
     if (!e.code) e = learn_scales_adopt(&l);
-    const bool rows = !e.code && (learn_needs_rows(q, first, fresh) || !learn_scales_done(&l));
+    const bool rows =
+        !e.code && (learn_needs_rows(q->recipe, first, fresh) || !learn_scales_done(&l));
     if (rows) quantize_phase_start(q, "capture");
     if (rows) e = learn_capture_rows(&l);
     if (!e.code && fresh) e = learn_start(&l);
@@ -127,5 +130,41 @@ err quantize_learn(quantize_run *q) {
     if (!e.code) e = adopt(&l);
     learn_kept_clear(&saved);
     learner_clear(&l);
+    return e;
+}
+
+/* ---- the plan ---- */
+
+/* What a learner on any rank would be, without matrices. */
+static err learner_of_plan(quantize_run *q, learner *l) {
+    *l = (learner){.q = q, .r2_heads = rotation_set_r2_count(q->rotations)};
+    return learn_scales_init(l);
+}
+
+err quantize_learn_cut(quantize_run *q, int ranks, stage_range *ranges, int *n_stages) {
+    learner l;
+    err e = learner_of_plan(q, &l);
+    if (!e.code) learn_cut(&l, ranks, ranges, n_stages);
+    mem_free(l.scales);
+    return e;
+}
+
+err quantize_learn_plan(plan_maker *m) {
+    const json_t *phases = recipe_get(m->q->recipe, "learn");
+    const int64_t n = (int64_t)json_array_size(phases);
+    learner l;
+    err e = learner_of_plan(m->q, &l);
+    l.n_stages = m->n_stages;
+    bool scales = l.scale_kinds != 0;
+    if (!e.code && (learn_needs_rows(m->q->recipe, 0, true) || scales))
+        e = learn_capture_plan(&l, m);
+    for (int64_t k = 0; k < n && !e.code; k++) {
+        const bool e2e = learn_e2e_is(json_array_get(phases, (size_t)k));
+        if (e2e && scales) e = learn_scales_plan(&l, m);
+        if (e2e) scales = false;
+        if (!e.code) e = e2e ? learn_e2e_plan(&l, m, k) : learn_range_plan(&l, m, k);
+    }
+    if (scales && !e.code) e = learn_scales_plan(&l, m);
+    mem_free(l.scales);
     return e;
 }

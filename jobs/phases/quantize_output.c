@@ -1,6 +1,4 @@
-/* The output of quantize: opening the run folder (or finding one to go on with), objects into tars,
- * and what is left beside them. */
-#include "jobs/run/quantize_run.h"
+#include "jobs/phases/quantize_output.h"
 
 #include "base/clock.h"
 #include "base/file.h"
@@ -10,8 +8,10 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "base/yaml.h"
+#include "jobs/run/run_phase.h"
 #include "jobs/run/stop.h"
 #include "jobs/setup/setup.h"
+#include "jobs/setup/setup_form.h"
 #include "pipeline/weights/rotation_file.h"
 #include "rotations/hadamard.h"
 #include "shard/archive_writer.h"
@@ -362,4 +362,24 @@ err quantize_finish(quantize_run *q) {
     }
     if (!e.code && comm_rank(q->c) == 0) log_line(LOG_RUN, "complete: %s", q->out);
     return comm_agree(q->c, e, "finishing", NULL);
+}
+
+/* Objects into tars; then they are flushed, read back and hashed. */
+err quantize_pack_plan(plan_maker *m) {
+    enum { PIECE = 4 << 20 };
+    const plan_place *place = &m->p->place;
+    const double bytes = (double)m->p->archive_bytes, nodes = place->nodes;
+    const double readers = (double)size_min(m->ranks, m->p->tars);
+    const plan_rates *r = m->rank.rates;
+    plan_phase *pack, *verify;
+    err e = plan_add_phase(m, "pack", &pack);
+    if (!e.code) e = plan_add_phase(m, "verify", &verify);
+    if (e.code) return e;
+    memory_plan p = plan_fresh(m);
+    memory_plan_add(&p, "piece of a unit", PIECE);
+    plan_offer(pack, &p, 0);
+    plan_offer(verify, &p, 0);
+    pack->seconds = bytes / (r->write * nodes); /* objects are in the page cache */
+    verify->seconds = bytes / (r->write * nodes) + bytes / (r->hash * readers);
+    return e;
 }

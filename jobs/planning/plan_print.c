@@ -1,5 +1,4 @@
-/* A plan for people and for programs. */
-#include "jobs/planning/plan.h"
+#include "jobs/planning/plan_print.h"
 
 #include "base/log.h"
 #include "base/size.h"

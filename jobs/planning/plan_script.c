@@ -1,6 +1,6 @@
 /* The Slurm script of a plan. It stops at a commit before the end of its time or when it is
  * preempted, and goes on in the next slice of the job: quantize says so by exit code 75. */
-#include "jobs/planning/plan.h"
+#include "jobs/planning/plan_script.h"
 
 #include "base/file.h"
 #include "base/size.h"

@@ -1,12 +1,13 @@
-/* The plan of a run that begins: printed, held against what a rank has, and kept so that each phase
- * can be held against it. */
-#include "jobs/planning/plan.h"
+#include "jobs/planning/quantize_plan.h"
 
 #include "base/gemm.h"
 #include "base/log.h"
 #include "base/machine.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "jobs/planning/plan_make.h"
+#include "jobs/planning/plan_print.h"
+#include "jobs/setup/recipe_asks.h"
 #include "model/tensors.h"
 #include "pipeline/stages/load_stage.h"
 
@@ -64,7 +65,7 @@ static int64_t count_rows(const quantize_run *q) {
     return used;
 }
 
-err quantize_plan(quantize_run *q) {
+err quantize_plan(quantize_run *q, const phase_table *phases) {
     plan_rates rates;
     plan_place place;
     err e = agree_rates(q->c, worth_measuring(q), &rates);
@@ -73,28 +74,11 @@ err quantize_plan(quantize_run *q) {
     if (comm_rank(q->c) == 0) {
         q->plan = calloc(1, sizeof *q->plan);
         if (!q->plan) abort();
-        e = plan_make(q, &place, &rates, count_rows(q), q->plan);
+        e = plan_make(phases, q, &place, &rates, count_rows(q), q->plan);
         if (!e.code) plan_log(q->plan);
         if (!e.code)
             e = plan_refuse(q->plan, "use more ranks on more nodes, or allow more with --mem; "
                                      "`spinshard plan` finds the smallest layout");
     }
     return comm_agree(q->c, e, "planning", NULL);
-}
-
-const plan_phase *quantize_planned(const quantize_run *q, const char *phase) {
-    return q->plan ? plan_find(q->plan, phase) : NULL;
-}
-
-void quantize_tell_phase(const quantize_run *q, const char *phase, double seconds, uint64_t peak) {
-    const plan_phase *f = quantize_planned(q, phase);
-    char text[32], bytes[32], planned[64] = "", memory[64] = "";
-    if (f) {
-        snprintf(planned, sizeof planned, " (planned %.2f to %.2f)",
-                 f->seconds / q->plan->rates.spread, f->seconds * q->plan->rates.spread);
-        snprintf(memory, sizeof memory, " (planned %s)",
-                 size_text(memory_plan_total(&f->memory), bytes));
-    }
-    log_line(LOG_PHASE, "%s: done in %.2f s%s, largest rank at %s%s", phase, seconds, planned,
-             size_text(peak, text), memory);
 }

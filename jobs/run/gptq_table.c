@@ -11,7 +11,7 @@
 
 enum { MAX_EVENTS_BYTES = 1 << 30 };
 
-/* How GPTAQ's errors are found (gptq_outputs of pipeline/gptq/gptq_stack_internal.h). */
+/* How GPTAQ's errors are found (gptq_outputs of pipeline/gptq/gptq_stack.h). */
 static const char MEASURED[] =
     ", against full precision on the windows held out (of fewer than 8: on all)";
 

@@ -1,22 +1,13 @@
-/* Calibration text of quantize: token windows on every rank. */
-#include "jobs/run/quantize_run.h"
+#include "jobs/run/quantize_calib.h"
 
 #include "base/log.h"
 #include "base/sha256.h"
+#include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-
-bool quantize_needs_calibration(const recipe *r) {
-    return quantize_learns(r) || quantize_uses_gptq(r);
-}
-
-bool quantize_learns(const recipe *r) {
-    return json_array_size(recipe_get(r, "learn")) || setup_starts_at(r, "pca") ||
-           (!recipe_is(r, "scale.start", "ones") && json_array_size(recipe_get(r, "scale.pairs")));
-}
 
 /* Root only. The whole text as ids, by the model's tokenizer or as given. */
 static err read_ids(const quantize_run *q, tokenizer *t, int32_t **ids, int64_t *n) {

@@ -1,9 +1,9 @@
-/* numerics.grid and numerics.threads of a run: chosen once, kept by every restart. */
-#include "jobs/phases/learn.h"
+#include "jobs/run/quantize_numerics.h"
 
 #include "base/gemm.h"
 #include "base/log.h"
 #include "base/size.h"
+#include "jobs/setup/recipe_asks.h"
 #include "mpi/grid_shape.h"
 #include "pipeline/learn/e2e_layout.h"
 #include "rotations/cayley_dist.h"
@@ -119,4 +119,15 @@ err quantize_resolve_numerics(quantize_run *q) {
         tell(q, grid);
     }
     return gptq ? resolve_gptq(q, &kept) : e;
+}
+
+void quantize_choose_gptq_grid(quantize_run *q, int ranks) {
+    const llama_config *c = &q->source.cfg;
+    const int64_t n = size_max(c->intermediate, size_max(c->hidden, c->heads * c->head_dim));
+    char text[24];
+    if (!quantize_uses_gptq(q->recipe) || !recipe_is(q->recipe, "numerics.gptq_grid", "auto") ||
+        n < recipe_int(q->recipe, "numerics.gptq_grid_from"))
+        return;
+    const grid_shape g = grid_choose(size_max(n, GRID_MIN_ORDER), ranks);
+    recipe_put(q->recipe, "numerics.gptq_grid", json_string(grid_text(g, text)));
 }

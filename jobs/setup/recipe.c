@@ -380,6 +380,14 @@ err recipe_create(const options *o, const char *file_text, const char *file_name
     return e;
 }
 
+recipe *recipe_copy(const recipe *r) {
+    recipe *copy = calloc(1, sizeof *copy);
+    if (!copy) abort();
+    copy->tree = json_deep_copy(r->tree);
+    if (!copy->tree) abort();
+    return copy;
+}
+
 void recipe_destroy(recipe **r) {
     if (!*r) return;
     json_decref((*r)->tree);

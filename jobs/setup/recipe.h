@@ -18,7 +18,8 @@ typedef struct recipe recipe;
  * defaults (the recipe of an archive). Caller owns *out. Fails with ERR_USAGE. */
 err recipe_create(const options *o, const char *file_text, const char *file_name,
                   const json_t *base, recipe **out);
-void recipe_destroy(recipe **r); /* local; NULL is fine; sets NULL */
+recipe *recipe_copy(const recipe *r); /* local; caller owns it */
+void recipe_destroy(recipe **r);      /* local; NULL is fine; sets NULL */
 
 /* Local. Values by dotted path; asking for a key that is not in the table is a bug (abort). */
 int64_t recipe_int(const recipe *r, const char *path);

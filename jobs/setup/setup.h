@@ -35,20 +35,6 @@ err setup_rotations(const comm *c, const recipe *r, const source *s, bool r1_lat
 /* Local. How weights are quantized; resolves weights.group "auto" in the recipe. */
 err setup_weights(recipe *r, const llama_config *cfg, st_dtype store, wquant *out);
 
-/* Local. archive.form: auto becomes int-quantized where the recipe's inputs are what that form can
- * say (8 bits, symmetric, by token, compressed-tensors' scale, no R4), else pack-quantized.
- * ERR_USAGE, with what works, where int-quantized is asked for and the recipe contradicts it. */
-err setup_form(recipe *r);
-
-/* Local. One line where the recipe quantizes what no runtime will. */
-void setup_form_say(const recipe *r);
-
-/* Local. The recipe keys that eval of the archive needs, for its config.json; NULL for none. And
- * back, from a config.json: those keys, or what the form itself says of the inputs. Caller frees.
- */
-json_t *setup_eval_keys(const recipe *r);
-json_t *setup_eval_keys_of(const json_t *config, bool int8);
-
 /* Local. The type that archive.dtype means for this source: BF16, F16 or F32. */
 st_dtype setup_store_dtype(const recipe *r, const source *s);
 

@@ -1,6 +1,6 @@
 /* archive.form: what of a recipe an archive can say so that runtimes do it, and what only eval
  * does. */
-#include "jobs/setup/setup.h"
+#include "jobs/setup/setup_form.h"
 
 #include "base/log.h"
 

@@ -1,6 +1,7 @@
 #include "jobs/setup/source.h"
 
 #include "jobs/setup/setup.h"
+#include "jobs/setup/setup_form.h"
 #include "pipeline/weights/check_model.h"
 #include "shard/loader_rules.h"
 

@@ -1,4 +1,4 @@
-#include "pipeline/gptq/gptq_stack_internal.h"
+#include "pipeline/gptq/gptq_stack.h"
 
 #include "base/clock.h"
 #include "base/gemm.h"
@@ -352,4 +352,8 @@ gptq_bytes gptq_run_bytes(const gptq_settings *s, int ranks, int rank) {
         b.factor = most(b.factor, gptq_solve_bytes(&s->solve, k.cols));
     }
     return b;
+}
+
+int64_t gptq_run_most_batches(const gptq_settings *s, int ranks) {
+    return gptq_stack_most_batches(s, ranks);
 }

@@ -37,7 +37,7 @@ typedef struct gptq_settings {
 /* What became of a linear. */
 typedef struct gptq_linear_report {
     gptq_report loss;
-    bool measured; /* GPTAQ: losses are those of outputs (gptq_stack_internal.h) */
+    bool measured; /* GPTAQ: losses are those of outputs (gptq_stack.h) */
     gptq_damping damping;
     double alpha; /* GPTAQ: the strength that was taken */
 } gptq_linear_report;

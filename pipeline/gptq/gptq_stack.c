@@ -1,4 +1,4 @@
-#include "pipeline/gptq/gptq_stack_internal.h"
+#include "pipeline/gptq/gptq_stack.h"
 
 #include "base/gemm.h"
 #include "base/mem.h"
@@ -35,7 +35,7 @@ static int64_t most_units(int ranks, const gptq_stack *k) {
     return size_ceil_div(size_ceil_div(k->rows, GPTQ_UNIT_ROWS), ranks);
 }
 
-int64_t gptq_run_most_batches(const gptq_settings *s, int ranks) {
+int64_t gptq_stack_most_batches(const gptq_settings *s, int ranks) {
     int64_t most = 1;
     for (llama_step step = STEP_QKV; step < STEP_COUNT; step++) {
         gptq_stack k;

@@ -4,6 +4,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "pipeline/learn/range_step.h"
+#include "pipeline/learn/weight_mix.h"
 #include "pipeline/plan/product_peak.h"
 #include "rotations/cayley.h"
 

@@ -1,7 +1,7 @@
-/* Rows of weights whose outputs a rotation mixes: forward through A and B, ranges, and back. */
+#include "pipeline/learn/weight_mix.h"
+
 #include "base/gemm.h"
 #include "base/size.h"
-#include "pipeline/learn/weight_rows.h"
 #include "pipeline/learn/weight_rows_internal.h"
 
 #include <math.h>

@@ -62,11 +62,4 @@ double weight_rows_unit(const weight_rows *w);
  * the weight of a row. */
 void weight_rows_add(weight_rows *w, int64_t step, float factor, range_work *batch);
 
-/* Local, threaded. The rows that are mixed. R1 [hidden, hidden], NULL where not learned; R2
- * [n_layers, r2_heads, d, d] of this rank's layers. Adds to the integers and the loss of b (after
- * range_finish; its grad is NULL where R1 is not learned, its unit is then not used), and to G2
- * [n_layers, r2_heads, d, d] (NULL: no R2). */
-void weight_rows_mix(weight_rows *w, int64_t step, float factor, const bf16 *R1, const double *R2,
-                     range_batch *b, double *G2);
-
 #endif

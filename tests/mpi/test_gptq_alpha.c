@@ -4,7 +4,7 @@
  * the codes must be those of that strength; the same on any number of ranks. */
 #include "base/mem.h"
 #include "base/rng.h"
-#include "pipeline/gptq/gptq_stack_internal.h"
+#include "pipeline/gptq/gptq_stack.h"
 #include "tests/mpi/on_ranks.h"
 
 #include <math.h>

@@ -65,15 +65,37 @@ class Rules:
             doors = found["header", "only in"]
             self.headers = {(r[0], r[1]): set(ticked(r[2])) for r in found["folder", "of", "only the headers"]}
             self.files = {(r[0], r[1]): ticked(r[2]) for r in found["folder", "of", "only in the files"]}
+            self.rooms = {r[0]: set(words(r[1])) for r in found["room", "may include, and itself"]}
         except KeyError as e:
             sys.exit(f"docs/LAYOUT.md has no table with the columns {e}")
+        self.check_rooms()
         self.doors = {h.strip("<>"): words(r[1]) for r in doors for h in ticked(r[0])}
         if len(self.folders) < 5 or len(self.doors) < 5:
             sys.exit("docs/LAYOUT.md: the tables are too short to be true")
 
+    def check_rooms(self):
+        """The rooms have an order: each looks at rooms of lines below its own alone."""
+        names = list(self.rooms)
+        if len(names) < 5:
+            sys.exit("docs/LAYOUT.md: the table of rooms is too short to be true")
+        for at, (room, below) in enumerate(self.rooms.items()):
+            for other in below:
+                if other not in names[at + 1:]:
+                    offences.append(f"docs/LAYOUT.md: {room} may not include {other}: it does not stand below")
+
+    def check_room(self, path, line, name):
+        """Within a folder that has rooms."""
+        room, target = os.path.dirname(path), os.path.dirname(name)
+        if room not in self.rooms and any(r.split("/")[0] == room.split("/")[0] for r in self.rooms):
+            offences.append(f"{path}: docs/LAYOUT.md has no room {room}")
+        elif room in self.rooms and room.split("/")[0] == target.split("/")[0] and target != room and \
+                target not in self.rooms[room]:
+            offences.append(f"{path}:{line}: the room {room} may not include {target} ({name})")
+
     def check_own(self, path, line, name):
         folder, target = path.split("/")[0], name.split("/")[0]
         where = f"{path}:{line}"
+        self.check_room(path, line, name)
         if name in GENERATED:
             return
         if "/" not in name:
@@ -119,6 +141,33 @@ def check_guard(path, text):
         offences.append(f"{path}: does not begin with a comment that says what it is")
 
 
+# Folders whose headers declare only what the source of the same name defines.
+ONE_HEADER = ("jobs/", "pipeline/")
+
+
+def declared(text):
+    """Functions that a header declares and does not define."""
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
+    return re.findall(r"^(?!static|typedef|#|\s|\})[A-Za-z_][\w\s*]*?\b(\w+)\([^;{}]*?\)\s*;", text, re.M)
+
+
+def check_one_header(path, text, source):
+    """source: text of the .c beside it; empty where there is none."""
+    for name in declared(text):
+        if not re.search(rf"^[A-Za-z_][^;=\n]*\b{name}\(", source, re.M):
+            offences.append(f"{path}: declares {name}, which {path[:-2]}.c does not define")
+
+
+def check_self():
+    """The rules find what they are for."""
+    before = len(offences)
+    check_one_header("a.h", "/* a */\nint f(int x);\nerr g(void);\n", "int f(int x) {\n}\n")
+    found = offences[before:]
+    del offences[before:]
+    if found != ["a.h: declares g, which a.c does not define"]:
+        sys.exit(f"the check of headers finds {found}")
+
+
 # Written in pieces so that this file does not name what it looks for.
 STRANGERS = re.compile("|".join([
     r"(?<![\w.}$)\"'-])/(?:work|root|tmp/w)/", r"pyp" r"i\.org", "pythonhosted", r"deb\.debian\." "org",
@@ -151,6 +200,9 @@ def check_sources(rules, paths):
         check_size(path, text.splitlines())
         if path.endswith(".h"):
             check_guard(path, text)
+        if path.endswith(".h") and path.startswith(ONE_HEADER):
+            source = os.path.join(ROOT, re.sub(r"(_internal)?\.h$", ".c", path))
+            check_one_header(path, text, open(source, encoding="utf-8").read() if os.path.isfile(source) else "")
         base = os.path.basename(path)
         if base in names:
             offences.append(f"{path}: {names[base]} has the same file name")
@@ -159,6 +211,7 @@ def check_sources(rules, paths):
 
 
 def main():
+    check_self()
     rules, paths = Rules(), tracked()
     seen = check_sources(rules, paths)
     for path in paths:

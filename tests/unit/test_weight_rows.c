@@ -2,7 +2,7 @@
  * double version that rotates whole matrices; draws that mean the whole; exact sums. Moments of
  * gradients and of weights against plain sums. */
 #include "base/gemm.h"
-#include "pipeline/learn/weight_rows.h"
+#include "pipeline/learn/weight_mix.h"
 #include "pipeline/learn/weight_start.h"
 #include "tests/unit/small_model.h"
 

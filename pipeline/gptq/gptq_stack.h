@@ -1,8 +1,8 @@
-/* gptq_stack_internal - the linears that share one input, as one matrix, while they are rounded:
+/* gptq_stack - the linears that share one input, as one matrix, while they are rounded:
  * the part of gptq_layer.c that knows rows and codes, and no streams. Nobody else includes it but
  * tests/mpi/test_gptq_alpha.c. */
-#ifndef SPINSHARD_PIPELINE_GPTQ_GPTQ_STACK_INTERNAL_H
-#define SPINSHARD_PIPELINE_GPTQ_GPTQ_STACK_INTERNAL_H
+#ifndef SPINSHARD_PIPELINE_GPTQ_GPTQ_STACK_H
+#define SPINSHARD_PIPELINE_GPTQ_GPTQ_STACK_H
 
 #include "pipeline/gptq/gptq_layer.h"
 
@@ -42,6 +42,8 @@ int64_t gptq_linear_rows(const llama_config *cfg, int linear); /* local */
 
 /* Local. Rows and columns, and the rows of one of so many ranks: whole units, in rank order. */
 void gptq_stack_shape(const gptq_settings *s, int ranks, int rank, llama_step step, gptq_stack *k);
+/* Local. The most parts that a rank's rows can be rounded in. */
+int64_t gptq_stack_most_batches(const gptq_settings *s, int ranks);
 /* Local. Rows that any rank rounds at a time: whole units. */
 int64_t gptq_stack_batch(const gptq_settings *s, int ranks, const gptq_stack *k);
 err gptq_stack_init(gptq_run *r, llama_step step, gptq_stack *k); /* collective; ERR_NOFIT */

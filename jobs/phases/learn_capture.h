@@ -1,0 +1,30 @@
+/* learn_capture - rows of calibration text for the layer-local objectives: the windows once forward
+ * and back through the stages; how the layers are cut for it. */
+#ifndef SPINSHARD_JOBS_PHASES_LEARN_CAPTURE_H
+#define SPINSHARD_JOBS_PHASES_LEARN_CAPTURE_H
+
+#include "jobs/phases/learner.h"
+#include "jobs/run/phase.h"
+
+/* Local. Layers of the phases before those end to end: contiguous stages of the ranks, ranges
+ * [ranks], cut by the work and the memory of the capture, as planned. Looks at the recipe, the
+ * model, the scales that are asked for and q->calib_windows: the same on every rank. */
+void learn_cut(const learner *l, int ranks, stage_range *ranges, int *n_stages);
+
+/* Local. Tokens of each site in the pool; what a rank loads for the capture. */
+int64_t learn_pool_tokens(const quantize_run *q);
+load_options learn_capture_load(const learner *l, int rank, const embed_rows *rows);
+bool learn_weights_stay(const learner *l); /* local; weights of layers after the capture */
+
+/* Local. Large buffers of a rank with layers, for plans and runs alike, added to *p: of the
+ * capture; and of what it leaves until the last phase `range` is done. They look at the recipe, the
+ * model, l->range, l->n_stages and q->calib_windows, and not at what is there already. */
+void learn_capture_memory(const learner *l, const load_options *lo, memory_plan *p);
+void learn_kept_memory(const learner *l, memory_plan *p);
+err learn_capture_plan(learner *l, plan_maker *m); /* local; the phase of a plan */
+
+/* Collective. The rank's layers into l->stage; calibration windows forward and backward: rows into
+ * l->pool, moments into l->moments. Weights stay where phases or the start point need them. */
+err learn_capture_rows(learner *l);
+
+#endif

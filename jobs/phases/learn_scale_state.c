@@ -1,0 +1,127 @@
+#include "jobs/phases/learn_scale_state.h"
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "jobs/setup/setup.h"
+
+#include <stdlib.h>
+
+bool learn_scale_wanted(const learner *l, scale_kind kind) {
+    return l->scale_kinds >> kind & 1u;
+}
+
+bool learn_scale_is_norm(scale_kind kind) {
+    return kind == SCALE_ATTN || kind == SCALE_MLP;
+}
+
+int64_t learn_scale_length(const learner *l, scale_kind kind) {
+    const llama_config *c = learner_cfg(l);
+    if (learn_scale_is_norm(kind)) return c->hidden;
+    return kind == SCALE_UD ? c->intermediate : c->kv_heads * c->head_dim;
+}
+
+/* Where the scales of a kind and layer stand in l->scales. */
+double *learn_scale_at(const learner *l, scale_kind kind, int64_t layer) {
+    int64_t at = 1;
+    for (int k = 0; k < (int)kind; k++)
+        if (learn_scale_wanted(l, (scale_kind)k))
+            at += learner_cfg(l)->layers * learn_scale_length(l, (scale_kind)k);
+    return l->scales + at + layer * learn_scale_length(l, kind);
+}
+
+/* A pair helps where what stands between its two layers is quantized. */
+static bool helps(scale_kind kind, const llama_sites *s) {
+    const int down = s->down_bits ? s->down_bits : s->act.bits;
+    switch (kind) {
+    case SCALE_VO:
+        return aquant_on(&s->act) || aquant_on(&s->kv);
+    case SCALE_QK:
+        return aquant_on(&s->kv);
+    case SCALE_UD:
+        return down < 16;
+    default:
+        return aquant_on(&s->act);
+    }
+}
+
+bool learn_scales_smooth(const learner *l) {
+    return recipe_is(l->q->recipe, "scale.start", "smooth");
+}
+
+err learn_scale_sites(const learner *l, llama_sites *sites) {
+    const rotation **r2;
+    err e = setup_sites(l->q->recipe, learner_cfg(l), l->q->rotations, true, false, sites, &r2);
+    free(r2);
+    return e;
+}
+
+void learn_scales_tell(const learner *l) {
+    const recipe *r = l->q->recipe;
+    for (int k = 0; k < SCALE_KINDS && !recipe_is(r, "scale.start", "ones"); k++) {
+        const char *pair = scale_kind_pair((scale_kind)k);
+        if (k != SCALE_MLP && !learn_scale_wanted(l, (scale_kind)k) &&
+            recipe_list_has(r, "scale.pairs", pair))
+            log_line(LOG_RUN, "scale.pairs: nothing is quantized that \"%s\" helps: left out",
+                     pair);
+    }
+}
+
+err learn_scales_init(learner *l) {
+    const recipe *r = l->q->recipe;
+    llama_sites sites;
+    err e = learn_scale_sites(l, &sites);
+    if (e.code) return e;
+    const bool some = !recipe_is(r, "scale.start", "ones");
+    l->n_scales = some ? 1 : 0;
+    for (int k = 0; k < SCALE_KINDS && some; k++) {
+        const scale_kind kind = (scale_kind)k;
+        if (!recipe_list_has(r, "scale.pairs", scale_kind_pair(kind))) continue;
+        if (helps(kind, &sites)) {
+            l->scale_kinds |= 1u << k;
+            l->n_scales += learner_cfg(l)->layers * learn_scale_length(l, kind);
+        }
+    }
+    void *p = NULL;
+    e = mem_alloc(l->n_scales, sizeof(double), "scales", &p);
+    l->scales = p;
+    return e;
+}
+
+bool learn_scales_done(const learner *l) {
+    return !l->scale_kinds || l->scales[0] == 1;
+}
+
+bool learn_scales_need_gradients(const learner *l) {
+    return learn_scale_wanted(l, SCALE_ATTN) && !learn_scales_done(l) && !learn_scales_smooth(l);
+}
+
+static scale_places places_of(const learner *l) {
+    llama_sites sites;
+    scale_places p;
+    for (int k = 0; k < SCALE_KINDS; k++) p.of[k] = TAP_PLACES;
+    if (learn_scales_done(l) || learn_scales_smooth(l) || learn_scale_sites(l, &sites).code)
+        return p;
+    if (learn_scale_wanted(l, SCALE_UD)) p.of[SCALE_UD] = TAP_DOWN_IN;
+    if (learn_scale_wanted(l, SCALE_QK)) p.of[SCALE_QK] = TAP_KEY;
+    if (learn_scale_wanted(l, SCALE_VO))
+        p.of[SCALE_VO] = aquant_on(&sites.act) ? TAP_O_IN : TAP_VALUE;
+    return p;
+}
+
+err learn_scales_moments(learner *l) {
+    const scale_places p = places_of(l);
+    bool any = false;
+    if (learn_scales_smooth(l) && !learn_scales_done(l))
+        return scale_peaks_create(learner_cfg(l), l->range.first, l->range.n, l->scale_kinds,
+                                  &l->scale_peaks);
+    for (int k = 0; k < SCALE_KINDS; k++) any |= p.of[k] != TAP_PLACES;
+    if (!any) return err_none();
+    return scale_moments_create(learner_cfg(l), l->range.first, l->range.n, &p, &l->scale_moments);
+}
+
+uint64_t learn_scales_moments_bytes(const learner *l) {
+    const scale_places p = places_of(l);
+    if (learn_scales_smooth(l))
+        return scale_peaks_bytes(learner_cfg(l), l->range.n, l->scale_kinds);
+    return scale_moments_bytes(learner_cfg(l), l->range.n, &p);
+}

@@ -1,0 +1,27 @@
+/* learn_steps - the loop of steps of a learning phase: progress, events, commits, stops. */
+#ifndef SPINSHARD_JOBS_PHASES_LEARN_STEPS_H
+#define SPINSHARD_JOBS_PHASES_LEARN_STEPS_H
+
+#include "jobs/phases/learner.h"
+#include "pipeline/learn/learn_report.h"
+
+/* A phase as the loop of steps sees it: the functions of pipeline/learn/learn_*.h with their
+ * object. */
+typedef struct learn_phase {
+    void *self;
+    int64_t number; /* k of learn.k */
+    int64_t steps;
+    int64_t commit_steps; /* a commit after so many steps at most (and each 60 s) */
+    err (*step)(void *self, learn_report *report);
+    /* Doubles of the state, as learn_kept has them: local; and into it: collective, common at root.
+     */
+    void (*state_counts)(void *self, int64_t *common, int64_t *cell);
+    err (*state_save)(void *self, double *common, double *cell);
+    /* What is the same on every rank that has it; returns its bytes: local. */
+    uint64_t (*replica)(void *self, const void **data);
+} learn_phase;
+
+/* Collective. Steps done + 1 .. p->steps with their events, commits, and stops (ERR_STOPPED). */
+err learn_run_steps(learner *l, const learn_phase *p, int64_t done);
+
+#endif

@@ -1,0 +1,55 @@
+#include "jobs/run/phase_plan.h"
+
+#include "rotations/cayley_dist.h"
+
+#include <stdio.h>
+
+err plan_add_phase(plan_maker *m, const char *name, plan_phase **out) {
+    run_plan *p = m->p;
+    if (p->n_phases == PLAN_MAX_PHASES)
+        return err_make(ERR_USAGE, "learn", NULL, "more than %d phases are not planned",
+                        PLAN_MAX_PHASES - 6);
+    *out = &p->phases[p->n_phases++];
+    **out = (plan_phase){.busy = 1};
+    snprintf((*out)->name, sizeof(*out)->name, "%s", name);
+    return err_none();
+}
+
+void plan_offer(plan_phase *f, const memory_plan *p, int rank) {
+    if (f->memory.n && memory_plan_total(p) <= memory_plan_total(&f->memory)) return;
+    f->memory = *p;
+    f->rank = rank;
+}
+
+memory_plan plan_fresh(const plan_maker *m) {
+    memory_plan p = {.n = 0};
+    memory_plan_add(&p, "program", m->p->place.base_bytes);
+    return p;
+}
+
+err plan_grid(const plan_maker *m, grid_shape *out) {
+    return grid_resolve("numerics.grid", recipe_str(m->q->recipe, "numerics.grid"),
+                        plan_config(m)->hidden, m->ranks, out);
+}
+
+int plan_steppers(const plan_maker *m, grid_shape grid) {
+    const cayley_dist_options o = {
+        .n = plan_config(m)->hidden, .kind = OPTIMIZER_ADAM, .grid = grid};
+    return cayley_dist_beside_bytes(&o) > 0 ? m->ranks : grid.rows * grid.cols;
+}
+
+uint64_t plan_step_network(const plan_maker *m, bool r1) {
+    const uint64_t n = (uint64_t)plan_config(m)->hidden;
+    return r1 ? n * n * 12 * (uint64_t)(m->ranks - 1) : 0;
+}
+
+double plan_item_seconds(const plan_maker *m, int64_t item, bool round) {
+    const quantize_run *q = m->q;
+    const bool r1 = rotation_set_r1(q->rotations) != NULL;
+    const bool dense = r1 && (json_array_size(recipe_get(q->recipe, "learn")) ||
+                              !recipe_is(q->recipe, "rotate.start", "had"));
+    const double numbers = quantize_item_cost(&q->job, item);
+    const bool linears = item >= 1 && item <= plan_config(m)->layers;
+    const double fuse = plan_time_fuse(&m->rank, plan_config(m)->hidden, numbers, r1, dense);
+    return linears && round ? fuse + plan_time_round(&m->rank, numbers, q->job.how.search) : fuse;
+}

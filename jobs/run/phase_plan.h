@@ -1,0 +1,46 @@
+/* phase_plan - what a phase needs to say what it will take: the ranks and their rates, the cut of
+ * the layers, and the plan that it adds its figures to. Each phase has a function beside what it
+ * does that fills this in (jobs/run/phase.h); jobs/planning/plan_make.h calls them in order. */
+#ifndef SPINSHARD_JOBS_RUN_PHASE_PLAN_H
+#define SPINSHARD_JOBS_RUN_PHASE_PLAN_H
+
+#include "jobs/run/quantize_run.h"
+#include "jobs/run/run_plan.h"
+#include "mpi/grid_shape.h"
+#include "pipeline/plan/plan_time.h"
+#include "pipeline/stages/load_stage.h"
+#include "pipeline/stages/partition.h"
+
+/* What the making of a plan carries from phase to phase. */
+typedef struct plan_maker {
+    quantize_run *q; /* a copy of the run: its recipe may be resolved further */
+    run_plan *p;
+    int ranks;
+    plan_rank rank;
+    int n_stages;        /* ranks with layers in the phases before those end to end, */
+    stage_range *ranges; /* and the layers of each of the ranks; [ranks] */
+    embed_rows rows;     /* rows of the embedding that the text uses; .n alone counts */
+} plan_maker;
+
+/* Local. A phase of that name at the end of the plan, into *out. ERR_USAGE where it is full. */
+err plan_add_phase(plan_maker *m, const char *name, plan_phase **out);
+/* Local. Keep the plan of the rank with the largest total. */
+void plan_offer(plan_phase *f, const memory_plan *p, int rank);
+memory_plan plan_fresh(const plan_maker *m); /* local; with the program alone in it */
+
+/* Local. Shape of the grid of R1 on these ranks; ERR_USAGE, ERR_MISMATCH as grid_resolve. */
+err plan_grid(const plan_maker *m, grid_shape *out);
+/* Local. Ranks that share a Cayley step of R1: the cells, or all where a rank beside them holds a
+ * part. */
+int plan_steppers(const plan_maker *m, grid_shape grid);
+/* Local. Bytes of R1 over the wire in a step: the integers of its gradient to the cells, R1 in fp32
+ * to all. */
+uint64_t plan_step_network(const plan_maker *m, bool r1);
+/* Local. Seconds of an item on a rank: fused, and rounded to nearest where `round` says so. */
+double plan_item_seconds(const plan_maker *m, int64_t item, bool round);
+
+static inline const llama_config *plan_config(const plan_maker *m) { /* local */
+    return &m->q->source.cfg;
+}
+
+#endif

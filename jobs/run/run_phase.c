@@ -1,0 +1,55 @@
+#include "jobs/run/run_phase.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "jobs/run/run_plan.h"
+
+#include <stdio.h>
+
+/* NULL on other ranks than the first, and for phases without a plan. */
+static const plan_phase *planned_of(const quantize_run *q, const char *phase) {
+    return q->plan ? plan_find(q->plan, phase) : NULL;
+}
+
+/* The line at the end of a phase: what it took, and what was planned. */
+static void tell_phase(const quantize_run *q, const char *phase, double seconds, uint64_t peak) {
+    const plan_phase *f = planned_of(q, phase);
+    char text[32], bytes[32], planned[64] = "", memory[64] = "";
+    if (f) {
+        snprintf(planned, sizeof planned, " (planned %.2f to %.2f)",
+                 f->seconds / q->plan->rates.spread, f->seconds * q->plan->rates.spread);
+        snprintf(memory, sizeof memory, " (planned %s)",
+                 size_text(memory_plan_total(&f->memory), bytes));
+    }
+    log_line(LOG_PHASE, "%s: done in %.2f s%s, largest rank at %s%s", phase, seconds, planned,
+             size_text(peak, text), memory);
+}
+
+void quantize_phase_start(quantize_run *q, const char *phase) {
+    q->phase_start_s = clock_now_s();
+    mem_begin_phase();
+    events_add(q->events, phase, "start", NULL);
+}
+
+void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
+    double seconds = clock_now_s() - q->phase_start_s;
+    int64_t peak = (int64_t)mem_peak_rss_bytes();
+    comm_max_i64(q->c, &peak, 1);
+    tell_phase(q, phase, seconds, (uint64_t)peak);
+    if (!q->events) {
+        json_decref(more);
+        return;
+    }
+    if (!more) more = json_object();
+    json_object_set_new(more, "seconds", json_real(seconds));
+    json_object_set_new(more, "peak_rss_bytes", json_integer(peak));
+    const plan_phase *planned = planned_of(q, phase);
+    if (planned) {
+        json_object_set_new(more, "planned_seconds", json_real(planned->seconds));
+        json_object_set_new(more, "planned_bytes",
+                            json_integer((json_int_t)memory_plan_total(&planned->memory)));
+    }
+    events_add(q->events, phase, "end", more);
+}
