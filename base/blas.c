@@ -1,3 +1,5 @@
+/* Weak symbols tell at run time which library was linked: a function that only one library exports
+ * has an address or is NULL. */
 #include "base/blas.h"
 
 #include "version.h"

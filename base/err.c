@@ -1,3 +1,5 @@
+/* Plain values with fixed buffers, so that an error can be made where no memory is left. The first
+ * error of several threads is the one of the lowest index, whoever came first. */
 #include "base/err.h"
 
 #include <errno.h>

@@ -1,3 +1,5 @@
+/* The specification is parsed once. Each place that can fail calls fault_hit, which counts calls
+ * by kind and says when the one that was asked for has come. */
 #include "base/fault.h"
 
 #include <errno.h>

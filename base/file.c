@@ -1,3 +1,5 @@
+/* Loops over pread and pwrite that go on after short transfers and interruptions. Publishing is:
+ * write aside, fsync, rename, fsync of the folder. */
 #include "base/file.h"
 
 #include "base/fault.h"

@@ -1,3 +1,6 @@
+/* A product is cut into tiles by its shape alone; OpenMP deals tiles to threads, and a tile is one
+ * call of a library that is kept to one thread. So the bits of a result do not depend on the
+ * number of threads. */
 #include "base/gemm.h"
 
 #include "base/blas.h"

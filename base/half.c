@@ -1,3 +1,5 @@
+/* Conversions between 16-bit floats and fp32, exact or rounded half to even. Loops are written in
+ * integers so that compilers vectorise them. */
 #include "base/half.h"
 
 /* The compiler's _Float16 conversions are IEEE and round half to even; with F16C they are one

@@ -1,3 +1,5 @@
+/* A scan that only counts brackets and commas bounds what the library may be asked to build; then
+ * the library parses, and getters check types. */
 #include "base/json.h"
 
 #include "base/file.h"

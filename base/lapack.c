@@ -1,3 +1,6 @@
+/* LAPACK sees the transpose of a row-major matrix. Inverse and symmetric eigenvectors do not mind
+ * (the inverse of the transpose is the transpose of the inverse); QR is made unique by a positive
+ * diagonal of U. */
 #include "base/lapack.h"
 
 #include "base/gemm_internal.h"

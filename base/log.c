@@ -1,3 +1,6 @@
+/* Each line is formatted into a buffer on the stack and leaves with one write(2), so lines of
+ * several ranks are never mixed. The time left is extrapolated from the pace since the first call
+ * of a phase. */
 #include "base/log.h"
 
 #include "base/clock.h"

@@ -1,3 +1,5 @@
+/* Cores: the affinity mask as hwloc sees it, bounded by cpu.max of the control group and of each
+ * group above. Memory: the least of the machine's and memory.max of those groups. */
 #include "base/machine.h"
 
 #include <ctype.h>

@@ -1,3 +1,6 @@
+/* Blocks of malloc with their size in 64 bytes before them, so that what is held and its peak can
+ * be counted without asking the system; the resident peak is read from the process's status file.
+ */
 #include "base/mem.h"
 
 #include "base/fault.h"

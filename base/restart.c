@@ -1,3 +1,5 @@
+/* execve of the own binary with a changed environment, guarded by a variable that marks the second
+ * start, so that it can never happen twice. */
 #include "base/restart.h"
 
 #include "base/blas.h"

@@ -1,3 +1,6 @@
+/* Ten rounds of Philox on the counter (index) under the key (seed, purpose). Blocks of counters
+ * are drawn in vector lanes; normal numbers come from Box and Muller's transform of two uniform
+ * ones. */
 #include "base/rng.h"
 
 #include <math.h>

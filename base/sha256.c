@@ -1,3 +1,5 @@
+/* A thin layer over the EVP interface of OpenSSL: failures of the library are aborts, since no
+ * input can cause them; ranges are read and hashed in chunks. */
 #include "base/sha256.h"
 
 #include "base/file.h"

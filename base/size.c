@@ -1,3 +1,5 @@
+/* Overflow is found by the compiler's checked builtins. Sizes and times are parsed by hand, since
+ * strtoull takes signs and wraps around. */
 #include "base/size.h"
 
 #include <errno.h>

@@ -1,3 +1,5 @@
+/* A POSIX thread and its join; where no thread can be made the work is done at once by the caller.
+ */
 #include "base/task.h"
 
 #include <pthread.h>

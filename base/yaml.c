@@ -1,3 +1,5 @@
+/* The library's events are turned into a JSON tree by recursive descent, and a tree is written as
+ * blocks for the first level and flow style below. */
 #include "base/yaml.h"
 
 #include <errno.h>

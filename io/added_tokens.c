@@ -1,3 +1,5 @@
+/* The strings are kept in a tree of bytes; at each place of a text the longest match wins, subject
+ * to the flags for words and spaces. */
 #include "io/added_tokens.h"
 
 #include "io/utf8.h"

@@ -1,3 +1,5 @@
+/* Loads vocabulary and merges into hash tables: a pair of ids gives the rank of its merge and the
+ * id of the result. Encoding is in bpe_run.c. */
 #include "io/bpe_internal.h"
 
 #include "io/utf8.h"

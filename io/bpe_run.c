@@ -1,3 +1,6 @@
+/* Encodes one word: start with characters or bytes, then again and again apply the merge of least
+ * rank, leftmost first. Short words scan all pairs; long ones keep candidates in a heap over a
+ * linked list, O(n log n). Results of short words are cached. */
 #include "io/bpe_internal.h"
 
 #include "io/utf8.h"

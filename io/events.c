@@ -1,3 +1,5 @@
+/* Lines are appended with O_APPEND and one write each; a line that a crash left unfinished is
+ * ended first. */
 #include "io/events.h"
 
 #include "base/clock.h"

@@ -1,3 +1,5 @@
+/* A sorted array of names with (file, offset, length). Rank 0 lists the folder and broadcasts the
+ * list. */
 #include "io/fileset.h"
 
 #include "base/file.h"

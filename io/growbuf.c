@@ -1,3 +1,4 @@
+/* Capacity grows by half, with checked arithmetic. */
 #include "io/growbuf.h"
 
 #include "base/size.h"

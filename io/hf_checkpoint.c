@@ -1,3 +1,6 @@
+/* Rank 0 reads config, index and headers and broadcasts their texts; every rank parses them, so
+ * all know every tensor. Names are found by binary search. Descriptors of shards are opened on
+ * demand and the oldest closed. */
 #include "io/hf_checkpoint.h"
 
 #include "base/file.h"

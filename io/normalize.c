@@ -1,3 +1,4 @@
+/* Steps are parsed into an array and applied one after the other from buffer to buffer. */
 #include "io/normalize.h"
 
 #include "io/utf8.h"

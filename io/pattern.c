@@ -1,3 +1,5 @@
+/* A recursive descent over the source pattern that writes the equivalent for PCRE2, and refuses
+ * what would differ. */
 #include "io/pattern.h"
 
 #include <ctype.h>

@@ -1,3 +1,5 @@
+/* Each step turns spans of text into spans; spans are pushed from step to step as they arise, so
+ * no list of a whole text is held. */
 #include "io/pretokenize.h"
 
 #include "io/growbuf.h"

@@ -1,3 +1,5 @@
+/* A result is written to a name of its own and hashed on the way; finishing flushes it and renames
+ * it to its hash, which makes it visible and final at once. */
 #include "io/run_state.h"
 
 #include "base/file.h"

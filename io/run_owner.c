@@ -1,3 +1,6 @@
+/* Ownership is the success of open(O_CREAT | O_EXCL). An owner that is surely dead (same host, no
+ * such process, or no heartbeat for long) is moved aside by rename, which only one of two
+ * contenders can do. */
 #include "io/run_owner.h"
 
 #include "base/clock.h"

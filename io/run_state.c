@@ -1,3 +1,5 @@
+/* The newest readable line of state.json is the state; a commit writes the new and the last
+ * generation to a file aside and renames it. The fingerprint is compared key by key. */
 #include "io/run_state.h"
 
 #include "base/file.h"

@@ -1,3 +1,5 @@
+/* Header texts are parsed (safetensors_parse.c), then tensors are sorted by offset and must tile
+ * the data section without gaps or overlaps, which bounds every later read. */
 #include "io/safetensors.h"
 
 #include "base/file.h"

@@ -1,3 +1,5 @@
+/* A header is built as text, padded to 8 bytes, read back by the strict reader, and followed by
+ * the data in pieces; the file is published by rename. */
 #include "io/safetensors.h"
 
 #include "base/file.h"

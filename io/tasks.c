@@ -1,3 +1,4 @@
+/* One JSON object a line; the keys of the first line decide the shape that all must have. */
 #include "io/tasks.h"
 
 #include "base/json.h"

@@ -1,3 +1,5 @@
+/* Whole files into memory; a scanner for ids in decimal with spaces or commas between; windows are
+ * places in one array of ids. */
 #include "io/text.h"
 
 #include "base/file.h"

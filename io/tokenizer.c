@@ -1,3 +1,5 @@
+/* A text is split at added tokens, normalized, split again, cut into words and encoded; then the
+ * templates of the post-processor put ids in front and behind. */
 #include "io/tokenizer.h"
 
 #include "base/json.h"

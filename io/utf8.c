@@ -1,3 +1,5 @@
+/* Well-formed byte sequences by the Unicode Standard, table 3-7; eight ASCII bytes are skipped at
+ * a time. */
 #include "io/utf8.h"
 
 #include <stdbool.h>

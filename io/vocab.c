@@ -1,3 +1,4 @@
+/* Open addressing over a store of strings that lie behind each other; ids index the same store. */
 #include "io/vocab.h"
 
 #include "io/growbuf.h"

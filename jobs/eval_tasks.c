@@ -1,3 +1,5 @@
+/* Prompts are made and tokenized on rank 0 and shared as ids; log likelihoods come back by
+ * sequence and are compared within each question. */
 #include "jobs/eval_tasks.h"
 
 #include "base/file.h"

@@ -1,3 +1,5 @@
+/* Every tensor is fused again from the source and compared within the bound that its rounding
+ * allows; equivalence compares logits of the fused and the original model before rounding. */
 #include "jobs/verify_source.h"
 
 #include "base/gemm.h"

@@ -1,3 +1,6 @@
+/* How attention is cut: blocks of queries and keys, and the room that a thread needs. The
+ * arithmetic is in attention_body.h: an online softmax forward (a running maximum and sum), and
+ * backward probabilities computed again from the saved row sums. */
 #include "model/attention.h"
 
 #include "base/gemm.h"

@@ -1,3 +1,5 @@
+/* Buffers of saved activations and of the passes are laid out in one allocation each; the passes,
+ * forward with saving and the chain rule backward, are in backward_body.h for float and double. */
 #include "model/backward.h"
 
 #include "base/gemm.h"

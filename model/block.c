@@ -1,3 +1,5 @@
+/* The instances of block_body.h for float and double: one decoder block, norm, attention, norm,
+ * gated MLP, with activation quantizers in between. */
 #include "model/block_internal.h"
 
 #include "base/gemm.h"

@@ -1,3 +1,5 @@
+/* All layers forward in full precision with saved inputs, the loss backward, and at each layer a
+ * hook that sees activations and gradients of every activation quantizer. */
 #include "model/capture.h"
 
 #include "base/mem.h"

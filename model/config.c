@@ -1,3 +1,5 @@
+/* Keys are read with the defaults of transformers, checked against bounds that keep all later
+ * sizes within 63 bits, and refused by name where the forward pass would not do what they say. */
 #include "model/config.h"
 
 #include <inttypes.h>

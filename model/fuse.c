@@ -1,3 +1,6 @@
+/* A matrix is widened to fp64 in blocks of columns or rows that fit in cache; gains and scales
+ * multiply its columns, the right rotation its rows, the left one its columns, and one rounding
+ * gives fp32. A random probe vector goes through source and result, and norms are compared. */
 #include "model/fuse.h"
 
 #include "base/gemm.h"

@@ -1,3 +1,5 @@
+/* Instances of loss_body.h, and the one place where the log-sum-exp of a row is put together from
+ * slices of the vocabulary. */
 #include "model/block_internal.h"
 
 #include "base/gemm.h"

@@ -1,3 +1,4 @@
+/* The instances of mlp_body.h: silu(gate) * up, and its derivative. */
 #include "model/block_internal.h"
 
 #include "base/gemm.h"

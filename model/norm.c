@@ -1,3 +1,4 @@
+/* The instances of norm_body.h: y = x / sqrt(mean x^2 + eps) * gain, and its backward. */
 #include "model/norm.h"
 
 #define REAL_BITS 32

@@ -1,3 +1,6 @@
+/* Two passes over slices of the vocabulary: the first finds each row's maximum and log-sum-exp,
+ * the second makes logits again and multiplies softmax minus target (or minus the teacher) with
+ * the head. The teacher's top k is found by quickselect on candidates of each slice. */
 #include "model/objective.h"
 
 #include "base/gemm.h"

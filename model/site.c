@@ -1,3 +1,5 @@
+/* Which quantizers are the identity and which are plain (no rotation, no scale); applying them is
+ * in site_body.h. */
 #include "model/site.h"
 
 #include "base/gemm.h"

@@ -1,3 +1,5 @@
+/* Cuts of rows into chunks whose gradients are summed in order; the chain rule of DESIGN.md 2.2 is
+ * in site_backward_body.h. */
 #include "model/site_backward.h"
 
 #include "base/gemm.h"

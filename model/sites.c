@@ -1,3 +1,4 @@
+/* A table in code: place by place, which rotation, scale, bits and range rule a quantizer has. */
 #include "model/sites.h"
 
 static site nothing(int64_t n) {

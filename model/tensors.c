@@ -1,3 +1,5 @@
+/* Names are printed from roles and layer numbers; index i is decoded to (layer, role), so the list
+ * is never stored. */
 #include "model/tensors.h"
 
 #include <inttypes.h>

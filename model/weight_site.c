@@ -1,3 +1,6 @@
+/* For each linear: rotate in fp32, quantize rows, rotate the error back and add it to W. The
+ * gradient of a rotation is a product of the error of the weights with the gradient of the
+ * linear's output. */
 #include "model/weight_site.h"
 
 #include "base/gemm.h"

@@ -1,3 +1,5 @@
+/* Tiles of a weight are widened (bf16, fp16 or packed words to float) into a thread's buffer just
+ * before they are multiplied, unless the product takes the type as it is. */
 #include "model/wmat.h"
 
 #include "base/gemm.h"

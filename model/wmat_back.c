@@ -1,3 +1,4 @@
+/* dx = dy W tile by tile, with the rows of W in pieces whose partial sums are added in order. */
 #include "model/wmat_back.h"
 
 #include "base/gemm.h"

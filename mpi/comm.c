@@ -1,3 +1,6 @@
+/* Wrappers of MPI that abort on its failures. Long messages go in pieces. Where each rank wants
+ * its own part of a sum, ranks exchange parts pairwise and add them piece by piece. Errors are
+ * agreed on by a minimum over (code, rank) and a broadcast of that rank's error. */
 #include "mpi/comm.h"
 
 #include "base/fault.h"

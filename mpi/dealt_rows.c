@@ -1,3 +1,5 @@
+/* Contiguous blocks of rows, as even as can be, by rank order. Putting copies the rows of the
+ * rank's own share; getting broadcasts each owner's rows in turn. */
 #include "mpi/dealt_rows.h"
 
 #include "base/mem.h"

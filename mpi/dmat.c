@@ -1,3 +1,6 @@
+/* Block-cyclic matrices by ScaLAPACK. Row-major callers see the transpose of what Fortran has,
+ * which each wrapper allows for. Grids are made with BLACS from a communicator of the cells alone.
+ */
 #include "mpi/dmat_internal.h"
 
 #include "base/gemm.h"

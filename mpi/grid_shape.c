@@ -1,3 +1,5 @@
+/* Which grids are chosen for which orders, and how many rows and columns of a block-cyclic matrix
+ * a cell has (the counting rule of ScaLAPACK's NUMROC). */
 #include "mpi/grid_shape.h"
 
 #include "base/size.h"

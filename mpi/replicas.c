@@ -1,3 +1,5 @@
+/* Every rank hashes what it holds and all gather the digests; the value that most ranks have is
+ * taken for right, and the first rank that differs is named. */
 #include "mpi/replicas.h"
 
 #include "base/fault.h"

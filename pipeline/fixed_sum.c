@@ -1,3 +1,6 @@
+/* The largest magnitude of a unit is found first, by comparing bit patterns; then entries are
+ * scaled by a power of two, rounded half to even by adding and subtracting 1.5 2^52, and added as
+ * integers. */
 #include "pipeline/fixed_sum.h"
 
 #include "base/mem.h"

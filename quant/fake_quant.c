@@ -1,3 +1,5 @@
+/* The quantizer of grid.h applied to rows in place. The body is compiled for float and for double;
+ * vectors of the compiler carry the float version, with the same rounding. */
 #include "quant/fake_quant.h"
 
 #include "quant/grid.h"

@@ -1,3 +1,5 @@
+/* Codes are appended to a bit string and leave it as 32-bit words, lowest bits first. Four bits
+ * have a loop of their own without a carried dependency. */
 #include "quant/pack.h"
 
 #include <assert.h>

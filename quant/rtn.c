@@ -1,3 +1,5 @@
+/* A scale for each row and group from the range (or by search), rounded to its stored type; then
+ * code = clamp(rint(x / s) + z). Rows are independent and dealt to threads. */
 #include "quant/rtn.h"
 
 #include "base/half.h"

@@ -1,3 +1,6 @@
+/* Exhaustive over 80 shrink factors, 1.00 to 0.21: for each the sum of |error|^2.4 in fp32 with
+ * fixed partial sums, abandoned once it exceeds the best so far. The power is computed by
+ * polynomials, since a call of pow would cost more than all the rest. */
 #include "quant/scale_search.h"
 
 #include "base/half.h"

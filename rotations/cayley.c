@@ -1,3 +1,6 @@
+/* (I - A/2) is eliminated in blocks of fixed size without pivoting, which its positive definite
+ * symmetric part allows; the solves for columns of R are products. All cuts depend on the order
+ * alone, so the bits are the same for any number of threads. */
 #include "rotations/cayley.h"
 
 #include "base/gemm.h"

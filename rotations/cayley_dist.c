@@ -1,3 +1,5 @@
+/* Three ways behind one interface: over a BLACS grid (LU of ScaLAPACK), on one rank, or shared by
+ * all ranks (cayley_team.c). Each computes 2 (I - A/2)^-1 R - R. */
 #include "rotations/cayley_dist.h"
 
 #include "base/mem.h"

@@ -1,3 +1,5 @@
+/* Bands of rows of the product G R^T are dealt to ranks and gathered, every rank eliminates I -
+ * A/2 by itself, and slabs of columns of the solution are dealt and gathered again. */
 #include "rotations/cayley_team.h"
 
 #include "base/gemm.h"

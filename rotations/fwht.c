@@ -1,3 +1,5 @@
+/* Butterflies over the Sylvester part, in an order that the size alone fixes, and a small dense
+ * product for the core. */
 #include "rotations/fwht.h"
 
 #include "base/mem.h"

@@ -1,3 +1,6 @@
+/* The core is Paley's construction from quadratic residues of GF(q): kind I of order q + 1 for q =
+ * 3 mod 4, kind II of order 2 (q + 1) for q = 1 mod 4. Sylvester's doubling gives the rest of the
+ * order (hadamard.h has the canonical form). */
 #include "rotations/hadamard.h"
 
 #include "base/mem.h"

@@ -1,3 +1,6 @@
+/* W is turned into a step A (adam or the capped published step, formulas in optimizer.h), R is
+ * moved by the Cayley transform, and every 100 steps one Newton-Schulz iteration R (3 I - R^T R) /
+ * 2 restores orthogonality. */
 #include "rotations/optimizer.h"
 
 #include "base/mem.h"

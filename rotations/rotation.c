@@ -1,3 +1,5 @@
+/* Hadamard kinds apply signs and the fast transform; dense ones a matrix product in the precision
+ * of the rows, by blocks of columns that are rounded as they are needed. */
 #include "rotations/rotation.h"
 
 #include "base/gemm.h"

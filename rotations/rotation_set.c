@@ -1,3 +1,6 @@
+/* R1, R3 and R4 are made at creation, R2 of a layer when it is first asked for, each from its own
+ * random numbers, so a rank that asks for some layers gets the same matrices as one that asks for
+ * all. */
 #include "rotations/rotation_set.h"
 
 #include "base/mem.h"

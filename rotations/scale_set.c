@@ -1,3 +1,5 @@
+/* One vector for each kind and layer, positive and finite, with its reciprocal and its fp32 forms
+ * beside it. */
 #include "rotations/scale_set.h"
 
 #include "base/half.h"

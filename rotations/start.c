@@ -1,3 +1,5 @@
+/* Householder QR of a Gaussian matrix (Mezzadri) for a uniform orthogonal start; symmetric
+ * eigenvectors, signs fixed, times the fast Hadamard transform for `pca` and `womi`. */
 #include "rotations/start.h"
 
 #include "base/lapack.h"

@@ -1,3 +1,5 @@
+/* The formulas of start.c with ScaLAPACK's pdgeqrf and pdsyevd. R leaves in bands of rows that all
+ * ranks see. */
 #include "rotations/start_dist.h"
 
 #include "base/mem.h"

@@ -1,3 +1,5 @@
+/* Manifest entries become ranges of the tar files in a fileset, after the headers of each tar were
+ * walked and found to agree with it. Verification hashes all ranges, dealt to ranks. */
 #include "shard/archive.h"
 
 #include "base/file.h"

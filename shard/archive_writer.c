@@ -1,3 +1,6 @@
+/* Every rank computes the same plan of offsets, so ranks write with pwrite side by side without
+ * talking. At the end each file is flushed, read back and hashed; rank 0 renames the tars and
+ * publishes the manifest last. */
 #include "shard/archive_writer.h"
 
 #include "base/fault.h"

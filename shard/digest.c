@@ -1,3 +1,5 @@
+/* A chunk is hashed for the whole file and for the range it lies in while the next chunk is read.
+ * Files are dealt to ranks in turn, and digests exchanged. */
 #include "shard/digest.h"
 
 #include "base/file.h"

@@ -1,3 +1,5 @@
+/* Character checks, and a sort without regard to case that finds names which would meet on other
+ * file systems. */
 #include "shard/entry_names.h"
 
 #include "base/file.h"

@@ -1,3 +1,5 @@
+/* Modules are put into parts in order, each part up to the bound; within a part wide types come
+ * first, so that every tensor is aligned. */
 #include "shard/layout.h"
 
 #include "base/mem.h"

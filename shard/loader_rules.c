@@ -1,3 +1,4 @@
+/* Each rule looks at one key or tensor and adds a finding; nothing stops at the first. */
 #include "shard/loader_rules.h"
 
 #include "io/fileset.h"

@@ -1,3 +1,5 @@
+/* Writing builds a JSON tree in fixed order. Reading checks that every key is known, every entry
+ * lies within its tar, and none overlap. */
 #include "shard/manifest.h"
 
 #include "shard/entry_names.h"

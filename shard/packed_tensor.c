@@ -1,3 +1,5 @@
+/* Words are filled row by row from codes; the check unpacks them again and compares code by code,
+ * scale by scale. */
 #include "shard/packed_tensor.h"
 
 #include "base/half.h"

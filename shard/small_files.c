@@ -1,3 +1,5 @@
+/* config.json is the source's tree with keys set or removed; the model card is composed of
+ * sentences that depend on the recipe. */
 #include "shard/small_files.h"
 
 #include "base/yaml.h"

@@ -1,3 +1,5 @@
+/* libarchive walks the headers; after each one the file position gives the offset of the data,
+ * which is skipped by seeking. */
 #include "shard/tar_read.h"
 
 #include "base/fault.h"

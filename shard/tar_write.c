@@ -1,3 +1,5 @@
+/* libarchive writes each header into memory once; offsets follow by adding up headers, padded data
+ * and the end. */
 #include "shard/tar_write.h"
 
 #include "base/fault.h"

@@ -1,3 +1,5 @@
+/* Rows are packed by the threads that bring them, into pieces of one object that the run state
+ * hashes as it grows. */
 #include "jobs/phases/item_output.h"
 
 #include "base/fault.h"

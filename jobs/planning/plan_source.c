@@ -1,3 +1,5 @@
+/* Where shards are missing, a safetensors header is written from config.json and parsed as if it
+ * had been read. */
 #include "jobs/planning/plan_source.h"
 
 #include "base/log.h"

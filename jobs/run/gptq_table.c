@@ -1,3 +1,5 @@
+/* JSON of each layer is made from the results and read back by inspect, so both print the same
+ * table. */
 #include "jobs/run/gptq_table.h"
 
 #include "base/file.h"

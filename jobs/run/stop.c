@@ -1,3 +1,5 @@
+/* Signal handlers set a flag; at commits ranks take the maximum of flag and clock, so all stop at
+ * the same one. */
 #include "jobs/run/stop.h"
 
 #include "base/size.h"

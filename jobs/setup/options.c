@@ -1,3 +1,5 @@
+/* One table of flags with the commands that take them; unknown words are compared by edit distance
+ * with the known ones. */
 #include "jobs/setup/options.h"
 
 #include <errno.h>

@@ -1,3 +1,5 @@
+/* A JSON tree is laid over the defaults, source after source, and each value is checked against
+ * its row of the table. */
 #include "jobs/setup/recipe.h"
 
 #include "base/file.h"

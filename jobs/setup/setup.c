@@ -1,3 +1,5 @@
+/* Words of the recipe to enums, numbers and rotations of the lower layers, with the refusals that
+ * need the model's shapes. */
 #include "jobs/setup/setup.h"
 
 #include "base/file.h"

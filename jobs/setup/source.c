@@ -1,3 +1,4 @@
+/* The path is tried as an archive, then as a model folder. */
 #include "jobs/setup/source.h"
 
 #include "jobs/setup/setup.h"

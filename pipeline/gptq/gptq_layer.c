@@ -1,3 +1,6 @@
+/* For each of the four inputs of a layer: moments over all windows, factor, rows, exchange of
+ * codes, and the windows go on through the quantized linears. The loop of gptq_run_layer is the
+ * recipe. */
 #include "pipeline/gptq/gptq_stack.h"
 
 #include "base/clock.h"

@@ -1,3 +1,6 @@
+/* Inputs of a group of windows are transposed once; tiles of X^T X are made with bf16 factors,
+ * scaled to integers and added to a panel while it is in cache; panels are then summed over ranks.
+ */
 #include "pipeline/gptq/gptq_moments.h"
 
 #include "base/gemm.h"

@@ -1,3 +1,6 @@
+/* Order of the columns, damping and sums come in; the Hessian goes to the first rank or, in
+ * blocks, to the cells of a grid; after Cholesky and a triangular inverse panels of U are
+ * broadcast. */
 #include "pipeline/gptq/gptq_solve.h"
 
 #include "base/mem.h"

@@ -1,3 +1,5 @@
+/* Linears of a layer are dealt to ranks by size; each rank reads and fuses its own, and bands of
+ * rows are broadcast in the order of use. Reading of the next layer runs beside. */
 #include "pipeline/gptq/gptq_source.h"
 
 #include "base/half.h"

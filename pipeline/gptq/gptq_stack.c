@@ -1,3 +1,6 @@
+/* The linears that share an input are stacked into one matrix of rows, which is cut over ranks in
+ * units of 64 rows; each rank rounds its rows and codes are shared. For GPTAQ several strengths
+ * are tried and compared on held-out windows. */
 #include "pipeline/gptq/gptq_stack.h"
 
 #include "base/gemm.h"

@@ -1,3 +1,5 @@
+/* A shelf for each window and kind of data, in memory or in an unlinked file that is read and
+ * written at offsets. */
 #include "pipeline/gptq/gptq_windows.h"
 
 #include "base/file.h"

@@ -1,3 +1,5 @@
+/* As many windows as stages are in flight: forward of all, then the loss and backward of all in
+ * reverse. A block runs forward again from its saved input before its backward. */
 #include "pipeline/learn/capture_run.h"
 
 #include "base/gemm.h"

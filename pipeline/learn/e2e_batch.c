@@ -1,3 +1,5 @@
+/* Each epoch is a permutation by Fisher and Yates from counter-based random numbers; a step takes
+ * the next pieces. */
 #include "pipeline/learn/e2e_batch.h"
 
 #include "base/rng.h"

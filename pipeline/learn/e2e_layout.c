@@ -1,3 +1,5 @@
+/* All factorizations of the number of ranks are tried, with and without recomputation; each is cut
+ * by partition.h, measured in bytes and simulated by schedule.h. */
 #include "pipeline/learn/e2e_layout.h"
 
 #include "base/size.h"

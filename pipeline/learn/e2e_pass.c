@@ -1,3 +1,5 @@
+/* An interpreter of schedule operations: receive, run the layers on a slice forward or backward,
+ * send on; gradients of a layer, window and slice are one unit of the exact sum. */
 #include "pipeline/learn/e2e_pass.h"
 
 #include "base/gemm.h"

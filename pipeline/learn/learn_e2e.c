@@ -1,3 +1,5 @@
+/* Draw windows, run the pass, sum integers over all ranks, step R1 by cayley_dist and R2 by
+ * r2_part; if a sum overflowed, raise the exponent and repeat the step. */
 #include "pipeline/learn/learn_e2e.h"
 
 #include "base/clock.h"

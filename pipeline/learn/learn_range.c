@@ -1,3 +1,5 @@
+/* Draw rows, take loss and gradient as integers (range_step), sum over ranks, step R1 by
+ * cayley_dist and R2 by the optimiser of the owning rank. */
 #include "pipeline/learn/learn_range.h"
 
 #include "base/clock.h"

@@ -1,3 +1,5 @@
+/* A batch of small matrices with one optimiser; state is saved by matrix, so that another number
+ * of ranks can load it. */
 #include "pipeline/learn/r2_part.h"
 
 #include "base/mem.h"

@@ -1,3 +1,6 @@
+/* u = x R by a product in blocks of 128 rows; in each row a vectorised search finds the largest
+ * and smallest entry; the row, in fixed point, is added at these two channels to the gradient.
+ * Terms are sorted by channel, so each thread owns columns and no sum depends on order. */
 #include "pipeline/learn/range_step.h"
 
 #include "base/gemm.h"

@@ -1,3 +1,5 @@
+/* Every so many tokens of each window a row is taken, rounded to bf16 or fixed point, weighted by
+ * its gradient's norm, and at the end normalised and shuffled within each layer's set. */
 #include "pipeline/learn/row_pool.h"
 
 #include "base/gemm.h"

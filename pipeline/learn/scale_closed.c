@@ -1,3 +1,5 @@
+/* Squares of inputs and gradients are summed per channel in fixed point; the fourth root of their
+ * ratio is scaled to a geometric mean of one and bounded. */
 #include "pipeline/learn/scale_closed.h"
 
 #include "base/mem.h"

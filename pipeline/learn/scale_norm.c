@@ -1,3 +1,5 @@
+/* u = x R is computed once for a site; each Adam step finds the ends of every row of u / s and
+ * differentiates the objective at those two entries and through the mean of s^2 t. */
 #include "pipeline/learn/scale_norm.h"
 
 #include "base/gemm.h"

@@ -1,3 +1,5 @@
+/* Largest magnitudes per channel of activations are collected by a hook over the capture, those of
+ * weights by a pass over the columns. */
 #include "pipeline/learn/scale_smooth.h"
 
 #include "base/mem.h"

@@ -1,3 +1,5 @@
+/* A hook of the capture adds squares of output gradients and squared lengths of inputs, per
+ * channel, in fixed point. */
 #include "pipeline/learn/weight_moments.h"
 
 #include "base/mem.h"

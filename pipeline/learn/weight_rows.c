@@ -1,3 +1,5 @@
+/* Matrices get samples in proportion to the noise their rows would cause; rows are drawn by
+ * counter-based random numbers, rotated, and given to range_step like rows of activations. */
 #include "pipeline/learn/weight_rows.h"
 
 #include "base/mem.h"

@@ -1,3 +1,5 @@
+/* Products W^T W (or W W^T) in bands and fixed chunks, rounded to fixed point and added as
+ * integers over layers and ranks. */
 #include "pipeline/learn/weight_start.h"
 
 #include "base/gemm.h"

@@ -1,3 +1,4 @@
+/* A list of names and bytes, a total, and a comparison with the limit of the rank. */
 #include "pipeline/plan/memory_plan.h"
 
 #include "base/log.h"

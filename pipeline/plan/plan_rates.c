@@ -1,3 +1,5 @@
+/* Each rate is the best of a few runs of a fraction of a second; named CPUs have rates from clock,
+ * vector width and instructions. */
 #include "pipeline/plan/plan_rates.h"
 
 #include "base/clock.h"

@@ -1,3 +1,5 @@
+/* Seconds = flop of products / rate + passes over numbers / rate + bytes / rate, with constants
+ * fitted once (docs/MEASUREMENTS.md). */
 #include "pipeline/plan/plan_time.h"
 
 #include "model/tensors.h"

@@ -1,3 +1,4 @@
+/* The best of a few square products that are large enough not to be bound by memory. */
 #include "pipeline/plan/product_peak.h"
 
 #include "base/clock.h"

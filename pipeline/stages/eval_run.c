@@ -1,3 +1,5 @@
+/* stage_relay moves windows through the stages; the last rank takes the losses, and losses are
+ * added in the order of the windows. */
 #include "pipeline/stages/eval_run.h"
 
 #include "base/log.h"

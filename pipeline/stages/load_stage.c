@@ -1,3 +1,5 @@
+/* The tensor list of the config is walked; each tensor is read into a slot as it is, or packed, or
+ * fused on the way. Non-finite values are counted in the raw bytes. */
 #include "pipeline/stages/load_stage.h"
 
 #include "base/mem.h"

@@ -1,3 +1,6 @@
+/* Contiguous stages: each load that the largest stage could have (so many layers, with the
+ * embedding, the head or neither) is tried as a limit and filled greedily. Independent items: the
+ * costliest first, to the rank with the least load. */
 #include "pipeline/stages/partition.h"
 
 #include "model/tensors.h"

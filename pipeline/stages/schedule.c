@@ -1,3 +1,6 @@
+/* Lists are made by a rule (as many forward as are needed to keep the next stages busy, then one
+ * backward and one forward in turn); simulation replays them against arrival times; the check
+ * walks every list and every message. */
 #include "pipeline/stages/schedule.h"
 
 #include "base/mem.h"

@@ -1,3 +1,5 @@
+/* Non-blocking send of one boundary buffer while the other is computed; the order of batches is
+ * the same on every rank, so no tags are needed. */
 #include "pipeline/stages/stage_relay.h"
 
 #include "base/mem.h"

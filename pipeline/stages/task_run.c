@@ -1,3 +1,5 @@
+/* Sequences are sorted by length and laid into packs, the longest first; each pack is one pass
+ * whose attention is bounded by sequence, and scored rows are picked before the head. */
 #include "pipeline/stages/task_run.h"
 
 #include "base/log.h"

@@ -1,3 +1,5 @@
+/* The tensor list of the config is looked up name by name; what the checkpoint has beyond it is
+ * reported, but for known leftovers. */
 #include "pipeline/weights/check_model.h"
 
 #include "base/log.h"

@@ -1,3 +1,6 @@
+/* A fuse_plan says which gains and rotations the role takes; rows stream through fuse to the sink
+ * while a probe vector is multiplied along, and its norm must be that of the same probe through
+ * the source. */
 #include "pipeline/weights/fused_tensor.h"
 
 #include "base/fault.h"

@@ -1,3 +1,5 @@
+/* One function for each kind of item walks its tensors in the order of read_ahead and hands fused,
+ * then quantized rows to the sink. */
 #include "pipeline/weights/quantize_item.h"
 
 #include "base/mem.h"

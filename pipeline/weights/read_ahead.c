@@ -1,3 +1,5 @@
+/* A thread reads tensors into a ring of bytes, waiting on a condition variable for room; the user
+ * takes them in the same order and gives each back before the next. */
 #include "pipeline/weights/read_ahead.h"
 
 #include "base/mem.h"

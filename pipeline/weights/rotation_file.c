@@ -1,3 +1,6 @@
+/* Writing collects matrices and scales into one list of F64 tensors. Reading checks origin, shapes
+ * and orthogonality, and replaces a matrix that is nearly orthogonal by Newton-Schulz steps from
+ * it. */
 #include "pipeline/weights/rotation_file.h"
 
 #include "base/file.h"

@@ -1,3 +1,4 @@
+/* Lookups and messages alone. */
 #include "pipeline/weights/source_tensor.h"
 
 #include <inttypes.h>
