@@ -50,7 +50,7 @@ void gemm_f32(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const
 void gemm_f64(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const double *a,
               int64_t lda, const double *b, int64_t ldb, bool add, double *c, int64_t ldc);
 
-/* Local. The same with bf16 factors and fp32 sums. Where gemm_has_bf16 is false the factors are
+/* Local. As gemm_f32, with bf16 factors and fp32 sums. Where gemm_has_bf16 is false the factors are
  * widened and multiplied in fp32: close, but other bits. */
 void gemm_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
                const bf16 *b, int64_t ldb, bool add, float *c, int64_t ldc);

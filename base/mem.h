@@ -13,7 +13,8 @@
  * Caller owns *out (mem_free). count 0 gives a valid pointer. Fails with ERR_NOFIT. */
 err mem_alloc(int64_t count, size_t size, const char *what, void **out);
 
-/* Local. The same with whatever stands there: for what is written before it is read. */
+/* Local. As mem_alloc, but the bytes are undefined: for buffers that are written before they are
+ * read. */
 err mem_alloc_unset(int64_t count, size_t size, const char *what, void **out);
 void mem_free(void *p); /* local; NULL is fine */
 

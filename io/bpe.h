@@ -1,6 +1,7 @@
 /* bpe - the model of a tokenizer.json: byte-pair encoding with merges by rank (Sennrich, Haddow,
  * Birch 2016), over characters with byte fallback, or over bytes. Ids are those of the `tokenizers`
- * package. Does not cut texts into words (io/pretokenize.h), no dropout, no affixes of subwords.
+ * package. Does not cut texts into words (io/pretokenize.h), and supports neither dropout
+ * nor continuing_subword_prefix and end_of_word_suffix.
  * Last step of a text on its way to ids. */
 #ifndef SPINSHARD_IO_BPE_H
 #define SPINSHARD_IO_BPE_H

@@ -265,7 +265,8 @@ static void left_side_blocks(const fuse_job *job, double *w, int64_t columns, do
     }
 }
 
-/* The same with a large dense R: one block of columns after the other, each a threaded product. */
+/* The left factor where it is a large dense R: one block of columns after the other, each by a
+ * product that uses all threads. */
 static void left_side_dense(const fuse_job *job, double *w, int64_t columns, double *scratch) {
     double *t = scratch, *turned = scratch + columns * job->rows;
     for (int64_t c0 = 0; c0 < job->cols; c0 += columns) {

@@ -47,7 +47,7 @@ typedef struct fuse_job {
     int64_t non_finite;                 /* result: NaN and Inf seen in source */
 } fuse_job;
 
-/* The same rows before they are rounded, for who wants them: fused in fp64. */
+/* Takes fused rows in fp64, before they are rounded to fp32. */
 typedef err (*fuse_wide_sink)(void *arg, int64_t row0, int64_t rows, const double *w);
 
 /* Takes rows [row0, row0 + rows) of the fused matrix as w [rows, cols], valid during the call.
@@ -59,14 +59,15 @@ typedef err (*fuse_sink)(void *arg, int64_t row0, int64_t rows, const float *w);
  * ERR_BUG (orders that do not fit the matrix) or the sink's error. */
 err fuse_matrix(fuse_job *job, fuse_sink sink, void *arg);
 
-/* The same from several threads at a time, each with a few rows of its own, in any order. */
+/* As fuse_sink, but called by several threads at a time, each with rows of its own, in any order.
+ */
 typedef err (*fuse_each_sink)(void *arg, int64_t row0, int64_t rows, const float *w);
 
-/* Local. The same where the sink is called by the threads that fused the rows, while these are in
- * cache. Of several errors that of the first rows comes back. */
+/* Local. As fuse_matrix, but the threads that fused the rows call the sink while the rows are in
+ * their cache. If several calls fail, the error of the lowest row is returned. */
 err fuse_matrix_each(fuse_job *job, fuse_each_sink sink, void *arg);
 
-/* Local. The same in fp64, not rounded. */
+/* Local. As fuse_matrix, in fp64 and without rounding. */
 err fuse_matrix_wide(fuse_job *job, fuse_wide_sink sink, void *arg);
 
 /* Local. Bytes that fuse_matrix or fuse_matrix_each allocates for this job at most: tiles, or the

@@ -1,8 +1,7 @@
-/* site - a quantization site on rows: x -> x + (Q(xR) - xR) R^T (DESIGN.md 2.2), with R in equal
- * segments along the row (heads), or x -> Q(xR) where the weights that follow already hold R^-1.
- * Scales stand before or after R: x -> x + (Q(x S^-1 R) - x S^-1 R) R^T S, and
- * x -> x + (Q(x R S^-1) - x R S^-1) S R^T.
- * Not the placing of sites in a block (block.c). */
+/* site - an activation quantizer ("site") on rows: x -> x + (Q(xR) - xR) R^T (DESIGN.md 2.2), with
+ * R in equal segments along the row (heads), or x -> Q(xR) where the weights that follow already
+ * hold R^-1. Scales stand before or after R: x -> x + (Q(x S^-1 R) - x S^-1 R) R^T S, and x -> x +
+ * (Q(x R S^-1) - x R S^-1) S R^T. Not the placing of sites in a block (block.c). */
 #ifndef SPINSHARD_MODEL_SITE_H
 #define SPINSHARD_MODEL_SITE_H
 

@@ -274,8 +274,9 @@ void comm_sum_i64_to(const comm *c, int64_t *v, int64_t n, int root) {
                    (int)size_min(SUM_PIECE, n - at), MPI_INT64_T, MPI_SUM, root, c->handle);
 }
 
-/* out [n_out] goes to a rank while in [n_in] grows by what another sends: piece by piece, one
- * piece ahead. Unsigned, so that sums of entries that nobody means may wrap around. */
+/* Send out [n_out] to one rank and add what another rank sends to in [n_in], piece by piece, with
+ * the next piece on its way. Added as unsigned integers: entries left of the diagonal of a Hessian
+ * are undefined, and their sums may wrap around without harm. */
 static void sum_exchange(const comm *c, const int64_t *out, int64_t n_out, int to, int64_t *in,
                          int64_t n_in, int from, int64_t *room) {
     MPI_Request sent[2] = {MPI_REQUEST_NULL, MPI_REQUEST_NULL},

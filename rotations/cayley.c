@@ -129,8 +129,9 @@ static void invert_small(int64_t b, double *a, int64_t lda) {
     }
 }
 
-/* The same by halves, [A B; C D]: with S = D - C A^-1 B, whose symmetric part is positive definite
- * too, it is [A^-1 + U S^-1 V, -U S^-1; -S^-1 V, S^-1], U = A^-1 B, V = C A^-1. */
+/* a <- its inverse, as invert_small, by halves [A B; C D]: with the Schur complement
+ * S = D - C A^-1 B, whose symmetric part is positive definite too, the inverse is [A^-1 + U S^-1 V,
+ * -U S^-1; -S^-1 V, S^-1], U = A^-1 B, V = C A^-1. */
 static void invert(int64_t b, double *a, int64_t lda) {
     enum { SMALL = 32 };
     double u[BLOCK * BLOCK / 4], v[BLOCK * BLOCK / 4], t[BLOCK * BLOCK / 4];

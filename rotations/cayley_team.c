@@ -135,7 +135,8 @@ static void direction(cayley_team *t) {
     cayley_skew_part(n, -0.5, t->f.X, t->W);
 }
 
-/* The same in fp32: W holds G, then R, and X holds the product, in half their room. */
+/* W as above, computed in fp32: the memory of W holds G and then R, that of X the product, each in
+ * the first half. */
 static void rough_direction(cayley_team *t) {
     const int64_t n = t->n, unit = cayley_unit(n);
     const int r = comm_rank(t->c);

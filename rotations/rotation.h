@@ -29,8 +29,9 @@ err rotation_create_blocks(int64_t n, int64_t block, rotation **out);
 /* R [n, n] row-major, copied; not checked for orthogonality (rotation_orthogonality). NULL: zeros,
  * until rotation_put_rows has filled it. */
 err rotation_create_dense(int64_t n, const double *R, rotation **out);
-/* The same in fp32 alone, half the memory: zeros, until rotation_put_rows_f32 has filled it. For
- * rotation_apply_f32 and rotation_dense_rows; what works in fp64 may not be called. */
+/* A dense R that is stored in fp32 alone, which takes half the memory: zeros, until
+ * rotation_put_rows_f32 has filled it. It may be given to rotation_apply_f32 and
+ * rotation_dense_rows; functions that work in fp64 may not be called on it. */
 err rotation_create_dense_f32(int64_t n, rotation **out);
 void rotation_destroy(rotation **r); /* local; NULL is fine; sets NULL */
 

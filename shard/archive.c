@@ -215,7 +215,8 @@ static int64_t entries_of(const manifest *m, int64_t t, const manifest_entry **o
     return n;
 }
 
-/* Same on every rank. An entry is named before its tar, which differs along with it. */
+/* Gives the same result on every rank. A damaged entry is named before its tar, since the tar's
+ * hash differs whenever an entry's does. */
 static err compare_tar(const manifest_tar *want, const digest_file *got,
                        const manifest_entry *const *entries) {
     static const char *const hint = "fetch the part again, or quantize again";

@@ -7,7 +7,7 @@
  * (jobs/phases/quantize_gptq.c). Stands at "fused weight -> INT4 codes + scales" where
  * weights.method is gptq or gptaq.
  *
- * The same codes on any number of ranks and threads (over a grid: for equal numerics), since sums
+ * Codes are equal on any number of ranks and threads (over a grid: for equal numerics), since sums
  * are exact, rows are rounded in fixed units, and a factor is made by one rank or one grid. */
 #ifndef SPINSHARD_PIPELINE_GPTQ_GPTQ_LAYER_H
 #define SPINSHARD_PIPELINE_GPTQ_GPTQ_LAYER_H

@@ -392,7 +392,9 @@ static panel panel_of(gptq_moments *m, int64_t first, int64_t rows, bool cross) 
 
 /* This rank's part of it. */
 static err fill_panel(panel *p) {
-    fixed_sum_begin(&p->s, p->m->exponent, windows_taken(p->m)); /* none: the first are put */
+    fixed_sum_begin(&p->s, p->m->exponent, windows_taken(p->m));
+    /* The array is not zeroed: the first contribution to a panel is stored and later ones are
+     * added. Only where there is no contribution at all must zeros be written. */
     p->s.n = p->rows * p->cols;
     err e = comm_agree(p->m->c, add_panels(p), p->m->what, NULL);
     if (!e.code && p->empty) memset(p->s.v, 0, (size_t)p->s.n * sizeof *p->s.v);

@@ -14,7 +14,8 @@
 
 #include <stdbool.h>
 
-/* A window that is measured but not learned from: each HOLD_OUT-th, from the last of the first. */
+/* Where strengths of GPTAQ are compared, windows 7, 15, 23 and so on (every eighth, counted from 0)
+ * are held out: they do not enter the sums, and the outputs are compared on them. */
 enum { GPTQ_HOLD_OUT = 8 };
 
 /* Which windows, and what is known of their inputs after gptq_moments_diagonal. */
@@ -23,7 +24,7 @@ typedef struct gptq_moments {
     gptq_windows *windows; /* borrowed */
     const char *what;      /* borrowed; names the tensor whose inputs are at hand */
     int64_t n;             /* width of the inputs at hand */
-    bool hold_out;         /* leave out windows number 7, 15, .. */
+    bool hold_out;         /* leave out the windows that are held out */
     int exponent;
     double factor; /* 2/N */
     void *sum;     /* owned; int64, see gptq_moments_panel */
@@ -34,7 +35,7 @@ typedef struct gptq_moments {
 
 void gptq_moments_clear(gptq_moments *m); /* local */
 
-/* Local. True for a window that is learned from. */
+/* Local. True for a window that enters the sums. */
 bool gptq_moments_takes(const gptq_moments *m, int64_t number);
 
 /* Collective. The diagonal of H [n] on every rank, for inputs [length, n] of stream GPTQ_QUANTIZED;
@@ -42,25 +43,26 @@ bool gptq_moments_takes(const gptq_moments *m, int64_t number);
  * ERR_NUMERICS naming the window whose inputs hold NaN or infinity, ERR_NOFIT. */
 err gptq_moments_diagonal(gptq_moments *m, int64_t n, const char *what, double *diagonal);
 
-/* Rows of a panel: by n alone. */
+/* Number of rows of a panel for inputs of width n. It depends on n alone. */
 int64_t gptq_moments_panel_rows(int64_t n); /* local */
 
-/* Local. Column k of the inputs at hand (stream GPTQ_QUANTIZED) from now on is the one that was
- * order[k]; with `back` the one that was k goes to order[k] again. Sums over them are in that
- * order. Fails with ERR_NOFIT, ERR_INPUT, ERR_SPACE. */
+/* Local. Permute the columns of the stored inputs (stream GPTQ_QUANTIZED): column order[k] moves to
+ * place k; with `back`, the inverse permutation. Later sums are in the new order. Fails with
+ * ERR_NOFIT, ERR_INPUT, ERR_SPACE. */
 err gptq_moments_arrange(gptq_moments *m, const int64_t *order, bool back);
 
 /* Collective. Rows [first, first + rows) of H, columns [first, n), as integers of 2^exponent
- * [rows, n - first] in *v, summed over all ranks; at `root` alone, or everywhere (root -1).
- * What stands left of the diagonal is not meant. Borrowed until the next call. Times factor they
- * are H. */
+ * [rows, n - first] in *v, summed over all ranks; at `root` alone, or on every rank
+ * (root -1). Entries left of the diagonal are undefined, since H is symmetric. Multiplied by
+ * `factor` the numbers are H. Borrowed until the next call. */
 err gptq_moments_panel(gptq_moments *m, int64_t first, int64_t rows, int root, int64_t **v);
 
-/* Collective. The same rows, but only this rank's blocks of them, of a grid of no more cells than
- * ranks: block (b, c) stands at the cell of row c mod grid.rows and column b mod grid.cols, as that
- * of its transpose in a dmat (mpi/dmat.h). For its block columns, rising, the rows of its block
- * rows, rising, each row of the block's own width. `first` is a multiple of DMAT_BLOCK. Blocks left
- * of the diagonal have their room, and are not meant. */
+/* Collective. As gptq_moments_panel, but each rank gets only its blocks of the rows, for a grid of
+ * at most as many cells as there are ranks: block (b, c) stands at the cell of row c mod grid.rows
+ * and column b mod grid.cols, as that of its transpose in a dmat (mpi/dmat.h). For its block
+ * columns, rising, the rows of its block rows, rising, each row of the block's own width. `first`
+ * is a multiple of DMAT_BLOCK. Blocks left of the diagonal have their place in the array, and their
+ * entries are undefined. */
 err gptq_moments_cells(gptq_moments *m, int64_t first, int64_t rows, grid_shape grid, int64_t **v);
 
 /* Collective. Rows [first, first + rows) of C, all n columns, everywhere. Fails, agreed, with

@@ -20,7 +20,7 @@ static inline int64_t e2e_slice_tokens(int64_t hidden) {
 
 typedef enum recompute_wish { RECOMPUTE_AUTO, RECOMPUTE_ON, RECOMPUTE_OFF } recompute_wish;
 
-/* The same on every rank. */
+/* What a phase needs and what the user asked for; all ranks pass equal values. */
 typedef struct e2e_wish {
     int ranks;
     int64_t batch;

@@ -16,7 +16,8 @@
 #include "pipeline/stages/load_stage.h"
 #include "pipeline/stages/schedule.h"
 
-/* The same on every rank of a replica, but for stage and rows. Everything is borrowed. */
+/* What a pass works with. All ranks of a replica pass equal values, except stage and rows, which
+ * are each rank's own. Everything is borrowed. */
 typedef struct e2e_setting {
     const comm *stages; /* ranks of the replica, one a stage, in order */
     const llama_stage *stage;

@@ -5,7 +5,8 @@
 
 #include <stdint.h>
 
-/* The same on every rank, but for tokens_per_s and peak_share, which are clocks. */
+/* Equal on every rank, except tokens_per_s and peak_share, which each rank measures by its clock.
+ */
 typedef struct learn_report {
     int64_t step; /* done so far */
     double loss, loss_r2;

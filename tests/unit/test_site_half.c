@@ -1,5 +1,7 @@
-/* The site in bf16, where no two ways round alike: what it keeps must fit together, and its
- * gradients must be those of what it kept, to the precision of bf16. */
+/* The activation quantizer in learning form, in bf16. Two ways of computing a value need not round
+ * to the same bf16 number there, so it is not compared with a reference computation: its output,
+ * the error it saved and the ends of its range must agree with each other, and its gradients with
+ * what it saved, within the precision of bf16. */
 #include "base/gemm.h"
 #include "model/site_backward.h"
 #include "rotations/rotation.h"
