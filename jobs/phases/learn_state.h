@@ -34,8 +34,9 @@ err learn_commit(quantize_run *q, const char *phase);
 
 /* Collective. Rotations, and how many phases are behind them, into a commit. */
 err learn_keep_rotations(learner *l, int64_t phases_done);
-/* Collective. The same back; *phases_done -1 where there are none, or where they are damaged (said:
- * those before them are taken, if they are whole). */
+/* Collective. Read back the rotations that learn_keep_rotations kept last, and the number of phases
+ * that are behind them. If they are damaged, that is logged and the ones kept before are read. If
+ * there are none that are whole, *phases_done is -1. */
 err learn_recall_rotations(learner *l, int64_t *phases_done);
 
 /* Local. True where `saved` is a state of phase k of these sizes on this rank. */

@@ -51,7 +51,8 @@ bool gptq_windows_in_memory(const gptq_windows *w); /* local; all of them */
 err gptq_windows_get_x(gptq_windows *w, int stream, int64_t i, float **x);
 err gptq_windows_put_x(gptq_windows *w, int stream, int64_t i);
 
-/* Local. The same for the input of linears [length, width of a step] in bf16. */
+/* Local. Get and put the input of the linears of the step at hand, [length, width of the step] in
+ * bf16, with the lifetime and errors of gptq_windows_get_x. */
 err gptq_windows_get_input(gptq_windows *w, int stream, int64_t i, bf16 **input);
 err gptq_windows_put_input(gptq_windows *w, int stream, int64_t i);
 

@@ -45,9 +45,10 @@ typedef struct e2e_layout {
     uint64_t bytes;      /* of the largest rank */
 } e2e_layout;
 
-/* Local. Same result for the same wish. e2e_layout_clear frees. Fails with ERR_USAGE where
- * replicas x stages are more than the ranks, or stages than layers; where nothing fits, the layout
- * of least memory is given, for memory_plan_check to refuse. */
+/* Local. Choose the layout for a wish; equal wishes give equal layouts, so ranks need not talk.
+ * Freed by e2e_layout_clear. Fails with ERR_USAGE where replicas x stages are more than the ranks,
+ * or stages than layers; where nothing fits, the layout of least memory is given, for
+ * memory_plan_check to refuse. */
 err e2e_layout_choose(const e2e_wish *w, e2e_layout *out);
 void e2e_layout_clear(e2e_layout *l); /* local */
 

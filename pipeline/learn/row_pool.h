@@ -81,8 +81,9 @@ void row_pool_normalise(row_pool *p, pool_kind kind);
  * [hidden, hidden] on every rank; exact in any order, so the same for any number of ranks. */
 err row_pool_moment_r1(const comm *c, const row_pool *p, double *out);
 
-/* Collective on the communicator of out's grid. The same into a dealt matrix, in bands of rows, so
- * that no rank holds the whole; its lower triangle is the answer. */
+/* Collective on the communicator of out's grid. As row_pool_moment_r1, into a block-cyclic matrix
+ * and in bands of rows, so that no rank holds the whole. Only the lower triangle of *out is
+ * defined. */
 err row_pool_moment_r1_dist(const row_pool *p, dmat *out);
 
 /* Local. Second moment of the o_proj inputs of a layer: of all query heads, or (kv_head >= 0) of

@@ -13,8 +13,8 @@
  * rank; exact in any order, so the same for any number of ranks. Fails, agreed, with ERR_NOFIT. */
 err weight_start_moment_r1(const comm *c, const llama_stage *stage, double *out);
 
-/* Collective on the communicator of out's grid. The same into a dealt matrix, in bands of rows; its
- * lower triangle is the answer. */
+/* Collective on the communicator of out's grid. As weight_start_moment_r1, into a block-cyclic
+ * matrix and in bands of rows. Only the lower triangle of *out is defined. */
 err weight_start_moment_r1_dist(const llama_stage *stage, dmat *out);
 
 /* Local. Of layer i of the stage (from 0): of all heads, or (kv_head >= 0) of one KV head and its

@@ -22,8 +22,9 @@ typedef struct eval_windows {
 err eval_run(const comm *c, const llama_stage *stage, const llama_sites *sites,
              compute_type compute, const embed_rows *rows, const eval_windows *w, double *nll);
 
-/* Collective on c. The same for logits: [n * length, vocab] of all positions at the last rank,
- * handed to `take` a window at a time there (NULL elsewhere). For verify --equivalence. */
+/* Collective on c. As eval_run, but instead of losses the last rank computes the logits of all
+ * positions and hands them to `take`, [length, vocab] for each window; `take` is NULL on the other
+ * ranks. Used by verify --equivalence. */
 typedef err (*eval_logits_sink)(void *arg, int64_t window, const double *logits);
 err eval_logits(const comm *c, const llama_stage *stage, const llama_sites *sites,
                 compute_type compute, const embed_rows *rows, const eval_windows *w,

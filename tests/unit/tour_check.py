@@ -1,41 +1,72 @@
 #!/usr/bin/env python3
-"""docs/TOUR.md stays true: every file it names exists, every function it names is in one of the files of its row,
-or, where a row names several, at least somewhere in the tree."""
+"""docs/TOUR.md stays true: every file that it names exists, and every function that it names is defined in one of the
+files of its row: not declared there, not called there. A row without files, or with a folder alone, may name
+functions of any file. Phases of the run that the page lists must be those of the table in jobs/quantize.c, in order."""
+import functools
 import os
 import re
 import sys
 
 ROOT = os.environ.get("SPINSHARD_SOURCE") or os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+FOLDERS = ("base", "mpi", "quant", "rotations", "model", "pipeline", "shard", "io", "jobs")
+# A definition begins a line with its type and ends its head with a brace. In bodies that are compiled for float and
+# double the name stands in a macro that adds a suffix.
+DEFINITION = re.compile(r"^[A-Za-z_][\w \t\*]*?[\s\*](?:[A-Z_]+\()?([a-z]\w*)\)?\([^;{}]*\)\s*\{", re.MULTILINE)
+SUFFIX = re.compile(r"_f(32|64)$")
 
 
-def text_of(path):
+@functools.cache
+def defined_in(path):
     with open(os.path.join(ROOT, path), encoding="utf8") as f:
-        return f.read()
+        return {SUFFIX.sub("", name) for name in DEFINITION.findall(f.read())}
 
 
-def sources():
-    for folder in ("base", "mpi", "quant", "rotations", "model", "pipeline", "shard", "io", "jobs"):
-        for room, _, names in sorted(os.walk(os.path.join(ROOT, folder))):
-            for name in sorted(names):
+@functools.cache
+def defined_anywhere():
+    names = set()
+    for folder in FOLDERS:
+        for at, _, files in os.walk(os.path.join(ROOT, folder)):
+            for name in files:
                 if name.endswith((".c", ".h")):
-                    yield text_of(os.path.join(room, name))
+                    names |= defined_in(os.path.relpath(os.path.join(at, name), ROOT))
+    return names
+
+
+def rows(text):
+    for line in text.splitlines():
+        cells = [c.strip() for c in line.strip().strip("|").split("|")]
+        if line.startswith("|") and len(cells) == 3 and not set(line) <= set("|-: "):
+            yield line, cells
+
+
+def phases_off(text):
+    """The phases of the page against the table in jobs/quantize.c, which is what runs."""
+    with open(os.path.join(ROOT, "jobs", "quantize.c"), encoding="utf8") as f:
+        table = re.search(r"PHASES\[\] = \{(.*?)\n\};", f.read(), re.DOTALL)
+    wanted = re.findall(r'"([^"]+)"', table.group(1)) if table else []
+    told = re.findall(r"^\| ([^|]+?) \|", text.partition("| phase | when |")[2].partition("\n\n")[0], re.MULTILINE)
+    if wanted and told == wanted:
+        return []
+    return [f"jobs/quantize.c has the phases {wanted}, docs/TOUR.md has {told}"]
 
 
 def main():
-    everything, wrong, names = "\n".join(sources()), [], 0
-    for row in text_of("docs/TOUR.md").splitlines():
-        cells = [c.strip() for c in row.strip().strip("|").split("|")]
-        if not row.startswith("|") or len(cells) != 3 or set(row) <= set("|-"):
-            continue
-        files = re.findall(r"[a-z0-9_]+(?:/[a-z0-9_]+)+\.[ch]", row)
-        wrong += [f"no file {f}" for f in files if not os.path.isfile(os.path.join(ROOT, f))]
+    wrong, names = [], 0
+    with open(os.path.join(ROOT, "docs", "TOUR.md"), encoding="utf8") as f:
+        text = f.read()
+    wrong += phases_off(text)
+    for line, cells in rows(text):
+        files = re.findall(r"\b(?:[a-z0-9_]+/)+[a-z0-9_]+\.[ch]\b", line)
+        missing = [p for p in files if not os.path.isfile(os.path.join(ROOT, p))]
+        wrong += [f"no file {p}: {line}" for p in missing]
+        there = [p for p in files if p not in missing]
         for name in re.findall(r"`([a-z0-9_]+)`", cells[1]):
             names += 1
-            # bodies compiled for float and double carry a suffix that the preprocessor adds
-            if not re.search(rf"\b{name}(_f32|_f64)?\b", everything) and name not in everything:
-                wrong.append(f"no function {name}: {row}")
-            elif files and not any(name in text_of(f) for f in files if os.path.isfile(os.path.join(ROOT, f))):
-                wrong.append(f"{name} is in none of {', '.join(files)}")
+            bare = SUFFIX.sub("", name)
+            if there and not any(bare in defined_in(p) for p in there):
+                wrong.append(f"{name} is defined in none of {', '.join(there)}")
+            elif not there and bare not in defined_anywhere():
+                wrong.append(f"{name} is defined nowhere: {line}")
     for line in wrong:
         print(line)
     print(f"{names} functions named, {len(wrong)} wrong")
