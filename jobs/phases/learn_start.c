@@ -134,15 +134,24 @@ static err start_r1_from_set(learner *l) {
     return e;
 }
 
+/* Of the set NULL is the identity. */
+static void put_r2(const rotation *r, int64_t d, double *out) {
+    if (r) {
+        rotation_dense_rows(r, 0, d, out);
+        return;
+    }
+    memset(out, 0, (size_t)(d * d) * sizeof *out);
+    for (int64_t i = 0; i < d; i++) out[i * d + i] = 1;
+}
+
 static err start_r2_from_set(learner *l) {
     rotation_set *set = l->q->rotations;
-    int64_t dd = learner_cfg(l)->head_dim * learner_cfg(l)->head_dim;
+    const int64_t d = learner_cfg(l)->head_dim;
     err e = err_none();
     for (int64_t i = 0; i < learner_cfg(l)->layers && !e.code; i++) {
         e = rotation_set_prepare_r2(set, i);
         for (int64_t h = 0; h < l->r2_heads && !e.code; h++)
-            e = rotation_to_dense(rotation_set_r2(set, i, h),
-                                  l->R2 + i * learner_r2_entries(l) + h * dd);
+            put_r2(rotation_set_r2(set, i, h), d, l->R2 + i * learner_r2_entries(l) + h * d * d);
     }
     return e;
 }

@@ -76,15 +76,23 @@ class LearnCe(Case):
         self.good("verify", out, "--source", model, "--equivalence", ranks=2)
 
     def test_the_loss_falls(self):
-        """Each step takes all windows, so losses compare; the text is the one learned from."""
-        out = self.path("f")
-        self.good("quantize", "--model", STORIES, "--out", out, *how(phase(steps=40, batch=4, window=96)), ranks=2)
+        """The distance to the model in full precision, each step on all windows, so that losses compare. From R1 = I on a
+        model with loud channels it falls to some 0.4 of what it was."""
+        model, r1 = self.loud_model()
+        out, steps = self.path("f"), 15
+        self.good("quantize", "--model", model, "--out", out,
+                  *how(phase("kl-top", steps=steps, batch=4, window=96, top_k=512, lr_r1=0.05), more=(f"rotate.start={r1}",)),
+                  ranks=2)
         got = losses(out)
-        first, last = got["learn.0", 1][0], sum(got["learn.0", i][0] for i in range(36, 41)) / 5
-        self.assertLess(last, first - 0.05)
-        ppl = [self.perplexity(STORIES, TEXT, 96, "--dtype", "fp32", "--limit", 4, *more, *settings(*W4A4))["ppl"]
-               for more in (("--rotations", os.path.join(out, "rotations.safetensors")), settings("rotate.start=had"))]
-        self.assertLess(ppl[0], ppl[1])
+        first, last = got["learn.0", 1][0], sum(got["learn.0", i][0] for i in range(steps - 4, steps + 1)) / 5
+        self.assertGreater(first, 0)
+        self.assertLess(last, 0.7 * first)
+
+    def test_r2_from_the_identity(self):
+        """rotate.start=identity: there is no R1, and R2 is learned from there."""
+        out = self.path("i")
+        self.good("quantize", "--model", STORIES, "--out", out, *how(phase(), more=("rotate.start=identity",)))
+        self.assertGreater(min(e["angle_r2"] for e in steps_of(out).values()), 0)
 
     def test_kills_and_stops(self):
         args = how(phase(steps=60), phase("kl-top", steps=10, top_k=20))

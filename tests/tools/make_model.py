@@ -5,7 +5,7 @@ usage: make_model.py OUT [--seed N] [--hidden 128 ...]   (see --help)
 
 Not a trained model: the embedding is wide enough that the logits spread over several units, so that
 perplexity answers to errors in any layer. The tokenizer is the one of tests/data/stories260K.
-Other tests import this file: make(), read_safetensors(), write_safetensors().
+Other tests import this file: make(), make_loud_down(), plain_r1(), read_safetensors(), write_safetensors().
 """
 import argparse
 import array
@@ -13,6 +13,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import struct
 
@@ -78,8 +79,13 @@ def shapes(c):
     return out
 
 
-def values(rng, name, shape):
+def values(rng, name, shape, loud=1):
+    """Numbers of one tensor. loud: in the residual stream every 16th channel is that many times larger, as in large models,
+    and gains take it back for what reads the stream, so that quiet channels matter as much and drown at 4 bits."""
     n = math.prod(shape)
+    if loud != 1 and ("embed" in name or "norm" in name):
+        v, factor = values(rng, name, shape), 1 / loud if "norm" in name else loud
+        return [x * factor if i % shape[-1] % 16 == 3 else x for i, x in enumerate(v)]
     if "norm" in name:
         return [math.exp(rng.gauss(0, 0.3)) for _ in range(n)]
     if name.endswith("bias"):
@@ -103,7 +109,7 @@ def parser():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("out")
     for name, default in (("seed", 1), ("hidden", 128), ("intermediate", 256), ("layers", 3), ("heads", 8),
-                          ("kv-heads", 4), ("head-dim", 0), ("shards", 1)):
+                          ("kv-heads", 4), ("head-dim", 0), ("shards", 1), ("loud", 1)):
         p.add_argument("--" + name, type=int, default=default)
     p.add_argument("--dtype", choices=["F32", "F16", "BF16"], default="F32")
     p.add_argument("--biases", action="store_true")
@@ -134,12 +140,44 @@ def make(out, *flags):
     tensors = {}
     for name, shape in shapes(config).items():
         rng = random.Random(f"{a.seed} {name}")
-        tensors[name] = (a.dtype, shape, half_bytes(values(rng, name, shape), a.dtype))
+        tensors[name] = (a.dtype, shape, half_bytes(values(rng, name, shape, a.loud), a.dtype))
     write_shards(out, tensors, a.shards)
     with open(os.path.join(out, "config.json"), "w") as f:
         json.dump(config, f, indent=2)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(os.path.join(DATA, name), os.path.join(out, name))
+    return out
+
+
+def make_loud_down(out, factor=32):
+    """The trained model of tests/data with loud channels at the input of down: every 16th row of up is that power of two
+    larger and the column of down as much smaller, so in floating point it is the very same function, while at 4 bits the
+    quiet channels drown unless scales of up and down take it back. Gives back out."""
+    os.makedirs(out, exist_ok=True)
+    tensors, meta = read_safetensors(os.path.join(DATA, "model.safetensors"))
+    for key, (dtype, shape, data) in tensors.items():
+        if re.search(r"(up|down)_proj\.weight$", key):
+            assert dtype == "F32"
+            v, up = array.array("f", data), "up_proj" in key
+            for i in range(len(v)):
+                if (i // shape[1] if up else i % shape[1]) % 16 == 3:
+                    v[i] *= factor if up else 1 / factor
+            tensors[key] = (dtype, shape, v.tobytes())
+    write_safetensors(os.path.join(out, "model.safetensors"), tensors, meta)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(os.path.join(DATA, name), os.path.join(out, name))
+    return out
+
+
+def plain_r1(source, out):
+    """A rotation file with the identity as R1: the worst start of a model with loud channels, from which learning has
+    far to go, whatever its rounding. Gives back out."""
+    tensors, meta = read_safetensors(source)
+    dtype, shape, _ = tensors["R1"]
+    assert dtype == "F64"
+    n = shape[0]
+    tensors["R1"] = (dtype, shape, array.array("d", (float(i // n == i % n) for i in range(n * n))).tobytes())
+    write_safetensors(out, tensors, meta)
     return out
 
 

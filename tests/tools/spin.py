@@ -13,6 +13,8 @@ import sys
 import tempfile
 import unittest
 
+import make_model
+
 TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DATA = os.environ.get("SPINSHARD_TEST_DATA", os.path.join(TESTS, "data"))
 STORIES = os.path.join(DATA, "stories260K")
@@ -148,6 +150,14 @@ class Case(unittest.TestCase):
         (p,) = r.json()["perplexity"]
         self.assertLess(abs(p["ppl"] - 2.718281828459045 ** p["nll"]), 1e-6 * p["ppl"])
         return p
+
+    def loud_model(self, name="loud"):
+        """A random model whose residual stream has loud channels, and a rotation file to start from with R1 = I, which
+        leaves them as they are. Learning then gains far more than kernels or rounding can take."""
+        model, out = make_model.make(self.path(name), "--hidden", 64, "--intermediate", 128, "--layers", 2, "--untied",
+                                     "--loud", 16), self.path(name + "-had")
+        self.good("quantize", "--model", model, "--out", out, *settings("rotate.start=had", "weights.group=channel"))
+        return model, make_model.plain_r1(os.path.join(out, "rotations.safetensors"), self.path(name + "-r1.safetensors"))
 
 
 def oracle(*words, limit=600, script="oracle.py"):
