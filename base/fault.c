@@ -56,8 +56,8 @@ bool fault_armed(void) {
 
 /* What is not a call of the file system has its own count. */
 static bool is_file_call(const char *kind) {
-    static const char *const others[] = {"malloc", "code", "fuse", "state"};
-    for (int i = 0; i < 4; i++)
+    static const char *const others[] = {"malloc", "code", "fuse", "state", "commit"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (!strcmp(kind, others[i])) return false;
     return true;
 }
@@ -70,6 +70,10 @@ bool fault_hit(const char *kind) {
     if (plan.rank >= 0 && plan.rank != my_rank) return false;
     if (atomic_fetch_sub(&left, 1) != 1) return false;
     if (!strcmp(plan.action, "kill")) raise(SIGKILL);
+    if (!strcmp(plan.action, "stop")) {
+        raise(SIGSTOP); /* until somebody sends SIGCONT; then all goes on */
+        return false;
+    }
     errno = strcmp(plan.action, "enospc") ? EIO : ENOSPC;
     return true;
 }

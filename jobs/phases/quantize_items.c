@@ -1,6 +1,7 @@
 #include "jobs/phases/quantize_items.h"
 
 #include "base/clock.h"
+#include "base/fault.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/size.h"
@@ -161,6 +162,8 @@ err quantize_do_items(quantize_run *q) {
     int64_t done = 0, at = 0, round = 0, n_own;
     for (int64_t i = 0; i < q->n_items; i++) done += quantize_item_done(q, i);
     if (!quantize_uses_gptq(q->recipe)) quantize_phase_start(q, "gptq"); /* else it is on */
+    const int64_t before = done;
+    bool first = true; /* what is done first is kept at once: a run that dies young has begun */
     double last_commit_s = clock_now_s();
     int64_t *own = items_of(q, comm_rank(q->c), &n_own);
     read_ahead *reader = NULL;
@@ -183,11 +186,15 @@ err quantize_do_items(quantize_run *q) {
         err same = check_replicas(q);
         if (!e.code) e = same;
         bool stop = stop_agreed(q->c);
-        bool due = stop || done == q->n_items || clock_now_s() - last_commit_s > COMMIT_EVERY_S;
+        bool due = stop || done == q->n_items || (first && done > before) ||
+                   clock_now_s() - last_commit_s > COMMIT_EVERY_S;
         if (q->state && due && !e.code) {
             e = run_state_commit(q->state, "gptq");
             events_add(q->events, "gptq", "commit", json_pack("{s:I}", "done", (json_int_t)done));
             last_commit_s = clock_now_s();
+            first = first && done == before;
+            if (!e.code && fault_hit("commit"))
+                e = err_make(ERR_BUG, "commit", NULL, "a fault on demand");
         }
         if (q->state) run_state_heartbeat(q->state);
         e = comm_agree(q->c, e, "committing", NULL);

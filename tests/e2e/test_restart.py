@@ -13,8 +13,8 @@ import make_model  # noqa: E402
 from spin import Case, finish, main, settings, spin, start, tar_hashes  # noqa: E402
 
 VERIFY, MISMATCH, STOPPED = 4, 7, 75
-SHAPE = ["--hidden", 256, "--intermediate", 768, "--layers", 8, "--untied"]
-HOW = settings("weights.group=64", "weights.scale=search")  # the search takes long enough for some commits
+SHAPE = ["--hidden", 64, "--intermediate", 128, "--layers", 12, "--untied"]
+HOW = settings("weights.group=32")
 
 
 def events(out):
@@ -39,14 +39,24 @@ class Restart(Case):
         return tar_hashes(ref)
 
     def unfinished(self):
-        """Kill a run after its first commit of some layers."""
-        p = start(self.args)
-        while p.poll() is None and not any(e["event"] == "commit" for e in events(self.out)):
-            time.sleep(0.01)
-        p.kill()
-        r = finish(p)
-        self.assertEqual(r.rc, -signal.SIGKILL, f"the run came to its end before it kept any layer\n{r}")
-        self.assertGreater(self.good("status", self.out, "--json").json()["units_done"], 0)
+        """A run that was killed behind its first commit of some units; an earlier one, of none, is made by the clock."""
+        for n in range(1, 50):
+            shutil.rmtree(self.out, True)
+            r = spin(*self.args, env={"SPINSHARD_FAULT": f"commit:{n}:0:kill"})
+            self.assertEqual(r.rc, -signal.SIGKILL, f"the run came to its end before it kept any layer\n{r}")
+            if self.good("status", self.out, "--json").json()["units_done"] > 0:
+                return
+        self.fail("no unit was kept")
+
+    def paused(self):
+        """A run that waits, alive, behind its first commit."""
+        p = start(self.args, env={"SPINSHARD_FAULT": "commit:1:0:stop"})
+        while p.poll() is None:
+            with open(f"/proc/{p.pid}/stat") as f:
+                if f.read().rsplit(")", 1)[1].split()[0] == "T":
+                    return p
+            time.sleep(0.001)
+        self.fail(f"it came to its end\n{finish(p)}")
 
     def test_goes_on(self):
         self.unfinished()
@@ -76,9 +86,9 @@ class Restart(Case):
         self.unfinished()
         objects = os.path.join(self.out, "run", "objects")
         names = sorted(n for n in os.listdir(objects) if len(n) == 64)
-        os.remove(os.path.join(objects, names[0]))
         with open(os.path.join(objects, names[-1]), "r+b") as f:
             f.write(b"damage")
+        os.remove(os.path.join(objects, names[0]))
         self.good(*self.args, ranks=2)
         self.assertEqual(self.whole(), tar_hashes(self.out))
 
@@ -115,12 +125,8 @@ class Restart(Case):
 
     def test_one_writer(self):
         """A second run on the folder of a live one is refused; of a dead one whose pid lives on, it is not."""
-        p = start(self.args)
-        while p.poll() is None and not any(e["event"] == "commit" for e in events(self.out)):
-            time.sleep(0.01)
-        p.send_signal(signal.SIGSTOP)
+        p = self.paused()
         self.bad(MISMATCH, [f"pid {p.pid}"], *self.args, out=self.out)
-        p.send_signal(signal.SIGCONT)
         p.kill()
         finish(p)
         path = os.path.join(self.out, "run", "owner")
@@ -141,13 +147,12 @@ class Restart(Case):
         self.assertEqual(self.whole(), tar_hashes(self.out))
 
     def test_terminate_saves(self):
-        p = start(self.args)
-        time.sleep(0.5)
+        p = self.paused()
         p.send_signal(signal.SIGTERM)
+        p.send_signal(signal.SIGCONT)
         r = finish(p)
-        self.assertIn(r.rc, (0, STOPPED), f"\n{r}")
-        if r.rc:
-            self.good(*self.args, ranks=2)
+        self.assertEqual(r.rc, STOPPED, f"\n{r}")
+        self.good(*self.args, ranks=2)
         self.assertEqual(self.whole(), tar_hashes(self.out))
 
     def test_keep_run(self):

@@ -81,7 +81,8 @@ def shapes(c):
 
 def values(rng, name, shape, loud=1):
     """Numbers of one tensor. loud: in the residual stream every 16th channel is that many times larger, as in large models,
-    and gains take it back for what reads the stream, so that quiet channels matter as much and drown at 4 bits."""
+    and gains take it back for what reads the stream, so that quiet channels matter as much and drown at 4 bits. Below 1 it
+    is the columns of the weights, times the gains, that are loud."""
     n = math.prod(shape)
     if loud != 1 and ("embed" in name or "norm" in name):
         v, factor = values(rng, name, shape), 1 / loud if "norm" in name else loud
@@ -109,8 +110,9 @@ def parser():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("out")
     for name, default in (("seed", 1), ("hidden", 128), ("intermediate", 256), ("layers", 3), ("heads", 8),
-                          ("kv-heads", 4), ("head-dim", 0), ("shards", 1), ("loud", 1)):
+                          ("kv-heads", 4), ("head-dim", 0), ("shards", 1)):
         p.add_argument("--" + name, type=int, default=default)
+    p.add_argument("--loud", type=float, default=1)
     p.add_argument("--dtype", choices=["F32", "F16", "BF16"], default="F32")
     p.add_argument("--biases", action="store_true")
     p.add_argument("--untied", action="store_true")

@@ -151,13 +151,25 @@ class Case(unittest.TestCase):
         self.assertLess(abs(p["ppl"] - 2.718281828459045 ** p["nll"]), 1e-6 * p["ppl"])
         return p
 
-    def loud_model(self, name="loud"):
-        """A random model whose residual stream has loud channels, and a rotation file to start from with R1 = I, which
-        leaves them as they are. Learning then gains far more than kernels or rounding can take."""
+    def loud_model(self, loud=16, name="loud"):
+        """A random model whose residual stream has loud channels (below 1: its weights), and a rotation file to start from
+        with R1 = I, which leaves them as they are. Learning then gains far more than kernels or rounding can take."""
         model, out = make_model.make(self.path(name), "--hidden", 64, "--intermediate", 128, "--layers", 2, "--untied",
-                                     "--loud", 16), self.path(name + "-had")
+                                     "--loud", loud), self.path(name + "-had")
         self.good("quantize", "--model", model, "--out", out, *settings("rotate.start=had", "weights.group=channel"))
         return model, make_model.plain_r1(os.path.join(out, "rotations.safetensors"), self.path(name + "-r1.safetensors"))
+
+    def learned_kl(self, model, r1, steps, *more, weights=False):
+        """Distance to the model in full precision, on four windows, of what that many steps of `range` make of r1: the loss
+        that a phase kl-top meets at its first step."""
+        out = self.path(f"kl-{steps}")
+        kl = "{objective: kl-top, top_k: 512, steps: 1, batch: 4, window: 96, weights: %s}" % str(weights).lower()
+        self.good("quantize", "--model", model, "--out", out, "--calib", TEXT, *settings(
+            "calib.windows=4", "calib.window=96", f"rotate.start={r1}", "weights.group=channel",
+            "learn=[{objective: range, steps: %d, rows: 2048, lr_r1: 0.01}, %s]" % (steps, kl), *more), ranks=2)
+        with open(os.path.join(out, "events.jsonl")) as f:
+            steps = [json.loads(line) for line in f if line.startswith("{") and '"step"' in line]
+        return [e["loss"] for e in steps if e["event"] == "step" and e["phase"] == "learn.1"][0]
 
 
 def oracle(*words, limit=600, script="oracle.py"):
