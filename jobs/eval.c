@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "jobs/eval_tasks.h"
+#include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
 #include "pipeline/plan/memory_plan.h"
 #include "pipeline/stages/eval_run.h"
@@ -92,31 +93,29 @@ static bool archive_has_r4(const source *s) {
 }
 
 static err make_sites(eval_job *j) {
+    const settings *s = recipe_settings(j->recipe);
     bool fused = j->source.form.packed, r4_fused = fused && archive_has_r4(&j->source);
     const char *file = options_str(j->o, OPT_ROTATIONS);
     err e = err_none();
     if (file && fused)
         e = err_make(ERR_USAGE, "--rotations", "leave it out",
                      "the archive holds its rotations already");
-    if (r4_fused && !recipe_list_has(j->recipe, "rotate.online", "r4")) {
-        bool r3 = recipe_list_has(j->recipe, "rotate.online", "r3");
+    if (r4_fused && !(s->rotate.online & ONLINE_R4)) {
+        bool r3 = (s->rotate.online & ONLINE_R3);
         recipe_put(j->recipe, "rotate.online",
                    r3 ? json_pack("[s, s]", "r3", "r4") : json_pack("[s]", "r4"));
     }
-    if (!e.code && !file && !fused && setup_starts_at(j->recipe, "pca"))
+    if (!e.code && !file && !fused && quantize_starts_at(s, START_POINT_PCA))
         e = err_make(ERR_USAGE, "rotate.start",
                      "give the rotations of a finished run with --rotations FILE",
                      "pca is made from calibration text, which eval does not read");
-    if (!e.code && !file && !fused && json_array_size(recipe_get(j->recipe, "scale.pairs")))
+    if (!e.code && !file && !fused && s->scale.pairs)
         e = err_make(ERR_USAGE, "scale.pairs",
                      "give the rotations of a finished run with --rotations FILE",
                      "scales are made from calibration text, which eval does not read");
     e = comm_agree(j->c, e, "reading the flags", NULL);
     if (!e.code && file) recipe_put(j->recipe, "rotate.start", json_string(file));
-    bool quantized = recipe_int(j->recipe, "activations.bits") < 16 ||
-                     recipe_int(j->recipe, "kv.bits") < 16 ||
-                     (json_is_integer(recipe_get(j->recipe, "activations.down_bits")) &&
-                      recipe_int(j->recipe, "activations.down_bits") < 16);
+    const bool quantized = settings_quantize_at_run_time(s);
     if (!e.code && !quantized && !r4_fused && !file) {
         /* Nothing is rotated that is not quantized: sizes without a Hadamard matrix do not matter.
          */
@@ -129,12 +128,11 @@ static err make_sites(eval_job *j) {
         recipe_put(j->recipe, "rotate.r1", json_false());
         recipe_put(j->recipe, "rotate.r2", json_string("none"));
     }
-    if (!e.code) e = setup_rotations(j->c, j->recipe, &j->source, false, &j->rotations);
+    if (!e.code) e = setup_rotations(j->c, s, &j->source, false, &j->rotations);
     if (!e.code)
-        e = comm_agree(j->c,
-                       setup_sites(j->recipe, &j->source.cfg, j->rotations, fused, r4_fused,
-                                   &j->sites, &j->r2),
-                       "making the sites", NULL);
+        e = comm_agree(
+            j->c, setup_sites(s, &j->source.cfg, j->rotations, fused, r4_fused, &j->sites, &j->r2),
+            "making the sites", NULL);
     return e;
 }
 
@@ -151,7 +149,8 @@ static err read_texts(eval_job *j) {
         e = text_read(x->path, &text, &len);
         if (!e.code) e = err_at(tokenizer_encode(t, text, len, false, &ids, &n), "");
         if (!e.code)
-            e = text_windows_create(ids, n, j->window, j->limit, j->tail, setup_bos(j->recipe),
+            e = text_windows_create(ids, n, j->window, j->limit, j->tail,
+                                    recipe_settings(j->recipe)->calib.bos,
                                     (int32_t)j->source.cfg.bos, t, x->path, &x->windows);
         free(text);
         free(ids);
@@ -182,7 +181,8 @@ static err share_texts(eval_job *j) {
     for (int i = 0; i < j->n_texts; i++) text_windows_destroy(&j->texts[i].windows);
     comm_bcast(j->c, j->ids, (uint64_t)(j->n_windows * j->window) * sizeof *j->ids, 0);
     for (int64_t w = 0; w < j->n_windows; w++) j->starts[w] = j->ids + w * j->window;
-    return eval_tasks_share(j->c, j->o, &j->source, j->recipe, j->window, j->limit, &j->tasks);
+    return eval_tasks_share(j->c, j->o, &j->source, recipe_settings(j->recipe)->calib.bos,
+                            j->window, j->limit, &j->tasks);
 }
 
 /* The rows of the embedding that texts and tasks use. */
@@ -317,7 +317,7 @@ static void print_json(const eval_job *j) {
 static void print_table(const eval_job *j) {
     printf("%s, %s products, activations %d bit, cache %d bit, start of a window: %s\n",
            j->source.path, compute_name(j->compute), j->sites.act.bits, j->sites.kv.bits,
-           j->n_texts ? j->bos : recipe_str(j->recipe, "calib.bos"));
+           j->n_texts ? j->bos : json_string_value(recipe_get(j->recipe, "calib.bos")));
     if (j->n_texts)
         printf("%-40s %8s %8s %12s %10s\n", "text", "window", "windows", "nats/token",
                "perplexity");

@@ -119,16 +119,15 @@ static err add_task(maker *m, eval_task *task, int64_t limit) {
 }
 
 /* Root only. */
-static err read_tasks(eval_tasks *t, const source *src, const recipe *r, int64_t window,
+static err read_tasks(eval_tasks *t, const source *src, bos_mode bos, int64_t window,
                       int64_t limit) {
     tokenizer *tok;
     maker m = {.t = t, .window = window};
     err e = source_tokenizer(src, &tok);
     if (e.code) return e;
     m.tokenizer = tok;
-    const bos_mode mode = setup_bos(r);
-    if (mode != BOS_NONE) m.n_bos = tokenizer_prefix(tok, m.bos);
-    if (mode == BOS_EACH_WINDOW && !m.n_bos && src->cfg.bos >= 0)
+    if (bos != BOS_NONE) m.n_bos = tokenizer_prefix(tok, m.bos);
+    if (bos == BOS_EACH_WINDOW && !m.n_bos && src->cfg.bos >= 0)
         m.bos[m.n_bos++] = (int32_t)src->cfg.bos;
     for (int i = 0; i < t->n && !e.code; i++) e = add_task(&m, &t->tasks[i], limit);
     tokenizer_destroy(&tok);
@@ -140,13 +139,13 @@ static err read_tasks(eval_tasks *t, const source *src, const recipe *r, int64_t
     return e;
 }
 
-err eval_tasks_share(const comm *c, const options *o, const source *src, const recipe *r,
+err eval_tasks_share(const comm *c, const options *o, const source *src, bos_mode bos,
                      int64_t window, int64_t limit, eval_tasks *out) {
     *out = (eval_tasks){.n = o->n_values[OPT_TASKS]};
     if (!out->n) return err_none();
     err e = err_none();
     for (int i = 0; i < out->n; i++) out->tasks[i].path = o->values[OPT_TASKS][i];
-    if (comm_rank(c) == 0) e = read_tasks(out, src, r, window, limit);
+    if (comm_rank(c) == 0) e = read_tasks(out, src, bos, window, limit);
     e = comm_agree(c, e, "reading the tasks", NULL);
     if (e.code) return e;
     comm_bcast(c, &out->exact, sizeof out->exact, 0);

@@ -14,8 +14,8 @@
 #define SPINSHARD_JOBS_EVAL_TASKS_H
 
 #include "io/tasks.h"
+#include "io/text.h"
 #include "jobs/setup/options.h"
-#include "jobs/setup/recipe.h"
 #include "jobs/setup/source.h"
 #include "pipeline/stages/task_run.h"
 
@@ -41,7 +41,7 @@ typedef struct eval_tasks {
 /* Collective on c. All --tasks of o: at most `limit` items of each (0: all). Same result on every
  * rank; caller clears, also after an error. Fails with ERR_INPUT; ERR_USAGE where an end alone is
  * longer than `window` tokens. */
-err eval_tasks_share(const comm *c, const options *o, const source *src, const recipe *r,
+err eval_tasks_share(const comm *c, const options *o, const source *src, bos_mode bos,
                      int64_t window, int64_t limit, eval_tasks *out);
 void eval_tasks_clear(eval_tasks *t); /* local */
 

@@ -52,10 +52,9 @@ static bool has_flag(int argc, char **argv, const char *flag) {
 }
 
 static err unknown_command(const char *word) {
-    static const char *names[] = {"plan", "quantize", "eval", "verify", "inspect", "status", NULL};
     char hint[128];
     snprintf(hint, sizeof hint, "did you mean %s? `spinshard --help` lists the commands",
-             options_nearest(word, names));
+             options_nearest_command(word));
     return err_make(ERR_USAGE, word, hint, "unknown command");
 }
 

@@ -31,15 +31,15 @@ typedef struct plan_command {
     plan_place smallest; /* .nodes 0: none that was tried fits */
 } plan_command;
 
-static err read_place(const options *o, plan_place *p) {
+/* own: --mem */
+static err read_place(const options *o, uint64_t own, plan_place *p) {
     int64_t nodes = 1, ranks = machine_numa_nodes(), cores = 0;
-    uint64_t memory = machine_memory_bytes(), own = 0;
+    uint64_t memory = machine_memory_bytes();
     err e = options_int(o, OPT_NODES, 1, MOST_NODES, &nodes);
     if (!e.code) e = options_int(o, OPT_RANKS_PER_NODE, 1, 4096, &ranks);
     if (!e.code) e = options_int(o, OPT_CORES_PER_RANK, 1, 4096, &cores);
     if (!e.code && options_has(o, OPT_MEM_PER_NODE))
         e = size_parse(options_str(o, OPT_MEM_PER_NODE), &memory);
-    if (!e.code && options_has(o, OPT_MEM)) e = size_parse(options_str(o, OPT_MEM), &own);
     *p = (plan_place){.nodes = (int)nodes,
                       .ranks_per_node = (int)ranks,
                       .cores_per_rank =
@@ -57,7 +57,8 @@ static err read_flags(plan_command *k) {
     const options *o = k->q.o;
     if (!options_has(o, OPT_MODEL))
         return err_make(ERR_USAGE, "--model", NULL, "say which model: --model DIR");
-    err e = read_place(o, &k->place);
+    err e = run_flags_read(o, &k->q.flags);
+    if (!e.code) e = read_place(o, k->q.flags.limit, &k->place);
     if (!e.code && options_has(o, OPT_TIME))
         e = size_parse_seconds(options_str(o, OPT_TIME), &k->job.limit_s);
     const char *cpu = options_str(o, OPT_CPU);
@@ -79,12 +80,14 @@ static err read_flags(plan_command *k) {
 static err prepare(plan_command *k) {
     quantize_run *q = &k->q;
     err e = setup_recipe(q->c, q->o, NULL, &q->recipe);
-    if (!e.code) e = setup_refuse_missing(q->recipe);
+    if (e.code) return e;
+    q->set = recipe_settings(q->recipe);
+    e = setup_refuse_missing(q->set);
     if (!e.code) e = plan_source_open(q->c, options_str(q->o, OPT_MODEL), &q->source, &k->files);
-    const bool text = !e.code && quantize_needs_calibration(q->recipe);
-    const bool learns = !e.code && quantize_learns(q->recipe);
-    if (text) q->calib_windows = recipe_int(q->recipe, "calib.windows");
-    if (!e.code) e = setup_rotations(q->c, q->recipe, &q->source, learns, &q->rotations);
+    const bool text = !e.code && quantize_needs_calibration(q->set);
+    const bool learns = !e.code && quantize_learns(q->set);
+    if (text) q->calib_windows = q->set->calib.windows;
+    if (!e.code) e = setup_rotations(q->c, q->set, &q->source, learns, &q->rotations);
     return e.code ? e : quantize_describe(q);
 }
 
@@ -96,7 +99,7 @@ static bool fits_on(plan_command *k, int nodes, int ranks_per_node, uint64_t nod
     at.cores_per_rank *= (double)at.ranks_per_node / ranks_per_node;
     at.nodes = nodes;
     at.ranks_per_node = ranks_per_node;
-    if (!options_has(k->q.o, OPT_MEM)) at.limit = node_bytes / (uint64_t)ranks_per_node;
+    if (!k->q.flags.limit) at.limit = node_bytes / (uint64_t)ranks_per_node;
     if (plan_make(quantize_phases(), &k->q, &at, &k->rates, 0, &p).code || !plan_fits(&p))
         return false;
     k->smallest = at;

@@ -39,31 +39,13 @@ const phase_table *quantize_phases(void) {
     return &TABLE;
 }
 
-/* Flags of the layout of learning end to end (jobs/phases/learn_e2e_phase.c); none changes a byte.
- */
-static err check_layout(const options *o) {
-    int64_t replicas = 1, stages = 1;
-    const char *recompute = options_str(o, OPT_RECOMPUTE);
-    err e = options_int(o, OPT_REPLICAS, 1, 1 << 20, &replicas);
-    if (!e.code) e = options_int(o, OPT_STAGES, 1, 1 << 20, &stages);
-    if (e.code) return e;
-    if (recompute && strcmp(recompute, "auto") && strcmp(recompute, "on") &&
-        strcmp(recompute, "off"))
-        return err_make(ERR_USAGE, "--recompute", NULL, "\"%s\" is not auto, on or off", recompute);
-    return err_none();
-}
-
 static err check_flags(quantize_run *q) {
     const options *o = q->o;
     if (!options_has(o, OPT_MODEL))
         return err_make(ERR_USAGE, "--model", NULL, "say which model: --model DIR");
     if (!options_has(o, OPT_OUT))
         return err_make(ERR_USAGE, "--out", NULL, "say where to: --out OUT");
-    if (options_has(o, OPT_MEM)) {
-        err e = size_parse(options_str(o, OPT_MEM), &q->limit);
-        if (e.code) return e;
-    }
-    return check_layout(o);
+    return run_flags_read(o, &q->flags);
 }
 
 /* The tokenizer is only checked: a wrong one would spoil the archive. Root only. */
@@ -80,11 +62,11 @@ static err check_tokenizer(const source *s) {
 
 /* Root only. Hash of the file that rotations start from; "" where there is none. */
 static err hash_start(const quantize_run *q, char hex[SHA256_HEX]) {
-    const char *path = recipe_str(q->recipe, "rotate.start");
+    const char *path = q->set->rotate.start.text;
     uint64_t bytes;
     int fd;
     hex[0] = 0;
-    if (!setup_start_is_file(q->recipe)) return err_none();
+    if (q->set->rotate.start.word != START_POINT_FILE) return err_none();
     err e = file_open_read(path, &fd, &bytes);
     if (e.code) return e;
     e = sha256_of_range(fd, path, 0, bytes, hex);
@@ -102,9 +84,7 @@ static err make_fingerprint(quantize_run *q) {
     if (e.code) return e;
     if (q->calib_ids)
         sha256_of(q->calib_ids,
-                  (size_t)(q->calib_windows * recipe_int(q->recipe, "calib.window")) *
-                      sizeof *q->calib_ids,
-                  calib);
+                  (size_t)(q->calib_windows * q->set->calib.window) * sizeof *q->calib_ids, calib);
     json_t *headers = json_object();
     for (int i = 0; i < hf_checkpoint_shards(q->source.ck); i++)
         json_object_set_new(headers, hf_checkpoint_shard_name(q->source.ck, i),
@@ -123,11 +103,12 @@ static err prepare(quantize_run *q) {
         e = comm_agree(q->c, stop_setup(options_str(q->o, OPT_STOP_BEFORE)), "reading the flags",
                        NULL);
     if (!e.code) e = setup_recipe(q->c, q->o, NULL, &q->recipe);
-    if (!e.code) e = comm_agree(q->c, setup_refuse_missing(q->recipe), "reading the recipe", NULL);
+    if (!e.code) q->set = recipe_settings(q->recipe);
+    if (!e.code) e = comm_agree(q->c, setup_refuse_missing(q->set), "reading the recipe", NULL);
     if (!e.code) e = source_open(q->c, options_str(q->o, OPT_MODEL), &q->source);
     if (!e.code) e = comm_agree(q->c, quantize_resolve_numerics(q), "numerics", NULL);
     if (!e.code)
-        e = setup_rotations(q->c, q->recipe, &q->source, quantize_learns(q->recipe), &q->rotations);
+        e = setup_rotations(q->c, q->set, &q->source, quantize_learns(q->set), &q->rotations);
     if (!e.code) e = comm_agree(q->c, quantize_describe(q), "planning", NULL);
     if (!e.code) {
         err t = err_none();
@@ -138,7 +119,7 @@ static err prepare(quantize_run *q) {
     if (!e.code) e = quantize_read_calibration(q);
     if (e.code) return e;
     e = make_fingerprint(q);
-    if (!e.code) setup_form_say(q->recipe);
+    if (!e.code) setup_form_say(q->set);
     if (!e.code) e = quantize_plan(q, &TABLE);
     return e.code ? e : learn_e2e_announce(q);
 }

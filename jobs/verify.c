@@ -82,13 +82,13 @@ static err read_rotations(verify_job *v) {
     options none = {.cmd = CMD_VERIFY};
     err e = setup_recipe(v->c, &none, v->archive.recipe, &v->recipe);
     if (e.code) return e;
-    bool rotated =
-        recipe_bool(v->recipe, "rotate.r1") || !recipe_is(v->recipe, "rotate.r2", "none");
-    bool scaled = json_array_size(recipe_get(v->recipe, "scale.pairs")) > 0;
+    const settings *s = recipe_settings(v->recipe);
+    bool rotated = s->rotate.r1 || s->rotate.r2 != R2_NONE;
+    bool scaled = s->scale.pairs > 0;
     char *path = file_join(v->o->target, "rotations.safetensors");
-    if (scaled || (rotated && !recipe_is(v->recipe, "rotate.start", "identity")))
+    if (scaled || (rotated && s->rotate.start.word != START_POINT_IDENTITY))
         recipe_put(v->recipe, "rotate.start", json_string(path));
-    e = setup_rotations(v->c, v->recipe, &v->source, false, &v->rotations);
+    e = setup_rotations(v->c, s, &v->source, false, &v->rotations);
     free(path);
     if (!e.code)
         e = comm_agree(v->c, rotation_set_orthogonality(v->rotations, &v->orthogonality),

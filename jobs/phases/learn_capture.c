@@ -17,14 +17,13 @@
 enum { POOL_TOKENS = 4096 };
 
 /* Activations are samples where something before them is quantized; pca takes moments of them. */
-static bool needs_activations(const recipe *r) {
-    return recipe_int(r, "activations.bits") < 16 || recipe_int(r, "kv.bits") < 16 ||
-           setup_starts_at(r, "pca");
+static bool needs_activations(const settings *s) {
+    return settings_quantize_inputs(s) || quantize_starts_at(s, START_POINT_PCA);
 }
 
 int64_t learn_pool_tokens(const quantize_run *q) {
-    const int64_t n = q->calib_windows, window = recipe_int(q->recipe, "calib.window");
-    if (!n || !needs_activations(q->recipe)) return 0;
+    const int64_t n = q->calib_windows, window = q->set->calib.window;
+    if (!n || !needs_activations(q->set)) return 0;
     return size_min(size_max(1, POOL_TOKENS / n) * n, n * window);
 }
 
@@ -42,22 +41,21 @@ load_options learn_capture_load(const learner *l, int rank, const embed_rows *ro
 static void add_pool(const learner *l, memory_plan *p) {
     const llama_config *cfg = learner_cfg(l);
     const int64_t n = l->range.n, tokens = learn_pool_tokens(l->q),
-                  window = recipe_int(l->q->recipe, "calib.window");
+                  window = l->q->set->calib.window;
     memory_plan_add(p, "sampled rows", row_pool_bytes(cfg, n, tokens));
     if (learn_scales_need_gradients(l))
         memory_plan_add(p, "their gradients", row_pool_gradient_bytes(cfg, n, tokens));
     if (!learn_scales_done(l))
         memory_plan_add(p, "moments for scales", learn_scales_moments_bytes(l));
-    if (learn_weights_needed(l->q->recipe)) {
-        weight_rows_options o =
-            learn_weights_options(l, json_array_get(recipe_get(l->q->recipe, "learn"), 0));
+    if (learn_weights_needed(l->q->set)) {
+        weight_rows_options o = learn_weights_options(l, &l->q->set->learn[0]);
         memory_plan_add(p, "rows of weights",
                         weight_rows_bytes(cfg, &o, n) + weight_moments_bytes(cfg, n, window));
     }
 }
 
 void learn_capture_memory(const learner *l, const load_options *lo, memory_plan *p) {
-    const int64_t window = recipe_int(l->q->recipe, "calib.window");
+    const int64_t window = l->q->set->calib.window;
     memory_plan_add(p, "weights", load_stage_bytes(lo));
     if (l->q->calib_windows)
         memory_plan_add(
@@ -78,7 +76,7 @@ void learn_kept_memory(const learner *l, memory_plan *p) {
 static double planned(const learner *l, int rank, int64_t layers) {
     const llama_config *cfg = learner_cfg(l);
     const embed_rows rows = {
-        .n = size_min(cfg->vocab, l->q->calib_windows * recipe_int(l->q->recipe, "calib.window"))};
+        .n = size_min(cfg->vocab, l->q->calib_windows * l->q->set->calib.window)};
     memory_plan p = {.n = 0};
     learner one = *l;
     one.range = (stage_range){.n = layers};
@@ -110,7 +108,7 @@ static err plan(const learner *l, const load_options *lo) {
         memory_plan_add(&p, "program", l->q->base_bytes);
         learn_capture_memory(l, lo, &p);
     }
-    return memory_plan_check(l->q->c, &p, "capture", l->q->limit);
+    return memory_plan_check(l->q->c, &p, "capture", l->q->flags.limit);
 }
 
 /* Collective. All windows through the stages and back. */
@@ -144,7 +142,7 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
 static err load(learner *l, const load_options *lo, int64_t window, int64_t tokens) {
     const llama_config *cfg = learner_cfg(l);
     err e = row_pool_init(cfg, l->range.first, l->range.n, tokens, &l->pool);
-    if (!e.code && learn_weights_needed(l->q->recipe))
+    if (!e.code && learn_weights_needed(l->q->set))
         e = weight_moments_create(cfg, l->range.first, l->range.n, window, &l->moments);
     if (!e.code && learn_scales_need_gradients(l)) e = row_pool_keep_gradients(&l->pool);
     if (!e.code) e = learn_scales_moments(l);
@@ -153,7 +151,7 @@ static err load(learner *l, const load_options *lo, int64_t window, int64_t toke
 }
 
 bool learn_weights_stay(const learner *l) {
-    return learn_weights_needed(l->q->recipe) || setup_starts_at(l->q->recipe, "womi");
+    return learn_weights_needed(l->q->set) || quantize_starts_at(l->q->set, START_POINT_WOMI);
 }
 
 /* Embedding and head have done their work; the layers too where nobody takes rows of them. */
@@ -170,7 +168,7 @@ static void drop_weights(learner *l) {
 err learn_capture_rows(learner *l) {
     quantize_run *q = l->q;
     const llama_config *cfg = learner_cfg(l);
-    const int64_t window = recipe_int(q->recipe, "calib.window"), tokens = learn_pool_tokens(q);
+    const int64_t window = q->set->calib.window, tokens = learn_pool_tokens(q);
     embed_rows rows;
     err e = comm_agree(q->c,
                        embed_rows_init(q->calib_ids, q->calib_windows * window, cfg->vocab, &rows),
@@ -194,7 +192,7 @@ err learn_capture_rows(learner *l) {
 err learn_capture_plan(learner *l, plan_maker *m) {
     const quantize_run *q = m->q;
     const llama_config *cfg = plan_config(m);
-    const int64_t window = recipe_int(q->recipe, "calib.window"), windows = q->calib_windows;
+    const int64_t window = q->set->calib.window, windows = q->calib_windows;
     const int stages = m->n_stages;
     const double wave = (double)size_max(1, size_min(stages, windows));
     double slowest = 0, work = 0, load = 0, start = 0;
@@ -211,7 +209,7 @@ err learn_capture_plan(learner *l, plan_maker *m) {
         slowest = fmax(slowest, one);
         work += one / stages;
         load = fmax(load, plan_time_load(&m->rank, load_stage_bytes(&lo)));
-        if (setup_starts_at(q->recipe, "pca"))
+        if (quantize_starts_at(q->set, START_POINT_PCA))
             start = fmax(start, plan_time_pca(&m->rank, cfg, lo.range.n, learn_pool_tokens(q)));
     }
     /* Where ranks share cores, those that wait leave theirs to others. */

@@ -29,56 +29,35 @@ typedef struct e2e_phase {
     embed_rows rows;
 } e2e_phase;
 
-static int64_t int_of(const json_t *phase, const char *key) {
-    return json_integer_value(json_object_get(phase, key));
-}
-
-static bool word_is(const json_t *phase, const char *key, const char *word) {
-    return !strcmp(json_string_value(json_object_get(phase, key)), word);
-}
-
-static err phase_options(const quantize_run *q, const json_t *phase, int ranks,
+static err phase_options(const quantize_run *q, const learn_settings *phase, int ranks,
                          learn_e2e_options *o) {
-    const recipe *r = q->recipe;
+    const settings *s = q->set;
     const rotation **unused;
     *o = (learn_e2e_options){
-        .steps = int_of(phase, "steps"),
-        .lr_r1 = json_number_value(json_object_get(phase, "lr_r1")),
-        .lr_r2 = json_number_value(json_object_get(phase, "lr_r2")),
-        .seed = (uint64_t)recipe_int(r, "seed"),
-        .blas_threads = json_is_integer(recipe_get(r, "numerics.threads"))
-                            ? (int)recipe_int(r, "numerics.threads")
-                            : 1,
+        .steps = phase->steps,
+        .lr_r1 = phase->lr_r1,
+        .lr_r2 = phase->lr_r2,
+        .kind = phase->optimizer,
+        .schedule = phase->schedule,
+        .seed = (uint64_t)s->seed,
+        .blas_threads = settings_blas_threads(s),
         .r1 = rotation_set_r1(q->rotations) != NULL,
         .r2_heads = rotation_set_r2_count(q->rotations),
         .ids = q->calib_ids,
         .n_windows = q->calib_windows,
-        .length = recipe_int(r, "calib.window"),
+        .length = s->calib.window,
         .measure = true,
-        .weights = json_is_true(json_object_get(phase, "weights")) ? &q->job.how : NULL,
+        .weights = phase->weights ? &q->job.how : NULL,
     };
-    err e = setup_sites(r, &q->source.cfg, q->rotations, true, false, &o->sites, &unused);
+    err e = setup_sites(s, &q->source.cfg, q->rotations, true, false, &o->sites, &unused);
     free(unused);
     if (e.code) return e;
     o->sites.scales = rotation_set_scales(q->rotations);
-    if (o->weights && (o->sites.scales || json_array_size(recipe_get(r, "scale.pairs"))))
+    if (o->weights && (o->sites.scales || s->scale.pairs))
         return err_make(ERR_USAGE, "learn", "leave weights: false, or scale.pairs empty",
                         "weights in the loop of this objective go without scales");
-    if (!optimizer_kind_parse(json_string_value(json_object_get(phase, "optimizer")), &o->kind) ||
-        !lr_schedule_parse(json_string_value(json_object_get(phase, "schedule")), &o->schedule))
-        return err_make(ERR_BUG, "learn", NULL, "unknown optimizer or schedule");
-    return grid_resolve("numerics.grid", recipe_str(r, "numerics.grid"), q->source.cfg.hidden,
-                        ranks, &o->grid);
-}
-
-static err read_flags(const options *o, e2e_wish *w) {
-    const char *recompute = options_str(o, OPT_RECOMPUTE);
-    err e = options_int(o, OPT_REPLICAS, 1, 1 << 20, &w->replicas);
-    if (!e.code) e = options_int(o, OPT_STAGES, 1, 1 << 20, &w->stages);
-    if (recompute && !strcmp(recompute, "on")) w->recompute = RECOMPUTE_ON;
-    if (recompute && !strcmp(recompute, "off")) w->recompute = RECOMPUTE_OFF;
-    if (!e.code && options_has(o, OPT_MEM)) e = size_parse(options_str(o, OPT_MEM), &w->limit);
-    return e;
+    return grid_resolve("numerics.grid", s->numerics.grid.text, q->source.cfg.hidden, ranks,
+                        &o->grid);
 }
 
 /* Collective: the layout is one for all, so the bound is that of the rank with least memory. */
@@ -90,13 +69,16 @@ static void agree_limit(const quantize_run *q, uint64_t *limit) {
 }
 
 /* All but the rows of the embedding, and memory where --mem does not say. */
-static err phase_wish(const quantize_run *q, const json_t *phase, int ranks, bool one_machine,
-                      e2e_phase *p) {
+static err phase_wish(const quantize_run *q, const learn_settings *phase, int ranks,
+                      bool one_machine, e2e_phase *p) {
     const llama_config *cfg = &q->source.cfg;
-    const int64_t window = int_of(phase, "window"),
-                  slice = recipe_int(q->recipe, "numerics.slice_tokens");
+    const int64_t window = phase->window, slice = q->set->numerics.slice_tokens;
     p->w = (e2e_wish){.ranks = ranks,
-                      .batch = int_of(phase, "batch"),
+                      .batch = phase->batch,
+                      .replicas = q->flags.replicas,
+                      .stages = q->flags.stages,
+                      .recompute = q->flags.recompute,
+                      .limit = q->flags.limit,
                       .slack = one_machine ? SLACK_ONE_MACHINE : SLACK_CLUSTER,
                       .load = {.checkpoint = q->source.ck,
                                .cfg = cfg,
@@ -106,13 +88,12 @@ static err phase_wish(const quantize_run *q, const json_t *phase, int ranks, boo
                       .shape = {.compute = COMPUTE_BF16,
                                 .window = window,
                                 .slice = size_min(window, slice),
-                                .through = word_is(phase, "range_grad", "through")},
-                      .kl = word_is(phase, "objective", "kl-top"),
-                      .top_k = size_min(int_of(phase, "top_k"), cfg->vocab)};
+                                .through = phase->range_grad == RANGE_GRAD_THROUGH},
+                      .kl = phase->objective == OBJECTIVE_KL_TOP,
+                      .top_k = size_min(phase->top_k, cfg->vocab)};
     err e = phase_options(q, phase, ranks, &p->o);
     p->w.weights = p->o.weights != NULL;
     if (!e.code) e = learn_e2e_check(&p->o, &p->w.shape);
-    if (!e.code) e = read_flags(q->o, &p->w);
     if (!e.code) p->w.fixed_bytes = learn_e2e_fixed_bytes(cfg, &p->o);
     return e;
 }
@@ -139,7 +120,7 @@ static void tell_layout(const quantize_run *q, const e2e_phase *p) {
 
 /* Collective. */
 static err phase_init(const quantize_run *q, int64_t k, e2e_phase *p) {
-    const json_t *phase = json_array_get(recipe_get(q->recipe, "learn"), (size_t)k);
+    const learn_settings *phase = &q->set->learn[k];
     *p = (e2e_phase){.w = {.ranks = 0}};
     snprintf(p->name, sizeof p->name, "learn.%" PRId64, k);
     const bool one_machine = comm_node_size() == comm_size(q->c);
@@ -157,12 +138,11 @@ static err phase_init(const quantize_run *q, int64_t k, e2e_phase *p) {
 }
 
 err learn_e2e_announce(const quantize_run *q) {
-    const json_t *phases = recipe_get(q->recipe, "learn");
     err e = err_none();
-    for (size_t k = 0; k < json_array_size(phases) && !e.code; k++) {
+    for (int64_t k = 0; k < q->set->n_learn && !e.code; k++) {
         e2e_phase p;
-        if (!learn_e2e_is(json_array_get(phases, k))) continue;
-        e = phase_init(q, (int64_t)k, &p);
+        if (!learn_e2e_is(&q->set->learn[k])) continue;
+        e = phase_init(q, k, &p);
         if (!e.code) tell_layout(q, &p);
         if (!e.code) phase_clear(&p);
     }
@@ -196,7 +176,7 @@ static void largest_stage(const e2e_phase *p, estimate *out) {
  * bytes of a rank where --mem is not given. */
 static err estimate_phase(const quantize_run *q, int64_t k, int ranks, bool one_machine,
                           const embed_rows *rows, uint64_t limit, estimate *out) {
-    const json_t *phase = json_array_get(recipe_get(q->recipe, "learn"), (size_t)k);
+    const learn_settings *phase = &q->set->learn[k];
     e2e_phase p = {.w = {.ranks = 0}};
     *out = (estimate){.replicas = 0};
     err e = phase_wish(q, phase, ranks, one_machine, &p);

@@ -18,44 +18,42 @@
 
 enum { COMMIT_STEPS = 20 };
 
-static err phase_options(const learner *l, const json_t *phase, int ranks, learn_range_options *o) {
-    const recipe *r = l->q->recipe;
+static err phase_options(const learner *l, const learn_settings *phase, int ranks,
+                         learn_range_options *o) {
+    const settings *s = l->q->set;
     llama_sites sites;
     const rotation **unused;
-    err e = setup_sites(r, learner_cfg(l), l->q->rotations, true, false, &sites, &unused);
+    err e = setup_sites(s, learner_cfg(l), l->q->rotations, true, false, &sites, &unused);
     free(unused);
     if (e.code) return e;
     *o = (learn_range_options){
-        .steps = json_integer_value(json_object_get(phase, "steps")),
-        .rows = json_integer_value(json_object_get(phase, "rows")),
-        .lr_r1 = json_number_value(json_object_get(phase, "lr_r1")),
-        .lr_r2 = json_number_value(json_object_get(phase, "lr_r2")),
+        .steps = phase->steps,
+        .rows = phase->rows,
+        .lr_r1 = phase->lr_r1,
+        .lr_r2 = phase->lr_r2,
+        .kind = phase->optimizer,
+        .schedule = phase->schedule,
         .act = sites.act,
         .kv = sites.kv,
         .o_per_head = sites.o_per_head,
         .r1 = rotation_set_r1(l->q->rotations) != NULL,
         .r2_heads = l->r2_heads,
         .layers = learner_cfg(l)->layers,
-        .seed = (uint64_t)recipe_int(r, "seed"),
+        .seed = (uint64_t)s->seed,
         .measure = true,
-        .blas_threads = json_is_integer(recipe_get(r, "numerics.threads"))
-                            ? (int)recipe_int(r, "numerics.threads")
-                            : 1,
+        .blas_threads = settings_blas_threads(s),
     };
-    if (!optimizer_kind_parse(json_string_value(json_object_get(phase, "optimizer")), &o->kind) ||
-        !lr_schedule_parse(json_string_value(json_object_get(phase, "schedule")), &o->schedule))
-        return err_make(ERR_BUG, "learn", NULL, "unknown optimizer or schedule");
-    return grid_resolve("numerics.grid", recipe_str(r, "numerics.grid"), learner_cfg(l)->hidden,
-                        ranks, &o->grid);
+    return grid_resolve("numerics.grid", s->numerics.grid.text, learner_cfg(l)->hidden, ranks,
+                        &o->grid);
 }
 
 /* Large buffers of a rank beside learn_kept_memory, added to *p; cell: it is one of the grid of
  * R1. */
-static err range_memory(const learner *l, const json_t *phase, int ranks, bool cell,
+static err range_memory(const learner *l, const learn_settings *phase, int ranks, bool cell,
                         memory_plan *p) {
     const llama_config *cfg = learner_cfg(l);
     const wquant *how = &l->q->job.how;
-    const bool weights = learn_weights_count(l->q->recipe, phase);
+    const bool weights = learn_weights_count(l->q->set, phase);
     learn_range_options o;
     err e = phase_options(l, phase, ranks, &o);
     if (e.code) return e;
@@ -67,17 +65,17 @@ static err range_memory(const learner *l, const json_t *phase, int ranks, bool c
     return e;
 }
 
-static err check_memory(const learner *l, const json_t *phase, const char *name) {
+static err check_memory(const learner *l, const learn_settings *phase, const char *name) {
     const comm *c = l->q->c;
     grid_shape grid;
     memory_plan p = {.n = 0};
-    err e = grid_resolve("numerics.grid", recipe_str(l->q->recipe, "numerics.grid"),
-                         learner_cfg(l)->hidden, comm_size(c), &grid);
+    err e = grid_resolve("numerics.grid", l->q->set->numerics.grid.text, learner_cfg(l)->hidden,
+                         comm_size(c), &grid);
     memory_plan_add(&p, "program", l->q->base_bytes);
     learn_kept_memory(l, &p);
     if (!e.code) e = range_memory(l, phase, comm_size(c), comm_rank(c) < grid.rows * grid.cols, &p);
     e = comm_agree(c, e, name, NULL);
-    return e.code ? e : memory_plan_check(c, &p, name, l->q->limit);
+    return e.code ? e : memory_plan_check(c, &p, name, l->q->flags.limit);
 }
 
 static err step(void *self, learn_report *report) {
@@ -121,7 +119,7 @@ static void tell_grid(const char *name, const learn_range_options *o, learn_rang
 
 err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
     quantize_run *q = l->q;
-    const json_t *p = json_array_get(recipe_get(q->recipe, "learn"), (size_t)k);
+    const learn_settings *p = &q->set->learn[k];
     learn_range_options o;
     char name[32];
     snprintf(name, sizeof name, "learn.%" PRId64, k);
@@ -165,11 +163,11 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
 
 err learn_range_plan(learner *l, plan_maker *m, int64_t k) {
     const llama_config *cfg = plan_config(m);
-    const json_t *phase = json_array_get(recipe_get(m->q->recipe, "learn"), (size_t)k);
-    const double steps = (double)json_integer_value(json_object_get(phase, "steps"));
-    const double all = (double)json_integer_value(json_object_get(phase, "rows"));
+    const learn_settings *phase = &m->q->set->learn[k];
+    const double steps = (double)phase->steps;
+    const double all = (double)phase->rows;
     const bool r1 = rotation_set_r1(m->q->rotations) != NULL;
-    const double samples = learn_weights_count(m->q->recipe, phase) ? 2 * all : all;
+    const double samples = learn_weights_count(m->q->set, phase) ? 2 * all : all;
     double slowest = 0, work = 0;
     char name[32];
     plan_phase *f;

@@ -6,6 +6,13 @@
 
 #include <stdlib.h>
 
+/* The word of scale.pairs that each kind goes by. */
+static const uint32_t pairs[SCALE_KINDS] = {[SCALE_ATTN] = PAIR_NORM,
+                                            [SCALE_MLP] = PAIR_NORM,
+                                            [SCALE_VO] = PAIR_VO,
+                                            [SCALE_QK] = PAIR_QK,
+                                            [SCALE_UD] = PAIR_UD};
+
 bool learn_scale_wanted(const learner *l, scale_kind kind) {
     return l->scale_kinds >> kind & 1u;
 }
@@ -45,37 +52,36 @@ static bool helps(scale_kind kind, const llama_sites *s) {
 }
 
 bool learn_scales_smooth(const learner *l) {
-    return recipe_is(l->q->recipe, "scale.start", "smooth");
+    return l->q->set->scale.start == SCALES_SMOOTH;
 }
 
 err learn_scale_sites(const learner *l, llama_sites *sites) {
     const rotation **r2;
-    err e = setup_sites(l->q->recipe, learner_cfg(l), l->q->rotations, true, false, sites, &r2);
+    err e = setup_sites(l->q->set, learner_cfg(l), l->q->rotations, true, false, sites, &r2);
     free(r2);
     return e;
 }
 
 void learn_scales_tell(const learner *l) {
-    const recipe *r = l->q->recipe;
-    for (int k = 0; k < SCALE_KINDS && !recipe_is(r, "scale.start", "ones"); k++) {
+    const settings *s = l->q->set;
+    for (int k = 0; k < SCALE_KINDS && s->scale.start != SCALES_ONES; k++) {
         const char *pair = scale_kind_pair((scale_kind)k);
-        if (k != SCALE_MLP && !learn_scale_wanted(l, (scale_kind)k) &&
-            recipe_list_has(r, "scale.pairs", pair))
+        if (k != SCALE_MLP && !learn_scale_wanted(l, (scale_kind)k) && (s->scale.pairs & pairs[k]))
             log_line(LOG_RUN, "scale.pairs: nothing is quantized that \"%s\" helps: left out",
                      pair);
     }
 }
 
 err learn_scales_init(learner *l) {
-    const recipe *r = l->q->recipe;
+    const settings *s = l->q->set;
     llama_sites sites;
     err e = learn_scale_sites(l, &sites);
     if (e.code) return e;
-    const bool some = !recipe_is(r, "scale.start", "ones");
+    const bool some = s->scale.start != SCALES_ONES;
     l->n_scales = some ? 1 : 0;
     for (int k = 0; k < SCALE_KINDS && some; k++) {
         const scale_kind kind = (scale_kind)k;
-        if (!recipe_list_has(r, "scale.pairs", scale_kind_pair(kind))) continue;
+        if (!(s->scale.pairs & pairs[k])) continue;
         if (helps(kind, &sites)) {
             l->scale_kinds |= 1u << k;
             l->n_scales += learner_cfg(l)->layers * learn_scale_length(l, kind);

@@ -80,7 +80,7 @@ static load_options one_layer(const learner *l, int64_t layer) {
 
 static err smooth_layer(learner *l, int64_t layer) {
     const load_options lo = one_layer(l, layer);
-    const double alpha = recipe_real(l->q->recipe, "scale.alpha");
+    const double alpha = l->q->set->scale.alpha;
     llama_stage stage = {.cfg = learner_cfg(l)};
     err e = load_stage(&lo, &stage);
     for (int k = 0; k < SCALE_KINDS && !e.code; k++)
@@ -132,7 +132,7 @@ static err check_memory(const learner *l) {
     memory_plan_add(&p, "program", l->q->base_bytes);
     learn_kept_memory(l, &p);
     learn_scales_memory(l, &p);
-    return memory_plan_check(l->q->c, &p, "scales", l->q->limit);
+    return memory_plan_check(l->q->c, &p, "scales", l->q->flags.limit);
 }
 
 static err do_norms(learner *l) {
@@ -212,7 +212,7 @@ err learn_scales_plan(learner *l, plan_maker *m) {
         most = size_max(most, l->range.n);
     }
     const double numbers = 2.0 * (double)(most * learn_pool_tokens(m->q) * cfg->hidden);
-    if (recipe_list_has(m->q->recipe, "scale.pairs", "norm"))
+    if ((m->q->set->scale.pairs & PAIR_NORM))
         f->seconds = NORM_STEPS * PASSES * numbers / (m->rank.rates->vector * m->rank.cores);
     return e;
 }

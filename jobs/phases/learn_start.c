@@ -10,13 +10,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool starts_at(const learner *l, const char *word) {
-    return recipe_is(l->q->recipe, "rotate.start", word);
+static bool starts_at(const learner *l, start_point point) {
+    return (start_point)l->q->set->rotate.start.word == point;
 }
 
-static bool r2_starts_at(const learner *l, const char *word) {
-    if (recipe_is(l->q->recipe, "rotate.start_r2", "same")) return starts_at(l, word);
-    return recipe_is(l->q->recipe, "rotate.start_r2", word);
+static bool r2_starts_at(const learner *l, start_point point) {
+    switch (l->q->set->rotate.start_r2) {
+    case START_R2_PCA:
+        return point == START_POINT_PCA;
+    case START_R2_WOMI:
+        return point == START_POINT_WOMI;
+    default:
+        return starts_at(l, point);
+    }
 }
 
 static err start_r2_eigen(learner *l) {
@@ -27,8 +33,8 @@ static err start_r2_eigen(learner *l) {
     for (int64_t i = 0; i < l->range.n && !e.code; i++) {
         for (int64_t h = 0; h < l->r2_heads && !e.code; h++) {
             int64_t layer = l->range.first + i, head = l->r2_heads > 1 ? h : -1;
-            e = r2_starts_at(l, "womi") ? weight_start_moment_r2(&l->stage, i, head, C)
-                                        : row_pool_moment_r2(&l->pool, layer, head, C);
+            e = r2_starts_at(l, START_POINT_WOMI) ? weight_start_moment_r2(&l->stage, i, head, C)
+                                                  : row_pool_moment_r2(&l->pool, layer, head, C);
             if (!e.code) e = start_pca(d, C, l->R2 + layer * learner_r2_entries(l) + h * dd, NULL);
         }
     }
@@ -63,23 +69,22 @@ static err eigen_dist(learner *l, dgrid *g, start_sink sink) {
     dmat *C = NULL;
     err e = dmat_create(g, n, "second moment", &C);
     if (!e.code)
-        e = starts_at(l, "womi") ? weight_start_moment_r1_dist(&l->stage, C)
-                                 : row_pool_moment_r1_dist(&l->pool, C);
+        e = starts_at(l, START_POINT_WOMI) ? weight_start_moment_r1_dist(&l->stage, C)
+                                           : row_pool_moment_r1_dist(&l->pool, C);
     if (!e.code) e = start_dist_pca(g, C, n, sink);
     dmat_destroy(&C);
     return e;
 }
 
 static err start_r1_dist(learner *l, grid_shape shape) {
-    const recipe *r = l->q->recipe;
-    const int threads = (int)recipe_int(r, "numerics.threads"); /* resolved on such a grid */
+    const int threads = (int)l->q->set->numerics.threads; /* resolved on such a grid */
     const start_sink sink = {.to = l->R1, .put = put_rows};
     dgrid *g = NULL;
     err e = dgrid_create(l->q->c, shape, 0, threads, &g);
-    if (!e.code && !starts_at(l, "orthogonal"))
+    if (!e.code && !starts_at(l, START_POINT_ORTHOGONAL))
         e = eigen_dist(l, g, sink);
     else if (!e.code)
-        e = start_dist_orthogonal(g, (uint64_t)recipe_int(r, "seed"), learner_cfg(l)->hidden, sink);
+        e = start_dist_orthogonal(g, (uint64_t)l->q->set->seed, learner_cfg(l)->hidden, sink);
     dgrid_destroy(&g);
     return e;
 }
@@ -92,19 +97,17 @@ static void take_whole(learner *l, const double *R1) {
 }
 
 static err start_r1_whole(learner *l) {
-    const recipe *r = l->q->recipe;
     int64_t n = learner_cfg(l)->hidden;
     void *C = NULL, *R1 = NULL;
-    const bool eigen = !starts_at(l, "orthogonal");
+    const bool eigen = !starts_at(l, START_POINT_ORTHOGONAL);
     err e = mem_alloc(n * n, sizeof(double), "start of R1", &R1);
     if (!e.code && eigen) e = mem_alloc(n * n, sizeof(double), "second moment", &C);
     e = comm_agree(l->q->c, e, "start points", NULL);
     if (!e.code && eigen)
-        e = starts_at(l, "womi") ? weight_start_moment_r1(l->q->c, &l->stage, C)
-                                 : row_pool_moment_r1(l->q->c, &l->pool, C);
+        e = starts_at(l, START_POINT_WOMI) ? weight_start_moment_r1(l->q->c, &l->stage, C)
+                                           : row_pool_moment_r1(l->q->c, &l->pool, C);
     if (!e.code && eigen) e = start_pca(n, C, R1, NULL);
-    if (!e.code && !eigen)
-        e = start_orthogonal(n, (uint64_t)recipe_int(r, "seed"), RNG_R1_NORMAL, 0, R1);
+    if (!e.code && !eigen) e = start_orthogonal(n, (uint64_t)l->q->set->seed, RNG_R1_NORMAL, 0, R1);
     if (!e.code) take_whole(l, R1);
     mem_free(C);
     mem_free(R1);
@@ -114,8 +117,8 @@ static err start_r1_whole(learner *l) {
 /* Collective. Starts that are factored: pca, womi and orthogonal. */
 static err start_r1_factored(learner *l) {
     grid_shape shape;
-    err e = grid_resolve("numerics.grid", recipe_str(l->q->recipe, "numerics.grid"),
-                         learner_cfg(l)->hidden, comm_size(l->q->c), &shape);
+    err e = grid_resolve("numerics.grid", l->q->set->numerics.grid.text, learner_cfg(l)->hidden,
+                         comm_size(l->q->c), &shape);
     if (e.code) return e;
     return shape.rows * shape.cols > 1 ? start_r1_dist(l, shape) : start_r1_whole(l);
 }
@@ -157,9 +160,10 @@ static err start_r2_from_set(learner *l) {
 }
 
 err learn_start(learner *l) {
-    const bool eigen = r2_starts_at(l, "pca") || r2_starts_at(l, "womi");
+    const bool eigen = r2_starts_at(l, START_POINT_PCA) || r2_starts_at(l, START_POINT_WOMI);
     err e = err_none();
-    if (l->R1 && (starts_at(l, "pca") || starts_at(l, "womi") || starts_at(l, "orthogonal")))
+    if (l->R1 && (starts_at(l, START_POINT_PCA) || starts_at(l, START_POINT_WOMI) ||
+                  starts_at(l, START_POINT_ORTHOGONAL)))
         e = start_r1_factored(l);
     else if (l->R1)
         e = start_r1_from_set(l);

@@ -5,22 +5,21 @@
 
 #include <inttypes.h>
 
-weight_rows_options learn_weights_options(const learner *l, const json_t *phase) {
-    const recipe *r = l->q->recipe;
+weight_rows_options learn_weights_options(const learner *l, const learn_settings *phase) {
     return (weight_rows_options){
         .how = l->q->job.how,
         .r1 = rotation_set_r1(l->q->rotations) != NULL,
         .r2_heads = l->r2_heads,
         .R4 = rotation_set_r4(l->q->rotations),
-        .rows = json_integer_value(json_object_get(phase, "rows")),
+        .rows = phase->rows,
         .layers = learner_cfg(l)->layers,
-        .seed = (uint64_t)recipe_int(r, "seed"),
+        .seed = (uint64_t)l->q->set->seed,
     };
 }
 
-err learn_weights_create(const learner *l, const json_t *phase, weight_rows **out) {
+err learn_weights_create(const learner *l, const learn_settings *phase, weight_rows **out) {
     *out = NULL;
-    if (!learn_weights_count(l->q->recipe, phase)) return err_none();
+    if (!learn_weights_count(l->q->set, phase)) return err_none();
     weight_rows_options o = learn_weights_options(l, phase);
     err e = weight_rows_create(l->q->c, &o, &l->stage, l->moments, out);
     if (!e.code)

@@ -4,9 +4,10 @@
 
 #include "jobs/phases/learner.h"
 
-weight_rows_options learn_weights_options(const learner *l, const json_t *phase); /* local */
+weight_rows_options learn_weights_options(const learner *l,
+                                          const learn_settings *phase); /* local */
 
 /* Collective. The rows of weights of a phase; *out NULL where it takes none. Caller owns *out. */
-err learn_weights_create(const learner *l, const json_t *phase, weight_rows **out);
+err learn_weights_create(const learner *l, const learn_settings *phase, weight_rows **out);
 
 #endif

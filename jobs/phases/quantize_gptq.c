@@ -39,9 +39,9 @@ static void phase_clear(gptq_phase *p) {
 /* Weights hold R1, R2 and the scales; R3 and R4 stay, and R4 turns for real. */
 static err phase_sites(const quantize_run *q, gptq_phase *p) {
     const rotation **unused;
-    const bool quantized = recipe_is(q->recipe, "weights.stream", "quantized");
+    const bool quantized = q->set->weights.stream == STREAM_QUANTIZED;
     const bool r4 = rotation_set_r4(q->rotations) != NULL;
-    err e = setup_sites(q->recipe, &q->source.cfg, q->rotations, true, r4, &p->sites, &unused);
+    err e = setup_sites(q->set, &q->source.cfg, q->rotations, true, r4, &p->sites, &unused);
     if (e.code) return e;
     p->full = llama_sites_none();
     p->full.R4 = p->sites.R4;
@@ -52,8 +52,7 @@ static err phase_sites(const quantize_run *q, gptq_phase *p) {
 
 /* A text with too few windows is gone through again and again: a Hessian knows no more by that. */
 static int64_t distinct_windows(const quantize_run *q) {
-    const int64_t n = recipe_int(q->recipe, "calib.windows"),
-                  length = recipe_int(q->recipe, "calib.window");
+    const int64_t n = q->set->calib.windows, length = q->set->calib.window;
     const size_t bytes = (size_t)length * sizeof *q->calib_ids;
     const int32_t *ids = q->calib_ids;
     int64_t period = 1;
@@ -65,34 +64,31 @@ static int64_t distinct_windows(const quantize_run *q) {
 }
 
 static err phase_settings(const quantize_run *q, gptq_phase *p) {
-    const recipe *r = q->recipe;
+    const settings *s = q->set;
     *p = (gptq_phase){.scratch = NULL};
     err e = phase_sites(q, p);
     if (e.code) return e;
-    p->s =
-        (gptq_settings){.c = q->c,
-                        .job = &q->job,
-                        .sites = &p->sites,
-                        .full = &p->full,
-                        .ids = q->calib_ids,
-                        .n_windows = recipe_int(r, "calib.windows"),
-                        .n_distinct = distinct_windows(q),
-                        .length = recipe_int(r, "calib.window"),
-                        .batches = 1,
-                        .asymmetric = recipe_is(r, "weights.method", "gptaq"),
-                        .from_layer = recipe_is(r, "weights.target", "layer"),
-                        .alpha = recipe_real(r, "weights.alpha"),
-                        .act_order = recipe_bool(r, "weights.act_order"),
-                        .solve = {.damp = recipe_real(r, "weights.damp"),
-                                  .block = recipe_int(r, "numerics.gptq_block"),
-                                  .dist_from = recipe_int(r, "numerics.gptq_grid_from"),
-                                  .grid = {1, 1},
-                                  .blas_threads = json_is_integer(recipe_get(r, "numerics.threads"))
-                                                      ? (int)recipe_int(r, "numerics.threads")
-                                                      : 1}};
-    if (recipe_is(r, "numerics.gptq_grid", "auto")) return e;
-    return grid_resolve("numerics.gptq_grid", recipe_str(r, "numerics.gptq_grid"),
-                        q->source.cfg.hidden, 1 << 20, &p->s.solve.grid);
+    p->s = (gptq_settings){.c = q->c,
+                           .job = &q->job,
+                           .sites = &p->sites,
+                           .full = &p->full,
+                           .ids = q->calib_ids,
+                           .n_windows = s->calib.windows,
+                           .n_distinct = distinct_windows(q),
+                           .length = s->calib.window,
+                           .batches = 1,
+                           .asymmetric = s->weights.method == METHOD_GPTAQ,
+                           .from_layer = s->weights.target == TARGET_LAYER,
+                           .alpha = s->weights.alpha,
+                           .act_order = s->weights.act_order,
+                           .solve = {.damp = s->weights.damp,
+                                     .block = s->numerics.gptq_block,
+                                     .dist_from = s->numerics.gptq_grid_from,
+                                     .grid = {1, 1},
+                                     .blas_threads = settings_blas_threads(s)}};
+    if (s->numerics.gptq_grid.word == WORD_AUTO) return e;
+    return grid_resolve("numerics.gptq_grid", s->numerics.gptq_grid.text, q->source.cfg.hidden,
+                        1 << 20, &p->s.solve.grid);
 }
 
 /* ---- memory ---- */
@@ -131,7 +127,7 @@ static err memory_of(const quantize_run *q, int ranks, int rank, const gptq_thri
 
 /* The level that takes most memory and least time, as --scratch allows. */
 static gptq_thrift dearest(const quantize_run *q) {
-    return (gptq_thrift){.scratch = options_has(q->o, OPT_SCRATCH), .batches = 1};
+    return (gptq_thrift){.scratch = q->flags.scratch != NULL, .batches = 1};
 }
 
 /* The next level down; false where there is none. A few parts cost less than files, many may cost
@@ -159,7 +155,7 @@ static const char *thrift_text(const gptq_thrift *t, char buf[96]) {
 /* The dearest way that fits on every rank; where none does, the last one is refused. */
 static err plan_memory(const quantize_run *q, gptq_phase *p) {
     const int size = comm_size(q->c), rank = comm_rank(q->c);
-    const uint64_t limit = memory_plan_limit(q->limit);
+    const uint64_t limit = memory_plan_limit(q->flags.limit);
     gptq_thrift t = dearest(q);
     memory_plan plan;
     uint64_t file = 0;
@@ -173,13 +169,11 @@ static err plan_memory(const quantize_run *q, gptq_phase *p) {
         over = over && thriftier(q, size, &t);
     }
     if (t.scratch) {
-        p->scratch = options_has(q->o, OPT_SCRATCH) ? strdup(options_str(q->o, OPT_SCRATCH))
-                                                    : file_join(q->out, "run/scratch");
+        p->scratch = q->flags.scratch ? strdup(q->flags.scratch) : file_join(q->out, "run/scratch");
         if (!p->scratch) abort();
         p->s.scratch = p->scratch;
         log_line(LOG_PHASE, "gptq: activations go to %s, %s for each rank%s", p->scratch,
-                 size_text(file, bytes),
-                 options_has(q->o, OPT_SCRATCH) ? "" : ": they do not fit in memory");
+                 size_text(file, bytes), q->flags.scratch ? "" : ": they do not fit in memory");
     }
     p->s.batches = t.batches;
     if (t.batches > 1)
@@ -187,7 +181,7 @@ static err plan_memory(const quantize_run *q, gptq_phase *p) {
                  "gptq: rows are rounded in %" PRId64 " parts and no tensor is read ahead: memory "
                  "is short",
                  t.batches);
-    return memory_plan_check(q->c, &plan, "gptq", q->limit);
+    return memory_plan_check(q->c, &plan, "gptq", q->flags.limit);
 }
 
 /* ---- finished layers ---- */
@@ -348,12 +342,11 @@ static void warn_tokens(const quantize_run *q, int64_t tokens) {
              "gptq: %" PRId64 " calibration tokens for matrices of up to %" PRId64
              " columns; damping is raised to up to %.3g of the mean diagonal: give more text "
              "(calib.windows, calib.window)",
-             tokens, widest,
-             recipe_real(q->recipe, "weights.damp") * (double)widest / (double)tokens);
+             tokens, widest, q->set->weights.damp * (double)widest / (double)tokens);
 }
 
 bool quantize_gptq_wanted(const quantize_run *q) {
-    return quantize_uses_gptq(q->recipe);
+    return quantize_uses_gptq(q->set);
 }
 
 err quantize_gptq(quantize_run *q) {
@@ -383,7 +376,7 @@ err quantize_gptq(quantize_run *q) {
 err quantize_gptq_plan(plan_maker *m) {
     const quantize_run *q = m->q;
     const llama_config *cfg = plan_config(m);
-    const int64_t window = recipe_int(q->recipe, "calib.window");
+    const int64_t window = q->set->calib.window;
     const double tokens = (double)(q->calib_windows * window);
     gptq_thrift t = dearest(q);
     plan_phase layers, *f;
@@ -403,7 +396,7 @@ err quantize_gptq_plan(plan_maker *m) {
     thrift_text(&t, f->note);
     /* Numbers of 8 bytes: a triangle of sums, one of the factor for each part of each rounding, the
      * cross terms; then fused weights to all, and their codes. */
-    const bool asymmetric = recipe_is(q->recipe, "weights.method", "gptaq");
+    const bool asymmetric = q->set->weights.method == METHOD_GPTAQ;
     const int64_t o = cfg->heads * cfg->head_dim, roundings = asymmetric ? PLAN_GPTAQ_ROUNDINGS : 1;
     const int64_t squares =
         2 * cfg->hidden * cfg->hidden + o * o + cfg->intermediate * cfg->intermediate;
@@ -411,14 +404,14 @@ err quantize_gptq_plan(plan_maker *m) {
     f->network = (uint64_t)cfg->layers * (uint64_t)(m->ranks - 1) *
                  ((uint64_t)numbers * 8 + (uint64_t)llama_layer_params(cfg) * (sizeof(float) + 1));
     grid_shape g = {1, 1};
-    if (!recipe_is(q->recipe, "numerics.gptq_grid", "auto") && !e.code)
-        e = grid_resolve("numerics.gptq_grid", recipe_str(q->recipe, "numerics.gptq_grid"),
-                         cfg->hidden, m->ranks, &g);
+    if (q->set->numerics.gptq_grid.word != WORD_AUTO && !e.code)
+        e = grid_resolve("numerics.gptq_grid", q->set->numerics.gptq_grid.text, cfg->hidden,
+                         m->ranks, &g);
     const plan_gptq how = {.tokens = tokens,
                            .window = window,
                            .ranks = m->ranks,
                            .cells = g.rows * g.cols,
-                           .grid_from = recipe_int(q->recipe, "numerics.gptq_grid_from"),
+                           .grid_from = q->set->numerics.gptq_grid_from,
                            .asymmetric = asymmetric,
                            .search = q->job.how.search};
     double fuse = 0; /* linears are dealt to ranks */

@@ -94,7 +94,7 @@ static int64_t *items_of(const quantize_run *q, int rank, int64_t *n) {
     if (!items) abort();
     *n = 0;
     for (int64_t i = 0; i < q->n_items; i++) {
-        const bool other = i >= 1 && i <= q->source.cfg.layers && quantize_uses_gptq(q->recipe);
+        const bool other = i >= 1 && i <= q->source.cfg.layers && quantize_uses_gptq(q->set);
         if (q->owner[i] == rank && !other && !quantize_item_done(q, i)) items[(*n)++] = i;
     }
     move_table_inside(items, *n);
@@ -161,7 +161,7 @@ static err check_replicas(const quantize_run *q) {
 err quantize_do_items(quantize_run *q) {
     int64_t done = 0, at = 0, round = 0, n_own;
     for (int64_t i = 0; i < q->n_items; i++) done += quantize_item_done(q, i);
-    if (!quantize_uses_gptq(q->recipe)) quantize_phase_start(q, "gptq"); /* else it is on */
+    if (!quantize_uses_gptq(q->set)) quantize_phase_start(q, "gptq"); /* else it is on */
     const int64_t before = done;
     bool first = true; /* what is done first is kept at once: a run that dies young has begun */
     double last_commit_s = clock_now_s();
@@ -172,7 +172,7 @@ err quantize_do_items(quantize_run *q) {
     item_piece bytes = {0};
     memory_plan plan = {.n = 0};
     memory_plan_add(&plan, "program", q->base_bytes);
-    const bool ahead = items_memory(q, comm_rank(q->c), memory_plan_limit(q->limit), &plan);
+    const bool ahead = items_memory(q, comm_rank(q->c), memory_plan_limit(q->flags.limit), &plan);
     if (!ahead) log_line(LOG_PHASE, "gptq: no tensor is read ahead: memory is short");
     err e = quantize_item_read_ahead(&q->job, own, n_own, ahead, &reader);
     e = comm_agree(q->c, e, "reading the weights", NULL);
@@ -224,7 +224,7 @@ err quantize_items_plan(plan_maker *m) {
     const int active = (int)size_min(m->ranks, q->n_items);
     double *load = calloc((size_t)m->ranks, sizeof *load), slowest = 0, all = 0;
     if (!load) abort();
-    const bool gptq = quantize_uses_gptq(q->recipe);
+    const bool gptq = quantize_uses_gptq(q->set);
     err e = err_none();
     plan_phase *f = &m->p->phases[m->p->n_phases - 1]; /* that of GPTQ, which is completed */
     if (!gptq) e = plan_add_phase(m, "gptq", &f);

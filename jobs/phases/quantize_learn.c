@@ -84,9 +84,9 @@ static err adopt(learner *l) {
 }
 
 static err run_phase(learner *l, int64_t k, const learn_kept *saved) {
-    const bool e2e = learn_e2e_is(json_array_get(recipe_get(l->q->recipe, "learn"), (size_t)k));
+    const bool e2e = learn_e2e_is(&l->q->set->learn[k]);
     if (!e2e) return learn_range_phase(l, k, saved);
-    if (!learn_needs_rows(l->q->recipe, k + 1, false)) { /* memory for the passes */
+    if (!learn_needs_rows(l->q->set, k + 1, false)) { /* memory for the passes */
         row_pool_clear(&l->pool);
         llama_stage_clear(&l->stage);
     }
@@ -95,18 +95,18 @@ static err run_phase(learner *l, int64_t k, const learn_kept *saved) {
 
 /* Scales stand after the phases `range` and before the first that runs the whole model. */
 static err scales_if_due(learner *l, int64_t phase, int64_t phases) {
-    const json_t *p = json_array_get(recipe_get(l->q->recipe, "learn"), (size_t)phase);
-    if (learn_scales_done(l) || (phase < phases && !learn_e2e_is(p))) return err_none();
+    if (learn_scales_done(l) || (phase < phases && !learn_e2e_is(&l->q->set->learn[phase])))
+        return err_none();
     err e = learn_scales(l);
     return e.code ? e : learn_keep_rotations(l, phase);
 }
 
 bool quantize_learn_wanted(const quantize_run *q) {
-    return quantize_learns(q->recipe) || setup_starts_at(q->recipe, "womi");
+    return quantize_learns(q->set) || quantize_starts_at(q->set, START_POINT_WOMI);
 }
 
 err quantize_learn(quantize_run *q) {
-    int64_t phases = (int64_t)json_array_size(recipe_get(q->recipe, "learn")), first = -1;
+    int64_t phases = q->set->n_learn, first = -1;
     learn_kept saved = {0};
     learner l;
     err e = learner_init(&l, q);
@@ -114,8 +114,7 @@ err quantize_learn(quantize_run *q) {
     if (!e.code) e = learn_recall(q, &saved);
     const bool fresh = first < 0;
     if (!e.code) e = learn_scales_adopt(&l);
-    const bool rows =
-        !e.code && (learn_needs_rows(q->recipe, first, fresh) || !learn_scales_done(&l));
+    const bool rows = !e.code && (learn_needs_rows(q->set, first, fresh) || !learn_scales_done(&l));
     if (rows) quantize_phase_start(q, "capture");
     if (rows) e = learn_capture_rows(&l);
     if (!e.code && fresh) e = learn_start(&l);
@@ -150,16 +149,14 @@ err quantize_learn_cut(quantize_run *q, int ranks, stage_range *ranges, int *n_s
 }
 
 err quantize_learn_plan(plan_maker *m) {
-    const json_t *phases = recipe_get(m->q->recipe, "learn");
-    const int64_t n = (int64_t)json_array_size(phases);
+    const settings *s = m->q->set;
     learner l;
     err e = learner_of_plan(m->q, &l);
     l.n_stages = m->n_stages;
     bool scales = l.scale_kinds != 0;
-    if (!e.code && (learn_needs_rows(m->q->recipe, 0, true) || scales))
-        e = learn_capture_plan(&l, m);
-    for (int64_t k = 0; k < n && !e.code; k++) {
-        const bool e2e = learn_e2e_is(json_array_get(phases, (size_t)k));
+    if (!e.code && (learn_needs_rows(s, 0, true) || scales)) e = learn_capture_plan(&l, m);
+    for (int64_t k = 0; k < s->n_learn && !e.code; k++) {
+        const bool e2e = learn_e2e_is(&s->learn[k]);
         if (e2e && scales) e = learn_scales_plan(&l, m);
         if (e2e) scales = false;
         if (!e.code) e = e2e ? learn_e2e_plan(&l, m, k) : learn_range_plan(&l, m, k);

@@ -160,7 +160,7 @@ static json_t *online_note(const quantize_run *q) {
     json_t *keys = setup_eval_keys(q->recipe);
     char r3[64], r4[64];
     if (!keys) return NULL;
-    if (!json_array_size(online)) return json_pack("{s:o}", "eval", keys);
+    if (!q->set->rotate.online) return json_pack("{s:o}", "eval", keys);
     return json_pack("{s:O, s:s, s:s, s:o}", "online", online, "r3",
                      orders_of(rotation_set_r3(q->rotations), r3), "r4",
                      orders_of(rotation_set_r4(q->rotations), r4), "eval", keys);
@@ -168,7 +168,7 @@ static json_t *online_note(const quantize_run *q) {
 
 static err make_small_files(const quantize_run *q, small_files **out) {
     json_t *note = online_note(q);
-    small_options opts = {.name = recipe_str(q->recipe, "archive.name"),
+    small_options opts = {.name = q->set->archive.name.text,
                           .config = hf_checkpoint_config(q->source.ck),
                           .recipe = recipe_tree(q->recipe),
                           .spinshard = note};
@@ -227,7 +227,7 @@ static err copy_own_units(const quantize_run *q, archive_writer *w) {
 /* Root only. The manifest's own lines: source and recipe. */
 static manifest *make_about(const quantize_run *q) {
     int n = hf_checkpoint_shards(q->source.ck);
-    manifest *m = manifest_create(recipe_str(q->recipe, "archive.name"), n, 0, 0);
+    manifest *m = manifest_create(q->set->archive.name.text, n, 0, 0);
     m->architecture = strdup(q->source.cfg.architecture);
     m->recipe = json_deep_copy(recipe_tree(q->recipe));
     for (int i = 0; i < n; i++) {
@@ -251,7 +251,7 @@ static err write_companions(const quantize_run *q) {
                    !rotation_set_scales(q->rotations)))
         return e;
     char seed[24], r3[64], r4[64];
-    snprintf(seed, sizeof seed, "%" PRId64, recipe_int(q->recipe, "seed"));
+    snprintf(seed, sizeof seed, "%" PRId64, q->set->seed);
     int n = hf_checkpoint_shards(q->source.ck), at = 0;
     const char **meta = calloc((size_t)(2 * n + 12), sizeof *meta);
     if (!meta) abort();
@@ -289,8 +289,8 @@ err quantize_pack(quantize_run *q) {
     if (!e.code && q->state) e = file_make_dirs(parts);
     e = comm_agree(q->c, e, "preparing the archive", NULL);
     if (!e.code)
-        e = archive_writer_create(q->c, q->layout, files, recipe_str(q->recipe, "archive.name"),
-                                  q->out, parts, &w);
+        e = archive_writer_create(q->c, q->layout, files, q->set->archive.name.text, q->out, parts,
+                                  &w);
     small_files_destroy(&files);
     free(parts);
     if (!e.code) e = copy_own_units(q, w);
@@ -333,7 +333,7 @@ static void print_result(const quantize_run *q, double seconds) {
     char text[32];
     if (options_has(q->o, OPT_JSON)) {
         json_t *v = json_pack("{s:s, s:s, s:I, s:I, s:i, s:f}", "out", q->out, "name",
-                              recipe_str(q->recipe, "archive.name"), "tensor_bytes",
+                              q->set->archive.name.text, "tensor_bytes",
                               (json_int_t)layout_total_bytes(q->layout), "tars",
                               (json_int_t)layout_parts(q->layout), "restarts",
                               run_state_slice(q->state), "seconds", seconds);

@@ -37,6 +37,7 @@ static void count(plan_maker *m) {
 static quantize_run copy_of(const quantize_run *q) {
     quantize_run own = *q;
     own.recipe = recipe_copy(q->recipe);
+    own.set = recipe_settings(own.recipe);
     own.owner = NULL;
     own.units = NULL;
     return own;
@@ -56,8 +57,7 @@ err plan_make(const phase_table *phases, const quantize_run *q, const plan_place
     m.rank = (plan_rank){.rates = &out->rates, .cores = place->cores_per_rank};
     m.rows.n = used_rows;
     if (!m.rows.n)
-        m.rows.n = guess_rows(plan_config(&m)->vocab,
-                              q->calib_windows * recipe_int(q->recipe, "calib.window"));
+        m.rows.n = guess_rows(plan_config(&m)->vocab, q->calib_windows * q->set->calib.window);
     m.ranges = calloc((size_t)m.ranks, sizeof *m.ranges);
     if (!m.ranges) abort();
     quantize_resolve_slices(&own);

@@ -22,7 +22,7 @@ enum { WORTH_MEASURING = 1000000000, WORTH_IT_LEARNING = 50000000 };
 
 static bool worth_measuring(const quantize_run *q) {
     return llama_params(&q->source.cfg) >=
-           (quantize_needs_calibration(q->recipe) ? WORTH_IT_LEARNING : WORTH_MEASURING);
+           (quantize_needs_calibration(q->set) ? WORTH_IT_LEARNING : WORTH_MEASURING);
 }
 
 /* Collective. Rates of the mean rank. */
@@ -42,7 +42,7 @@ static err agree_rates(const comm *c, bool measure, plan_rates *r) {
 /* Collective. Memory of the rank with least, program of the largest. */
 static void find_place(const quantize_run *q, plan_place *p) {
     const int per_node = comm_node_size(), size = comm_size(q->c);
-    int64_t most[] = {-(int64_t)memory_plan_limit(q->limit), (int64_t)q->base_bytes};
+    int64_t most[] = {-(int64_t)memory_plan_limit(q->flags.limit), (int64_t)q->base_bytes};
     comm_max_i64(q->c, most, 2);
     *p = (plan_place){.nodes = (int)size_ceil_div(size, per_node),
                       .ranks_per_node = (int)size_min(size, per_node),
@@ -51,12 +51,12 @@ static void find_place(const quantize_run *q, plan_place *p) {
                       .limit = (uint64_t)-most[0],
                       .base_bytes = (uint64_t)most[1]};
     snprintf(p->limit_from, sizeof p->limit_from, "%s",
-             q->limit ? "--mem" : "its share of the node or cgroup");
+             q->flags.limit ? "--mem" : "its share of the node or cgroup");
 }
 
 /* Root only. Rows of the embedding that the calibration text uses. */
 static int64_t count_rows(const quantize_run *q) {
-    const int64_t n = q->calib_windows * recipe_int(q->recipe, "calib.window");
+    const int64_t n = q->calib_windows * q->set->calib.window;
     embed_rows rows;
     if (!q->calib_ids || embed_rows_init(q->calib_ids, n, q->source.cfg.vocab, &rows).code)
         return 1;

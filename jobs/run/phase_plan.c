@@ -28,8 +28,8 @@ memory_plan plan_fresh(const plan_maker *m) {
 }
 
 err plan_grid(const plan_maker *m, grid_shape *out) {
-    return grid_resolve("numerics.grid", recipe_str(m->q->recipe, "numerics.grid"),
-                        plan_config(m)->hidden, m->ranks, out);
+    return grid_resolve("numerics.grid", m->q->set->numerics.grid.text, plan_config(m)->hidden,
+                        m->ranks, out);
 }
 
 int plan_steppers(const plan_maker *m, grid_shape grid) {
@@ -46,8 +46,7 @@ uint64_t plan_step_network(const plan_maker *m, bool r1) {
 double plan_item_seconds(const plan_maker *m, int64_t item, bool round) {
     const quantize_run *q = m->q;
     const bool r1 = rotation_set_r1(q->rotations) != NULL;
-    const bool dense = r1 && (json_array_size(recipe_get(q->recipe, "learn")) ||
-                              !recipe_is(q->recipe, "rotate.start", "had"));
+    const bool dense = r1 && (q->set->n_learn || q->set->rotate.start.word != START_POINT_HAD);
     const double numbers = quantize_item_cost(&q->job, item);
     const bool linears = item >= 1 && item <= plan_config(m)->layers;
     const double fuse = plan_time_fuse(&m->rank, plan_config(m)->hidden, numbers, r1, dense);

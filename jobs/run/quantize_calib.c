@@ -25,8 +25,7 @@ static err read_ids(const quantize_run *q, tokenizer *t, int32_t **ids, int64_t 
 static err make_windows(quantize_run *q) {
     bool given = options_has(q->o, OPT_CALIB_IDS);
     const char *where = options_str(q->o, given ? OPT_CALIB_IDS : OPT_CALIB);
-    int64_t asked = recipe_int(q->recipe, "calib.windows"),
-            window = recipe_int(q->recipe, "calib.window"), n = 0;
+    int64_t asked = q->set->calib.windows, window = q->set->calib.window, n = 0;
     tokenizer *t = NULL;
     text_windows *w = NULL;
     int32_t *ids = NULL;
@@ -34,7 +33,7 @@ static err make_windows(quantize_run *q) {
     if (!given) e = source_tokenizer(&q->source, &t);
     if (!e.code) e = read_ids(q, t, &ids, &n);
     if (!e.code)
-        e = text_windows_create(ids, n, window, asked, 0, given ? BOS_NONE : setup_bos(q->recipe),
+        e = text_windows_create(ids, n, window, asked, 0, given ? BOS_NONE : q->set->calib.bos,
                                 (int32_t)q->source.cfg.bos, t, where, &w);
     free(ids);
     if (!e.code) {
@@ -57,7 +56,7 @@ static err make_windows(quantize_run *q) {
 
 err quantize_read_calibration(quantize_run *q) {
     bool given = options_has(q->o, OPT_CALIB) || options_has(q->o, OPT_CALIB_IDS);
-    if (!quantize_needs_calibration(q->recipe)) {
+    if (!quantize_needs_calibration(q->set)) {
         if (given) log_line(LOG_RUN, "this recipe uses no calibration text: --calib is not read");
         return err_none();
     }
@@ -72,10 +71,9 @@ err quantize_read_calibration(quantize_run *q) {
         e = make_windows(q);
     e = comm_agree(q->c, e, "reading the calibration text", NULL);
     if (e.code) return e;
-    q->calib_windows = recipe_int(q->recipe, "calib.windows");
+    q->calib_windows = q->set->calib.windows;
     void *blob = q->calib_ids;
-    size_t len =
-        (size_t)(q->calib_windows * recipe_int(q->recipe, "calib.window")) * sizeof *q->calib_ids;
+    size_t len = (size_t)(q->calib_windows * q->set->calib.window) * sizeof *q->calib_ids;
     comm_bcast_blob(q->c, &blob, &len, 0);
     q->calib_ids = blob;
     return e;

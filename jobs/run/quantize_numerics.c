@@ -50,34 +50,31 @@ static void tell(const quantize_run *q, grid_shape grid) {
         log_line(LOG_RUN,
                  "numerics: R1 on a grid of %s, %" PRId64
                  " BLAS threads each: %s on a cell, where one rank alone would hold %s",
-                 grid_text(grid, shape), recipe_int(q->recipe, "numerics.threads"), cell, alone);
+                 grid_text(grid, shape), q->set->numerics.threads, cell, alone);
 }
 
 /* Bits of the phases ce and kl-top depend on the cut of a window into slices: one number for all
  * layouts. Others leave "auto". */
 void quantize_resolve_slices(quantize_run *q) {
-    const json_t *phases = recipe_get(q->recipe, "learn");
     bool wanted = false;
-    for (size_t k = 0; k < json_array_size(phases); k++)
-        wanted |= learn_e2e_is(json_array_get(phases, k));
-    if (wanted && !json_is_integer(recipe_get(q->recipe, "numerics.slice_tokens")))
+    for (int64_t k = 0; k < q->set->n_learn; k++) wanted |= learn_e2e_is(&q->set->learn[k]);
+    if (wanted && !q->set->numerics.slice_tokens)
         recipe_put(q->recipe, "numerics.slice_tokens",
                    json_integer(e2e_slice_tokens(q->source.cfg.hidden)));
 }
 
 /* On one cell bits do not depend on threads: "auto" stays. */
 static void resolve_threads(quantize_run *q, grid_shape grid, const numerics *kept) {
-    if (grid.rows * grid.cols > 1 && !json_is_integer(recipe_get(q->recipe, "numerics.threads")))
+    if (grid.rows * grid.cols > 1 && !q->set->numerics.threads)
         recipe_put(q->recipe, "numerics.threads",
                    json_integer(kept->threads > 0 ? kept->threads : gemm_threads()));
 }
 
 /* A grid key that is "auto" becomes that of the unfinished run, or the best for order n. */
-static err resolve_grid(quantize_run *q, const char *key, const char *kept, int64_t n,
-                        grid_shape *grid) {
+static err resolve_grid(quantize_run *q, const char *key, const word_or_text *now, const char *kept,
+                        int64_t n, grid_shape *grid) {
     char text[24];
-    const char *asked =
-        recipe_is(q->recipe, key, "auto") && kept[0] ? kept : recipe_str(q->recipe, key);
+    const char *asked = now->word == WORD_AUTO && kept[0] ? kept : now->text;
     err e = grid_resolve(key, asked, n, comm_size(q->c), grid);
     if (!e.code) recipe_put(q->recipe, key, json_string(grid_text(*grid, text)));
     return e;
@@ -86,13 +83,13 @@ static err resolve_grid(quantize_run *q, const char *key, const char *kept, int6
 /* The widest inputs of linears decide; narrow ones stay on one rank all the same. */
 static err resolve_gptq(quantize_run *q, const numerics *kept) {
     const llama_config *c = &q->source.cfg;
-    const int64_t from = recipe_int(q->recipe, "numerics.gptq_grid_from"),
+    const int64_t from = q->set->numerics.gptq_grid_from,
                   n = size_max(c->intermediate, size_max(c->hidden, c->heads * c->head_dim));
     grid_shape grid;
     char text[24];
     if (n < from) return err_none();
-    err e =
-        resolve_grid(q, "numerics.gptq_grid", kept->gptq_grid, size_max(n, GRID_MIN_ORDER), &grid);
+    err e = resolve_grid(q, "numerics.gptq_grid", &q->set->numerics.gptq_grid, kept->gptq_grid,
+                         size_max(n, GRID_MIN_ORDER), &grid);
     if (e.code) return e;
     resolve_threads(q, grid, kept);
     if (grid.rows * grid.cols > 1)
@@ -102,8 +99,8 @@ static err resolve_gptq(quantize_run *q, const numerics *kept) {
 }
 
 err quantize_resolve_numerics(quantize_run *q) {
-    const bool learns = quantize_learns(q->recipe) && recipe_bool(q->recipe, "rotate.r1"),
-               gptq = quantize_uses_gptq(q->recipe);
+    const bool learns = quantize_learns(q->set) && q->set->rotate.r1,
+               gptq = quantize_uses_gptq(q->set);
     numerics kept = {.threads = 0};
     grid_shape grid;
     quantize_resolve_slices(q);
@@ -113,7 +110,8 @@ err quantize_resolve_numerics(quantize_run *q) {
     comm_bcast(q->c, &kept, sizeof kept, 0);
     err e = err_none();
     if (learns) {
-        e = resolve_grid(q, "numerics.grid", kept.grid, q->source.cfg.hidden, &grid);
+        e = resolve_grid(q, "numerics.grid", &q->set->numerics.grid, kept.grid,
+                         q->source.cfg.hidden, &grid);
         if (e.code) return e;
         resolve_threads(q, grid, &kept);
         tell(q, grid);
@@ -125,8 +123,8 @@ void quantize_choose_gptq_grid(quantize_run *q, int ranks) {
     const llama_config *c = &q->source.cfg;
     const int64_t n = size_max(c->intermediate, size_max(c->hidden, c->heads * c->head_dim));
     char text[24];
-    if (!quantize_uses_gptq(q->recipe) || !recipe_is(q->recipe, "numerics.gptq_grid", "auto") ||
-        n < recipe_int(q->recipe, "numerics.gptq_grid_from"))
+    if (!quantize_uses_gptq(q->set) || q->set->numerics.gptq_grid.word != WORD_AUTO ||
+        n < q->set->numerics.gptq_grid_from)
         return;
     const grid_shape g = grid_choose(size_max(n, GRID_MIN_ORDER), ranks);
     recipe_put(q->recipe, "numerics.gptq_grid", json_string(grid_text(g, text)));

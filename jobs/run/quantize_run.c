@@ -11,14 +11,14 @@ err quantize_describe(quantize_run *q) {
     if (q->source.form.packed)
         return err_make(ERR_INPUT, q->source.path, "give the checkpoint it was made from",
                         "the weights are quantized already");
-    st_dtype store = setup_store_dtype(q->recipe, &q->source);
+    st_dtype store = setup_store_dtype(q->set, &q->source);
     wquant how;
     err e = setup_weights(q->recipe, cfg, store, &how);
     if (!e.code) e = setup_form(q->recipe);
     if (!e.code) e = setup_name(q->recipe, q->source.path, &how);
     if (e.code) return e;
     bool untied = cfg->tied && rotation_set_r1(q->rotations);
-    layout_options lo = setup_layout(q->recipe, &how, store, untied);
+    layout_options lo = setup_layout(q->set, &how, store, untied);
     e = layout_create(cfg, &lo, &q->layout);
     if (e.code) return e;
     q->job = (quantize_job){.checkpoint = q->source.ck,

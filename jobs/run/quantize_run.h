@@ -7,6 +7,7 @@
 #include "io/run_state.h"
 #include "jobs/setup/options.h"
 #include "jobs/setup/recipe.h"
+#include "jobs/setup/run_flags.h"
 #include "jobs/setup/source.h"
 #include "pipeline/plan/memory_plan.h"
 #include "pipeline/weights/quantize_item.h"
@@ -22,6 +23,7 @@ typedef struct quantize_run {
     const options *o;
     const char *out;
     recipe *recipe;
+    const settings *set; /* what the recipe says */
     source source;
     rotation_set *rotations;
     layout *layout;
@@ -40,7 +42,7 @@ typedef struct quantize_run {
     double start_s, phase_start_s;
     struct run_plan *plan; /* root only; what the phases are held against (jobs/run/run_plan.h) */
     uint64_t base_bytes;   /* resident before anything was loaded: the program and its libraries */
-    uint64_t limit;        /* --mem; 0: a rank's share of its node */
+    run_flags flags;
 } quantize_run;
 
 /* Local. Free what it holds; q itself is the caller's. */

@@ -41,8 +41,11 @@ static const struct {
     [OPT_OUT] = {"--out", "OUT", "output folder", BIT(CMD_PLAN) | BIT(CMD_QUANTIZE), false},
     [OPT_RECIPE] = {"--recipe", "FILE|NAME", "YAML recipe: a file, or the name of a built-in one",
                     BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL), false},
-    [OPT_SET] = {"--set", "KEY=VALUE", "set a recipe key (repeatable), as --set weights.group=64",
-                 BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL), true},
+    [OPT_SET] =
+        {"--set", "KEY=VALUE",
+         "set a recipe key, as weights.group=64, or some of a section, as 'rotate={r1: true, r2: "
+         "none}' (repeatable)",
+         BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL), true},
     [OPT_SEED] = {"--seed", "N", "seed of everything random (recipe key seed)",
                   BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL), false},
     [OPT_TEXT] = {"--text", "FILE", "UTF-8 text to measure perplexity on (repeatable)",
@@ -169,6 +172,13 @@ const char *options_nearest(const char *word, const char *const *words) {
     return best;
 }
 
+const char *options_nearest_command(const char *word) {
+    const char *names[CMD_COUNT + 1];
+    for (int c = 0; c < CMD_COUNT; c++) names[c] = commands[c].name;
+    names[CMD_COUNT] = NULL;
+    return options_nearest(word, names);
+}
+
 static err unknown_flag(command cmd, const char *word) {
     const char *names[OPT_COUNT + 1];
     int n = 0;
@@ -264,6 +274,36 @@ static void help_of(command cmd) {
         snprintf(left, sizeof left, "%s %s", table[i].name, table[i].arg ? table[i].arg : "");
         printf("    %-28s %s\n", left, table[i].help);
     }
+}
+
+/* "auto|on|off" as "auto, on or off". */
+static void list_words(const char *words, char *text, size_t size) {
+    const char *last = strrchr(words, '|');
+    size_t n = 0;
+    text[0] = 0;
+    for (const char *w = words; *w && n + 5 < size; w++)
+        n += (size_t)snprintf(text + n, size - n, "%s%.1s",
+                              w == last   ? " or "
+                              : *w == '|' ? ", "
+                                          : "",
+                              *w == '|' ? "" : w);
+}
+
+err options_word(const options *o, option opt, int *out) {
+    const char *value = options_str(o, opt), *words = table[opt].arg;
+    const size_t n = value ? strlen(value) : 0;
+    int at = 0;
+    if (!value) return err_none();
+    for (const char *w = words; w; w = strchr(w, '|'), at++) {
+        if (*w == '|') w++;
+        if (n && !strncmp(w, value, n) && (!w[n] || w[n] == '|')) {
+            *out = at;
+            return err_none();
+        }
+    }
+    char list[160];
+    list_words(words, list, sizeof list);
+    return err_make(ERR_USAGE, table[opt].name, NULL, "\"%s\" is not %s", value, list);
 }
 
 void options_help(command cmd) {

@@ -71,8 +71,9 @@ typedef struct options {
     const char *values[OPT_COUNT][OPTIONS_MAX_VALUES]; /* borrowed from argv */
 } options;
 
-/* Local. The command named by a word; CMD_COUNT if none. */
+/* Local. The command named by a word; CMD_COUNT if none; and the name nearest to it. */
 command options_command(const char *word);
+const char *options_nearest_command(const char *word);
 
 /* Local. Parse the words after the command. Fails with ERR_USAGE, naming the nearest flag. */
 err options_parse(command cmd, int argc, char **argv, options *out);
@@ -82,6 +83,10 @@ const char *options_str(const options *o, option opt); /* local; last value, or 
 
 /* Local. A whole number in lo..hi; *out untouched where the flag is absent. ERR_USAGE. */
 err options_int(const options *o, option opt, int64_t lo, int64_t hi, int64_t *out);
+
+/* Local. The place of a flag's value among the words that its help names ("auto|on|off"); *out
+ * untouched where the flag is absent. ERR_USAGE. */
+err options_word(const options *o, option opt, int *out);
 
 /* Local. Help on stdout: of one command, or of all (CMD_COUNT). */
 void options_help(command cmd);

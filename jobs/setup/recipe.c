@@ -10,6 +10,7 @@
 #include <dirent.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,6 +29,7 @@ typedef enum kind {
 
 typedef struct key {
     const char *path;
+    size_t offset, size; /* of its field */
     kind kind;
     const char *standard; /* the default, as YAML */
     double lo, hi;
@@ -35,97 +37,105 @@ typedef struct key {
     const char *help;
 } key;
 
+/* A key has the path of its field. */
+#define AT(path)       #path, offsetof(settings, path), sizeof(((settings *)0)->path)
+#define AT_PHASE(path) #path, offsetof(learn_settings, path), sizeof(((learn_settings *)0)->path)
+
 static const key keys[] = {
-    {"recipe_version", KIND_INT, "1", 1, 1, NULL, "version of this list"},
-    {"seed", KIND_INT, "0", 0, 9007199254740991, NULL, "seed of everything random"},
-    {"rotate.r1", KIND_BOOL, "true", 0, 0, NULL, "rotate the residual stream"},
-    {"rotate.r2", KIND_WORD, "layer", 0, 0, "none|layer|head",
+    {AT(recipe_version), KIND_INT, "1", 1, 1, NULL, "version of this list"},
+    {AT(seed), KIND_INT, "0", 0, 9007199254740991, NULL, "seed of everything random"},
+    {AT(rotate.r1), KIND_BOOL, "true", 0, 0, NULL, "rotate the residual stream"},
+    {AT(rotate.r2), KIND_WORD, "layer", 0, 0, "none|layer|head",
      "rotate values: one matrix a layer or a KV head"},
-    {"rotate.start", KIND_WORD_OR_TEXT, "had", 0, 0, "identity|had|orthogonal|pca|womi",
+    {AT(rotate.start), KIND_WORD_OR_TEXT, "had", 0, 0, "identity|had|orthogonal|pca|womi",
      "start point, or a rotations.safetensors"},
-    {"rotate.start_r2", KIND_WORD, "same", 0, 0, "same|pca|womi", "start point of R2 alone"},
-    {"rotate.online", KIND_WORDS, "[]", 0, 0, "r3|r4",
+    {AT(rotate.start_r2), KIND_WORD, "same", 0, 0, "same|pca|womi", "start point of R2 alone"},
+    {AT(rotate.online), KIND_WORDS, "[]", 0, 0, "r3|r4",
      "rotations applied at run time (no common runtime does)"},
-    {"rotate.r4_block", KIND_INT_OR_WORD, "auto", 1, 1 << 20, "auto",
+    {AT(rotate.r4_block), KIND_INT_OR_WORD, "auto", 1, 1 << 20, "auto",
      "block of R4; auto: the whole size"},
-    {"scale.pairs", KIND_WORDS, "[]", 0, 0, "norm|vo|qk|ud",
+    {AT(scale.pairs), KIND_WORDS, "[]", 0, 0, "norm|vo|qk|ud",
      "pairs of layers that exchange scales"},
-    {"scale.start", KIND_WORD, "ones", 0, 0, "ones|closed|smooth", "start of the scales"},
-    {"scale.alpha", KIND_REAL, "0.5", 0, 1, NULL, "strength of smooth"},
-    {"learn", KIND_PHASES, "[]", 0, 0, NULL, "phases of learning"},
-    {"weights.method", KIND_WORD, "rtn", 0, 0, "rtn|gptq|gptaq", "how weights are rounded"},
-    {"weights.bits", KIND_INT, "4", 2, 8, NULL, "bits of a weight"},
-    {"weights.group", KIND_INT_OR_WORD, "channel", 1, 1 << 20, "channel|auto",
+    {AT(scale.start), KIND_WORD, "ones", 0, 0, "ones|closed|smooth", "start of the scales"},
+    {AT(scale.alpha), KIND_REAL, "0.5", 0, 1, NULL, "strength of smooth"},
+    {AT(learn), KIND_PHASES, "[]", 0, 0, NULL, "phases of learning"},
+    {AT(weights.method), KIND_WORD, "rtn", 0, 0, "rtn|gptq|gptaq", "how weights are rounded"},
+    {AT(weights.bits), KIND_INT, "4", 2, 8, NULL, "bits of a weight"},
+    {AT(weights.group), KIND_INT_OR_WORD, "channel", 1, 1 << 20, "channel|auto",
      "inputs that share a scale"},
-    {"weights.symmetric", KIND_BOOL, "true", 0, 0, NULL, "no zero points"},
-    {"weights.scale", KIND_WORD, "max", 0, 0, "max|search",
+    {AT(weights.symmetric), KIND_BOOL, "true", 0, 0, NULL, "no zero points"},
+    {AT(weights.scale), KIND_WORD, "max", 0, 0, "max|search",
      "scale from the range, or the best of 80 shrunk ones"},
-    {"weights.act_order", KIND_BOOL, "true", 0, 0, NULL,
+    {AT(weights.act_order), KIND_BOOL, "true", 0, 0, NULL,
      "GPTQ: columns by falling Hessian diagonal"},
-    {"weights.damp", KIND_REAL, "0.01", 0, 1, NULL, "GPTQ: damping, of the mean diagonal"},
-    {"weights.stream", KIND_WORD, "full", 0, 0, "full|quantized",
+    {AT(weights.damp), KIND_REAL, "0.01", 0, 1, NULL, "GPTQ: damping, of the mean diagonal"},
+    {AT(weights.stream), KIND_WORD, "full", 0, 0, "full|quantized",
      "GPTQ: activations of calibration"},
-    {"weights.target", KIND_WORD, "layer", 0, 0, "layer|full",
+    {AT(weights.target), KIND_WORD, "layer", 0, 0, "layer|full",
      "GPTAQ: full precision of each layer alone, or of the whole model"},
-    {"weights.alpha", KIND_REAL, "1.0", 0, 1, NULL, "GPTAQ: strength of the asymmetric term"},
-    {"activations.bits", KIND_INT, "16", 2, 16, NULL,
+    {AT(weights.alpha), KIND_REAL, "1.0", 0, 1, NULL, "GPTAQ: strength of the asymmetric term"},
+    {AT(activations.bits), KIND_INT, "16", 2, 16, NULL,
      "bits of activations in eval; 16: not quantized"},
-    {"activations.symmetric", KIND_BOOL, "false", 0, 0, NULL, "no zero points"},
-    {"activations.clip", KIND_REAL, "1.0", 0.01, 1, NULL, "multiplies the range"},
-    {"activations.o_group", KIND_WORD, "head", 0, 0, "head|token", "range of the o_proj input"},
-    {"activations.down_bits", KIND_INT_OR_WORD, "same", 2, 16, "same",
+    {AT(activations.symmetric), KIND_BOOL, "false", 0, 0, NULL, "no zero points"},
+    {AT(activations.clip), KIND_REAL, "1.0", 0.01, 1, NULL, "multiplies the range"},
+    {AT(activations.o_group), KIND_WORD, "head", 0, 0, "head|token", "range of the o_proj input"},
+    {AT(activations.down_bits), KIND_INT_OR_WORD, "same", 2, 16, "same",
      "bits of the down_proj input"},
-    {"activations.scale", KIND_WORD, "published", 0, 0, "published|compressed-tensors",
+    {AT(activations.scale), KIND_WORD, "published", 0, 0, "published|compressed-tensors",
      "symmetric scale: max/7 or max/7.5"},
-    {"kv.bits", KIND_INT, "16", 2, 16, NULL, "bits of keys and values in eval; 16: not quantized"},
-    {"kv.symmetric", KIND_BOOL, "false", 0, 0, NULL, "no zero points"},
-    {"kv.clip", KIND_REAL, "1.0", 0.01, 1, NULL, "multiplies the range"},
-    {"calib.windows", KIND_INT, "128", 1, 1 << 24, NULL, "calibration windows"},
-    {"calib.window", KIND_INT, "2048", 2, 1 << 24, NULL, "tokens of a calibration window"},
-    {"calib.bos", KIND_WORD, "auto", 0, 0, "auto|none|each-window",
+    {AT(kv.bits), KIND_INT, "16", 2, 16, NULL,
+     "bits of keys and values in eval; 16: not quantized"},
+    {AT(kv.symmetric), KIND_BOOL, "false", 0, 0, NULL, "no zero points"},
+    {AT(kv.clip), KIND_REAL, "1.0", 0.01, 1, NULL, "multiplies the range"},
+    {AT(calib.windows), KIND_INT, "128", 1, 1 << 24, NULL, "calibration windows"},
+    {AT(calib.window), KIND_INT, "2048", 2, 1 << 24, NULL, "tokens of a calibration window"},
+    {AT(calib.bos), KIND_WORD, "auto", 0, 0, "auto|none|each-window",
      "begin-of-text token of windows (eval too)"},
-    {"archive.dtype", KIND_WORD, "same", 0, 0, "same|bf16|fp16",
+    {AT(archive.dtype), KIND_WORD, "same", 0, 0, "same|bf16|fp16",
      "type of scales and of what is not quantized"},
-    {"archive.form", KIND_WORD, "auto", 0, 0, "auto|pack-quantized|int-quantized",
+    {AT(archive.form), KIND_WORD, "auto", 0, 0, "auto|pack-quantized|int-quantized",
      "weights alone, or with 8-bit inputs; auto: int-quantized where these are symmetric, by "
      "token"},
-    {"archive.shard_bytes", KIND_SIZE, "4G", 1024, 0, NULL, "largest tar"},
-    {"archive.name", KIND_WORD_OR_TEXT, "auto", 0, 0, "auto",
+    {AT(archive.shard_bytes), KIND_SIZE, "4G", 1024, 0, NULL, "largest tar"},
+    {AT(archive.name), KIND_WORD_OR_TEXT, "auto", 0, 0, "auto",
      "name of the archive; auto: model-wBITS-gGROUP"},
-    {"numerics.grid", KIND_WORD_OR_TEXT, "auto", 0, 0, "auto", "process grid of ScaLAPACK, as 2x2"},
-    {"numerics.threads", KIND_INT_OR_WORD, "auto", 1, 1024, "auto", "BLAS threads in ScaLAPACK"},
-    {"numerics.slice_tokens", KIND_INT_OR_WORD, "auto", 1, 1 << 20, "auto", "tokens of a slice"},
-    {"numerics.gptq_grid", KIND_WORD_OR_TEXT, "auto", 0, 0, "auto",
+    {AT(numerics.grid), KIND_WORD_OR_TEXT, "auto", 0, 0, "auto",
+     "process grid of ScaLAPACK, as 2x2"},
+    {AT(numerics.threads), KIND_INT_OR_WORD, "auto", 1, 1024, "auto", "BLAS threads in ScaLAPACK"},
+    {AT(numerics.slice_tokens), KIND_INT_OR_WORD, "auto", 1, 1 << 20, "auto", "tokens of a slice"},
+    {AT(numerics.gptq_grid), KIND_WORD_OR_TEXT, "auto", 0, 0, "auto",
      "process grid of large Hessians, as 2x2"},
-    {"numerics.gptq_grid_from", KIND_INT, "4096", 1, 1 << 24, NULL,
+    {AT(numerics.gptq_grid_from), KIND_INT, "4096", 1, 1 << 24, NULL,
      "columns from which a Hessian goes over the grid"},
-    {"numerics.gptq_block", KIND_INT, "128", 1, 1 << 16, NULL, "columns of a GPTQ block"},
+    {AT(numerics.gptq_block), KIND_INT, "128", 1, 1 << 16, NULL, "columns of a GPTQ block"},
 };
 enum { N_KEYS = sizeof keys / sizeof keys[0] };
 
 /* Keys of a phase of learn. */
 static const key phase_keys[] = {
-    {"objective", KIND_WORD, "range", 0, 0, "range|ce|kl-top", "what is minimised"},
-    {"steps", KIND_INT, "100", 1, 1 << 24, NULL, "steps"},
-    {"batch", KIND_INT, "8", 1, 1 << 20, NULL, "windows a step (ce, kl-top)"},
-    {"window", KIND_INT, "2048", 2, 1 << 20, NULL, "tokens of a window (ce, kl-top)"},
-    {"rows", KIND_INT, "32768", 1, 1 << 28, NULL,
+    {AT_PHASE(objective), KIND_WORD, "range", 0, 0, "range|ce|kl-top", "what is minimised"},
+    {AT_PHASE(steps), KIND_INT, "100", 1, 1 << 24, NULL, "steps"},
+    {AT_PHASE(batch), KIND_INT, "8", 1, 1 << 20, NULL, "windows a step (ce, kl-top)"},
+    {AT_PHASE(window), KIND_INT, "2048", 2, 1 << 20, NULL, "tokens of a window (ce, kl-top)"},
+    {AT_PHASE(rows), KIND_INT, "32768", 1, 1 << 28, NULL,
      "rows of R1 sites a step, and as many of weights (range)"},
-    {"optimizer", KIND_WORD, "adam", 0, 0, "adam|sgd-published", "how a step is made"},
-    {"lr_r1", KIND_REAL, "0.002", 0, 100, NULL, "rate of R1, radians (sgd-published: 1.5)"},
-    {"lr_r2", KIND_REAL, "0.006", 0, 100, NULL, "rate of R2"},
-    {"lr_scale", KIND_REAL, "0.001", 0, 100, NULL, "rate of scales (reserved)"},
-    {"schedule", KIND_WORD, "cosine", 0, 0, "cosine|linear|constant", "how rates fall"},
-    {"range_grad", KIND_WORD, "through", 0, 0, "through|detached",
+    {AT_PHASE(optimizer), KIND_WORD, "adam", 0, 0, "adam|sgd-published", "how a step is made"},
+    {AT_PHASE(lr_r1), KIND_REAL, "0.002", 0, 100, NULL, "rate of R1, radians (sgd-published: 1.5)"},
+    {AT_PHASE(lr_r2), KIND_REAL, "0.006", 0, 100, NULL, "rate of R2"},
+    {AT_PHASE(lr_scale), KIND_REAL, "0.001", 0, 100, NULL, "rate of scales (reserved)"},
+    {AT_PHASE(schedule), KIND_WORD, "cosine", 0, 0, "cosine|linear|constant", "how rates fall"},
+    {AT_PHASE(range_grad), KIND_WORD, "through", 0, 0, "through|detached",
      "gradient through the quantizer's range"},
-    {"weights", KIND_BOOL, "false", 0, 0, NULL,
+    {AT_PHASE(weights), KIND_BOOL, "false", 0, 0, NULL,
      "range: rows of weights count too; ce, kl-top: weights quantized in the loop"},
-    {"top_k", KIND_INT, "1000", 1, 1 << 24, NULL, "logits of kl-top"},
+    {AT_PHASE(top_k), KIND_INT, "1000", 1, 1 << 24, NULL, "logits of kl-top"},
 };
 enum { N_PHASE_KEYS = sizeof phase_keys / sizeof phase_keys[0] };
 
 struct recipe {
     json_t *tree;
+    settings set;
+    learn_settings *learn; /* what set.learn is */
 };
 
 static const key *find_key(const char *path) {
@@ -306,8 +316,15 @@ static err apply_set(json_t *tree, const char *text) {
     snprintf(path, sizeof path, "%.*s", (int)(equals - text), text);
     err e = yaml_parse(equals + 1, strlen(equals + 1), "--set", &value);
     if (e.code) return e;
-    e = set_key(tree, path, value, "--set");
-    json_decref(value);
+    if (strchr(path, '.')) {
+        e = set_key(tree, path, value, "--set");
+        json_decref(value);
+        return e;
+    }
+    json_t *branch = json_object(); /* a key, or some of the keys of a section as a map */
+    json_object_set_new(branch, path, value);
+    e = overlay(tree, branch, "--set");
+    json_decref(branch);
     return e;
 }
 
@@ -345,12 +362,101 @@ static err resolve_phases(json_t *tree) {
     return err_none();
 }
 
+/* ---- values into fields ---- */
+
+/* The place of a word in a list as "a|b|c"; their number where it is none of them. */
+static int word_index(const char *word, const char *words) {
+    const size_t n = strlen(word);
+    int at = 0;
+    for (const char *w = words; w; w = strchr(w, '|'), at++) {
+        if (*w == '|') w++;
+        if (!strncmp(w, word, n) && (!w[n] || w[n] == '|')) return at;
+    }
+    return at;
+}
+
+static uint64_t size_of(const json_t *v) {
+    uint64_t bytes = 0;
+    if (json_is_integer(v)) return (uint64_t)json_integer_value(v);
+    if (size_parse(json_string_value(v), &bytes).code) abort(); /* the table let it pass */
+    return bytes;
+}
+
+/* Bytes of a field of each kind. */
+static size_t size_of_kind(kind k) {
+    static const size_t sizes[] = {[KIND_INT] = sizeof(int64_t),
+                                   [KIND_REAL] = sizeof(double),
+                                   [KIND_BOOL] = sizeof(bool),
+                                   [KIND_WORD] = sizeof(objective_kind),
+                                   [KIND_WORD_OR_TEXT] = sizeof(word_or_text),
+                                   [KIND_INT_OR_WORD] = sizeof(int64_t),
+                                   [KIND_WORDS] = sizeof(uint32_t),
+                                   [KIND_SIZE] = sizeof(uint64_t),
+                                   [KIND_PHASES] = sizeof(learn_settings *)};
+    return sizes[k];
+}
+
+/* A value that fits its key into the key's field of `to`. A word among numbers is minus its place.
+ */
+static void store(const key *k, const json_t *v, void *to) {
+    void *field = (char *)to + k->offset;
+    const char *s = json_is_string(v) ? json_string_value(v) : NULL;
+    size_t i;
+    json_t *item;
+    switch (k->kind) {
+    case KIND_INT:
+    case KIND_INT_OR_WORD:
+        *(int64_t *)field = s ? -word_index(s, k->words) : json_integer_value(v);
+        break;
+    case KIND_REAL:
+        *(double *)field = json_number_value(v);
+        break;
+    case KIND_BOOL:
+        *(bool *)field = json_is_true(v);
+        break;
+    case KIND_WORD: {
+        const int word = word_index(s, k->words);
+        memcpy(field, &word, sizeof word); /* an enum */
+        break;
+    }
+    case KIND_WORD_OR_TEXT:
+        *(word_or_text *)field = (word_or_text){word_index(s, k->words), s};
+        break;
+    case KIND_WORDS:
+        *(uint32_t *)field = 0;
+        json_array_foreach(v, i, item) * (uint32_t *)field |=
+            1u << word_index(json_string_value(item), k->words);
+        break;
+    case KIND_SIZE:
+        *(uint64_t *)field = size_of(v);
+        break;
+    case KIND_PHASES: /* read_settings */
+        break;
+    }
+}
+
+/* The settings as the tree now is. Phases stay where they are in memory: none comes or goes. */
+static void read_settings(recipe *r) {
+    const json_t *phases = json_object_get(r->tree, "learn");
+    const size_t n = json_array_size(phases);
+    for (int i = 0; i < N_KEYS; i++) store(&keys[i], tree_get(r->tree, keys[i].path), &r->set);
+    if (!r->learn) r->learn = calloc(n + 1, sizeof *r->learn);
+    if (!r->learn) abort();
+    for (size_t p = 0; p < n; p++)
+        for (int i = 0; i < N_PHASE_KEYS; i++)
+            store(&phase_keys[i], json_object_get(json_array_get(phases, p), phase_keys[i].path),
+                  &r->learn[p]);
+    r->set.learn = r->learn;
+    r->set.n_learn = (int64_t)n;
+}
+
 static json_t *default_tree(void) {
     json_t *tree = json_object();
     for (int i = 0; i < N_KEYS; i++) {
         json_t *value;
         err e = yaml_parse(keys[i].standard, strlen(keys[i].standard), keys[i].path, &value);
         if (e.code || !fits(&keys[i], value)) abort(); /* a default that its own table refuses */
+        if (keys[i].size != size_of_kind(keys[i].kind)) abort(); /* a field of another type */
         tree_put(tree, keys[i].path, value);
     }
     return tree;
@@ -375,9 +481,10 @@ err recipe_create(const options *o, const char *file_text, const char *file_name
         json_decref(tree);
         return e;
     }
-    recipe *r = malloc(sizeof *r);
+    recipe *r = calloc(1, sizeof *r);
     if (!r) abort();
     r->tree = tree;
+    read_settings(r);
     *out = r;
     return e;
 }
@@ -387,12 +494,14 @@ recipe *recipe_copy(const recipe *r) {
     if (!copy) abort();
     copy->tree = json_deep_copy(r->tree);
     if (!copy->tree) abort();
+    read_settings(copy);
     return copy;
 }
 
 void recipe_destroy(recipe **r) {
     if (!*r) return;
     json_decref((*r)->tree);
+    free((*r)->learn);
     free(*r);
     *r = NULL;
 }
@@ -406,46 +515,13 @@ const json_t *recipe_get(const recipe *r, const char *path) {
     return v;
 }
 
-int64_t recipe_int(const recipe *r, const char *path) {
-    return json_integer_value(recipe_get(r, path));
-}
-
-double recipe_real(const recipe *r, const char *path) {
-    return json_number_value(recipe_get(r, path));
-}
-
-bool recipe_bool(const recipe *r, const char *path) {
-    return json_is_true(recipe_get(r, path));
-}
-
-const char *recipe_str(const recipe *r, const char *path) {
-    return json_string_value(recipe_get(r, path));
-}
-
-bool recipe_is(const recipe *r, const char *path, const char *word) {
-    const char *s = recipe_str(r, path);
-    return s && !strcmp(s, word);
-}
-
-bool recipe_list_has(const recipe *r, const char *path, const char *word) {
-    size_t i;
-    json_t *item;
-    json_array_foreach(recipe_get(r, path), i,
-                       item) if (!strcmp(json_string_value(item), word)) return true;
-    return false;
-}
-
-uint64_t recipe_bytes(const recipe *r, const char *path) {
-    const json_t *v = recipe_get(r, path);
-    uint64_t bytes = 0;
-    if (json_is_integer(v)) return (uint64_t)json_integer_value(v);
-    err e = size_parse(json_string_value(v), &bytes);
-    if (e.code) abort(); /* the table let it pass */
-    return bytes;
+const settings *recipe_settings(const recipe *r) {
+    return &r->set;
 }
 
 void recipe_put(recipe *r, const char *path, json_t *value) {
     tree_put(r->tree, path, value);
+    read_settings(r);
 }
 
 const json_t *recipe_tree(const recipe *r) {

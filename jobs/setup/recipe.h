@@ -1,6 +1,7 @@
 /* recipe - how to quantize, as one tree of keys: defaults, then a YAML file, then --set, then
  * flags. Every key has a type, a default and bounds in one table; an unknown key is an error that
- * names the nearest one. Not the command line (jobs/setup/options.h). The resolved tree goes into
+ * names the nearest one. Not the command line (jobs/setup/options.h), and not the values as others
+ * see them (jobs/setup/settings.h). The resolved tree goes into
  * the output. */
 #ifndef SPINSHARD_JOBS_SETUP_RECIPE_H
 #define SPINSHARD_JOBS_SETUP_RECIPE_H
@@ -8,6 +9,7 @@
 #include "base/err.h"
 #include "base/json.h"
 #include "jobs/setup/options.h"
+#include "jobs/setup/settings.h"
 
 #include <stdint.h>
 
@@ -21,15 +23,12 @@ err recipe_create(const options *o, const char *file_text, const char *file_name
 recipe *recipe_copy(const recipe *r); /* local; caller owns it */
 void recipe_destroy(recipe **r);      /* local; NULL is fine; sets NULL */
 
-/* Local. Values by dotted path; asking for a key that is not in the table is a bug (abort). */
-int64_t recipe_int(const recipe *r, const char *path);
-double recipe_real(const recipe *r, const char *path);
-bool recipe_bool(const recipe *r, const char *path);
-const char *recipe_str(const recipe *r, const char *path); /* words, and "auto" of sizes */
-bool recipe_is(const recipe *r, const char *path, const char *word);
-bool recipe_list_has(const recipe *r, const char *path, const char *word);
+/* Local. What it says, as a struct; true as long as r lives, also after recipe_put. */
+const settings *recipe_settings(const recipe *r);
+
+/* Local. A value as JSON, by dotted path; asking for a key that is not in the table is a bug
+ * (abort). */
 const json_t *recipe_get(const recipe *r, const char *path);
-uint64_t recipe_bytes(const recipe *r, const char *path); /* a size such as 4G */
 
 /* Local. Replace a value while resolving ("auto" by what was chosen). Takes over `value`. */
 void recipe_put(recipe *r, const char *path, json_t *value);

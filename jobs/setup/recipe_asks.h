@@ -3,21 +3,24 @@
 #ifndef SPINSHARD_JOBS_SETUP_RECIPE_ASKS_H
 #define SPINSHARD_JOBS_SETUP_RECIPE_ASKS_H
 
-#include "jobs/setup/recipe.h"
+#include "jobs/setup/settings.h"
+
+/* Local. R1 or R2 starts there. */
+bool quantize_starts_at(const settings *s, start_point point);
 
 /* Local. True where the recipe needs calibration text: where it learns, and for GPTQ. */
-bool quantize_needs_calibration(const recipe *r);
+bool quantize_needs_calibration(const settings *s);
 /* Local. True where it learns from that text: phases, or a start from activations. */
-bool quantize_learns(const recipe *r);
-bool quantize_uses_gptq(const recipe *r); /* local; weights.method is gptq or gptaq */
+bool quantize_learns(const settings *s);
+bool quantize_uses_gptq(const settings *s); /* local; weights.method is gptq or gptaq */
 
 /* Local. True where the objective of a phase stands at the end of the model: ce, kl-top. */
-bool learn_e2e_is(const json_t *phase);
+bool learn_e2e_is(const learn_settings *phase);
 /* Local. True where phase `first` or a later one takes rows, or, at a fresh start, the start. */
-bool learn_needs_rows(const recipe *r, int64_t first, bool fresh);
+bool learn_needs_rows(const settings *s, int64_t first, bool fresh);
 
 /* Local. True where rows of weights are samples of this phase, or of any. */
-bool learn_weights_count(const recipe *r, const json_t *phase);
-bool learn_weights_needed(const recipe *r);
+bool learn_weights_count(const settings *s, const learn_settings *phase);
+bool learn_weights_needed(const settings *s);
 
 #endif

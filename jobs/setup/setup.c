@@ -42,11 +42,11 @@ err setup_recipe(const comm *c, const options *o, const json_t *base, recipe **o
     return comm_agree(c, e, "reading the recipe", NULL);
 }
 
-static err refuse_phase(const recipe *r, const json_t *phase) {
-    const char *objective = json_string_value(json_object_get(phase, "objective"));
-    if (!strcmp(objective, "range")) return err_none(); /* rows of weights, if nothing else */
-    if (json_is_true(json_object_get(phase, "weights"))) return err_none();
-    if (recipe_int(r, "activations.bits") >= 16 && recipe_int(r, "kv.bits") >= 16)
+static err refuse_phase(const settings *s, const learn_settings *phase) {
+    if (phase->objective == OBJECTIVE_RANGE)
+        return err_none(); /* rows of weights, if nothing else */
+    if (phase->weights) return err_none();
+    if (!settings_quantize_inputs(s))
         return err_make(
             ERR_USAGE, "learn",
             "set activations.bits, kv.bits or weights: true, or use objective: range",
@@ -56,52 +56,46 @@ static err refuse_phase(const recipe *r, const json_t *phase) {
 
 /* scale.start: smooth balances single channels of activations with columns of weights. A rotation
  * leaves no channel that stands out, and queries have no weights that keys could lean on. */
-static err refuse_smooth(const recipe *r) {
+static err refuse_smooth(const settings *s) {
     static const struct {
-        const char *pair, *key, *why;
-    } all[] = {{"norm", "rotate.r1", "R1 mixes the channels of \"norm\""},
-               {"vo", "rotate.r2", "R2 mixes the channels of \"vo\""},
-               {"ud", "rotate.online", "R4 mixes the channels of \"ud\""},
-               {"qk", "scale.pairs", "\"qk\" has no weights on its other side"}};
-    const bool mixed[] = {recipe_bool(r, "rotate.r1"), !recipe_is(r, "rotate.r2", "none"),
-                          recipe_list_has(r, "rotate.online", "r4"), true};
+        uint32_t pair;
+        const char *key, *why;
+    } all[] = {{PAIR_NORM, "rotate.r1", "R1 mixes the channels of \"norm\""},
+               {PAIR_VO, "rotate.r2", "R2 mixes the channels of \"vo\""},
+               {PAIR_UD, "rotate.online", "R4 mixes the channels of \"ud\""},
+               {PAIR_QK, "scale.pairs", "\"qk\" has no weights on its other side"}};
+    const bool mixed[] = {s->rotate.r1, s->rotate.r2 != R2_NONE, (s->rotate.online & ONLINE_R4),
+                          true};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        if (mixed[i] && recipe_list_has(r, "scale.pairs", all[i].pair))
+        if (mixed[i] && (s->scale.pairs & all[i].pair))
             return err_make(ERR_USAGE, all[i].key,
                             "use scale.start=closed, or smooth with rotate.r1=false rotate.r2=none "
                             "rotate.online=[]",
                             "scale.start is smooth, and %s", all[i].why);
-    if (!json_array_size(recipe_get(r, "scale.pairs")))
+    if (!s->scale.pairs)
         return err_make(ERR_USAGE, "scale.pairs", "name pairs, as scale.pairs=[norm]",
                         "scale.start is smooth, and no pair is named");
     return err_none();
 }
 
-err setup_refuse_missing(const recipe *r) {
-    size_t i;
-    json_t *phase;
-    if (json_array_size(recipe_get(r, "learn")) && !recipe_bool(r, "rotate.r1") &&
-        recipe_is(r, "rotate.r2", "none"))
+err setup_refuse_missing(const settings *s) {
+    if (s->n_learn && !s->rotate.r1 && s->rotate.r2 == R2_NONE)
         return err_make(ERR_USAGE, "learn", "set rotate.r1=true or rotate.r2=layer",
                         "nothing is rotated: there is nothing to learn");
-    json_array_foreach(recipe_get(r, "learn"), i, phase) {
-        err e = refuse_phase(r, phase);
+    for (int64_t k = 0; k < s->n_learn; k++) {
+        err e = refuse_phase(s, &s->learn[k]);
         if (e.code) return e;
     }
-    if (recipe_is(r, "scale.start", "smooth")) return refuse_smooth(r);
-    const bool pairs = json_array_size(recipe_get(r, "scale.pairs")) > 0;
-    if (pairs && recipe_is(r, "scale.start", "ones"))
+    if (s->scale.start == SCALES_SMOOTH) return refuse_smooth(s);
+    const bool pairs = s->scale.pairs > 0;
+    if (pairs && s->scale.start == SCALES_ONES)
         return err_make(ERR_USAGE, "scale.start", "use scale.start=closed",
                         "scales of ones change nothing, and nothing learns them further");
-    if (!pairs && !recipe_is(r, "scale.start", "ones"))
+    if (!pairs && s->scale.start != SCALES_ONES)
         return err_make(ERR_USAGE, "scale.pairs", "name pairs, as scale.pairs=[norm, ud]",
-                        "scale.start is %s, and no pair is named", recipe_str(r, "scale.start"));
+                        "scale.start is %s, and no pair is named",
+                        s->scale.start == SCALES_CLOSED ? "closed" : "smooth");
     return err_none();
-}
-
-static rotation_r2 r2_of(const recipe *r) {
-    if (recipe_is(r, "rotate.r2", "head")) return R2_HEAD;
-    return recipe_is(r, "rotate.r2", "layer") ? R2_LAYER : R2_NONE;
 }
 
 /* Random orthogonal R1 (unless it comes later) and R2 in place of the Hadamard ones. */
@@ -129,31 +123,17 @@ static err random_start(rotation_set *set, bool r1_later) {
     return e;
 }
 
-static const char *const start_words[] = {"had", "identity", "orthogonal", "pca", "womi"};
-
-bool setup_start_is_file(const recipe *r) {
-    for (size_t i = 0; i < sizeof start_words / sizeof *start_words; i++)
-        if (recipe_is(r, "rotate.start", start_words[i])) return false;
-    return true;
-}
-
-bool setup_starts_at(const recipe *r, const char *word) {
-    return recipe_is(r, "rotate.start", word) || recipe_is(r, "rotate.start_r2", word);
-}
-
-err setup_rotations(const comm *c, const recipe *r, const source *s, bool r1_later,
+err setup_rotations(const comm *c, const settings *s, const source *from, bool r1_later,
                     rotation_set **out) {
-    const llama_config *cfg = &s->cfg;
+    const llama_config *cfg = &from->cfg;
     rotation_options o = {
-        .r1 = recipe_bool(r, "rotate.r1"),
-        .r2 = r2_of(r),
-        .r3 = recipe_list_has(r, "rotate.online", "r3"),
-        .r4 = recipe_list_has(r, "rotate.online", "r4"),
-        .r4_block = json_is_integer(recipe_get(r, "rotate.r4_block"))
-                        ? recipe_int(r, "rotate.r4_block")
-                        : 0,
-        .start = recipe_is(r, "rotate.start", "identity") ? START_IDENTITY : START_HAD,
-        .seed = (uint64_t)recipe_int(r, "seed"),
+        .r1 = s->rotate.r1,
+        .r2 = s->rotate.r2,
+        .r3 = (s->rotate.online & ONLINE_R3),
+        .r4 = (s->rotate.online & ONLINE_R4),
+        .r4_block = s->rotate.r4_block,
+        .start = s->rotate.start.word == START_POINT_IDENTITY ? START_IDENTITY : START_HAD,
+        .seed = (uint64_t)s->seed,
     };
     rotation_sizes z = {
         .hidden = cfg->hidden,
@@ -165,11 +145,11 @@ err setup_rotations(const comm *c, const recipe *r, const source *s, bool r1_lat
     };
     /* pca and womi begin as a Hadamard set: its sizes are checked, its matrices replaced once there
      * are rows or weights. */
-    if (setup_start_is_file(r))
-        return rotation_file_read(c, recipe_str(r, "rotate.start"), &o, &z,
-                                  s->form.packed ? NULL : s->ck, out);
+    if (s->rotate.start.word == START_POINT_FILE)
+        return rotation_file_read(c, s->rotate.start.text, &o, &z,
+                                  from->form.packed ? NULL : from->ck, out);
     err e = rotation_set_create(&o, &z, out);
-    if (!e.code && recipe_is(r, "rotate.start", "orthogonal")) e = random_start(*out, r1_later);
+    if (!e.code && s->rotate.start.word == START_POINT_ORTHOGONAL) e = random_start(*out, r1_later);
     return comm_agree(c, e, "making the rotations", NULL);
 }
 
@@ -183,18 +163,18 @@ static scale_type scale_type_of(st_dtype t) {
 }
 
 err setup_weights(recipe *r, const llama_config *cfg, st_dtype store, wquant *out) {
-    if (recipe_is(r, "weights.group", "auto")) {
+    const settings *s = recipe_settings(r);
+    if (s->weights.group == GROUP_AUTO) {
         int64_t group = 0;
         for (int64_t g = 32; g <= 128; g *= 2)
             if (divides_all(g, cfg)) group = g;
         recipe_put(r, "weights.group", group ? json_integer(group) : json_string("channel"));
     }
-    const json_t *group = recipe_get(r, "weights.group");
     *out = (wquant){
-        .bits = (int)recipe_int(r, "weights.bits"),
-        .group = json_is_integer(group) ? json_integer_value(group) : 0,
-        .symmetric = recipe_bool(r, "weights.symmetric"),
-        .search = recipe_is(r, "weights.scale", "search"),
+        .bits = (int)s->weights.bits,
+        .group = s->weights.group,
+        .symmetric = s->weights.symmetric,
+        .search = s->weights.scale == WEIGHTS_SCALE_SEARCH,
         .scale_type = scale_type_of(store),
     };
     if (out->group && !divides_all(out->group, cfg))
@@ -206,36 +186,32 @@ err setup_weights(recipe *r, const llama_config *cfg, st_dtype store, wquant *ou
     return err_none();
 }
 
-st_dtype setup_store_dtype(const recipe *r, const source *s) {
-    if (recipe_is(r, "archive.dtype", "bf16")) return ST_BF16;
-    if (recipe_is(r, "archive.dtype", "fp16")) return ST_F16;
-    const hf_tensor *t = hf_checkpoint_find(s->ck, "model.embed_tokens.weight");
+st_dtype setup_store_dtype(const settings *s, const source *from) {
+    if (s->archive.dtype == DTYPE_BF16) return ST_BF16;
+    if (s->archive.dtype == DTYPE_FP16) return ST_F16;
+    const hf_tensor *t = hf_checkpoint_find(from->ck, "model.embed_tokens.weight");
     return t ? t->info.dtype : ST_BF16;
 }
 
-layout_options setup_layout(const recipe *r, const wquant *how, st_dtype store, bool untied) {
+layout_options setup_layout(const settings *s, const wquant *how, st_dtype store, bool untied) {
     return (layout_options){
         .bits = how->bits,
         .group = how->group,
         .symmetric = how->symmetric,
         .scale_dtype = store,
         .store_dtype = store,
-        .int8 = recipe_is(r, "archive.form", "int-quantized"),
+        .int8 = s->archive.form == FORM_INT_QUANTIZED,
         .untied = untied,
-        .shard_bytes = recipe_bytes(r, "archive.shard_bytes"),
+        .shard_bytes = s->archive.shard_bytes,
     };
 }
 
-static aquant aquant_of(const recipe *r, const char *section) {
-    char bits[40], symmetric[40], clip[40];
-    snprintf(bits, sizeof bits, "%s.bits", section);
-    snprintf(symmetric, sizeof symmetric, "%s.symmetric", section);
-    snprintf(clip, sizeof clip, "%s.clip", section);
+static aquant aquant_of(const settings *s, int64_t bits, bool symmetric, double clip) {
     return (aquant){
-        .bits = (int)recipe_int(r, bits),
-        .symmetric = recipe_bool(r, symmetric),
-        .clip = (float)recipe_real(r, clip),
-        .compressed_tensors_scale = recipe_is(r, "activations.scale", "compressed-tensors"),
+        .bits = (int)bits,
+        .symmetric = symmetric,
+        .clip = (float)clip,
+        .compressed_tensors_scale = s->activations.scale == INPUT_SCALE_COMPRESSED_TENSORS,
     };
 }
 
@@ -244,15 +220,14 @@ static err check_bits(const char *key, int bits) {
     return err_make(ERR_USAGE, key, "use 2 to 8, or 16 for none", "%d bits are not offered", bits);
 }
 
-err setup_sites(const recipe *r, const llama_config *cfg, rotation_set *set, bool fused,
+err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, bool fused,
                 bool r4_fused, llama_sites *out, const rotation ***r2) {
     *out = llama_sites_none();
     *r2 = NULL;
-    out->act = aquant_of(r, "activations");
-    out->kv = aquant_of(r, "kv");
-    const json_t *down = recipe_get(r, "activations.down_bits");
-    out->down_bits = json_is_integer(down) ? (int)json_integer_value(down) : 0;
-    out->o_per_head = recipe_is(r, "activations.o_group", "head");
+    out->act = aquant_of(s, s->activations.bits, s->activations.symmetric, s->activations.clip);
+    out->kv = aquant_of(s, s->kv.bits, s->kv.symmetric, s->kv.clip);
+    out->down_bits = (int)s->activations.down_bits;
+    out->o_per_head = s->activations.o_group == O_GROUP_HEAD;
     err e = check_bits("activations.bits", out->act.bits);
     if (!e.code) e = check_bits("kv.bits", out->kv.bits);
     if (!e.code && out->down_bits) e = check_bits("activations.down_bits", out->down_bits);
@@ -277,24 +252,18 @@ err setup_sites(const recipe *r, const llama_config *cfg, rotation_set *set, boo
     return e;
 }
 
-bos_mode setup_bos(const recipe *r) {
-    bos_mode mode = BOS_AUTO;
-    err e = bos_mode_parse(recipe_str(r, "calib.bos"), &mode);
-    if (e.code) abort(); /* the recipe's table let it pass */
-    return mode;
-}
-
 /* Names are base names of printable ASCII without spaces. */
 err setup_name(recipe *r, const char *model_dir, const wquant *how) {
+    const settings *s = recipe_settings(r);
     char name[160] = "";
-    if (recipe_is(r, "archive.name", "auto")) {
+    if (s->archive.name.word == WORD_AUTO) {
         char *real = realpath(model_dir, NULL);
         const char *base = real ? strrchr(real, '/') : NULL;
         size_t n = 0;
         for (base = base ? base + 1 : "model"; *base && n < 100; base++)
             name[n++] = isalnum((unsigned char)*base) || strchr("._-", *base) ? *base : '-';
         if (name[0] == '.') name[0] = '-';
-        const char *inputs = recipe_is(r, "archive.form", "int-quantized") ? "a8" : "";
+        const char *inputs = s->archive.form == FORM_INT_QUANTIZED ? "a8" : "";
         if (how->group)
             snprintf(name + n, sizeof name - n, "-w%d%s-g%" PRId64, how->bits, inputs, how->group);
         else
@@ -302,10 +271,8 @@ err setup_name(recipe *r, const char *model_dir, const wquant *how) {
         free(real);
         recipe_put(r, "archive.name", json_string(name));
     }
-    const char *fault = entry_base_fault(recipe_str(r, "archive.name"));
-    if (!fault && strlen(recipe_str(r, "archive.name")) > 150)
-        fault = "is longer than 150 characters";
+    const char *fault = entry_base_fault(s->archive.name.text);
+    if (!fault && strlen(s->archive.name.text) > 150) fault = "is longer than 150 characters";
     if (!fault) return err_none();
-    return err_make(ERR_USAGE, "archive.name", NULL, "\"%.80s\" %s", recipe_str(r, "archive.name"),
-                    fault);
+    return err_make(ERR_USAGE, "archive.name", NULL, "\"%.80s\" %s", s->archive.name.text, fault);
 }

@@ -18,36 +18,27 @@
 err setup_recipe(const comm *c, const options *o, const json_t *base, recipe **out);
 
 /* Local. ERR_USAGE for keys whose work this version does not do yet (learning, GPTQ, scales). */
-err setup_refuse_missing(const recipe *r);
-
-/* Local. True where rotate.start is no word of ours but the path of a file. */
-bool setup_start_is_file(const recipe *r);
-
-/* Local. R1 or R2 starts at this word (pca, womi). */
-bool setup_starts_at(const recipe *r, const char *word);
+err setup_refuse_missing(const settings *s);
 
 /* Collective on c. The rotations of a recipe for a model. Same result on every rank. r1_later: R1
  * is started by learning, maybe over a grid; one that each rank would have to factor (orthogonal)
  * is left a Hadamard one. */
-err setup_rotations(const comm *c, const recipe *r, const source *s, bool r1_later,
+err setup_rotations(const comm *c, const settings *s, const source *from, bool r1_later,
                     rotation_set **out);
 
 /* Local. How weights are quantized; resolves weights.group "auto" in the recipe. */
 err setup_weights(recipe *r, const llama_config *cfg, st_dtype store, wquant *out);
 
 /* Local. The type that archive.dtype means for this source: BF16, F16 or F32. */
-st_dtype setup_store_dtype(const recipe *r, const source *s);
+st_dtype setup_store_dtype(const settings *s, const source *from);
 
 /* Local. Options of the layout of the archive. */
-layout_options setup_layout(const recipe *r, const wquant *how, st_dtype store, bool untied);
+layout_options setup_layout(const settings *s, const wquant *how, st_dtype store, bool untied);
 
 /* Local. Quantization sites of an evaluation. R1, R2 are left out where the weights hold them
  * (fused). *r2 receives an array to free (free) that sites.R2 points to. */
-err setup_sites(const recipe *r, const llama_config *cfg, rotation_set *set, bool fused,
+err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, bool fused,
                 bool r4_fused, llama_sites *out, const rotation ***r2);
-
-/* Local. calib.bos. */
-bos_mode setup_bos(const recipe *r);
 
 /* Local. The name of the archive: archive.name, or made from the model's folder; put into r. */
 err setup_name(recipe *r, const char *model_dir, const wquant *how);

@@ -15,23 +15,19 @@ typedef struct demand {
     bool met;
 } demand;
 
-static bool down_is_same(const recipe *r) {
-    const json_t *down = recipe_get(r, "activations.down_bits");
-    return !json_is_integer(down) || json_integer_value(down) == FORM_BITS;
-}
-
 /* The first demand that the recipe does not meet; NULL where it meets all. */
-static const char *first_unmet(const recipe *r, const char **want) {
+static const char *first_unmet(const settings *s, const char **want) {
     const demand all[] = {
-        {"activations.bits", "8", recipe_int(r, "activations.bits") == FORM_BITS},
-        {"activations.symmetric", "true", recipe_bool(r, "activations.symmetric")},
-        {"activations.o_group", "token", recipe_is(r, "activations.o_group", "token")},
+        {"activations.bits", "8", s->activations.bits == FORM_BITS},
+        {"activations.symmetric", "true", s->activations.symmetric},
+        {"activations.o_group", "token", s->activations.o_group == O_GROUP_TOKEN},
         {"activations.scale", "compressed-tensors",
-         recipe_is(r, "activations.scale", "compressed-tensors")},
-        {"activations.clip", "1.0", recipe_real(r, "activations.clip") == 1},
-        {"activations.down_bits", "same", down_is_same(r)},
-        {"weights.symmetric", "true", recipe_bool(r, "weights.symmetric")},
-        {"rotate.online", "[] or [r3]", !recipe_list_has(r, "rotate.online", "r4")},
+         s->activations.scale == INPUT_SCALE_COMPRESSED_TENSORS},
+        {"activations.clip", "1.0", s->activations.clip == 1},
+        {"activations.down_bits", "same",
+         !s->activations.down_bits || s->activations.down_bits == FORM_BITS},
+        {"weights.symmetric", "true", s->weights.symmetric},
+        {"rotate.online", "[] or [r3]", !(s->rotate.online & ONLINE_R4)},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         *want = all[i].want;
@@ -40,17 +36,12 @@ static const char *first_unmet(const recipe *r, const char **want) {
     return NULL;
 }
 
-static bool quantizes_at_run_time(const recipe *r) {
-    const json_t *down = recipe_get(r, "activations.down_bits");
-    return recipe_int(r, "activations.bits") < 16 || recipe_int(r, "kv.bits") < 16 ||
-           (json_is_integer(down) && json_integer_value(down) < 16);
-}
-
 err setup_form(recipe *r) {
-    const char *want, *key = first_unmet(r, &want);
-    if (recipe_is(r, "archive.form", "auto"))
+    const settings *s = recipe_settings(r);
+    const char *want, *key = first_unmet(s, &want);
+    if (s->archive.form == FORM_AUTO)
         recipe_put(r, "archive.form", json_string(key ? "pack-quantized" : "int-quantized"));
-    else if (recipe_is(r, "archive.form", "int-quantized") && key) {
+    else if (s->archive.form == FORM_INT_QUANTIZED && key) {
         char hint[160];
         snprintf(hint, sizeof hint,
                  "set %s=%s, or archive.form=pack-quantized, where only eval quantizes the inputs",
@@ -62,10 +53,10 @@ err setup_form(recipe *r) {
     return err_none();
 }
 
-void setup_form_say(const recipe *r) {
-    const char *want, *key = first_unmet(r, &want);
-    const int64_t bits = recipe_int(r, "activations.bits");
-    if (recipe_is(r, "archive.form", "int-quantized") || !quantizes_at_run_time(r)) return;
+void setup_form_say(const settings *s) {
+    const char *want, *key = first_unmet(s, &want);
+    const int64_t bits = s->activations.bits;
+    if (s->archive.form == FORM_INT_QUANTIZED || !settings_quantize_at_run_time(s)) return;
     if (bits == FORM_BITS && key)
         log_line(
             LOG_RUN,
@@ -91,11 +82,12 @@ static json_t *section(const recipe *r, const char *name, const char *const *key
 }
 
 json_t *setup_eval_keys(const recipe *r) {
+    const settings *s = recipe_settings(r);
     static const char *const rotate[] = {"online", "r4_block", NULL};
     static const char *const inputs[] = {"bits",      "symmetric", "clip", "o_group",
                                          "down_bits", "scale",     NULL};
     static const char *const cache[] = {"bits", "symmetric", "clip", NULL};
-    if (!quantizes_at_run_time(r) && !json_array_size(recipe_get(r, "rotate.online"))) return NULL;
+    if (!settings_quantize_at_run_time(s) && !s->rotate.online) return NULL;
     return json_pack("{s:o, s:o, s:o}", "rotate", section(r, "rotate", rotate), "activations",
                      section(r, "activations", inputs), "kv", section(r, "kv", cache));
 }

@@ -13,7 +13,7 @@
 err setup_form(recipe *r);
 
 /* Local. One line where the recipe quantizes what no runtime will. */
-void setup_form_say(const recipe *r);
+void setup_form_say(const settings *s);
 
 /* Local. The recipe keys that eval of the archive needs, for its config.json; NULL for none. And
  * back, from a config.json: those keys, or what the form itself says of the inputs. Caller frees.

@@ -70,12 +70,12 @@ static void later_sources_win(void **state) {
     assert_int_equal(parse(CMD_QUANTIZE, words, &o).code, 0);
     const char *file = "seed: 4\nweights: {bits: 5, group: 64}\n";
     assert_int_equal(recipe_create(&o, file, "file", NULL, &r).code, 0);
-    assert_int_equal(recipe_int(r, "seed"), 9);           /* flag over file */
-    assert_int_equal(recipe_int(r, "weights.bits"), 6);   /* --set over file */
-    assert_int_equal(recipe_int(r, "weights.group"), 64); /* file over default */
-    assert_true(recipe_bool(r, "weights.symmetric"));     /* default */
-    assert_true(recipe_list_has(r, "rotate.online", "r4"));
-    assert_int_equal(recipe_bytes(r, "archive.shard_bytes"), 4ull << 30);
+    assert_int_equal(recipe_settings(r)->seed, 9);           /* flag over file */
+    assert_int_equal(recipe_settings(r)->weights.bits, 6);   /* --set over file */
+    assert_int_equal(recipe_settings(r)->weights.group, 64); /* file over default */
+    assert_true(recipe_settings(r)->weights.symmetric);      /* default */
+    assert_true(recipe_settings(r)->rotate.online & ONLINE_R4);
+    assert_int_equal(recipe_settings(r)->archive.shard_bytes, 4ull << 30);
     /* What was resolved, read back as a recipe, resolves to itself. */
     char *text;
     size_t len;
@@ -88,6 +88,122 @@ static void later_sources_win(void **state) {
     free(text);
     recipe_destroy(&r);
     recipe_destroy(&again);
+}
+
+/* A map sets the keys that it names and leaves the others of its section; a later word wins. */
+static void maps_and_lists_are_values(void **state) {
+    (void)state;
+    options o;
+    recipe *r;
+    const char *words[] = {
+        "--set", "rotate={r1: false, start: womi, online: [r4]}",
+        "--set", "scale={pairs: [norm, ud], start: closed}",
+        "--set", "rotate.start=some/file",
+        "--set", "weights={group: auto, method: gptaq}",
+        "--set", "learn=[{objective: kl-top, steps: 7}, {lr_r1: 0.5, weights: true}]",
+        NULL};
+    assert_int_equal(parse(CMD_QUANTIZE, words, &o).code, 0);
+    assert_int_equal(recipe_create(&o, NULL, NULL, NULL, &r).code, 0);
+    const settings *s = recipe_settings(r);
+    assert_false(s->rotate.r1);
+    assert_int_equal(s->rotate.r2, R2_LAYER);
+    assert_int_equal(s->rotate.online, ONLINE_R4);
+    assert_int_equal(s->rotate.start.word, START_POINT_FILE);
+    assert_string_equal(s->rotate.start.text, "some/file");
+    assert_int_equal(s->scale.pairs, PAIR_NORM | PAIR_UD);
+    assert_int_equal(s->scale.start, SCALES_CLOSED);
+    assert_int_equal(s->weights.group, GROUP_AUTO);
+    assert_int_equal(s->weights.method, METHOD_GPTAQ);
+    assert_int_equal(s->n_learn, 2);
+    assert_int_equal(s->learn[0].objective, OBJECTIVE_KL_TOP);
+    assert_int_equal(s->learn[0].steps, 7);
+    assert_int_equal(s->learn[1].objective, OBJECTIVE_RANGE);
+    assert_true(s->learn[1].weights);
+    assert_true(s->learn[1].lr_r1 == 0.5);
+    recipe_destroy(&r);
+}
+
+/* Enums have the order of the table's words: each word of each key arrives as its own number. */
+static void words_are_enums(void **state) {
+    (void)state;
+    static const struct {
+        const char *set;
+        size_t offset;
+        int want;
+    } cases[] = {
+#define WORD(path, word, value) {#path "=" word, offsetof(settings, path), value}
+        WORD(rotate.r2, "none", R2_NONE),
+        WORD(rotate.r2, "layer", R2_LAYER),
+        WORD(rotate.r2, "head", R2_HEAD),
+        WORD(rotate.start.word, "identity", START_POINT_IDENTITY),
+        WORD(rotate.start.word, "had", START_POINT_HAD),
+        WORD(rotate.start.word, "orthogonal", START_POINT_ORTHOGONAL),
+        WORD(rotate.start.word, "pca", START_POINT_PCA),
+        WORD(rotate.start.word, "womi", START_POINT_WOMI),
+        WORD(rotate.start_r2, "same", START_R2_SAME),
+        WORD(rotate.start_r2, "pca", START_R2_PCA),
+        WORD(rotate.start_r2, "womi", START_R2_WOMI),
+        WORD(scale.start, "ones", SCALES_ONES),
+        WORD(scale.start, "closed", SCALES_CLOSED),
+        WORD(scale.start, "smooth", SCALES_SMOOTH),
+        WORD(weights.method, "rtn", METHOD_RTN),
+        WORD(weights.method, "gptq", METHOD_GPTQ),
+        WORD(weights.method, "gptaq", METHOD_GPTAQ),
+        WORD(weights.scale, "max", WEIGHTS_SCALE_MAX),
+        WORD(weights.scale, "search", WEIGHTS_SCALE_SEARCH),
+        WORD(weights.stream, "full", STREAM_FULL),
+        WORD(weights.stream, "quantized", STREAM_QUANTIZED),
+        WORD(weights.target, "layer", TARGET_LAYER),
+        WORD(weights.target, "full", TARGET_FULL),
+        WORD(activations.o_group, "head", O_GROUP_HEAD),
+        WORD(activations.o_group, "token", O_GROUP_TOKEN),
+        WORD(activations.scale, "published", INPUT_SCALE_PUBLISHED),
+        WORD(activations.scale, "compressed-tensors", INPUT_SCALE_COMPRESSED_TENSORS),
+        WORD(calib.bos, "auto", BOS_AUTO),
+        WORD(calib.bos, "none", BOS_NONE),
+        WORD(calib.bos, "each-window", BOS_EACH_WINDOW),
+        WORD(archive.dtype, "same", DTYPE_SAME),
+        WORD(archive.dtype, "bf16", DTYPE_BF16),
+        WORD(archive.dtype, "fp16", DTYPE_FP16),
+        WORD(archive.form, "auto", FORM_AUTO),
+        WORD(archive.form, "pack-quantized", FORM_PACK_QUANTIZED),
+        WORD(archive.form, "int-quantized", FORM_INT_QUANTIZED),
+#undef WORD
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        options o;
+        recipe *r;
+        char set[96];
+        int found;
+        const char *dot = strstr(cases[i].set, ".word=");
+        snprintf(set, sizeof set, "%.*s%s", (int)(dot ? dot - cases[i].set : 96), cases[i].set,
+                 dot ? dot + strlen(".word") : "");
+        const char *words[] = {"--set", set, NULL};
+        assert_int_equal(parse(CMD_QUANTIZE, words, &o).code, 0);
+        assert_int_equal(recipe_create(&o, NULL, NULL, NULL, &r).code, 0);
+        memcpy(&found, (const char *)recipe_settings(r) + cases[i].offset, sizeof found);
+        if (found != cases[i].want) fail_msg("%s is %d, not %d", set, found, cases[i].want);
+        recipe_destroy(&r);
+    }
+}
+
+/* The optimisers' own names are those of the recipe. */
+static void phases_name_optimisers(void **state) {
+    (void)state;
+    for (int k = 0; k <= OPTIMIZER_SGD_PUBLISHED; k++)
+        for (int d = 0; d <= SCHEDULE_CONSTANT; d++) {
+            options o;
+            recipe *r;
+            char set[96];
+            snprintf(set, sizeof set, "learn=[{optimizer: %s, schedule: %s}]",
+                     optimizer_kind_name((optimizer_kind)k), lr_schedule_name((lr_schedule)d));
+            const char *words[] = {"--set", set, NULL};
+            assert_int_equal(parse(CMD_QUANTIZE, words, &o).code, 0);
+            assert_int_equal(recipe_create(&o, NULL, NULL, NULL, &r).code, 0);
+            assert_int_equal(recipe_settings(r)->learn[0].optimizer, k);
+            assert_int_equal(recipe_settings(r)->learn[0].schedule, d);
+            recipe_destroy(&r);
+        }
 }
 
 static void wrong_keys_and_values_are_named(void **state) {
@@ -104,6 +220,10 @@ static void wrong_keys_and_values_are_named(void **state) {
         {"rotate.r1=yes", "rotate.r1 is \"yes\"; it must be true or false", ""},
         {"archive.shard_bytes=3Q", "shard_bytes is \"3Q\"; it must be a size as 4G", ""},
         {"kv.clip=2", "kv.clip is 2; it must be a number in 0.01..1", ""},
+        {"rotate={r3: true}", "unknown recipe key \"rotate.r3\"", "rotate.r"},
+        {"weights={bits: 4, group: {}}", "weights.group is {}; it must be", ""},
+        {"weights.bits={a: 1}", "weights.bits is {\"a\": 1}; it must be", ""},
+        {"rotat={r1: true}", "unknown recipe key \"rotat.r1\"", "rotate.r1"},
         {"seed", "\"seed\" is not KEY=VALUE", ""},
         {"weights=4", "weights", "weights."},
     };
@@ -125,6 +245,9 @@ int main(void) {
         cmocka_unit_test(flags_take_values_in_both_forms),
         cmocka_unit_test(wrong_flags_are_named),
         cmocka_unit_test(later_sources_win),
+        cmocka_unit_test(maps_and_lists_are_values),
+        cmocka_unit_test(words_are_enums),
+        cmocka_unit_test(phases_name_optimisers),
         cmocka_unit_test(wrong_keys_and_values_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,137 @@
+/* settings - how to quantize, as numbers, enums and lists: what a recipe says, once its words are
+ * read (jobs/setup/recipe.h, which owns it and keeps it true while keys are resolved). Fields have
+ * the names of the recipe's keys; their meaning, bounds and defaults stand in the table of
+ * recipe.c. Enums have the order of the words in that table. */
+#ifndef SPINSHARD_JOBS_SETUP_SETTINGS_H
+#define SPINSHARD_JOBS_SETUP_SETTINGS_H
+
+#include "io/text.h"
+#include "rotations/optimizer.h"
+#include "rotations/rotation_set.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { WORD_AUTO = 0 }; /* first of the words of every key that has it, but for weights.group */
+
+/* One of some words, or another text. */
+typedef struct word_or_text {
+    int word;         /* their number where it is none of them */
+    const char *text; /* borrowed from the recipe until a key of it is resolved */
+} word_or_text;
+
+typedef enum start_point {
+    START_POINT_IDENTITY,
+    START_POINT_HAD,
+    START_POINT_ORTHOGONAL,
+    START_POINT_PCA,
+    START_POINT_WOMI,
+    START_POINT_FILE, /* no word of ours */
+} start_point;
+
+typedef enum start_r2 { START_R2_SAME, START_R2_PCA, START_R2_WOMI } start_r2;
+typedef enum scale_start { SCALES_ONES, SCALES_CLOSED, SCALES_SMOOTH } scale_start;
+typedef enum weights_method { METHOD_RTN, METHOD_GPTQ, METHOD_GPTAQ } weights_method;
+typedef enum weights_scale { WEIGHTS_SCALE_MAX, WEIGHTS_SCALE_SEARCH } weights_scale;
+typedef enum weights_stream { STREAM_FULL, STREAM_QUANTIZED } weights_stream;
+typedef enum weights_target { TARGET_LAYER, TARGET_FULL } weights_target;
+typedef enum o_group { O_GROUP_HEAD, O_GROUP_TOKEN } o_group;
+typedef enum input_scale { INPUT_SCALE_PUBLISHED, INPUT_SCALE_COMPRESSED_TENSORS } input_scale;
+typedef enum archive_dtype { DTYPE_SAME, DTYPE_BF16, DTYPE_FP16 } archive_dtype;
+typedef enum archive_form { FORM_AUTO, FORM_PACK_QUANTIZED, FORM_INT_QUANTIZED } archive_form;
+typedef enum objective_kind { OBJECTIVE_RANGE, OBJECTIVE_CE, OBJECTIVE_KL_TOP } objective_kind;
+typedef enum range_grad { RANGE_GRAD_THROUGH, RANGE_GRAD_DETACHED } range_grad;
+
+/* Lists of words are sets of bits. */
+enum { ONLINE_R3 = 1, ONLINE_R4 = 2 };
+enum { PAIR_NORM = 1, PAIR_VO = 2, PAIR_QK = 4, PAIR_UD = 8 };
+/* weights.group, where it is no number. */
+enum { GROUP_CHANNEL = 0, GROUP_AUTO = -1 };
+
+/* A phase of learn. */
+typedef struct learn_settings {
+    objective_kind objective;
+    int64_t steps, batch, window, rows;
+    optimizer_kind optimizer;
+    double lr_r1, lr_r2, lr_scale;
+    lr_schedule schedule;
+    range_grad range_grad;
+    bool weights;
+    int64_t top_k;
+} learn_settings;
+
+typedef struct settings {
+    int64_t recipe_version;
+    int64_t seed;
+    struct {
+        bool r1;
+        rotation_r2 r2;
+        word_or_text start; /* .word is a start_point */
+        start_r2 start_r2;
+        uint32_t online;
+        int64_t r4_block; /* 0: auto */
+    } rotate;
+    struct {
+        uint32_t pairs;
+        scale_start start;
+        double alpha;
+    } scale;
+    const learn_settings *learn; /* [n_learn], in the order in which they run */
+    int64_t n_learn;
+    struct {
+        weights_method method;
+        int64_t bits, group;
+        bool symmetric;
+        weights_scale scale;
+        bool act_order;
+        double damp;
+        weights_stream stream;
+        weights_target target;
+        double alpha;
+    } weights;
+    struct {
+        int64_t bits;
+        bool symmetric;
+        double clip;
+        o_group o_group;
+        int64_t down_bits; /* 0: same */
+        input_scale scale;
+    } activations;
+    struct {
+        int64_t bits;
+        bool symmetric;
+        double clip;
+    } kv;
+    struct {
+        int64_t windows, window;
+        bos_mode bos;
+    } calib;
+    struct {
+        archive_dtype dtype;
+        archive_form form;
+        uint64_t shard_bytes;
+        word_or_text name;
+    } archive;
+    struct {
+        word_or_text grid;
+        int64_t threads, slice_tokens; /* 0: auto */
+        word_or_text gptq_grid;
+        int64_t gptq_grid_from, gptq_block;
+    } numerics;
+} settings;
+
+/* Local. Activations or the cache go below 16 bits. */
+static inline bool settings_quantize_inputs(const settings *s) {
+    return s->activations.bits < 16 || s->kv.bits < 16;
+}
+/* Local. The same, or the inputs of down alone. */
+static inline bool settings_quantize_at_run_time(const settings *s) {
+    return settings_quantize_inputs(s) ||
+           (s->activations.down_bits && s->activations.down_bits < 16);
+}
+/* Local. BLAS threads of what is factored; 1 where no byte depends on them. */
+static inline int settings_blas_threads(const settings *s) {
+    return s->numerics.threads ? (int)s->numerics.threads : 1;
+}
+
+#endif
