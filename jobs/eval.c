@@ -1,3 +1,5 @@
+/* Perplexity of texts and accuracy on tasks: windows and sequences go through stages of layers over
+ * the ranks, and root sums their likelihoods in order. */
 #include "jobs/eval.h"
 
 #include "base/clock.h"

@@ -1,3 +1,4 @@
+/* What a file, folder or archive says of itself, read from headers: no tensor is loaded. */
 #include "jobs/inspect.h"
 
 #include "base/file.h"

@@ -1,3 +1,5 @@
+/* The plan for the ranks that are asked for, then the smallest layout that fits, by doubling the
+ * nodes and halving the gap. */
 #include "jobs/plan.h"
 
 #include "base/gemm.h"

@@ -1,3 +1,5 @@
+/* The recipe of the command as named steps: read and check, plan, then the phases of the table in
+ * order. What is done already is found in the run folder by each phase. */
 #include "jobs/quantize.h"
 
 #include "base/clock.h"

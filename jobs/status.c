@@ -1,3 +1,5 @@
+/* How far a run is, from the files that it keeps: the work tree, its events and who holds the
+ * folder. */
 #include "jobs/status.h"
 
 #include "base/file.h"

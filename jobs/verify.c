@@ -1,3 +1,5 @@
+/* Hashes of all bytes, then the rules of loaders, then the source: each is a check of its own, and
+ * the first that fails names the tensor or the file. */
 #include "jobs/verify.h"
 
 #include "base/file.h"

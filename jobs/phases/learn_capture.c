@@ -1,3 +1,5 @@
+/* Layers are cut over the ranks so that work and memory of the capture are even; each window then
+ * goes forward through the stages and back, and taps keep rows and sums of what passes. */
 #include "jobs/phases/learn_capture.h"
 
 #include "base/log.h"

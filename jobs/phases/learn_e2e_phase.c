@@ -1,3 +1,5 @@
+/* The recipe becomes a wish (batch, window, memory), the wish a layout of replicas x stages, and
+ * the layout a run of steps. The plan goes the same way without a run. */
 #include "jobs/phases/learn_e2e_phase.h"
 
 #include "base/log.h"

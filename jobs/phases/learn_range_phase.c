@@ -1,3 +1,5 @@
+/* Each rank holds the rows of its own layers; a step adds their integer gradients over the ranks
+ * and moves R1 on its grid and R2 where its layer is. */
 #include "jobs/phases/learn_range_phase.h"
 
 #include "base/log.h"

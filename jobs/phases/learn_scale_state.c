@@ -1,3 +1,5 @@
+/* A pair of the recipe helps where what stands between its two layers is quantized; the others are
+ * left out. The kinds that remain stand one after the other in one array. */
 #include "jobs/phases/learn_scale_state.h"
 
 #include "base/log.h"

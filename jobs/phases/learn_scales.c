@@ -1,3 +1,6 @@
+/* Scales of vo, qk and ud come in closed form from moments; those of norms by Adam on the
+ * layer-local objective; `smooth` takes peaks of activations and weights instead (docs/DESIGN.md).
+ */
 #include "jobs/phases/learn_scales.h"
 
 #include "base/log.h"

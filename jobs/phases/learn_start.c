@@ -1,3 +1,5 @@
+/* Eigenvectors of a second moment, on one rank or over a grid; where the recipe asks for none, the
+ * matrices of the set as it is. */
 #include "jobs/phases/learn_start.h"
 
 #include "base/mem.h"

@@ -1,3 +1,5 @@
+/* Each state is an object named by its hash; the work tree names two generations, so that a damaged
+ * one is replaced by the one before. */
 #include "jobs/phases/learn_state.h"
 
 #include "base/file.h"

@@ -1,3 +1,5 @@
+/* Steps until all are done; a commit when it is due by steps, by the clock of any rank, or before a
+ * stop. */
 #include "jobs/phases/learn_steps.h"
 
 #include "base/clock.h"

@@ -1,3 +1,4 @@
+/* From a phase of the recipe to the rows of weights that it draws. */
 #include "jobs/phases/learn_weights.h"
 
 #include "base/log.h"

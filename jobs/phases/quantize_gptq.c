@@ -1,3 +1,5 @@
+/* Memory first: of the levels that take less and less, the first that fits on every rank. Then
+ * layer by layer; a layer that is an object already only passes its stream on. */
 #include "jobs/phases/quantize_gptq.h"
 
 #include "base/clock.h"

@@ -1,3 +1,5 @@
+/* In rounds: each rank computes one item while a thread hashes and flushes those before; rank 0
+ * enters what a round brought and commits when enough time has passed. */
 #include "jobs/phases/quantize_items.h"
 
 #include "base/clock.h"

@@ -1,3 +1,5 @@
+/* A learner holds rows, matrices and scales from the capture to the end; the phases of the recipe
+ * run on it in order, with the scales between those on rows and those on the whole model. */
 #include "jobs/phases/quantize_learn.h"
 
 #include "base/mem.h"

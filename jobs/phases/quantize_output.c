@@ -1,3 +1,5 @@
+/* Objects are copied into tars in pieces that stay in cache, each unit by one thread; the manifest
+ * is published last. */
 #include "jobs/phases/quantize_output.h"
 
 #include "base/clock.h"

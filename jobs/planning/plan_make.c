@@ -1,3 +1,5 @@
+/* The phases add their figures in the order of their table; here they are only counted and summed.
+ */
 #include "jobs/planning/plan_make.h"
 
 #include "base/size.h"

@@ -1,3 +1,5 @@
+/* Times as ranges, by the spread of the rates; memory by buffer, of the largest rank of each phase.
+ */
 #include "jobs/planning/plan_print.h"
 
 #include "base/log.h"

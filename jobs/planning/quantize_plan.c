@@ -1,3 +1,5 @@
+/* Rates are measured where the run is long enough to be worth it, and averaged over the ranks;
+ * memory is that of the rank with least. */
 #include "jobs/planning/quantize_plan.h"
 
 #include "base/gemm.h"

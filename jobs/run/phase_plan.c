@@ -1,3 +1,5 @@
+/* Figures that more than one phase needs: cells of R1, bytes of a step over the wire, seconds of an
+ * item. */
 #include "jobs/run/phase_plan.h"
 
 #include "rotations/cayley_dist.h"

@@ -1,3 +1,5 @@
+/* Root reads and tokenizes the text, cuts it into windows, repeats them where there are too few,
+ * and sends them to all. */
 #include "jobs/run/quantize_calib.h"
 
 #include "base/log.h"

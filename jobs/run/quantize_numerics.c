@@ -1,3 +1,5 @@
+/* What the recipe leaves at "auto" becomes what the unfinished run has, else the best for this size
+ * and these ranks, and is written into the recipe. */
 #include "jobs/run/quantize_numerics.h"
 
 #include "base/gemm.h"

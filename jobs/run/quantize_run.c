@@ -1,3 +1,4 @@
+/* The parts of a run that do not depend on ranks, then the dealing of its items to them by cost. */
 #include "jobs/run/quantize_run.h"
 
 #include "jobs/setup/setup.h"

@@ -1,3 +1,4 @@
+/* A phase is timed by the clock and by the largest peak of any rank, and told beside its plan. */
 #include "jobs/run/run_phase.h"
 
 #include "base/clock.h"

@@ -1,3 +1,4 @@
+/* The largest phase decides whether a plan fits; its largest buffer is named where it does not. */
 #include "jobs/run/run_plan.h"
 
 #include "base/size.h"

@@ -1,3 +1,4 @@
+/* Yes or no from the settings alone: no model is looked at. */
 #include "jobs/setup/recipe_asks.h"
 
 #include "base/size.h"

@@ -1,3 +1,4 @@
+/* Words of the command line become numbers once, here. */
 #include "jobs/setup/run_flags.h"
 
 #include "base/size.h"

@@ -1,3 +1,5 @@
+/* Rows of weights whose outputs a rotation mixes: forward through both rotations, ranges, and back.
+ */
 #include "pipeline/learn/weight_mix.h"
 
 #include "base/gemm.h"
