@@ -96,7 +96,7 @@ static bool archive_has_r4(const source *s) {
 
 static err make_sites(eval_job *j) {
     const settings *s = recipe_settings(j->recipe);
-    bool fused = j->source.form.packed, r4_fused = fused && archive_has_r4(&j->source);
+    bool fused = j->source.linears.form, r4_fused = fused && archive_has_r4(&j->source);
     const char *file = options_str(j->o, OPT_ROTATIONS);
     err e = err_none();
     if (file && fused)
@@ -236,7 +236,7 @@ static err run_stages(eval_job *j) {
                  size - n_stages, size, cfg->layers);
     load_options lo = {.checkpoint = j->source.ck,
                        .cfg = cfg,
-                       .form = j->source.form,
+                       .linears = j->source.linears,
                        .embed = rank == 0 ? &rows : NULL,
                        .head = rank == n_stages - 1,
                        .range = ranges[rank],

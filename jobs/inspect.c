@@ -102,12 +102,11 @@ static err describe_model(const comm *c, const char *path, bool tensors, json_t 
         json_object_set_new(v, "config", config_json(&s));
         json_object_set_new(v, "tensor_bytes", json_integer((json_int_t)hf_checkpoint_bytes(s.ck)));
         json_object_set_new(v, "n_tensors", json_integer(hf_checkpoint_count(s.ck)));
-        if (s.form.packed)
+        if (s.linears.form)
             json_object_set_new(v, "weights",
-                                json_pack("{s:i, s:I, s:b, s:s}", "bits", s.form.bits, "group",
-                                          (json_int_t)s.form.group, "symmetric", s.form.symmetric,
-                                          "form",
-                                          s.form.int8 ? "int-quantized" : "pack-quantized"));
+                                json_pack("{s:i, s:I, s:b, s:s}", "bits", s.linears.bits, "group",
+                                          (json_int_t)s.linears.group, "symmetric",
+                                          s.linears.symmetric, "form", s.linears.form->name));
         if (s.ar && archive_manifest(s.ar)) {
             json_object_set_new(v, "name", json_string(archive_manifest(s.ar)->name));
             json_object_set_new(v, "entries", entries_json(archive_manifest(s.ar)));

@@ -12,7 +12,7 @@
 #include "pipeline/stages/partition.h"
 #include "pipeline/weights/quantize_item.h"
 #include "pipeline/weights/source_tensor.h"
-#include "shard/packed_tensor.h"
+#include "shard/form.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -71,11 +71,8 @@ static err compare_plain(void *arg, const llama_tensor *t, int64_t row0, int64_t
 }
 
 static err begin_linear(compare *c, const llama_tensor *t) {
-    char base[96];
-    snprintf(base, sizeof base, "%.*s", (int)(strlen(t->name) - strlen(".weight")), t->name);
-    const stored_form *f = &c->ar->form;
     c->one_error = c->one_weight = 0;
-    return packed_tensor_read(c->ar->ck, base, f->bits, f->group, f->symmetric, &c->q);
+    return form_read(c->ar->ck, t->name, &c->ar->linears, t->rows, t->cols, &c->q);
 }
 
 static err end_linear(compare *c, const llama_tensor *t) {

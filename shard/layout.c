@@ -21,13 +21,6 @@ struct layout {
     int64_t *unit_first; /* [units + 1] into slots */
 };
 
-static const layout_kind LINEAR_KINDS[] = {LAYOUT_PACKED, LAYOUT_SCALE, LAYOUT_ZEROS, LAYOUT_SHAPE,
-                                           LAYOUT_CODES};
-static const char *const SUFFIX[] = {
-    [LAYOUT_PLAIN] = "",       [LAYOUT_PACKED] = "_packed",
-    [LAYOUT_SCALE] = "_scale", [LAYOUT_ZEROS] = "_zero_point",
-    [LAYOUT_SHAPE] = "_shape", [LAYOUT_CODES] = "",
-};
 static const uint64_t MAX_BYTES = (uint64_t)1 << 62;
 
 static err bad_option(const char *key, const char *what) {
@@ -39,46 +32,20 @@ static bool is_float(st_dtype t) {
 }
 
 static err check_options(const layout_options *o) {
-    if (o->bits < 2 || o->bits > 8) return bad_option("weights.bits", "must be 2 to 8");
-    if (o->group < 0) return bad_option("weights.group", "must be positive or channel");
-    if (!is_float(o->scale_dtype) || !is_float(o->store_dtype))
+    const form_scheme *s = &o->linears;
+    if (s->bits < 2 || s->bits > 8) return bad_option("weights.bits", "must be 2 to 8");
+    if (s->group < 0) return bad_option("weights.group", "must be positive or channel");
+    if (!is_float(s->scale_dtype) || !is_float(o->store_dtype))
         return bad_option("archive.dtype", "must be BF16, F16 or F32");
-    if (o->int8 && !o->symmetric)
-        return bad_option("archive.form", "int-quantized takes symmetric weights only");
     if (o->shard_bytes == 0) return bad_option("archive.shard_bytes", "must be positive");
-    return err_none();
+    return s->form->refuse(s);
 }
 
-static int64_t groups_of(const layout_options *o, int64_t in) {
-    return o->group ? in / o->group : 1;
-}
-
-static int64_t words_of(const layout_options *o, int64_t n) {
-    return (n * o->bits + 31) / 32;
-}
-
-static err check_group(const layout_options *o, const llama_tensor *t) {
-    if (!o->group || t->cols % o->group == 0) return err_none();
+static err check_group(const form_scheme *s, const llama_tensor *t) {
+    if (!s->group || t->cols % s->group == 0) return err_none();
     return err_make(ERR_USAGE, t->name, "choose a group that divides it, auto or channel",
-                    "weights.group %" PRId64 " does not divide its input of %" PRId64, o->group,
+                    "weights.group %" PRId64 " does not divide its input of %" PRId64, s->group,
                     t->cols);
-}
-
-static void set_shape(const layout_options *o, const llama_tensor *t, layout_slot *s) {
-    s->n_dims = s->kind == LAYOUT_SHAPE ? 1 : s->kind == LAYOUT_PLAIN ? t->n_dims : 2;
-    s->shape[0] = s->kind == LAYOUT_SHAPE   ? 2
-                  : s->kind == LAYOUT_ZEROS ? words_of(o, t->rows)
-                                            : t->rows;
-    s->shape[1] = s->kind == LAYOUT_PLAIN    ? t->cols
-                  : s->kind == LAYOUT_CODES  ? t->cols
-                  : s->kind == LAYOUT_PACKED ? words_of(o, t->cols)
-                                             : groups_of(o, t->cols);
-    if (s->n_dims == 1) s->shape[1] = 1;
-    s->dtype = s->kind == LAYOUT_PLAIN   ? o->store_dtype
-               : s->kind == LAYOUT_SCALE ? o->scale_dtype
-               : s->kind == LAYOUT_SHAPE ? ST_I64
-               : s->kind == LAYOUT_CODES ? ST_I8
-                                         : ST_I32;
 }
 
 static int64_t unit_of(const llama_config *cfg, const llama_tensor *t) {
@@ -87,29 +54,33 @@ static int64_t unit_of(const llama_config *cfg, const llama_tensor *t) {
 }
 
 /* Sizes stay exact: rows and cols fit 62 bits together (llama_config_parse). */
-static err add_slot(layout *l, const llama_tensor *t, layout_kind kind) {
+static err add_slot(layout *l, const llama_tensor *t, const form_slot *slot) {
     layout_slot *s = &l->slots[l->n++];
     uint64_t n;
-    *s = (layout_slot){.kind = kind, .source = *t, .unit = unit_of(&l->cfg, t)};
-    snprintf(s->name, sizeof s->name, "%s%s", t->name, SUFFIX[kind]);
-    set_shape(&l->opts, t, s);
+    *s = (layout_slot){.slot = slot, .source = *t, .unit = unit_of(&l->cfg, t)};
+    char name[160];
+    form_shape shape = {l->opts.store_dtype, t->n_dims, {t->rows, t->n_dims == 1 ? 1 : t->cols}};
+    if (slot) shape = slot->shape(&l->opts.linears, t->rows, t->cols);
+    if (slot)
+        form_tensor_name(t->name, slot->suffix, name);
+    else
+        snprintf(name, sizeof name, "%s", t->name);
+    snprintf(s->name, sizeof s->name, "%.127s", name);
+    s->dtype = shape.dtype;
+    s->n_dims = shape.n_dims;
+    memcpy(s->shape, shape.shape, sizeof s->shape);
     if (!size_mul((uint64_t)s->shape[0], (uint64_t)s->shape[1], &n) ||
         !size_mul(n, (uint64_t)st_dtype_bytes(s->dtype), &s->bytes) || s->bytes > MAX_BYTES)
         return err_make(ERR_INPUT, s->name, NULL, "the size of this tensor overflows");
     return err_none();
 }
 
-static bool stores(const layout_options *o, layout_kind kind) {
-    if (kind == LAYOUT_ZEROS) return !o->symmetric;
-    if (kind == LAYOUT_CODES) return o->int8;
-    return kind == LAYOUT_SCALE || !o->int8;
-}
-
 static err add_tensor(layout *l, const llama_tensor *t) {
-    if (!llama_role_is_linear(t->role)) return add_slot(l, t, LAYOUT_PLAIN);
-    err e = check_group(&l->opts, t);
-    for (size_t k = 0; k < sizeof LINEAR_KINDS / sizeof *LINEAR_KINDS && !e.code; k++)
-        if (stores(&l->opts, LINEAR_KINDS[k])) e = add_slot(l, t, LINEAR_KINDS[k]);
+    if (!llama_role_is_linear(t->role)) return add_slot(l, t, NULL);
+    const form_scheme *s = &l->opts.linears;
+    err e = check_group(s, t);
+    for (int i = 0; i < s->form->n_slots && !e.code; i++)
+        if (form_stores(s, &s->form->slots[i])) e = add_slot(l, t, &s->form->slots[i]);
     return e;
 }
 
@@ -129,7 +100,8 @@ static void deal_to_part(layout *l, int64_t first, uint64_t *filled) {
 
 static err list_slots(layout *l) {
     int64_t n_sources = llama_tensor_count(&l->cfg);
-    err e = mem_alloc(n_sources * 4, sizeof *l->slots, "layout", (void **)&l->slots);
+    err e = mem_alloc(n_sources * l->opts.linears.form->n_slots, sizeof *l->slots, "layout",
+                      (void **)&l->slots);
     uint64_t filled = 0, total = 0;
     l->n_parts = 1;
     for (int64_t i = 0; i < n_sources && !e.code; i++) {
@@ -145,7 +117,8 @@ static err list_slots(layout *l) {
     return e;
 }
 
-/* Wide elements first, else as listed (source order, then kind): both orders are total. */
+/* Wide elements first, else as listed (source order, then that of the form): both orders are total.
+ */
 static int compare_width(const layout_slot *x, const layout_slot *y) {
     return st_dtype_bytes(y->dtype) - st_dtype_bytes(x->dtype);
 }
@@ -153,7 +126,7 @@ static int compare_width(const layout_slot *x, const layout_slot *y) {
 static int compare_source(const layout_slot *x, const layout_slot *y) {
     if (x->unit != y->unit) return x->unit < y->unit ? -1 : 1;
     if (x->source.role != y->source.role) return x->source.role < y->source.role ? -1 : 1;
-    return (int)x->kind - (int)y->kind;
+    return (x->slot > y->slot) - (x->slot < y->slot); /* of one linear: of one array */
 }
 
 static int compare_in_unit(const void *a, const void *b) {
@@ -277,14 +250,17 @@ const layout_slot *layout_find(const layout *l, const char *name) {
 }
 
 const layout_slot *layout_find_role(const layout *l, llama_role role, int64_t layer,
-                                    layout_kind kind) {
+                                    const form_slot *slot) {
     llama_tensor t;
-    char name[sizeof l->slots->name];
+    char name[160];
     if (!llama_tensor_of(&l->cfg, role, layer, &t)) return NULL;
     if (llama_role_in_layer(role) && (layer < 0 || layer >= l->cfg.layers)) return NULL;
-    snprintf(name, sizeof name, "%s%s", t.name, SUFFIX[kind]);
+    if (slot)
+        form_tensor_name(t.name, slot->suffix, name);
+    else
+        snprintf(name, sizeof name, "%s", t.name);
     const layout_slot *s = layout_find(l, name);
-    return s && s->kind == kind ? s : NULL; /* plain tensors and codes share their names */
+    return s && s->slot == slot ? s : NULL; /* plain tensors and codes may share their names */
 }
 
 void layout_unit_range(const layout *l, int64_t unit, int64_t *first, int64_t *count) {

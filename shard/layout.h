@@ -13,35 +13,23 @@
 #include "io/safetensors.h"
 #include "model/config.h"
 #include "model/tensors.h"
+#include "shard/form.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
-/* What a slot holds of the checkpoint's tensor it comes from. */
-typedef enum layout_kind {
-    LAYOUT_PLAIN,  /* the tensor itself in the stored type: norms, biases, embedding, head */
-    LAYOUT_PACKED, /* X.weight_packed     I32 [out, ceil(in * bits / 32)] */
-    LAYOUT_SCALE,  /* X.weight_scale      scale type [out, in / group], or [out, 1] by channel */
-    LAYOUT_ZEROS,  /* X.weight_zero_point I32 [ceil(out * bits / 32), groups], asymmetric only */
-    LAYOUT_SHAPE,  /* X.weight_shape      I64 [2] = out, in */
-    LAYOUT_CODES, /* X.weight            I8 [out, in], signed: int-quantized, not PACKED or SHAPE */
-} layout_kind;
-
 typedef struct layout_options {
-    int bits;             /* of the codes, 2..8 */
-    int64_t group;        /* along the input; 0: one scale a row */
-    bool symmetric;       /* else zero points are stored */
-    bool int8;            /* form int-quantized: a code a byte; symmetric only */
-    st_dtype scale_dtype; /* BF16, F16 or F32 */
+    form_scheme linears;  /* how the linears of the layers are stored */
     st_dtype store_dtype; /* of what is not quantized: BF16, F16 or F32 */
     bool untied;          /* write a head of its own where the config ties it to the embedding */
     uint64_t shard_bytes; /* data of a part, kept where a module is not larger */
 } layout_options;
 
 typedef struct layout_slot {
-    char name[128]; /* as in the archive */
-    layout_kind kind;
-    llama_tensor source; /* the tensor of the checkpoint it is made of; a tied head: HEAD */
+    char name[128];        /* as in the archive */
+    const form_slot *slot; /* what of a linear it holds; NULL: the tensor itself (norms, biases,
+                              embedding, head) */
+    llama_tensor source;   /* the tensor of the checkpoint it is made of; a tied head: HEAD */
     int64_t unit, part;
     st_dtype dtype;
     int n_dims;
@@ -66,9 +54,10 @@ const llama_config *layout_config(const layout *l); /* tied is false where untie
 int64_t layout_count(const layout *l);
 const layout_slot *layout_tensor(const layout *l, int64_t i);
 const layout_slot *layout_find(const layout *l, const char *name); /* NULL where absent */
-/* Local. The slot made of one tensor of the checkpoint; NULL where absent. layer -1 outside. */
+/* Local. The place of one tensor of the checkpoint, or of one part of a linear (slot of its form;
+ * NULL: the tensor itself); NULL where absent. layer -1 outside. */
 const layout_slot *layout_find_role(const layout *l, llama_role role, int64_t layer,
-                                    layout_kind kind);
+                                    const form_slot *slot);
 
 int64_t layout_units(const layout *l); /* layers + 2 */
 uint64_t layout_unit_bytes(const layout *l, int64_t unit);

@@ -3,7 +3,6 @@
 
 #include "io/fileset.h"
 #include "model/tensors.h"
-#include "quant/pack.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
@@ -18,7 +17,7 @@ static const char CONFIG[] = "config.json", INDEX[] = "model.safetensors.index.j
 typedef struct check {
     const hf_checkpoint *ck;
     const llama_config *cfg;
-    loader_form form;
+    form_scheme scheme;
     st_dtype dtype;  /* as config.json says */
     int64_t n_known; /* tensors of the checkpoint that the config demands */
     int64_t n_odd;   /* linears whose sizes are no multiples of 32 */
@@ -72,7 +71,7 @@ static bool lists_only(const json_t *o, const char *key, const char *want) {
            !strcmp(json_string_value(first), want);
 }
 
-static err parse_weights(const json_t *w, const char *where, loader_form *out) {
+static err parse_weights(const json_t *w, const char *where, form_scheme *out) {
     const json_t *bits = json_object_get(w, "num_bits"), *sym = json_object_get(w, "symmetric");
     const json_t *dynamic = json_object_get(w, "dynamic"), *size = json_object_get(w, "group_size");
     json_int_t n = json_integer_value(bits);
@@ -81,7 +80,8 @@ static err parse_weights(const json_t *w, const char *where, loader_form *out) {
     if (!json_is_boolean(sym)) return bad_key(where, "symmetric", "true or false");
     if (dynamic && !json_is_false(dynamic)) return bad_key(where, "dynamic", "false");
     if (is_text(w, "actorder", "group")) return bad_key(where, "actorder", "null or static");
-    *out = (loader_form){.bits = (int)n, .symmetric = json_is_true(sym)};
+    out->bits = (int)n;
+    out->symmetric = json_is_true(sym);
     if (is_text(w, "strategy", "channel"))
         return is_absent(w, "group_size") ? err_none() : bad_key(where, "group_size", "null");
     if (!is_text(w, "strategy", "group"))
@@ -90,9 +90,9 @@ static err parse_weights(const json_t *w, const char *where, loader_form *out) {
     return out->group > 0 ? err_none() : bad_key(where, "group_size", "a positive integer");
 }
 
-/* The one scheme of inputs that is written: 8 bits, symmetric, one scale a token, taken at run
- * time. */
-static err parse_inputs(const json_t *a, const char *where) {
+/* Inputs: integers, symmetric, scales taken at run time, one for a token. The form int-quantized
+ * has them always, of 8 bits. */
+static err parse_inputs(const json_t *a, const char *where, form_scheme *out) {
     if (!json_is_object(a)) return bad_key(where, "input_activations", "an object");
     if (json_integer_value(json_object_get(a, "num_bits")) != 8)
         return bad_key(where, "input_activations.num_bits", "8");
@@ -103,24 +103,35 @@ static err parse_inputs(const json_t *a, const char *where) {
         return bad_key(where, "input_activations.strategy", "\"token\"");
     if (!json_is_true(json_object_get(a, "dynamic")))
         return bad_key(where, "input_activations.dynamic", "true");
+    out->inputs.bits = 8;
     return err_none();
 }
 
-err loader_form_parse(const json_t *config, const char *where, bool *present, loader_form *out) {
+static err parse_group(const json_t *group, const char *where, form_scheme *out) {
+    if (!lists_only(group, "targets", "Linear")) return bad_key(where, "targets", "[\"Linear\"]");
+    if (!out->form->byte_codes && !is_absent(group, "input_activations"))
+        return bad_key(where, "input_activations", "null");
+    if (!is_absent(group, "output_activations"))
+        return bad_key(where, "output_activations", "null");
+    err e = parse_weights(json_object_get(group, "weights"), where, out);
+    if (!e.code && out->form->refuse(out).code) e = bad_key(where, "symmetric", "true");
+    if (!e.code && out->form->byte_codes)
+        e = parse_inputs(json_object_get(group, "input_activations"), where, out);
+    return e;
+}
+
+err loader_scheme_parse(const json_t *config, const char *where, form_scheme *out) {
     const json_t *q = json_object_get(config, "quantization_config");
-    *out = (loader_form){0};
-    *present = json_is_object(q);
-    if (!*present)
-        return is_absent(config, "quantization_config")
-                   ? err_none()
-                   : err_make(ERR_VERIFY, where, NULL, "\"quantization_config\" is not an object");
+    *out = (form_scheme){.scale_dtype = ST_BF16, .inputs = {.bits = 16}};
+    if (is_absent(config, "quantization_config")) return err_none();
+    if (!json_is_object(q))
+        return err_make(ERR_VERIFY, where, NULL, "\"quantization_config\" is not an object");
     const json_t *groups = json_object_get(q, "config_groups");
-    const json_t *group = json_object_iter_value(json_object_iter((json_t *)groups));
+    const char *format = json_string_value(json_object_get(q, "format"));
     if (!is_text(q, "quant_method", "compressed-tensors"))
         return bad_key(where, "quant_method", "\"compressed-tensors\"");
-    const bool int8 = is_text(q, "format", "int-quantized");
-    if (!int8 && !is_text(q, "format", "pack-quantized"))
-        return bad_key(where, "format", "\"pack-quantized\" or \"int-quantized\"");
+    const form *f = format ? form_find(format) : NULL;
+    if (!f) return bad_key(where, "format", "\"pack-quantized\" or \"int-quantized\"");
     if (!is_text(q, "quantization_status", "compressed"))
         return bad_key(where, "quantization_status", "\"compressed\"");
     if (!lists_only(q, "ignore", "lm_head")) return bad_key(where, "ignore", "[\"lm_head\"]");
@@ -128,15 +139,9 @@ err loader_form_parse(const json_t *config, const char *where, bool *present, lo
     if (!is_empty(q, "sparsity_config")) return bad_key(where, "sparsity_config", "empty");
     if (!is_empty(q, "transform_config")) return bad_key(where, "transform_config", "empty");
     if (json_object_size(groups) != 1) return bad_key(where, "config_groups", "one group");
-    if (!lists_only(group, "targets", "Linear")) return bad_key(where, "targets", "[\"Linear\"]");
-    if (!int8 && !is_absent(group, "input_activations"))
-        return bad_key(where, "input_activations", "null");
-    if (!is_absent(group, "output_activations"))
-        return bad_key(where, "output_activations", "null");
-    err e = parse_weights(json_object_get(group, "weights"), where, out);
-    out->int8 = int8;
-    if (!e.code && int8 && !out->symmetric) e = bad_key(where, "symmetric", "true");
-    if (!e.code && int8) e = parse_inputs(json_object_get(group, "input_activations"), where);
+    out->form = f;
+    err e = parse_group(json_object_iter_value(json_object_iter((json_t *)groups)), where, out);
+    if (e.code) out->form = NULL;
     return e;
 }
 
@@ -169,16 +174,16 @@ static void check_online(check *c) {
 }
 
 static void check_widths(check *c) {
-    int bits = c->form.bits;
-    int64_t group = c->form.group;
-    const bool int8 = c->form.int8;
+    const int bits = c->scheme.bits;
+    const int64_t group = c->scheme.group;
+    const bool int8 = c->scheme.form->byte_codes;
     if (!int8 && (bits == 3 || bits == 5 || bits == 6 || bits == 7))
         add_finding(c, false, CONFIG,
                     "%d-bit words are packed densely: needs compressed-tensors 0.17 or newer",
                     bits);
     if (bits != 4 && bits != 8)
         add_finding(c, false, CONFIG, "vLLM runs 4 and 8 bits; %d bits load in transformers", bits);
-    if (!c->form.symmetric)
+    if (!c->scheme.symmetric)
         add_finding(c, false, CONFIG,
                     "zero points: transformers loads them with compressed-tensors 0.15 to 0.17; "
                     "0.18 to 0.20 expect them unpacked and fail");
@@ -247,41 +252,44 @@ static void note_odd(check *c, const llama_tensor *t) {
 }
 
 /* Of one type through the whole archive, by rights the model's. */
-static void check_scale(check *c, const llama_tensor *t, int64_t groups) {
-    char name[128];
-    snprintf(name, sizeof name, "%s_scale", t->name);
+static void check_scale(check *c, const char *name, const form_shape *want) {
     const hf_tensor *scale = hf_checkpoint_find(c->ck, name);
     st_dtype stored = scale ? scale->info.dtype : c->dtype;
     bool is_float = stored == ST_BF16 || stored == ST_F16 || stored == ST_F32;
-    want_tensor(c, name, is_float ? stored : c->dtype, 2, t->rows, groups);
+    want_tensor(c, name, is_float ? stored : c->dtype, want->n_dims, want->shape[0],
+                want->shape[1]);
     if (is_float && stored != c->dtype && !c->n_mixed++)
-        snprintf(c->mixed, sizeof c->mixed, "%s", name);
+        snprintf(c->mixed, sizeof c->mixed, "%.127s", name);
 }
 
-static err check_packed(check *c, const llama_tensor *t, int64_t groups) {
-    char name[128];
-    const loader_form *f = &c->form;
-    if (hf_checkpoint_find(c->ck, t->name))
-        add_finding(c, true, t->name, "stands beside its packed form");
-    snprintf(name, sizeof name, "%s_packed", t->name);
-    want_tensor(c, name, ST_I32, 2, t->rows, pack_words(t->cols, f->bits));
-    snprintf(name, sizeof name, "%s_zero_point", t->name);
-    if (!f->symmetric) want_tensor(c, name, ST_I32, 2, pack_words(t->rows, f->bits), groups);
-    snprintf(name, sizeof name, "%s_shape", t->name);
-    return check_stored_shape(c, name, t);
+static err check_part(check *c, const llama_tensor *t, const form_slot *slot) {
+    char name[160];
+    form_tensor_name(t->name, slot->suffix, name);
+    const form_shape want = slot->shape(&c->scheme, t->rows, t->cols);
+    if (slot->part == FORM_SIZES) return check_stored_shape(c, name, t);
+    if (slot->part == FORM_SCALES)
+        check_scale(c, name, &want);
+    else
+        want_tensor(c, name, want.dtype, want.n_dims, want.shape[0], want.shape[1]);
+    return err_none();
 }
 
 static err check_linear(check *c, const llama_tensor *t) {
-    const loader_form *f = &c->form;
-    int64_t groups = f->group ? t->cols / f->group : 1;
-    if (f->group && t->cols % f->group)
+    const form_scheme *s = &c->scheme;
+    if (s->group && t->cols % s->group)
         add_finding(c, true, t->name, "groups of %" PRId64 " do not divide its input of %" PRId64,
-                    f->group, t->cols);
-    check_scale(c, t, groups);
+                    s->group, t->cols);
     note_odd(c, t);
-    if (!f->int8) return check_packed(c, t, groups);
-    want_tensor(c, t->name, ST_I8, 2, t->rows, t->cols);
-    return err_none();
+    bool plain_name = false; /* the form has a tensor of that name itself */
+    err e = err_none();
+    for (int i = 0; i < s->form->n_slots && !e.code; i++) {
+        const form_slot *slot = &s->form->slots[i];
+        plain_name |= !strcmp(slot->suffix, ".weight");
+        if (form_stores(s, slot)) e = check_part(c, t, slot);
+    }
+    if (!plain_name && hf_checkpoint_find(c->ck, t->name))
+        add_finding(c, true, t->name, "stands beside its packed form");
+    return e;
 }
 
 static err check_tensors(check *c) {
@@ -356,11 +364,10 @@ err loader_rules_check(const hf_checkpoint *ck, const llama_config *cfg, loader_
     *out = (loader_report){.items = calloc(LOADER_MAX, sizeof *out->items)};
     if (!out->items) abort();
     check c = {.ck = ck, .cfg = cfg, .report = out};
-    bool present;
-    err form = loader_form_parse(hf_checkpoint_config(ck), CONFIG, &present, &c.form);
-    if (form.code || !present) {
+    err scheme = loader_scheme_parse(hf_checkpoint_config(ck), CONFIG, &c.scheme);
+    if (!c.scheme.form) {
         add_finding(&c, true, CONFIG, "%s",
-                    form.code ? form.what : "there is no quantization_config");
+                    scheme.code ? scheme.what : "there is no quantization_config");
         return err_none();
     }
     check_dtype(&c);

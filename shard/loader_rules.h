@@ -8,6 +8,7 @@
 #include "base/err.h"
 #include "io/hf_checkpoint.h"
 #include "model/config.h"
+#include "shard/form.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -26,17 +27,10 @@ typedef struct loader_report {
 
 enum { LOADER_MAX = 200 };
 
-/* How the weights of an archive are stored, as its config.json says. */
-typedef struct loader_form {
-    int bits;
-    int64_t group; /* 0: by channel */
-    bool symmetric;
-    bool int8; /* int-quantized: codes as I8, and 8-bit inputs by token; else pack-quantized */
-} loader_form;
-
-/* Local. Read quantization_config of a config.json. *present is false where there is none. Fails
- * with ERR_VERIFY, naming the key, for what this program did not write or cannot read. */
-err loader_form_parse(const json_t *config, const char *where, bool *present, loader_form *out);
+/* Local. Read quantization_config of a config.json; out->form is NULL where there is none. Scales
+ * may be of any type, scale_dtype is BF16. Fails with ERR_VERIFY, naming the key, for what this
+ * program did not write or cannot read. */
+err loader_scheme_parse(const json_t *config, const char *where, form_scheme *out);
 
 /* Local. Check everything; the result of a finding is not an err. Reads the small tensors and the
  * index. Caller clears *out (loader_report_clear). Fails only where reading fails. */

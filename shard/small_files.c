@@ -64,32 +64,29 @@ static const char *torch_name(st_dtype t) {
     return t == ST_BF16 ? "bfloat16" : t == ST_F16 ? "float16" : "float32";
 }
 
-static json_t *weights_scheme(const layout_options *o) {
-    json_t *w = json_pack("{s:i, s:s, s:b, s:s}", "num_bits", o->bits, "type", "int", "symmetric",
-                          o->symmetric, "strategy", o->group ? "group" : "channel");
-    json_object_set_new(w, "group_size", o->group ? json_integer(o->group) : json_null());
+static json_t *weights_json(const form_scheme *s) {
+    json_t *w = json_pack("{s:i, s:s, s:b, s:s}", "num_bits", s->bits, "type", "int", "symmetric",
+                          s->symmetric, "strategy", s->group ? "group" : "channel");
+    json_object_set_new(w, "group_size", s->group ? json_integer(s->group) : json_null());
     json_object_set_new(w, "dynamic", json_false());
     json_object_set_new(w, "actorder", json_null());
     return w;
 }
 
-/* Inputs of the linears in the form int-quantized: a scale for each token, taken at run time. */
-static json_t *inputs_scheme(void) {
-    return json_pack("{s:i, s:s, s:b, s:s, s:b}", "num_bits", 8, "type", "int", "symmetric", true,
-                     "strategy", "token", "dynamic", true);
-}
-
-static const char *format_name(const layout_options *o) {
-    return o->int8 ? "int-quantized" : "pack-quantized";
+/* Inputs of the linears: a scale for each token, taken at run time. */
+static json_t *inputs_json(const form_inputs *in) {
+    if (in->bits >= 16) return json_null();
+    return json_pack("{s:i, s:s, s:b, s:s, s:b}", "num_bits", in->bits, "type", "int", "symmetric",
+                     true, "strategy", "token", "dynamic", true);
 }
 
 /* The fewest keys that say it: older readers refuse keys that they do not know. */
-static json_t *quantization_config(const layout_options *o) {
-    json_t *group = json_pack("{s:[s], s:o, s:o, s:n}", "targets", "Linear", "weights",
-                              weights_scheme(o), "input_activations",
-                              o->int8 ? inputs_scheme() : json_null(), "output_activations");
+static json_t *quantization_config(const form_scheme *s) {
+    json_t *group =
+        json_pack("{s:[s], s:o, s:o, s:n}", "targets", "Linear", "weights", weights_json(s),
+                  "input_activations", inputs_json(&s->inputs), "output_activations");
     return json_pack("{s:s, s:s, s:s, s:[s], s:n, s:{s:o}}", "quant_method", "compressed-tensors",
-                     "format", format_name(o), "quantization_status", "compressed", "ignore",
+                     "format", s->form->name, "quantization_status", "compressed", "ignore",
                      "lm_head", "kv_cache_scheme", "config_groups", "group_0", group);
 }
 
@@ -102,7 +99,7 @@ err small_config_text(const layout *l, const small_options *opts, char **out, si
     if (new_key) json_object_set_new(c, "dtype", json_string(dtype));
     if (old_key || !new_key) json_object_set_new(c, "torch_dtype", json_string(dtype));
     if (o->untied) json_object_set_new(c, "tie_word_embeddings", json_false());
-    json_object_set_new(c, "quantization_config", quantization_config(o));
+    json_object_set_new(c, "quantization_config", quantization_config(&o->linears));
     if (opts->spinshard) json_object_set(c, "spinshard", (json_t *)opts->spinshard);
     err e = short_text(c, 0, out, len);
     json_decref(c);
@@ -136,39 +133,46 @@ static bool is_online(const json_t *spinshard, const char *which) {
     return false;
 }
 
+static void card_inputs(FILE *f, const form_inputs *in) {
+    if (in->bits >= 16) return;
+    fprintf(f,
+            "- Inputs of these linears: %d bits, symmetric, one scale for each token, taken at run "
+            "time.\n",
+            in->bits);
+}
+
 static void card_head(FILE *f, const layout *l, const small_options *opts) {
     const layout_options *o = layout_opts(l);
+    const form_scheme *s = &o->linears;
     const llama_config *cfg = layout_config(l);
     fprintf(
         f,
         "---\nlibrary_name: transformers\ntags:\n- spinshard\n- compressed-tensors\n- int%d\n---\n",
-        o->bits);
+        s->bits);
     fprintf(f, "# %s\n\n", opts->name);
     fprintf(f,
             "%s, %" PRId64 " layers, hidden size %" PRId64 ", %" PRId64
             " parameters, quantized by Spinshard.\n\n",
             cfg->architecture, cfg->layers, cfg->hidden, llama_params(cfg));
-    fprintf(f, "- Weights of the seven linears of each layer: %d bits, %s, ", o->bits,
-            o->symmetric ? "symmetric" : "asymmetric");
-    if (o->group)
-        fprintf(f, "one scale for %" PRId64 " inputs.\n", o->group);
+    fprintf(f, "- Weights of the seven linears of each layer: %d bits, %s, ", s->bits,
+            s->symmetric ? "symmetric" : "asymmetric");
+    if (s->group)
+        fprintf(f, "one scale for %" PRId64 " inputs.\n", s->group);
     else
         fprintf(f, "one scale for each output.\n");
     fprintf(f, "- Embedding, norms and head: %s. Scales: %s.\n", torch_name(o->store_dtype),
-            torch_name(o->scale_dtype));
-    if (o->int8)
-        fprintf(f,
-                "- Inputs of these linears: 8 bits, symmetric, one scale for each token, taken at "
-                "run time.\n");
-    fprintf(f, "- Form: compressed-tensors `%s`, %" PRId64 " safetensors shard%s.\n",
-            format_name(o), layout_parts(l), layout_parts(l) == 1 ? "" : "s");
+            torch_name(s->scale_dtype));
+    card_inputs(f, &s->inputs);
+    fprintf(f, "- Form: compressed-tensors `%s`, %" PRId64 " safetensors shard%s.\n", s->form->name,
+            layout_parts(l), layout_parts(l) == 1 ? "" : "s");
 }
 
 /* Dense words of odd widths came with 0.17; 0.18 to 0.20 cannot load packed zero points. */
-static void card_transformers(FILE *f, const layout_options *o, const char *name) {
-    bool dense = !o->int8 && (o->bits == 3 || o->bits == 5 || o->bits == 6 || o->bits == 7);
+static void card_transformers(FILE *f, const form_scheme *s, const char *name) {
+    const int bits = s->bits;
+    bool dense = !s->form->byte_codes && (bits == 3 || bits == 5 || bits == 6 || bits == 7);
     fprintf(f, "With transformers and the Python packages accelerate and compressed-tensors (");
-    if (o->symmetric)
+    if (s->symmetric)
         fprintf(f, "%s or newer", dense ? "0.17" : "0.15");
     else
         fprintf(f, "%s; 0.18 to 0.20 fail on zero points", dense ? "0.17" : "0.15 to 0.17");
@@ -189,7 +193,7 @@ static void card_use(FILE *f, const layout *l, const small_options *opts) {
                 "`spinshard` in config.json).\n`spinshard eval` does so; transformers and vLLM do "
                 "not, and would give wrong results.\n");
     } else {
-        card_transformers(f, layout_opts(l), name);
+        card_transformers(f, &layout_opts(l)->linears, name);
         fprintf(f, "With vLLM:\n\n    vllm serve ./%s\n", name);
     }
     fprintf(

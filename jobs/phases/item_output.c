@@ -5,7 +5,7 @@
 #include "base/fault.h"
 #include "base/mem.h"
 #include "base/size.h"
-#include "shard/packed_tensor.h"
+#include "shard/stored_floats.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -35,38 +35,39 @@ static err take_plain(void *arg, const llama_tensor *t, int64_t row0, int64_t ro
     enum { MOST = 1 << 13 };
     uint32_t bytes[MOST];
     item_output *out = arg;
-    const layout_slot *slot = layout_find_role(out->q->layout, t->role, t->layer, LAYOUT_PLAIN);
+    const layout_slot *slot = layout_find_role(out->q->layout, t->role, t->layer, NULL);
     if (!slot) return err_make(ERR_BUG, t->name, NULL, "no place in the archive");
     const uint64_t size = (uint64_t)st_dtype_bytes(slot->dtype);
     err e = err_none();
     for (int64_t i = 0; i < rows * t->cols && !e.code; i += MOST) {
         const int64_t n = size_min(MOST, rows * t->cols - i);
-        e = packed_plain_fill(w + i, n, slot->dtype, t->name, bytes);
+        e = stored_floats_fill(w + i, n, slot->dtype, t->name, bytes);
         if (!e.code)
             e = put(out, slot, bytes, (uint64_t)n * size, (uint64_t)(row0 * t->cols + i) * size);
     }
     return e;
 }
 
+/* One tensor of a linear: packed, unpacked again and compared, and put into its object. */
+static err put_part(item_output *out, const llama_tensor *t, const form_slot *part,
+                    const qmatrix *m) {
+    const layout_slot *place = layout_find_role(out->q->layout, t->role, t->layer, part);
+    if (!place) return err_make(ERR_BUG, t->name, NULL, "no place in the archive");
+    err e = piece_reserve(out->piece, place->bytes, place->name);
+    if (e.code) return e;
+    void *bytes = out->piece->bytes;
+    part->pack(m, bytes);
+    if (part->part == FORM_CODES && fault_hit("code")) *(char *)bytes ^= 1;
+    e = form_check(part, m, bytes, place->name);
+    return e.code ? e : put(out, place, bytes, place->bytes, 0);
+}
+
 static err take_quantized(void *arg, const llama_tensor *t, const qmatrix *m) {
     item_output *out = arg;
-    static const layout_kind kinds[] = {LAYOUT_PACKED, LAYOUT_SCALE, LAYOUT_ZEROS, LAYOUT_SHAPE,
-                                        LAYOUT_CODES};
+    const form_scheme *s = &layout_opts(out->q->layout)->linears;
     err e = err_none();
-    for (int i = 0; i < 5 && !e.code; i++) {
-        const layout_slot *slot = layout_find_role(out->q->layout, t->role, t->layer, kinds[i]);
-        if (!slot) continue; /* no zero points where symmetric */
-        uint64_t n = packed_tensor_bytes(m, kinds[i]);
-        if (n != slot->bytes)
-            return err_make(ERR_BUG, slot->name, NULL, "size differs from the layout");
-        e = piece_reserve(out->piece, n, slot->name);
-        if (e.code) return e;
-        packed_tensor_fill(m, kinds[i], out->piece->bytes);
-        if (kinds[i] == LAYOUT_PACKED && fault_hit("code")) *(char *)out->piece->bytes ^= 1;
-        e = packed_tensor_check(m, kinds[i], out->piece->bytes, slot->name);
-        if (e.code) return e;
-        e = put(out, slot, out->piece->bytes, n, 0);
-    }
+    for (int i = 0; i < s->form->n_slots && !e.code; i++)
+        if (form_stores(s, &s->form->slots[i])) e = put_part(out, t, &s->form->slots[i], m);
     return e;
 }
 

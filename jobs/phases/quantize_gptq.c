@@ -5,7 +5,6 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/gemm.h"
-#include "base/half.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/size.h"
@@ -18,8 +17,7 @@
 #include "model/tensors.h"
 #include "pipeline/gptq/gptq_layer.h"
 #include "pipeline/plan/memory_plan.h"
-#include "quant/grid.h"
-#include "quant/pack.h"
+#include "shard/stored_floats.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -196,9 +194,9 @@ typedef struct object_reader {
     uint64_t room;
 } object_reader;
 
-static err read_slot(object_reader *r, const llama_tensor *t, layout_kind kind,
+static err read_slot(object_reader *r, const llama_tensor *t, const form_slot *part,
                      const layout_slot **slot) {
-    *slot = layout_find_role(r->q->layout, t->role, t->layer, kind);
+    *slot = layout_find_role(r->q->layout, t->role, t->layer, part);
     if (!*slot) return err_make(ERR_BUG, t->name, NULL, "not in the archive");
     if ((*slot)->bytes > r->room) {
         mem_free(r->bytes);
@@ -210,35 +208,25 @@ static err read_slot(object_reader *r, const llama_tensor *t, layout_kind kind,
     return file_pread(r->fd, r->path, r->bytes, (*slot)->bytes, (*slot)->unit_offset);
 }
 
-static void widen(const void *from, st_dtype dtype, int64_t n, float *to) {
-    if (dtype == ST_BF16)
-        half_array_from_bf16(from, n, to);
-    else if (dtype == ST_F16)
-        half_array_from_fp16(from, n, to);
-    else
-        memcpy(to, from, (size_t)n * sizeof *to);
-}
-
 static err read_vector(void *arg, const llama_tensor *t, float *to) {
     object_reader *r = arg;
     const layout_slot *slot;
-    err e = read_slot(r, t, LAYOUT_PLAIN, &slot);
-    if (!e.code) widen(r->bytes, slot->dtype, t->rows, to);
+    err e = read_slot(r, t, NULL, &slot);
+    if (!e.code) stored_floats_take(r->bytes, t->rows, slot->dtype, to);
     return e;
 }
 
 static err read_codes(void *arg, const llama_tensor *t, qmatrix *m) {
     object_reader *r = arg;
+    const form_scheme *s = &layout_opts(r->q->layout)->linears;
     const layout_slot *slot;
-    const bool packed = layout_find_role(r->q->layout, t->role, t->layer, LAYOUT_PACKED);
-    err e = read_slot(r, t, packed ? LAYOUT_PACKED : LAYOUT_CODES, &slot);
-    if (!e.code && packed) unpack_rows(r->bytes, m->rows, m->cols, m->bits, m->codes);
-    for (int64_t i = 0; i < m->rows * m->cols && !e.code && !packed; i++)
-        m->codes[i] = (uint8_t)(((const int8_t *)r->bytes)[i] + grid_middle(m->bits));
-    if (!e.code) e = read_slot(r, t, LAYOUT_SCALE, &slot);
-    if (!e.code) widen(r->bytes, slot->dtype, m->rows * m->n_groups, m->scales);
-    if (!e.code && m->zeros) e = read_slot(r, t, LAYOUT_ZEROS, &slot);
-    if (!e.code && m->zeros) unpack_zeros(r->bytes, m->rows, m->n_groups, m->bits, m->zeros);
+    err e = err_none();
+    for (int i = 0; i < s->form->n_slots && !e.code; i++) {
+        const form_slot *part = &s->form->slots[i];
+        if (!form_stores(s, part)) continue;
+        e = read_slot(r, t, part, &slot);
+        if (!e.code) e = part->unpack(r->bytes, slot->dtype, slot->name, m);
+    }
     return e;
 }
 

@@ -9,7 +9,7 @@
 
 err quantize_describe(quantize_run *q) {
     const llama_config *cfg = &q->source.cfg;
-    if (q->source.form.packed)
+    if (q->source.linears.form)
         return err_make(ERR_INPUT, q->source.path, "give the checkpoint it was made from",
                         "the weights are quantized already");
     st_dtype store = setup_store_dtype(q->set, &q->source);

@@ -4,6 +4,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "jobs/setup/setup_form.h"
 #include "pipeline/weights/rotation_file.h"
 #include "rotations/start.h"
 #include "shard/entry_names.h"
@@ -147,7 +148,7 @@ err setup_rotations(const comm *c, const settings *s, const source *from, bool r
      * are rows or weights. */
     if (s->rotate.start.word == START_POINT_FILE)
         return rotation_file_read(c, s->rotate.start.text, &o, &z,
-                                  from->form.packed ? NULL : from->ck, out);
+                                  from->linears.form ? NULL : from->ck, out);
     err e = rotation_set_create(&o, &z, out);
     if (!e.code && s->rotate.start.word == START_POINT_ORTHOGONAL) e = random_start(*out, r1_later);
     return comm_agree(c, e, "making the rotations", NULL);
@@ -195,12 +196,13 @@ st_dtype setup_store_dtype(const settings *s, const source *from) {
 
 layout_options setup_layout(const settings *s, const wquant *how, st_dtype store, bool untied) {
     return (layout_options){
-        .bits = how->bits,
-        .group = how->group,
-        .symmetric = how->symmetric,
-        .scale_dtype = store,
+        .linears = {.form = setup_form_of(s),
+                    .bits = how->bits,
+                    .group = how->group,
+                    .symmetric = how->symmetric,
+                    .scale_dtype = store,
+                    .inputs = setup_inputs(s)},
         .store_dtype = store,
-        .int8 = s->archive.form == FORM_INT_QUANTIZED,
         .untied = untied,
         .shard_bytes = s->archive.shard_bytes,
     };

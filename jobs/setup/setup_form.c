@@ -36,6 +36,14 @@ static const char *first_unmet(const settings *s, const char **want) {
     return NULL;
 }
 
+form_inputs setup_inputs(const settings *s) {
+    return (form_inputs){.bits = s->archive.form == FORM_INT_QUANTIZED ? FORM_BITS : 16};
+}
+
+const form *setup_form_of(const settings *s) {
+    return form_find(s->archive.form == FORM_INT_QUANTIZED ? "int-quantized" : "pack-quantized");
+}
+
 err setup_form(recipe *r) {
     const settings *s = recipe_settings(r);
     const char *want, *key = first_unmet(s, &want);
@@ -92,10 +100,10 @@ json_t *setup_eval_keys(const recipe *r) {
                      section(r, "activations", inputs), "kv", section(r, "kv", cache));
 }
 
-json_t *setup_eval_keys_of(const json_t *config, bool int8) {
+json_t *setup_eval_keys_of(const json_t *config, const form_inputs *inputs) {
     const json_t *own = json_object_get(json_object_get(config, "spinshard"), "eval");
     if (json_is_object(own)) return json_deep_copy(own);
-    if (!int8) return NULL;
-    return json_pack("{s:{s:i, s:b, s:s, s:s}}", "activations", "bits", FORM_BITS, "symmetric",
+    if (inputs->bits >= 16) return NULL;
+    return json_pack("{s:{s:i, s:b, s:s, s:s}}", "activations", "bits", inputs->bits, "symmetric",
                      true, "o_group", "token", "scale", "compressed-tensors");
 }

@@ -15,19 +15,14 @@ enum { MAX_TOKENIZER_BYTES = 256 << 20 };
 
 static err understand(source *s) {
     const json_t *config = hf_checkpoint_config(s->ck);
-    loader_form form = {0};
     err e = llama_config_parse(config, "config.json", &s->cfg);
-    if (!e.code) e = loader_form_parse(config, "config.json", &s->form.packed, &form);
+    if (!e.code) e = loader_scheme_parse(config, "config.json", &s->linears);
     if (e.code) return err_at(e, s->path);
-    s->form.bits = form.bits;
-    s->form.group = form.group;
-    s->form.symmetric = form.symmetric;
-    s->form.int8 = form.int8;
     if (s->ar && archive_manifest(s->ar))
         s->recipe = archive_manifest(s->ar)->recipe;
-    else if (s->form.packed)
-        s->recipe = s->own_recipe = setup_eval_keys_of(config, form.int8);
-    return s->form.packed ? err_none() : check_model(&s->cfg, s->ck);
+    else if (s->linears.form)
+        s->recipe = s->own_recipe = setup_eval_keys_of(config, &s->linears.inputs);
+    return s->linears.form ? err_none() : check_model(&s->cfg, s->ck);
 }
 
 err source_open(const comm *c, const char *path, source *out) {

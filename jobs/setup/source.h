@@ -19,7 +19,7 @@ typedef struct source {
     const fileset *files; /* borrowed from one of the two */
     hf_checkpoint *ck;
     llama_config cfg;
-    stored_form form;
+    form_scheme linears; /* form NULL: plain tensors */
     const json_t
         *recipe;        /* of an archive; of a folder unpacked from one what eval needs; or NULL */
     json_t *own_recipe; /* owned; where the recipe is not the manifest's */

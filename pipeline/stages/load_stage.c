@@ -8,11 +8,9 @@
 #include "model/tensors.h"
 #include "pipeline/weights/fused_tensor.h"
 #include "pipeline/weights/source_tensor.h"
-#include "quant/grid.h"
 #include "quant/pack.h"
 
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -93,96 +91,14 @@ static err read_plain(const hf_checkpoint *ck, const char *name, int64_t rows, i
     return e;
 }
 
-/* ---- packed linears of an archive ---- */
+/* ---- quantized linears of an archive ---- */
 
-static err part_name(char *to, size_t size, const char *weight, const char *suffix) {
-    size_t n = strlen(weight);
-    if (n < 7 || strcmp(weight + n - 7, ".weight"))
-        return err_make(ERR_BUG, weight, NULL, "not the name of a linear");
-    snprintf(to, size, "%.*s%s", (int)(n - 7), weight, suffix);
-    return err_none();
-}
-
-static err read_packed_zeros(const hf_checkpoint *ck, const char *weight, wmat *w) {
-    char name[160];
-    const hf_tensor *t;
-    void *raw = NULL;
-    int64_t words = pack_words(w->rows, w->bits) * w->n_groups;
-    err e = part_name(name, sizeof name, weight, ".weight_zero_point");
-    if (!e.code) e = source_tensor_find(ck, name, &t);
-    if (!e.code && hf_tensor_bytes(t) != (uint64_t)words * 4)
-        e = err_make(ERR_INPUT, name, NULL, "has the wrong size");
-    if (!e.code) e = mem_alloc(words, 4, name, &raw);
-    if (!e.code) e = hf_checkpoint_read(ck, t, raw, NULL);
-    if (!e.code) unpack_zeros(raw, w->rows, w->n_groups, w->bits, w->zeros);
-    mem_free(raw);
-    return e;
-}
-
-/* ".weight_packed", as it is. */
-static err read_words(const hf_checkpoint *ck, const llama_tensor *want, wmat *w) {
-    char name[160];
-    const hf_tensor *t;
-    err e = part_name(name, sizeof name, want->name, ".weight_packed");
-    if (!e.code) e = source_tensor_find(ck, name, &t);
-    if (!e.code && hf_tensor_bytes(t) != (uint64_t)(w->rows * w->words) * 4)
-        e = err_make(ERR_INPUT, name, NULL, "has the wrong size");
-    return e.code ? e : hf_checkpoint_read(ck, t, w->data, NULL);
-}
-
-/* Signed codes, a byte each, to offset form in place; false where one is out of range. */
-static bool to_offset(int8_t *codes, int64_t n, int bits) {
-    const int middle = grid_middle(bits), top = grid_top(bits);
-    int bad = 0;
-    uint8_t *to = (uint8_t *)codes;
-    for (int64_t i = 0; i < n; i++) {
-        const int code = codes[i] + middle;
-        bad |= code < 0 || code > top;
-        to[i] = (uint8_t)code;
-    }
-    return !bad;
-}
-
-/* ".weight" of the form int-quantized, packed here: held as an archive of packed words is. */
-static err read_codes(const hf_checkpoint *ck, const llama_tensor *want, wmat *w) {
-    enum { ROWS = 64 };
-    const hf_tensor *t;
-    void *codes = NULL;
-    const uint64_t row_bytes = (uint64_t)w->cols;
-    err e = source_tensor_find(ck, want->name, &t);
-    if (!e.code && (t->info.dtype != ST_I8 || hf_tensor_bytes(t) != (uint64_t)w->rows * row_bytes))
-        e = err_make(ERR_INPUT, want->name, NULL, "is not I8, or has the wrong size");
-    if (!e.code) e = mem_alloc(ROWS * w->cols, 1, want->name, &codes);
-    for (int64_t r = 0; r < w->rows && !e.code; r += ROWS) {
-        const int64_t n = size_min(ROWS, w->rows - r);
-        e = hf_checkpoint_read_range(ck, t, (uint64_t)r * row_bytes, (uint64_t)n * row_bytes,
-                                     codes);
-        if (!e.code && !to_offset(codes, n * w->cols, w->bits))
-            e = err_make(ERR_INPUT, want->name, NULL, "holds codes out of the range of %d bits",
-                         w->bits);
-        if (!e.code) pack_rows(codes, n, w->cols, w->bits, (int32_t *)w->data + r * w->words);
-    }
-    mem_free(codes);
-    return e;
-}
-
-static err read_packed(const hf_checkpoint *ck, const stored_form *form, const llama_tensor *want,
-                       wmat *w) {
-    char name[160];
-    const hf_tensor *t;
-    err e = wmat_init_packed(w, want->rows, want->cols, form->bits,
-                             form->group ? form->group : want->cols, form->symmetric, want->name);
-    if (!e.code) e = form->int8 ? read_codes(ck, want, w) : read_words(ck, want, w);
-    void *raw = NULL;
-    if (!e.code) e = part_name(name, sizeof name, want->name, ".weight_scale");
-    if (!e.code) e = read_checked(ck, name, &t, &raw);
-    int64_t n = w->rows * w->n_groups;
-    if (!e.code && (int64_t)hf_tensor_bytes(t) != n * st_dtype_bytes(t->info.dtype))
-        e = err_make(ERR_INPUT, name, NULL, "has the wrong size");
-    if (!e.code) fuse_to_f32(raw, source_tensor_dtype(t->info.dtype), n, w->scales);
-    mem_free(raw);
-    if (!e.code && !form->symmetric) e = read_packed_zeros(ck, want->name, w);
-    return e;
+static err read_quantized(const load_options *o, const llama_tensor *want, wmat *w) {
+    const form_scheme *s = &o->linears;
+    err e = wmat_init_packed(w, want->rows, want->cols, s->bits, s->group ? s->group : want->cols,
+                             s->symmetric, want->name);
+    const form_words to = {.words = w->data, .scales = w->scales, .zeros = w->zeros};
+    return e.code ? e : form_read_words(o->checkpoint, want->name, s, want->rows, want->cols, &to);
 }
 
 /* ---- weights with gains and rotations folded in ---- */
@@ -217,8 +133,8 @@ static err load_linear(const load_options *o, const slot *s, int64_t layer) {
     err e;
     if (o->fuse)
         e = read_fused(o, &want, s->gain, s->w);
-    else if (o->form.packed)
-        e = read_packed(o->checkpoint, &o->form, &want, s->w);
+    else if (o->linears.form)
+        e = read_quantized(o, &want, s->w);
     else
         e = read_plain(o->checkpoint, want.name, want.rows, want.cols, s->w);
     if (e.code) return e;
@@ -342,11 +258,12 @@ static uint64_t linear_bytes(const load_options *o, const llama_tensor *t) {
     uint64_t n = (uint64_t)t->rows * (uint64_t)t->cols;
     if (o->fuse && t->n_dims == 2) return 4 * n;
     if (o->compute == COMPUTE_BF16 && t->n_dims == 2) return 2 * n;
-    if (found && !(o->form.int8 && llama_role_is_linear(t->role))) return hf_tensor_bytes(found);
-    int64_t groups = o->form.group ? t->cols / o->form.group : 1;
-    uint64_t per_scale = o->form.symmetric ? 4 : 5;
+    if (!o->linears.form || !llama_role_is_linear(t->role))
+        return found ? hf_tensor_bytes(found) : 0;
+    int64_t groups = o->linears.group ? t->cols / o->linears.group : 1;
+    uint64_t per_scale = o->linears.symmetric ? 4 : 5;
     return (uint64_t)t->rows *
-           ((uint64_t)pack_words(t->cols, o->form.bits) * 4 + (uint64_t)groups * per_scale);
+           ((uint64_t)pack_words(t->cols, o->linears.bits) * 4 + (uint64_t)groups * per_scale);
 }
 
 uint64_t load_stage_bytes(const load_options *o) {

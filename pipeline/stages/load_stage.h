@@ -9,17 +9,9 @@
 #include "model/forward.h"
 #include "pipeline/stages/partition.h"
 #include "rotations/rotation_set.h"
+#include "shard/form.h"
 
 #include <stdint.h>
-
-/* How quantized linears are stored in this checkpoint (an archive of ours). */
-typedef struct stored_form {
-    bool packed; /* false: plain tensors only */
-    int bits;
-    int64_t group; /* 0: by channel */
-    bool symmetric;
-    bool int8; /* codes as I8, not as packed words */
-} stored_form;
 
 /* The rows of the embedding that a text uses: token ids to rows of a smaller matrix. */
 typedef struct embed_rows {
@@ -36,7 +28,7 @@ void embed_rows_clear(embed_rows *r);
 typedef struct load_options {
     const hf_checkpoint *checkpoint; /* borrowed */
     const llama_config *cfg;         /* borrowed; must outlive the stage */
-    stored_form form;
+    form_scheme linears;             /* form NULL: plain tensors only */
     rotation_set *fuse;      /* NULL: weights as they are; else gains and rotations folded in */
     const embed_rows *embed; /* NULL: no embedding on this rank */
     bool head;               /* final norm and head on this rank */

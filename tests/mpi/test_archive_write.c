@@ -6,7 +6,6 @@
 #include "shard/archive.h"
 #include "shard/archive_writer.h"
 #include "shard/loader_rules.h"
-#include "shard/packed_tensor.h"
 #include "tests/mpi/on_ranks.h"
 #include "tests/unit/small_archive.h"
 
@@ -59,7 +58,7 @@ static char *unit_blob(const layout *l, int64_t unit) {
         if (s->dtype == ST_BF16) /* finite: 0.5 to 1 */
             for (uint64_t k = 1; k < s->bytes; k += 2) to[k] = 0x3f;
         int64_t shape[2] = {s->source.rows, s->source.cols};
-        if (s->kind == LAYOUT_SHAPE) memcpy(to, shape, sizeof shape);
+        if (s->slot && s->slot->part == FORM_SIZES) memcpy(to, shape, sizeof shape);
     }
     return blob;
 }
@@ -199,12 +198,13 @@ static void test_packed_read(const layout *l, const char *out) {
     qmatrix *q;
     OK(archive_open(world, out, &a));
     OK(hf_checkpoint_open(world, archive_files(a), &ck));
-    OK(packed_tensor_read(ck, "model.layers.1.mlp.down_proj", 4, 16, layout_opts(l)->symmetric,
-                          &q));
+    const form_scheme *how = &layout_opts(l)->linears;
+    OK(form_read(ck, "model.layers.1.mlp.down_proj.weight", how, 32, 64, &q));
     CHECK(q->rows == 32 && q->cols == 64 && q->n_groups == 4);
-    const layout_slot *s = layout_find_role(l, ROLE_DOWN, 1, LAYOUT_PACKED);
-    const layout_slot *z = layout_find_role(l, ROLE_DOWN, 1, LAYOUT_ZEROS);
-    const layout_slot *f = layout_find_role(l, ROLE_DOWN, 1, LAYOUT_SCALE);
+    const layout_slot *s = layout_find_role(l, ROLE_DOWN, 1, form_part_slot(how->form, FORM_CODES));
+    const layout_slot *z = layout_find_role(l, ROLE_DOWN, 1, form_part_slot(how->form, FORM_ZEROS));
+    const layout_slot *f =
+        layout_find_role(l, ROLE_DOWN, 1, form_part_slot(how->form, FORM_SCALES));
     char *blob = unit_blob(l, 2);
     const unsigned char *bytes = (unsigned char *)blob + s->unit_offset;
     for (int i = 0; i < 32 * 64; i++) CHECK(q->codes[i] == (bytes[i / 2] >> (i % 2 * 4) & 15));

@@ -15,13 +15,15 @@ static inline llama_config as_llama(llama_config shapes) {
     return shapes;
 }
 
-/* All in bf16, in shards of so many bytes. */
+/* Packed, all in bf16, in shards of so many bytes. */
 static inline layout_options layout_plain(int bits, int64_t group, bool symmetric,
                                           uint64_t shard_bytes) {
-    return (layout_options){.bits = bits,
-                            .group = group,
-                            .symmetric = symmetric,
-                            .scale_dtype = ST_BF16,
+    return (layout_options){.linears = {.form = form_find("pack-quantized"),
+                                        .bits = bits,
+                                        .group = group,
+                                        .symmetric = symmetric,
+                                        .scale_dtype = ST_BF16,
+                                        .inputs = {.bits = 16}},
                             .store_dtype = ST_BF16,
                             .shard_bytes = shard_bytes};
 }

@@ -11,8 +11,8 @@
 #include "io/safetensors.h"
 #include "shard/layout.h"
 #include "shard/loader_rules.h"
-#include "shard/packed_tensor.h"
 #include "shard/small_files.h"
+#include "shard/stored_floats.h"
 #include "tests/unit/small_archive.h"
 
 #include <stdio.h>
@@ -44,6 +44,11 @@ static llama_config llama2_70b(void) {
 
 static layout_options plain_options(int bits, int64_t group, bool symmetric) {
     return layout_plain(bits, group, symmetric, (uint64_t)4 << 30);
+}
+
+/* The tensor of a part of a linear in a form. */
+static const form_slot *part(const char *name, form_part which) {
+    return form_part_slot(form_find(name), which);
 }
 
 static layout *make(const llama_config *c, const layout_options *o) {
@@ -86,7 +91,7 @@ static void test_shapes(void **state) {
     (void)state;
     llama_config c = llama2_70b();
     layout_options o = plain_options(3, 64, false);
-    o.scale_dtype = ST_F32;
+    o.linears.scale_dtype = ST_F32;
     o.store_dtype = ST_F16;
     layout *l = make(&c, &o);
     const layout_slot *s = layout_find(l, "model.layers.79.self_attn.k_proj.weight_packed");
@@ -100,13 +105,13 @@ static void test_shapes(void **state) {
     assert_true(s->dtype == ST_I32 && s->shape[0] == 28672 * 3 / 32 && s->shape[1] == 128);
     s = layout_find(l, "model.layers.0.mlp.up_proj.weight_shape");
     assert_true(s->dtype == ST_I64 && s->n_dims == 1 && s->shape[0] == 2 && s->bytes == 16);
-    s = layout_find_role(l, ROLE_UP, 7, LAYOUT_SCALE);
+    s = layout_find_role(l, ROLE_UP, 7, part("pack-quantized", FORM_SCALES));
     assert_string_equal(s->name, "model.layers.7.mlp.up_proj.weight_scale");
-    s = layout_find_role(l, ROLE_HEAD, -1, LAYOUT_PLAIN);
+    s = layout_find_role(l, ROLE_HEAD, -1, NULL);
     assert_true(s->dtype == ST_F16 && s->shape[0] == 32000 && s->unit == 81);
     assert_null(layout_find(l, "model.layers.0.mlp.up_proj.weight"));
-    assert_null(layout_find_role(l, ROLE_UP, 80, LAYOUT_SCALE));
-    assert_null(layout_find_role(l, ROLE_UP_BIAS, 0, LAYOUT_PLAIN));
+    assert_null(layout_find_role(l, ROLE_UP, 80, part("pack-quantized", FORM_SCALES)));
+    assert_null(layout_find_role(l, ROLE_UP_BIAS, 0, NULL));
     layout_destroy(&l);
 }
 
@@ -142,7 +147,7 @@ static void check_order(const layout *l, uint64_t shard_bytes) {
             const layout_slot *s = layout_find(l, st_header_at(h, i)->name);
             assert_int_equal(s->part, p);
             assert_int_equal(s->part_offset, st_header_at(h, i)->begin);
-            sources += s->kind == LAYOUT_PLAIN || s->kind == LAYOUT_PACKED;
+            sources += !s->slot || s->slot->part == FORM_CODES;
         }
         if (layout_part_bytes(l, p) > shard_bytes) assert_int_equal(sources, 1);
         st_header_destroy(&h);
@@ -158,14 +163,14 @@ static void test_order(void **state) {
             for (int kind = 0; kind < 4; kind++) {
                 layout_options o = plain_options(bits, 0, kind & 1);
                 o.shard_bytes = shard_bytes;
-                if (kind & 2) o.scale_dtype = ST_F16, o.store_dtype = ST_F32;
+                if (kind & 2) o.linears.scale_dtype = ST_F16, o.store_dtype = ST_F32;
                 layout *l = make(&c, &o);
                 /* a linear is never cut in two */
                 for (int64_t i = 0; i < layout_count(l); i++) {
                     const layout_slot *s = layout_tensor(l, i);
-                    if (s->kind == LAYOUT_PLAIN) continue;
-                    const layout_slot *packed =
-                        layout_find_role(l, s->source.role, s->source.layer, LAYOUT_PACKED);
+                    if (!s->slot) continue;
+                    const layout_slot *packed = layout_find_role(
+                        l, s->source.role, s->source.layer, part("pack-quantized", FORM_CODES));
                     assert_int_equal(s->part, packed->part);
                 }
                 check_order(l, shard_bytes);
@@ -209,6 +214,12 @@ static void test_refusals(void **state) {
     assert_int_equal(layout_create(&c, &o, &l).code, ERR_USAGE);
 }
 
+/* Bytes of a part as its shape says. */
+static uint64_t part_bytes(const form_scheme *s, form_part which, const qmatrix *q) {
+    const form_shape shape = form_part_slot(s->form, which)->shape(s, q->rows, q->cols);
+    return (uint64_t)(shape.shape[0] * shape.shape[1] * st_dtype_bytes(shape.dtype));
+}
+
 /* The golden words of the format, with the scale and the shape. */
 static void test_packed_bytes(void **state) {
     (void)state;
@@ -223,18 +234,19 @@ static void test_packed_bytes(void **state) {
         q->scales[i] = i % 2 ? -0.5f : 1.0f;
         q->zeros[i] = (uint8_t)(i + 1); /* [3, 2]: rows 1 2, 3 4, 5 6 */
     }
-    assert_int_equal(packed_tensor_bytes(q, LAYOUT_PACKED), sizeof words);
-    packed_tensor_fill(q, LAYOUT_PACKED, words);
+    form_scheme how_stored = plain_options(4, 8, false).linears;
+    assert_int_equal(part_bytes(&how_stored, FORM_CODES, q), sizeof words);
+    part("pack-quantized", FORM_CODES)->pack(q, words);
     for (int i = 0; i < 6; i++) assert_int_equal(words[i], i % 2 ? -19088744 : 1985229328);
-    assert_int_equal(packed_tensor_bytes(q, LAYOUT_SCALE), sizeof scales);
-    packed_tensor_fill(q, LAYOUT_SCALE, scales);
+    assert_int_equal(part_bytes(&how_stored, FORM_SCALES, q), sizeof scales);
+    part("pack-quantized", FORM_SCALES)->pack(q, scales);
     for (int i = 0; i < 6; i++) assert_int_equal(scales[i], i % 2 ? 0xbf00 : 0x3f80);
-    assert_int_equal(packed_tensor_bytes(q, LAYOUT_ZEROS), 8);
-    packed_tensor_fill(q, LAYOUT_ZEROS, words);
+    assert_int_equal(part_bytes(&how_stored, FORM_ZEROS, q), 8);
+    part("pack-quantized", FORM_ZEROS)->pack(q, words);
     assert_int_equal(words[0], 0x531);
     assert_int_equal(words[1], 0x642);
-    assert_int_equal(packed_tensor_bytes(q, LAYOUT_SHAPE), sizeof shape);
-    packed_tensor_fill(q, LAYOUT_SHAPE, shape);
+    assert_int_equal(part_bytes(&how_stored, FORM_SIZES, q), sizeof shape);
+    part("pack-quantized", FORM_SIZES)->pack(q, shape);
     assert_true(shape[0] == 3 && shape[1] == 16);
     qmatrix_destroy(&q);
 }
@@ -243,7 +255,7 @@ static void test_packed_bytes(void **state) {
 static void test_packed_check(void **state) {
     (void)state;
     static const int bits_of[] = {2, 3, 4, 5, 8};
-    static const layout_kind kinds[] = {LAYOUT_PACKED, LAYOUT_SCALE, LAYOUT_ZEROS};
+    static const form_part parts[] = {FORM_CODES, FORM_SCALES, FORM_ZEROS};
     for (int b = 0; b < 5; b++) {
         const int64_t rows = 3, cols = 32, bits = bits_of[b];
         wquant how = {.bits = (int)bits, .group = 8, .scale_type = SCALE_FP16};
@@ -255,16 +267,19 @@ static void test_packed_check(void **state) {
             q->zeros[i] = (uint8_t)(i % (1 << bits));
         }
         for (int k = 0; k < 3; k++) {
-            const uint64_t n = packed_tensor_bytes(q, kinds[k]);
+            form_scheme how_stored = plain_options((int)bits, 8, false).linears;
+            how_stored.scale_dtype = ST_F16;
+            const form_slot *slot = part("pack-quantized", parts[k]);
+            const uint64_t n = part_bytes(&how_stored, parts[k], q);
             unsigned char *words = malloc(n);
             int found = 0, want = (int)(rows * cols * bits);
-            if (kinds[k] == LAYOUT_SCALE) want = (int)n * 8;
-            if (kinds[k] == LAYOUT_ZEROS) want = (int)(rows * 4 * bits); /* the rest is filling */
-            packed_tensor_fill(q, kinds[k], words);
-            assert_int_equal(packed_tensor_check(q, kinds[k], words, "x").code, 0);
+            if (parts[k] == FORM_SCALES) want = (int)n * 8;
+            if (parts[k] == FORM_ZEROS) want = (int)(rows * 4 * bits); /* the rest is filling */
+            slot->pack(q, words);
+            assert_int_equal(form_check(slot, q, words, "x").code, 0);
             for (uint64_t bit = 0; bit < 8 * n; bit++) {
                 words[bit / 8] ^= (unsigned char)(1 << bit % 8);
-                err e = packed_tensor_check(q, kinds[k], words, "x");
+                err e = form_check(slot, q, words, "x");
                 words[bit / 8] ^= (unsigned char)(1 << bit % 8);
                 assert_true(!e.code || (e.code == ERR_NUMERICS && !strcmp(e.where, "x")));
                 found += e.code != 0;
@@ -282,16 +297,16 @@ static void test_plain_bytes(void **state) {
     const float large[1] = {65520.0f};
     uint16_t got[3];
     float same[3];
-    assert_int_equal(packed_plain_fill(x, 3, ST_F16, "t", got).code, 0);
+    assert_int_equal(stored_floats_fill(x, 3, ST_F16, "t", got).code, 0);
     assert_int_equal(got[0], 0x3c00);
     assert_int_equal(got[1], 0xfbff);
     assert_int_equal(got[2], 0x4248);
-    assert_int_equal(packed_plain_fill(x, 3, ST_BF16, "t", got).code, 0);
+    assert_int_equal(stored_floats_fill(x, 3, ST_BF16, "t", got).code, 0);
     assert_int_equal(got[0], 0x3f80);
     assert_int_equal(got[2], 0x4049);
-    assert_int_equal(packed_plain_fill(x, 3, ST_F32, "t", same).code, 0);
+    assert_int_equal(stored_floats_fill(x, 3, ST_F32, "t", same).code, 0);
     assert_memory_equal(same, x, sizeof x);
-    assert_int_equal(packed_plain_fill(large, 1, ST_F16, "t", got).code, ERR_NUMERICS);
+    assert_int_equal(stored_floats_fill(large, 1, ST_F16, "t", got).code, ERR_NUMERICS);
 }
 
 static const char SOURCE[] =
@@ -330,10 +345,10 @@ static void test_config(void **state) {
     assert_string_equal(json_string_value(json_object_get(made, "torch_dtype")), "bfloat16");
     assert_true(json_is_false(json_object_get(made, "tie_word_embeddings")));
     assert_non_null(strstr(text, "\"rms_norm_eps\": 1e-5,")); /* short, as people write it */
-    bool present;
-    loader_form form;
-    assert_int_equal(loader_form_parse(made, "config.json", &present, &form).code, 0);
-    assert_true(present && form.bits == 4 && form.group == 64 && !form.symmetric);
+    form_scheme scheme;
+    assert_int_equal(loader_scheme_parse(made, "config.json", &scheme).code, 0);
+    assert_true(scheme.form == form_find("pack-quantized") && scheme.bits == 4 &&
+                scheme.group == 64 && !scheme.symmetric);
     free(text);
     json_decref(made);
     json_decref(online);
@@ -343,11 +358,12 @@ static void test_config(void **state) {
     l = make(&c, &o);
     made = config_of(l, NULL, &text);
     assert_true(json_is_true(json_object_get(made, "tie_word_embeddings"))); /* left as it was */
-    assert_int_equal(loader_form_parse(made, "config.json", &present, &form).code, 0);
-    assert_true(present && form.bits == 8 && form.group == 0 && form.symmetric);
+    assert_int_equal(loader_scheme_parse(made, "config.json", &scheme).code, 0);
+    assert_true(scheme.form == form_find("pack-quantized") && scheme.bits == 8 &&
+                scheme.group == 0 && scheme.symmetric);
     json_object_del(made, "quantization_config");
-    assert_int_equal(loader_form_parse(made, "config.json", &present, &form).code, 0);
-    assert_false(present);
+    assert_int_equal(loader_scheme_parse(made, "config.json", &scheme).code, 0);
+    assert_null(scheme.form);
     free(text);
     json_decref(made);
     layout_destroy(&l);
@@ -361,15 +377,14 @@ static void refuse(const char *path, const char *key, json_t *value) {
         "\"config_groups\": {\"g\": {\"targets\": [\"Linear\"], \"weights\": {\"num_bits\": 4, "
         "\"type\": \"int\", \"symmetric\": true, \"strategy\": \"group\", \"group_size\": 32}}}}}";
     json_t *o;
-    bool present;
-    loader_form form;
+    form_scheme scheme;
     assert_int_equal(json_parse(good, strlen(good), "c", &o).code, 0);
-    assert_int_equal(loader_form_parse(o, "c", &present, &form).code, 0);
+    assert_int_equal(loader_scheme_parse(o, "c", &scheme).code, 0);
     json_t *at = json_object_get(o, "quantization_config");
     if (*path) at = json_object_get(json_object_get(at, "config_groups"), "g");
     if (!strcmp(path, "weights")) at = json_object_get(at, "weights");
     json_object_set_new(at, key, value);
-    err e = loader_form_parse(o, "c", &present, &form);
+    err e = loader_scheme_parse(o, "c", &scheme);
     assert_int_equal(e.code, ERR_VERIFY);
     assert_non_null(strstr(e.what, key));
     json_decref(o);
@@ -400,20 +415,21 @@ static void test_int8_layout(void **state) {
     (void)state;
     llama_config c = llama2_70b();
     layout_options o = plain_options(4, 0, true);
-    o.int8 = true;
+    o.linears.form = form_find("int-quantized");
+    o.linears.inputs.bits = 8;
     layout *l = make(&c, &o);
     uint64_t linear = 2u * 8192 * 8192 + 2u * 1024 * 8192 + 3ull * 28672 * 8192;
     uint64_t rows = 3u * 8192 + 2 * 1024 + 2 * 28672;
     assert_int_equal(layout_unit_bytes(l, 5), linear + rows * 2 + 2 * 8192 * 2);
     assert_int_equal(layout_count(l), 80 * (7 * 2 + 2) + 3);
-    const layout_slot *s = layout_find_role(l, ROLE_DOWN, 3, LAYOUT_CODES);
+    const layout_slot *s = layout_find_role(l, ROLE_DOWN, 3, part("int-quantized", FORM_CODES));
     assert_string_equal(s->name, "model.layers.3.mlp.down_proj.weight");
     assert_true(s->dtype == ST_I8 && s->n_dims == 2 && s->shape[0] == 8192 && s->shape[1] == 28672);
-    assert_null(layout_find_role(l, ROLE_DOWN, 3, LAYOUT_PLAIN));
-    assert_null(layout_find_role(l, ROLE_DOWN, 3, LAYOUT_PACKED));
-    assert_null(layout_find_role(l, ROLE_EMBED, -1, LAYOUT_CODES));
+    assert_null(layout_find_role(l, ROLE_DOWN, 3, NULL));
+    assert_null(layout_find_role(l, ROLE_DOWN, 3, part("pack-quantized", FORM_CODES)));
+    assert_null(layout_find_role(l, ROLE_EMBED, -1, part("int-quantized", FORM_CODES)));
     layout_destroy(&l);
-    o.symmetric = false;
+    o.linears.symmetric = false;
     assert_int_equal(layout_create(&c, &o, &l).code, ERR_USAGE);
 }
 
@@ -425,9 +441,17 @@ static void test_int8_bytes(void **state) {
     qmatrix *q;
     assert_int_equal(qmatrix_create(2, 3, &how, &q).code, 0);
     for (int i = 0; i < 6; i++) q->codes[i] = (uint8_t)(want[i] + 8);
-    assert_int_equal(packed_tensor_bytes(q, LAYOUT_CODES), sizeof got);
-    packed_tensor_fill(q, LAYOUT_CODES, got);
+    const form_slot *codes = part("int-quantized", FORM_CODES);
+    codes->pack(q, got);
     assert_memory_equal(got, want, sizeof got);
+    assert_int_equal(form_check(codes, q, got, "x").code, 0);
+    for (int bit = 0; bit < 48; bit++) {
+        got[bit / 8] ^= (int8_t)(1 << bit % 8);
+        assert_int_equal(form_check(codes, q, got, "x").code, ERR_NUMERICS);
+        got[bit / 8] ^= (int8_t)(1 << bit % 8);
+    }
+    got[5] = 8; /* no code of 4 bits */
+    assert_int_equal(codes->unpack(got, ST_I8, "x", q).code, ERR_VERIFY);
     qmatrix_destroy(&q);
 }
 
@@ -436,14 +460,15 @@ static void test_int8_config(void **state) {
     (void)state;
     llama_config c = odd_config();
     layout_options o = plain_options(8, 0, true);
-    o.int8 = true;
+    o.linears.form = form_find("int-quantized");
+    o.linears.inputs.bits = 8;
     layout *l = make(&c, &o);
     char *text;
-    bool present;
-    loader_form form;
+    form_scheme scheme;
     json_t *made = config_of(l, NULL, &text), *q = json_object_get(made, "quantization_config");
-    assert_int_equal(loader_form_parse(made, "c", &present, &form).code, 0);
-    assert_true(present && form.int8 && form.bits == 8 && form.group == 0 && form.symmetric);
+    assert_int_equal(loader_scheme_parse(made, "c", &scheme).code, 0);
+    assert_true(scheme.form == form_find("int-quantized") && scheme.inputs.bits == 8 &&
+                scheme.bits == 8 && scheme.group == 0 && scheme.symmetric);
     assert_string_equal(json_string_value(json_object_get(q, "format")), "int-quantized");
     json_t *in = json_object_get(json_object_get(json_object_get(q, "config_groups"), "group_0"),
                                  "input_activations");
@@ -458,12 +483,12 @@ static void test_int8_config(void **state) {
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         json_t *good = json_incref(json_object_get(in, bad[i].key));
         json_object_set_new(in, bad[i].key, bad[i].value);
-        err e = loader_form_parse(made, "c", &present, &form);
+        err e = loader_scheme_parse(made, "c", &scheme);
         assert_int_equal(e.code, ERR_VERIFY);
         assert_non_null(strstr(e.what, bad[i].key));
         json_object_set_new(in, bad[i].key, good);
     }
-    assert_int_equal(loader_form_parse(made, "c", &present, &form).code, 0);
+    assert_int_equal(loader_scheme_parse(made, "c", &scheme).code, 0);
     free(text);
     json_decref(made);
     layout_destroy(&l);

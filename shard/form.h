@@ -1,0 +1,111 @@
+/* form - how the quantized linears of an archive are stored: their tensors, the bytes of these,
+ * what config.json says of them, and who can load them. One form is one file (form_packed.c,
+ * form_int8.c) and one line of the table in form.c. A form is not a quantizer: codes and scales
+ * come as they are. On the way: INT4 codes + scales -> [form] -> shard bytes, and back. */
+#ifndef SPINSHARD_SHARD_FORM_H
+#define SPINSHARD_SHARD_FORM_H
+
+#include "base/err.h"
+#include "io/hf_checkpoint.h"
+#include "io/safetensors.h"
+#include "quant/rtn.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct form form;
+
+/* Inputs of the linears as the archive tells its runtime: integers, symmetric, scales taken from
+ * the inputs while the model runs. */
+typedef struct form_inputs {
+    int bits;      /* 16: not quantized, and nothing is said */
+    int64_t group; /* inputs that share a scale; 0: all of a token */
+} form_inputs;
+
+/* How all linears of an archive are stored. */
+typedef struct form_scheme {
+    const form *form;     /* NULL: they are not quantized, and the rest is without meaning */
+    int bits;             /* of the codes, 2..8 */
+    int64_t group;        /* inputs that share a scale; 0: one scale a row (channel) */
+    bool symmetric;       /* else zero points are stored */
+    st_dtype scale_dtype; /* BF16, F16 or F32 */
+    form_inputs inputs;
+} form_scheme;
+
+/* Type and shape of one tensor. */
+typedef struct form_shape {
+    st_dtype dtype;
+    int n_dims;
+    int64_t shape[2]; /* the second is 1 where n_dims is 1 */
+} form_shape;
+
+/* What a tensor of a linear holds. */
+typedef enum form_part { FORM_CODES, FORM_SCALES, FORM_ZEROS, FORM_SIZES } form_part;
+
+/* One tensor of a linear. Tensors are named by the linear and `suffix`, which stands in place of
+ * the
+ * ".weight" of the checkpoint. */
+typedef struct form_slot {
+    form_part part;
+    const char *suffix;
+    bool (*stored)(const form_scheme *s); /* NULL: always */
+    form_shape (*shape)(const form_scheme *s, int64_t rows, int64_t cols);
+    /* The bytes of q; `to` has as many as the shape says. */
+    void (*pack)(const qmatrix *q, void *to);
+    /* Into the arrays of q that this part fills. dtype: of the bytes. ERR_VERIFY, naming `where`,
+     * for what no matrix of these bits holds. */
+    err (*unpack)(const void *from, st_dtype dtype, const char *where, qmatrix *q);
+    /* Do the bytes unpack to q? *row: the first row that does not, or -1 where that is not known.
+     */
+    err (*same)(const void *from, const qmatrix *q, bool *same, int64_t *row);
+    /* FORM_CODES: from a checkpoint into the words [rows, pack_words(cols, bits)] of quant/pack.h,
+     * without a byte for each code of the whole matrix. */
+    err (*words)(const hf_checkpoint *ck, const hf_tensor *t, int bits, int64_t rows, int64_t cols,
+                 int32_t *to);
+} form_slot;
+
+struct form {
+    const char *name; /* in archive.form, and as "format" in config.json */
+    const form_slot *slots;
+    int n_slots;
+    bool byte_codes; /* a code takes a byte, whatever its bits */
+    /* ERR_USAGE naming the key of the recipe, or success: can the form store this? */
+    err (*refuse)(const form_scheme *s);
+};
+
+/* Local. The form of a name, or NULL; form i of the table, or NULL behind the last. */
+const form *form_find(const char *name);
+const form *form_at(int i);
+
+/* Local. The tensor of a form that holds a part; NULL where it has none. */
+const form_slot *form_part_slot(const form *f, form_part part);
+
+/* Local. Is this tensor of a linear there? */
+bool form_stores(const form_scheme *s, const form_slot *slot);
+
+/* Local. The name of a tensor: `weight` is that of the checkpoint, ending in ".weight". */
+void form_tensor_name(const char *weight, const char *suffix, char name[160]);
+
+/* Local. Does one tensor, packed, unpack to what it came from? Fails with ERR_NUMERICS naming
+ * `what`: a memory or a processor that cannot be trusted. */
+err form_check(const form_slot *slot, const qmatrix *q, const void *from, const char *what);
+
+/* Local. Read one linear [rows, cols] of an archive back. `weight` as above. Caller owns *out
+ * (qmatrix_destroy). Fails with ERR_VERIFY where a tensor is missing or has another type or shape,
+ * else with the errors of reading. */
+err form_read(const hf_checkpoint *ck, const char *weight, const form_scheme *s, int64_t rows,
+              int64_t cols, qmatrix **out);
+
+/* What products take of a linear; arrays of the caller. */
+typedef struct form_words {
+    int32_t *words; /* [rows, pack_words(cols, bits)] */
+    float *scales;  /* [rows, groups] */
+    uint8_t *zeros; /* [rows, groups]; NULL where symmetric */
+} form_words;
+
+/* Local. Read one linear as words for products. Errors as of form_read, and ERR_INPUT for a scale
+ * that is not finite. */
+err form_read_words(const hf_checkpoint *ck, const char *weight, const form_scheme *s, int64_t rows,
+                    int64_t cols, const form_words *to);
+
+#endif
