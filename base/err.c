@@ -34,6 +34,9 @@ err err_errno(const char *path, const char *doing) {
     if (number == ENOSPC || number == EDQUOT) {
         code = ERR_SPACE;
         hint = "free some space or choose another folder; the same command then goes on";
+    } else if (number == EFBIG) {
+        code = ERR_SPACE;
+        hint = "raise the limit on the size of a file (ulimit -f); the same command then goes on";
     } else if (number == ENOMEM) {
         code = ERR_NOFIT;
         hint = "use more ranks or nodes with more memory";

@@ -38,8 +38,9 @@ err err_none(void);
 err err_make(err_code code, const char *where, const char *hint, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 
-/* Local. An error from errno after a failed call on `path`: ENOSPC and EDQUOT give ERR_SPACE,
- * ENOMEM gives ERR_NOFIT, the rest ERR_INPUT. `doing` reads as in "cannot DOING: reason". */
+/* Local. An error from errno after a failed call on `path`: ENOSPC, EDQUOT and EFBIG give
+ * ERR_SPACE, ENOMEM gives ERR_NOFIT, the rest ERR_INPUT. `doing` reads as in "cannot DOING:
+ * reason". */
 err err_errno(const char *path, const char *doing);
 
 /* Of the parts of parallel work, the error of the first that failed: what is said then does not

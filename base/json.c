@@ -13,12 +13,23 @@
  * tokenizers, have about a million. Counts a little too many: commas in strings too. */
 enum { MAX_VALUES = 4 << 20, MAX_NESTED = 1 << 20 };
 
-static err count_values(const char *text, size_t len, const char *where) {
-    uint64_t values = 0, nested = 0;
+static void count_values(const char *text, size_t len, uint64_t *values, uint64_t *nested) {
+    *values = *nested = 0;
     for (size_t i = 0; i < len; i++) {
-        nested += text[i] == '[' || text[i] == '{';
-        values += text[i] == ',';
+        *nested += text[i] == '[' || text[i] == '{';
+        *values += text[i] == ',';
     }
+}
+
+bool json_values_fit(const char *text, size_t len) {
+    uint64_t values, nested;
+    count_values(text, len, &values, &nested);
+    return nested <= MAX_NESTED && values <= MAX_VALUES;
+}
+
+static err check_values(const char *text, size_t len, const char *where) {
+    uint64_t values, nested;
+    count_values(text, len, &values, &nested);
     if (nested <= MAX_NESTED && values <= MAX_VALUES) return err_none();
     return err_make(ERR_INPUT, where, NULL,
                     "%" PRIu64 " values in %" PRIu64
@@ -29,7 +40,7 @@ static err count_values(const char *text, size_t len, const char *where) {
 err json_parse(const char *text, size_t len, const char *where, json_t **out) {
     json_error_t why;
     *out = NULL;
-    err e = count_values(text, len, where);
+    err e = check_values(text, len, where);
     if (e.code) return e;
     *out = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
     if (*out) return err_none();

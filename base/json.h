@@ -15,6 +15,19 @@
  * (json_decref). Fails with ERR_INPUT. */
 err json_parse(const char *text, size_t len, const char *where, json_t **out);
 
+/* Local. The same for files of models, which Python wrote and reads: of equal keys the last counts;
+ * NaN, infinities and numbers that fit neither 64 bits nor a double become marked strings, so that
+ * who needs a number there refuses them, and who copies the value writes what stood there
+ * (json_unmark); a byte order mark is left out. That the text is no strict JSON is said. */
+err json_parse_foreign(const char *text, size_t len, const char *where, json_t **out);
+
+/* Local. In the text of a value from json_parse_foreign: marked strings become what stood there. In
+ * place; the text gets no longer. */
+void json_unmark(char *text);
+
+/* Local. False where the text has more values than are read. */
+bool json_values_fit(const char *text, size_t len);
+
 /* Local. Read and parse a file of at most max_bytes. Fails with ERR_INPUT. */
 err json_read_file(const char *path, uint64_t max_bytes, json_t **out);
 

@@ -61,6 +61,13 @@ struct hf_checkpoint {
     uint64_t bytes;
 };
 
+/* What an index says otherwise than the shards, without harm. */
+typedef struct oddities {
+    int64_t unnamed;          /* tensors of shards that the index does not name */
+    int64_t absent;           /* names that no shard has */
+    const char *first_absent; /* borrowed from the index */
+} oddities;
+
 static err no_memory(const hf_checkpoint *ck) {
     return err_make(ERR_NOFIT, fileset_where(ck->fs), NULL, "no memory for the list of tensors");
 }
@@ -135,7 +142,7 @@ static err read_config(const comm *c, hf_checkpoint *ck) {
                                 &ck->config_len);
     if (e.code) return e;
     sha256_of(ck->config_text, ck->config_len, ck->config_sha256);
-    e = json_parse(ck->config_text, ck->config_len, "config.json", &ck->config);
+    e = json_parse_foreign(ck->config_text, ck->config_len, "config.json", &ck->config);
     if (!e.code && !json_is_object(ck->config))
         e = err_make(ERR_INPUT, "config.json", NULL, "not a JSON object");
     if (!e.code) e = hf_checkpoint_refuse_quantized(ck->config, "config.json");
@@ -374,34 +381,40 @@ static err collect_aliases(hf_checkpoint *ck) {
     return err_none();
 }
 
-/* Each name of the index is a tensor of its shard, or an alias stated there. */
-static err check_index(const hf_checkpoint *ck) {
+/* Each name of the index is a tensor of its shard, an alias stated there, or in no shard at all:
+ * whether the model needs it is for its reader to say. *absent counts the latter. */
+static err check_index(const hf_checkpoint *ck, oddities *odd) {
     const char *name;
     json_t *v;
     json_object_foreach(json_object_get(ck->index, "weight_map"), name, v) {
         const hf_tensor *t = hf_checkpoint_find(ck, name);
-        if (!t || strcmp(ck->shards[t->shard].name, json_string_value(v)))
+        if (t && strcmp(ck->shards[t->shard].name, json_string_value(v)))
             return err_make(ERR_INPUT, fileset_where(ck->fs), "fetch the model again",
                             "tensor %.160s is not in %.80s, where the index puts it", name,
                             json_string_value(v));
+        if (!t && !odd->absent++) odd->first_absent = name;
     }
     return err_none();
 }
 
 /* Root only. Oddities that do not change what is read. */
-static void warn_of_index(const hf_checkpoint *ck, int64_t unnamed) {
+static void warn_of_index(const hf_checkpoint *ck, const oddities *odd) {
     const json_t *total = json_object_get(json_object_get(ck->index, "metadata"), "total_size");
-    if (unnamed)
+    if (odd->unnamed)
         log_line(LOG_WARN, "%s: %" PRId64 " tensors of the shards are not in %s and are not read",
-                 fileset_where(ck->fs), unnamed, INDEX);
+                 fileset_where(ck->fs), odd->unnamed, INDEX);
+    if (odd->absent)
+        log_line(LOG_WARN, "%s: %s names %" PRId64 " tensors that no shard has (%.160s%s)",
+                 fileset_where(ck->fs), INDEX, odd->absent, odd->first_absent,
+                 odd->absent > 1 ? ", ..." : "");
     if (json_is_number(total) && json_number_value(total) != (double)ck->bytes)
         log_line(LOG_WARN, "%s: total_size in %s is %.0f, the tensors have %" PRIu64 " bytes",
                  fileset_where(ck->fs), INDEX, json_number_value(total), ck->bytes);
 }
 
 /* Local. */
-static err index_tensors(hf_checkpoint *ck, int64_t *unnamed) {
-    err e = collect_tensors(ck, unnamed);
+static err index_tensors(hf_checkpoint *ck, oddities *odd) {
+    err e = collect_tensors(ck, &odd->unnamed);
     if (e.code) return e;
     qsort(ck->tensors, (size_t)ck->n_tensors, sizeof *ck->tensors, by_tensor_name);
     for (int64_t i = 0; i < ck->n_tensors; i++)
@@ -409,7 +422,7 @@ static err index_tensors(hf_checkpoint *ck, int64_t *unnamed) {
             return err_make(ERR_INPUT, fileset_where(ck->fs), NULL,
                             "more bytes than 64 bits count");
     e = collect_aliases(ck);
-    if (!e.code && ck->index) e = check_index(ck);
+    if (!e.code && ck->index) e = check_index(ck, odd);
     if (!e.code && ck->n_tensors == 0)
         e = err_make(ERR_INPUT, fileset_where(ck->fs), NULL, "the checkpoint holds no tensors");
     return e;
@@ -424,7 +437,7 @@ static err create(const fileset *fs, hf_checkpoint **out) {
 }
 
 err hf_checkpoint_open(const comm *c, const fileset *fs, hf_checkpoint **out) {
-    int64_t unnamed = 0;
+    oddities odd = {.unnamed = 0};
     hf_checkpoint *ck;
     *out = NULL;
     err e = comm_agree(c, create(fs, &ck), "opening the checkpoint", NULL);
@@ -432,12 +445,12 @@ err hf_checkpoint_open(const comm *c, const fileset *fs, hf_checkpoint **out) {
     if (!e.code) e = comm_agree(c, list_shards(c, ck), "listing the shards", NULL);
     if (!e.code) e = comm_agree(c, read_config(c, ck), "reading config.json", NULL);
     if (!e.code) e = comm_agree(c, read_headers(c, ck), "reading the headers", NULL);
-    if (!e.code) e = comm_agree(c, index_tensors(ck, &unnamed), "listing the tensors", NULL);
+    if (!e.code) e = comm_agree(c, index_tensors(ck, &odd), "listing the tensors", NULL);
     if (e.code) {
         hf_checkpoint_destroy(&ck);
         return e;
     }
-    if (comm_rank(c) == 0) warn_of_index(ck, unnamed);
+    if (comm_rank(c) == 0) warn_of_index(ck, &odd);
     *out = ck;
     return e;
 }
@@ -457,13 +470,13 @@ static err described_shard(hf_checkpoint *ck, const char *header, size_t len, ui
 
 err hf_checkpoint_describe(const fileset *fs, const char *header, size_t len, uint64_t data_bytes,
                            hf_checkpoint **out) {
-    int64_t unnamed = 0;
+    oddities odd = {.unnamed = 0};
     hf_checkpoint *ck;
     *out = NULL;
     err e = create(fs, &ck);
     if (!e.code) e = read_config(comm_world(), ck);
     if (!e.code) e = described_shard(ck, header, len, data_bytes);
-    if (!e.code) e = index_tensors(ck, &unnamed);
+    if (!e.code) e = index_tensors(ck, &odd);
     if (e.code) {
         hf_checkpoint_destroy(&ck);
         return e;

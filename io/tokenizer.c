@@ -124,7 +124,7 @@ static err parse(const json_t *v, const char *where, tokenizer *t) {
 err tokenizer_create(const char *json, size_t len, const char *where, tokenizer **out) {
     json_t *v = NULL;
     *out = NULL;
-    err e = json_parse(json, len, where, &v);
+    err e = json_parse_foreign(json, len, where, &v);
     if (e.code) return e;
     tokenizer *t = calloc(1, sizeof *t);
     e = t ? parse(v, where, t) : growbuf_full();

@@ -107,10 +107,11 @@ static err make_sites(eval_job *j) {
         recipe_put(j->recipe, "rotate.online",
                    r3 ? json_pack("[s, s]", "r3", "r4") : json_pack("[s]", "r4"));
     }
-    if (!e.code && !file && !fused && quantize_starts_at(s, START_POINT_PCA))
+    if (!e.code && !file && !fused &&
+        (quantize_starts_at(s, START_POINT_PCA) || quantize_starts_at(s, START_POINT_WOMI)))
         e = err_make(ERR_USAGE, "rotate.start",
                      "give the rotations of a finished run with --rotations FILE",
-                     "pca is made from calibration text, which eval does not read");
+                     "pca and womi are made by quantize, from calibration text or weights");
     if (!e.code && !file && !fused && s->scale.pairs)
         e = err_make(ERR_USAGE, "scale.pairs",
                      "give the rotations of a finished run with --rotations FILE",
@@ -149,7 +150,7 @@ static err read_texts(eval_job *j) {
         int32_t *ids = NULL;
         int64_t n;
         e = text_read(x->path, &text, &len);
-        if (!e.code) e = err_at(tokenizer_encode(t, text, len, false, &ids, &n), "");
+        if (!e.code) e = source_encode(&j->source, t, text, len, x->path, &ids, &n);
         if (!e.code)
             e = text_windows_create(ids, n, j->window, j->limit, j->tail,
                                     recipe_settings(j->recipe)->calib.bos,

@@ -43,6 +43,7 @@ static int64_t characters(const char *text) {
 
 typedef struct maker {
     eval_tasks *t;
+    const source *source;
     const tokenizer *tokenizer;
     int32_t bos[TOKENIZER_MAX_AFFIX];
     int64_t n_bos, window;
@@ -79,8 +80,10 @@ static err add_option(maker *m, const eval_task *task, int64_t item, int k) {
     int32_t *begin = NULL, *all = NULL;
     int64_t n_begin = 0, n = 0;
     make_prompt(task, item, k, &head, &whole);
-    err e = tokenizer_encode(m->tokenizer, head, strlen(head), false, &begin, &n_begin);
-    if (!e.code) e = tokenizer_encode(m->tokenizer, whole, strlen(whole), false, &all, &n);
+    err e =
+        source_encode(m->source, m->tokenizer, head, strlen(head), task->path, &begin, &n_begin);
+    if (!e.code)
+        e = source_encode(m->source, m->tokenizer, whole, strlen(whole), task->path, &all, &n);
     /* Something must stand before what is scored, and something must be scored. */
     const int64_t first = size_max(size_min(n_begin, n - 1), m->n_bos ? 0 : 1),
                   room = m->window - m->n_bos, kept = size_min(n, room);
@@ -122,7 +125,7 @@ static err add_task(maker *m, eval_task *task, int64_t limit) {
 static err read_tasks(eval_tasks *t, const source *src, bos_mode bos, int64_t window,
                       int64_t limit) {
     tokenizer *tok;
-    maker m = {.t = t, .window = window};
+    maker m = {.t = t, .source = src, .window = window};
     err e = source_tokenizer(src, &tok);
     if (e.code) return e;
     m.tokenizer = tok;

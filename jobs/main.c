@@ -13,9 +13,13 @@
 #include "mpi/comm.h"
 #include "version.h"
 
+#include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 typedef err (*job)(const comm *c, const options *o);
 
@@ -82,14 +86,59 @@ static err run(command cmd, int argc, char **argv) {
     return e;
 }
 
+/* The result went to a full disk, or a pipe that nobody reads any more; the latter is their affair.
+ */
+static err flush_result(void) {
+    errno = 0;
+    if (fflush(stdout) == 0 && !ferror(stdout)) return err_none();
+    return errno == EPIPE || errno == 0 ? err_none() : err_errno("stdout", "write the result");
+}
+
 static int report(const err *e) {
-    fflush(stdout);
+    const err late = flush_result();
+    if (!e->code && late.code) e = &late;
     if (e->code && comm_rank(comm_world()) == 0) log_failure(e);
     return e->code;
 }
 
+/* Memory that is a file (MPI's, between the ranks of a node) had no page behind it. */
+static void on_bus_error(int number) {
+    static const char text[] =
+        "spinshard: error: memory that stands in a file has no room behind it, or was cut short\n"
+        "  try: look at the space in /dev/shm and in the folder for temporary files\n";
+    (void)number;
+    (void)!write(STDERR_FILENO, text, sizeof text - 1);
+    _exit(ERR_SPACE);
+}
+
+/* Small allocations are not worth an error value each: where one fails the program aborts. Whether
+ * that was it shows by asking for more; a fault of the program goes on to its end. */
+static void on_abort(int number) {
+    enum { PROBE = 128 << 20 };
+    static const char text[] =
+        "spinshard: error: memory: a small allocation failed, so there is none left\n"
+        "  try: use more ranks or nodes with more memory, or raise the limit (ulimit -v)\n";
+    void *p = mmap(NULL, PROBE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) {
+        (void)!write(STDERR_FILENO, text, sizeof text - 1);
+        _exit(ERR_NOFIT);
+    }
+    munmap(p, PROBE);
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+/* Limits of the system come as errors of calls, which say what failed, and not as signals. */
+static void ask_for_errors(void) {
+    signal(SIGXFSZ, SIG_IGN); /* EFBIG: a limit on the size of files */
+    signal(SIGPIPE, SIG_IGN); /* EPIPE: who read the log or the result is gone; the work goes on */
+    signal(SIGBUS, on_bus_error);
+    signal(SIGABRT, on_abort);
+}
+
 int main(int argc, char **argv) {
     restart_tuned(argv);
+    ask_for_errors();
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "help")) {
         options_help(CMD_COUNT);
         return argc < 2 ? ERR_USAGE : ERR_OK;

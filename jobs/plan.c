@@ -11,6 +11,7 @@
 #include "jobs/planning/plan_script.h"
 #include "jobs/planning/plan_source.h"
 #include "jobs/quantize.h"
+#include "jobs/run/quantize_calib.h"
 #include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
 
@@ -85,12 +86,15 @@ static err prepare(plan_command *k) {
     if (e.code) return e;
     q->set = recipe_settings(q->recipe);
     e = setup_refuse_missing(q->set);
+    if (!e.code) setup_resolve_scales(q->recipe);
     if (!e.code) e = plan_source_open(q->c, options_str(q->o, OPT_MODEL), &q->source, &k->files);
     const bool text = !e.code && quantize_needs_calibration(q->set);
     const bool learns = !e.code && quantize_learns(q->set);
     if (text) q->calib_windows = q->set->calib.windows;
     if (!e.code) e = setup_rotations(q->c, q->set, &q->source, learns, &q->rotations);
-    return e.code ? e : quantize_describe(q);
+    if (!e.code) e = quantize_describe(q);
+    const bool known = !e.code && fileset_find(q->source.files, "tokenizer.json", NULL, NULL, NULL);
+    return known ? quantize_check_tokenizer(q) : e;
 }
 
 /* ---- the smallest layout ---- */

@@ -50,18 +50,6 @@ static err check_flags(quantize_run *q) {
     return run_flags_read(o, &q->flags);
 }
 
-/* The tokenizer is only checked: a wrong one would spoil the archive. Root only. */
-static err check_tokenizer(const source *s) {
-    tokenizer *t;
-    if (!fileset_find(s->files, "tokenizer.json", NULL, NULL, NULL)) {
-        log_line(LOG_WARN, "%s has no tokenizer.json; the archive will have none", s->path);
-        return err_none();
-    }
-    err e = source_tokenizer(s, &t);
-    tokenizer_destroy(&t);
-    return e;
-}
-
 /* Root only. Hash of the file that rotations start from; "" where there is none. */
 static err hash_start(const quantize_run *q, char hex[SHA256_HEX]) {
     const char *path = q->set->rotate.start.text;
@@ -107,6 +95,7 @@ static err prepare(quantize_run *q) {
     if (!e.code) e = setup_recipe(q->c, q->o, NULL, &q->recipe);
     if (!e.code) q->set = recipe_settings(q->recipe);
     if (!e.code) e = comm_agree(q->c, setup_refuse_missing(q->set), "reading the recipe", NULL);
+    if (!e.code) setup_resolve_scales(q->recipe);
     if (!e.code) e = source_open(q->c, options_str(q->o, OPT_MODEL), &q->source);
     if (!e.code) e = comm_agree(q->c, quantize_resolve_numerics(q), "numerics", NULL);
     if (!e.code)
@@ -114,7 +103,7 @@ static err prepare(quantize_run *q) {
     if (!e.code) e = comm_agree(q->c, quantize_describe(q), "planning", NULL);
     if (!e.code) {
         err t = err_none();
-        if (comm_rank(q->c) == 0) t = check_tokenizer(&q->source);
+        if (comm_rank(q->c) == 0) t = quantize_check_tokenizer(q);
         e = comm_agree(q->c, t, "reading the tokenizer", NULL);
     }
     if (!e.code) e = comm_agree(q->c, quantize_deal(q, comm_size(q->c)), "dealing the work", NULL);

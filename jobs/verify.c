@@ -84,12 +84,12 @@ static err read_rotations(verify_job *v) {
     options none = {.cmd = CMD_VERIFY};
     err e = setup_recipe(v->c, &none, v->archive.recipe, &v->recipe);
     if (e.code) return e;
+    setup_resolve_scales(v->recipe);
     const settings *s = recipe_settings(v->recipe);
     bool rotated = s->rotate.r1 || s->rotate.r2 != R2_NONE;
     bool scaled = s->scale.pairs > 0;
     char *path = file_join(v->o->target, "rotations.safetensors");
-    if (scaled || (rotated && s->rotate.start.word != START_POINT_IDENTITY))
-        recipe_put(v->recipe, "rotate.start", json_string(path));
+    if (scaled || rotated) recipe_put(v->recipe, "rotate.start", json_string(path));
     e = setup_rotations(v->c, s, &v->source, false, &v->rotations);
     free(path);
     if (!e.code)

@@ -12,6 +12,8 @@
 #include "pipeline/stages/partition.h"
 #include "pipeline/weights/quantize_item.h"
 #include "pipeline/weights/source_tensor.h"
+#include "quant/grid.h"
+#include "quant/rounding_bounds.h"
 #include "shard/form.h"
 
 #include <inttypes.h>
@@ -20,12 +22,21 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What a recipe allows codes to do (quant/rounding_bounds.h). */
+typedef enum allowed {
+    ALLOWED_NEAREST,      /* every weight is rounded to nearest */
+    ALLOWED_FIRST_COLUMN, /* in one column at least every weight is: GPTQ */
+    ALLOWED_ANY,          /* GPTAQ */
+} allowed;
+
 typedef struct compare {
     const source *ar;
     verify_values *sum;
     double sq_error, sq_weight; /* of all linears */
-    bool full_range;            /* scales span the range, so no value is further than half a step */
-    qmatrix *q;                 /* the linear at hand */
+    bool searched;              /* scales by search */
+    allowed codes;
+    qmatrix *q; /* the linear at hand */
+    bool *near; /* [cols] so far every row of this column is rounded to nearest */
     double one_error, one_weight;
 } compare;
 
@@ -72,11 +83,22 @@ static err compare_plain(void *arg, const llama_tensor *t, int64_t row0, int64_t
 
 static err begin_linear(compare *c, const llama_tensor *t) {
     c->one_error = c->one_weight = 0;
+    c->near = malloc((size_t)t->cols * sizeof *c->near);
+    if (!c->near) abort();
+    for (int64_t j = 0; j < t->cols; j++) c->near[j] = true;
     return form_read(c->ar->ck, t->name, &c->ar->linears, t->rows, t->cols, &c->q);
+}
+
+static void clear_linear(compare *c) {
+    qmatrix_destroy(&c->q);
+    free(c->near);
+    c->near = NULL;
 }
 
 static err end_linear(compare *c, const llama_tensor *t) {
     double relative = c->one_weight > 0 ? sqrt(c->one_error / c->one_weight) : 0;
+    bool some = false;
+    for (int64_t j = 0; j < t->cols; j++) some |= c->near[j];
     c->sq_error += c->one_error;
     c->sq_weight += c->one_weight;
     c->sum->linears++;
@@ -84,23 +106,42 @@ static err end_linear(compare *c, const llama_tensor *t) {
         c->sum->worst_relative = relative;
         snprintf(c->sum->worst, sizeof c->sum->worst, "%s", t->name);
     }
-    qmatrix_destroy(&c->q);
-    /* Rounding to nothing would leave an error of 1: codes that carry the weights stay well below.
-     */
-    return relative < 0.9
-               ? err_none()
-               : differs(t->name,
-                         "differs from the source: relative error %.3g (below %.1f expected)",
-                         relative, 0.9);
+    clear_linear(c);
+    if (some || c->codes != ALLOWED_FIRST_COLUMN) return err_none();
+    return differs(t->name,
+                   "GPTQ rounds its first column to nearest, and here no column is: relative error "
+                   "%.3g, more than %.3g steps off",
+                   relative, 0.5);
 }
 
-/* How many steps of its scale a value may be off: half a step, and what rounding the scale to its
- * stored type moves the ends of the range by; a searched scale clips, so nothing bounds it. */
-static err check_step(const compare *c, const char *name, double steps) {
-    double limit = 0.5 + 0x1p-8 * (double)(1 << c->q->bits);
-    if (c->full_range && !(steps <= limit))
-        return differs(name, "a weight is %.3g quantization steps off; %.3g are possible", steps,
-                       limit);
+/* One row of a linear: its groups' scales, and how far the codes are from the weights. */
+static err compare_row(compare *c, const llama_tensor *t, int64_t row, const float *w,
+                       const float *dq) {
+    const qmatrix *q = c->q;
+    const wquant how = {.bits = q->bits,
+                        .symmetric = q->symmetric,
+                        .search = c->searched,
+                        .scale_type = q->scale_type};
+    for (int64_t g = 0; g < q->n_groups; g++) {
+        const float scale = q->scales[row * q->n_groups + g], *x = w + g * q->group;
+        const int zero = q->zeros ? q->zeros[row * q->n_groups + g] : grid_middle(q->bits);
+        const double most = rounding_most_steps(&how, x, q->group, scale);
+        if (!rounding_scale_fits(&how, x, q->group, scale, zero))
+            return differs(t->name, "a scale of %.9g with the zero point %g is not of its weights",
+                           (double)scale, zero);
+        for (int64_t j = g * q->group; j < (g + 1) * q->group; j++) {
+            const double d = (double)dq[j] - (double)w[j], steps = fabs(d) / (double)scale;
+            c->one_error += d * d;
+            c->one_weight += (double)w[j] * (double)w[j];
+            c->sum->worst_step = fmax(c->sum->worst_step, steps);
+            if (steps <= most) continue;
+            c->near[j] = false;
+            if (c->codes == ALLOWED_NEAREST)
+                return differs(t->name,
+                               "a weight is %.3g quantization steps off; %.3g are possible", steps,
+                               most);
+        }
+    }
     return err_none();
 }
 
@@ -114,30 +155,23 @@ static err compare_linear(void *arg, const llama_tensor *t, int64_t row0, int64_
     if (e.code) return e;
     const float *dq = buf;
     qmatrix_dequantize_rows(c->q, row0, rows, buf);
-    double worst = 0;
-    for (int64_t i = 0; i < rows; i++) {
-        const float *scale = c->q->scales + (row0 + i) * c->q->n_groups;
-        for (int64_t j = 0; j < t->cols; j++) {
-            double x = w[i * t->cols + j], d = dq[i * t->cols + j] - x,
-                   steps = fabs(d) / scale[j / c->q->group];
-            c->one_error += d * d;
-            c->one_weight += x * x;
-            if (steps > worst) worst = steps;
-        }
-    }
+    for (int64_t i = 0; i < rows && !e.code; i++)
+        e = compare_row(c, t, row0 + i, w + i * t->cols, dq + i * t->cols);
     mem_free(buf);
-    if (worst > c->sum->worst_step) c->sum->worst_step = worst;
-    e = check_step(c, t->name, worst);
     if (!e.code && row0 + rows == t->rows) e = end_linear(c, t);
     return e;
 }
 
-/* True where the recipe of the archive takes scales from the full range. */
-static bool scales_span_range(const source *ar) {
-    const json_t *weights = json_object_get(ar->recipe, "weights");
-    const char *scale = json_string_value(json_object_get(weights, "scale"));
-    const char *method = json_string_value(json_object_get(weights, "method"));
-    return scale && method && !strcmp(scale, "max") && !strcmp(method, "rtn");
+static bool weights_are(const source *ar, const char *key, const char *word) {
+    const char *s = json_string_value(json_object_get(json_object_get(ar->recipe, "weights"), key));
+    return s && !strcmp(s, word);
+}
+
+/* An archive whose recipe does not say how its weights were rounded may have rounded them in any
+ * way. */
+static allowed allowed_by(const source *ar) {
+    if (weights_are(ar, "method", "rtn")) return ALLOWED_NEAREST;
+    return weights_are(ar, "method", "gptq") ? ALLOWED_FIRST_COLUMN : ALLOWED_ANY;
 }
 
 static err share_values(const comm *c, compare *x, verify_values *out) {
@@ -168,7 +202,10 @@ static err share_values(const comm *c, compare *x, verify_values *out) {
 err verify_values_against(const comm *c, const source *ar, const source *from,
                           rotation_set *rotations, verify_values *out) {
     memset(out, 0, sizeof *out);
-    compare x = {.ar = ar, .sum = out, .full_range = scales_span_range(ar)};
+    compare x = {.ar = ar,
+                 .sum = out,
+                 .searched = !weights_are(ar, "scale", "max"),
+                 .codes = allowed_by(ar)};
     quantize_job job = {.checkpoint = from->ck,
                         .cfg = &from->cfg,
                         .rotations = rotations,
@@ -191,7 +228,7 @@ err verify_values_against(const comm *c, const source *ar, const source *from,
         if (owner[i] == comm_rank(c)) e = quantize_item(&job, i, reader, &sink, &r);
         log_progress("verify", i + 1, n);
     }
-    qmatrix_destroy(&x.q);
+    clear_linear(&x);
     read_ahead_destroy(&reader);
     free(own);
     free(owner);

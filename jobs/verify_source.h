@@ -17,8 +17,9 @@ typedef struct verify_values {
 } verify_values;
 
 /* Collective on c. Fuse every tensor of `from` with the rotations and compare with the archive:
- * tensors at 16 bit equal within one rounding, linears within what their quantizer allows. Same
- * result on every rank. ERR_VERIFY names the tensor. */
+ * tensors at 16 bit equal within one rounding, linears within what their quantizer allows
+ * (quant/rounding_bounds.h has the bounds, with proof). Same result on every rank. ERR_VERIFY names
+ * the tensor. */
 err verify_values_against(const comm *c, const source *ar, const source *from,
                           rotation_set *rotations, verify_values *out);
 

@@ -191,23 +191,12 @@ static err read_flags(const json_t *o, const char *where, const family *f, llama
     return json_opt_int(o, "sliding_window", 1, INT32_MAX, where, &c->sliding_window);
 }
 
-static err read_specials(const json_t *o, const char *where, llama_config *c) {
-    const json_t *eos = json_object_get(o, "eos_token_id");
-    c->bos = -1;
-    err e = json_opt_int(o, "bos_token_id", -1, INT32_MAX, where, &c->bos);
-    if (e.code || !eos || json_is_null(eos)) return e;
-    size_t n = json_is_array(eos) ? json_array_size(eos) : 1;
-    if (n > LLAMA_MAX_EOS)
-        return err_make(ERR_INPUT, where, NULL, "%zu end tokens; at most %d are read", n,
-                        LLAMA_MAX_EOS);
-    for (size_t i = 0; i < n; i++) {
-        const json_t *v = json_is_array(eos) ? json_array_get(eos, i) : eos;
-        json_int_t id = json_integer_value(v);
-        if (!json_is_integer(v) || id < -1 || id > INT32_MAX)
-            return err_make(ERR_INPUT, where, NULL, "\"eos_token_id\" must hold token ids");
-        if (id >= 0) c->eos[c->n_eos++] = id;
-    }
-    return e;
+/* The one token that is put before windows, where the tokenizer puts none. End tokens and the like
+ * are not read: nothing here generates. */
+static int64_t read_bos(const json_t *o) {
+    const json_t *v = json_object_get(o, "bos_token_id");
+    const json_int_t id = json_integer_value(v);
+    return json_is_integer(v) && id >= 0 && id <= INT32_MAX ? id : -1;
 }
 
 err llama_config_parse(const json_t *o, const char *where, llama_config *out) {
@@ -225,7 +214,7 @@ err llama_config_parse(const json_t *o, const char *where, llama_config *out) {
     if (!e.code) e = read_real_in(o, "rms_norm_eps", 0, 1, where, &c.rms_eps);
     if (!e.code) e = read_rope(o, where, &c);
     if (!e.code) e = read_flags(o, where, f, &c);
-    if (!e.code) e = read_specials(o, where, &c);
+    c.bos = read_bos(o);
     if (!e.code) *out = c;
     return e;
 }

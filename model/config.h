@@ -22,23 +22,19 @@ typedef struct rope_scaling {
     int64_t original_max_positions;           /* llama3 */
 } rope_scaling;
 
-enum { LLAMA_MAX_EOS = 8 };
-
 typedef struct llama_config {
     int64_t hidden, intermediate, layers;
     int64_t heads, kv_heads, head_dim; /* heads % kv_heads == 0; head_dim even */
     int64_t vocab, max_positions;
     double rms_eps, rope_theta;
     rope_scaling rope;
-    bool tied;                  /* lm_head is the embedding */
-    bool attention_bias;        /* on q, k, v, o */
-    bool mlp_bias;              /* on gate, up, down */
-    int64_t sliding_window;     /* tokens a position sees, itself included; 0: all (Mistral) */
-    int64_t bos;                /* -1: none stated */
-    int64_t eos[LLAMA_MAX_EOS]; /* n_eos of them */
-    int n_eos;
-    char model_type[32];   /* "llama", "mistral" */
-    char architecture[64]; /* "LlamaForCausalLM" */
+    bool tied;              /* lm_head is the embedding */
+    bool attention_bias;    /* on q, k, v, o */
+    bool mlp_bias;          /* on gate, up, down */
+    int64_t sliding_window; /* tokens a position sees, itself included; 0: all (Mistral) */
+    int64_t bos;            /* -1: none stated */
+    char model_type[32];    /* "llama", "mistral" */
+    char architecture[64];  /* "LlamaForCausalLM" */
 } llama_config;
 
 /* Local. Fill *out from a parsed config.json; `where` names it in messages. Every number is in a

@@ -149,15 +149,16 @@ static double value_of(const qmatrix *q, int64_t row, int64_t column, int code) 
 static void start_row(const job *j, int64_t unit, int64_t r, float *row) {
     const int64_t n = j->n, at = unit * ROWS + r;
     double *w = j->pair + (unit * PAIR + r) * n, *rest = w + ROWS * n;
-    for (int64_t c = 0; c < n; c++) row[c] = j->order->dead[c] ? 0 : j->w[at * n + c];
+    memcpy(row, j->w + at * n, (size_t)n * sizeof *row);
     rtn_quantize_rows(&j->options->how, row, 1, n, j->row0 + at, j->q);
     const uint8_t *codes = j->q->codes + (j->row0 + at) * n;
     for (int64_t p = 0; p < n; p++) {
         const int64_t c = j->order->column[p];
+        const bool dead = j->order->dead[c];
         w[p] = (double)row[c];
-        rest[p] = (double)row[c] - value_of(j->q, j->row0 + at, c, codes[c]);
+        rest[p] = dead ? 0 : (double)row[c] - value_of(j->q, j->row0 + at, c, codes[c]);
+        if (j->energy) j->energy[at * n + p] = dead ? 0 : (double)row[c];
     }
-    if (j->energy) memcpy(j->energy + at * n, w, (size_t)n * sizeof *w);
 }
 
 static void start(const job *j, const double *cross) {
@@ -222,14 +223,14 @@ static void round_line(const job *j, int64_t unit, int64_t place, double pivot, 
     const int64_t column = j->order->column[place], g = column / q->group;
     const int64_t live = live_rows(j, unit), row0 = j->row0 + unit * ROWS;
     const float top = (float)grid_top(q->bits);
+    const bool dead = j->order->dead[column]; /* nothing reached it, nothing is owed for it */
     uint8_t *codes = j->codes + (unit * j->n + place) * ROWS;
     for (int64_t i = 0; i < live; i++) {
         const float scale = q->scales[(row0 + i) * q->n_groups + g];
         const float zero = (float)zero_of(q, row0 + i, g);
-        const float code =
-            j->order->dead[column] ? zero : quant_offset_code((float)line[i], scale, zero, top);
+        const float code = quant_offset_code((float)line[i], scale, zero, top);
         codes[i] = (uint8_t)(int)code;
-        line[i] = ((double)(code - zero) * (double)scale - line[i]) / pivot;
+        line[i] = dead ? 0 : ((double)(code - zero) * (double)scale - line[i]) / pivot;
     }
 }
 

@@ -99,8 +99,10 @@ typedef struct gptq_loss {
 } gptq_loss;
 
 /* Local. Round w [rows, n] (fp32, finite, row-major) into rows [row0, row0 + rows) of q, created
- * with options->how. Columns where H is dead become 0 first. rows may be 0 (the panels are asked
- * for all the same). loss [rows] is filled. row0 should be a multiple of GPTQ_UNIT_ROWS.
+ * with options->how. Columns where H is dead are rounded to nearest: what never arrives in
+ * calibration may arrive later, and the scales are those of the whole row. rows may be 0 (the
+ * panels are asked for all the same). loss [rows] is filled. row0 should be a multiple of
+ * GPTQ_UNIT_ROWS.
  *
  * Asymmetric calibration (GPTAQ, arXiv 2504.02692, in the exact form; derivation in gptq.c): X~ are
  * the inputs that the quantized model sees, with H = c X~^T X~, and X = X~ + dX those of full

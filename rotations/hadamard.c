@@ -8,10 +8,12 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-/* GF(q), q = p or p^3: element i has the digits of i to base p as coefficients, lowest first. */
+/* GF(q), q = p, p^2 or p^3: element i has the digits of i to base p as coefficients, lowest first.
+ */
 typedef struct field {
     int64_t q, p;
     int digits;
+    int64_t root; /* of two digits: X^2 is this number, which is no square modulo p */
 } field;
 
 static bool is_odd_prime(int64_t p) {
@@ -21,9 +23,27 @@ static bool is_odd_prime(int64_t p) {
     return true;
 }
 
-/* Prime fields and GF(7^3), no others: with more, some orders would get a smaller core and the
- * canonical form would change. */
-static bool field_find(int64_t q, field *out) {
+static bool is_square(int64_t a, int64_t p) {
+    for (int64_t x = 1; x < p; x++)
+        if (x * x % p == a) return true;
+    return false;
+}
+
+/* GF(p^2) as the numbers modulo p with a root of the least number that has none. */
+static bool field_of_square(int64_t q, field *out) {
+    int64_t p = 3, root = 2;
+    while (p * p < q) p += 2;
+    if (p * p != q || !is_odd_prime(p)) return false;
+    while (is_square(root, p)) root++;
+    *out = (field){.q = q, .p = p, .digits = 2, .root = root};
+    return true;
+}
+
+/* Prime fields and GF(7^3). With squares of primes among them some orders would get a smaller core
+ * and the canonical form would change (200 is a core of its own, and not twice 100): they are asked
+ * only where there is nothing else. */
+static bool field_find(int64_t q, bool squares, field *out) {
+    if (squares) return field_of_square(q, out);
     if (q == 343) {
         *out = (field){.q = 343, .p = 7, .digits = 3};
         return true;
@@ -44,10 +64,14 @@ static int64_t field_subtract(const field *f, int64_t a, int64_t b) {
     return sum;
 }
 
-/* Product modulo X^3 - 2, which has no root in GF(7) (cubes there are 0, 1, 6) and so is
- * irreducible. */
+/* Of three digits: the product modulo X^3 - 2, which has no root in GF(7) (cubes there are 0, 1, 6)
+ * and so is irreducible. */
 static int64_t field_square(const field *f, int64_t a) {
     if (f->digits == 1) return a * a % f->p;
+    if (f->digits == 2) {
+        const int64_t u = a % f->p, v = a / f->p;
+        return (u * u + f->root * (v * v % f->p)) % f->p + f->p * (2 * u * v % f->p);
+    }
     int64_t x = a % 7, y = a / 7 % 7, z = a / 49;
     int64_t one = (x * x + 2 * 2 * y * z) % 7;
     int64_t two = (2 * x * y + 2 * z * z) % 7;
@@ -56,21 +80,33 @@ static int64_t field_square(const field *f, int64_t a) {
 }
 
 /* Paley I needs q = m - 1 = 3 mod 4, Paley II q = m/2 - 1 = 1 mod 4. */
-static bool core_find(int64_t m, field *f, hadamard_kind *kind) {
+static bool core_find_in(int64_t m, bool squares, field *f, hadamard_kind *kind) {
     if (m % 4) return false;
     *kind = HADAMARD_PALEY1;
-    if (field_find(m - 1, f)) return true;
+    if (field_find(m - 1, squares, f)) return true;
     *kind = HADAMARD_PALEY2;
-    return (m / 2 - 1) % 4 == 1 && field_find(m / 2 - 1, f);
+    return (m / 2 - 1) % 4 == 1 && field_find(m / 2 - 1, squares, f);
+}
+
+/* The core of order n: the least m = n / 2^k that has one. 0: there is none. */
+static int64_t core_order(int64_t n, bool squares, field *f, hadamard_kind *kind) {
+    int64_t m = n;
+    while (m > 0 && m % 2 == 0) m /= 2;
+    while (m > 1 && m <= n && m <= HADAMARD_MAX_CORE && !core_find_in(m, squares, f, kind)) m *= 2;
+    return n < 1 || m > n || m > HADAMARD_MAX_CORE ? 0 : m;
+}
+
+/* The field of a core of order m itself. */
+static bool core_find(int64_t m, field *f, hadamard_kind *kind) {
+    return core_find_in(m, false, f, kind) || core_find_in(m, true, f, kind);
 }
 
 err hadamard_orders(int64_t n, int64_t *core, int64_t *power, hadamard_kind *kind) {
-    int64_t m = n;
-    while (m > 0 && m % 2 == 0) m /= 2;
     field f;
     hadamard_kind k = HADAMARD_SYLVESTER;
-    while (m > 1 && m <= n && m <= HADAMARD_MAX_CORE && !core_find(m, &f, &k)) m *= 2;
-    if (n < 1 || m > n || m > HADAMARD_MAX_CORE)
+    int64_t m = core_order(n, false, &f, &k);
+    if (!m) m = core_order(n, true, &f, &k);
+    if (!m)
         return err_make(ERR_INPUT, "Hadamard matrix", NULL,
                         "no Hadamard matrix of order %" PRId64
                         ": it is no power of two times an order of Paley's constructions",
@@ -154,7 +190,7 @@ err hadamard_core(int64_t m, int8_t *out) {
 }
 
 err hadamard_matrix(int64_t n, int8_t *out) {
-    int64_t m, power;
+    int64_t m = 0, power = 0;
     err e = hadamard_orders(n, &m, &power, NULL);
     if (e.code) return e;
     void *memory;

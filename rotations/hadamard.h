@@ -1,9 +1,9 @@
 /* hadamard - Hadamard matrices (entries 1 and -1, H H^T = n I) of the orders that models have.
  * One canonical form: Sylvester of order 2^k (left Kronecker factor) times a core: the least order
- * among the odd part of n times 1, 2, 4, ... that Paley I, then Paley II, gives over GF(p), or
- * Paley I or II over GF(7^3); the columns signed so that the first row is constant (1). Sources: R.
- * E. A. C. Paley, On orthogonal matrices, J. Math. Phys. 12 (1933); J. J. Sylvester (1867). Not
- * fast products (fwht.h) and not scaled to orthogonal (rotation.h). */
+ * among the odd part of n times 1, 2, 4, ... that Paley I, then Paley II, gives over GF(p) or
+ * GF(7^3), and where there is none (52, 100) over GF(p^2); the columns signed so that the first row
+ * is constant (1). Sources: R. E. A. C. Paley, On orthogonal matrices, J. Math. Phys. 12 (1933); J.
+ * J. Sylvester (1867). Not fast products (fwht.h) and not scaled to orthogonal (rotation.h). */
 #ifndef SPINSHARD_ROTATIONS_HADAMARD_H
 #define SPINSHARD_ROTATIONS_HADAMARD_H
 

@@ -31,11 +31,15 @@ static err check_order(const char *what, const char *hint, int64_t n) {
 static err check(const rotation_options *o, const rotation_sizes *s) {
     err e = err_none();
     if (o->start == START_HAD && o->r1)
-        e = check_order("R1 (hidden size)", "set rotate.r1 to false, or start from a file",
-                        s->hidden);
-    if (!e.code && o->start == START_HAD && o->r2 != R2_NONE)
-        e = check_order("R2 (head size)", "set rotate.r2 to none, or start from a file",
-                        s->head_dim);
+        e = check_order(
+            "R1 (hidden size)",
+            "set rotate.start=orthogonal (or pca, womi), which take any size, or rotate.r1=false",
+            s->hidden);
+    if (!e.code && o->start == START_HAD && o->r2 != R2_NONE && !o->r2_later)
+        e = check_order(
+            "R2 (head size)",
+            "set rotate.start=orthogonal (or pca, womi), which take any size, or rotate.r2=none",
+            s->head_dim);
     if (!e.code && o->r3)
         e = check_order("R3 (head size)", "leave r3 out of rotate.online", s->head_dim);
     if (e.code || !o->r4) return e;
@@ -61,6 +65,8 @@ static err allocate(rotation_set *s) {
 
 static err fill(rotation_set *s) {
     err e = err_none();
+    if (s->opts.r1 && s->opts.start == START_IDENTITY)
+        e = rotation_create_identity(s->sizes.hidden, &s->r1);
     if (s->opts.r1 && s->opts.start == START_HAD)
         e = rotation_create_random_hadamard(s->sizes.hidden, s->opts.seed, RNG_R1_SIGNS, 0, &s->r1);
     if (!e.code && s->opts.r3) e = rotation_create_hadamard(s->sizes.head_dim, NULL, &s->r3);
@@ -132,12 +138,14 @@ const rotation_sizes *rotation_set_sizes(const rotation_set *s) {
 err rotation_set_prepare_r2(rotation_set *s, int64_t layer) {
     assert(layer >= 0 && layer < s->sizes.layers);
     if (s->prepared[layer]) return err_none();
-    for (int64_t h = 0; h < s->r2_count && s->opts.start == START_HAD; h++) {
+    for (int64_t h = 0; h < s->r2_count && s->opts.start != START_LATER; h++) {
         rotation **r = &s->r2[layer * s->r2_count + h];
         if (*r) continue;
         uint64_t first = ((uint64_t)layer << 40) + ((uint64_t)h << 20);
-        err e = rotation_create_random_hadamard(s->sizes.head_dim, s->opts.seed, RNG_R2_SIGNS,
-                                                first, r);
+        err e = s->opts.start == START_IDENTITY || s->opts.r2_later
+                    ? rotation_create_identity(s->sizes.head_dim, r)
+                    : rotation_create_random_hadamard(s->sizes.head_dim, s->opts.seed, RNG_R2_SIGNS,
+                                                      first, r);
         if (e.code) return e;
     }
     s->prepared[layer] = true;

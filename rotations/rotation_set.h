@@ -10,7 +10,9 @@
 #include "rotations/scale_set.h"
 
 typedef enum rotation_r2 { R2_NONE, R2_LAYER, R2_HEAD } rotation_r2;
-typedef enum rotation_start { START_IDENTITY, START_HAD } rotation_start;
+/* Where R1 and R2 begin. START_LATER: they are NULL until they are put, for a set that is read from
+ * a file. */
+typedef enum rotation_start { START_IDENTITY, START_HAD, START_LATER } rotation_start;
 
 typedef struct rotation_options {
     bool r1;
@@ -18,6 +20,7 @@ typedef struct rotation_options {
     bool r3, r4;
     int64_t r4_block;     /* 0: one Hadamard matrix of the whole width */
     rotation_start start; /* of R1 and R2; R3 and R4 are plain Hadamard */
+    bool r2_later;        /* R2 are identities, of any size, until they are put */
     uint64_t seed;
 } rotation_options;
 

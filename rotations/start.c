@@ -5,7 +5,7 @@
 #include "base/lapack.h"
 #include "base/mem.h"
 #include "rotations/cayley.h"
-#include "rotations/fwht.h"
+#include "rotations/flat_mix.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -47,8 +47,8 @@ static void fix_sign(int64_t n, double *v) {
         for (int64_t i = 0; i < n; i++) v[i] = -v[i];
 }
 
-/* R = V H / sqrt(n) from eigenvectors in rows, smallest value first. */
-static void mix(int64_t n, const fwht *f, double *vectors, double *R) {
+/* R = V T from eigenvectors in rows, smallest value first. */
+static void mix(int64_t n, const flat_mix *f, double *vectors, double *R) {
     for (int64_t j = 0; j < n; j++) fix_sign(n, vectors + j * n);
     for (int64_t j = 0; j < n / 2; j++)
         for (int64_t i = 0; i < n; i++) {
@@ -57,10 +57,10 @@ static void mix(int64_t n, const fwht *f, double *vectors, double *R) {
             vectors[(n - 1 - j) * n + i] = t;
         }
     transpose(n, vectors, R);
-    fwht_rows_f64(f, R, n, n, false);
+    flat_mix_rows(f, R, n);
 }
 
-static err start_pca_with(int64_t n, const fwht *f, const double *C, double *vectors, double *w,
+static err start_pca_with(int64_t n, const flat_mix *f, const double *C, double *vectors, double *w,
                           double *R) {
     memcpy(vectors, C, (size_t)(n * n) * sizeof *vectors);
     err e = lapack_eigen(n, vectors, w);
@@ -70,16 +70,16 @@ static err start_pca_with(int64_t n, const fwht *f, const double *C, double *vec
 
 err start_pca(int64_t n, const double *C, double *R, double *values) {
     void *p = NULL;
-    fwht *f = NULL;
+    flat_mix *f = NULL;
     if (!cayley_finite(n * n, C))
         return err_make(ERR_NUMERICS, "start point", NULL,
                         "the second moment of order %" PRId64 " holds NaN or infinity", n);
-    err e = fwht_create(n, &f);
+    err e = flat_mix_create(n, &f);
     if (!e.code) e = mem_alloc(n * n + n, sizeof(double), "eigenvectors", &p);
     double *w = p;
     if (!e.code) e = start_pca_with(n, f, C, w + n, w, R);
     for (int64_t i = 0; i < n && !e.code && values; i++) values[i] = w[n - 1 - i];
     mem_free(p);
-    fwht_destroy(&f);
+    flat_mix_destroy(&f);
     return e;
 }

@@ -17,12 +17,12 @@
 err start_orthogonal(int64_t n, uint64_t seed, rng_purpose purpose, uint64_t first_index,
                      double *R);
 
-/* Local. R = V H / sqrt(n) [n, n]: V eigenvectors of the symmetric C [n, n], largest first, in
- * columns, each with its entry of largest magnitude positive (the first of equals); H Hadamard with
- * a constant first row, so the direction of most energy becomes an offset of all channels, which
- * the zero point absorbs. C is the second moment of activations (`pca`), or the covariance of
- * weights (`womi`: Hu et al., OSTQuant, 2025). C may not overlap R. values: [n] largest first, or
- * NULL. Fails with ERR_INPUT where n has no Hadamard matrix, ERR_NUMERICS where C is not finite,
+/* Local. R = V T [n, n]: V eigenvectors of the symmetric C [n, n], largest first, in columns, each
+ * with its entry of largest magnitude positive (the first of equals); T Hadamard where there is
+ * one, else Hartley (flat_mix.h), with a constant first row, so the direction of most energy
+ * becomes an offset of all channels, which the zero point absorbs. C is the second moment of
+ * activations (`pca`), or the covariance of weights (`womi`: Hu et al., OSTQuant, 2025). C may not
+ * overlap R. values: [n] largest first, or NULL. Fails with ERR_NUMERICS where C is not finite,
  * ERR_NOFIT. */
 err start_pca(int64_t n, const double *C, double *R, double *values);
 

@@ -5,12 +5,12 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "base/size.h"
-#include "rotations/fwht.h"
+#include "rotations/flat_mix.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { ROWS = 128 }; /* rows that pass through every rank at a time */
+enum { ROWS = FLAT_MIX_ROWS }; /* rows that pass through every rank at a time */
 
 err start_dist_orthogonal(dgrid *g, uint64_t seed, int64_t n, start_sink sink) {
     dmat *Q;
@@ -57,8 +57,8 @@ static void column_signs(const dmat *V, int64_t n, double *rows, double *most, d
     }
 }
 
-/* R = V H / sqrt(n) in rows: columns signed, largest value first, then the fast transform. */
-static void mix_rows(const dmat *V, int64_t n, const fwht *f, double *rows, double *turned,
+/* R = V T in rows: columns signed, largest value first, then mixed. */
+static void mix_rows(const dmat *V, int64_t n, const flat_mix *f, double *rows, double *turned,
                      const double *signs, start_sink sink) {
     for (int64_t row = 0; row < n; row += ROWS) {
         const int64_t b = size_min(ROWS, n - row);
@@ -67,12 +67,13 @@ static void mix_rows(const dmat *V, int64_t n, const fwht *f, double *rows, doub
         for (int64_t i = 0; i < b; i++)
             for (int64_t j = 0; j < n; j++)
                 turned[i * n + j] = signs[n - 1 - j] * rows[i * n + n - 1 - j];
-        fwht_rows_f64(f, turned, b, n, false);
+        flat_mix_rows(f, turned, b);
         sink.put(sink.to, row, b, turned);
     }
 }
 
-static err pca_with(dgrid *g, dmat *C, int64_t n, const fwht *f, double *scratch, start_sink sink) {
+static err pca_with(dgrid *g, dmat *C, int64_t n, const flat_mix *f, double *scratch,
+                    start_sink sink) {
     double *rows = scratch, *turned = rows + ROWS * n, *values = turned + ROWS * n;
     double *most = values + n, *signs = most + n;
     dmat *V;
@@ -88,15 +89,15 @@ static err pca_with(dgrid *g, dmat *C, int64_t n, const fwht *f, double *scratch
 
 err start_dist_pca(dgrid *g, dmat *C, int64_t n, start_sink sink) {
     void *scratch = NULL;
-    fwht *f = NULL;
+    flat_mix *f = NULL;
     if (!dmat_finite(C))
         return err_make(ERR_NUMERICS, "start point", NULL,
                         "the second moment of R1 holds NaN or infinity");
-    err e = fwht_create(n, &f);
+    err e = flat_mix_create(n, &f);
     if (!e.code) e = mem_alloc((2 * ROWS + 3) * n, sizeof(double), "start of R1", &scratch);
     e = comm_agree(dgrid_comm(g), e, "start of R1", NULL);
     if (!e.code) e = pca_with(g, C, n, f, scratch, sink);
     mem_free(scratch);
-    fwht_destroy(&f);
+    flat_mix_destroy(&f);
     return e;
 }

@@ -45,6 +45,7 @@ static err short_text(const json_t *v, size_t flags, char **out, size_t *len) {
         json_t *again = json_loads(text, 0, NULL);
         bool same = digits == 17 || (again && json_equal(again, (json_t *)v));
         json_decref(again);
+        json_unmark(text);
         size_t n = strlen(text);
         char *ended = same ? realloc(text, n + 2) : NULL;
         if (ended) {

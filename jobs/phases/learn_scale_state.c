@@ -1,8 +1,7 @@
-/* A pair of the recipe helps where what stands between its two layers is quantized; the others are
- * left out. The kinds that remain stand one after the other in one array. */
+/* Pairs that nothing quantized profits from have left the recipe before (jobs/setup/setup.h). The
+ * kinds that remain stand one after the other in one array. */
 #include "jobs/phases/learn_scale_state.h"
 
-#include "base/log.h"
 #include "base/mem.h"
 #include "jobs/setup/setup.h"
 
@@ -38,21 +37,6 @@ double *learn_scale_at(const learner *l, scale_kind kind, int64_t layer) {
     return l->scales + at + layer * learn_scale_length(l, kind);
 }
 
-/* A pair helps where what stands between its two layers is quantized. */
-static bool helps(scale_kind kind, const llama_sites *s) {
-    const int down = s->down_bits ? s->down_bits : s->act.bits;
-    switch (kind) {
-    case SCALE_VO:
-        return aquant_on(&s->act) || aquant_on(&s->kv);
-    case SCALE_QK:
-        return aquant_on(&s->kv);
-    case SCALE_UD:
-        return down < 16;
-    default:
-        return aquant_on(&s->act);
-    }
-}
-
 bool learn_scales_smooth(const learner *l) {
     return l->q->set->scale.start == SCALES_SMOOTH;
 }
@@ -64,33 +48,18 @@ err learn_scale_sites(const learner *l, llama_sites *sites) {
     return e;
 }
 
-void learn_scales_tell(const learner *l) {
-    const settings *s = l->q->set;
-    for (int k = 0; k < SCALE_KINDS && s->scale.start != SCALES_ONES; k++) {
-        const char *pair = scale_kind_pair((scale_kind)k);
-        if (k != SCALE_MLP && !learn_scale_wanted(l, (scale_kind)k) && (s->scale.pairs & pairs[k]))
-            log_line(LOG_RUN, "scale.pairs: nothing is quantized that \"%s\" helps: left out",
-                     pair);
-    }
-}
-
 err learn_scales_init(learner *l) {
     const settings *s = l->q->set;
-    llama_sites sites;
-    err e = learn_scale_sites(l, &sites);
-    if (e.code) return e;
     const bool some = s->scale.start != SCALES_ONES;
     l->n_scales = some ? 1 : 0;
     for (int k = 0; k < SCALE_KINDS && some; k++) {
         const scale_kind kind = (scale_kind)k;
         if (!(s->scale.pairs & pairs[k])) continue;
-        if (helps(kind, &sites)) {
-            l->scale_kinds |= 1u << k;
-            l->n_scales += learner_cfg(l)->layers * learn_scale_length(l, kind);
-        }
+        l->scale_kinds |= 1u << k;
+        l->n_scales += learner_cfg(l)->layers * learn_scale_length(l, kind);
     }
     void *p = NULL;
-    e = mem_alloc(l->n_scales, sizeof(double), "scales", &p);
+    err e = mem_alloc(l->n_scales, sizeof(double), "scales", &p);
     l->scales = p;
     return e;
 }

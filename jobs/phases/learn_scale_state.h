@@ -7,8 +7,6 @@
 
 /* Local. What the recipe asks for and what helps, into l->scale_kinds, l->scales. */
 err learn_scales_init(learner *l);
-/* Local. A line of the log for each pair that is asked for and left out. */
-void learn_scales_tell(const learner *l);
 bool learn_scales_done(const learner *l);           /* local; also where none are asked for */
 bool learn_scales_need_gradients(const learner *l); /* local; of the rows of the pool */
 bool learn_scales_smooth(const learner *l);         /* local; scale.start is smooth */

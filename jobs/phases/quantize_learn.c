@@ -29,7 +29,6 @@ static err learner_init(learner *l, quantize_run *q) {
     if (!e.code) e = mem_alloc(cfg->layers * learner_r2_entries(l), sizeof(double), "R2", &r2);
     l->R2 = r2;
     if (!e.code) e = learn_scales_init(l);
-    if (!e.code) learn_scales_tell(l);
     stage_range *ranges = calloc((size_t)comm_size(q->c), sizeof *ranges);
     if (!ranges) abort();
     learn_cut(l, comm_size(q->c), ranges, &l->n_stages);

@@ -25,7 +25,9 @@ static err read_json(const fileset *fs, const char *name, uint64_t max_bytes, js
     if (!fileset_find(fs, name, NULL, NULL, NULL)) return err_none();
     err e = fileset_read_all(fs, name, max_bytes, &text, &len);
     if (e.code) return e;
-    e = err_at(json_parse(text, len, name, out), fileset_where(fs));
+    e = strcmp(name, INDEX) ? json_parse_foreign(text, len, name, out)
+                            : json_parse(text, len, name, out);
+    e = err_at(e, fileset_where(fs));
     free(text);
     return e;
 }

@@ -8,8 +8,34 @@
 #include "jobs/setup/setup.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+err quantize_check_tokenizer(const quantize_run *q) {
+    const source *s = &q->source;
+    const bool used = quantize_needs_calibration(q->set) && !options_has(q->o, OPT_CALIB_IDS);
+    tokenizer *t = NULL;
+    if (!used && !fileset_find(s->files, "tokenizer.json", NULL, NULL, NULL)) {
+        log_line(LOG_WARN, "%s has no tokenizer.json; the archive will have none", s->path);
+        return err_none();
+    }
+    err e = source_tokenizer(s, &t);
+    tokenizer_destroy(&t);
+    if (!e.code) return e;
+    if (used) {
+        if (e.code == ERR_INPUT)
+            snprintf(
+                e.hint, sizeof e.hint,
+                "tokenize the calibration text elsewhere, with the tokenizer of the model, and "
+                "give the ids: --calib-ids FILE");
+        return e;
+    }
+    log_line(LOG_WARN,
+             "%s: %s; it is copied as it is, and `spinshard eval` will not read texts with it",
+             e.where, e.what);
+    return err_none();
+}
 
 /* Root only. The whole text as ids, by the model's tokenizer or as given. */
 static err read_ids(const quantize_run *q, tokenizer *t, int32_t **ids, int64_t *n) {
@@ -18,7 +44,7 @@ static err read_ids(const quantize_run *q, tokenizer *t, int32_t **ids, int64_t 
     char *text;
     size_t len;
     err e = text_read(options_str(q->o, OPT_CALIB), &text, &len);
-    if (!e.code) e = tokenizer_encode(t, text, len, false, ids, n);
+    if (!e.code) e = source_encode(&q->source, t, text, len, options_str(q->o, OPT_CALIB), ids, n);
     free(text);
     return e;
 }

@@ -4,6 +4,10 @@
 
 #include "jobs/run/quantize_run.h"
 
+/* Root only. The tokenizer, where a text will be tokenized: fails as source_tokenizer does, with
+ * the way around it. Where none will be, what is wrong with it is said. */
+err quantize_check_tokenizer(const quantize_run *q);
+
 /* Collective on q->c. Read --calib or --calib-ids into q->calib_ids. */
 err quantize_read_calibration(quantize_run *q);
 

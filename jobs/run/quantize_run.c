@@ -14,6 +14,7 @@ err quantize_describe(quantize_run *q) {
                         "the weights are quantized already");
     st_dtype store = setup_store_dtype(q->set, &q->source);
     wquant how;
+    setup_resolve_rotations(q->recipe, q->rotations);
     err e = setup_weights(q->recipe, cfg, store, &how);
     if (!e.code) e = setup_form(q->recipe);
     if (!e.code) e = setup_name(q->recipe, q->source.path, &how);

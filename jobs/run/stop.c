@@ -21,6 +21,7 @@ err stop_setup(const char *before) {
     sigemptyset(&act.sa_mask);
     sigaction(SIGTERM, &act, NULL);
     sigaction(SIGUSR1, &act, NULL);
+    sigaction(SIGXCPU, &act, NULL); /* the soft limit on CPU time; the hard one ends it */
     if (!before) return err_none();
     double seconds = 0;
     err e = size_parse_seconds(before, &seconds);

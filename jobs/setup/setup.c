@@ -3,6 +3,7 @@
 #include "jobs/setup/setup.h"
 
 #include "base/file.h"
+#include "base/log.h"
 #include "base/mem.h"
 #include "jobs/setup/setup_form.h"
 #include "pipeline/weights/rotation_file.h"
@@ -99,7 +100,45 @@ err setup_refuse_missing(const settings *s) {
     return err_none();
 }
 
-/* Random orthogonal R1 (unless it comes later) and R2 in place of the Hadamard ones. */
+/* A pair helps where what stands between its two layers is quantized. */
+static uint32_t pairs_that_help(const settings *s) {
+    const bool act = s->activations.bits < 16, kv = s->kv.bits < 16;
+    const int64_t down = s->activations.down_bits ? s->activations.down_bits : s->activations.bits;
+    return (act ? PAIR_NORM : 0u) | (act || kv ? PAIR_VO : 0u) | (kv ? PAIR_QK : 0u) |
+           (down < 16 ? PAIR_UD : 0u);
+}
+
+void setup_resolve_scales(recipe *r) {
+    static const char *const words[] = {"norm", "vo", "qk", "ud"};
+    const settings *s = recipe_settings(r);
+    const uint32_t asked = s->scale.pairs, kept = asked & pairs_that_help(s);
+    json_t *list = json_array();
+    for (int i = 0; i < 4; i++) {
+        if (kept >> i & 1u) json_array_append_new(list, json_string(words[i]));
+        if ((asked & ~kept) >> i & 1u)
+            log_line(LOG_RUN, "scale.pairs: nothing is quantized that \"%s\" helps: left out",
+                     words[i]);
+    }
+    if (!kept) recipe_put(r, "scale.start", json_string("ones"));
+    if (kept != asked)
+        recipe_put(r, "scale.pairs", list);
+    else
+        json_decref(list);
+}
+
+void setup_resolve_rotations(recipe *r, const rotation_set *set) {
+    static const char *const words[] = {
+        [R2_NONE] = "none", [R2_LAYER] = "layer", [R2_HEAD] = "head"};
+    const settings *s = recipe_settings(r);
+    const rotation_options *o = rotation_set_options(set);
+    if (o->r1 == s->rotate.r1 && o->r2 == s->rotate.r2) return;
+    log_line(LOG_RUN, "%s: it decides: rotate.r1 is %s, rotate.r2 is %s", s->rotate.start.text,
+             o->r1 ? "true" : "false", words[o->r2]);
+    recipe_put(r, "rotate.r1", json_boolean(o->r1));
+    recipe_put(r, "rotate.r2", json_string(words[o->r2]));
+}
+
+/* Random orthogonal R1 (unless it comes later) and R2 in place of the identities. */
 static err random_start(rotation_set *set, bool r1_later) {
     const rotation_sizes *z = rotation_set_sizes(set);
     uint64_t seed = rotation_set_options(set)->seed;
@@ -133,7 +172,8 @@ err setup_rotations(const comm *c, const settings *s, const source *from, bool r
         .r3 = (s->rotate.online & ONLINE_R3),
         .r4 = (s->rotate.online & ONLINE_R4),
         .r4_block = s->rotate.r4_block,
-        .start = s->rotate.start.word == START_POINT_IDENTITY ? START_IDENTITY : START_HAD,
+        .start = s->rotate.start.word == START_POINT_HAD ? START_HAD : START_IDENTITY,
+        .r2_later = s->rotate.start_r2 != START_R2_SAME,
         .seed = (uint64_t)s->seed,
     };
     rotation_sizes z = {
@@ -144,8 +184,7 @@ err setup_rotations(const comm *c, const settings *s, const source *from, bool r
         .head_dim = cfg->head_dim,
         .intermediate = cfg->intermediate,
     };
-    /* pca and womi begin as a Hadamard set: its sizes are checked, its matrices replaced once there
-     * are rows or weights. */
+    /* pca and womi begin as identities, which are replaced once there are rows or weights. */
     if (s->rotate.start.word == START_POINT_FILE)
         return rotation_file_read(c, s->rotate.start.text, &o, &z,
                                   from->linears.form ? NULL : from->ck, out);

@@ -20,9 +20,17 @@ err setup_recipe(const comm *c, const options *o, const json_t *base, recipe **o
 /* Local. ERR_USAGE for keys whose work this version does not do yet (learning, GPTQ, scales). */
 err setup_refuse_missing(const settings *s);
 
+/* Local. Takes those pairs out of scale.pairs that nothing quantized would profit from, and says
+ * so: the recipe then tells what is done. With none left scale.start is ones. */
+void setup_resolve_scales(recipe *r);
+
+/* Local. rotate.r1 and rotate.r2 become what the set has, which a file may bring otherwise than the
+ * recipe asks; a difference is said. */
+void setup_resolve_rotations(recipe *r, const rotation_set *set);
+
 /* Collective on c. The rotations of a recipe for a model. Same result on every rank. r1_later: R1
  * is started by learning, maybe over a grid; one that each rank would have to factor (orthogonal)
- * is left a Hadamard one. */
+ * is left the identity. */
 err setup_rotations(const comm *c, const settings *s, const source *from, bool r1_later,
                     rotation_set **out);
 

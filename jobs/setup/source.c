@@ -49,6 +49,22 @@ void source_close(source *s) {
     s->own_recipe = NULL;
 }
 
+/* Fine-tunes add tokens, often <pad>, without rows for them: no harm while no text has them. */
+static err check_ids(const source *s, const tokenizer *t, const int32_t *ids, int64_t n,
+                     const char *where) {
+    for (int64_t i = 0; i < n; i++) {
+        if (ids[i] < s->cfg.vocab) continue;
+        const char *token = tokenizer_token(t, ids[i]);
+        return err_make(ERR_INPUT, "tokenizer.json",
+                        "take tokenizer.json and config.json from one model, or leave the token "
+                        "out of the text",
+                        "%.200s gives the token %.60s with the id %" PRId32
+                        ", but the model's vocabulary is %" PRId64,
+                        where, token ? token : "?", ids[i], s->cfg.vocab);
+    }
+    return err_none();
+}
+
 err source_tokenizer(const source *s, tokenizer **out) {
     char *text;
     size_t len;
@@ -57,13 +73,20 @@ err source_tokenizer(const source *s, tokenizer **out) {
     if (e.code) return e;
     e = tokenizer_create(text, len, "tokenizer.json", out);
     free(text);
-    if (!e.code && tokenizer_vocab_size(*out) > s->cfg.vocab) {
-        e = err_make(ERR_INPUT, "tokenizer.json",
-                     "take tokenizer.json and config.json from one model",
-                     "has ids up to %" PRId64 ", but the model's vocabulary is %" PRId64,
-                     tokenizer_vocab_size(*out) - 1, s->cfg.vocab);
-        tokenizer_destroy(out);
-    }
+    int32_t ids[TOKENIZER_MAX_AFFIX];
+    if (!e.code) e = check_ids(s, *out, ids, tokenizer_prefix(*out, ids), "its post-processor");
+    if (e.code) tokenizer_destroy(out);
     malloc_trim(0); /* the parsed file is many times the tokenizer: give it back to the node */
+    return err_at(e, s->path);
+}
+
+err source_encode(const source *s, const tokenizer *t, const char *text, size_t len,
+                  const char *where, int32_t **ids, int64_t *n) {
+    err e = tokenizer_encode(t, text, len, false, ids, n);
+    if (!e.code) e = check_ids(s, t, *ids, *n, where);
+    if (!e.code) return e;
+    free(*ids);
+    *ids = NULL;
+    *n = 0;
     return err_at(e, s->path);
 }

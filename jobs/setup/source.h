@@ -30,7 +30,14 @@ typedef struct source {
 err source_open(const comm *c, const char *path, source *out);
 void source_close(source *s); /* local */
 
-/* Root only. The tokenizer of the folder, checked against the vocabulary. Caller owns *out. */
+/* Root only. The tokenizer of the folder; what it puts before a text is checked against the
+ * vocabulary. Other tokens may have ids that the model lacks, which source_encode refuses where a
+ * text has them. Caller owns *out. Fails with ERR_INPUT. */
 err source_tokenizer(const source *s, tokenizer **out);
+
+/* Root only. The ids of a text (tokenizer_encode without special tokens), each in the vocabulary.
+ * `where` names the text. Caller frees *ids (free). Fails with ERR_INPUT. */
+err source_encode(const source *s, const tokenizer *t, const char *text, size_t len,
+                  const char *where, int32_t **ids, int64_t *n);
 
 #endif

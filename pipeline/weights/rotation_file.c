@@ -304,7 +304,7 @@ static err set_from_text(const rotation_text *f, const rotation_options *opts,
     rotation_options o = *opts;
     o.r1 = st_header_find(f->header, "R1") != NULL;
     o.r2 = !r2 ? R2_NONE : r2->n_dims == 3 && r2->shape[0] > 1 ? R2_HEAD : R2_LAYER;
-    o.start = START_IDENTITY;
+    o.start = START_LATER;
     bool scales = false;
     for (int k = 0; k < SCALE_KINDS; k++) scales |= holds_scales(f, (scale_kind)k);
     if (!o.r1 && !r2 && !scales)

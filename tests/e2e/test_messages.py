@@ -143,9 +143,6 @@ MODELS = [
     ("a tensor of another shape", "up_proj", tensor(UP, lambda t, s, d: (t, [s[0] * 2, s[1] // 2], d))),
     ("a tensor of another type", "I32", tensor(UP, lambda t, s, d: ("I32", s, d))),
     ("NaN in a weight", "up_proj", tensor(UP, lambda t, s, d: (t, s, struct.pack("<f", float("nan")) + d[4:]))),
-    ("a tokenizer that is not BPE", "Unigram", vocabulary(type="Unigram")),
-    ("a merge of unknown tokens", "merge", vocabulary(merges=["no such"])),
-    ("an id far out of range", "id", vocabulary(vocab={"a": 1 << 40})),
 ]
 
 # (what is wrong, words, arguments after `quantize --model MODEL --out OUT`)
@@ -178,6 +175,9 @@ ROUNDING = [
     (2, "SmoothQuant's scales under a rotation", "R1", ["--calib", "TEXT", *GPTQ, *settings(
         "scale.start=smooth", "scale.pairs=[norm]", "rotate.r1=true")], None),
     (3, "a text shorter than a window", "window", ["--calib", "TEXT", *GPTQ, *settings("calib.window=4096")], None),
+    (3, "a tokenizer that is not BPE", "Unigram", ["--calib", "TEXT", *GPTQ], vocabulary(type="Unigram")),
+    (3, "a merge of unknown tokens", "merge", ["--calib", "TEXT", *GPTQ], vocabulary(merges=["no such"])),
+    (3, "an id far out of range", "id", ["--calib", "TEXT", *GPTQ], vocabulary(vocab={"a": 1 << 40})),
     (3, "a scratch folder that is a file", "not a folder", ["--calib", "TEXT", *GPTQ, "--scratch", "TEXT"], None),
     (6, "a limit that is too small even with files", "--mem", ["--calib", "TEXT", *GPTQ, "--mem", "1M"], None),
     (7, "a grid of more ranks than there are", "numerics.gptq_grid",

@@ -11,8 +11,7 @@
 static void obq_row(const sample *s, int64_t row, double *inverse, int *codes) {
     const int64_t n = s->n, *at = s->order->column;
     double *w = doubles(n);
-    for (int64_t p = 0; p < n; p++)
-        w[p] = s->order->dead[at[p]] ? 0 : (double)s->w[row * n + at[p]];
+    for (int64_t p = 0; p < n; p++) w[p] = (double)s->w[row * n + at[p]];
     for (int64_t p = 0; p < n; p++) {
         codes[at[p]] = code_of(s->q, row, at[p], w[p]);
         const double e = w[p] - value(s->q, row, at[p], codes[at[p]]);
@@ -53,9 +52,7 @@ static void check_sample(const sample *s) {
         const gptq_loss *l = s->loss + row;
         memcpy(inverse, hd, (size_t)(n * n) * sizeof *hd);
         obq_row(s, row, inverse, codes);
-        for (int64_t j = 0; j < n; j++)
-            plain[j] = s->order->dead[j] ? zero_of(s->q, row, j)
-                                         : code_of(s->q, row, j, (double)s->w[row * n + j]);
+        for (int64_t j = 0; j < n; j++) plain[j] = code_of(s->q, row, j, (double)s->w[row * n + j]);
         assert_close(l->gptq, loss_of(s, row, codes), 1e-9, "loss of the loop");
         assert_close(l->rtn, loss_of(s, row, plain), 1e-9, "loss of rounding to nearest");
         assert_close(l->energy, loss_of(s, row, NULL), 1e-9, "energy");
@@ -151,7 +148,7 @@ static void threads_and_cuts_change_nothing(void **state) {
     sample_destroy(&b);
 }
 
-/* Columns without input become 0 and disturb nobody. */
+/* Columns without input are rounded to nearest and disturb nobody. */
 static void dead_columns(void **state) {
     (void)state;
     for (int k = 0; k < 4; k++) {
@@ -163,9 +160,8 @@ static void dead_columns(void **state) {
         run(&s, true);
         assert_int_equal(s.order->n_dead, 3);
         for (int64_t i = 0; i < 3; i++)
-            assert_int_equal(s.q->codes[i * 96 + 45], zero_of(s.q, i, 45));
-        /* Scales come from weights whose dead columns are 0: the reference takes them as they are.
-         */
+            assert_int_equal(s.q->codes[i * 96 + 45],
+                             code_of(s.q, i, 45, (double)s.w[i * 96 + 45]));
         check_sample(&s);
         sample_destroy(&s);
     }
@@ -177,7 +173,8 @@ static void all_columns_dead(void **state) {
     sample s = sample_create(2, 40, 8, &how);
     memset(s.h, 0, 40 * 40 * sizeof *s.h);
     run(&s, true);
-    for (int i = 0; i < 80; i++) assert_int_equal(s.q->codes[i], 8);
+    for (int64_t i = 0; i < 80; i++)
+        assert_int_equal(s.q->codes[i], code_of(s.q, i / 40, i % 40, (double)s.w[i]));
     assert_true(s.loss[0].kept == 0 && !s.loss[0].fell_back);
     sample_destroy(&s);
 }

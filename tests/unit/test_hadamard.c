@@ -44,8 +44,9 @@ static void check_matrix(int64_t n) {
 
 static void matrices_are_hadamard(void **state) {
     (void)state;
-    const int64_t orders[] = {1,  2,  4,   8,   12,  16,  20,  24,  28,  36,  40,  44,  48,  56, 60,
-                              64, 72, 108, 128, 144, 200, 256, 288, 344, 352, 576, 688, 768, 924};
+    const int64_t orders[] = {1,   2,   4,   8,   12,  16,  20,  24,  28,  36,  40,
+                              44,  48,  56,  60,  52,  64,  72,  100, 108, 128, 144,
+                              200, 244, 256, 288, 340, 344, 352, 576, 688, 768, 924};
     for (size_t i = 0; i < sizeof orders / sizeof *orders; i++) check_matrix(orders[i]);
 }
 
@@ -64,6 +65,8 @@ static void orders_of_models(void **state) {
         {28672, 28, 1024, HADAMARD_PALEY2},  {14336, 28, 512, HADAMARD_PALEY2},
         {288, 36, 8, HADAMARD_PALEY2},       {576, 36, 16, HADAMARD_PALEY2},
         {29568, 924, 32, HADAMARD_PALEY2},   {18944, 148, 128, HADAMARD_PALEY2},
+        {100, 100, 1, HADAMARD_PALEY2},      {3200, 200, 16, HADAMARD_PALEY1},
+        {52, 52, 1, HADAMARD_PALEY2},        {104, 104, 1, HADAMARD_PALEY1},
     };
     for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
         int64_t core = 0, power = 0;
@@ -364,6 +367,31 @@ static void set_refuses_by_name(void **state) {
     opts.r4 = false;
     opts.start = START_IDENTITY;
     sizes.hidden = 70;
+    assert_ok(rotation_set_create(&opts, &sizes, &s)); /* the identity has any order */
+    rotation_set_destroy(&s);
+}
+
+/* A start at the identity is matrices like any other; what is put later is NULL until then. */
+static void set_at_identity(void **state) {
+    (void)state;
+    rotation_options opts = all_on();
+    const rotation_sizes sizes = {70, 2, 4, 2, 6, 352};
+    double R[70 * 70];
+    rotation_set *s;
+    opts.start = START_IDENTITY;
+    opts.r3 = false;
+    assert_ok(rotation_set_create(&opts, &sizes, &s));
+    assert_ok(rotation_set_prepare_r2(s, 1));
+    for (int k = 0; k < 2; k++) {
+        const rotation *r = k ? rotation_set_r2(s, 1, 1) : rotation_set_r1(s);
+        const int64_t n = k ? 6 : 70;
+        assert_non_null(r);
+        assert_int_equal(rotation_size(r), n);
+        assert_ok(rotation_to_dense(r, R));
+        for (int64_t i = 0; i < n * n; i++) assert_true(R[i] == (i / n == i % n));
+    }
+    rotation_set_destroy(&s);
+    opts.start = START_LATER;
     assert_ok(rotation_set_create(&opts, &sizes, &s));
     assert_null(rotation_set_r1(s));
     assert_ok(rotation_set_prepare_r2(s, 0));
@@ -427,6 +455,7 @@ int main(void) {
         cmocka_unit_test(orthogonal_to_twelve_digits),
         cmocka_unit_test(dense_in_rows),
         cmocka_unit_test(set_of_a_model),
+        cmocka_unit_test(set_at_identity),
         cmocka_unit_test(set_refuses_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,6 +2,7 @@
 #include "base/err.h"
 #include "base/lapack.h"
 #include "base/rng.h"
+#include "rotations/flat_mix.h"
 #include "rotations/hadamard.h"
 #include "rotations/start.h"
 #include "tests/unit/assert_ok.h"
@@ -147,10 +148,37 @@ static void bits_do_not_depend_on_threads(void **state) {
     free(first[0]), free(first[1]), free(again), free(C);
 }
 
+/* Orders without a Hadamard matrix. cas(0) = 1, cas(2 pi / 3) = (sqrt(3) - 1) / 2, cas(4 pi / 3) =
+ * -(sqrt(3) + 1) / 2. */
+static void any_order_is_mixed(void **state) {
+    (void)state;
+    const double C[9] = {1, 0, 0, 0, 2, 0, 0, 0, 3}, s = sqrt(3);
+    const double T[9] = {1, 1, 1, 1, (s - 1) / 2, -(s + 1) / 2, 1, -(s + 1) / 2, (s - 1) / 2};
+    double R[9];
+    assert_ok(start_pca(3, C, R, NULL)); /* largest first: rows of T from the last to the first */
+    for (int i = 0; i < 3; i++)
+        for (int j = 0; j < 3; j++)
+            assert_true(fabs(R[i * 3 + j] - T[(2 - i) * 3 + j] / s) < 1e-15);
+    const int64_t orders[] = {1, 5, 50, 86, 172, 300};
+    for (int o = 0; o < 6; o++) {
+        const int64_t n = orders[o];
+        double *X = room(n * n), most = 0;
+        flat_mix *m;
+        for (int64_t i = 0; i < n; i++) X[i * n + i] = 1;
+        assert_ok(flat_mix_create(n, &m));
+        flat_mix_rows(m, X, n);
+        assert_true(defect(n, X) < 1e-12);
+        for (int64_t j = 0; j < n; j++) assert_true(fabs(X[j] - 1 / sqrt((double)n)) < 1e-15);
+        for (int64_t i = 0; i < n * n; i++) most = fmax(most, fabs(X[i]));
+        assert_true(most <= sqrt(2 / (double)n) * (1 + 1e-15));
+        flat_mix_destroy(&m);
+        free(X);
+    }
+}
+
 static void what_cannot_be_is_refused(void **state) {
     (void)state;
-    double C[9] = {1, 0, 0, 0, 2, 0, 0, 0, 3}, R[9];
-    assert_int_equal(start_pca(3, C, R, NULL).code, ERR_INPUT);
+    double R[9];
     double D[4] = {1, 0, 0, NAN}, S[4] = {1, 2, 2, 4};
     assert_int_equal(start_pca(2, D, R, NULL).code, ERR_NUMERICS);
     assert_int_equal(lapack_inverse(2, S, "a singular matrix").code, ERR_NUMERICS);
@@ -168,6 +196,7 @@ int main(void) {
         cmocka_unit_test(diagonal_moment_by_hand),
         cmocka_unit_test(known_vectors_are_found),
         cmocka_unit_test(bits_do_not_depend_on_threads),
+        cmocka_unit_test(any_order_is_mixed),
         cmocka_unit_test(what_cannot_be_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

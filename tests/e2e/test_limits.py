@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Limits of the system come as a message and an exit code, never as a signal: size of files, CPU time, address space, a
+full disk below stdout, readers of the log and of the result that are gone."""
+import json
+import os
+import re
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
+from spin import STORIES, Case, command, environment, main, tars  # noqa: E402
+
+SPACE, NOFIT = 5, 6
+
+
+class Limits(Case):
+    def limited(self, limit, args):
+        """A run on one process below `ulimit LIMIT`."""
+        words = ["bash", "-c", f'ulimit {limit}; exec "$@"', "sh", *command(args)]
+        return subprocess.run(words, env=environment(), text=True, capture_output=True, timeout=120)
+
+    def one_error(self, r, code):
+        self.assertEqual(r.returncode, code, r)
+        self.assertEqual(len(re.findall("spinshard: error:", r.stderr)), 1, r)
+
+    def test_size_of_a_file(self):
+        """At every size: at some the objects do not fit, at others the tar. The same command then goes on."""
+        for kib in (1, 8, 60, 200, 380):
+            out = self.path(f"out{kib}")
+            words = ["quantize", "--model", STORIES, "--out", out]
+            r = self.limited(f"-f {kib}", words)  # alone: MPI's own files between ranks are larger
+            self.one_error(r, SPACE)
+            self.assertRegex(r.stderr, r"File too large[\s\S]*ulimit -f")
+            self.assertEqual(tars(out), [])
+            self.good(*words, ranks=2)
+            self.good("verify", out)
+
+    def test_result_on_a_full_disk(self):
+        self.good("quantize", "--model", STORIES, "--out", self.path("out"))
+        for words in (["verify", self.path("out"), "--json"], ["inspect", self.path("out"), "--tensors"]):
+            with open("/dev/full", "w") as full:
+                r = subprocess.run(command(words), env=environment(), text=True, stdout=full, stderr=subprocess.PIPE)
+            self.one_error(r, SPACE)
+
+    def test_readers_that_are_gone(self):
+        """A pipe that nobody reads any more ends neither the work nor the run."""
+        for stream in ("stdout", "stderr"):
+            end, begin = os.pipe()
+            os.close(end)  # writing now gives EPIPE
+            out = self.path(stream)
+            r = subprocess.run(command(["quantize", "--model", STORIES, "--out", out]), env=environment(),
+                               **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: begin})
+            os.close(begin)
+            self.assertEqual(r.returncode, 0)
+            self.good("verify", out)
+
+    def test_address_space(self):
+        """Never a crash: it is done, or told; what MPI itself cannot start without is told by MPI."""
+        codes = set()
+        for mib in (150, 200, 250, 300, 400, 600, 1200):
+            out = self.path(f"out{mib}")
+            r = self.limited(f"-v {mib << 10}", ["quantize", "--model", STORIES, "--out", out])
+            codes.add(r.returncode)
+            self.assertGreaterEqual(r.returncode, 0, f"{mib} MiB: a signal\n{r}")
+            self.assertLess(r.returncode, 128, f"{mib} MiB: a signal\n{r}")
+            if r.returncode == NOFIT:
+                self.one_error(r, NOFIT)
+        self.assertIn(0, codes)
+
+    def test_cpu_time(self):
+        """The soft limit on CPU time asks for a stop at a commit, as a preemption does."""
+        out = self.path("out")
+        words = ["quantize", "--model", STORIES, "--out", out, "--calib", os.path.join(os.path.dirname(STORIES), "stories.txt")]
+        for pair in ("calib.window=64", "calib.windows=8", "activations.bits=4",
+                     "learn=[{objective: ce, steps: 1000000, batch: 2, window: 64}]"):
+            words += ["--set", pair]
+        r = self.limited("-S -t 3", words)
+        self.one_error(r, 75)
+        with open(os.path.join(out, "events.jsonl")) as f:
+            self.assertEqual(json.loads(f.readlines()[-1])["event"], "stop")
+
+
+if __name__ == "__main__":
+    main()

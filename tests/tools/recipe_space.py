@@ -1,0 +1,215 @@
+"""The recipe as a space to draw from: values of every key, and which combinations are refused, and why.
+
+tests/e2e/test_every_value.py runs every value at least once, tests/e2e/test_random_runs.py draws at random. A model is
+described by its sizes: a dict with hidden, intermediate, heads, kv_heads, head_dim.
+"""
+import itertools
+import json
+
+# Values of each key, the default first. None stands for a value that depends on the run: rotate.start has a file too.
+FILE = "FILE"
+VALUES = {
+    "recipe_version": [1],
+    "seed": [0, 9007199254740991],
+    "rotate.r1": [True, False],
+    "rotate.r2": ["layer", "none", "head"],
+    "rotate.start": ["had", "identity", "orthogonal", "pca", "womi", FILE],
+    "rotate.start_r2": ["same", "pca", "womi"],
+    "rotate.online": [[], ["r3"], ["r4"], ["r3", "r4"]],
+    "rotate.r4_block": ["auto", 1, 4],
+    "scale.pairs": [[], ["norm"], ["vo"], ["qk"], ["ud"], ["norm", "vo", "qk", "ud"]],
+    "scale.start": ["ones", "closed", "smooth"],
+    "scale.alpha": [0.5, 0, 1],
+    "weights.method": ["rtn", "gptq", "gptaq"],
+    "weights.bits": [4, 2, 3, 5, 6, 7, 8],
+    "weights.group": ["channel", "auto", 4, 1],
+    "weights.symmetric": [True, False],
+    "weights.scale": ["max", "search"],
+    "weights.act_order": [True, False],
+    "weights.damp": [0.01, 0, 1],
+    "weights.stream": ["full", "quantized"],
+    "weights.target": ["layer", "full"],
+    "weights.alpha": [1.0, 0, 0.5],
+    "activations.bits": [16, 2, 4, 8],
+    "activations.symmetric": [False, True],
+    "activations.clip": [1.0, 0.01, 0.9],
+    "activations.o_group": ["head", "token"],
+    "activations.down_bits": ["same", 2, 8, 16],
+    "activations.scale": ["published", "compressed-tensors"],
+    "kv.bits": [16, 2, 4, 8],
+    "kv.symmetric": [False, True],
+    "kv.clip": [1.0, 0.01, 0.9],
+    "calib.windows": [2, 1, 5],
+    "calib.window": [48, 33],
+    "calib.bos": ["auto", "none", "each-window"],
+    "archive.dtype": ["same", "bf16", "fp16"],
+    "archive.form": ["auto", "pack-quantized", "int-quantized"],
+    "archive.shard_bytes": ["4G", 1024, "64K"],
+    "archive.name": ["auto", "a-name"],
+    "numerics.grid": ["auto", "1x1"],
+    "numerics.threads": ["auto", 1, 2],
+    "numerics.slice_tokens": ["auto", 1, 16],
+    "numerics.gptq_grid": ["auto", "1x1"],
+    "numerics.gptq_grid_from": [4096, 1],
+    "numerics.gptq_block": [128, 1, 7],
+}
+# Of a phase of learn. lr_scale is reserved: it is read and checked.
+PHASE_VALUES = {
+    "objective": ["range", "ce", "kl-top"],
+    "steps": [2, 1],
+    "batch": [1, 2],
+    "window": [32, 17],
+    "rows": [64, 1, 300],
+    "optimizer": ["adam", "sgd-published"],
+    "lr_r1": [0.002, 0],
+    "lr_r2": [0.006, 0],
+    "lr_scale": [0.001, 0],
+    "schedule": ["cosine", "linear", "constant"],
+    "range_grad": ["through", "detached"],
+    "weights": [False, True],
+    "top_k": [1000, 1, 5],
+}
+BELOW = 16  # bits from which nothing is quantized
+
+
+def default():
+    return {**{k: v[0] for k, v in VALUES.items()}, "learn": []}
+
+
+def phase(**keys):
+    return {**{k: v[0] for k, v in PHASE_VALUES.items()}, **keys}
+
+
+def words(recipe):
+    """The --set words of a recipe; a key at its default is left out where the program has the same one."""
+    own = {"calib.windows", "calib.window"}  # defaults here that are not the program's
+    return [w for k, v in recipe.items() if k in own or v != default()[k]
+            for w in ("--set", f"{k}={v if isinstance(v, str) else json.dumps(v)}")]
+
+
+def has_hadamard(n):
+    """Of the orders that the models of these tests have."""
+    return n in (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 100, 128, 256)
+
+
+def down_bits(r):
+    return r["activations.bits"] if r["activations.down_bits"] == "same" else r["activations.down_bits"]
+
+
+def helped(r):
+    """The pairs of scale.pairs that something quantized profits from."""
+    act, kv = r["activations.bits"] < BELOW, r["kv.bits"] < BELOW
+    helps = {"norm": act, "vo": act or kv, "qk": kv, "ud": down_bits(r) < BELOW}
+    return [p for p in r["scale.pairs"] if helps[p]]
+
+
+def needs_text(r):
+    return bool(r["learn"] or r["weights.method"] != "rtn" or "pca" in (r["rotate.start"], r["rotate.start_r2"])
+                or (r["scale.start"] != "ones" and helped(r)))
+
+
+def refusals(r, m):
+    """[(exit code, words of the message)] that a recipe may be refused with for a model; empty: it runs."""
+    out = []
+    rotated = r["rotate.r1"] or r["rotate.r2"] != "none"
+    phases, pairs = r["learn"], r["scale.pairs"]
+    # ---- what the recipe alone tells ----
+    if phases and not rotated:
+        out.append((2, "nothing is rotated"))
+    for p in phases:
+        if p["objective"] != "range" and not p["weights"] and r["activations.bits"] >= BELOW and r["kv.bits"] >= BELOW:
+            out.append((2, "nothing to learn"))
+    if r["scale.start"] == "smooth":
+        mixed = {"norm": r["rotate.r1"], "vo": r["rotate.r2"] != "none", "ud": "r4" in r["rotate.online"], "qk": True}
+        if not pairs or any(mixed[p] for p in pairs):
+            out.append((2, "scale.start is smooth"))
+    elif (r["scale.start"] == "ones") != (not pairs):
+        out.append((2, "scales of ones|no pair is named"))
+    if out:
+        return out
+    # ---- sizes ----
+    sizes = (m["hidden"], m["intermediate"], m["heads"] * m["head_dim"])
+    if isinstance(r["weights.group"], int) and any(n % r["weights.group"] for n in sizes):
+        out.append((2, "does not divide"))
+    had = r["rotate.start"] == "had"
+    if had and r["rotate.r1"] and not has_hadamard(m["hidden"]):
+        out.append((3, "no Hadamard matrix"))
+    if had and r["rotate.r2"] != "none" and r["rotate.start_r2"] == "same" and not has_hadamard(m["head_dim"]):
+        out.append((3, "no Hadamard matrix"))
+    if "r3" in r["rotate.online"] and not has_hadamard(m["head_dim"]):
+        out.append((3, "no Hadamard matrix"))
+    if "r4" in r["rotate.online"]:
+        block = m["intermediate"] if r["rotate.r4_block"] == "auto" else r["rotate.r4_block"]
+        if m["intermediate"] % block:
+            out.append((2, "do not divide"))
+        elif not has_hadamard(block):
+            out.append((3, "no Hadamard matrix"))
+    # ---- what goes together ----
+    if r["archive.form"] == "int-quantized" and not says_inputs(r):
+        out.append((2, "int-quantized says"))
+    for p in phases:
+        e2e = p["objective"] != "range"
+        if e2e and p["weights"] and helped(r):
+            out.append((2, "go without scales"))
+        if e2e and p["window"] > r["calib.window"]:
+            out.append((2, "calib.window"))
+        if not counts(r, p):
+            out.append((2, "nothing to learn"))
+    return out
+
+
+def counts(r, p):
+    """Something that a rotation of the recipe stands before is quantized."""
+    return p["weights"] or r["activations.bits"] < BELOW or r["kv.bits"] < BELOW
+
+
+def says_inputs(r):
+    """The archive can say how its inputs are quantized (int-quantized)."""
+    return (r["activations.bits"] == 8 and r["activations.symmetric"] and r["activations.o_group"] == "token"
+            and r["activations.scale"] == "compressed-tensors" and r["activations.clip"] == 1
+            and r["activations.down_bits"] in ("same", 8) and r["weights.symmetric"] and "r4" not in r["rotate.online"])
+
+
+def draw_phase(rng, recipe):
+    p = {k: rng.choice(v) for k, v in PHASE_VALUES.items()}
+    p["window"] = min(p["window"], recipe["calib.window"])
+    return p
+
+
+def draw(rng):
+    """A recipe at random: most keys at their default, so that not every draw is refused for one of many."""
+    r = {k: rng.choice(v) if rng.random() < 0.4 else v[0] for k, v in VALUES.items()}
+    if r["scale.pairs"] and r["scale.start"] == "ones":
+        r["scale.start"] = "closed"
+    if not r["scale.pairs"]:
+        r["scale.start"] = "ones"
+    r["learn"] = [draw_phase(rng, r) for _ in range(rng.choice((0, 0, 0, 1, 1, 2)))]
+    return r
+
+
+def pairwise(keys, fits, rng, tries=60):
+    """Recipes in which every pair of values of these keys that `fits` stands together at least once: each new recipe is
+    the one of some tries that brings most new pairs."""
+    keys = list(keys)
+    todo = {((a, i), (b, j)) for a, b in itertools.combinations(keys, 2)
+            for i in range(len(VALUES[a])) for j in range(len(VALUES[b]))}
+    out, idle = [], 0
+    while todo and idle < 20:
+        best, gain = None, set()
+        for _ in range(tries):
+            pick = {k: rng.randrange(len(VALUES[k])) for k in keys}
+            if rng.random() < 0.9:
+                pick.update(rng.choice(sorted(todo)))
+            r = {**default(), **{k: VALUES[k][i] for k, i in pick.items()}}
+            if not fits(r):
+                continue
+            new = {((a, pick[a]), (b, pick[b])) for a, b in itertools.combinations(keys, 2)} & todo
+            if len(new) > len(gain):
+                best, gain = r, new
+        if best is None:
+            idle += 1
+            continue
+        idle = 0
+        todo -= gain
+        out.append(best)
+    return out
