@@ -93,14 +93,14 @@ static err phase_settings(const quantize_run *q, gptq_phase *p) {
 
 /* ---- memory ---- */
 
-/* What GPTQ does to take less memory. */
-typedef struct gptq_thrift {
+/* A memory level: what GPTQ does to take less memory, at the cost of time. */
+typedef struct memory_level {
     bool scratch;    /* activations go to files */
     int64_t batches; /* parts in which a rank rounds its rows (pipeline/gptq/gptq_layer.h) */
-} gptq_thrift;
+} memory_level;
 
 /* Returns the bytes of its file. */
-static uint64_t plan_of(gptq_settings s, const gptq_thrift *t, int ranks, int rank,
+static uint64_t plan_of(gptq_settings s, const memory_level *t, int ranks, int rank,
                         memory_plan *p) {
     s.scratch = t->scratch ? "" : NULL;
     s.batches = t->batches;
@@ -115,7 +115,7 @@ static uint64_t plan_of(gptq_settings s, const gptq_thrift *t, int ranks, int ra
 
 /* Large buffers on one of so many ranks, added to *p. Not looked at: q->c; q->calib_ids may be
  * NULL. */
-static err memory_of(const quantize_run *q, int ranks, int rank, const gptq_thrift *t,
+static err memory_of(const quantize_run *q, int ranks, int rank, const memory_level *t,
                      memory_plan *p) {
     gptq_phase phase;
     err e = phase_settings(q, &phase);
@@ -126,24 +126,24 @@ static err memory_of(const quantize_run *q, int ranks, int rank, const gptq_thri
 }
 
 /* The level that takes most memory and least time, as --scratch allows. */
-static gptq_thrift dearest(const quantize_run *q) {
-    return (gptq_thrift){.scratch = q->flags.scratch != NULL, .batches = 1};
+static memory_level first_level(const quantize_run *q) {
+    return (memory_level){.scratch = q->flags.scratch != NULL, .batches = 1};
 }
 
-/* The next level down; false where there is none. A few parts cost less than files, many may cost
- * more. */
-static bool thriftier(const quantize_run *q, int ranks, gptq_thrift *t) {
+/* Go to the level that takes less memory than *t; false if there is none. A few parts cost less
+ * time than files, many may cost more. */
+static bool next_level(const quantize_run *q, int ranks, memory_level *t) {
     enum { BEFORE_FILES = 4 };
     const gptq_settings shapes = {.job = &q->job};
     const int64_t units = gptq_run_most_batches(&shapes, ranks);
     const bool files = !t->scratch && (t->batches >= BEFORE_FILES || t->batches >= units);
     if (!files && t->batches >= units) return false;
-    *t = (gptq_thrift){.scratch = t->scratch || files,
-                       .batches = files ? 1 : size_min(2 * t->batches, units)};
+    *t = (memory_level){.scratch = t->scratch || files,
+                        .batches = files ? 1 : size_min(2 * t->batches, units)};
     return true;
 }
 
-static const char *thrift_text(const gptq_thrift *t, char buf[96]) {
+static const char *level_text(const memory_level *t, char buf[96]) {
     char parts[48] = "";
     if (t->batches > 1)
         snprintf(parts, sizeof parts, "rows are rounded in %" PRId64 " parts", t->batches);
@@ -152,11 +152,12 @@ static const char *thrift_text(const gptq_thrift *t, char buf[96]) {
     return buf;
 }
 
-/* The dearest way that fits on every rank; where none does, the last one is refused. */
+/* Choose the first level that fits on every rank, so the one that costs the least time. If none
+ * fits, the last one is kept, and refused with what it needs. */
 static err plan_memory(const quantize_run *q, gptq_phase *p) {
     const int size = comm_size(q->c), rank = comm_rank(q->c);
     const uint64_t limit = memory_plan_limit(q->flags.limit);
-    gptq_thrift t = dearest(q);
+    memory_level t = first_level(q);
     memory_plan plan;
     uint64_t file = 0;
     char bytes[32];
@@ -166,7 +167,7 @@ static err plan_memory(const quantize_run *q, gptq_phase *p) {
         file = plan_of(p->s, &t, size, rank, &plan);
         over = limit && memory_plan_total(&plan) > limit;
         comm_max_i64(q->c, &over, 1);
-        over = over && thriftier(q, size, &t);
+        over = over && next_level(q, size, &t);
     }
     if (t.scratch) {
         p->scratch = q->flags.scratch ? strdup(q->flags.scratch) : file_join(q->out, "run/scratch");
@@ -368,7 +369,7 @@ err quantize_gptq_plan(plan_maker *m) {
     const llama_config *cfg = plan_config(m);
     const int64_t window = q->set->calib.window;
     const double tokens = (double)(q->calib_windows * window);
-    gptq_thrift t = dearest(q);
+    memory_level t = first_level(q);
     plan_phase layers, *f;
     err e = plan_add_phase(m, "gptq", &f);
     if (e.code) return e;
@@ -380,10 +381,10 @@ err quantize_gptq_plan(plan_maker *m) {
             plan_offer(&layers, &p, r);
         }
         over = m->p->place.limit && memory_plan_total(&layers.memory) > m->p->place.limit &&
-               thriftier(q, m->ranks, &t);
+               next_level(q, m->ranks, &t);
     }
     plan_offer(f, &layers.memory, layers.rank);
-    thrift_text(&t, f->note);
+    level_text(&t, f->note);
     /* Numbers of 8 bytes: a triangle of sums, one of the factor for each part of each rounding, the
      * cross terms; then fused weights to all, and their codes. */
     const bool asymmetric = q->set->weights.method == METHOD_GPTAQ;

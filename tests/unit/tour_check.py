@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""docs/TOUR.md stays true: every file that it names exists, and every function that it names is defined in one of the
-files of its row: not declared there, not called there. A row without files, or with a folder alone, may name
-functions of any file. Phases of the run that the page lists must be those of the table in jobs/quantize.c, in order."""
+"""The pages of docs/ stay true. Every file of the tree that one of them names exists. Every function that docs/TOUR.md
+names is defined in one of the files of its row: not declared there, not called there; a row without files, or with a
+folder alone, may name functions of any file. The phases that TOUR.md lists are those of the table in jobs/quantize.c, in
+that order."""
 import functools
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 
 ROOT = os.environ.get("SPINSHARD_SOURCE") or os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FOLDERS = ("base", "mpi", "quant", "rotations", "model", "pipeline", "shard", "io", "jobs")
+PATH = re.compile(r"(?<![\w./<>])((?:" + "|".join(FOLDERS + ("tests", "bench")) + r")/[\w./]+\.(?:c|h|py|sh|md))\b")
 # A definition begins a line with its type and ends its head with a brace. In bodies that are compiled for float and
 # double the name stands in a macro that adds a suffix.
 DEFINITION = re.compile(r"^[A-Za-z_][\w \t\*]*?[\s\*](?:[A-Z_]+\()?([a-z]\w*)\)?\([^;{}]*\)\s*\{", re.MULTILINE)
@@ -30,6 +32,18 @@ def defined_anywhere():
                 if name.endswith((".c", ".h")):
                     names |= defined_in(os.path.relpath(os.path.join(at, name), ROOT))
     return names
+
+
+def files_off():
+    """Paths in the pages that lead nowhere."""
+    wrong = []
+    for name in sorted(os.listdir(os.path.join(ROOT, "docs"))):
+        with open(os.path.join(ROOT, "docs", name), encoding="utf8") as f:
+            text = f.read()
+        for path in set(PATH.findall(text)):
+            if not os.path.isfile(os.path.join(ROOT, path)) and "NAME" not in path:
+                wrong.append(f"docs/{name}: no file {path}")
+    return wrong
 
 
 def rows(text):
@@ -54,7 +68,7 @@ def main():
     wrong, names = [], 0
     with open(os.path.join(ROOT, "docs", "TOUR.md"), encoding="utf8") as f:
         text = f.read()
-    wrong += phases_off(text)
+    wrong += files_off() + phases_off(text)
     for line, cells in rows(text):
         files = re.findall(r"\b(?:[a-z0-9_]+/)+[a-z0-9_]+\.[ch]\b", line)
         missing = [p for p in files if not os.path.isfile(os.path.join(ROOT, p))]
