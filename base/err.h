@@ -53,7 +53,8 @@ typedef struct err_first {
 /* Local, from any thread. Note what became of part `at`. */
 void err_note(err_first *f, int64_t at, err e);
 
-/* Local. The same error with `where` put in front of its where ("where: old"). Success stays. */
+/* Local. e with `where` put in front of its own where ("where: old"); success is returned as it is.
+ */
 err err_at(err e, const char *where);
 
 #endif

@@ -46,7 +46,8 @@ bool fileset_find(const fileset *fs, const char *name, const char **path, uint64
 err fileset_read_all(const fileset *fs, const char *name, uint64_t max_bytes, char **out,
                      size_t *len);
 
-/* Collective on c. The same, read by rank 0 for all; same result on every rank. */
+/* Collective on c. As fileset_read_all, read by rank 0 and broadcast; every rank gets the bytes, or
+ * the same error. */
 err fileset_read_shared(const comm *c, const fileset *fs, const char *name, uint64_t max_bytes,
                         char **out, size_t *len);
 

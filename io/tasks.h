@@ -27,7 +27,7 @@ typedef struct task_set task_set;
 /* Local. Read a file; caller owns *out (task_set_destroy). Fails with ERR_INPUT, naming the line
  * and the key. */
 err task_set_read(const char *path, task_set **out);
-/* Local. The same from memory; `where` names it in messages. */
+/* Local. As task_set_read, from a text in memory; `where` names it in messages. */
 err task_set_parse(const char *text, size_t len, const char *where, task_set **out);
 void task_set_destroy(task_set **t); /* local; NULL is fine; sets NULL */
 

@@ -104,10 +104,11 @@ err llama_layers_forward(const llama_stage *s, const llama_sites *sites, int64_t
 typedef enum llama_step { STEP_QKV, STEP_O, STEP_GATE_UP, STEP_DOWN, STEP_COUNT } llama_step;
 int64_t llama_step_width(const llama_config *cfg, llama_step step); /* local */
 
-/* Local, threaded. One layer in pieces, for who changes its weights in between (GPTQ): the input of
- * the linears of a step, as factors [n_tokens, width] (bf16, float or double), into `to`. x is the
- * residual stream at the layer's input for STEP_QKV and STEP_O, and with o_proj added for the other
- * two; it stays as it is. STEP_O needs the weights of q, k, v, STEP_DOWN those of gate and up. */
+/* Local, threaded. One layer in pieces, for callers that change its weights in between (GPTQ): the
+ * input of the linears of a step, as factors [n_tokens, width] (bf16, float or double), into `to`.
+ * x is the residual stream at the layer's input for STEP_QKV and STEP_O, and with o_proj added for
+ * the other two; it stays as it is. STEP_O needs the weights of q, k, v, STEP_DOWN those of gate
+ * and up. */
 err llama_step_input(const llama_stage *s, int64_t layer, const llama_sites *sites, llama_step step,
                      int64_t n_tokens, const void *x, llama_scratch *scratch, void *to);
 /* Local, threaded. x += o_proj (STEP_O) or down_proj (STEP_DOWN) of that input. All four together

@@ -12,7 +12,8 @@
 void wmat_back_tile(const wmat *w, compute_type compute, const void *dy, int64_t ldy, int64_t m,
                     int64_t j0, int64_t n, bool add, void *dx, int64_t ldx, void *scratch);
 
-/* Local. The same for rows row0 .. row0 + rows of W alone: dy [m, rows] are their columns. */
+/* Local. As wmat_back_tile, with rows row0 .. row0 + rows of W alone; dy [m, rows] holds the
+ * columns that belong to them. */
 void wmat_back_tile_rows(const wmat *w, compute_type compute, int64_t row0, int64_t rows,
                          const void *dy, int64_t ldy, int64_t m, int64_t j0, int64_t n, bool add,
                          void *dx, int64_t ldx, void *scratch);

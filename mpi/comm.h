@@ -47,9 +47,9 @@ _Noreturn void comm_abort(int code, const char *why);
 err comm_split(const comm *c, int color, const char *name, comm **out);
 void comm_destroy(comm **c); /* collective on *c; NULL is fine; sets NULL */
 
-/* Collective on c. Same result on every rank: success if every e is success, else the error of the
- * lowest rank with the smallest nonzero code, with its rank filled in. `phase` names the step.
- * *others (may be NULL): how many more ranks failed. */
+/* Collective on c. Makes one error of all, the same on every rank: success if every e is success,
+ * else the error of the lowest rank with the smallest nonzero code, with its rank filled in.
+ * `phase` names the step. *others (may be NULL): how many more ranks failed. */
 err comm_agree(const comm *c, err e, const char *phase, int *others);
 
 void comm_barrier(const comm *c); /* collective */

@@ -82,7 +82,8 @@ err dmat_qr(dmat *A);
 /* Collective. y = M x, or M^T x: [n] on every rank, summed in a fixed order. ERR_NOFIT. */
 err dmat_times(bool trans, const dmat *m, const double *x, double *y);
 
-/* Collective. Same result on every rank, and the same for any number of ranks beside the cells. */
+/* Collective. The result is equal on every rank, and does not depend on how many ranks there are
+ * beside the cells. */
 double dmat_sum_squares(const dmat *m);
 err dmat_norm_1(const dmat *m, double *out);   /* largest column sum of absolute values */
 double dmat_max_minus_identity(const dmat *m); /* max |m - I|; NaN gives infinity */

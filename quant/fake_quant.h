@@ -21,11 +21,13 @@ static inline bool aquant_on(const aquant *q) {
 
 /* Local. out[i, :] = fake quantized x[i, :] for `rows` rows of n, both with row stride `stride`;
  * out may be x. include_zero: the range of an asymmetric row always holds 0. Not threaded: callers
- * deal out rows. A row's result depends on the row alone. INTERFACE.md, "Quantizer". */
+ * deal out rows. A row's result depends on the row alone. docs/CONVENTIONS.md,
+ * "Quantizer". */
 void fake_quant_rows(const aquant *q, bool include_zero, const float *x, int64_t rows, int64_t n,
                      int64_t stride, float *out);
 
-/* Local. The same in double: range, scale and quotient in double, the same tie rule. For tests. */
+/* Local. As fake_quant_rows, with range, scale and quotient in double and the same tie rule. For
+ * tests. */
 void fake_quant_rows_f64(const aquant *q, bool include_zero, const double *x, int64_t rows,
                          int64_t n, int64_t stride, double *out);
 

@@ -1,3 +1,5 @@
+/* Every scale that the rounding could have chosen is computed again and compared with the stored
+ * one; the header derives how far a code may then lie from its weight. */
 #include "quant/rounding_bounds.h"
 
 #include "quant/grid.h"

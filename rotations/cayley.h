@@ -29,13 +29,13 @@ err cayley_turn(int64_t n, const double *W, const double *R, double *W_right);
  * then as before. */
 err cayley_step(int64_t n, const double *A, double *R);
 
-/* Local. The same for `count` matrices behind each other (R2 of many heads): threads over matrices,
- * one thread a matrix, the bits of cayley_skew and cayley_step. */
+/* Local. cayley_skew and cayley_step for `count` matrices that lie behind each other (R2 of many
+ * heads). Each matrix is computed by one thread, with the bits of the single functions. */
 err cayley_skew_batch(int64_t n, int64_t count, const double *G, const double *R, double *W);
 err cayley_step_batch(int64_t n, int64_t count, const double *A, double *R);
 
-/* The units of a step, for who shares them out: rows [i, i + b) of G R^T and columns [i, i + b) of
- * (I - A/2)^-1 R, b = min(cayley_unit(n), n - i), i a multiple of it. */
+/* The units of a step, for callers that deal them to ranks or threads: rows [i, i + b) of G R^T and
+ * columns [i, i + b) of (I - A/2)^-1 R, b = min(cayley_unit(n), n - i), i a multiple of it. */
 int64_t cayley_unit(int64_t n); /* local */
 
 /* Local. P [b, n] <- G R^T of b rows G [b, n], and when all are there W = f (P - P^T), exactly skew

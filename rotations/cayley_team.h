@@ -27,7 +27,8 @@ double *cayley_team_R(cayley_team *t); /* local; [n, n], owned by t; equal on ev
  * collective, of this rank's part, v * 2^exponent, v is overwritten. */
 void cayley_team_put_gradient(cayley_team *t, int64_t row, int64_t rows, const double *G);
 void cayley_team_sum_gradient(cayley_team *t, int64_t row, int64_t rows, int64_t *v, int exponent);
-/* Collective. The same of all rows at once, from G^T [n, n], which stays as it is. */
+/* Collective. As cayley_team_sum_gradient for all rows at once, given as G^T [n, n], which is not
+ * changed. */
 void cayley_team_sum_transposed(cayley_team *t, const int64_t *v, int exponent);
 
 /* Collective. As cayley_dist_step. */

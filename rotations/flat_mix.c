@@ -1,3 +1,5 @@
+/* The fast Hadamard transform where the order has one, else a product with a stored Hartley matrix,
+ * in blocks of rows. */
 #include "rotations/flat_mix.h"
 
 #include "base/gemm.h"

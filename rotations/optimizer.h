@@ -53,9 +53,9 @@ void optimizer_destroy(optimizer **o); /* local; NULL is fine; sets NULL */
  * W is not finite: state and R are then as before. Same bits for any number of threads. */
 err optimizer_step(optimizer *o, double lr, double *W, double *R, optimizer_report *report);
 
-/* Local. The two halves of a step around the move R <- Cayley(A) R, for who makes it another way
- * (rotations/cayley_team.h): W becomes A, and the report is made; then the step is counted and R
- * polished where it is time. Fail as optimizer_step. */
+/* Local. The two halves of a step around the move R <- Cayley(A) R, for callers that compute it in
+ * another way (rotations/cayley_team.h): W becomes A, and the report is made; then the step is
+ * counted and R polished where it is time. Fail as optimizer_step. */
 err optimizer_direct(optimizer *o, double lr, double *W, const double *R, optimizer_report *report);
 err optimizer_moved(optimizer *o, double *R);
 

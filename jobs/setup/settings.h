@@ -124,7 +124,8 @@ typedef struct settings {
 static inline bool settings_quantize_inputs(const settings *s) {
     return s->activations.bits < 16 || s->kv.bits < 16;
 }
-/* Local. The same, or the inputs of down alone. */
+/* Local. Something is quantized while the model runs: activations, the cache, or the inputs of down
+ * alone. */
 static inline bool settings_quantize_at_run_time(const settings *s) {
     return settings_quantize_inputs(s) ||
            (s->activations.down_bits && s->activations.down_bits < 16);

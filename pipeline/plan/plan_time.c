@@ -116,7 +116,7 @@ double plan_time_round(const plan_rank *r, double numbers, bool search) {
 }
 
 /* The linears that share inputs of `width`, `rows` of them in all. Shares of the product peak that
- * the parts reach: docs/DECISIONS.md. */
+ * the parts reach: docs/MEASUREMENTS.md. */
 static double gptq_step(const plan_rank *r, const plan_gptq *g, double mine, double width,
                         double rows) {
     const double moments = mine * width * width * (g->asymmetric ? 3 : 1),

@@ -1,6 +1,6 @@
 /* plan_time - how long the phases of a run take, by counting their work: products by type, vector
  * work, the search of scales, bytes. Arithmetic on shapes and rates alone; the constants were
- * fitted on SmolLM2-135M (docs/DECISIONS.md), where vector work weighs most; of a large model
+ * fitted on SmolLM2-135M (docs/MEASUREMENTS.md), where vector work weighs most; of a large model
  * products do. Not a simulation of ranks: who works and who waits comes from the partition and the
  * schedule. Stands at "options -> plan". Seconds throughout. */
 #ifndef SPINSHARD_PIPELINE_PLAN_PLAN_TIME_H

@@ -1,5 +1,5 @@
 /* Rounding to nearest and the search of scales, against cases by hand and a slow reference that is
- * written from the rules of INTERFACE.md and shares no code with quant/. */
+ * written from the rules of docs/CONVENTIONS.md and shares no code with quant/. */
 #include "base/err.h"
 #include "base/rng.h"
 #include "quant/grid.h"
