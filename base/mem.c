@@ -15,15 +15,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#define RED_ZONE 64
-#else
-#define ASAN_POISON_MEMORY_REGION(p, n)   ((void)(p), (void)(n))
-#define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
-#define RED_ZONE                          0
-#endif
-
 enum { ALIGN = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 4 << 20 };
 
 static _Atomic uint64_t held, peak;
@@ -117,68 +108,4 @@ void mem_begin_phase(void) {
     if (!f) return;
     fputs("5", f); /* proc(5): the peak becomes the current value */
     fclose(f);
-}
-
-struct arena {
-    char *base;
-    uint64_t bytes, used, peak;
-    char what[64];
-};
-
-err arena_create(uint64_t bytes, const char *what, arena **out) {
-    void *body, *base;
-    *out = NULL;
-    err e = mem_alloc(1, sizeof(arena), what, &body);
-    if (e.code) return e;
-    e = mem_alloc((int64_t)bytes, 1, what, &base);
-    if (e.code) {
-        mem_free(body);
-        return e;
-    }
-    arena *a = body;
-    a->base = base;
-    a->bytes = bytes;
-    snprintf(a->what, sizeof a->what, "%s", what);
-    ASAN_POISON_MEMORY_REGION(base, bytes);
-    *out = a;
-    return e;
-}
-
-void arena_destroy(arena **a) {
-    if (!*a) return;
-    ASAN_UNPOISON_MEMORY_REGION((*a)->base, (*a)->bytes);
-    mem_free((*a)->base);
-    mem_free(*a);
-    *a = NULL;
-}
-
-void *arena_take(arena *a, int64_t count, size_t size) {
-    uint64_t bytes, end;
-    bool fits = count >= 0 && size_mul((uint64_t)count, size, &bytes) &&
-                size_add(a->used, bytes + RED_ZONE, &end) && end <= a->bytes;
-    if (!fits) {
-        fprintf(stderr,
-                "spinshard: bug: arena '%s' of %" PRIu64 " bytes is too small: %" PRIu64
-                " used, %" PRId64 " x %zu more asked\n",
-                a->what, a->bytes, a->used, count, size);
-        abort();
-    }
-    char *p = a->base + a->used;
-    ASAN_UNPOISON_MEMORY_REGION(p, bytes);
-    a->used = (end + ALIGN - 1) / ALIGN * ALIGN;
-    if (a->used > a->peak) a->peak = a->used;
-    return p;
-}
-
-uint64_t arena_mark(const arena *a) {
-    return a->used;
-}
-
-void arena_reset(arena *a, uint64_t mark) {
-    ASAN_POISON_MEMORY_REGION(a->base + mark, a->bytes - mark);
-    a->used = mark;
-}
-
-uint64_t arena_peak_bytes(const arena *a) {
-    return a->peak;
 }

@@ -1,6 +1,6 @@
-/* mem - aligned memory whose failure is an err, and an arena for buffers of one lifetime.
- * Not a general allocator: no realloc, no per-thread caches. Every large buffer of the program
- * comes from here, so that what was planned can be compared with what was taken. */
+/* mem - aligned memory whose failure is an err. Not a general allocator: no realloc, no per-thread
+ * caches. Every large buffer of the program comes from here, so that what was planned can be
+ * compared with what was taken. */
 #ifndef SPINSHARD_BASE_MEM_H
 #define SPINSHARD_BASE_MEM_H
 
@@ -31,19 +31,5 @@ uint64_t mem_peak_rss_bytes(void);
  * at what is resident then. Where the system does not allow it the peak stays that of the whole
  * run. */
 void mem_begin_phase(void);
-
-/* One block cut from front to back; given back as a whole or to a mark. */
-typedef struct arena arena;
-
-/* Local. An arena of `bytes`; caller owns *out. Fails with ERR_NOFIT. */
-err arena_create(uint64_t bytes, const char *what, arena **out);
-void arena_destroy(arena **a); /* local; NULL is fine; sets NULL */
-
-/* Local. Next count * size bytes, aligned to 64, not zeroed; valid until reset or destroy.
- * Running over the planned size is a bug: aborts with the arena's name. */
-void *arena_take(arena *a, int64_t count, size_t size);
-uint64_t arena_mark(const arena *a);       /* local */
-void arena_reset(arena *a, uint64_t mark); /* local; 0 gives all back */
-uint64_t arena_peak_bytes(const arena *a); /* local */
 
 #endif

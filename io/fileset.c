@@ -183,10 +183,6 @@ const char *fileset_name(const fileset *fs, int i) {
     return fs->entries[i].name;
 }
 
-uint64_t fileset_bytes(const fileset *fs, int i) {
-    return fs->entries[i].bytes;
-}
-
 bool fileset_find(const fileset *fs, const char *name, const char **path, uint64_t *offset,
                   uint64_t *bytes) {
     const entry *x = find(fs, name);

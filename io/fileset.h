@@ -32,9 +32,8 @@ err fileset_open_dir(const comm *c, const char *dir, fileset **out);
 const char *fileset_where(const fileset *fs); /* local */
 int fileset_count(const fileset *fs);         /* local */
 
-/* Local. Name and size of file i, in order of names. */
+/* Local. Name of file i, in order of names. */
 const char *fileset_name(const fileset *fs, int i);
-uint64_t fileset_bytes(const fileset *fs, int i);
 
 /* Local. Where a file is; false where it is not in the set. path is borrowed; path, offset and
  * bytes may be NULL. */

@@ -512,11 +512,6 @@ const json_t *hf_checkpoint_config(const hf_checkpoint *ck) {
     return ck->config;
 }
 
-const char *hf_checkpoint_config_text(const hf_checkpoint *ck, size_t *len) {
-    if (len) *len = ck->config_len;
-    return ck->config_text;
-}
-
 const char *hf_checkpoint_config_sha256(const hf_checkpoint *ck) {
     return ck->config_sha256;
 }

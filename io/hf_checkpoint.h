@@ -50,9 +50,8 @@ err hf_checkpoint_refuse_quantized(const json_t *config, const char *where);
 
 const fileset *hf_checkpoint_fileset(const hf_checkpoint *ck); /* local; borrowed */
 
-/* Local. config.json: parsed (borrowed), its bytes (NUL after the last), their sha256. */
+/* Local. config.json: parsed (borrowed), and the sha256 of its bytes. */
 const json_t *hf_checkpoint_config(const hf_checkpoint *ck);
-const char *hf_checkpoint_config_text(const hf_checkpoint *ck, size_t *len);
 const char *hf_checkpoint_config_sha256(const hf_checkpoint *ck);
 
 /* Local. The tensor of a name or alias, NULL where there is none; borrowed. */

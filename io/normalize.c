@@ -168,10 +168,6 @@ void normalizer_destroy(normalizer **z) {
     *z = NULL;
 }
 
-bool normalizer_is_none(const normalizer *z) {
-    return z->n_steps == 0;
-}
-
 /* The rest of each step: from (text, len) to b, which is empty; false where memory ends. */
 
 static bool apply_form(const step *s, const char *text, size_t len, growbuf *b) {

@@ -18,9 +18,6 @@ typedef struct normalizer normalizer;
 err normalizer_create(const json_t *v, const char *where, normalizer **out);
 void normalizer_destroy(normalizer **z); /* local; NULL is fine; sets NULL */
 
-/* Local. True where normalizer_apply changes no text. */
-bool normalizer_is_none(const normalizer *z);
-
 /* Local. The normal form of valid UTF-8. *out points into text or into one of tmp, which the caller
  * owns and may use again. *kept_start (may be NULL) is cleared where characters at the start were
  * stripped. Fails with ERR_INPUT or ERR_NOFIT. */

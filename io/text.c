@@ -21,17 +21,6 @@ struct text_windows {
     char bos[160];
 };
 
-err bos_mode_parse(const char *name, bos_mode *out) {
-    static const char *const names[] = {"auto", "none", "each-window"};
-    for (int i = 0; i < 3; i++) {
-        if (strcmp(name, names[i]) != 0) continue;
-        *out = (bos_mode)i;
-        return err_none();
-    }
-    return err_make(ERR_USAGE, "calib.bos", "use auto, none or each-window", "\"%s\" is not known",
-                    name);
-}
-
 err text_read(const char *path, char **text, size_t *len) {
     err e = file_read_all(path, MAX_TEXT_BYTES, text, len);
     if (e.code) return e;

@@ -17,9 +17,6 @@ typedef enum bos_mode {
     BOS_EACH_WINDOW, /* as AUTO; where that adds nothing, the explicit BOS id */
 } bos_mode;
 
-/* Local. "auto", "none" or "each-window". Fails with ERR_USAGE. */
-err bos_mode_parse(const char *name, bos_mode *out);
-
 /* Local. A whole text file. Caller frees *text (free), which has a NUL after the last byte.
  * Fails with ERR_INPUT: unreadable, or not UTF-8 (with the byte offset). */
 err text_read(const char *path, char **text, size_t *len);

@@ -160,10 +160,6 @@ int64_t tokenizer_prefix(const tokenizer *t, int32_t ids[TOKENIZER_MAX_AFFIX]) {
     return copy_affix(&t->prefix, ids);
 }
 
-int64_t tokenizer_suffix(const tokenizer *t, int32_t ids[TOKENIZER_MAX_AFFIX]) {
-    return copy_affix(&t->suffix, ids);
-}
-
 int32_t tokenizer_id(const tokenizer *t, const char *token) {
     int32_t id = added_tokens_id(t->added, token);
     return id >= 0 ? id : bpe_id(t->model, token);

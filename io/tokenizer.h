@@ -30,9 +30,8 @@ err tokenizer_encode(const tokenizer *t, const char *text, size_t len, bool add_
 /* Local. Highest id + 1, added tokens included. */
 int64_t tokenizer_vocab_size(const tokenizer *t);
 
-/* Local. What the post-processor puts in front of (behind) a single sequence; returns how many. */
+/* Local. What the post-processor puts in front of a single sequence; returns how many. */
 int64_t tokenizer_prefix(const tokenizer *t, int32_t ids[TOKENIZER_MAX_AFFIX]);
-int64_t tokenizer_suffix(const tokenizer *t, int32_t ids[TOKENIZER_MAX_AFFIX]);
 
 /* Local. The id of a token as the file spells it, or -1. */
 int32_t tokenizer_id(const tokenizer *t, const char *token);

@@ -72,15 +72,6 @@ void llama_stage_clear(llama_stage *s) {
     *s = (llama_stage){0};
 }
 
-uint64_t llama_stage_bytes(const llama_stage *s) {
-    uint64_t bytes = wmat_bytes(&s->embed) + wmat_bytes(&s->head);
-    for (int64_t i = 0; i < s->n_layers; i++) {
-        for (int j = 0; j < LLAMA_LINEARS; j++)
-            bytes += wmat_bytes(llama_layer_linear(&s->layers[i], j));
-    }
-    return bytes;
-}
-
 /* The scratch. */
 
 /* Cuts a block, or, with base NULL, measures it. */

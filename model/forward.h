@@ -74,7 +74,6 @@ err llama_stage_init(llama_stage *s, const llama_config *cfg, int64_t first_laye
                      int64_t n_layers);
 err llama_stage_prepare(llama_stage *s, compute_type compute);
 void llama_stage_clear(llama_stage *s);
-uint64_t llama_stage_bytes(const llama_stage *s); /* local; bytes of its weights as they are */
 
 /* Local. Buffers of a forward pass of at most max_tokens, for any stage of cfg; sites may be NULL.
  * gemm_threads() is taken at creation. Caller owns *out. Fails with ERR_NOFIT. */

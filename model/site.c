@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-bool site_is_identity(const site *s) {
+static bool site_is_identity(const site *s) {
     if (!s->R) return true;
     const int64_t segments = s->n / s->segment;
     for (int64_t i = 0; i < segments; i += s->share) {

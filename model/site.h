@@ -37,8 +37,7 @@ typedef struct site_scratch {
 /* Local. True where applying the site changes anything. */
 bool site_acts(const site *s);
 
-bool site_is_identity(const site *s); /* local; its rotations turn nothing */
-bool site_is_plain(const site *s);    /* local; no rotation and no scale: x -> Q(x) */
+bool site_is_plain(const site *s); /* local; no rotation and no scale: x -> Q(x) */
 
 /* Local, threaded. Rows [rows, s->n] times R, or R^T where `back`, segment by segment. */
 void site_turn_f32(const site *s, float *x, int64_t rows, bool back);

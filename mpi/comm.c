@@ -411,14 +411,6 @@ comm_request *comm_isend(const comm *c, const void *data, uint64_t n, int to, co
     return r;
 }
 
-comm_request *comm_irecv(const comm *c, void *data, uint64_t n, int from, comm_tag tag) {
-    comm_request *r = request_create(n);
-    char *p = data;
-    for (int i = 0; i < r->n_parts; i++, p += PIECE, n -= PIECE)
-        MPI_Irecv(p, piece_of(n), MPI_BYTE, from, (int)tag, c->handle, &r->parts[i]);
-    return r;
-}
-
 void comm_wait(comm_request **r) {
     if (!*r) return;
     MPI_Waitall((*r)->n_parts, (*r)->parts, MPI_STATUSES_IGNORE);

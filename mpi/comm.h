@@ -89,7 +89,6 @@ void comm_recv(const comm *c, void *data, uint64_t n, int from, comm_tag tag);
 /* Local. Non-blocking send: data must stay until comm_wait. */
 typedef struct comm_request comm_request;
 comm_request *comm_isend(const comm *c, const void *data, uint64_t n, int to, comm_tag tag);
-comm_request *comm_irecv(const comm *c, void *data, uint64_t n, int from, comm_tag tag);
 void comm_wait(comm_request **r); /* NULL is fine; sets NULL */
 
 #endif

@@ -62,14 +62,6 @@ void dealt_rows_get(const dealt_rows *d, int64_t row, int64_t rows, double *out)
     }
 }
 
-int64_t dealt_rows_count(const dealt_rows *d) {
-    return d->n;
-}
-
-int64_t dealt_rows_width(const dealt_rows *d) {
-    return d->width;
-}
-
 uint64_t dealt_rows_bytes(const dealt_rows *d) {
     return (uint64_t)(d->share * d->width) * sizeof *d->mine;
 }

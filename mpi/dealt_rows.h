@@ -20,9 +20,7 @@ void dealt_rows_put(dealt_rows *d, int64_t row, int64_t rows, const double *from
 /* Collective. Rows [row, row + rows) to every rank as out [rows, width]. */
 void dealt_rows_get(const dealt_rows *d, int64_t row, int64_t rows, double *out);
 
-/* Local. Sizes of the whole, and bytes of this rank. */
-int64_t dealt_rows_count(const dealt_rows *d);
-int64_t dealt_rows_width(const dealt_rows *d);
+/* Local. Bytes of this rank. */
 uint64_t dealt_rows_bytes(const dealt_rows *d);
 
 /* Rows that pass through all ranks at a time, where a caller has no reason for another number. */

@@ -24,35 +24,6 @@ struct optimizer {
     double *squares; /* [count] sum of W^2 of the step at hand */
 };
 
-static const char *const kinds[] = {"adam", "sgd-published"};
-static const char *const schedules[] = {"cosine", "linear", "constant"};
-
-static int find(const char *const *names, int count, const char *name) {
-    for (int i = 0; i < count; i++)
-        if (!strcmp(names[i], name)) return i;
-    return -1;
-}
-
-bool optimizer_kind_parse(const char *name, optimizer_kind *out) {
-    int i = find(kinds, 2, name);
-    if (i >= 0) *out = (optimizer_kind)i;
-    return i >= 0;
-}
-
-bool lr_schedule_parse(const char *name, lr_schedule *out) {
-    int i = find(schedules, 3, name);
-    if (i >= 0) *out = (lr_schedule)i;
-    return i >= 0;
-}
-
-const char *optimizer_kind_name(optimizer_kind kind) {
-    return kinds[kind];
-}
-
-const char *lr_schedule_name(lr_schedule schedule) {
-    return schedules[schedule];
-}
-
 double lr_schedule_at(lr_schedule schedule, double lr, int64_t t, int64_t steps) {
     double done = steps > 0 ? (double)t / (double)steps : 0;
     if (schedule == SCHEDULE_COSINE) return lr * 0.5 * (1 + cos(PI * done));

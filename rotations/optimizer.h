@@ -22,12 +22,6 @@
 typedef enum optimizer_kind { OPTIMIZER_ADAM, OPTIMIZER_SGD_PUBLISHED } optimizer_kind;
 typedef enum lr_schedule { SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT } lr_schedule;
 
-/* Local. "adam", "sgd-published"; "cosine", "linear", "constant". False where the name is none. */
-bool optimizer_kind_parse(const char *name, optimizer_kind *out);
-bool lr_schedule_parse(const char *name, lr_schedule *out);
-const char *optimizer_kind_name(optimizer_kind kind);
-const char *lr_schedule_name(lr_schedule schedule);
-
 /* Local. Rate of step t = 0 .. steps - 1. cosine: lr (1 + cos(pi t / steps)) / 2; linear:
  * lr (1 - t / steps). */
 double lr_schedule_at(lr_schedule schedule, double lr, int64_t t, int64_t steps);

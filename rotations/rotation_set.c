@@ -172,14 +172,6 @@ err rotation_set_put_r1(rotation_set *s, rotation **r) {
     return put(&s->r1, r, s->sizes.hidden, "R1");
 }
 
-err rotation_set_put_r3(rotation_set *s, rotation **r) {
-    return put(&s->r3, r, s->sizes.head_dim, "R3");
-}
-
-err rotation_set_put_r4(rotation_set *s, rotation **r) {
-    return put(&s->r4, r, s->sizes.intermediate, "R4");
-}
-
 err rotation_set_put_r2(rotation_set *s, int64_t layer, int64_t kv_head, rotation **r) {
     if (layer < 0 || layer >= s->sizes.layers || kv_head < 0 || kv_head >= s->r2_count)
         return err_make(ERR_BUG, "R2", NULL, "no place for layer %" PRId64 ", head %" PRId64, layer,

@@ -59,8 +59,6 @@ const rotation_sizes *rotation_set_sizes(const rotation_set *s);     /* local; b
  * to have R2 of that layer and head. */
 err rotation_set_put_r1(rotation_set *s, rotation **r);
 err rotation_set_put_r2(rotation_set *s, int64_t layer, int64_t kv_head, rotation **r);
-err rotation_set_put_r3(rotation_set *s, rotation **r);
-err rotation_set_put_r4(rotation_set *s, rotation **r);
 
 /* Local. The scales; borrowed; NULL: ones everywhere. put takes *scales over (NULL: none) and sets
  * it NULL. */

@@ -29,7 +29,8 @@ int64_t learn_pool_tokens(const quantize_run *q) {
     return size_min(size_max(1, POOL_TOKENS / n) * n, n * window);
 }
 
-load_options learn_capture_load(const learner *l, int rank, const embed_rows *rows) {
+/* What a rank loads for the capture. */
+static load_options capture_load(const learner *l, int rank, const embed_rows *rows) {
     const bool passes = l->q->calib_windows > 0;
     return (load_options){.checkpoint = l->q->source.ck,
                           .cfg = learner_cfg(l),
@@ -56,7 +57,8 @@ static void add_pool(const learner *l, memory_plan *p) {
     }
 }
 
-void learn_capture_memory(const learner *l, const load_options *lo, memory_plan *p) {
+/* Large buffers of a rank with layers during the capture, for plans and runs alike, added to *p. */
+static void capture_memory(const learner *l, const load_options *lo, memory_plan *p) {
     const int64_t window = l->q->set->calib.window;
     memory_plan_add(p, "weights", load_stage_bytes(lo));
     if (l->q->calib_windows)
@@ -66,11 +68,16 @@ void learn_capture_memory(const learner *l, const load_options *lo, memory_plan 
     add_pool(l, p);
 }
 
+/* Weights of layers are asked for after the capture. */
+static bool weights_stay(const learner *l) {
+    return learn_weights_needed(l->q->set) || quantize_starts_at(l->q->set, START_POINT_WOMI);
+}
+
 /* Layers whose weights stay, without embedding and head, and what the capture took of them. */
 void learn_kept_memory(const learner *l, memory_plan *p) {
     const embed_rows none = {.n = 0};
-    load_options lo = learn_capture_load(l, -1, &none);
-    if (learn_weights_stay(l)) memory_plan_add(p, "weights", load_stage_bytes(&lo));
+    load_options lo = capture_load(l, -1, &none);
+    if (weights_stay(l)) memory_plan_add(p, "weights", load_stage_bytes(&lo));
     add_pool(l, p);
 }
 
@@ -82,8 +89,8 @@ static double planned(const learner *l, int rank, int64_t layers) {
     memory_plan p = {.n = 0};
     learner one = *l;
     one.range = (stage_range){.n = layers};
-    const load_options lo = learn_capture_load(&one, rank, &rows);
-    learn_capture_memory(&one, &lo, &p);
+    const load_options lo = capture_load(&one, rank, &rows);
+    capture_memory(&one, &lo, &p);
     return (double)memory_plan_total(&p);
 }
 
@@ -108,7 +115,7 @@ static err plan(const learner *l, const load_options *lo) {
     memory_plan p = {.n = 0};
     if (comm_rank(l->q->c) < l->n_stages) {
         memory_plan_add(&p, "program", l->q->base_bytes);
-        learn_capture_memory(l, lo, &p);
+        capture_memory(l, lo, &p);
     }
     return memory_plan_check(l->q->c, &p, "capture", l->q->flags.limit);
 }
@@ -152,13 +159,9 @@ static err load(learner *l, const load_options *lo, int64_t window, int64_t toke
     return comm_agree(l->q->c, e, "loading the weights", NULL);
 }
 
-bool learn_weights_stay(const learner *l) {
-    return learn_weights_needed(l->q->set) || quantize_starts_at(l->q->set, START_POINT_WOMI);
-}
-
 /* Embedding and head have done their work; the layers too where nobody takes rows of them. */
 static void drop_weights(learner *l) {
-    if (learn_weights_stay(l)) {
+    if (weights_stay(l)) {
         wmat_clear(&l->stage.embed);
         wmat_clear(&l->stage.head);
         return;
@@ -176,7 +179,7 @@ err learn_capture_rows(learner *l) {
                        embed_rows_init(q->calib_ids, q->calib_windows * window, cfg->vocab, &rows),
                        "tokens", NULL);
     if (e.code) return e;
-    const load_options lo = learn_capture_load(l, comm_rank(q->c), &rows);
+    const load_options lo = capture_load(l, comm_rank(q->c), &rows);
     l->stage = (llama_stage){.cfg = cfg};
     e = plan(l, &lo);
     if (!e.code) e = load(l, &lo, window, tokens);
@@ -203,9 +206,9 @@ err learn_capture_plan(learner *l, plan_maker *m) {
     if (e.code) return e;
     for (int r = 0; r < stages; r++) {
         l->range = m->ranges[r];
-        const load_options lo = learn_capture_load(l, r, &m->rows);
+        const load_options lo = capture_load(l, r, &m->rows);
         memory_plan p = plan_fresh(m);
-        learn_capture_memory(l, &lo, &p);
+        capture_memory(l, &lo, &p);
         plan_offer(f, &p, r);
         const double one = plan_time_capture(&m->rank, cfg, lo.range.n, lo.head, window);
         slowest = fmax(slowest, one);

@@ -11,15 +11,12 @@
  * model, the scales that are asked for and q->calib_windows: the same on every rank. */
 void learn_cut(const learner *l, int ranks, stage_range *ranges, int *n_stages);
 
-/* Local. Tokens of each site in the pool; what a rank loads for the capture. */
+/* Local. Tokens of each site in the pool. */
 int64_t learn_pool_tokens(const quantize_run *q);
-load_options learn_capture_load(const learner *l, int rank, const embed_rows *rows);
-bool learn_weights_stay(const learner *l); /* local; weights of layers after the capture */
 
-/* Local. Large buffers of a rank with layers, for plans and runs alike, added to *p: of the
- * capture; and of what it leaves until the last phase `range` is done. They look at the recipe, the
- * model, l->range, l->n_stages and q->calib_windows, and not at what is there already. */
-void learn_capture_memory(const learner *l, const load_options *lo, memory_plan *p);
+/* Local. Large buffers that the capture leaves until the last phase `range` is done, for plans and
+ * runs alike, added to *p. Looks at the recipe, the model, l->range, l->n_stages and
+ * q->calib_windows, and not at what is there already. */
 void learn_kept_memory(const learner *l, memory_plan *p);
 err learn_capture_plan(learner *l, plan_maker *m); /* local; the phase of a plan */
 

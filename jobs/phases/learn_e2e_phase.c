@@ -11,6 +11,7 @@
 #include "jobs/setup/setup.h"
 #include "model/tensors.h"
 #include "pipeline/learn/learn_e2e.h"
+#include "pipeline/stages/schedule.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -133,7 +134,9 @@ static err phase_init(const quantize_run *q, int64_t k, e2e_phase *p) {
     e = comm_agree(q->c, e, p->name, NULL);
     if (!e.code) {
         agree_limit(q, &p->w.limit);
-        e = comm_agree(q->c, e2e_layout_choose(&p->w, &p->l), p->name, NULL);
+        e = e2e_layout_choose(&p->w, &p->l);
+        if (!e.code) e = schedule_check(p->l.order); /* before anyone waits for anyone by it */
+        e = comm_agree(q->c, e, p->name, NULL);
     }
     if (e.code) phase_clear(p);
     return e;

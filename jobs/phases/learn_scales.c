@@ -119,7 +119,8 @@ static void share_layers(const learner *l, double *v, int64_t n) {
     free(lens);
 }
 
-void learn_scales_memory(const learner *l, memory_plan *p) {
+/* Large buffers while they are found, beside learn_kept_memory, added to *p. */
+static void scales_memory(const learner *l, memory_plan *p) {
     const int64_t n = learner_cfg(l)->hidden;
     memory_plan_add(p, "scales", (uint64_t)l->n_scales * sizeof(double));
     const load_options lo = one_layer(l, 0);
@@ -134,7 +135,7 @@ static err check_memory(const learner *l) {
     memory_plan p = {.n = 0};
     memory_plan_add(&p, "program", l->q->base_bytes);
     learn_kept_memory(l, &p);
-    learn_scales_memory(l, &p);
+    scales_memory(l, &p);
     return memory_plan_check(l->q->c, &p, "scales", l->q->flags.limit);
 }
 
@@ -210,7 +211,7 @@ err learn_scales_plan(learner *l, plan_maker *m) {
         l->range = m->ranges[r];
         memory_plan p = plan_fresh(m);
         learn_kept_memory(l, &p);
-        learn_scales_memory(l, &p);
+        scales_memory(l, &p);
         plan_offer(f, &p, r);
         most = size_max(most, l->range.n);
     }

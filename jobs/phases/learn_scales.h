@@ -11,9 +11,7 @@ err learn_scales(learner *l);
 /* Collective. Scales that are known into the set of q, for sites and fusion. */
 err learn_scales_adopt(learner *l);
 
-/* Local. Large buffers while they are found, beside learn_kept_memory, added to *p; and the phase
- * of a plan. */
-void learn_scales_memory(const learner *l, memory_plan *p);
+/* Local. The phase of a plan. */
 err learn_scales_plan(learner *l, plan_maker *m);
 
 #endif

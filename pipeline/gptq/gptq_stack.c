@@ -11,7 +11,7 @@
 #include <math.h>
 #include <string.h>
 
-int64_t gptq_linear_rows(const llama_config *cfg, int linear) {
+static int64_t linear_rows(const llama_config *cfg, int linear) {
     llama_tensor t;
     llama_tensor_of(cfg, llama_linears[linear], 0, &t);
     return t.rows;
@@ -28,8 +28,7 @@ void gptq_stack_shape(const gptq_settings *s, int ranks, int rank, llama_step st
                       .first_linear = gptq_step_first(step),
                       .n_linears = gptq_step_count(step),
                       .cols = llama_step_width(s->job->cfg, step)};
-    for (int i = 0; i < k->n_linears; i++)
-        k->rows += gptq_linear_rows(s->job->cfg, k->first_linear + i);
+    for (int i = 0; i < k->n_linears; i++) k->rows += linear_rows(s->job->cfg, k->first_linear + i);
     k->own0 = first_row(k->rows, ranks, rank);
     k->own_n = first_row(k->rows, ranks, rank + 1) - k->own0;
 }
@@ -99,7 +98,7 @@ err gptq_stack_take(gptq_stack *k, llama_stage *full) {
     k->at = 0;
     for (int i = 0; i < k->n_linears && !e.code; i++) {
         const int linear = k->first_linear + i;
-        const int64_t rows = gptq_linear_rows(k->r->s.job->cfg, linear);
+        const int64_t rows = linear_rows(k->r->s.job->cfg, linear);
         if (full) {
             k->full = llama_layer_linear(&full->layers[0], linear);
             e = wmat_init(k->full, WMAT_BF16, rows, k->cols, "weights in bf16");
@@ -115,8 +114,8 @@ err gptq_stack_take(gptq_stack *k, llama_stage *full) {
 static qmatrix view_of(const gptq_stack *k, int i) {
     qmatrix v = *k->q;
     int64_t at = 0;
-    for (int j = 0; j < i; j++) at += gptq_linear_rows(k->r->s.job->cfg, k->first_linear + j);
-    v.rows = gptq_linear_rows(k->r->s.job->cfg, k->first_linear + i);
+    for (int j = 0; j < i; j++) at += linear_rows(k->r->s.job->cfg, k->first_linear + j);
+    v.rows = linear_rows(k->r->s.job->cfg, k->first_linear + i);
     v.codes += at * v.cols;
     v.scales += at * v.n_groups;
     if (v.zeros) v.zeros += at * v.n_groups;
@@ -237,7 +236,7 @@ void gptq_stack_report(const gptq_stack *k, const gptq_solve *solve, double alph
     qerror_add(k->errors, k->rows, &report->error);
     for (int i = 0; i < k->n_linears; i++) {
         gptq_linear_report *l = &report->linears[k->first_linear + i];
-        const int64_t rows = gptq_linear_rows(k->r->s.job->cfg, k->first_linear + i);
+        const int64_t rows = linear_rows(k->r->s.job->cfg, k->first_linear + i);
         *l = (gptq_linear_report){.damping = *gptq_solve_damping(solve), .alpha = alpha};
         gptq_report_add(k->loss + at, rows, &l->loss);
         l->measured = k->measured;
@@ -330,7 +329,7 @@ static err outputs_of(gptq_stack *k, llama_stage *full, const wmat *codes, gptq_
 uint64_t gptq_stack_trial_bytes(const gptq_settings *s, const gptq_stack *k) {
     int64_t widest = 0;
     for (int l = 0; l < k->n_linears; l++)
-        widest = size_max(widest, gptq_linear_rows(s->job->cfg, k->first_linear + l));
+        widest = size_max(widest, linear_rows(s->job->cfg, k->first_linear + l));
     return (uint64_t)(k->rows * k->cols) * sizeof(bf16) +
            2 * (uint64_t)(s->length * widest) * sizeof(float) +
            2 * (uint64_t)(k->n_linears * s->n_windows) * sizeof(double);

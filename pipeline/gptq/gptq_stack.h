@@ -38,8 +38,6 @@ typedef struct gptq_stack {
     wmat *full;                 /* of that linear in the stream of full precision; NULL: none */
 } gptq_stack;
 
-int64_t gptq_linear_rows(const llama_config *cfg, int linear); /* local */
-
 /* Local. Rows and columns, and the rows of one of so many ranks: whole units, in rank order. */
 void gptq_stack_shape(const gptq_settings *s, int ranks, int rank, llama_step step, gptq_stack *k);
 /* Local. The most parts that a rank's rows can be rounded in. */

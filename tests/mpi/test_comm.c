@@ -41,8 +41,8 @@ static void bytes_go_round(const comm *c) {
         char *in = calloc(1, N);
         if (!in) abort();
         data[N - 1] = (char)rank;
-        comm_request *r = comm_irecv(c, in, N, before, TAG_ACTIVATIONS);
-        comm_send(c, data, N, next, TAG_ACTIVATIONS);
+        comm_request *r = comm_isend(c, data, N, next, TAG_ACTIVATIONS);
+        comm_recv(c, in, N, before, TAG_ACTIVATIONS);
         comm_wait(&r);
         check(in[N - 1] == (char)before && in[N / 2] == (char)((N / 2) * 7), "ring");
         check(r == NULL, "a request is gone after waiting");

@@ -77,23 +77,6 @@ static void memory_is_aligned_zeroed_and_counted(void **state) {
     assert_null(p[0]);
 }
 
-static void an_arena_gives_aligned_blocks_and_takes_them_back(void **state) {
-    (void)state;
-    arena *a;
-    assert_int_equal(arena_create(4096, "test", &a).code, 0);
-    char *x = arena_take(a, 10, 1);
-    uint64_t mark = arena_mark(a);
-    char *y = arena_take(a, 100, 8);
-    assert_int_equal((uintptr_t)x % 64, 0);
-    assert_int_equal((uintptr_t)y % 64, 0);
-    assert_true(y >= x + 10);
-    arena_reset(a, mark);
-    assert_ptr_equal(arena_take(a, 1, 1), y);
-    assert_true(arena_peak_bytes(a) >= 810);
-    arena_destroy(&a);
-    assert_null(a);
-}
-
 /* Known answers of Philox4x32-10 published with its authors' library (Random123, kat_vectors). */
 static void philox_gives_the_known_answers(void **state) {
     (void)state;
@@ -343,7 +326,6 @@ int main(void) {
         cmocka_unit_test(sizes_as_people_write_them),
         cmocka_unit_test(arithmetic_that_overflows_says_so),
         cmocka_unit_test(memory_is_aligned_zeroed_and_counted),
-        cmocka_unit_test(an_arena_gives_aligned_blocks_and_takes_them_back),
         cmocka_unit_test(philox_gives_the_known_answers),
         cmocka_unit_test(arrays_of_random_numbers_are_the_same),
         cmocka_unit_test(random_numbers_have_their_moments),

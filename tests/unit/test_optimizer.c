@@ -234,7 +234,7 @@ static void orthogonal_after_1099_steps(void **state) {
             assert_ok(cayley_orthogonality(n, R, &max));
             assert_true(max <= 1e-12); /* 99 steps after the last polish */
             print_message("order %d, %s: |R^T R - I| %.1e after 1099 steps\n", (int)n,
-                          optimizer_kind_name((optimizer_kind)kind), max);
+                          kind == OPTIMIZER_ADAM ? "adam" : "sgd-published", max);
             optimizer_destroy(&o);
             free(R), free(G), free(W);
         }
@@ -344,14 +344,6 @@ static void schedules_and_names(void **state) {
     assert_true(fabs(lr_schedule_at(SCHEDULE_COSINE, 2, 50, 100) - 1) < 1e-15);
     assert_true(lr_schedule_at(SCHEDULE_LINEAR, 2, 25, 100) == 1.5);
     assert_true(lr_schedule_at(SCHEDULE_CONSTANT, 2, 99, 100) == 2);
-    optimizer_kind kind;
-    lr_schedule schedule;
-    assert_true(optimizer_kind_parse("sgd-published", &kind) && kind == OPTIMIZER_SGD_PUBLISHED);
-    assert_true(optimizer_kind_parse("adam", &kind) && kind == OPTIMIZER_ADAM);
-    assert_false(optimizer_kind_parse("Adam", &kind));
-    assert_true(lr_schedule_parse("linear", &schedule) && schedule == SCHEDULE_LINEAR);
-    assert_false(lr_schedule_parse("", &schedule));
-    assert_string_equal(lr_schedule_name(SCHEDULE_CONSTANT), "constant");
 }
 
 int main(void) {

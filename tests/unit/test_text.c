@@ -195,23 +195,12 @@ static void test_windows_refused(void **state) {
     tokenizer_destroy(&without);
 }
 
-static void test_bos_mode(void **state) {
-    (void)state;
-    bos_mode m = BOS_AUTO;
-    assert_int_equal(bos_mode_parse("each-window", &m).code, 0);
-    assert_int_equal(m, BOS_EACH_WINDOW);
-    assert_int_equal(bos_mode_parse("none", &m).code, 0);
-    assert_int_equal(m, BOS_NONE);
-    assert_int_equal(bos_mode_parse("auto", &m).code, 0);
-    assert_int_equal(m, BOS_AUTO);
-    assert_int_equal(bos_mode_parse("Auto", &m).code, ERR_USAGE);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_read),     cmocka_unit_test(test_read_ids),
-        cmocka_unit_test(test_windows),  cmocka_unit_test(test_windows_refused),
-        cmocka_unit_test(test_bos_mode),
+        cmocka_unit_test(test_read),
+        cmocka_unit_test(test_read_ids),
+        cmocka_unit_test(test_windows),
+        cmocka_unit_test(test_windows_refused),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
