@@ -92,7 +92,7 @@ static err phase_wish(const quantize_run *q, const learn_settings *phase, int ra
                                 .window = window,
                                 .slice = size_min(window, slice),
                                 .through = phase->range_grad == RANGE_GRAD_THROUGH},
-                      .kl = phase->objective == OBJECTIVE_KL_TOP,
+                      .objective = e2e_objective_of(phase->objective),
                       .top_k = size_min(phase->top_k, cfg->vocab)};
     err e = phase_options(q, phase, ranks, &p->o);
     p->w.weights = p->o.weights != NULL;
@@ -162,7 +162,7 @@ typedef struct estimate {
     int replicas, stages;
     double idle; /* share of the time of replicas * stages ranks */
     int64_t steps, tokens, slice, window;
-    bool recompute, through, kl, weights;
+    bool recompute, through, teacher, weights;
     grid_shape grid;
 } estimate;
 
@@ -200,7 +200,7 @@ static err estimate_phase(const quantize_run *q, int64_t k, int ranks, bool one_
         out->slice = p.w.shape.slice;
         out->window = p.w.shape.window;
         out->through = p.w.shape.through;
-        out->kl = p.w.kl;
+        out->teacher = p.w.objective->needs_teacher;
         out->weights = p.w.weights;
         out->grid = p.o.grid;
     }
@@ -308,7 +308,7 @@ err learn_e2e_plan(learner *l, plan_maker *m, int64_t k) {
                             .r1 = r1,
                             .through = t.through,
                             .recompute = t.recompute,
-                            .teacher = t.kl};
+                            .teacher = t.teacher};
     const double all = (double)t.tokens * plan_time_pass(&m->rank, cfg, &pass);
     double step = all / (t.replicas * t.stages * (1 - t.idle));
     const double params = (double)cfg->layers * (double)llama_layer_params(cfg);

@@ -24,7 +24,7 @@ bool quantize_uses_gptq(const settings *s) {
 }
 
 bool learn_e2e_is(const learn_settings *phase) {
-    return phase->objective != OBJECTIVE_RANGE;
+    return e2e_objective_of(phase->objective) != NULL;
 }
 
 bool learn_needs_rows(const settings *s, int64_t first, bool fresh) {

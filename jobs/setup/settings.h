@@ -6,6 +6,7 @@
 #define SPINSHARD_JOBS_SETUP_SETTINGS_H
 
 #include "io/text.h"
+#include "pipeline/learn/e2e_objective.h"
 #include "rotations/optimizer.h"
 #include "rotations/rotation_set.h"
 
@@ -39,7 +40,6 @@ typedef enum o_group { O_GROUP_HEAD, O_GROUP_TOKEN } o_group;
 typedef enum input_scale { INPUT_SCALE_PUBLISHED, INPUT_SCALE_COMPRESSED_TENSORS } input_scale;
 typedef enum archive_dtype { DTYPE_SAME, DTYPE_BF16, DTYPE_FP16 } archive_dtype;
 typedef enum archive_form { FORM_AUTO, FORM_PACK_QUANTIZED, FORM_INT_QUANTIZED } archive_form;
-typedef enum objective_kind { OBJECTIVE_RANGE, OBJECTIVE_CE, OBJECTIVE_KL_TOP } objective_kind;
 typedef enum range_grad { RANGE_GRAD_THROUGH, RANGE_GRAD_DETACHED } range_grad;
 
 /* Lists of words are sets of bits. */

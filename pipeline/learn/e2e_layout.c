@@ -37,7 +37,7 @@ load_options e2e_layout_load(const e2e_wish *w, const stage_range *ranges, int s
 static llama_pass_shape shape_of_stage(const e2e_wish *w, bool last) {
     llama_pass_shape shape = w->shape;
     shape.head = last;
-    shape.top_k = last && w->kl ? w->top_k : 0;
+    shape.top_k = last ? e2e_objective_kept(w->objective, w->top_k) : 0;
     return shape;
 }
 

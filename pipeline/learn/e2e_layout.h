@@ -8,6 +8,7 @@
 #ifndef SPINSHARD_PIPELINE_LEARN_E2E_LAYOUT_H
 #define SPINSHARD_PIPELINE_LEARN_E2E_LAYOUT_H
 
+#include "pipeline/learn/e2e_objective.h"
 #include "pipeline/learn/e2e_pass.h"
 #include "pipeline/plan/memory_plan.h"
 
@@ -31,7 +32,7 @@ typedef struct e2e_wish {
     load_options load; /* embed: rows of the first stage; head and range are filled in here */
     const llama_sites *sites; /* which act */
     llama_pass_shape shape;
-    bool kl;
+    const e2e_objective *objective;
     int64_t top_k;
     bool weights;         /* in the loop: two more copies of them */
     uint64_t fixed_bytes; /* of every rank beside weights and passes: rotations, sums */

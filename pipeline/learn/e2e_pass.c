@@ -30,7 +30,7 @@ struct e2e_pass {
     slot *slots;
     char *spare; /* real [slice, hidden]; recompute only */
     llama_work *work;
-    llama_teacher *teacher; /* [windows]; kl-top, last stage */
+    llama_teacher *teacher; /* [windows]; last stage, where the objective needs one */
     void *unit_r1, *unit_r2;
     int32_t *ids; /* [slice] */
     double *loss; /* [windows, slices]; last stage */
@@ -46,7 +46,7 @@ struct e2e_pass {
 static llama_pass_shape shape_of_rank(const e2e_setting *s) {
     llama_pass_shape shape = s->shape;
     shape.head = comm_rank(s->stages) == comm_size(s->stages) - 1;
-    shape.top_k = shape.head && s->kl ? s->top_k : 0;
+    shape.top_k = shape.head ? e2e_objective_kept(s->objective, s->top_k) : 0;
     return shape;
 }
 
@@ -253,15 +253,19 @@ static llama_teacher teacher_at(const e2e_pass *p, const piece *c) {
 /* Loss of a slice; its rows become the gradient. */
 static void head(e2e_pass *p, const piece *c, int64_t slice) {
     double sum = 0;
-    if (p->s.kl) {
-        const llama_teacher t = teacher_at(p, c);
-        p->e = llama_kl_backward(p->s.stage, c->n, c->x, &t, p->weight, c->x, &sum, NULL, p->work);
-    } else {
-        for (int64_t t = 0; t < c->n; t++)
-            p->ids[t] = c->t0 + t + 1 < p->s.shape.window ? p->w[c->window].ids[c->t0 + t + 1] : -1;
-        p->e =
-            llama_ce_backward(p->s.stage, c->n, c->x, p->ids, p->weight, c->x, &sum, NULL, p->work);
-    }
+    const e2e_objective *o = p->s.objective;
+    const llama_teacher teacher =
+        o->needs_teacher ? teacher_at(p, c) : (llama_teacher){.token = NULL};
+    for (int64_t t = 0; t < c->n; t++)
+        p->ids[t] = c->t0 + t + 1 < p->s.shape.window ? p->w[c->window].ids[c->t0 + t + 1] : -1;
+    const objective_slice s = {.stage = p->s.stage,
+                               .n = c->n,
+                               .x = c->x,
+                               .next = p->ids,
+                               .teacher = o->needs_teacher ? &teacher : NULL,
+                               .weight = p->weight,
+                               .work = p->work};
+    p->e = o->backward(&s, &sum);
     if (!p->e.code && !isfinite(sum)) p->e = not_finite(p, "the loss is", -1, c->window);
     p->loss[c->window * p->slices + slice] = sum;
 }
@@ -339,7 +343,7 @@ err e2e_pass_run(e2e_pass *p, const llama_sites *sites, const e2e_window *window
     p->step = step;
     p->out = out;
     p->e = llama_work_put_r1(p->work, sites->R1);
-    if (p->s.kl) run_teacher(p);
+    if (p->s.objective->needs_teacher) run_teacher(p);
     for (int64_t i = 0; i < n; i++) {
         if (ops[i].kind == OP_FORWARD) op_forward(p, &ops[i]);
         if (ops[i].kind == OP_AGAIN) op_again(p, &ops[i]);

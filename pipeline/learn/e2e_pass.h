@@ -9,10 +9,10 @@
 #ifndef SPINSHARD_PIPELINE_LEARN_E2E_PASS_H
 #define SPINSHARD_PIPELINE_LEARN_E2E_PASS_H
 
-#include "model/objective.h"
 #include "model/weight_site.h"
 #include "mpi/comm.h"
 #include "pipeline/fixed_sum.h"
+#include "pipeline/learn/e2e_objective.h"
 #include "pipeline/stages/load_stage.h"
 #include "pipeline/stages/schedule.h"
 
@@ -24,7 +24,7 @@ typedef struct e2e_setting {
     const embed_rows *rows; /* first stage; NULL: its embedding has every token */
     const schedule *order;
     llama_pass_shape shape; /* head and top_k are filled in here for the rank */
-    bool kl;                /* kl-top; else ce */
+    const e2e_objective *objective;
     int64_t top_k;
     int64_t r2_entries;   /* doubles of the R2 of a layer */
     weight_site *weights; /* weights in the loop, refreshed by the caller; NULL: as they are */

@@ -173,7 +173,7 @@ static err create_pass(learn_e2e *l, const llama_stage *stage) {
                            .rows = l->number == 0 ? w->load.embed : NULL,
                            .order = l->order,
                            .shape = w->shape,
-                           .kl = w->kl,
+                           .objective = w->objective,
                            .top_k = w->top_k,
                            .r2_entries = entries_of(l->cfg, &l->o),
                            .weights = l->weights};
@@ -247,9 +247,9 @@ static int64_t units_of(const learn_e2e *l, int which) {
     return l->w->batch * slices_of(l) * (which == 0 ? l->cfg->layers : 1);
 }
 
-/* Rows of a window that have a loss: all but the last have a next token, all have a teacher. */
+/* Rows of a window that have a loss. */
 static int64_t predictions(const learn_e2e *l) {
-    return l->w->shape.window - (l->w->kl ? 0 : 1);
+    return l->w->shape.window - (l->w->objective->counts_last_row ? 0 : 1);
 }
 
 static void pick_windows(learn_e2e *l) {

@@ -166,7 +166,7 @@ static e2e_wish wish_of(const learn_e2e_options *o, const setting *s, int ranks)
         .load = {.cfg = &cfg, .compute = s->compute},
         .sites = &o->sites,
         .shape = {.compute = s->compute, .window = WINDOW, .slice = SLICE, .through = s->through},
-        .kl = s->kl,
+        .objective = e2e_objective_of(s->kl ? OBJECTIVE_KL_TOP : OBJECTIVE_CE),
         .top_k = 7};
     OK(learn_e2e_check(o, &w.shape));
     return w;

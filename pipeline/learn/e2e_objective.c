@@ -1,0 +1,25 @@
+/* One row an objective; a new one is a row here, a word in the recipe's table, and its loss. */
+#include "pipeline/learn/e2e_objective.h"
+
+#include <stddef.h>
+
+static err ce_backward(const objective_slice *s, double *sum) {
+    return llama_ce_backward(s->stage, s->n, s->x, s->next, s->weight, s->x, sum, NULL, s->work);
+}
+
+static err kl_backward(const objective_slice *s, double *sum) {
+    return llama_kl_backward(s->stage, s->n, s->x, s->teacher, s->weight, s->x, sum, NULL, s->work);
+}
+
+static const e2e_objective objectives[] = {
+    [OBJECTIVE_CE] = {.backward = ce_backward},
+    [OBJECTIVE_KL_TOP] = {.needs_teacher = true, .counts_last_row = true, .backward = kl_backward},
+};
+
+const e2e_objective *e2e_objective_of(objective_kind kind) {
+    return objectives[kind].backward ? &objectives[kind] : NULL;
+}
+
+int64_t e2e_objective_kept(const e2e_objective *o, int64_t top_k) {
+    return o->needs_teacher ? top_k : 0;
+}
