@@ -39,10 +39,14 @@ wmat *llama_layer_linear(llama_layer *l, int linear) {
     return all[linear];
 }
 
+float **llama_layer_vector(llama_layer *l, int vector) {
+    float **const all[LLAMA_VECTORS] = {&l->attn_norm, &l->mlp_norm, &l->bq,  &l->bk,   &l->bv,
+                                        &l->bo,        &l->bgate,    &l->bup, &l->bdown};
+    return all[vector];
+}
+
 float **llama_layer_bias(llama_layer *l, int linear) {
-    float **const all[LLAMA_LINEARS] = {&l->bq,    &l->bk,  &l->bv,   &l->bo,
-                                        &l->bgate, &l->bup, &l->bdown};
-    return all[linear];
+    return llama_layer_vector(l, LLAMA_NORMS + linear);
 }
 
 err llama_stage_prepare(llama_stage *s, compute_type compute) {
@@ -58,12 +62,8 @@ err llama_stage_prepare(llama_stage *s, compute_type compute) {
 void llama_stage_clear(llama_stage *s) {
     for (int64_t i = 0; i < s->n_layers; i++) {
         llama_layer *l = &s->layers[i];
-        for (int j = 0; j < LLAMA_LINEARS; j++) {
-            wmat_clear(llama_layer_linear(l, j));
-            mem_free(*llama_layer_bias(l, j));
-        }
-        mem_free(l->attn_norm);
-        mem_free(l->mlp_norm);
+        for (int j = 0; j < LLAMA_LINEARS; j++) wmat_clear(llama_layer_linear(l, j));
+        for (int j = 0; j < LLAMA_VECTORS; j++) mem_free(*llama_layer_vector(l, j));
     }
     mem_free(s->layers);
     wmat_clear(&s->embed);

@@ -27,9 +27,10 @@ typedef struct llama_layer {
     float *bq, *bk, *bv, *bo, *bgate, *bup, *bdown;
 } llama_layer;
 
-/* Local. Where the layer holds a linear, an index into llama_linears (model/tensors.h); its bias.
- */
+/* Local. Where the layer holds a linear, an index into llama_linears (model/tensors.h); a vector,
+ * an index into llama_vectors; the bias of a linear. */
 wmat *llama_layer_linear(llama_layer *layer, int linear);
+float **llama_layer_vector(llama_layer *layer, int vector);
 float **llama_layer_bias(llama_layer *layer, int linear);
 
 typedef struct llama_stage {

@@ -39,6 +39,10 @@ static const role_info ROLES[ROLE_COUNT] = {
 const llama_role llama_linears[LLAMA_LINEARS] = {ROLE_Q,    ROLE_K,  ROLE_V,   ROLE_O,
                                                  ROLE_GATE, ROLE_UP, ROLE_DOWN};
 
+const llama_role llama_vectors[LLAMA_VECTORS] = {ROLE_ATTN_NORM, ROLE_MLP_NORM, ROLE_Q_BIAS,
+                                                 ROLE_K_BIAS,    ROLE_V_BIAS,   ROLE_O_BIAS,
+                                                 ROLE_GATE_BIAS, ROLE_UP_BIAS,  ROLE_DOWN_BIAS};
+
 bool llama_role_in_layer(llama_role role) {
     return role >= ROLE_ATTN_NORM && role <= ROLE_DOWN_BIAS;
 }

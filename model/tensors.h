@@ -59,6 +59,11 @@ const char *llama_role_name(llama_role role); /* local; "q_proj" */
 enum { LLAMA_LINEARS = 7 };
 extern const llama_role llama_linears[LLAMA_LINEARS];
 
+/* The vectors of a layer: its norms, in the order in which they are read, then the biases of the
+ * linears in the order of these. Whoever loads, copies, writes or frees them walks this list. */
+enum { LLAMA_NORMS = 2, LLAMA_VECTORS = LLAMA_NORMS + LLAMA_LINEARS };
+extern const llama_role llama_vectors[LLAMA_VECTORS];
+
 /* Local. The bias role of one of the seven linears. */
 llama_role llama_role_bias(llama_role linear);
 

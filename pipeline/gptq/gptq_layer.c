@@ -206,14 +206,11 @@ static err do_step(gptq_run *r, llama_step step, llama_stage *stage, llama_stage
 static err hand_over_vectors(const gptq_run *r, int64_t layer, llama_layer *l,
                              const quantize_sink *sink) {
     llama_tensor t;
-    llama_tensor_of(r->s.job->cfg, ROLE_ATTN_NORM, layer, &t);
-    err e = sink->plain(sink->arg, &t, 0, t.rows, l->attn_norm);
-    llama_tensor_of(r->s.job->cfg, ROLE_MLP_NORM, layer, &t);
-    if (!e.code) e = sink->plain(sink->arg, &t, 0, t.rows, l->mlp_norm);
-    for (int k = 0; k < LLAMA_LINEARS && !e.code; k++) {
-        const float *b = *llama_layer_bias(l, k);
-        if (b && llama_tensor_of(r->s.job->cfg, llama_role_bias(llama_linears[k]), layer, &t))
-            e = sink->plain(sink->arg, &t, 0, t.rows, b);
+    err e = err_none();
+    for (int k = 0; k < LLAMA_VECTORS && !e.code; k++) {
+        const float *v = *llama_layer_vector(l, k);
+        if (v && llama_tensor_of(r->s.job->cfg, llama_vectors[k], layer, &t))
+            e = sink->plain(sink->arg, &t, 0, t.rows, v);
     }
     return e;
 }
@@ -293,8 +290,9 @@ static err load_vector(const gptq_run *r, llama_role role, int64_t layer, const 
 }
 
 static err load_kept(const gptq_run *r, int64_t layer, const gptq_kept *kept, llama_layer *to) {
-    err e = load_vector(r, ROLE_ATTN_NORM, layer, kept, &to->attn_norm);
-    if (!e.code) e = load_vector(r, ROLE_MLP_NORM, layer, kept, &to->mlp_norm);
+    err e = err_none();
+    for (int k = 0; k < LLAMA_VECTORS && !e.code; k++)
+        e = load_vector(r, llama_vectors[k], layer, kept, llama_layer_vector(to, k));
     for (int k = 0; k < LLAMA_LINEARS && !e.code; k++) {
         llama_tensor t;
         qmatrix *q = NULL;
@@ -303,9 +301,6 @@ static err load_kept(const gptq_run *r, int64_t layer, const gptq_kept *kept, ll
         if (!e.code) e = kept->codes(kept->arg, &t, q);
         if (!e.code) e = gptq_stack_values(q, llama_layer_linear(to, k));
         qmatrix_destroy(&q);
-        if (!e.code)
-            e = load_vector(r, llama_role_bias(llama_linears[k]), layer, kept,
-                            llama_layer_bias(to, k));
     }
     return e;
 }

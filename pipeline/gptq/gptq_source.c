@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BAND_BYTES = 4 << 20, HASHES = 2 + 2 * LLAMA_LINEARS };
+enum { BAND_BYTES = 4 << 20, HASHES = LLAMA_NORMS + 2 * LLAMA_LINEARS };
 
 struct gptq_source {
     const comm *c;
@@ -47,12 +47,11 @@ static err copy_vector(const float *from, int64_t n, float **to) {
 }
 
 err gptq_layer_copy_vectors(const llama_config *cfg, llama_layer *from, llama_layer *to) {
-    err e = copy_vector(from->attn_norm, cfg->hidden, &to->attn_norm);
-    if (!e.code) e = copy_vector(from->mlp_norm, cfg->hidden, &to->mlp_norm);
-    for (int k = 0; k < LLAMA_LINEARS && !e.code; k++) {
+    err e = err_none();
+    for (int k = 0; k < LLAMA_VECTORS && !e.code; k++) {
         llama_tensor t;
-        llama_tensor_of(cfg, llama_linears[k], 0, &t);
-        e = copy_vector(*llama_layer_bias(from, k), t.rows, llama_layer_bias(to, k));
+        if (llama_tensor_of(cfg, llama_vectors[k], 0, &t))
+            e = copy_vector(*llama_layer_vector(from, k), t.rows, llama_layer_vector(to, k));
     }
     return e;
 }
@@ -89,8 +88,7 @@ static name_list names_of(const quantize_job *job, const int *owner, int rank,
     name_list l = {.names = calloc((size_t)n * HASHES + 1, sizeof *l.names)};
     if (!l.names) abort();
     for (int64_t i = 0; i < n; i++) {
-        add_name(&l, job->cfg, ROLE_ATTN_NORM, layers[i]);
-        add_name(&l, job->cfg, ROLE_MLP_NORM, layers[i]);
+        for (int k = 0; k < LLAMA_NORMS; k++) add_name(&l, job->cfg, llama_vectors[k], layers[i]);
         for (int k = 0; k < LLAMA_LINEARS; k++) {
             if (owner[k] != rank) continue;
             add_name(&l, job->cfg, llama_linears[k], layers[i]);
@@ -158,12 +156,17 @@ static void round_as_stored(scale_type type, int64_t n, float *v) {
     }
 }
 
+/* Where the hash of a linear stands; that of its bias follows. */
+static int hash_of(int linear) {
+    return LLAMA_NORMS + 2 * linear;
+}
+
 /* *gain: what is folded into the linears after it, or NULL; *left: what stays, as stored. */
 static err read_norm(gptq_source *s, llama_role role, int64_t layer, int hash, float **gain,
                      float **left) {
     llama_tensor t;
     void *a = NULL, *b = NULL;
-    llama_tensor_of(s->job->cfg, role, layer, &t);
+    if (!llama_tensor_of(s->job->cfg, role, layer, &t)) return err_none();
     err e = mem_alloc(t.rows, sizeof(float), t.name, &a);
     *left = a;
     if (!e.code) e = mem_alloc(t.rows, sizeof(float), t.name, &b);
@@ -190,12 +193,12 @@ static err fuse_linear(gptq_source *s, int k, const float *gain) {
     llama_tensor_of(s->job->cfg, llama_linears[k], s->layer, &t);
     err e = mem_alloc(t.rows * t.cols, sizeof(float), t.name, &p);
     s->fused[k] = p;
-    if (!e.code) e = read_raw(s, &t, 2 + 2 * k, &from.raw, &from.dtype);
+    if (!e.code) e = read_raw(s, &t, hash_of(k), &from.raw, &from.dtype);
     return e.code ? e : fused_tensor_into(s->job->rotations, &t, &from, s->fused[k]);
 }
 
 static err fuse_own_bias(gptq_source *s, int k, const llama_tensor *t, float *b) {
-    err e = read_vector(s, t, 3 + 2 * k, b);
+    err e = read_vector(s, t, hash_of(k) + 1, b);
     if (!e.code) e = fused_tensor_bias(s->job->rotations, t, b);
     if (!e.code) round_as_stored(s->job->how.scale_type, t->rows, b);
     return e;
@@ -207,9 +210,10 @@ static bool has_bias(const gptq_source *s, int k, llama_tensor *t) {
 
 /* What this rank has to do of a layer. */
 static err do_own(gptq_source *s, llama_layer *to) {
-    float *attn = NULL, *mlp = NULL;
-    err e = read_norm(s, ROLE_ATTN_NORM, s->layer, 0, &attn, &to->attn_norm);
-    if (!e.code) e = read_norm(s, ROLE_MLP_NORM, s->layer, 1, &mlp, &to->mlp_norm);
+    float *gains[LLAMA_NORMS] = {NULL};
+    err e = err_none();
+    for (int k = 0; k < LLAMA_NORMS && !e.code; k++)
+        e = read_norm(s, llama_vectors[k], s->layer, k, &gains[k], llama_layer_vector(to, k));
     for (int k = 0; k < LLAMA_LINEARS && !e.code; k++) {
         llama_tensor bias;
         void *b = NULL;
@@ -217,11 +221,10 @@ static err do_own(gptq_source *s, llama_layer *to) {
         if (biased) e = mem_alloc(bias.rows, sizeof(float), bias.name, &b);
         *llama_layer_bias(to, k) = b;
         if (e.code || !mine(s, k)) continue;
-        e = fuse_linear(s, k, fused_gain_of(llama_linears[k], attn, mlp));
+        e = fuse_linear(s, k, fused_gain_of(llama_linears[k], gains));
         if (!e.code && biased) e = fuse_own_bias(s, k, &bias, b);
     }
-    mem_free(attn);
-    mem_free(mlp);
+    for (int k = 0; k < LLAMA_NORMS; k++) mem_free(gains[k]);
     return e;
 }
 
@@ -232,7 +235,7 @@ err gptq_source_next(gptq_source *s, int64_t layer, llama_layer *to, char hex[SH
     if (e.code) return e;
     for (int k = 0; k < LLAMA_LINEARS; k++) {
         llama_tensor bias;
-        comm_bcast(s->c, s->hashes[2 + 2 * k], 2 * SHA256_HEX, s->owner[k]);
+        comm_bcast(s->c, s->hashes[hash_of(k)], 2 * SHA256_HEX, s->owner[k]);
         if (has_bias(s, k, &bias))
             comm_bcast(s->c, *llama_layer_bias(to, k), (uint64_t)bias.rows * sizeof(float),
                        s->owner[k]);

@@ -122,12 +122,11 @@ static err read_fused(const load_options *o, const llama_tensor *want, const flo
 typedef struct slot {
     llama_role role;
     wmat *w;
-    float **bias;
     const float *gain; /* folded in when fusing */
 } slot;
 
 static err load_linear(const load_options *o, const slot *s, int64_t layer) {
-    llama_tensor want, bias;
+    llama_tensor want;
     if (!llama_tensor_of(o->cfg, s->role, layer, &want))
         return err_make(ERR_BUG, llama_role_name(s->role), NULL, "no such tensor");
     err e;
@@ -137,11 +136,6 @@ static err load_linear(const load_options *o, const slot *s, int64_t layer) {
         e = read_quantized(o, &want, s->w);
     else
         e = read_plain(o->checkpoint, want.name, want.rows, want.cols, s->w);
-    if (e.code) return e;
-    if (llama_tensor_of(o->cfg, llama_role_bias(s->role), layer, &bias)) {
-        e = read_vector(o->checkpoint, bias.name, bias.rows, s->bias);
-        if (!e.code && o->fuse) e = fused_tensor_bias(o->fuse, &bias, *s->bias);
-    }
     if (!e.code) e = wmat_prepare(s->w, o->compute);
     return e;
 }
@@ -150,27 +144,41 @@ static bool folds_gain(const load_options *o, llama_role norm, int64_t layer) {
     return o->fuse && fuse_folds_gain(o->fuse, norm, layer);
 }
 
-static err load_layer(const load_options *o, int64_t layer, llama_layer *L) {
-    llama_tensor norm;
+static err load_vectors(const load_options *o, int64_t layer, llama_layer *L) {
+    llama_tensor t;
     err e = err_none();
-    llama_tensor_of(o->cfg, ROLE_ATTN_NORM, layer, &norm);
-    e = read_vector(o->checkpoint, norm.name, norm.rows, &L->attn_norm);
-    if (e.code) return e;
-    llama_tensor_of(o->cfg, ROLE_MLP_NORM, layer, &norm);
-    e = read_vector(o->checkpoint, norm.name, norm.rows, &L->mlp_norm);
-    if (e.code) return e;
-    const bool attn = folds_gain(o, ROLE_ATTN_NORM, layer),
-               mlp = folds_gain(o, ROLE_MLP_NORM, layer);
-    const float *ga = attn ? L->attn_norm : NULL, *gm = mlp ? L->mlp_norm : NULL;
+    for (int i = 0; i < LLAMA_VECTORS && !e.code; i++)
+        if (llama_tensor_of(o->cfg, llama_vectors[i], layer, &t))
+            e = read_vector(o->checkpoint, t.name, t.rows, llama_layer_vector(L, i));
+    return e;
+}
+
+/* Biases turn with the outputs of their linears; of a norm's gain stays what is not folded in. */
+static err fuse_vectors(const load_options *o, int64_t layer, llama_layer *L) {
+    llama_tensor t;
+    err e = err_none();
+    for (int i = 0; i < LLAMA_VECTORS && !e.code; i++) {
+        if (!llama_tensor_of(o->cfg, llama_vectors[i], layer, &t)) continue;
+        float *v = *llama_layer_vector(L, i);
+        if (i >= LLAMA_NORMS)
+            e = fused_tensor_bias(o->fuse, &t, v);
+        else if (folds_gain(o, t.role, layer))
+            fuse_gain_left(o->fuse, t.role, layer, t.rows, v);
+    }
+    return e;
+}
+
+static err load_layer(const load_options *o, int64_t layer, llama_layer *L) {
+    float *gains[LLAMA_NORMS];
+    err e = load_vectors(o, layer, L);
+    for (int i = 0; i < LLAMA_NORMS; i++)
+        gains[i] = folds_gain(o, llama_vectors[i], layer) ? *llama_layer_vector(L, i) : NULL;
     for (int i = 0; i < LLAMA_LINEARS && !e.code; i++) {
-        const slot s = {llama_linears[i], llama_layer_linear(L, i), llama_layer_bias(L, i),
-                        fused_gain_of(llama_linears[i], ga, gm)};
+        const slot s = {llama_linears[i], llama_layer_linear(L, i),
+                        fused_gain_of(llama_linears[i], gains)};
         e = load_linear(o, &s, layer);
     }
-    const int64_t hidden = o->cfg->hidden;
-    if (!e.code && attn) fuse_gain_left(o->fuse, ROLE_ATTN_NORM, layer, hidden, L->attn_norm);
-    if (!e.code && mlp) fuse_gain_left(o->fuse, ROLE_MLP_NORM, layer, hidden, L->mlp_norm);
-    return e;
+    return e.code || !o->fuse ? e : fuse_vectors(o, layer, L);
 }
 
 /* ---- embedding and head ---- */

@@ -10,9 +10,13 @@
 #include <math.h>
 #include <string.h>
 
-const float *fused_gain_of(llama_role linear, const float *attn, const float *mlp) {
-    if (linear == ROLE_Q || linear == ROLE_K || linear == ROLE_V) return attn;
-    return linear == ROLE_GATE || linear == ROLE_UP ? mlp : NULL;
+const float *fused_gain_of(llama_role linear, float *const gains[LLAMA_NORMS]) {
+    llama_role norm = ROLE_COUNT;
+    if (linear == ROLE_Q || linear == ROLE_K || linear == ROLE_V) norm = ROLE_ATTN_NORM;
+    if (linear == ROLE_GATE || linear == ROLE_UP) norm = ROLE_MLP_NORM;
+    for (int i = 0; i < LLAMA_NORMS; i++)
+        if (llama_vectors[i] == norm) return gains[i];
+    return NULL;
 }
 
 /* Fused rows on their way to a sink, probed as they pass. */

@@ -20,9 +20,10 @@ typedef struct fused_source {
     const float *gain; /* [cols] of the norm before it, to be folded in; NULL: none */
 } fused_source;
 
-/* Local. Of the gains of the norms of a layer that which goes into a linear: attn into q k v, mlp
- * into gate up, none into o and down. */
-const float *fused_gain_of(llama_role linear, const float *attn, const float *mlp);
+/* Local. Of the gains of the norms of a layer, in the order of llama_vectors, that which goes into
+ * a linear: of the norm before attention into q k v, of that before the MLP into gate up, none into
+ * o and down. */
+const float *fused_gain_of(llama_role linear, float *const gains[LLAMA_NORMS]);
 
 /* Local. Fuse the matrix t, in the role it has there, and hand its rows over: `each` from several
  * threads at a time in any order (fuse_matrix_each), `in_order` from the calling thread

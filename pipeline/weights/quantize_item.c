@@ -49,7 +49,7 @@ static err read_vector(worker *w, const llama_tensor *t, float **out) {
 static err do_norm(worker *w, llama_role role, int64_t layer, float **gain) {
     llama_tensor t;
     *gain = NULL;
-    llama_tensor_of(w->job->cfg, role, layer, &t);
+    if (!llama_tensor_of(w->job->cfg, role, layer, &t)) return err_none();
     err e = read_vector(w, &t, gain);
     if (e.code) return e;
     if (!fuse_folds_gain(w->job->rotations, role, layer)) {
@@ -136,13 +136,13 @@ static err do_linear(worker *w, llama_role role, int64_t layer, const float *gai
 }
 
 static err do_layer(worker *w, int64_t layer) {
-    float *attn = NULL, *mlp = NULL;
-    err e = do_norm(w, ROLE_ATTN_NORM, layer, &attn);
-    if (!e.code) e = do_norm(w, ROLE_MLP_NORM, layer, &mlp);
+    float *gains[LLAMA_NORMS] = {NULL};
+    err e = err_none();
+    for (int i = 0; i < LLAMA_NORMS && !e.code; i++)
+        e = do_norm(w, llama_vectors[i], layer, &gains[i]);
     for (int i = 0; i < LLAMA_LINEARS && !e.code; i++)
-        e = do_linear(w, llama_linears[i], layer, fused_gain_of(llama_linears[i], attn, mlp));
-    mem_free(attn);
-    mem_free(mlp);
+        e = do_linear(w, llama_linears[i], layer, fused_gain_of(llama_linears[i], gains));
+    for (int i = 0; i < LLAMA_NORMS; i++) mem_free(gains[i]);
     return e;
 }
 
@@ -220,8 +220,7 @@ static void add_item_names(name_list *l, int64_t item) {
         if (l->cfg->tied) add_name(l, ROLE_FINAL_NORM, -1);
         add_name(l, ROLE_EMBED, -1);
     } else if (item <= l->cfg->layers) {
-        add_name(l, ROLE_ATTN_NORM, item - 1);
-        add_name(l, ROLE_MLP_NORM, item - 1);
+        for (int i = 0; i < LLAMA_NORMS; i++) add_name(l, llama_vectors[i], item - 1);
         for (int i = 0; i < LLAMA_LINEARS; i++) {
             add_name(l, llama_linears[i], item - 1);
             add_name(l, llama_role_bias(llama_linears[i]), item - 1);

@@ -124,15 +124,37 @@ static void test_function_is_kept(void **state) {
     rotation_set_destroy(&set);
 }
 
+/* The two tables of a layer have each of its tensors once, each at a place of its own. */
+static void test_tables_of_a_layer(void **state) {
+    (void)state;
+    int seen[ROLE_COUNT] = {0};
+    llama_layer l;
+    const void *places[LLAMA_LINEARS + LLAMA_VECTORS];
+    for (int i = 0; i < LLAMA_LINEARS; i++) {
+        seen[llama_linears[i]]++;
+        places[i] = llama_layer_linear(&l, i);
+        assert_ptr_equal(llama_layer_bias(&l, i), llama_layer_vector(&l, LLAMA_NORMS + i));
+        assert_int_equal(llama_vectors[LLAMA_NORMS + i], llama_role_bias(llama_linears[i]));
+    }
+    for (int i = 0; i < LLAMA_VECTORS; i++) {
+        seen[llama_vectors[i]]++;
+        places[LLAMA_LINEARS + i] = llama_layer_vector(&l, i);
+    }
+    for (int r = 0; r < ROLE_COUNT; r++)
+        assert_int_equal(seen[r], llama_role_in_layer((llama_role)r));
+    for (int i = 0; i < LLAMA_LINEARS + LLAMA_VECTORS; i++)
+        for (int j = 0; j < i; j++) assert_ptr_not_equal(places[i], places[j]);
+}
+
 static void test_gains_of_linears(void **state) {
     (void)state;
-    const float attn = 1, mlp = 2;
+    float attn = 1, mlp = 2, *const gains[LLAMA_NORMS] = {&attn, &mlp};
     for (int i = 0; i < LLAMA_LINEARS; i++) {
         const llama_role r = llama_linears[i];
         const float *want = r == ROLE_O || r == ROLE_DOWN    ? NULL
                             : r == ROLE_GATE || r == ROLE_UP ? &mlp
                                                              : &attn;
-        assert_ptr_equal(fused_gain_of(r, &attn, &mlp), want);
+        assert_ptr_equal(fused_gain_of(r, gains), want);
     }
 }
 
@@ -212,6 +234,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ways_hand_over_the_same_rows),
         cmocka_unit_test(test_function_is_kept),
+        cmocka_unit_test(test_tables_of_a_layer),
         cmocka_unit_test(test_gains_of_linears),
         cmocka_unit_test(test_what_is_refused),
         cmocka_unit_test(test_memory),
