@@ -287,6 +287,7 @@ static void check_steps(const char *setting, const golden *g, const small_model 
                            .n_windows = 1,
                            .length = 64};
     e2e_wish w = {.ranks = 1,
+                  .objective = e2e_objective_of(OBJECTIVE_CE),
                   .batch = 1,
                   .load = {.cfg = c, .compute = COMPUTE_F64},
                   .sites = &o.sites,
