@@ -93,7 +93,7 @@ int main(int argc, char **argv) {
                              .lr_r2 = 0.006,
                              .act = four,
                              .kv = four,
-                             .o_per_head = true,
+                             .o_rows = true,
                              .r1 = true,
                              .r2_heads = 1,
                              .layers = layers,

@@ -161,6 +161,17 @@ static uint64_t thread_bytes_of(const llama_work *w, const llama_sites *sites) {
     return (bytes + 4095) / 4096 * 4096;
 }
 
+/* Ranges of a row, of the site that has most. */
+static int64_t most_ranges(const llama_sites *sites, const llama_config *g) {
+    const site all[] = {sites_input(sites, g, 0, NORM_ATTN), sites_keys(sites, g, 0),
+                        sites_values(sites, g, 0), sites_output(sites, g, 0),
+                        sites_down(sites, g, 0)};
+    int64_t most = g->heads;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        most = size_max(most, site_ranges(&all[i]));
+    return most;
+}
+
 static void lay_out_site(llama_work *w, const llama_sites *sites, cutter *c) {
     const llama_config *g = &w->cfg;
     const uint64_t real = compute_sum_bytes(w->shape.compute);
@@ -174,7 +185,7 @@ static void lay_out_site(llama_work *w, const llama_sites *sites, cutter *c) {
                                   size_min(rows, WMAT_TILE_ROWS) * g->intermediate);
     w->site.panel = cut(c, w->site.panel_room, real);
     if (w->shape.compute == COMPUTE_BF16) w->site.half = cut(c, rows * g->hidden, sizeof(bf16));
-    if (w->shape.through) w->site.slopes = cut(c, 2 * rows * g->heads, real);
+    if (w->shape.through) w->site.slopes = cut(c, 2 * rows * most_ranges(sites, g), real);
     int64_t parts = size_max(site_parts_room(&values, rows), site_parts_room(&out, rows));
     if (w->shape.r2) w->site.parts = cut(c, parts, real);
 }

@@ -47,11 +47,11 @@ typedef struct llama_stage {
  * All pointers are borrowed; a NULL rotation is the identity. In an archive whose weights hold R1,
  * R2 and the scales these are NULL. */
 typedef struct llama_sites {
-    aquant act;    /* attention, MLP and o_proj inputs */
-    aquant kv;     /* keys after RoPE, values */
-    int down_bits; /* bits of the down_proj input; 0: those of act */
-    bool
-        o_per_head; /* o_proj input: a range per head, zero not forced; else per token, with zero */
+    aquant act;      /* attention, MLP and o_proj inputs; act.group divides the width of each */
+    aquant kv;       /* keys after RoPE, values */
+    int down_bits;   /* bits of the down_proj input; 0: those of act */
+    bool o_per_head; /* o_proj input without act.group: a range per head, zero not forced; else with
+                        zero */
     const rotation *R1;        /* hidden */
     const rotation *const *R2; /* head_dim; [layers], or [layers * kv_heads] with r2_per_head; by
                                   the layer's number in the model; the array may be NULL */

@@ -15,7 +15,7 @@
 typedef struct site {
     aquant quant;
     bool include_zero;
-    bool range_per_segment;   /* a range per segment, else per row */
+    bool range_per_segment;   /* without quant.group: a range per segment, else per row */
     bool turned;              /* leave the row in the rotated basis */
     int64_t n, segment;       /* row length; segment divides it */
     const rotation *const *R; /* segment i uses R[i / share]; a NULL one is the identity */
@@ -25,6 +25,15 @@ typedef struct site {
     int64_t before_share;
     const scale_vector *after; /* [n]; only with one segment; NULL: ones */
 } site;
+
+/* Local. Reals in one range, and ranges in a row; quant.group divides n. */
+static inline int64_t site_range(const site *s) {
+    if (s->quant.group) return s->quant.group;
+    return s->range_per_segment ? s->segment : s->n;
+}
+static inline int64_t site_ranges(const site *s) {
+    return s->n / site_range(s);
+}
 
 /* Buffers of a site: a panel of rows, and a row for each thread. */
 typedef struct site_scratch {

@@ -27,14 +27,6 @@ typedef struct site_kept {
     void *ends;  /* site_ends [rows, n / range], for the range */
 } site_kept;
 
-/* Local. Reals in one range, and ranges in a row. */
-static inline int64_t site_range(const site *s) {
-    return s->range_per_segment ? s->segment : s->n;
-}
-static inline int64_t site_ranges(const site *s) {
-    return s->n / site_range(s);
-}
-
 typedef struct site_work {
     compute_type compute;
     void *panel; /* real: rows in the rotated basis */

@@ -319,10 +319,12 @@ static void REAL_FN(add_range)(const site *s, REAL *g, int64_t rows, const site_
     if (R_t) {
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < rows; i++) {
-            const REAL at_hi = slopes[2 * i], at_lo = slopes[2 * i + 1];
-            const REAL *hi = R_t + ends[i].hi * n, *lo = R_t + ends[i].lo * n;
+            for (int64_t k = i * ranges; k < (i + 1) * ranges; k++) {
+                const REAL at_hi = slopes[2 * k], at_lo = slopes[2 * k + 1];
+                const REAL *hi = R_t + ends[k].hi * n, *lo = R_t + ends[k].lo * n;
 #pragma omp simd
-            for (int64_t j = 0; j < n; j++) g[i * n + j] += at_hi * hi[j] + at_lo * lo[j];
+                for (int64_t j = 0; j < n; j++) g[i * n + j] += at_hi * hi[j] + at_lo * lo[j];
+            }
         }
         return;
     }

@@ -33,7 +33,7 @@ void REAL_FN(site_scale)(const site *s, REAL *x, int64_t rows, bool inverse) {
 }
 
 static void REAL_FN(quantize_row)(const site *s, const REAL *x, REAL *out) {
-    const int64_t range = s->range_per_segment ? s->segment : s->n;
+    const int64_t range = site_range(s);
     FAKE_QUANT(&s->quant, s->include_zero, x, s->n / range, range, range, out);
 }
 

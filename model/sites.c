@@ -52,8 +52,8 @@ site sites_output(const llama_sites *s, const llama_config *cfg, int64_t layer) 
     site p = nothing(cfg->heads * cfg->head_dim);
     if (!s) return p;
     p.quant = s->act;
-    p.include_zero = !s->o_per_head;
-    p.range_per_segment = s->o_per_head;
+    p.range_per_segment = s->o_per_head && !s->act.group;
+    p.include_zero = !p.range_per_segment;
     put_r2(&p, s, cfg, layer, cfg->heads);
     p.before = scale_set_get(s->scales, SCALE_VO, layer);
     p.before_share = cfg->heads / cfg->kv_heads;

@@ -1,6 +1,7 @@
 /* fake_quant - activations to a grid of b bits and back: the value that a b-bit number would give.
- * Scales are dynamic, one per row (token, or head of a token). Not for weights (quant/rtn.h), but
- * the rounding rule is the same one, quant_code in quant/grid.h. Used by every quantization site.
+ * Scales are dynamic, one per row (token, head of a token, or group of its entries). Not for
+ * weights (quant/rtn.h), but the rounding rule is the same one, quant_code in quant/grid.h. Used by
+ * every quantization site.
  */
 #ifndef SPINSHARD_QUANT_FAKE_QUANT_H
 #define SPINSHARD_QUANT_FAKE_QUANT_H
@@ -13,6 +14,8 @@ typedef struct aquant {
     bool symmetric;                /* codes -2^(b-1) .. 2^(b-1) - 1, no zero point */
     float clip;                    /* multiplies both ends of the range; 1 is no clipping */
     bool compressed_tensors_scale; /* symmetric scale max/7.5 (4 bits), max/127.5 (8), not max/7 */
+    int64_t group; /* entries that share a range; 0: all of the row, or of the head, that the site
+                      gives. For those who cut rows: fake_quant_rows takes its rows whole. */
 } aquant;
 
 static inline bool aquant_on(const aquant *q) {

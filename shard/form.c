@@ -40,6 +40,21 @@ void form_tensor_name(const char *weight, const char *suffix, char name[160]) {
     snprintf(name, 160, "%.*s%s", (int)n, weight, suffix);
 }
 
+/* R4 */
+
+static form_shape r4_shape(const form_scheme *s, int64_t rows, int64_t cols) {
+    (void)rows;
+    (void)cols;
+    const int64_t n = s->online.r4_block ? s->online.r4_block : 1;
+    return (form_shape){s->scale_dtype, 2, {n, n}};
+}
+
+const form_slot form_r4_slot = {.part = FORM_R4, .suffix = FORM_R4_SUFFIX, .shape = r4_shape};
+
+void form_r4_row(int64_t i, int64_t n, float *to) {
+    for (int64_t j = 0; j < n; j++) to[j] = __builtin_parityll((uint64_t)(i & j)) ? -1.0f : 1.0f;
+}
+
 /* Scales */
 
 form_shape form_scale_shape(const form_scheme *s, int64_t rows, int64_t cols) {

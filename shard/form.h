@@ -22,6 +22,17 @@ typedef struct form_inputs {
     int64_t group; /* inputs that share a scale; 0: all of a token */
 } form_inputs;
 
+/* R4, which down_proj's weights hold and its input must be turned by while the model runs. An
+ * archive with it holds a tensor of its own, FORM_R4_SUFFIX of the first layer, and a key in its
+ * scheme that transformers refuses by name: a reader that ignores R4 would answer with nonsense. */
+typedef struct form_online {
+    bool r4;
+    int64_t r4_block; /* order of its Sylvester blocks, for transform_config; 0: it cannot say it */
+} form_online;
+#define FORM_R4_SUFFIX ".R4_input.weight"
+#define FORM_R4_KEY    "needs_R4_online_by_transform_config"
+enum { FORM_R4_MOST = 1 << 15 }; /* largest block that vLLM turns by */
+
 /* How all linears of an archive are stored. */
 typedef struct form_scheme {
     const form *form;     /* NULL: they are not quantized, and the rest is without meaning */
@@ -30,6 +41,7 @@ typedef struct form_scheme {
     bool symmetric;       /* else zero points are stored */
     st_dtype scale_dtype; /* BF16, F16 or F32 */
     form_inputs inputs;
+    form_online online;
 } form_scheme;
 
 /* Type and shape of one tensor. */
@@ -40,7 +52,7 @@ typedef struct form_shape {
 } form_shape;
 
 /* What a tensor of a linear holds. */
-typedef enum form_part { FORM_CODES, FORM_SCALES, FORM_ZEROS, FORM_SIZES } form_part;
+typedef enum form_part { FORM_CODES, FORM_SCALES, FORM_ZEROS, FORM_SIZES, FORM_R4 } form_part;
 
 /* One tensor of a linear. Tensors are named by the linear and `suffix`, which stands in place of
  * the
@@ -82,6 +94,13 @@ const form_slot *form_part_slot(const form *f, form_part part);
 
 /* Local. Is this tensor of a linear there? */
 bool form_stores(const form_scheme *s, const form_slot *slot);
+
+/* The tensor of R4: a Hadamard matrix of +-1 [r4_block, r4_block], of the scales' type; [1, 1]
+ * where r4_block is 0. Made of no codes: it packs and unpacks nothing. */
+extern const form_slot form_r4_slot;
+
+/* Local. Entries of row i of that matrix. */
+void form_r4_row(int64_t i, int64_t n, float *to);
 
 /* Local. The name of a tensor: `weight` is that of the checkpoint, ending in ".weight". */
 void form_tensor_name(const char *weight, const char *suffix, char name[160]);

@@ -54,10 +54,10 @@ static int64_t unit_of(const llama_config *cfg, const llama_tensor *t) {
 }
 
 /* Sizes stay exact: rows and cols fit 62 bits together (llama_config_parse). */
-static err add_slot(layout *l, const llama_tensor *t, const form_slot *slot) {
+static err add_slot(layout *l, const llama_tensor *t, const form_slot *slot, int order) {
     layout_slot *s = &l->slots[l->n++];
     uint64_t n;
-    *s = (layout_slot){.slot = slot, .source = *t, .unit = unit_of(&l->cfg, t)};
+    *s = (layout_slot){.slot = slot, .order = order, .source = *t, .unit = unit_of(&l->cfg, t)};
     char name[160];
     form_shape shape = {l->opts.store_dtype, t->n_dims, {t->rows, t->n_dims == 1 ? 1 : t->cols}};
     if (slot) shape = slot->shape(&l->opts.linears, t->rows, t->cols);
@@ -76,11 +76,14 @@ static err add_slot(layout *l, const llama_tensor *t, const form_slot *slot) {
 }
 
 static err add_tensor(layout *l, const llama_tensor *t) {
-    if (!llama_role_is_linear(t->role)) return add_slot(l, t, NULL);
+    if (!llama_role_is_linear(t->role)) return add_slot(l, t, NULL, 0);
     const form_scheme *s = &l->opts.linears;
+    const int n = s->form->n_slots;
     err e = check_group(s, t);
-    for (int i = 0; i < s->form->n_slots && !e.code; i++)
-        if (form_stores(s, &s->form->slots[i])) e = add_slot(l, t, &s->form->slots[i]);
+    for (int i = 0; i < n && !e.code; i++)
+        if (form_stores(s, &s->form->slots[i])) e = add_slot(l, t, &s->form->slots[i], i);
+    if (!e.code && s->online.r4 && t->role == ROLE_DOWN && t->layer == 0)
+        e = add_slot(l, t, &form_r4_slot, n);
     return e;
 }
 
@@ -100,7 +103,7 @@ static void deal_to_part(layout *l, int64_t first, uint64_t *filled) {
 
 static err list_slots(layout *l) {
     int64_t n_sources = llama_tensor_count(&l->cfg);
-    err e = mem_alloc(n_sources * l->opts.linears.form->n_slots, sizeof *l->slots, "layout",
+    err e = mem_alloc(n_sources * l->opts.linears.form->n_slots + 1, sizeof *l->slots, "layout",
                       (void **)&l->slots);
     uint64_t filled = 0, total = 0;
     l->n_parts = 1;
@@ -126,7 +129,7 @@ static int compare_width(const layout_slot *x, const layout_slot *y) {
 static int compare_source(const layout_slot *x, const layout_slot *y) {
     if (x->unit != y->unit) return x->unit < y->unit ? -1 : 1;
     if (x->source.role != y->source.role) return x->source.role < y->source.role ? -1 : 1;
-    return (x->slot > y->slot) - (x->slot < y->slot); /* of one linear: of one array */
+    return x->order - y->order;
 }
 
 static int compare_in_unit(const void *a, const void *b) {
@@ -188,6 +191,7 @@ err layout_create(const llama_config *cfg, const layout_options *opts, layout **
     l->opts = *opts;
     l->cfg = *cfg;
     if (opts->untied) l->cfg.tied = false;
+    if (cfg->mlp_bias) l->opts.linears.online.r4_block = 0; /* no runtime turns before a bias */
     e = list_slots(l);
     size_t word = sizeof(int64_t);
     if (!e.code) e = mem_alloc(l->n, word, "layout", (void **)&l->by_part);

@@ -27,6 +27,7 @@ typedef struct layout_options {
 
 typedef struct layout_slot {
     char name[128];        /* as in the archive */
+    int order;             /* among those of one tensor of the checkpoint */
     const form_slot *slot; /* what of a linear it holds; NULL: the tensor itself (norms, biases,
                               embedding, head) */
     llama_tensor source;   /* the tensor of the checkpoint it is made of; a tied head: HEAD */

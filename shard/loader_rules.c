@@ -90,33 +90,64 @@ static err parse_weights(const json_t *w, const char *where, form_scheme *out) {
     return out->group > 0 ? err_none() : bad_key(where, "group_size", "a positive integer");
 }
 
-/* Inputs: integers, symmetric, scales taken at run time, one for a token. The form int-quantized
- * has them always, of 8 bits. */
+/* Inputs: integers, symmetric, scales taken at run time, one for a token or for a group of its
+ * entries. */
 static err parse_inputs(const json_t *a, const char *where, form_scheme *out) {
+    const json_int_t bits = json_integer_value(json_object_get(a, "num_bits")),
+                     group = json_integer_value(json_object_get(a, "group_size"));
+    const bool grouped = is_text(a, "strategy", "group");
     if (!json_is_object(a)) return bad_key(where, "input_activations", "an object");
-    if (json_integer_value(json_object_get(a, "num_bits")) != 8)
-        return bad_key(where, "input_activations.num_bits", "8");
+    if (bits != 8 && bits != 4) return bad_key(where, "input_activations.num_bits", "8 or 4");
     if (!is_text(a, "type", "int")) return bad_key(where, "input_activations.type", "\"int\"");
     if (!json_is_true(json_object_get(a, "symmetric")))
         return bad_key(where, "input_activations.symmetric", "true");
-    if (!is_text(a, "strategy", "token"))
-        return bad_key(where, "input_activations.strategy", "\"token\"");
+    if (!grouped && !is_text(a, "strategy", "token"))
+        return bad_key(where, "input_activations.strategy", "\"token\" or \"group\"");
+    if (grouped ? group < 1 : !is_absent(a, "group_size"))
+        return bad_key(where, "input_activations.group_size", "positive, or null by token");
     if (!json_is_true(json_object_get(a, "dynamic")))
         return bad_key(where, "input_activations.dynamic", "true");
-    out->inputs.bits = 8;
+    out->inputs = (form_inputs){.bits = (int)bits, .group = grouped ? group : 0};
     return err_none();
+}
+
+/* The one transform that is written: R4, in one group of one application. */
+static err parse_r4(const json_t *transform, const char *where, form_online *out) {
+    const json_t *groups = json_object_get(transform, "config_groups"),
+                 *scheme = json_object_get(groups, "R4"),
+                 *apply = json_array_get(json_object_get(scheme, "apply"), 0);
+    const json_int_t block = json_integer_value(json_object_get(scheme, "head_dim"));
+    const bool known = is_text(scheme, "type", "hadamard");
+    if (!json_is_object(scheme) || json_object_size(groups) != 1 ||
+        json_array_size(json_object_get(scheme, "apply")) != 1 ||
+        !lists_only(apply, "targets", "re:.*down_proj$") || !is_text(apply, "location", "input") ||
+        json_is_true(json_object_get(apply, "inverse")))
+        return bad_key(where, "transform_config", "R4 at the input of down_proj, or empty");
+    if (known && (block < 1 || block > FORM_R4_MOST || (block & (block - 1))))
+        return bad_key(where, "transform_config.head_dim", "a power of two up to 32768");
+    *out = (form_online){.r4 = true, .r4_block = known ? block : 0};
+    return err_none();
+}
+
+/* The form int-quantized has inputs always, of 8 bits by token. */
+static err parse_int8_inputs(const json_t *a, const char *where, form_scheme *out) {
+    err e = parse_inputs(a, where, out);
+    if (!e.code && out->inputs.bits != 8) e = bad_key(where, "input_activations.num_bits", "8");
+    if (!e.code && out->inputs.group) e = bad_key(where, "input_activations.strategy", "\"token\"");
+    return e;
 }
 
 static err parse_group(const json_t *group, const char *where, form_scheme *out) {
     if (!lists_only(group, "targets", "Linear")) return bad_key(where, "targets", "[\"Linear\"]");
-    if (!out->form->byte_codes && !is_absent(group, "input_activations"))
-        return bad_key(where, "input_activations", "null");
+    if (!is_absent(group, "format") && !is_text(group, "format", out->form->name))
+        return bad_key(where, "format", "the same in the group");
     if (!is_absent(group, "output_activations"))
         return bad_key(where, "output_activations", "null");
     err e = parse_weights(json_object_get(group, "weights"), where, out);
     if (!e.code && out->form->refuse(out).code) e = bad_key(where, "symmetric", "true");
-    if (!e.code && out->form->byte_codes)
-        e = parse_inputs(json_object_get(group, "input_activations"), where, out);
+    const json_t *inputs = json_object_get(group, "input_activations");
+    if (!e.code && out->form->byte_codes) return parse_int8_inputs(inputs, where, out);
+    if (!e.code && !is_absent(group, "input_activations")) e = parse_inputs(inputs, where, out);
     return e;
 }
 
@@ -137,10 +168,13 @@ err loader_scheme_parse(const json_t *config, const char *where, form_scheme *ou
     if (!lists_only(q, "ignore", "lm_head")) return bad_key(where, "ignore", "[\"lm_head\"]");
     if (!is_absent(q, "kv_cache_scheme")) return bad_key(where, "kv_cache_scheme", "null");
     if (!is_empty(q, "sparsity_config")) return bad_key(where, "sparsity_config", "empty");
-    if (!is_empty(q, "transform_config")) return bad_key(where, "transform_config", "empty");
     if (json_object_size(groups) != 1) return bad_key(where, "config_groups", "one group");
     out->form = f;
-    err e = parse_group(json_object_iter_value(json_object_iter((json_t *)groups)), where, out);
+    err e = is_empty(q, "transform_config")
+                ? err_none()
+                : parse_r4(json_object_get(q, "transform_config"), where, &out->online);
+    if (!e.code)
+        e = parse_group(json_object_iter_value(json_object_iter((json_t *)groups)), where, out);
     if (e.code) out->form = NULL;
     return e;
 }
@@ -163,14 +197,28 @@ static void check_dtype(check *c) {
     add_finding(c, true, CONFIG, "%s is not bfloat16, float16 or float32", key);
 }
 
+/* R4: by transform_config, or by a note alone, as archives of old have it. */
 static void check_online(check *c) {
     const json_t *own = json_object_get(hf_checkpoint_config(c->ck), "spinshard"), *x;
+    bool noted = false;
     size_t i;
-    json_array_foreach(json_object_get(own, "online"), i,
-                       x) if (json_is_string(x) && !strcmp(json_string_value(x), "r4"))
+    json_array_foreach(json_object_get(own, "online"), i, x) noted |=
+        json_is_string(x) && !strcmp(json_string_value(x), "r4");
+    const form_online *online = &c->scheme.online;
+    if (online->r4_block)
+        add_finding(c, false, CONFIG,
+                    "needs R4 while it runs, in blocks of %" PRId64
+                    ": vLLM applies it on CUDA GPUs without tensor parallelism; transformers "
+                    "refuses to load it",
+                    online->r4_block);
+    else if (online->r4)
         add_finding(c, false, CONFIG,
                     "needs R4 while it runs: spinshard eval applies it; transformers and vLLM "
-                    "do not and give wrong results");
+                    "refuse to load it");
+    else if (noted)
+        add_finding(c, true, CONFIG,
+                    "needs R4 while it runs and says so to spinshard eval alone: transformers and "
+                    "vLLM load it and give wrong results; write it anew");
 }
 
 static void check_widths(check *c) {
@@ -302,6 +350,12 @@ static err check_tensors(check *c) {
             e = check_linear(c, &t);
         else
             want_tensor(c, t.name, c->dtype, t.n_dims, t.rows, t.cols);
+    }
+    const form_scheme *s = &c->scheme;
+    if (s->online.r4 && !e.code) {
+        const form_shape want = form_r4_slot.shape(s, 0, 0);
+        want_tensor(c, "model.layers.0.mlp.down_proj" FORM_R4_SUFFIX, c->dtype, 2, want.shape[0],
+                    want.shape[1]);
     }
     if (c->n_odd)
         add_finding(c, false, c->odd,

@@ -74,21 +74,43 @@ static json_t *weights_json(const form_scheme *s) {
     return w;
 }
 
-/* Inputs of the linears: a scale for each token, taken at run time. */
+/* Inputs of the linears, whose scales are taken at run time. */
 static json_t *inputs_json(const form_inputs *in) {
     if (in->bits >= 16) return json_null();
-    return json_pack("{s:i, s:s, s:b, s:s, s:b}", "num_bits", in->bits, "type", "int", "symmetric",
-                     true, "strategy", "token", "dynamic", true);
+    json_t *a =
+        json_pack("{s:i, s:s, s:b, s:s, s:b}", "num_bits", in->bits, "type", "int", "symmetric",
+                  true, "strategy", in->group ? "group" : "token", "dynamic", true);
+    if (in->group) json_object_set_new(a, "group_size", json_integer(in->group));
+    return a;
 }
 
-/* The fewest keys that say it: older readers refuse keys that they do not know. */
+/* R4 for readers that know transform_config. A block that it cannot say gets a type that they
+ * refuse, which is better than one that they would apply. */
+static json_t *transform_config(const form_online *online) {
+    const bool known = online->r4_block > 0;
+    json_t *scheme = json_pack("{s:s, s:[{s:[s], s:s}]}", "type",
+                               known ? "hadamard" : "R4-of-spinshard-eval-alone", "apply",
+                               "targets", "re:.*down_proj$", "location", "input");
+    if (known) json_object_set_new(scheme, "head_dim", json_integer(online->r4_block));
+    return json_pack("{s:{s:o}}", "config_groups", "R4", scheme);
+}
+
+/* The fewest keys that say it: older readers refuse keys that they do not know. Packed words with
+ * inputs say their form once more, in the group: without it readers take the form that they would
+ * write themselves, which is int-quantized (compressed-tensors 0.20). */
 static json_t *quantization_config(const form_scheme *s) {
     json_t *group =
         json_pack("{s:[s], s:o, s:o, s:n}", "targets", "Linear", "weights", weights_json(s),
                   "input_activations", inputs_json(&s->inputs), "output_activations");
-    return json_pack("{s:s, s:s, s:s, s:[s], s:n, s:{s:o}}", "quant_method", "compressed-tensors",
-                     "format", s->form->name, "quantization_status", "compressed", "ignore",
-                     "lm_head", "kv_cache_scheme", "config_groups", "group_0", group);
+    if (s->inputs.bits < 16 && !s->form->byte_codes)
+        json_object_set_new(group, "format", json_string(s->form->name));
+    if (s->online.r4) json_object_set_new(group, FORM_R4_KEY, json_true());
+    json_t *q =
+        json_pack("{s:s, s:s, s:s, s:[s], s:n, s:{s:o}}", "quant_method", "compressed-tensors",
+                  "format", s->form->name, "quantization_status", "compressed", "ignore", "lm_head",
+                  "kv_cache_scheme", "config_groups", "group_0", group);
+    if (s->online.r4) json_object_set_new(q, "transform_config", transform_config(&s->online));
+    return q;
 }
 
 err small_config_text(const layout *l, const small_options *opts, char **out, size_t *len) {
@@ -126,20 +148,13 @@ err small_index_text(const layout *l, char **out, size_t *len) {
 
 /* README.md */
 
-static bool is_online(const json_t *spinshard, const char *which) {
-    const json_t *list = json_object_get(spinshard, "online"), *item;
-    size_t i;
-    json_array_foreach(list, i, item) if (json_is_string(item) &&
-                                          !strcmp(json_string_value(item), which)) return true;
-    return false;
-}
-
 static void card_inputs(FILE *f, const form_inputs *in) {
     if (in->bits >= 16) return;
-    fprintf(f,
-            "- Inputs of these linears: %d bits, symmetric, one scale for each token, taken at run "
-            "time.\n",
-            in->bits);
+    fprintf(f, "- Inputs of these linears: %d bits, symmetric, one scale for ", in->bits);
+    if (in->group)
+        fprintf(f, "%" PRId64 " of a token's, taken at run time.\n", in->group);
+    else
+        fprintf(f, "each token, taken at run time.\n");
 }
 
 static void card_head(FILE *f, const layout *l, const small_options *opts) {
@@ -188,11 +203,20 @@ static void card_use(FILE *f, const layout *l, const small_options *opts) {
     const char *name = opts->name;
     fprintf(f, "\n## Load\n\nEach tar holds a part of one folder:\n\n");
     fprintf(f, "    for part in %s-*-of-*.tar; do tar xf \"$part\"; done\n\n", name);
-    if (is_online(opts->spinshard, "r4")) {
-        fprintf(f,
-                "The input of every `down_proj` must be rotated while the model runs (R4, see "
-                "`spinshard` in config.json).\n`spinshard eval` does so; transformers and vLLM do "
-                "not, and would give wrong results.\n");
+    const form_online *online = &layout_opts(l)->linears.online;
+    if (online->r4) {
+        fprintf(f, "The input of every `down_proj` must be rotated while the model runs (R4).\n");
+        if (online->r4_block)
+            fprintf(f,
+                    "vLLM on CUDA GPUs does so (`transform_config` in config.json: Hadamard blocks "
+                    "of %" PRId64 "), with\ntensor parallelism 1:\n\n    vllm serve ./%s "
+                    "--tensor-parallel-size 1\n\n",
+                    online->r4_block, name);
+        fprintf(
+            f,
+            "%s `spinshard eval` does; transformers, which would give wrong results, refuses to "
+            "load it:\nits message names `" FORM_R4_KEY "`.\n",
+            online->r4_block ? "So" : "Only");
     } else {
         card_transformers(f, &layout_opts(l)->linears, name);
         fprintf(f, "With vLLM:\n\n    vllm serve ./%s\n", name);

@@ -62,13 +62,31 @@ static err put_part(item_output *out, const llama_tensor *t, const form_slot *pa
     return e.code ? e : put(out, place, bytes, place->bytes, 0);
 }
 
+/* The matrix of R4, row by row. */
+static err put_r4(item_output *out, const llama_tensor *t) {
+    const layout_slot *place = layout_find_role(out->q->layout, t->role, t->layer, &form_r4_slot);
+    if (!place) return err_none();
+    const int64_t n = place->shape[1], size = st_dtype_bytes(place->dtype);
+    void *row;
+    err e = piece_reserve(out->piece, (uint64_t)(n * size), place->name);
+    if (!e.code) e = mem_alloc(n, sizeof(float), place->name, &row);
+    if (e.code) return e;
+    for (int64_t i = 0; i < n && !e.code; i++) {
+        form_r4_row(i, n, row);
+        stored_floats_put(row, n, place->dtype, out->piece->bytes);
+        e = put(out, place, out->piece->bytes, (uint64_t)(n * size), (uint64_t)(i * n * size));
+    }
+    mem_free(row);
+    return e;
+}
+
 static err take_quantized(void *arg, const llama_tensor *t, const qmatrix *m) {
     item_output *out = arg;
     const form_scheme *s = &layout_opts(out->q->layout)->linears;
     err e = err_none();
     for (int i = 0; i < s->form->n_slots && !e.code; i++)
         if (form_stores(s, &s->form->slots[i])) e = put_part(out, t, &s->form->slots[i], m);
-    return e;
+    return e.code ? e : put_r4(out, t);
 }
 
 err item_output_open(quantize_run *q, int64_t item, item_piece *piece, item_output *out) {

@@ -37,7 +37,8 @@ static err phase_options(const learner *l, const learn_settings *phase, int rank
         .schedule = phase->schedule,
         .act = sites.act,
         .kv = sites.kv,
-        .o_per_head = sites.o_per_head,
+        .o_rows =
+            sites.act.group ? learner_cfg(l)->head_dim % sites.act.group == 0 : sites.o_per_head,
         .r1 = rotation_set_r1(l->q->rotations) != NULL,
         .r2_heads = l->r2_heads,
         .layers = learner_cfg(l)->layers,

@@ -43,6 +43,13 @@ static err r1_in_fp32(const learner *l, float **out) {
     return e;
 }
 
+/* Ranges of an input of hidden entries. */
+static int64_t norm_groups(const learner *l) {
+    llama_sites sites;
+    if (learn_scale_sites(l, &sites).code || !sites.act.group) return 1;
+    return learner_cfg(l)->hidden / sites.act.group;
+}
+
 /* J before and after of each norm of the model. */
 typedef struct norm_report {
     double before, after;
@@ -52,8 +59,10 @@ static err learn_norms(learner *l, const float *R, norm_report *reports) {
     llama_sites sites;
     scale_norm *s = NULL;
     err e = learn_scale_sites(l, &sites);
-    if (!e.code && l->range.n) e = scale_norm_create(learner_cfg(l)->hidden, l->pool.tokens, &s);
-    const range_rule rule = {.symmetric = sites.act.symmetric, .include_zero = true};
+    if (!e.code && l->range.n)
+        e = scale_norm_create(learner_cfg(l)->hidden, l->pool.tokens, norm_groups(l), &s);
+    const range_rule rule = {
+        .symmetric = sites.act.symmetric, .include_zero = true, .group = sites.act.group};
     for (int64_t i = 0; i < 2 * l->range.n && !e.code; i++) {
         const int64_t layer = l->range.first + i / 2;
         const row_set *rows = &l->pool.sets[POOL_R1][i];
@@ -128,7 +137,8 @@ static void scales_memory(const learner *l, memory_plan *p) {
     if (!learn_scale_wanted(l, SCALE_ATTN) || learn_scales_smooth(l)) return;
     if (rotation_set_r1(l->q->rotations))
         memory_plan_add(p, "R1 in fp32", (uint64_t)(n * n) * sizeof(float));
-    memory_plan_add(p, "rotated rows", scale_norm_bytes(n, learn_pool_tokens(l->q)));
+    memory_plan_add(p, "rotated rows",
+                    scale_norm_bytes(n, learn_pool_tokens(l->q), norm_groups(l)));
 }
 
 static err check_memory(const learner *l) {

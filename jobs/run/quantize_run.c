@@ -16,7 +16,8 @@ err quantize_describe(quantize_run *q) {
     wquant how;
     setup_resolve_rotations(q->recipe, q->rotations);
     err e = setup_weights(q->recipe, cfg, store, &how);
-    if (!e.code) e = setup_form(q->recipe);
+    if (!e.code) e = setup_inputs_group(q->recipe, cfg);
+    if (!e.code) e = setup_form(q->recipe, cfg);
     if (!e.code) e = setup_name(q->recipe, q->source.path, &how);
     if (e.code) return e;
     bool untied = cfg->tied && rotation_set_r1(q->rotations);

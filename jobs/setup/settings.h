@@ -45,7 +45,9 @@ typedef enum range_grad { RANGE_GRAD_THROUGH, RANGE_GRAD_DETACHED } range_grad;
 /* Lists of words are sets of bits. */
 enum { ONLINE_R3 = 1, ONLINE_R4 = 2 };
 enum { PAIR_NORM = 1, PAIR_VO = 2, PAIR_QK = 4, PAIR_UD = 8 };
-/* weights.group, where it is no number. */
+/* rotate.r4_block, weights.group and activations.group, where they are no number. */
+enum { R4_BLOCK_AUTO = 0, R4_BLOCK_POW2 = -1 };
+enum { INPUTS_TOKEN = 0, INPUTS_AS_WEIGHTS = -1 };
 enum { GROUP_CHANNEL = 0, GROUP_AUTO = -1 };
 
 /* A phase of learn. */
@@ -69,7 +71,7 @@ typedef struct settings {
         word_or_text start; /* .word is a start_point */
         start_r2 start_r2;
         uint32_t online;
-        int64_t r4_block; /* 0: auto */
+        int64_t r4_block; /* or R4_BLOCK_AUTO, R4_BLOCK_POW2 */
     } rotate;
     struct {
         uint32_t pairs;
@@ -93,6 +95,7 @@ typedef struct settings {
         int64_t bits;
         bool symmetric;
         double clip;
+        int64_t group; /* or INPUTS_TOKEN, INPUTS_AS_WEIGHTS */
         o_group o_group;
         int64_t down_bits; /* 0: same */
         input_scale scale;

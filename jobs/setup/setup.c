@@ -171,7 +171,7 @@ err setup_rotations(const comm *c, const settings *s, const source *from, bool r
         .r2 = s->rotate.r2,
         .r3 = (s->rotate.online & ONLINE_R3),
         .r4 = (s->rotate.online & ONLINE_R4),
-        .r4_block = s->rotate.r4_block,
+        .r4_block = s->rotate.r4_block == R4_BLOCK_AUTO ? 0 : setup_r4_block(s, cfg->intermediate),
         .start = s->rotate.start.word == START_POINT_HAD ? START_HAD : START_IDENTITY,
         .r2_later = s->rotate.start_r2 != START_R2_SAME,
         .seed = (uint64_t)s->seed,
@@ -202,12 +202,19 @@ static scale_type scale_type_of(st_dtype t) {
     return t == ST_BF16 ? SCALE_BF16 : t == ST_F16 ? SCALE_FP16 : SCALE_F32;
 }
 
+/* weights.group as a number; 0: channel. */
+static int64_t weights_group(const settings *s, const llama_config *cfg) {
+    int64_t most = 0;
+    if (s->weights.group != GROUP_AUTO) return s->weights.group;
+    for (int64_t g = 32; g <= 128; g *= 2)
+        if (divides_all(g, cfg)) most = g;
+    return most;
+}
+
 err setup_weights(recipe *r, const llama_config *cfg, st_dtype store, wquant *out) {
     const settings *s = recipe_settings(r);
     if (s->weights.group == GROUP_AUTO) {
-        int64_t group = 0;
-        for (int64_t g = 32; g <= 128; g *= 2)
-            if (divides_all(g, cfg)) group = g;
+        const int64_t group = weights_group(s, cfg);
         recipe_put(r, "weights.group", group ? json_integer(group) : json_string("channel"));
     }
     *out = (wquant){
@@ -240,7 +247,8 @@ layout_options setup_layout(const settings *s, const wquant *how, st_dtype store
                     .group = how->group,
                     .symmetric = how->symmetric,
                     .scale_dtype = store,
-                    .inputs = setup_inputs(s)},
+                    .inputs = setup_inputs(s),
+                    .online = setup_online(s)},
         .store_dtype = store,
         .untied = untied,
         .shard_bytes = s->archive.shard_bytes,
@@ -256,6 +264,25 @@ static aquant aquant_of(const settings *s, int64_t bits, bool symmetric, double 
     };
 }
 
+/* activations.group as a number; 0: token. */
+static int64_t inputs_group(const settings *s, const llama_config *cfg) {
+    return s->activations.group == INPUTS_AS_WEIGHTS ? weights_group(s, cfg) : s->activations.group;
+}
+
+static err check_inputs_group(int64_t group, const llama_config *cfg) {
+    if (!group || divides_all(group, cfg)) return err_none();
+    return err_make(ERR_USAGE, "activations.group", "use a divisor of all three, or token",
+                    "%" PRId64 " does not divide the inputs of every linear (hidden %" PRId64
+                    ", attention output %" PRId64 ", intermediate %" PRId64 ")",
+                    group, cfg->hidden, cfg->heads * cfg->head_dim, cfg->intermediate);
+}
+
+err setup_inputs_group(recipe *r, const llama_config *cfg) {
+    const int64_t group = inputs_group(recipe_settings(r), cfg);
+    recipe_put(r, "activations.group", group ? json_integer(group) : json_string("token"));
+    return check_inputs_group(group, cfg);
+}
+
 static err check_bits(const char *key, int bits) {
     if (bits <= 8 || bits == 16) return err_none();
     return err_make(ERR_USAGE, key, "use 2 to 8, or 16 for none", "%d bits are not offered", bits);
@@ -266,10 +293,12 @@ err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, b
     *out = llama_sites_none();
     *r2 = NULL;
     out->act = aquant_of(s, s->activations.bits, s->activations.symmetric, s->activations.clip);
+    out->act.group = inputs_group(s, cfg);
     out->kv = aquant_of(s, s->kv.bits, s->kv.symmetric, s->kv.clip);
     out->down_bits = (int)s->activations.down_bits;
     out->o_per_head = s->activations.o_group == O_GROUP_HEAD;
-    err e = check_bits("activations.bits", out->act.bits);
+    err e = check_inputs_group(out->act.group, cfg);
+    if (!e.code) e = check_bits("activations.bits", out->act.bits);
     if (!e.code) e = check_bits("kv.bits", out->kv.bits);
     if (!e.code && out->down_bits) e = check_bits("activations.down_bits", out->down_bits);
     if (e.code) return e;
@@ -304,7 +333,8 @@ err setup_name(recipe *r, const char *model_dir, const wquant *how) {
         for (base = base ? base + 1 : "model"; *base && n < 100; base++)
             name[n++] = isalnum((unsigned char)*base) || strchr("._-", *base) ? *base : '-';
         if (name[0] == '.') name[0] = '-';
-        const char *inputs = s->archive.form == FORM_INT_QUANTIZED ? "a8" : "";
+        char inputs[8] = "";
+        if (setup_inputs(s).bits < 16) snprintf(inputs, sizeof inputs, "a%d", setup_inputs(s).bits);
         if (how->group)
             snprintf(name + n, sizeof name - n, "-w%d%s-g%" PRId64, how->bits, inputs, how->group);
         else

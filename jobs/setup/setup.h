@@ -37,6 +37,10 @@ err setup_rotations(const comm *c, const settings *s, const source *from, bool r
 /* Local. How weights are quantized; resolves weights.group "auto" in the recipe. */
 err setup_weights(recipe *r, const llama_config *cfg, st_dtype store, wquant *out);
 
+/* Local. Resolves activations.group "weights" in the recipe. ERR_USAGE where it does not divide the
+ * inputs of all linears. */
+err setup_inputs_group(recipe *r, const llama_config *cfg);
+
 /* Local. The type that archive.dtype means for this source: BF16, F16 or F32. */
 st_dtype setup_store_dtype(const settings *s, const source *from);
 

@@ -4,30 +4,45 @@
 
 #include "base/log.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
-enum { FORM_BITS = 8 };
-
-/* One key that the form int-quantized asks for. */
+/* One key that inputs which an archive can say ask for. */
 typedef struct demand {
     const char *key, *want;
     bool met;
 } demand;
 
-/* The first demand that the recipe does not meet; NULL where it meets all. */
+int64_t setup_r4_block(const settings *s, int64_t intermediate) {
+    enum { POW2_MOST = 4096 };
+    if (s->rotate.r4_block == R4_BLOCK_AUTO) return intermediate;
+    if (s->rotate.r4_block != R4_BLOCK_POW2) return s->rotate.r4_block;
+    const int64_t power = intermediate & -intermediate;
+    return power < POW2_MOST ? power : POW2_MOST;
+}
+
+form_online setup_online(const settings *s) {
+    const int64_t n = s->rotate.r4_block;
+    const bool power = n > 0 && n <= FORM_R4_MOST && !(n & (n - 1));
+    if (!(s->rotate.online & ONLINE_R4)) return (form_online){.r4 = false};
+    return (form_online){.r4 = true, .r4_block = power ? n : 0};
+}
+
+/* The first demand that the recipe does not meet; NULL where it meets all. Scales by max/7 and by
+ * max/7.5 are both right: an archive cannot say which, each runtime has its own. */
 static const char *first_unmet(const settings *s, const char **want) {
+    const int64_t bits = s->activations.bits;
     const demand all[] = {
-        {"activations.bits", "8", s->activations.bits == FORM_BITS},
+        {"activations.bits", "8 or 4", bits == 8 || bits == 4},
         {"activations.symmetric", "true", s->activations.symmetric},
-        {"activations.o_group", "token", s->activations.o_group == O_GROUP_TOKEN},
-        {"activations.scale", "compressed-tensors",
-         s->activations.scale == INPUT_SCALE_COMPRESSED_TENSORS},
+        {"activations.o_group", "token",
+         s->activations.group > 0 || s->activations.o_group == O_GROUP_TOKEN},
         {"activations.clip", "1.0", s->activations.clip == 1},
         {"activations.down_bits", "same",
-         !s->activations.down_bits || s->activations.down_bits == FORM_BITS},
+         !s->activations.down_bits || s->activations.down_bits == bits},
         {"weights.symmetric", "true", s->weights.symmetric},
-        {"rotate.online", "[] or [r3]", !(s->rotate.online & ONLINE_R4)},
+        {"rotate.r4_block", "pow2", !setup_online(s).r4 || setup_online(s).r4_block},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         *want = all[i].want;
@@ -36,24 +51,45 @@ static const char *first_unmet(const settings *s, const char **want) {
     return NULL;
 }
 
+/* Demands of the form int-quantized: 8 bits by token. */
+static const char *first_unmet_int8(const settings *s, const char **want) {
+    *want = "8";
+    if (s->activations.bits != 8) return "activations.bits";
+    const char *key = first_unmet(s, want);
+    if (key) return key;
+    *want = "token";
+    return s->activations.group ? "activations.group" : NULL;
+}
+
 form_inputs setup_inputs(const settings *s) {
-    return (form_inputs){.bits = s->archive.form == FORM_INT_QUANTIZED ? FORM_BITS : 16};
+    const char *want;
+    if (first_unmet(s, &want)) return (form_inputs){.bits = 16};
+    return (form_inputs){.bits = (int)s->activations.bits, .group = s->activations.group};
 }
 
 const form *setup_form_of(const settings *s) {
     return form_find(s->archive.form == FORM_INT_QUANTIZED ? "int-quantized" : "pack-quantized");
 }
 
-err setup_form(recipe *r) {
+/* A block that is a power of two, as a number: runtimes know these alone. */
+static void resolve_r4(recipe *r, int64_t intermediate) {
     const settings *s = recipe_settings(r);
-    const char *want, *key = first_unmet(s, &want);
-    if (s->archive.form == FORM_AUTO)
-        recipe_put(r, "archive.form", json_string(key ? "pack-quantized" : "int-quantized"));
-    else if (s->archive.form == FORM_INT_QUANTIZED && key) {
+    const int64_t n = setup_r4_block(s, intermediate);
+    if ((s->rotate.online & ONLINE_R4) && !(n & (n - 1)))
+        recipe_put(r, "rotate.r4_block", json_integer(n));
+}
+
+err setup_form(recipe *r, const llama_config *cfg) {
+    const settings *s = recipe_settings(r);
+    resolve_r4(r, cfg->intermediate);
+    const char *want, *key = first_unmet_int8(s, &want);
+    if (s->archive.form == FORM_AUTO) {
+        const bool int8 = !key && s->weights.bits == 8;
+        recipe_put(r, "archive.form", json_string(int8 ? "int-quantized" : "pack-quantized"));
+    } else if (s->archive.form == FORM_INT_QUANTIZED && key) {
         char hint[160];
-        snprintf(hint, sizeof hint,
-                 "set %s=%s, or archive.form=pack-quantized, where only eval quantizes the inputs",
-                 key, want);
+        snprintf(hint, sizeof hint, "set %s=%s, or archive.form=pack-quantized%s", key, want,
+                 setup_inputs(s).bits < 16 ? "" : ", where only eval quantizes the inputs");
         return err_make(ERR_USAGE, key, hint,
                         "the form int-quantized says 8-bit symmetric inputs, one scale a token; no "
                         "runtime loads others");
@@ -63,19 +99,19 @@ err setup_form(recipe *r) {
 
 void setup_form_say(const settings *s) {
     const char *want, *key = first_unmet(s, &want);
-    const int64_t bits = s->activations.bits;
-    if (s->archive.form == FORM_INT_QUANTIZED || !settings_quantize_at_run_time(s)) return;
-    if (bits == FORM_BITS && key)
-        log_line(
-            LOG_RUN,
-            "8-bit inputs as set here load in no runtime: the archive holds the weights alone, "
-            "and `spinshard eval` quantizes the inputs. With %s=%s (activations: {bits: 8, "
-            "symmetric: true, o_group: token, scale: compressed-tensors}) transformers and "
-            "vLLM load both",
-            key, want);
-    else
-        log_line(LOG_RUN, "activations and cache below 16 bits run in no common runtime today: the "
-                          "archive holds the weights; `spinshard eval` quantizes the rest");
+    if (key && s->activations.bits < 16)
+        log_line(LOG_RUN,
+                 "%" PRId64 "-bit inputs as set here load in no runtime: the archive holds the "
+                 "weights alone, and `spinshard eval` quantizes the inputs. With %s=%s "
+                 "(activations: {bits: 8 or 4, symmetric: true, o_group: token}) the archive says "
+                 "them to transformers and vLLM",
+                 s->activations.bits, key, want);
+    if ((s->rotate.online & ONLINE_R4) && !setup_online(s).r4_block)
+        log_line(LOG_RUN, "R4 in these blocks runs in `spinshard eval` alone; with "
+                          "rotate.r4_block=pow2 vLLM applies it on GPUs");
+    if (s->kv.bits < 16)
+        log_line(LOG_RUN, "a cache below 16 bits is no part of an archive: `spinshard eval` "
+                          "quantizes it; runtimes do so by an option of theirs, if at all");
 }
 
 /* Copies of the keys of a section that the archive's config.json carries. */
@@ -92,8 +128,8 @@ static json_t *section(const recipe *r, const char *name, const char *const *key
 json_t *setup_eval_keys(const recipe *r) {
     const settings *s = recipe_settings(r);
     static const char *const rotate[] = {"online", "r4_block", NULL};
-    static const char *const inputs[] = {"bits",      "symmetric", "clip", "o_group",
-                                         "down_bits", "scale",     NULL};
+    static const char *const inputs[] = {"bits",    "symmetric", "clip",  "group",
+                                         "o_group", "down_bits", "scale", NULL};
     static const char *const cache[] = {"bits", "symmetric", "clip", NULL};
     if (!settings_quantize_at_run_time(s) && !s->rotate.online) return NULL;
     return json_pack("{s:o, s:o, s:o}", "rotate", section(r, "rotate", rotate), "activations",
@@ -104,6 +140,8 @@ json_t *setup_eval_keys_of(const json_t *config, const form_inputs *inputs) {
     const json_t *own = json_object_get(json_object_get(config, "spinshard"), "eval");
     if (json_is_object(own)) return json_deep_copy(own);
     if (inputs->bits >= 16) return NULL;
-    return json_pack("{s:{s:i, s:b, s:s, s:s}}", "activations", "bits", inputs->bits, "symmetric",
-                     true, "o_group", "token", "scale", "compressed-tensors");
+    json_t *group = inputs->group ? json_integer(inputs->group) : json_string("token");
+    return json_pack("{s:{s:i, s:b, s:s, s:o, s:s}}", "activations", "bits", inputs->bits,
+                     "symmetric", true, "o_group", "token", "group", group, "scale",
+                     "compressed-tensors");
 }

@@ -6,14 +6,22 @@
 #include "base/err.h"
 #include "base/json.h"
 #include "jobs/setup/recipe.h"
+#include "model/config.h"
 #include "shard/form.h"
 
-/* Local. archive.form: auto becomes int-quantized where the recipe's inputs are what that form can
- * say (8 bits, symmetric, by token, compressed-tensors' scale, no R4), else pack-quantized.
- * ERR_USAGE, with what works, where int-quantized is asked for and the recipe contradicts it. */
-err setup_form(recipe *r);
+/* Local. The order of R4's blocks. */
+int64_t setup_r4_block(const settings *s, int64_t intermediate);
 
-/* Local. One line where the recipe quantizes what no runtime will. */
+/* Local. R4 as the archive tells its runtime. After setup_form. */
+form_online setup_online(const settings *s);
+
+/* Local. rotate.r4_block: pow2 becomes a number. archive.form: auto becomes int-quantized for
+ * weights of 8 bits whose inputs an archive can say (symmetric, 8 bits, by token), else
+ * pack-quantized. ERR_USAGE, with what works, where int-quantized is asked for and the recipe
+ * contradicts it. */
+err setup_form(recipe *r, const llama_config *cfg);
+
+/* Local. Lines about what the recipe quantizes and no runtime will. */
 void setup_form_say(const settings *s);
 
 /* Local. The recipe keys that eval of the archive needs, for its config.json; NULL for none. And
@@ -22,7 +30,8 @@ void setup_form_say(const settings *s);
 json_t *setup_eval_keys(const recipe *r);
 json_t *setup_eval_keys_of(const json_t *config, const form_inputs *inputs);
 
-/* Local. What the archive tells its runtime of the inputs of linears. */
+/* Local. What the archive tells its runtime of the inputs of linears; of 16 bits where it cannot
+ * say what the recipe asks. */
 form_inputs setup_inputs(const settings *s);
 
 /* Local. The form of the archive, after setup_form. */

@@ -67,7 +67,16 @@ static bool values_count(const learn_range_options *o) {
     return aquant_on(&o->kv);
 }
 static bool outputs_count(const learn_range_options *o) {
-    return aquant_on(&o->act) && o->o_per_head;
+    return aquant_on(&o->act) && o->o_rows;
+}
+
+/* Entries of a row of n that share a range, and their part of it: noise in one range is felt by
+ * the gradient of its own entries alone. */
+static int64_t group_of(const aquant *q, int64_t n) {
+    return q->group && q->group < n ? q->group : n;
+}
+static float part_of_row(const aquant *q, int64_t n) {
+    return (float)group_of(q, n) / (float)n;
 }
 
 static err check_options(const learn_range_options *o, bool weights) {
@@ -108,8 +117,9 @@ static err create_r1(learn_range *l, const dealt_rows *R1) {
     void *grad = NULL, *rows = NULL, *whole = NULL;
     int64_t most = (aquant_on(&l->o.act) ? l->per_site * 2 * l->pool->n_layers : 0) +
                    (l->weights ? weight_rows_direct(l->weights) : 0);
-    e = range_work_create(l->n, size_max(1, most), l->weights ? weight_rows_groups(l->weights) : 1,
-                          &l->work1);
+    const int64_t groups =
+        size_max(l->n / group_of(&l->o.act, l->n), l->weights ? weight_rows_groups(l->weights) : 1);
+    e = range_work_create(l->n, size_max(1, most), groups, &l->work1);
     if (!e.code) e = mem_alloc(l->n * l->n, sizeof(int64_t), "gradient of R1", &grad);
     if (!e.code) e = mem_alloc(BAND * l->n, sizeof(int64_t), "gradient of R1", &rows);
     if (!e.code) e = mem_alloc(l->n * l->n, sizeof(float), "R1 in fp32", &whole);
@@ -128,7 +138,8 @@ static err create_r2(learn_range *l, const double *R2) {
     err e = mem_alloc(l->n_r2 * dd, sizeof(double), "R2", &r);
     if (!e.code) e = mem_alloc(l->n_r2 * dd, sizeof(double), "directions of R2", &w);
     if (!e.code) e = mem_alloc(dd, sizeof(int64_t), "gradient of R2", &grad);
-    if (!e.code) e = range_work_create(l->d, 2 * R2_ROWS, 1, &l->work2);
+    if (!e.code)
+        e = range_work_create(l->d, 2 * R2_ROWS, l->d / group_of(&l->o.act, l->d), &l->work2);
     if (!e.code && l->n_r2) e = optimizer_create(l->o.kind, l->d, l->n_r2, &l->r2);
     void *from_weights = NULL;
     if (!e.code && l->weights)
@@ -178,7 +189,7 @@ static uint64_t bytes_of_r2(int64_t d, const learn_range_options *o, int64_t n_l
     const uint64_t dd = (uint64_t)(d * d) * sizeof(double);
     const uint64_t each = 2 + (o->kind == OPTIMIZER_ADAM) + weights; /* R2, directions, M, G2 */
     return (uint64_t)(n_layers * o->r2_heads) * dd * each + dd +
-           range_work_bytes(d, 2 * R2_ROWS, 1);
+           range_work_bytes(d, 2 * R2_ROWS, d / group_of(&o->act, d));
 }
 
 uint64_t learn_range_bytes(const llama_config *cfg, const learn_range_options *o, int64_t n_layers,
@@ -191,7 +202,7 @@ uint64_t learn_range_bytes(const llama_config *cfg, const learn_range_options *o
     if (o->r1 && (act || rows_of_weights)) {
         const int64_t rows = (act ? per_site * 2 * n_layers : 0) + rows_of_weights;
         bytes += n2 * (sizeof(int64_t) + sizeof(float)) + (uint64_t)(BAND * n) * sizeof(int64_t) +
-                 range_work_bytes(n, size_max(1, rows), size_max(1, groups));
+                 range_work_bytes(n, size_max(1, rows), size_max(n / group_of(&o->act, n), groups));
         bytes += cell ? cayley_dist_plan_bytes(&r1) : cayley_dist_beside_bytes(&r1);
     }
     if (o->r2_heads) bytes += bytes_of_r2(cfg->head_dim, o, n_layers, rows_of_weights > 0);
@@ -267,12 +278,13 @@ static void sum_gradient(learn_range *l, const range_batch *b) {
 
 /* Rows of activations of this rank's R1 sites into the batch. */
 static void draw_r1(learn_range *l) {
-    range_rule rule = {.symmetric = l->o.act.symmetric, .include_zero = true};
+    range_rule rule = {
+        .symmetric = l->o.act.symmetric, .include_zero = true, .group = l->o.act.group};
     for (int64_t i = 0; i < 2 * l->pool->n_layers; i++) {
         const int64_t site = 2 * l->pool->first_layer + i;
         const uint64_t start = rng_u64(l->o.seed, RNG_RANGE_ROWS, (uint64_t)site) >> 32;
         range_draw d = {.rule = rule,
-                        .weight = 1,
+                        .weight = part_of_row(&l->o.act, l->n),
                         .first_index = start + (uint64_t)(l->step * l->per_site),
                         .in_order = true};
         range_add(l->work1, &l->pool->sets[POOL_R1][i], d, l->per_site);
@@ -336,8 +348,10 @@ static void draw_r2(learn_range *l, int64_t matrix) {
         range_add(l->work2, &l->pool->sets[POOL_VALUE][layer], d, R2_ROWS);
     }
     if (outputs_count(&l->o)) {
-        d.rule = (range_rule){.symmetric = l->o.act.symmetric, .include_zero = false};
-        d.weight = site_weight(&l->o, &l->o.act);
+        d.rule = (range_rule){.symmetric = l->o.act.symmetric,
+                              .include_zero = l->o.act.group > 0,
+                              .group = group_of(&l->o.act, l->d)};
+        d.weight = site_weight(&l->o, &l->o.act) * part_of_row(&l->o.act, l->d);
         d.first_index = first + R2_ROWS;
         d.period = q;
         d.span = heads > 1 ? q / kv : q;

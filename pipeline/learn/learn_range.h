@@ -22,7 +22,8 @@ typedef struct learn_range_options {
     lr_schedule schedule;
     double lr_r1, lr_r2;
     aquant act, kv;   /* what is quantized: sites at 16 bit drop out */
-    bool o_per_head;  /* else the o_proj input does not see R2 alone, and only values count */
+    bool o_rows;      /* ranges of the o_proj input lie within heads, so that R2 alone decides them;
+                         else only values count */
     bool r1;          /* learn R1 */
     int64_t r2_heads; /* R2 of a layer: 0, 1, or one a KV head */
     int64_t layers;   /* of the model */

@@ -8,12 +8,14 @@
 #include "pipeline/learn/scale_closed.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { PANEL = 256 }; /* rows turned at a time */
 
 struct scale_norm {
-    int64_t n, rows, max_rows;
+    int64_t n, rows, max_rows, max_groups;
+    int64_t group, groups; /* of a row, as the rule says */
     range_rule rule;
     const float *w;                   /* of the rows; borrowed */
     float *u;                         /* [max_rows, n] x R */
@@ -21,32 +23,36 @@ struct scale_norm {
     float *turned;                    /* [PANEL, n] */
     float *inverse;                   /* [n] */
     float *y;                         /* [threads, n] */
-    range_ends *ends;                 /* [max_rows] */
+    range_ends *ends;                 /* [max_rows, max_groups] */
     double *t;                        /* [n] E[(gR)_j^2], mean 1 */
+    double *noise, *felt;             /* [max_groups] sums of the objective */
     double *log_s, *gradient, *m, *v; /* [n] of learning */
 };
 
-uint64_t scale_norm_bytes(int64_t n, int64_t max_rows) {
+uint64_t scale_norm_bytes(int64_t n, int64_t max_rows, int64_t groups) {
     return (uint64_t)(max_rows * n + (2 * PANEL + 1 + gemm_threads()) * n) * sizeof(float) +
-           (uint64_t)max_rows * sizeof(range_ends) + 5 * (uint64_t)n * sizeof(double);
+           (uint64_t)(max_rows * groups) * sizeof(range_ends) +
+           (uint64_t)(5 * n + 2 * groups) * sizeof(double);
 }
 
 static err take_room(void **to, int64_t count, size_t size) {
     return mem_alloc(count, size, "scales of norms", to);
 }
 
-err scale_norm_create(int64_t n, int64_t max_rows, scale_norm **out) {
-    void *body, *p[11] = {NULL};
+err scale_norm_create(int64_t n, int64_t max_rows, int64_t groups, scale_norm **out) {
+    void *body, *p[13] = {NULL};
     *out = NULL;
     err e = take_room(&body, 1, sizeof(scale_norm));
     if (e.code) return e;
     const int64_t reals[5] = {max_rows * n, PANEL * n, PANEL * n, n, gemm_threads() * n};
     for (int i = 0; i < 5 && !e.code; i++) e = take_room(&p[i], reals[i], sizeof(float));
-    if (!e.code) e = take_room(&p[5], max_rows, sizeof(range_ends));
+    if (!e.code) e = take_room(&p[5], max_rows * groups, sizeof(range_ends));
     for (int i = 6; i < 11 && !e.code; i++) e = take_room(&p[i], n, sizeof(double));
+    for (int i = 11; i < 13 && !e.code; i++) e = take_room(&p[i], groups, sizeof(double));
     scale_norm *s = body;
     *s = (scale_norm){.n = n,
                       .max_rows = max_rows,
+                      .max_groups = groups,
                       .u = p[0],
                       .wide = p[1],
                       .turned = p[2],
@@ -57,7 +63,9 @@ err scale_norm_create(int64_t n, int64_t max_rows, scale_norm **out) {
                       .log_s = p[7],
                       .gradient = p[8],
                       .m = p[9],
-                      .v = p[10]};
+                      .v = p[10],
+                      .noise = p[11],
+                      .felt = p[12]};
     if (e.code) scale_norm_destroy(&s);
     *out = s;
     return e;
@@ -66,8 +74,8 @@ err scale_norm_create(int64_t n, int64_t max_rows, scale_norm **out) {
 void scale_norm_destroy(scale_norm **s) {
     if (!*s) return;
     scale_norm *x = *s;
-    void *all[] = {x->u, x->wide,  x->turned,   x->inverse, x->y, x->ends,
-                   x->t, x->log_s, x->gradient, x->m,       x->v};
+    void *all[] = {x->u,     x->wide,     x->turned, x->inverse, x->y,     x->ends, x->t,
+                   x->log_s, x->gradient, x->m,      x->v,       x->noise, x->felt};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
     mem_free(x);
     *s = NULL;
@@ -85,6 +93,10 @@ void scale_norm_take(scale_norm *s, const row_set *rows, const float *R, range_r
     double sum = 0;
     s->rows = size_min(rows->n, s->max_rows);
     s->rule = rule;
+    s->rule.group = 0; /* ranges are cut here */
+    s->group = rule.group ? rule.group : n;
+    s->groups = n / s->group;
+    if (s->groups > s->max_groups) abort();
     s->w = rows->w;
     memset(s->t, 0, (size_t)n * sizeof *s->t);
     for (int64_t i0 = 0; i0 < s->rows; i0 += PANEL) {
@@ -113,32 +125,56 @@ static void find_ends(scale_norm *s, const double *log_s) {
         const float *u = s->u + r * n;
 #pragma omp simd
         for (int64_t j = 0; j < n; j++) y[j] = u[j] * s->inverse[j];
-        s->ends[r] = range_ends_of(y, n, s->rule);
+        for (int64_t g = 0; g < s->groups; g++)
+            s->ends[r * s->groups + g] = range_ends_of(y + g * s->group, s->group, s->rule);
     }
 }
 
-/* d range / d log s_j = -sign y_j at the ends. Rows are summed in their order. */
-double scale_norm_objective(scale_norm *s, const double *log_s, double *gradient) {
-    const int64_t n = s->n;
-    double noise = 0, felt = 0;
-    find_ends(s, log_s);
-    for (int64_t r = 0; r < s->rows; r++) {
-        const double range = s->ends[r].range;
-        noise += (double)s->w[r] * range * range;
+/* The noise of each group, and what is felt of it, without the factor that they share. Rows are
+ * summed in their order. */
+static double sum_groups(scale_norm *s, const double *log_s) {
+    double total = 0;
+    for (int64_t g = 0; g < s->groups; g++) {
+        s->noise[g] = s->felt[g] = 0;
+        for (int64_t r = 0; r < s->rows; r++) {
+            const double range = s->ends[r * s->groups + g].range;
+            s->noise[g] += (double)s->w[r] * range * range;
+        }
+        for (int64_t j = g * s->group; j < (g + 1) * s->group; j++)
+            s->felt[g] += exp(2 * log_s[j]) * s->t[j];
+        total += s->noise[g] * s->felt[g];
     }
-    for (int64_t j = 0; j < n; j++) felt += exp(2 * log_s[j]) * s->t[j];
-    for (int64_t j = 0; gradient && j < n; j++)
-        gradient[j] = 2 * exp(2 * log_s[j]) * s->t[j] / felt;
-    for (int64_t r = 0; gradient && noise > 0 && r < s->rows; r++) {
-        const range_ends *e = &s->ends[r];
+    return total;
+}
+
+/* d log (noise felt) / d log s_j for the channels of a group: d range / d log s_j = -sign y_j at
+ * the ends of a range. */
+static void add_gradient(const scale_norm *s, int64_t g, const double *log_s, double *gradient) {
+    const int64_t n = s->n, first = g * s->group;
+    for (int64_t j = first; j < first + s->group; j++)
+        gradient[j] = 2 * exp(2 * log_s[j]) * s->t[j] / s->felt[g];
+    for (int64_t r = 0; s->noise[g] > 0 && r < s->rows; r++) {
+        const range_ends *e = &s->ends[r * s->groups + g];
         for (int k = 0; k < 2; k++) {
-            const int32_t j = e->channel[k];
-            if (j < 0) continue;
+            if (e->channel[k] < 0) continue;
+            const int64_t j = first + e->channel[k];
             const double y = (double)(s->u[r * n + j] * s->inverse[j]);
-            gradient[j] -= 2 * (double)s->w[r] * (double)e->range * e->sign[k] * y / noise;
+            gradient[j] -= 2 * (double)s->w[r] * (double)e->range * e->sign[k] * y / s->noise[g];
         }
     }
-    return (noise > 0 ? log(noise / (double)s->rows) : 0) + log(felt / (double)n);
+}
+
+double scale_norm_objective(scale_norm *s, const double *log_s, double *gradient) {
+    const int64_t n = s->n;
+    find_ends(s, log_s);
+    const double total = sum_groups(s, log_s);
+    for (int64_t g = 0; gradient && g < s->groups; g++) {
+        const double share = total > 0 ? s->noise[g] * s->felt[g] / total : 1;
+        add_gradient(s, g, log_s, gradient);
+        for (int64_t j = g * s->group; j < (g + 1) * s->group; j++) gradient[j] *= share;
+    }
+    if (s->groups > 1) return total > 0 ? log(total / (double)s->rows / (double)n) : 0;
+    return (s->noise[0] > 0 ? log(s->noise[0] / (double)s->rows) : 0) + log(s->felt[0] / (double)n);
 }
 
 void scale_norm_learn(scale_norm *s, int steps, double rate, double *scale, double *before,

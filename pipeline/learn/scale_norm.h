@@ -7,7 +7,9 @@
  * ~ s_j^2 range(u)^2, and the loss feels sum_j s_j^2 E[(gR)_j^2] of them, g = dL/dx^. With w, the
  * sensitivity of a row (the pool's weight), standing for the part of g that goes with the row:
  *     J(s) = log mean_r w_r range(u_r / s)^2 + log mean_j s_j^2 t_j,    t_j = E[(gR)_j^2]
- * which does not change with the size of s. Minimised over log s by Adam (Kingma and Ba, 2015). */
+ * which does not change with the size of s. Where a range is that of a group of channels, noise and
+ * what is felt of it go group by group: J(s) = log sum_g mean_r w_r range_g(u_r / s)^2 mean_{j in
+ * g} s_j^2 t_j. Minimised over log s by Adam (Kingma and Ba, 2015). */
 #ifndef SPINSHARD_PIPELINE_LEARN_SCALE_NORM_H
 #define SPINSHARD_PIPELINE_LEARN_SCALE_NORM_H
 
@@ -17,10 +19,11 @@
 
 typedef struct scale_norm scale_norm;
 
-/* Local. Buffers for sites of at most max_rows rows of width n. Caller owns *out. ERR_NOFIT. */
-err scale_norm_create(int64_t n, int64_t max_rows, scale_norm **out);
+/* Local. Buffers for sites of at most max_rows rows of width n, with at most `groups` ranges a row.
+ * Caller owns *out. ERR_NOFIT. */
+err scale_norm_create(int64_t n, int64_t max_rows, int64_t groups, scale_norm **out);
 void scale_norm_destroy(scale_norm **s); /* local; NULL is fine; sets NULL */
-uint64_t scale_norm_bytes(int64_t n, int64_t max_rows);
+uint64_t scale_norm_bytes(int64_t n, int64_t max_rows, int64_t groups);
 
 /* Local, threaded. Take a site: rows with gradients (row_pool_keep_gradients), R [n, n] in fp32 or
  * NULL for the identity. */

@@ -80,13 +80,47 @@ class Foreign(Case):
         out = self.path(f"int8-{len(os.listdir(self.dir))}")
         inputs = ("activations.bits=8", "activations.symmetric=true", "activations.o_group=token",
                   "activations.scale=compressed-tensors")
-        self.good("quantize", "--model", model, "--out", out, *text, *settings(*inputs, *more), ranks=2)
+        self.good("quantize", "--model", model, "--out", out, *text, *settings(*inputs, "archive.form=int-quantized", *more), ranks=2)
         folder = unpack(out, out + "-hf")
         ours, theirs = self.perplexity(out, TEXT, 128, *FP32), oracle(folder, TEXT, 128)
         self.assertAlmostEqual(ours["ppl"] / theirs["ppl"], 1, delta=0.01)
         self.assertEqual(ours, self.perplexity(folder, TEXT, 128, *FP32), "the folder says what the archive says")
         self.good("verify", out, "--source", model, "--equivalence")
         return ours["nll"], self.perplexity(folder, TEXT, 128, *FP32, *settings("activations.bits=16"))["nll"]
+
+    def linear(self, folder, bits, group=0):
+        """One linear with equal inputs: transformers' is W Q(x) with Q as eval has it."""
+        got = oracle(folder, "model.layers.1.mlp.down_proj", 1, 40, os.environ["SPINSHARD_TOOL_FAKE_QUANT"], bits, group,
+                     "compressed-tensors", script="linear_oracle.py")
+        self.assertLess(got["error"], 1e-6)
+        self.assertGreater(got["unquantized"], 1e-3)
+
+    def test_packed_inputs(self):
+        model = make_model.make(self.path("m"), "--dtype", "BF16", "--untied")
+        for bits, group in ((8, "token"), (4, "token"), (4, 32)):
+            out = self.path(f"a{bits}-{group}")
+            self.good("quantize", "--model", model, "--out", out, *settings(
+                f"activations.bits={bits}", "activations.symmetric=true", "activations.o_group=token",
+                f"activations.group={group}", "activations.scale=compressed-tensors", "weights.group=32"))
+            folder = unpack(out, out + "-hf")
+            self.linear(folder, bits, 0 if group == "token" else group)
+            ours, theirs = self.perplexity(out, TEXT, 128, *FP32), oracle(folder, TEXT, 128)
+            self.assertAlmostEqual(ours["ppl"] / theirs["ppl"], 1, delta=0.01 if bits == 8 else 0.03)
+
+    def test_r4(self):
+        """transformers, which ignores transform_config, refuses to load, naming R4; with compressed-tensors' own code
+        for it the archive gives what eval gives."""
+        model = make_model.make(self.path("m"), "--dtype", "BF16", "--untied", "--intermediate", 192)
+        for block in ("pow2", 12):
+            out = self.path(f"r4-{block}")
+            self.good("quantize", "--model", model, "--out", out,
+                      *settings("rotate.online=[r4]", f"rotate.r4_block={block}", "weights.group=32"))
+            folder = unpack(out, out + "-hf")
+            with self.assertRaisesRegex(AssertionError, "needs_R4_online_by_transform_config"):
+                oracle(folder, TEXT, 128)
+            if block == "pow2":
+                ours, theirs = self.perplexity(out, TEXT, 128, *FP32), oracle(folder, TEXT, 128, script="r4_oracle.py")
+                self.assertAlmostEqual(ours["nll"], theirs["nll"], delta=TOLERANCE)
 
     def test_w4a8(self):
         with_inputs, without = self.int8(make_model.make(self.path("m"), "--dtype", "BF16"), "weights.group=32")

@@ -42,7 +42,7 @@ class Forms(Case):
     def test_codes_are_those_of_the_packed_form(self):
         """The same numbers in both forms: unpacked here from the words, by the definition of the words."""
         a, _ = self.quantize("a", *INT8, "archive.form=pack-quantized", "archive.name=x")
-        b, _ = self.quantize("b", *INT8, "archive.name=x", ranks=3)
+        b, _ = self.quantize("b", *INT8, "archive.form=int-quantized", "archive.name=x", ranks=3)
         packed, plain = tensors_of(unpack(a, a + "-hf")), tensors_of(unpack(b, b + "-hf"))
         linears = [k[:-len("_packed")] for k in packed if k.endswith(".weight_packed")]
         self.assertEqual(len(linears), 35)
@@ -64,17 +64,49 @@ class Forms(Case):
                                           (("activations.bits=8",), "pack-quantized"),
                                           ((*INT8, "weights.symmetric=false"), "pack-quantized"),
                                           ((*INT8, "activations.clip=0.9"), "pack-quantized"))):
-            out, r = self.quantize(f"auto{i}", *more)
-            self.assertEqual(config_of(unpack(out, out + "-hf"))["quantization_config"]["format"], form, more)
+            out, r = self.quantize(f"auto{i}", *more, *(("weights.bits=8",) if form == "int-quantized" else ()))
+            config = config_of(unpack(out, out + "-hf"))["quantization_config"]
+            self.assertEqual(config["format"], form, more)
             says = "load in no runtime" in r.err
             self.assertEqual(says, bool(more) and form == "pack-quantized", r.err)
+            self.assertEqual(config["config_groups"]["group_0"]["input_activations"] is None, form == "pack-quantized", more)
             if says:
                 self.assertRegex(r.err, "activations.symmetric=true|weights.symmetric=true|activations.clip=1.0")
+
+    def test_packed_inputs(self):
+        """Inputs of 8 and 4 bits, by token and by group: said in config.json, of the archive and of its folder alike
+        evaluated, the same bytes on any ranks; in learning, scales and GPTQ."""
+        model = make_model.make(self.path("m"), "--dtype", "BF16")
+        learned = ("weights.method=gptaq", "weights.stream=quantized", "calib.windows=8", "calib.window=96", "rotate.online=[r4]",
+                   "rotate.r4_block=pow2", "scale.pairs=[norm, ud]", "scale.start=closed",
+                   "learn=[{objective: range, steps: 3, rows: 256, weights: true}, {objective: ce, steps: 1, batch: 2, window: 64}]")
+        for bits, group, more in ((8, "token", ()), (4, 32, learned)):
+            words = (f"activations.bits={bits}", "activations.symmetric=true", "activations.o_group=token",
+                     f"activations.group={group}", "weights.group=32", *more)
+            text = ["--calib", TEXT] if more else []
+            outs = [self.path(f"o{bits}-{ranks}") for ranks in (1, 3)]
+            for out, ranks in zip(outs, (1, 3)):
+                self.good("quantize", "--model", model, "--out", out, *text, *settings(*words), ranks=ranks)
+            self.assertEqual(tar_hashes(outs[0]), tar_hashes(outs[1]))
+            folder = unpack(outs[0], outs[0] + "-hf")
+            inputs = config_of(folder)["quantization_config"]["config_groups"]["group_0"]["input_activations"]
+            self.assertEqual((inputs["num_bits"], inputs["strategy"], inputs.get("group_size")),
+                             (bits, "token" if group == "token" else "group", None if group == "token" else group))
+            got = self.perplexity(outs[0], TEXT, 96, *FP32)
+            self.assertEqual(got, self.perplexity(folder, TEXT, 96, *FP32))
+            self.assertNotEqual(got, self.perplexity(folder, TEXT, 96, *FP32, *settings("activations.bits=16")))
+            if group != "token":
+                self.assertNotEqual(got, self.perplexity(folder, TEXT, 96, *FP32, *settings("activations.group=token")))
+            self.good("verify", outs[0], "--source", model, "--equivalence")
+
+    def test_groups_that_divide_nothing(self):
+        out = self.path("bad")
+        self.bad(2, ["activations.group", "172"], "quantize", "--model", STORIES, "--out", out,
+                 *settings("activations.bits=4", "activations.group=32"), out=out)
 
     def test_contradictions(self):
         for more, key in (((), "activations.bits"), (("activations.bits=4",), "activations.bits"),
                           (("activations.bits=8",), "activations.symmetric"), ((*INT8, "activations.o_group=head"), "o_group"),
-                          ((*INT8, "activations.scale=published"), "activations.scale"),
                           ((*INT8, "activations.down_bits=4"), "down_bits"), ((*INT8, "weights.symmetric=false"), "weights.symmetric")):
             out = self.path("bad")
             self.bad(2, [key, "pack-quantized"], "quantize", "--model", STORIES, "--out", out,
@@ -84,7 +116,7 @@ class Forms(Case):
         """4-bit activations and cache, R3 and R4 in blocks: the folder's config.json carries what eval needs."""
         model = make_model.make(self.path("m"), "--dtype", "BF16")
         out, r = self.quantize("o", "activations.bits=4", "kv.bits=4", "rotate.online=[r3, r4]", "rotate.r4_block=32", model=model)
-        self.assertIn("no common runtime", r.err)
+        self.assertIn("load in no runtime", r.err)
         folder = unpack(out, out + "-hf")
         got = self.perplexity(out, TEXT, 96, *FP32)
         self.assertEqual(got, self.perplexity(folder, TEXT, 96, *FP32))
@@ -92,7 +124,7 @@ class Forms(Case):
 
     def test_damaged(self):
         """A code out of range, a tensor of another type: named, never a crash."""
-        out, _ = self.quantize("o", *INT8)
+        out, _ = self.quantize("o", *INT8, "archive.form=int-quantized")
         folder = unpack(out, out + "-hf")
         path = os.path.join(folder, "model-00001-of-00001.safetensors")
         name = "model.layers.1.mlp.up_proj.weight"

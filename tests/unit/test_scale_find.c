@@ -217,11 +217,12 @@ static void clear_case(site_case *c) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
 }
 
-static double plain_objective(const site_case *c, const double *ls) {
+/* Channels first .. first + width - 1, which share a range: noise times what is felt of it. */
+static double plain_group(const site_case *c, const double *ls, int first, int width) {
     double noise = 0, felt = 0;
     for (int r = 0; r < ROWS; r++) {
         double lo = c->rule.include_zero ? 0 : INFINITY, hi = c->rule.include_zero ? 0 : -INFINITY;
-        for (int j = 0; j < WIDTH; j++) {
+        for (int j = first; j < first + width; j++) {
             const double y = c->u[r * WIDTH + j] * exp(-ls[j]);
             lo = fmin(lo, y);
             hi = fmax(hi, y);
@@ -229,15 +230,22 @@ static double plain_objective(const site_case *c, const double *ls) {
         const double range = c->rule.symmetric ? 2 * fmax(hi, -lo) : hi - lo;
         noise += (double)c->set.w[r] * range * range / ROWS;
     }
-    for (int j = 0; j < WIDTH; j++) felt += exp(2 * ls[j]) * c->t[j] / WIDTH;
-    return log(noise) + log(felt);
+    for (int j = first; j < first + width; j++) felt += exp(2 * ls[j]) * c->t[j] / WIDTH;
+    return noise * felt;
+}
+
+static double plain_objective(const site_case *c, const double *ls) {
+    const int width = c->rule.group ? (int)c->rule.group : WIDTH;
+    double total = 0;
+    for (int first = 0; first < WIDTH; first += width) total += plain_group(c, ls, first, width);
+    return log(total);
 }
 
 static void check_objective(range_rule rule) {
     site_case c;
     make_case(&c, rule, 0.4);
     scale_norm *s;
-    assert_ok(scale_norm_create(WIDTH, ROWS, &s));
+    assert_ok(scale_norm_create(WIDTH, ROWS, 4, &s));
     scale_norm_take(s, &c.set, c.R, rule);
     double *ls = random_f64(WIDTH, 0.3), got[WIDTH], sum = 0, worst = 0, size = 0;
     const double value = scale_norm_objective(s, ls, got);
@@ -278,6 +286,7 @@ static void test_objective(void **state) {
     (void)state;
     check_objective((range_rule){.include_zero = true});
     check_objective((range_rule){.symmetric = true});
+    check_objective((range_rule){.symmetric = true, .group = WIDTH / 4});
 }
 
 /* Rows (+-A_j): the range is max A_j / s_j whatever the signs, and what is felt, sum s_j^2 t_j, is
@@ -297,7 +306,7 @@ static void test_known_optimum(void **state) {
     }
     scale_norm *s;
     double scale[WIDTH], before, after;
-    assert_ok(scale_norm_create(WIDTH, ROWS, &s));
+    assert_ok(scale_norm_create(WIDTH, ROWS, 4, &s));
     scale_norm_take(s, &set, NULL, (range_rule){.symmetric = true});
     scale_norm_learn(s, 400, 0.005, scale, &before, &after);
     for (int j = 0; j < WIDTH; j++) mean += log(A[j]) / WIDTH;

@@ -1,0 +1,215 @@
+/* What config.json and the model card say of inputs and of R4, and the tensor of R4: held against
+ * the texts that readers of compressed-tensors take, written out here. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "base/json.h"
+#include "rotations/hadamard.h"
+#include "shard/layout.h"
+#include "shard/loader_rules.h"
+#include "shard/small_files.h"
+#include "tests/unit/small_archive.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static llama_config small_config(void) {
+    return as_llama((llama_config){.hidden = 64,
+                                   .intermediate = 192,
+                                   .layers = 2,
+                                   .heads = 2,
+                                   .kv_heads = 1,
+                                   .head_dim = 32,
+                                   .vocab = 50});
+}
+
+static layout *make(const layout_options *o, bool mlp_bias) {
+    llama_config c = small_config();
+    c.mlp_bias = mlp_bias;
+    layout *l;
+    assert_int_equal(layout_create(&c, o, &l).code, 0);
+    return l;
+}
+
+/* quantization_config of the archive; the whole config.json in *whole (json_decref). */
+static json_t *quantization_of(const layout *l, json_t **whole) {
+    json_t *source = json_object();
+    small_options o = {.name = "m", .config = source};
+    char *text;
+    size_t len;
+    assert_int_equal(small_config_text(l, &o, &text, &len).code, 0);
+    assert_int_equal(json_parse(text, len, "config.json", whole).code, 0);
+    free(text);
+    json_decref(source);
+    return json_object_get(*whole, "quantization_config");
+}
+
+static json_t *parse(const char *text) {
+    json_t *v;
+    assert_int_equal(json_parse(text, strlen(text), "wanted", &v).code, 0);
+    return v;
+}
+
+static void check_equal(const json_t *got, const char *want) {
+    json_t *w = parse(want);
+    if (!json_equal(got, w)) fail_msg("%s is not %s", json_dumps(got, JSON_ENCODE_ANY), want);
+    json_decref(w);
+}
+
+static json_t *group_of(const json_t *q) {
+    return json_object_get(json_object_get(q, "config_groups"), "group_0");
+}
+
+static void test_inputs(void **state) {
+    (void)state;
+    static const struct {
+        form_inputs inputs;
+        const char *want;
+    } all[] = {
+        {{.bits = 8},
+         "{\"num_bits\": 8, \"type\": \"int\", \"symmetric\": true, \"strategy\": \"token\", "
+         "\"dynamic\": true}"},
+        {{.bits = 4},
+         "{\"num_bits\": 4, \"type\": \"int\", \"symmetric\": true, \"strategy\": \"token\", "
+         "\"dynamic\": true}"},
+        {{.bits = 4, .group = 32},
+         "{\"num_bits\": 4, \"type\": \"int\", \"symmetric\": true, \"strategy\": \"group\", "
+         "\"dynamic\": true, \"group_size\": 32}"},
+    };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        layout_options o = layout_plain(4, 32, true, 1 << 20);
+        o.linears.inputs = all[i].inputs;
+        layout *l = make(&o, false);
+        json_t *whole, *q = quantization_of(l, &whole), *group = group_of(q);
+        check_equal(json_object_get(group, "input_activations"), all[i].want);
+        /* in the group too: else compressed-tensors takes the form for int-quantized */
+        check_equal(json_object_get(group, "format"), "\"pack-quantized\"");
+        form_scheme back;
+        assert_int_equal(loader_scheme_parse(whole, "c", &back).code, 0);
+        assert_int_equal(back.inputs.bits, all[i].inputs.bits);
+        assert_int_equal(back.inputs.group, all[i].inputs.group);
+        assert_false(back.online.r4);
+        json_object_set_new(group, "format", json_string("int-quantized"));
+        assert_int_equal(loader_scheme_parse(whole, "c", &back).code, ERR_VERIFY);
+        json_decref(whole);
+        layout_destroy(&l);
+    }
+}
+
+/* What else inputs could be is refused by its key. */
+static void test_other_inputs(void **state) {
+    (void)state;
+    const struct {
+        const char *key;
+        json_t *value;
+    } bad[] = {{"num_bits", json_integer(5)},   {"type", json_string("float")},
+               {"symmetric", json_false()},     {"strategy", json_string("tensor")},
+               {"group_size", json_integer(0)}, {"dynamic", json_false()}};
+    layout_options o = layout_plain(4, 32, true, 1 << 20);
+    o.linears.inputs = (form_inputs){.bits = 4, .group = 32};
+    layout *l = make(&o, false);
+    json_t *whole, *q = quantization_of(l, &whole),
+                   *in = json_object_get(group_of(q), "input_activations");
+    form_scheme back;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        json_t *good = json_incref(json_object_get(in, bad[i].key));
+        json_object_set_new(in, bad[i].key, bad[i].value);
+        err e = loader_scheme_parse(whole, "c", &back);
+        assert_int_equal(e.code, ERR_VERIFY);
+        assert_non_null(strstr(e.what, bad[i].key));
+        json_object_set_new(in, bad[i].key, good);
+    }
+    assert_int_equal(loader_scheme_parse(whole, "c", &back).code, 0);
+    json_decref(whole);
+    layout_destroy(&l);
+}
+
+static char *card_of(const layout *l) {
+    small_options o = {.name = "m"};
+    char *text;
+    size_t len;
+    assert_int_equal(small_card_text(l, &o, &text, &len).code, 0);
+    return text;
+}
+
+/* A block that transform_config can say. */
+static void test_r4(void **state) {
+    (void)state;
+    layout_options o = layout_plain(4, 32, true, 1 << 20);
+    o.linears.online = (form_online){.r4 = true, .r4_block = 64};
+    layout *l = make(&o, false);
+    json_t *whole, *q = quantization_of(l, &whole);
+    check_equal(json_object_get(q, "transform_config"),
+                "{\"config_groups\": {\"R4\": {\"type\": \"hadamard\", \"head_dim\": 64, "
+                "\"apply\": [{\"targets\": [\"re:.*down_proj$\"], \"location\": \"input\"}]}}}");
+    assert_true(json_is_true(json_object_get(group_of(q), FORM_R4_KEY)));
+    form_scheme back;
+    assert_int_equal(loader_scheme_parse(whole, "c", &back).code, 0);
+    assert_true(back.online.r4 && back.online.r4_block == 64);
+    json_t *scheme = json_object_get(
+        json_object_get(json_object_get(q, "transform_config"), "config_groups"), "R4");
+    json_object_set_new(scheme, "head_dim", json_integer(96)); /* no power of two */
+    assert_int_equal(loader_scheme_parse(whole, "c", &back).code, ERR_VERIFY);
+    json_decref(whole);
+    const layout_slot *s = layout_find(l, "model.layers.0.mlp.down_proj.R4_input.weight");
+    assert_true(s && s->n_dims == 2 && s->shape[0] == 64 && s->shape[1] == 64);
+    assert_true(s->dtype == ST_BF16 && s->unit == 1);
+    assert_null(layout_find(l, "model.layers.1.mlp.down_proj.R4_input.weight"));
+    char *card = card_of(l);
+    assert_non_null(strstr(card, "--tensor-parallel-size 1"));
+    assert_null(strstr(card, "from_pretrained")); /* would give wrong results */
+    free(card);
+    layout_destroy(&l);
+}
+
+/* A block that it cannot say, or a bias that runtimes do not turn before: a type that is refused.
+ */
+static void test_r4_of_our_own(void **state) {
+    (void)state;
+    for (int bias = 0; bias < 2; bias++) {
+        layout_options o = layout_plain(4, 32, true, 1 << 20);
+        o.linears.online = (form_online){.r4 = true, .r4_block = bias ? 64 : 0};
+        layout *l = make(&o, bias);
+        json_t *whole, *q = quantization_of(l, &whole);
+        const json_t *scheme = json_object_get(
+            json_object_get(json_object_get(q, "transform_config"), "config_groups"), "R4");
+        check_equal(json_object_get(scheme, "type"), "\"R4-of-spinshard-eval-alone\"");
+        assert_true(json_is_true(json_object_get(group_of(q), FORM_R4_KEY)));
+        form_scheme back;
+        assert_int_equal(loader_scheme_parse(whole, "c", &back).code, 0);
+        assert_true(back.online.r4 && !back.online.r4_block);
+        json_decref(whole);
+        char *card = card_of(l);
+        assert_null(strstr(card, "vllm serve"));
+        free(card);
+        layout_destroy(&l);
+    }
+}
+
+/* Rows are those of the Hadamard matrix that R4 turns by. */
+static void test_r4_rows(void **state) {
+    (void)state;
+    enum { N = 64 };
+    int8_t h[N * N];
+    float row[N];
+    assert_int_equal(hadamard_matrix(N, h).code, 0);
+    for (int i = 0; i < N; i++) {
+        form_r4_row(i, N, row);
+        for (int j = 0; j < N; j++) {
+            assert_true(row[j] == (float)h[i * N + j]);
+            assert_true(h[i * N + j] == h[j * N + i]); /* so that its inverse is itself */
+        }
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_inputs), cmocka_unit_test(test_other_inputs),
+        cmocka_unit_test(test_r4), cmocka_unit_test(test_r4_of_our_own),
+        cmocka_unit_test(test_r4_rows)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
