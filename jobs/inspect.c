@@ -94,7 +94,54 @@ static json_t *entries_json(const manifest *m) {
     return list;
 }
 
-static err describe_model(const comm *c, const char *path, bool tensors, json_t *v) {
+/* ---- who runs it ---- */
+
+static void add_rule(void *arg, runtime_verdict verdict, const char *what) {
+    json_t *one = arg;
+    const char *list = verdict == RUNTIME_STOPS ? "stops" : "notes";
+    json_array_append_new(json_object_get(one, list), json_string(what));
+}
+
+static json_t *runtimes_json(const source *s, int64_t tp) {
+    const runtime_facts facts = source_facts(s, tp);
+    json_t *all = json_object();
+    for (int i = 0; runtime_name(i); i++) {
+        json_t *one =
+            json_pack("{s:s, s:[], s:[]}", "read_from", runtime_version(i), "stops", "notes");
+        runtime_judge(i, &facts, add_rule, one);
+        json_object_set_new(all, runtime_name(i), one);
+    }
+    return all;
+}
+
+static void print_runtimes(const json_t *all) {
+    const char *name, *list;
+    json_t *one, *what;
+    size_t i;
+    json_object_foreach((json_t *)(uintptr_t)all, name, one) {
+        const bool stops = json_array_size(json_object_get(one, "stops"));
+        printf("  %-16s %s (%s)\n", name, stops ? "no" : "runs",
+               json_string_value(json_object_get(one, "read_from")));
+        for (int k = 0; k < 2; k++) {
+            list = k ? "notes" : "stops";
+            json_array_foreach(json_object_get(one, list), i, what)
+                printf("  %-16s   %s\n", "", json_string_value(what));
+        }
+    }
+}
+
+static json_t *linears_json(const form_scheme *s) {
+    json_t *o = json_pack("{s:i, s:I, s:b, s:s}", "bits", s->bits, "group", (json_int_t)s->group,
+                          "symmetric", s->symmetric, "form", s->form->name);
+    if (s->inputs.bits < 16) {
+        json_object_set_new(o, "input_bits", json_integer(s->inputs.bits));
+        json_object_set_new(o, "input_group", json_integer(s->inputs.group));
+    }
+    if (s->online.r4) json_object_set_new(o, "r4_block", json_integer(s->online.r4_block));
+    return o;
+}
+
+static err describe_model(const comm *c, const char *path, bool tensors, int64_t tp, json_t *v) {
     source s;
     err e = source_open(c, path, &s);
     if (!e.code) {
@@ -102,11 +149,8 @@ static err describe_model(const comm *c, const char *path, bool tensors, json_t 
         json_object_set_new(v, "config", config_json(&s));
         json_object_set_new(v, "tensor_bytes", json_integer((json_int_t)hf_checkpoint_bytes(s.ck)));
         json_object_set_new(v, "n_tensors", json_integer(hf_checkpoint_count(s.ck)));
-        if (s.linears.form)
-            json_object_set_new(v, "weights",
-                                json_pack("{s:i, s:I, s:b, s:s}", "bits", s.linears.bits, "group",
-                                          (json_int_t)s.linears.group, "symmetric",
-                                          s.linears.symmetric, "form", s.linears.form->name));
+        if (s.linears.form) json_object_set_new(v, "weights", linears_json(&s.linears));
+        if (s.linears.form) json_object_set_new(v, "runtimes", runtimes_json(&s, tp));
         if (s.ar && archive_manifest(s.ar)) {
             json_object_set_new(v, "name", json_string(archive_manifest(s.ar)->name));
             json_object_set_new(v, "entries", entries_json(archive_manifest(s.ar)));
@@ -182,6 +226,14 @@ static void print_text(const json_t *v) {
                json_is_true(json_object_get(w, "symmetric")) ? "symmetric" : "asymmetric",
                json_string_value(json_object_get(w, "form")));
     }
+    json_int_t input_bits = json_integer_value(json_object_get(w, "input_bits")),
+               input_group = json_integer_value(json_object_get(w, "input_group"));
+    if (input_bits && input_group)
+        printf("  %-16s INT%" JSON_INTEGER_FORMAT ", group %" JSON_INTEGER_FORMAT "\n", "inputs",
+               input_bits, input_group);
+    else if (input_bits)
+        printf("  %-16s INT%" JSON_INTEGER_FORMAT ", by token\n", "inputs", input_bits);
+    print_runtimes(json_object_get(v, "runtimes"));
     json_array_foreach(json_object_get(v, "entries"), i, item)
         printf("  %-64s %s  %s\n", json_string_value(json_object_get(item, "name")),
                size_text((uint64_t)json_integer_value(json_object_get(item, "bytes")), bytes),
@@ -220,11 +272,14 @@ err job_inspect(const comm *c, const options *o) {
             printf("%s written\n", options_str(o, OPT_EXPORT_SPINQUANT));
         return e;
     }
+    int64_t tp = 1;
+    err e = options_int(o, OPT_TP, 1, 1 << 16, &tp);
+    if (e.code) return e;
     json_t *v = json_object();
     json_object_set_new(v, "path", json_string(o->target));
     bool tensors = options_has(o, OPT_TENSORS);
-    err e = ends_with(o->target, ".safetensors") ? describe_file(o->target, tensors, v)
-                                                 : describe_model(c, o->target, tensors, v);
+    e = ends_with(o->target, ".safetensors") ? describe_file(o->target, tensors, v)
+                                             : describe_model(c, o->target, tensors, tp, v);
     if (!e.code && options_has(o, OPT_JSON)) {
         json_dumpf(v, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
         puts("");

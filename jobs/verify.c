@@ -66,6 +66,38 @@ static err compare_recipes(const verify_job *v) {
     return e;
 }
 
+/* What --for NAME is told: its first rule that stops it, and how many do. */
+typedef struct verdict {
+    const char *name, *first;
+    int stops;
+} verdict;
+
+static void take_verdict(void *arg, runtime_verdict verdict_of_rule, const char *what) {
+    verdict *v = arg;
+    if (verdict_of_rule == RUNTIME_NOTE) {
+        log_line(LOG_RUN, "note: %s: %s", v->name, what);
+        return;
+    }
+    if (!v->stops++) v->first = what;
+}
+
+static err check_runtime(const verify_job *v) {
+    if (!options_has(v->o, OPT_FOR)) return err_none();
+    int64_t tp = 1;
+    int runtime;
+    err e = options_int(v->o, OPT_TP, 1, 1 << 16, &tp);
+    verdict got = {.name = options_str(v->o, OPT_FOR)};
+    if (!e.code) e = options_word(v->o, OPT_FOR, &runtime);
+    if (!e.code && !v->archive.linears.form)
+        e = err_make(ERR_USAGE, "--for", NULL, "nothing is quantized in this archive");
+    if (e.code) return e;
+    const runtime_facts facts = source_facts(&v->archive, tp);
+    runtime_judge(runtime, &facts, take_verdict, &got);
+    if (!got.stops) return err_none();
+    return err_make(ERR_VERIFY, got.name, NULL, "%s (%d such rules; read from %s)", got.first,
+                    got.stops, runtime_version(runtime));
+}
+
 static err check_loaders(verify_job *v) {
     err e = err_none();
     if (comm_rank(v->c) == 0) {
@@ -76,6 +108,7 @@ static err check_loaders(verify_job *v) {
         }
         if (!e.code) e = loader_report_err(&v->findings);
     }
+    if (!e.code && comm_rank(v->c) == 0) e = check_runtime(v);
     return comm_agree(v->c, e, "checking what loaders demand", NULL);
 }
 
@@ -159,8 +192,11 @@ static void print_text(const verify_job *v) {
     printf("bytes    %" PRId64 " tar files, %" PRId64
            " entries, %s: all hashes as in the manifest\n",
            v->tally.tars, v->tally.entries, size_text(v->tally.bytes, bytes));
-    printf("loaders  nothing that stops transformers or vLLM; %" PRId64 " notes\n",
+    printf("loaders  tensors and config as readers of compressed-tensors want them; %" PRId64
+           " notes\n",
            v->findings.n_notes);
+    if (options_has(v->o, OPT_FOR))
+        printf("runtime  nothing that stops %s\n", options_str(v->o, OPT_FOR));
     if (options_has(v->o, OPT_SOURCE)) {
         printf("source   %" PRId64
                " linears, relative error %.4f (worst %.4f, %s), at most %.3f steps off\n",

@@ -197,54 +197,17 @@ static void check_dtype(check *c) {
     add_finding(c, true, CONFIG, "%s is not bfloat16, float16 or float32", key);
 }
 
-/* R4: by transform_config, or by a note alone, as archives of old have it. */
+/* R4 by a note alone, as archives of old have it. */
 static void check_online(check *c) {
     const json_t *own = json_object_get(hf_checkpoint_config(c->ck), "spinshard"), *x;
     bool noted = false;
     size_t i;
     json_array_foreach(json_object_get(own, "online"), i, x) noted |=
         json_is_string(x) && !strcmp(json_string_value(x), "r4");
-    const form_online *online = &c->scheme.online;
-    if (online->r4_block)
-        add_finding(c, false, CONFIG,
-                    "needs R4 while it runs, in blocks of %" PRId64
-                    ": vLLM applies it on CUDA GPUs without tensor parallelism; transformers "
-                    "refuses to load it",
-                    online->r4_block);
-    else if (online->r4)
-        add_finding(c, false, CONFIG,
-                    "needs R4 while it runs: spinshard eval applies it; transformers and vLLM "
-                    "refuse to load it");
-    else if (noted)
+    if (noted && !c->scheme.online.r4)
         add_finding(c, true, CONFIG,
                     "needs R4 while it runs and says so to spinshard eval alone: transformers and "
                     "vLLM load it and give wrong results; write it anew");
-}
-
-static void check_widths(check *c) {
-    const int bits = c->scheme.bits;
-    const int64_t group = c->scheme.group;
-    const bool int8 = c->scheme.form->byte_codes;
-    if (!int8 && (bits == 3 || bits == 5 || bits == 6 || bits == 7))
-        add_finding(c, false, CONFIG,
-                    "%d-bit words are packed densely: needs compressed-tensors 0.17 or newer",
-                    bits);
-    if (bits != 4 && bits != 8)
-        add_finding(c, false, CONFIG, "vLLM runs 4 and 8 bits; %d bits load in transformers", bits);
-    if (!c->scheme.symmetric)
-        add_finding(c, false, CONFIG,
-                    "zero points: transformers loads them with compressed-tensors 0.15 to 0.17; "
-                    "0.18 to 0.20 expect them unpacked and fail");
-    if (int8 && bits == 4)
-        add_finding(
-            c, false, CONFIG,
-            "4-bit weights with 8-bit inputs: transformers loads them; vLLM runs them on Arm "
-            "CPUs");
-    if (int8 && bits == 8 && group)
-        add_finding(c, false, CONFIG, "vLLM runs 8-bit weights with 8-bit inputs by channel only");
-    if (group && group != 32 && group != 64 && group != 128)
-        add_finding(c, false, CONFIG,
-                    "vLLM's kernels take groups of 32, 64, 128 or whole rows, not %" PRId64, group);
 }
 
 /* Tensors */
@@ -426,7 +389,6 @@ err loader_rules_check(const hf_checkpoint *ck, const llama_config *cfg, loader_
     }
     check_dtype(&c);
     check_online(&c);
-    check_widths(&c);
     err e = check_tensors(&c);
     if (!e.code) check_strangers(&c);
     if (!e.code) e = check_index(&c);

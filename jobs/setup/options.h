@@ -53,6 +53,8 @@ typedef enum option {
     OPT_SCRIPT,
     OPT_SOURCE,
     OPT_EQUIVALENCE,
+    OPT_FOR,
+    OPT_TP,
     OPT_TENSORS,
     OPT_ERRORS,
     OPT_EXPORT_SPINQUANT,

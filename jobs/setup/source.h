@@ -11,6 +11,7 @@
 #include "mpi/comm.h"
 #include "pipeline/stages/load_stage.h"
 #include "shard/archive.h"
+#include "shard/runtimes.h"
 
 typedef struct source {
     const char *path;     /* borrowed */
@@ -29,6 +30,9 @@ typedef struct source {
  * opening gives: ERR_INPUT, ERR_VERIFY for a damaged archive. */
 err source_open(const comm *c, const char *path, source *out);
 void source_close(source *s); /* local */
+
+/* Local. What runtimes are judged by, of an archive; tp: ranks of tensor parallelism. */
+runtime_facts source_facts(const source *s, int64_t tp);
 
 /* Root only. The tokenizer of the folder; what it puts before a text is checked against the
  * vocabulary. Other tokens may have ids that the model lacks, which source_encode refuses where a

@@ -99,6 +99,24 @@ class Forms(Case):
                 self.assertNotEqual(got, self.perplexity(folder, TEXT, 96, *FP32, *settings("activations.group=token")))
             self.good("verify", outs[0], "--source", model, "--equivalence")
 
+    def test_runtimes(self):
+        """verify --for: exit code and reason; inspect has the same verdicts."""
+        model = make_model.make(self.path("m"), "--dtype", "BF16")
+        for name, words, stops in (("a", ("weights.group=32",), ()),
+                                   ("b", ("weights.group=32", "weights.bits=8"), ("vllm-cpu",)),
+                                   ("c", ("weights.group=32", "rotate.online=[r4]", "rotate.r4_block=pow2"),
+                                    ("vllm-cpu", "transformers", "llama.cpp", "sglang"))):
+            out = self.path(name)
+            self.good("quantize", "--model", model, "--out", out, *settings(*words))
+            told = self.good("inspect", out, "--json").json()["runtimes"]
+            self.assertEqual({n for n, v in told.items() if v["stops"]}, set(stops))
+            for runtime in told:
+                r = spin("verify", out, "--for", runtime)
+                self.assertEqual(r.rc, 4 if runtime in stops else 0, r)
+                self.assertRegex(r.err if r.rc else r.out, runtime)
+        self.assertIn("tensor parallelism", spin("verify", out, "--for", "vllm-cuda", "--tp", 2).err)
+        self.bad(2, ["--for", "sglang"], "verify", out, "--for", "vllm")
+
     def test_groups_that_divide_nothing(self):
         out = self.path("bad")
         self.bad(2, ["activations.group", "172"], "quantize", "--model", STORIES, "--out", out,

@@ -192,7 +192,7 @@ SAID = [
     ("fewer calibration tokens than columns", "damping is raised", [*GPTQ, *settings("calib.windows=1", "calib.window=16")]),
     ("fewer windows in the text than asked for", "they repeat", [*GPTQ, *settings("calib.windows=64")]),
     ("8-bit inputs that no runtime loads", "load in no runtime", [*GPTQ, *settings("activations.bits=8")]),
-    ("4-bit inputs", "no common runtime", [*GPTQ, *settings("activations.bits=4")]),
+    ("4-bit inputs", "load in no runtime", [*GPTQ, *settings("activations.bits=4")]),
 ]
 
 # (code, what is wrong, words, change to a copy of the output) -> verify

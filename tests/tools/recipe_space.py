@@ -16,7 +16,7 @@ VALUES = {
     "rotate.start": ["had", "identity", "orthogonal", "pca", "womi", FILE],
     "rotate.start_r2": ["same", "pca", "womi"],
     "rotate.online": [[], ["r3"], ["r4"], ["r3", "r4"]],
-    "rotate.r4_block": ["auto", 1, 4],
+    "rotate.r4_block": ["auto", "pow2", 1, 4],
     "scale.pairs": [[], ["norm"], ["vo"], ["qk"], ["ud"], ["norm", "vo", "qk", "ud"]],
     "scale.start": ["ones", "closed", "smooth"],
     "scale.alpha": [0.5, 0, 1],
@@ -33,6 +33,7 @@ VALUES = {
     "activations.bits": [16, 2, 4, 8],
     "activations.symmetric": [False, True],
     "activations.clip": [1.0, 0.01, 0.9],
+    "activations.group": ["token", "weights", 4],
     "activations.o_group": ["head", "token"],
     "activations.down_bits": ["same", 2, 8, 16],
     "activations.scale": ["published", "compressed-tensors"],
@@ -131,6 +132,8 @@ def refusals(r, m):
     sizes = (m["hidden"], m["intermediate"], m["heads"] * m["head_dim"])
     if isinstance(r["weights.group"], int) and any(n % r["weights.group"] for n in sizes):
         out.append((2, "does not divide"))
+    if any(n % (inputs_group(r, sizes) or 1) for n in sizes):
+        out.append((2, "does not divide"))
     had = r["rotate.start"] == "had"
     if had and r["rotate.r1"] and not has_hadamard(m["hidden"]):
         out.append((3, "no Hadamard matrix"))
@@ -139,13 +142,13 @@ def refusals(r, m):
     if "r3" in r["rotate.online"] and not has_hadamard(m["head_dim"]):
         out.append((3, "no Hadamard matrix"))
     if "r4" in r["rotate.online"]:
-        block = m["intermediate"] if r["rotate.r4_block"] == "auto" else r["rotate.r4_block"]
+        block = r4_block(r, m["intermediate"])
         if m["intermediate"] % block:
             out.append((2, "do not divide"))
         elif not has_hadamard(block):
             out.append((3, "no Hadamard matrix"))
     # ---- what goes together ----
-    if r["archive.form"] == "int-quantized" and not says_inputs(r):
+    if r["archive.form"] == "int-quantized" and not says_inputs(r, m):
         out.append((2, "int-quantized says"))
     for p in phases:
         e2e = p["objective"] != "range"
@@ -163,11 +166,28 @@ def counts(r, p):
     return p["weights"] or r["activations.bits"] < BELOW or r["kv.bits"] < BELOW
 
 
-def says_inputs(r):
-    """The archive can say how its inputs are quantized (int-quantized)."""
+def inputs_group(r, sizes):
+    """activations.group as a number; None by token."""
+    group = r["activations.group"] if r["activations.group"] != "weights" else r["weights.group"]
+    if group == "auto":
+        group = max((g for g in (32, 64, 128) if not any(n % g for n in sizes)), default=None)
+    return group if isinstance(group, int) else None
+
+
+def r4_block(r, intermediate):
+    """rotate.r4_block as a number."""
+    if r["rotate.r4_block"] == "pow2":
+        return min(intermediate & -intermediate, 4096)
+    return intermediate if r["rotate.r4_block"] == "auto" else r["rotate.r4_block"]
+
+
+def says_inputs(r, m):
+    """The form int-quantized can say how inputs are quantized."""
+    block = r4_block(r, m["intermediate"])
     return (r["activations.bits"] == 8 and r["activations.symmetric"] and r["activations.o_group"] == "token"
-            and r["activations.scale"] == "compressed-tensors" and r["activations.clip"] == 1
-            and r["activations.down_bits"] in ("same", 8) and r["weights.symmetric"] and "r4" not in r["rotate.online"])
+            and inputs_group(r, (m["hidden"], m["intermediate"], m["heads"] * m["head_dim"])) is None
+            and r["activations.clip"] == 1 and r["activations.down_bits"] in ("same", 8) and r["weights.symmetric"]
+            and ("r4" not in r["rotate.online"] or block & block - 1 == 0))
 
 
 def draw_phase(rng, recipe):
