@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Build and test in a fresh Debian of another release, made by debootstrap: what a newcomer there would get.
+#
+# usage: debian_root.sh SUITE FOLDER [CTEST-ARGUMENT...]      as root; SUITE: bookworm, trixie, ...
+#
+# Takes packages from where this machine takes its own. FOLDER (3 GB) is made if it is not there, and kept: a second run
+# builds what changed. Without CTEST-ARGUMENTs the unit and rank tests and the main job are run; "none" runs no test.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+[ $# -ge 2 ] || { sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2; }
+suite=$1 root=$2
+shift 2
+[ $# -gt 0 ] || set -- --tests-regex '^(unit|mpi)\.|^e2e\.test_main_job$'
+
+if [ ! -e "$root/etc/debian_version" ]; then
+    mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | head -n 1)
+    debootstrap --variant=minbase "$suite" "$root" "$mirror"
+fi
+# What leads to the mirror from this machine: proxies, certificates.
+cp -L /etc/resolv.conf "$root/etc/resolv.conf" 2>/dev/null || true
+cp -RL /etc/ssl/certs "$root/etc/ssl/" 2>/dev/null || true
+for file in /etc/apt/apt.conf.d/*; do
+    case $(cat "$file") in *roxy*) cp "$file" "$root/etc/apt/apt.conf.d/" ;; esac
+done
+
+mkdir -p "$root/spinshard" "$root/proc" "$root/dev"
+(cd "$here" && git ls-files -z | tar --null -T - -cf -) | tar -C "$root/spinshard" -xf -
+bound=()
+trap 'for p in ${bound[@]+"${bound[@]}"}; do umount -l "$root/$p"; done' EXIT
+for place in proc sys dev; do
+    mountpoint -q "$root/$place" && continue
+    mount --rbind "/$place" "$root/$place"
+    mount --make-rslave "$root/$place"
+    bound=("$place" ${bound[@]+"${bound[@]}"})
+done
+
+# shellcheck disable=SC2016
+chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive \
+    ${http_proxy+http_proxy="$http_proxy"} ${https_proxy+https_proxy="$https_proxy"} \
+    bash -c 'set -euo pipefail
+        cd /spinshard
+        . "$(ls jobs/setup.sh jobs/demo/setup.sh 2>/dev/null | head -n 1)"
+        need_packages "${build_packages[@]}" "${test_packages[@]}" git
+        allow_root_mpi
+        export OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+        build_preset release all -- -DSPINSHARD_TESTS=ON
+        build/release/spinshard --version
+        [ "$1" = none ] || ctest --preset release "$@"' _ "$@"
