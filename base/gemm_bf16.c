@@ -1,23 +1,33 @@
-/* The bf16 product: oneDNN's matmul where it is there and the CPU has the instructions, else the
- * fp32 product of widened factors. oneDNN 2 and 3 differ in their C interface; this speaks 2. */
+/* The bf16 product: oneDNN's matmul where it is there and the CPU has AMX, else the fp32 product of
+ * widened factors. With AVX512_BF16 alone oneDNN is slower than the fp32 product
+ * (docs/DECISIONS.md). */
 #include "base/gemm.h"
 
 #include "base/gemm_internal.h"
 #include "base/size.h"
 #include "version.h"
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 #include <omp.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#if SPINSHARD_DNNL == 2
-#include <oneapi/dnnl/dnnl.h>
-#define BF16_BY_ONEDNN 1
-#else
-#define BF16_BY_ONEDNN 0
+#if SPINSHARD_DNNL
+#include "base/onednn.h"
 #endif
+
+static bool cpu_has_amx(void) {
+#ifdef __x86_64__
+    unsigned a, b, c, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 22); /* AMX-BF16 */
+#else
+    return false;
+#endif
+}
 
 /* Without bf16 kernels. */
 
@@ -56,27 +66,10 @@ static void tile_widened(bool trans_b, int64_t m, int64_t n, int64_t k, const bf
     gemm_tile_f32(false, trans_b, m, n, k, wide_a, k, wide_b, b_cols, add, c, ldc);
 }
 
-#if BF16_BY_ONEDNN
+#if SPINSHARD_DNNL
 
 /* With oneDNN. A matmul is made for one shape; each thread keeps those it has used, so that no lock
  * and no creation stands in the way of a tile. */
-typedef struct matmul_key {
-    int64_t m, n, k, lda, ldb, ldc;
-    int64_t trans_b, add; /* 64 bits: no padding, so keys compare by memcmp */
-    int64_t packed;       /* b in the kernel's own order; trans_b and ldb are 0 then */
-} matmul_key;
-
-typedef struct matmul {
-    matmul_key key;
-    dnnl_primitive_t primitive; /* NULL: free slot */
-    dnnl_memory_t a, b, c;
-    size_t b_bytes;
-    dnnl_primitive_t pack; /* NULL, or b as it is into the kernel's order */
-    dnnl_memory_t loose, packed;
-    int64_t loose_trans, loose_ld;
-    bool in_pairs; /* b packed: as pack_pairs does it */
-} matmul;
-
 enum { CACHE_SLOTS = 256, CACHE_PROBES = 8 };
 
 typedef struct matmul_cache {
@@ -87,11 +80,13 @@ typedef struct matmul_cache {
 static dnnl_engine_t engine;
 static bool usable;
 
+static bool has_isa(dnnl_cpu_isa_t isa) {
+    return (dnnl_get_effective_cpu_isa() & isa) == isa;
+}
+
 static void start_onednn(void) {
-    if (dnnl_engine_create(&engine, dnnl_cpu, 0) != dnnl_success) return;
-    /* avx512_core_bf16 is the first instruction set whose bf16 is not emulated. */
-    usable = (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) ==
-             dnnl_cpu_isa_avx512_core_bf16;
+    usable = has_isa(dnnl_cpu_isa_avx512_core_amx) &&
+             dnnl_engine_create(&engine, dnnl_cpu, 0) == dnnl_success;
 }
 
 bool gemm_has_bf16(void) {
@@ -102,15 +97,10 @@ bool gemm_has_bf16(void) {
 
 void gemm_bf16_kernels(char *buf, size_t size) {
     const dnnl_version_t *v = dnnl_version();
-    if (gemm_has_bf16()) {
-        dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
-        bool amx = (isa & dnnl_cpu_isa_avx512_core_amx) == dnnl_cpu_isa_avx512_core_amx;
-        snprintf(buf, size, "oneDNN %d.%d.%d %s bf16", v->major, v->minor, v->patch,
-                 amx ? "AMX" : "AVX512_BF16");
-    } else {
-        snprintf(buf, size, "bf16 in fp32 (oneDNN %d.%d.%d finds no AVX512_BF16)", v->major,
-                 v->minor, v->patch);
-    }
+    if (gemm_has_bf16())
+        snprintf(buf, size, "oneDNN %d.%d.%d AMX bf16", v->major, v->minor, v->patch);
+    else
+        snprintf(buf, size, "bf16 in fp32, which is faster without AMX");
 }
 
 static void need(dnnl_status_t status, const matmul_key *k) {
@@ -122,50 +112,6 @@ static void need(dnnl_status_t status, const matmul_key *k) {
 /* The order of AMX kernels: columns in blocks of PAIRS_COLS, in each the rows of b two by two, as
  * [k/2][PAIRS_COLS][2]; zeros where k or n end within a block. */
 enum { PAIRS_COLS = 64, PAIRS_ROWS = 32, AHEAD = 16 };
-
-static bool is_in_pairs(const matmul_key *k, const dnnl_memory_desc_t *chosen) {
-    dnnl_memory_desc_t pairs;
-    const dnnl_dims_t db = {k->k, k->n};
-    need(dnnl_memory_desc_init_by_tag(&pairs, 2, db, dnnl_bf16, dnnl_BA16a64b2a), k);
-    return dnnl_memory_desc_equal(&pairs, chosen);
-}
-
-static void matmul_create(const matmul_key *k, matmul *out) {
-    dnnl_memory_desc_t a, b, c;
-    const dnnl_dims_t da = {k->m, k->k}, db = {k->k, k->n}, dc = {k->m, k->n};
-    const dnnl_dims_t sa = {k->lda, 1}, sc = {k->ldc, 1};
-    const dnnl_dims_t sb = {k->trans_b ? 1 : k->ldb, k->trans_b ? k->ldb : 1};
-    need(dnnl_memory_desc_init_by_strides(&a, 2, da, dnnl_bf16, sa), k);
-    if (k->packed)
-        need(dnnl_memory_desc_init_by_tag(&b, 2, db, dnnl_bf16, dnnl_format_tag_any), k);
-    else
-        need(dnnl_memory_desc_init_by_strides(&b, 2, db, dnnl_bf16, sb), k);
-    need(dnnl_memory_desc_init_by_strides(&c, 2, dc, dnnl_f32, sc), k);
-    dnnl_matmul_desc_t d;
-    need(dnnl_matmul_desc_init(&d, &a, &b, NULL, &c), k);
-
-    dnnl_primitive_attr_t attr;
-    need(dnnl_primitive_attr_create(&attr), k);
-    if (k->add) {
-        dnnl_post_ops_t ops;
-        need(dnnl_post_ops_create(&ops), k);
-        need(dnnl_post_ops_append_sum(ops, 1.0f), k);
-        need(dnnl_primitive_attr_set_post_ops(attr, ops), k);
-        dnnl_post_ops_destroy(ops);
-    }
-    dnnl_primitive_desc_t pd;
-    need(dnnl_primitive_desc_create(&pd, &d, attr, engine, NULL), k);
-    need(dnnl_primitive_create(&out->primitive, pd), k);
-    const dnnl_memory_desc_t *chosen = dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0);
-    need(dnnl_memory_create(&out->a, &a, engine, DNNL_MEMORY_NONE), k);
-    need(dnnl_memory_create(&out->b, chosen, engine, DNNL_MEMORY_NONE), k);
-    out->b_bytes = dnnl_memory_desc_get_size(chosen);
-    out->in_pairs = k->packed && is_in_pairs(k, chosen);
-    dnnl_primitive_desc_destroy(pd);
-    dnnl_primitive_attr_destroy(attr);
-    need(dnnl_memory_create(&out->c, &c, engine, DNNL_MEMORY_NONE), k);
-    out->key = *k;
-}
 
 static void pack_destroy(matmul *p) {
     if (!p->pack) return;
@@ -204,7 +150,7 @@ static matmul *matmul_find(matmul_cache *cache, const matmul_key *k) {
         if (memcmp(&p->key, k, sizeof *k) == 0) return p;
     }
     if (p->primitive) matmul_destroy(p); /* all probed are taken: the last makes room */
-    matmul_create(k, p);
+    need(onednn_matmul_create(engine, k, p), k);
     return p;
 }
 
@@ -255,23 +201,6 @@ static matmul_key packed_key(int64_t m, int64_t n, int64_t k) {
     return (matmul_key){.m = m, .n = n, .k = k, .lda = k, .ldc = n, .packed = 1};
 }
 
-static void pack_create(bool trans_b, int64_t ldb, matmul *p) {
-    const matmul_key *k = &p->key;
-    const dnnl_memory_desc_t *to;
-    dnnl_memory_desc_t from;
-    dnnl_primitive_desc_t pd;
-    const dnnl_dims_t d = {k->k, k->n}, s = {trans_b ? 1 : ldb, trans_b ? ldb : 1};
-    need(dnnl_memory_get_memory_desc(p->b, &to), k);
-    need(dnnl_memory_desc_init_by_strides(&from, 2, d, dnnl_bf16, s), k);
-    need(dnnl_memory_create(&p->loose, &from, engine, DNNL_MEMORY_NONE), k);
-    need(dnnl_memory_create(&p->packed, to, engine, DNNL_MEMORY_NONE), k);
-    need(dnnl_reorder_primitive_desc_create(&pd, &from, engine, to, engine, NULL), k);
-    need(dnnl_primitive_create(&p->pack, pd), k);
-    dnnl_primitive_desc_destroy(pd);
-    p->loose_trans = trans_b;
-    p->loose_ld = ldb;
-}
-
 /* Two rows of a block of columns, `cols` of them there, side by side; second: NULL for zeros. */
 static void pair_rows(const bf16 *first, const bf16 *second, int64_t cols, bf16 *out) {
     if (cols == PAIRS_COLS && second) {
@@ -314,7 +243,11 @@ static void pack_onednn(const matmul_key *k, bool trans_b, const bf16 *b, int64_
         return;
     }
     if (p->pack && (p->loose_trans != trans_b || p->loose_ld != ldb)) pack_destroy(p);
-    if (!p->pack) pack_create(trans_b, ldb, p);
+    if (!p->pack) {
+        need(onednn_pack_create(engine, trans_b, ldb, p), k);
+        p->loose_trans = trans_b;
+        p->loose_ld = ldb;
+    }
     need(dnnl_memory_set_data_handle(p->loose, (void *)(uintptr_t)b), k);
     need(dnnl_memory_set_data_handle(p->packed, out), k);
     const dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, p->loose}, {DNNL_ARG_TO, p->packed}};
@@ -334,7 +267,7 @@ bool gemm_has_bf16(void) {
 }
 
 void gemm_bf16_kernels(char *buf, size_t size) {
-    snprintf(buf, size, "bf16 in fp32 (built without oneDNN 2)");
+    snprintf(buf, size, "bf16 in fp32 (built without oneDNN)");
 }
 
 #endif
@@ -342,7 +275,7 @@ void gemm_bf16_kernels(char *buf, size_t size) {
 void gemm_tile_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
                     const bf16 *b, int64_t ldb, bool add, float *c, int64_t ldc) {
     if (m == 0 || n == 0 || (k == 0 && add)) return;
-#if BF16_BY_ONEDNN
+#if SPINSHARD_DNNL
     if (gemm_has_bf16() && k > 0) {
         const matmul_key key = {.m = m,
                                 .n = n,
@@ -359,10 +292,10 @@ void gemm_tile_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a
     tile_widened(trans_b, m, n, k, a, lda, b, ldb, add, c, ldc);
 }
 
-/* A factor packed once. Without bf16 kernels it is a plain [k, n]. */
+/* A factor packed once. Without bf16 kernels it is a plain [k, n], widened. */
 
 uint64_t gemm_packed_bytes(int64_t m, int64_t n, int64_t k) {
-#if BF16_BY_ONEDNN
+#if SPINSHARD_DNNL
     if (gemm_has_bf16()) {
         const int threads = omp_get_max_threads();
         omp_set_num_threads(1);
@@ -373,12 +306,12 @@ uint64_t gemm_packed_bytes(int64_t m, int64_t n, int64_t k) {
     }
 #endif
     (void)m;
-    return (uint64_t)(n * k) * sizeof(bf16);
+    return (uint64_t)(n * k) * sizeof(float);
 }
 
 void gemm_pack_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *b, int64_t ldb,
                     void *packed) {
-#if BF16_BY_ONEDNN
+#if SPINSHARD_DNNL
     if (gemm_has_bf16()) {
         const matmul_key key = packed_key(m, n, k);
         pack_onednn(&key, trans_b, b, ldb, packed);
@@ -386,19 +319,35 @@ void gemm_pack_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *b
     }
 #endif
     (void)m;
-    bf16 *to = packed;
-    for (int64_t i = 0; i < k; i++)
-        for (int64_t j = 0; j < n; j++) to[i * n + j] = b[trans_b ? j * ldb + i : i * ldb + j];
+    float *to = packed;
+    for (int64_t i = 0; i < k && !trans_b; i++) half_array_from_bf16(b + i * ldb, n, to + i * n);
+    for (int64_t i = 0; i < k && trans_b; i++)
+        for (int64_t j = 0; j < n; j++) to[i * n + j] = half_from_bf16(b[j * ldb + i]);
 }
 
 void gemm_tile_packed_bf16(int64_t m, int64_t n, int64_t k, const bf16 *a, const void *packed,
                            float *c) {
-#if BF16_BY_ONEDNN
+#if SPINSHARD_DNNL
     if (gemm_has_bf16()) {
         const matmul_key key = packed_key(m, n, k);
         tile_onednn(&key, a, packed, c);
         return;
     }
 #endif
-    tile_widened(false, m, n, k, a, k, packed, n, false, c, n);
+    float *wide = widen_buffer(m * k, m, n, k);
+    half_array_from_bf16(a, m * k, wide);
+    gemm_tile_f32(false, false, m, n, k, wide, k, packed, n, false, c, n);
+}
+
+/* What a user should know of the choice. */
+
+bool gemm_slow_bf16(char *buf, size_t size) {
+    if (gemm_has_bf16() || !cpu_has_amx()) return false;
+    snprintf(buf, size, "%s",
+             SPINSHARD_DNNL
+                 ? "the CPU has AMX, but oneDNN does not use it (ONEDNN_MAX_CPU_ISA, or an old "
+                   "kernel): products in bf16 run in fp32, at a quarter of the speed"
+                 : "the CPU has AMX, but this program was built without oneDNN: products in bf16 "
+                   "run in fp32, at a quarter of the speed");
+    return true;
 }

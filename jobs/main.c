@@ -41,11 +41,13 @@ static int print_version(void) {
     printf("MPI        %s\n", comm_library());
     printf("ScaLAPACK  %s\n", SPINSHARD_SCALAPACK);
     printf("products   %s\n", kernels);
-    printf("bf16       %s\n", gemm_has_bf16() ? "bf16 kernels" : "none on this CPU: run in fp32");
+    printf("bf16       %s\n",
+           gemm_has_bf16() ? "bf16 kernels" : "in fp32, the faster of the two here");
     printf("CPU        %s, %d cores for this process\n", machine_cpu_name(cpu, sizeof cpu),
            machine_cores());
     if (restart_said(slow, sizeof slow)) printf("kernels    %s\n", slow);
     if (gemm_slow_kernels(slow, sizeof slow)) printf("warning    %s\n", slow);
+    if (gemm_slow_bf16(slow, sizeof slow)) printf("warning    %s\n", slow);
     return ERR_OK;
 }
 
@@ -69,6 +71,8 @@ static void greet(void) {
              SPINSHARD_VERSION, comm_size(comm_world()), comm_node_size(), gemm_threads(), kernels);
     if (restart_said(slow, sizeof slow)) log_line(LOG_RUN, "%s", slow);
     if (gemm_slow_kernels(slow, sizeof slow) && comm_rank(comm_world()) == 0)
+        log_line(LOG_WARN, "%s", slow);
+    if (gemm_slow_bf16(slow, sizeof slow) && comm_rank(comm_world()) == 0)
         log_line(LOG_WARN, "%s", slow);
 }
 

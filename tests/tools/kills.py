@@ -29,7 +29,7 @@ def ranks_of(launcher):
         try:
             with open(f"/proc/{pid}/environ", "rb") as f:
                 for item in f.read().split(b"\0"):
-                    if item.startswith(b"OMPI_COMM_WORLD_RANK="):
+                    if item.startswith((b"OMPI_COMM_WORLD_RANK=", b"PMI_RANK=")):
                         found[int(item.split(b"=")[1])] = pid
         except (OSError, ValueError):
             pass

@@ -51,7 +51,8 @@ class Result:
 
 def command(args, ranks=0):
     """The words of a run; ranks 0: no launcher."""
-    launcher = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)] if ranks else []
+    words = os.environ.get("SPINSHARD_LAUNCHER", "mpirun --oversubscribe --bind-to none -n").split()
+    launcher = [*words, str(ranks)] if ranks else []
     return launcher + [program(), *map(str, args)]
 
 
