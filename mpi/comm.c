@@ -267,11 +267,17 @@ void comm_sum_i64(const comm *c, int64_t *v, int64_t n) {
 }
 
 void comm_sum_i64_to(const comm *c, int64_t *v, int64_t n, int root) {
-    const bool here = c->rank == root;
     if (c->size == 1) return;
-    for (int64_t at = 0; at < n; at += SUM_PIECE)
-        MPI_Reduce(here ? MPI_IN_PLACE : v + at, here ? v + at : NULL,
-                   (int)size_min(SUM_PIECE, n - at), MPI_INT64_T, MPI_SUM, root, c->handle);
+    /* Through a buffer: MPICH 4.0 crashes where the root, not rank 0, names MPI_IN_PLACE. */
+    const bool here = c->rank == root;
+    int64_t *sums = here ? malloc((size_t)size_min(SUM_PIECE, n) * sizeof *sums) : NULL;
+    if (here && n && !sums) comm_abort(ERR_NOFIT, "no memory for sums");
+    for (int64_t at = 0; at < n; at += SUM_PIECE) {
+        const int64_t piece = size_min(SUM_PIECE, n - at);
+        MPI_Reduce(v + at, sums, (int)piece, MPI_INT64_T, MPI_SUM, root, c->handle);
+        if (here) memcpy(v + at, sums, (size_t)piece * sizeof *sums);
+    }
+    free(sums);
 }
 
 /* Send out [n_out] to one rank and add what another rank sends to in [n_in], piece by piece, with
