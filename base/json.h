@@ -15,10 +15,11 @@
  * (json_decref). Fails with ERR_INPUT. */
 err json_parse(const char *text, size_t len, const char *where, json_t **out);
 
-/* Local. The same for files of models, which Python wrote and reads: of equal keys the last counts;
- * NaN, infinities and numbers that fit neither 64 bits nor a double become marked strings, so that
- * who needs a number there refuses them, and who copies the value writes what stood there
- * (json_unmark); a byte order mark is left out. That the text is no strict JSON is said. */
+/* Local. As json_parse, for files of models, which Python wrote and reads. If a key occurs several
+ * times, the last one counts. NaN, infinities and numbers that fit neither 64 bits nor a double
+ * become marked strings: a getter of numbers refuses them, and a copy of the value writes what
+ * stood there (json_unmark). A byte order mark is skipped. A text that is not strict JSON is logged
+ * as such. */
 err json_parse_foreign(const char *text, size_t len, const char *where, json_t **out);
 
 /* Local. In the text of a value from json_parse_foreign: marked strings become what stood there. In

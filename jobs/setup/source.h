@@ -26,8 +26,8 @@ typedef struct source {
     json_t *own_recipe; /* owned; where the recipe is not the manifest's */
 } source;
 
-/* Collective on c. Same result on every rank. Caller closes, also after an error. Fails with what
- * opening gives: ERR_INPUT, ERR_VERIFY for a damaged archive. */
+/* Collective on c; every rank gets the same result. Caller closes, also after an error. Fails with
+ * what opening gives: ERR_INPUT, ERR_VERIFY for a damaged archive. */
 err source_open(const comm *c, const char *path, source *out);
 void source_close(source *s); /* local */
 

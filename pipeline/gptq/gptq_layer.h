@@ -34,7 +34,7 @@ typedef struct gptq_settings {
     gptq_solve_options solve;
 } gptq_settings;
 
-/* What became of a linear. */
+/* What is reported of a linear. */
 typedef struct gptq_linear_report {
     gptq_report loss;
     bool measured; /* GPTAQ: losses are those of outputs (gptq_stack.h) */
@@ -51,14 +51,15 @@ typedef struct gptq_layer_report {
 
 typedef struct gptq_run gptq_run;
 
-/* Collective. Streams at the input of the first layer; weights of `layers` (rising) will be asked
- * for, in this order. Caller owns *out. Fails, agreed, with ERR_NOFIT, ERR_SPACE and what reading
- * gives. */
+/* Collective. Embed the windows, so that the streams stand at the input of the first layer, and
+ * begin to read the weights of `layers` (ascending), which must then be quantized in this order.
+ * Caller owns *out. Fails, agreed, with ERR_NOFIT, ERR_SPACE and what reading gives. */
 err gptq_run_create(const gptq_settings *s, const int64_t *layers, int64_t n, gptq_run **out);
 void gptq_run_destroy(gptq_run **r); /* collective; NULL is fine; sets NULL */
 
 /* Collective. Quantize a layer, streams at its input before and at its output after. Results go to
- * `sink` on the rank that has one (NULL elsewhere). last: nobody needs the streams afterwards.
+ * `sink` on the rank that has one (NULL elsewhere). `last`: the streams are not needed
+ * afterwards and are not advanced.
  * Fails, agreed, with ERR_INPUT, ERR_NUMERICS, ERR_NOFIT, ERR_SPACE, and what the sink gives. */
 err gptq_run_layer(gptq_run *r, int64_t layer, const quantize_sink *sink, bool last,
                    gptq_layer_report *report);
@@ -71,7 +72,7 @@ typedef struct gptq_kept {
     err (*vector)(void *arg, const llama_tensor *t, float *to);
 } gptq_kept;
 
-/* Collective. A layer that is quantized already, for the streams alone. */
+/* Collective. Advance the streams through a layer that is quantized already. */
 err gptq_run_pass(gptq_run *r, int64_t layer, const gptq_kept *kept);
 
 /* Local. The most parts that a rank's rows can be rounded in; of s, job->cfg alone is looked at. */

@@ -23,9 +23,9 @@ typedef struct gptq_solve_options {
 
 typedef struct gptq_solve gptq_solve;
 
-/* Collective on m's ranks. U of the Hessian of the inputs at hand, after gptq_moments_diagonal, in
- * the order of o (borrowed; must outlive *out). Caller owns *out. Fails, agreed, as gptq_factor;
- * `what` names the tensor. */
+/* Collective on m's ranks. Compute U for the Hessian of the inputs at hand, after
+ * gptq_moments_diagonal, in the order of o (borrowed; must outlive *out). Caller owns *out. Fails,
+ * agreed, as gptq_factor; `what` names the tensor. */
 err gptq_solve_create(gptq_moments *m, const gptq_order *o, const gptq_solve_options *opts,
                       const char *what, gptq_solve **out);
 void gptq_solve_destroy(gptq_solve **s); /* collective; NULL is fine; sets NULL */

@@ -17,7 +17,7 @@ typedef struct gptq_source gptq_source;
 int gptq_step_first(llama_step step);
 int gptq_step_count(llama_step step);
 
-/* Local. Norms and biases of a layer into another that has none yet. Fails with ERR_NOFIT. */
+/* Local. Copy norms and biases of a layer into another that has none yet. Fails with ERR_NOFIT. */
 err gptq_layer_copy_vectors(const llama_config *cfg, llama_layer *from, llama_layer *to);
 
 /* Collective on c. Reads the tensors of these layers (rising) in their order; ahead: while others
@@ -33,8 +33,9 @@ void gptq_source_destroy(gptq_source **s); /* local; NULL is fine; sets NULL */
  * (NaN or Inf, by tensor), ERR_NOFIT, and what reading gives. */
 err gptq_source_next(gptq_source *s, int64_t layer, llama_layer *to, char hex[SHA256_HEX]);
 
-/* Collective. The rows of a linear of that layer, to every rank, in bands; each linear once: its
- * memory is given back. take may fail; errors are agreed. */
+/* Collective. Broadcast the rows of a linear of that layer in bands, which every rank gets by
+ * `take`. Each linear can be had once, since its memory is freed. `take` may fail; errors are
+ * agreed. */
 typedef err (*gptq_band_sink)(void *arg, int64_t row0, int64_t rows, const float *w);
 err gptq_source_share(gptq_source *s, int linear, gptq_band_sink take, void *arg);
 

@@ -11,8 +11,9 @@
 #include "pipeline/learn/row_pool.h"
 #include "pipeline/stages/eval_run.h"
 
-/* Others who look at the same pass; n may be 0. A layer's windows come in an order that depends on
- * the number of stages: sums that they take must not. */
+/* Hooks that see the activations and gradients of the pass; n may be 0. The order in which the
+ * windows reach a layer depends on the number of stages, so what a hook adds up must not depend on
+ * order. */
 typedef struct capture_taps {
     const llama_tap *taps; /* borrowed */
     int n;

@@ -53,7 +53,7 @@ typedef struct e2e_layout {
 err e2e_layout_choose(const e2e_wish *w, e2e_layout *out);
 void e2e_layout_clear(e2e_layout *l); /* local */
 
-/* Local. Windows of a replica: batch dealt in turn. */
+/* Local. How many windows of a batch a replica gets; they are dealt in turn. */
 int64_t e2e_layout_windows(int64_t batch, int replicas, int replica);
 
 /* Local. The order of a replica, which may have one window less than the first. Caller owns *out.
@@ -63,7 +63,7 @@ err e2e_layout_order(const e2e_wish *w, const e2e_layout *l, int replica, schedu
 /* Local. Costs of a slice on a layer, and of the head, by the model's shape; .layers is not set. */
 schedule_costs e2e_layout_costs(const llama_config *cfg, bool through);
 
-/* Local. What load_stage is to do on a stage. */
+/* Local. The options of load_stage for a stage of this layout. */
 load_options e2e_layout_load(const e2e_wish *w, const stage_range *ranges, int stages, int stage);
 
 /* Local. The large buffers of a stage by name. */

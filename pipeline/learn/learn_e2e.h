@@ -39,8 +39,8 @@ typedef struct learn_e2e learn_e2e;
 /* Local. Bytes of rotations, their optimisers and sums on a rank, for the wish's fixed_bytes. */
 uint64_t learn_e2e_fixed_bytes(const llama_config *cfg, const learn_e2e_options *o);
 
-/* Local. What is learned of R1 and R2 as wished; ERR_USAGE where that is nothing, or where a window
- * is longer than those of the calibration text. Fills shape->r1, ->r2. */
+/* Local. Find out which of R1 and R2 can be learned under these options, into shape->r1 and ->r2.
+ * ERR_USAGE if neither can, or if a window is longer than those of the calibration text. */
 err learn_e2e_check(const learn_e2e_options *o, llama_pass_shape *shape);
 
 /* Collective on c. w and l: as chosen, the same on every rank. stage: this rank's layers, loaded by
@@ -65,7 +65,8 @@ void learn_e2e_take(learn_e2e *l, dealt_rows *to, double *R2);
  * next call of this module. */
 uint64_t learn_e2e_replica(learn_e2e *l, const void **data);
 
-/* Local. Passes so far: more than steps, by the first one and by those that were repeated. */
+/* Local. Number of passes so far. It exceeds the number of steps by the first pass, which finds the
+ * exponents of the sums, and by steps that were repeated. */
 int64_t learn_e2e_passes(const learn_e2e *l);
 
 /* Everything a restart needs, as doubles, as in pipeline/learn/learn_range.h. common: step,

@@ -31,7 +31,7 @@ typedef struct range_ends {
     int sign[2];
 } range_ends;
 
-/* Local. Of the entries u[0 .. n). Of equals the first. */
+/* Local. The ends of u[0 .. n); of several equal entries the first is taken. */
 range_ends range_ends_of(const float *u, int64_t n, range_rule rule);
 
 /* The gradient of one batch as integers: dL/dR[i, j] = grad[j * n + i] * unit (transposed: the rows
@@ -56,7 +56,7 @@ uint64_t range_work_bytes(int64_t n, int64_t max_rows, int64_t groups);
 
 /* Local. Begin a step with R [n, n]; R is rounded to bf16 for the products. */
 void range_begin(range_work *w, const double *R);
-void range_begin_f32(range_work *w, const float *R); /* R in fp32: the same bits */
+void range_begin_f32(range_work *w, const float *R); /* R in fp32; gives the same bits */
 
 /* Which rows of a set to draw: the set is tokens of `period` rows (heads) each; of a random token
  * one of the rows offset .. offset + span - 1 is taken. in_order: row first_index + i of a set that
@@ -72,7 +72,8 @@ typedef struct range_draw {
 } range_draw;
 
 /* Local. Add `count` rows of a set to the batch: the i-th by the number (seed, purpose,
- * first_index + i) or in order, so the same whoever draws it. */
+ * first_index + i) or in order, so which row it is does not depend on the rank that draws it.
+ */
 void range_add(range_work *w, const row_set *s, range_draw d, int64_t count);
 
 /* Local. Add one row x [n]. */

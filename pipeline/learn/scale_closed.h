@@ -18,8 +18,9 @@
 
 typedef struct scale_moments scale_moments;
 
-/* What is looked at: for each kind the place of its site, TAP_PLACES: none. SCALE_UD: TAP_DOWN_IN;
- * SCALE_VO: TAP_O_IN, or TAP_VALUE where the cache alone is quantized; SCALE_QK: TAP_KEY. */
+/* At which place of a block the moments of each kind of scales are taken; TAP_PLACES: not at all.
+ * SCALE_UD: TAP_DOWN_IN; SCALE_VO: TAP_O_IN, or TAP_VALUE where the cache alone is quantized;
+ * SCALE_QK: TAP_KEY. */
 typedef struct scale_places {
     tap_place of[SCALE_KINDS];
 } scale_places;
@@ -30,16 +31,17 @@ err scale_moments_create(const llama_config *cfg, int64_t first, int64_t n,
 void scale_moments_destroy(scale_moments **m); /* local; NULL is fine; sets NULL */
 uint64_t scale_moments_bytes(const llama_config *cfg, int64_t n, const scale_places *places);
 
-/* Local. What shows a backward pass to *m. Sums are integers, so windows may come in any order. */
+/* Local. The hook that adds a backward pass to *m. Sums are integers, so windows may come in any
+ * order. */
 llama_tap scale_moments_tap(scale_moments *m);
 
-/* Local. The scales of one layer, [scale_set_length]: the formula, over their geometric mean, held
- * to 1/64..64 (scale_settle). Channels that never carry anything, or whose gradient is nothing,
- * count as 1e-12 of the mean. */
+/* Local. The scales of one layer, [scale_set_length]: the formula above, divided by the geometric
+ * mean and clamped to 1/64..64 (scale_settle). A moment of a channel that is below 1e-12 of the
+ * mean is raised to that. */
 void scale_closed(const scale_moments *m, scale_kind kind, int64_t layer, double *s);
 
-/* Local. s [n] over their geometric mean, held to 1/64..64; what is no positive number becomes 1.
- */
+/* Local. Divide s [n] by its geometric mean and clamp it to 1/64..64; an entry that is not a
+ * positive number counts as 1. */
 void scale_settle(double *s, int64_t n);
 
 #endif

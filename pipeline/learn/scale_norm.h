@@ -25,8 +25,8 @@ err scale_norm_create(int64_t n, int64_t max_rows, int64_t groups, scale_norm **
 void scale_norm_destroy(scale_norm **s); /* local; NULL is fine; sets NULL */
 uint64_t scale_norm_bytes(int64_t n, int64_t max_rows, int64_t groups);
 
-/* Local, threaded. Take a site: rows with gradients (row_pool_keep_gradients), R [n, n] in fp32 or
- * NULL for the identity. */
+/* Local, threaded. Set the site that the next calls work on: its rows with gradients
+ * (row_pool_keep_gradients), R [n, n] in fp32 or NULL for the identity. */
 void scale_norm_take(scale_norm *s, const row_set *rows, const float *R, range_rule rule);
 
 /* Local, threaded. J at log s [n], and its gradient where that is not NULL. Bits depend on the site

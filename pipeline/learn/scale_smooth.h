@@ -19,13 +19,13 @@ err scale_peaks_create(const llama_config *cfg, int64_t first, int64_t n, uint32
 void scale_peaks_destroy(scale_peaks **p); /* local; NULL is fine; sets NULL */
 uint64_t scale_peaks_bytes(const llama_config *cfg, int64_t n, uint32_t kinds);
 
-/* Local. What shows a backward pass to *p. Maxima, so windows may come in any order. */
+/* Local. The hook that takes a pass into *p. It takes maxima, so windows may come in any order. */
 llama_tap scale_peaks_tap(scale_peaks *p);
 
-/* Local. The scales of one layer, [scale_set_length], from its weights as in the checkpoint, over
- * their geometric mean, held to 1/64..64 (scale_settle). Gains of norms count as part of the
- * weights: the site is before them. Channels that carry nothing, and columns of zeros, count as
- * 1e-5. ERR_NOFIT. */
+/* Local. The scales of one layer, [scale_set_length], from its weights as in the checkpoint,
+ * divided by their geometric mean and clamped to 1/64..64 (scale_settle). Gains of norms count as
+ * part of the weights: the site is before them. Channels that carry nothing, and columns of zeros,
+ * count as 1e-5. ERR_NOFIT. */
 err scale_smooth(const scale_peaks *p, scale_kind kind, int64_t layer, const llama_layer *weights,
                  double alpha, double *s);
 

@@ -24,7 +24,8 @@ err weight_moments_create(const llama_config *cfg, int64_t first, int64_t n, int
 void weight_moments_destroy(weight_moments **m); /* local; NULL is fine; sets NULL */
 uint64_t weight_moments_bytes(const llama_config *cfg, int64_t n, int64_t window); /* local */
 
-/* Local. What shows a backward pass to *m. Sums are integers, so windows may come in any order. */
+/* Local. The hook that adds a backward pass to *m. Sums are integers, so windows may come in any
+ * order. */
 llama_tap weight_moments_tap(weight_moments *m);
 
 /* Local. Mean over all tokens so far of g_row^2 |x|^2 of a linear; of o and down the mean over

@@ -40,8 +40,8 @@ typedef struct weight_rows weight_rows;
 
 /* Collective on c; ranks own contiguous layers in rank order. stage: this rank's layers, ready for
  * bf16 products; m: of the same layers; both borrowed. Caller owns *out. Same result on every
- * rank. Fails with ERR_NOFIT, ERR_NUMERICS (nothing to lose: all moments or weights zero, or not
- * finite). */
+ * rank. Fails with ERR_NOFIT, and with ERR_NUMERICS if all moments or weights are zero or one is
+ * not finite. */
 err weight_rows_create(const comm *c, const weight_rows_options *o, const llama_stage *stage,
                        const weight_moments *m, weight_rows **out);
 void weight_rows_destroy(weight_rows **w); /* local; NULL is fine; sets NULL */
@@ -58,8 +58,8 @@ int64_t weight_rows_samples(const weight_rows *w);
  * the samples of a step. */
 double weight_rows_unit(const weight_rows *w);
 
-/* Local. Rows whose outputs nothing mixes, of this step, into the batch of R1. factor: on top of
- * the weight of a row. */
+/* Local. Add this step's rows of the linears without A (q, k, gate, up) to the batch of R1, each
+ * weighted by its own weight times `factor`. */
 void weight_rows_add(weight_rows *w, int64_t step, float factor, range_work *batch);
 
 #endif

@@ -158,9 +158,28 @@ def check_one_header(path, text, source):
             offences.append(f"{path}: declares {name}, which {path[:-2]}.c does not define")
 
 
+PRODUCT = ("base/", "mpi/", "quant/", "rotations/", "model/", "io/", "shard/", "pipeline/", "jobs/")
+RIDDLE = re.compile(r"/\*\s*(?:(?:Local|Collective|Root only)[^.\n]*\.\s*)?(?:The s|S)ame\b")
+
+
+def check_comments(path, text):
+    """A source says in its first lines how it does what its header promises; a doc comment does not lean on the one
+    before it."""
+    if not text.startswith("/*"):
+        offences.append(f"{path}: does not begin with a comment (of a source: on its algorithm)")
+    for found in RIDDLE.finditer(text):
+        line = text.count("\n", 0, found.start()) + 1
+        offences.append(f'{path}:{line}: a comment begins with "The same": say what it is')
+
+
 def check_self():
     """The rules find what they are for."""
     before = len(offences)
+    check_comments("a.c", '#include "a.h"\n')
+    check_comments("b.h", "/* b */\n/* Local. The same in fp32. */\n/* Same words. */\n/* Local. As f. */\n")
+    if [o.split(": ")[0] for o in offences[before:]] != ["a.c", "b.h:2", "b.h:3"]:
+        sys.exit(f"the check of comments finds {offences[before:]}")
+    del offences[before:]
     check_one_header("a.h", "/* a */\nint f(int x);\nerr g(void);\n", "int f(int x) {\n}\n")
     found = offences[before:]
     del offences[before:]
@@ -198,6 +217,8 @@ def check_sources(rules, paths):
                 rules.check_system(path, i, system.group(1))
                 seen += 1
         check_size(path, text.splitlines())
+        if path.startswith(PRODUCT):
+            check_comments(path, text)
         if path.endswith(".h"):
             check_guard(path, text)
         if path.endswith(".h") and path.startswith(ONE_HEADER):
