@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh Debian 12 machine to a quantized LLM: set up, build, fetch a model, quantize it on 2 MPI
-# ranks into INT4 archives, verify them, and show size and perplexity before and after.
+# ranks into INT4 archives, plain, with random and with learned rotations, verify them, and show what each costs.
 #
 # usage: bash jobs/demo.sh [--text FILE] [--window N] [--limit WINDOWS] [--model FOLDER] [--out FOLDER]
 #
@@ -23,7 +23,14 @@ while [ $# -gt 0 ]; do
     esac
 done
 
-step() { printf '\n== %s\n' "$*"; }
+steps=8 at=0
+# step WORDS: which step it is, of how many, with a bar.
+step() {
+    at=$((at + 1))
+    local done=$((at * 24 / steps)) bar
+    bar=$(printf '%*s' "$done" '' | tr ' ' '#')$(printf '%*s' $((24 - done)) '' | tr ' ' '.')
+    printf '\n== step %d of %d [%s] %4d s  %s\n' "$at" "$steps" "$bar" "$SECONDS" "$*"
+}
 
 step "Debian packages"
 need_packages "${build_packages[@]}"
@@ -36,7 +43,11 @@ spinshard=$spinshard_root/build/release/spinshard
 allow_root_mpi
 
 step "model"
-group=64 online='[r3, r4]' online_title='R3 R4'
+group=64 online='[r3, r4]'
+# What rotations and GPTQ are learned from: other texts of the same kind than the one that is measured.
+calib=$out/calibration.txt windows=8 calib_window=512 learn='[{objective: range, steps: 300, rows: 4096}]'
+mkdir -p "$out"
+(cd /usr/share/common-licenses && cat GFDL-1.3 LGPL-2.1 MPL-2.0 Apache-2.0 Artistic) >"$calib"
 if [ -z "$model" ]; then
     if ! model=$(bash "$spinshard_root/jobs/demo/get_smollm2.sh"); then
         say "using the small model that is shipped with the tests instead: stories260K, 0.26 M parameters"
@@ -44,15 +55,15 @@ if [ -z "$model" ]; then
         text=${text:-$spinshard_root/tests/data/stories.txt}
         group=channel
         : "${window:=128}"
-        online='[r3]' online_title=R3 # its intermediate size, 172, has no Hadamard matrix here
+        online='[r3]' # its intermediate size, 172, has no Hadamard matrix here
+        calib=$spinshard_root/tests/data/stories.txt windows=8 calib_window=128
     fi
 fi
-: "${text:=/usr/share/common-licenses/GPL-3}" "${window:=512}" "${limit:=14}"
+: "${text:=/usr/share/common-licenses/GPL-3}" "${window:=512}" "${limit:=10}"
 printf 'model %s\ntext  %s, windows of %s tokens, at most %s\n' "$model" "$text" "$window" "$limit"
 
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))}
-mkdir -p "$out"
 
 # on2 COMMAND...: on 2 ranks of this machine; each may use any core.
 on2() { mpirun --oversubscribe --bind-to none -n 2 "$spinshard" "$@"; }
@@ -61,9 +72,9 @@ on2() { mpirun --oversubscribe --bind-to none -n 2 "$spinshard" "$@"; }
 quantize() {
     local name=$1 set=() setting
     shift
-    for setting in "weights.group=$group" weights.scale=search rotate.start=had "$@"; do set+=(--set "$setting"); done
-    step "quantize and verify: $name"
-    on2 quantize --quiet --model "$model" --out "$out/$name" --force "${set[@]}"
+    for setting in "weights.group=$group" weights.scale=search "$@"; do set+=(--set "$setting"); done
+    [ "$name" != learned ] || set+=(--calib "$calib") # the others use no text
+    on2 quantize --model "$model" --out "$out/$name" --force "${set[@]}"
     on2 verify --quiet "$out/$name" --source "$model"
 }
 
@@ -73,29 +84,34 @@ evaluate() {
     common=(eval --model "$2" --text "$text" --window "$window" --limit "$limit" --json --quiet)
     shift 2
     for setting in "$@"; do common+=(--set "$setting"); done
-    on2 "${common[@]}" >"$out/$name.json"
+    on2 "${common[@]}" --set activations.bits=16 --set kv.bits=16 >"$out/$name.json"
     on2 "${common[@]}" --set activations.bits=4 --set kv.bits=4 >"$out/$name-a4.json"
 }
 
+step "plain: weights rounded to nearest, nothing rotated; verify"
 quantize plain rotate.r1=false rotate.r2=none
-quantize rotated rotate.r1=true rotate.r2=layer
-quantize online rotate.r1=true rotate.r2=layer "rotate.online=$online"
+step "random Hadamard rotations, rounded to nearest; verify"
+quantize hadamard rotate.start=had rotate.r1=true rotate.r2=layer "rotate.online=$online"
+step "learned: R1, R2 by Cayley steps over 2 ranks, scales, GPTQ; verify"
+quantize learned rotate.start=pca rotate.r1=true rotate.r2=layer "rotate.online=$online" scale.start=closed \
+    "scale.pairs=[norm, ud]" activations.bits=4 kv.bits=4 "learn=$learn" weights.method=gptq \
+    "calib.windows=$windows" "calib.window=$calib_window"
 
-step "perplexity in full precision and of the three archives"
+step "perplexity in full precision and of the three archives, W4A16 and W4A4KV4"
 evaluate source "$model" rotate.r1=false rotate.r2=none
 evaluate plain "$out/plain"
-evaluate rotated "$out/rotated"
-evaluate online "$out/online" "rotate.online=$online"
+evaluate hadamard "$out/hadamard" "rotate.online=$online"
+evaluate learned "$out/learned" "rotate.online=$online"
 
 step "result"
-python3 "$spinshard_root/jobs/demo/demo_table.py" "$out" "$model" "$online_title"
+python3 "$spinshard_root/jobs/demo/demo_table.py" "$out" "$model"
 [ "$group" = channel ] || cat <<END
 SmolLM2 comes here from a file of 4-bit weights (Q4_1), so 4 bits without rotation cost its weights less than
-they would a model in 16 bit; with 4-bit activations rotation decides.
+they would a model in 16 bit; with 4-bit activations rotations decide.
 END
 cat <<END
 
-The archives are in $out. One of them as a folder that transformers and vLLM load:
-    mkdir -p hf && tar -C hf -xf $out/rotated/*.tar
-What is inside: $spinshard inspect $out/rotated
+The archives are in $out; what is inside: $spinshard inspect $out/learned
+Next, on a model of your own, for vLLM and transformers (FOLDER as Hugging Face gives it, any UTF-8 text):
+    mpirun -n 2 --bind-to none $spinshard quantize --recipe best-w4a16 --model FOLDER --calib TEXT --out OUT
 END

@@ -8,8 +8,8 @@ import json
 import os
 import sys
 
-ROWS = (("source", "full precision"), ("plain", "INT4"), ("rotated", "INT4, R1 R2"),
-        ("online", "INT4, R1 R2, {} online"))
+ROWS = (("source", "full precision"), ("plain", "INT4, nothing rotated"),
+        ("hadamard", "INT4, random Hadamard"), ("learned", "INT4, learned, scales, GPTQ"))
 
 
 def perplexity(path):
@@ -25,16 +25,16 @@ def megabytes(pattern):
     return f"{sum(map(os.path.getsize, glob.glob(pattern))) / 2**20:.1f} MiB"
 
 
-def main(folder, source, online):
-    print(f"{'':<28}{'size':>12}{'perplexity':>14}{'with A4 KV4':>14}")
+def main(folder, source):
+    print(f"{'':<28}{'size':>12}{'W4A16':>14}{'W4A4KV4':>14}")
     for name, title in ROWS:
         files = os.path.join(source, "*.safetensors") if name == "source" else os.path.join(folder, name, "*.tar")
-        print(f"{title.format(online):<28}{megabytes(files):>12}"
+        print(f"{title:<28}{megabytes(files):>12}"
               f"{perplexity(f'{folder}/{name}.json'):>14}{perplexity(f'{folder}/{name}-a4.json'):>14}")
-    print("A4 KV4: activations, keys and values at 4 bit too, quantized while running")
+    print("Perplexity. W4A16: weights alone at 4 bits; W4A4KV4: activations, keys and values too, while running.")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) != 3:
         sys.exit(__doc__)
     main(*sys.argv[1:])
