@@ -14,11 +14,12 @@ typedef enum rng_purpose {
     RNG_PROBE = 4,
     RNG_R1_NORMAL = 5, /* index: row * n + column */
     RNG_R2_NORMAL = 6,
-    RNG_RANGE_ROWS = 7,    /* index: site, where its rows begin */
-    RNG_DATA = 8,          /* index: window */
-    RNG_RANGE_ROWS_R2 = 9, /* index: (step * matrices + matrix) * rows + i */
-    RNG_POOL_ORDER = 11,   /* index: site * rows + i: pipeline/learn/row_pool.c */
-    RNG_WEIGHT_ROWS = 10,  /* index: step, matrix, sample: pipeline/learn/weight_rows.c */
+    RNG_RANGE_ROWS = 7,     /* index: site, where its rows begin */
+    RNG_DATA = 8,           /* index: window */
+    RNG_RANGE_ROWS_R2 = 9,  /* index: (step * matrices + matrix) * rows + i */
+    RNG_POOL_ORDER = 11,    /* index: site * rows + i: pipeline/learn/row_pool.c */
+    RNG_RANGE_HELD_R2 = 12, /* index: matrix * rows + i */
+    RNG_WEIGHT_ROWS = 10,   /* index: step, matrix, sample: pipeline/learn/weight_rows.c */
 } rng_purpose;
 
 /* Local. The 128-bit block of Philox4x32-10 at a counter under a key. */

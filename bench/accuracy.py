@@ -20,7 +20,7 @@ import time
 import resumable
 
 A4 = ["activations.bits=4", "kv.bits=4", "rotate.online=[r3, r4]"]
-CE = "objective: ce, steps: 60, batch: 2, window: 1024, optimizer: adam, lr_r1: 0.001, lr_r2: 0.001"
+CE = "objective: ce, steps: 60, batch: 2, window: 1024, optimizer: adam, lr_r1: 0.1, lr_r2: 0.1"
 ROWS = {
     "hadamard": {"set": A4},
     "published (sgd, detached)": {

@@ -95,7 +95,7 @@ static double time_of_step(const comm *c, const cayley_dist_options *o, int repe
         if (k < 0) continue;
         comm_barrier(c);
         const double start = clock_now_s();
-        bench_need(cayley_dist_step(d, 0.002, NULL));
+        bench_need(cayley_dist_step(d, 0.002, 0, NULL));
         best = fmin(best, bench_slowest(c, start));
     }
     *bytes = cayley_dist_bytes(d);

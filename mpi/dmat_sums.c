@@ -79,23 +79,25 @@ err dmat_norm_1(const dmat *m, double *out) {
     return e;
 }
 
-double dmat_sum_squares(const dmat *m) {
-    const int cells = m->g->shape.rows * m->g->shape.cols;
+double dmat_dot(const dmat *a, const dmat *b) {
+    const int cells = a->g->shape.rows * a->g->shape.cols;
     double mine = 0, all = 0;
-    for (int64_t j = 0; j < m->cols; j++) {
+    for (int64_t j = 0; j < a->cols; j++) {
         double s = 0;
-        for (int64_t i = 0; i < m->rows; i++) {
-            const double v = m->part[j * m->rows + i];
-            s += v * v;
-        }
+        for (int64_t i = 0; i < a->rows; i++)
+            s += a->part[j * a->rows + i] * b->part[j * a->rows + i];
         mine += s;
     }
     for (int cell = 0; cell < cells; cell++) {
         double s = mine;
-        comm_bcast(m->g->c, &s, sizeof s, cell);
+        comm_bcast(a->g->c, &s, sizeof s, cell);
         all += s;
     }
     return all;
+}
+
+double dmat_sum_squares(const dmat *m) {
+    return dmat_dot(m, m);
 }
 
 double dmat_max_minus_identity(const dmat *m) {

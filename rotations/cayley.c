@@ -265,6 +265,27 @@ static double sum_over(int64_t count, const double *x, bool zero) {
     return sum_of_lanes(sum) + rest;
 }
 
+/* sum of x y, in the order of sum_over. */
+static double dot(int64_t count, const double *x, const double *y) {
+    lanes sum[SETS] = {0};
+    int64_t i = 0;
+    for (; i + LANES * SETS <= count; i += LANES * SETS)
+#pragma GCC unroll 4
+        for (int k = 0; k < SETS; k++) {
+            lanes v, w;
+            memcpy(&v, x + i + k * LANES, sizeof v);
+            memcpy(&w, y + i + k * LANES, sizeof w);
+            sum[k] += v * w;
+        }
+    double rest = 0;
+    for (; i < count; i++) rest += x[i] * y[i];
+    return sum_of_lanes(sum) + rest;
+}
+
+double cayley_dot(int64_t n, const double *x, const double *y) {
+    return dot(n * n, x, y);
+}
+
 bool cayley_finite(int64_t count, const double *x) {
     return sum_over(count, x, true) == 0; /* zero times anything finite is zero */
 }
@@ -335,6 +356,29 @@ double cayley_norm_1(int64_t n, const double *W) {
 
 double cayley_sum_squares(int64_t n, const double *W) {
     return sum_over(n * n, W, false);
+}
+
+double cayley_angle_start(int64_t i) {
+    return rng_sign(0, RNG_PROBE, (uint64_t)i);
+}
+
+/* z is kept at length 1, so that neither long nor short products leave the range of a double. */
+err cayley_angle(int64_t n, const double *W, double *angle) {
+    double *z, *y, length = sqrt((double)n);
+    err e = take(2 * n, "angle of a step", &z);
+    if (e.code) return e;
+    y = z + n;
+    for (int64_t i = 0; i < n; i++) z[i] = cayley_angle_start(i);
+    for (int k = 0; k < CAYLEY_ANGLE_PRODUCTS && length > 0; k++) {
+        for (int64_t i = 0; i < n; i++) z[i] /= length;
+#pragma omp parallel for if (n * n >= PARALLEL_FROM)
+        for (int64_t i = 0; i < n; i++) y[i] = dot(n, W + i * n, z);
+        length = sqrt(dot(n, y, y));
+        memcpy(z, y, (size_t)n * sizeof *z);
+    }
+    *angle = length;
+    mem_free(z);
+    return e;
 }
 
 static double distance_to_identity(int64_t n, const double *P) {

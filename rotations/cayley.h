@@ -69,6 +69,18 @@ double cayley_norm_1(int64_t n, const double *W);
 double cayley_sum_squares(int64_t n, const double *W);
 bool cayley_finite(int64_t count, const double *x); /* local; no NaN, no infinity */
 
+/* Local. *angle = about |W|_2 of a skew W: the largest angle, in radians, by which exp(W) turns any
+ * vector. Found by CAYLEY_ANGLE_PRODUCTS products with a vector (n^2 work each): the eigenvalues of
+ * a skew matrix are i s_k, so the lengths of z, W z, W^2 z, ... grow by ratios that never fall
+ * (Cauchy-Schwarz) and tend to the largest s_k. The last ratio is what is given: never above |W|_2
+ * but by rounding, and close to it from below where a few planes stand out, which is where it
+ * matters. NaN where W is not finite. Fails with ERR_NOFIT. Same bits for any number of threads. */
+enum { CAYLEY_ANGLE_PRODUCTS = 8 };
+err cayley_angle(int64_t n, const double *W, double *angle);
+/* Local. Entry i of the vector that these products begin with, for who makes them another way. */
+double cayley_angle_start(int64_t i);
+double cayley_dot(int64_t n, const double *x, const double *y); /* local; in a fixed order */
+
 /* Local. *max = max |R^T R - I|: one product. Fails with ERR_NOFIT. */
 err cayley_orthogonality(int64_t n, const double *R, double *max);
 

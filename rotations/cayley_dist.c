@@ -24,6 +24,7 @@ struct cayley_dist {
     const comm *c;
     cayley_dist_options o;
     cayley_team *team; /* 1x1, up to TEAM_MOST */
+    double *kept;      /* this rank's part of the R that is remembered */
     /* 1x1 beyond: first rank only */
     double *R, *G; /* [n, n] */
     optimizer *opt;
@@ -70,6 +71,46 @@ static err create_grid(cayley_dist *d) {
     return e;
 }
 
+/* R as far as this rank has it, in its own order: NULL and 0 where it has none. */
+static double *own_part(const cayley_dist *d, int64_t *entries) {
+    const int64_t n = d->o.n;
+    if (on_grid(d)) {
+        *entries = dmat_part_entries(d->dR);
+        return dmat_part(d->dR);
+    }
+    double *R = d->team ? cayley_team_R(d->team) : d->R;
+    *entries = R ? n * n : 0;
+    return R;
+}
+
+static err create_kept(cayley_dist *d) {
+    int64_t entries;
+    void *kept = NULL;
+    own_part(d, &entries);
+    err e = mem_alloc(entries, sizeof(double), "R1 as it was", &kept);
+    d->kept = kept;
+    return comm_agree(d->c, e, "R1", NULL);
+}
+
+void cayley_dist_keep(cayley_dist *d) {
+    int64_t entries;
+    const double *R = own_part(d, &entries);
+    if (entries) memcpy(d->kept, R, (size_t)entries * sizeof *R);
+}
+
+void cayley_dist_take_back(cayley_dist *d) {
+    int64_t entries;
+    double *R = own_part(d, &entries);
+    if (entries) memcpy(R, d->kept, (size_t)entries * sizeof *R);
+    if (d->team) cayley_team_forget(d->team);
+    if (d->opt) optimizer_forget(d->opt);
+    if (!on_grid(d)) return;
+    entries = dmat_part_entries(d->extra);
+    if (entries) memset(dmat_part(d->extra), 0, (size_t)entries * sizeof *R);
+    d->v = 0;
+    d->steps = 0;
+}
+
 err cayley_dist_create(const comm *c, const cayley_dist_options *o, cayley_dist **out) {
     void *body;
     *out = NULL;
@@ -82,6 +123,7 @@ err cayley_dist_create(const comm *c, const cayley_dist_options *o, cayley_dist 
         e = cayley_team_create(c, o->n, o->kind, o->rough_gradient, &d->team);
     else
         e = single ? comm_agree(c, create_single(d), "R1", NULL) : create_grid(d);
+    if (!e.code) e = create_kept(d);
     if (e.code)
         cayley_dist_destroy(&d);
     else
@@ -92,6 +134,7 @@ err cayley_dist_create(const comm *c, const cayley_dist_options *o, cayley_dist 
 void cayley_dist_destroy(cayley_dist **d) {
     if (!*d) return;
     cayley_team_destroy(&(*d)->team);
+    mem_free((*d)->kept);
     mem_free((*d)->R);
     mem_free((*d)->G);
     optimizer_destroy(&(*d)->opt);
@@ -173,11 +216,11 @@ void cayley_dist_get_rows_f32(const cayley_dist *d, int64_t row, int64_t rows, f
 
 /* Steps. */
 
-static err step_single(cayley_dist *d, double lr, optimizer_report *said) {
+static err step_single(cayley_dist *d, double lr, double loss, optimizer_report *said) {
     err e = err_none();
     if (is_first(d)) {
         e = cayley_skew(d->o.n, d->G, d->R, d->G);
-        if (!e.code) e = optimizer_step(d->opt, lr, d->G, d->R, said);
+        if (!e.code) e = optimizer_step(d->opt, lr, &loss, d->G, d->R, said);
     }
     e = comm_agree(d->c, e, "step of R1", NULL);
     if (!e.code) comm_bcast(d->c, said, sizeof *said, 0);
@@ -191,17 +234,44 @@ static void direction(cayley_dist *d) {
     dmat_add_transpose(0.5, d->T, -0.5, d->dG);
 }
 
-/* dG: W becomes A = factor M. */
-static double adam_direction(cayley_dist *d, double lr, double sum_squares) {
-    const int64_t entries = dmat_part_entries(d->dG);
-    const double factor = optimizer_adam_factor(lr, d->steps + 1, sum_squares, d->o.n, &d->v);
-    double *W = dmat_part(d->dG), *M = dmat_part(d->extra);
-#pragma omp parallel for if (entries >= PARALLEL_FROM)
-    for (int64_t i = 0; i < entries; i++) {
-        M[i] = OPTIMIZER_BETA_1 * M[i] + (1 - OPTIMIZER_BETA_1) * W[i];
-        W[i] = factor * M[i];
+/* |m|_2 of a skew matrix over the grid: cayley_angle with products of parts. */
+static err angle_of(const cayley_dist *d, const dmat *m, double *angle) {
+    const int64_t n = d->o.n;
+    double length = sqrt((double)n), *z, *y;
+    void *p;
+    err e =
+        comm_agree(d->c, mem_alloc(2 * n, sizeof(double), "angle of R1", &p), "step of R1", NULL);
+    z = p;
+    y = z + n;
+    for (int64_t i = 0; i < n && !e.code; i++) z[i] = cayley_angle_start(i);
+    for (int k = 0; k < CAYLEY_ANGLE_PRODUCTS && length > 0 && !e.code; k++) {
+        for (int64_t i = 0; i < n; i++) z[i] /= length;
+        e = dmat_times(false, m, z, y);
+        length = 0;
+        for (int64_t i = 0; i < n; i++) length += y[i] * y[i];
+        length = sqrt(length);
+        memcpy(z, y, (size_t)n * sizeof *z);
     }
-    return factor;
+    *angle = length;
+    mem_free(p);
+    return e;
+}
+
+/* dG: W becomes A = factor M. */
+static err adam_direction(cayley_dist *d, double lr, double loss, optimizer_report *said) {
+    const int64_t entries = dmat_part_entries(d->dG);
+    double angle, *W = dmat_part(d->dG), *M = dmat_part(d->extra);
+    err e = angle_of(d, d->dG, &angle);
+    if (e.code) return e;
+    said->alpha = optimizer_adam_factor(lr, d->steps + 1, angle, &d->v);
+#pragma omp parallel for if (entries >= PARALLEL_FROM)
+    for (int64_t i = 0; i < entries; i++)
+        M[i] = OPTIMIZER_BETA_1 * M[i] + (1 - OPTIMIZER_BETA_1) * W[i];
+    said->alpha =
+        optimizer_keep_promise(said->alpha, dmat_dot(d->dG, d->extra), loss, &said->promise);
+#pragma omp parallel for if (entries >= PARALLEL_FROM)
+    for (int64_t i = 0; i < entries; i++) W[i] = said->alpha * M[i];
+    return e;
 }
 
 /* dG: W becomes A = alpha W, alpha by the norm of W' = R^T W R. */
@@ -252,7 +322,7 @@ static void polish(cayley_dist *d) {
     dmat_copy(d->dG, d->dR);
 }
 
-static err step_grid(cayley_dist *d, double lr, optimizer_report *said) {
+static err step_grid(cayley_dist *d, double lr, double loss, optimizer_report *said) {
     const double n = (double)d->o.n;
     direction(d);
     if (!dmat_finite(d->dG))
@@ -262,22 +332,22 @@ static err step_grid(cayley_dist *d, double lr, optimizer_report *said) {
     const double sum_squares = dmat_sum_squares(d->dG);
     said->gradient = sqrt(sum_squares);
     if (d->o.kind == OPTIMIZER_ADAM)
-        said->alpha = adam_direction(d, lr, sum_squares);
+        e = adam_direction(d, lr, loss, said);
     else
         e = sgd_direction(d, lr, &said->alpha);
     if (e.code) return e;
-    said->angle_rms = sqrt(dmat_sum_squares(d->dG)) / n;
-    said->angle_turn = said->angle_rms * sqrt(n);
-    e = move(d);
+    said->turn = sqrt(dmat_sum_squares(d->dG) / n);
+    e = angle_of(d, d->dG, &said->angle);
+    if (!e.code) e = move(d);
     if (!e.code && ++d->steps % OPTIMIZER_POLISH_EVERY == 0) polish(d);
     return e;
 }
 
-err cayley_dist_step(cayley_dist *d, double lr, optimizer_report *report) {
+err cayley_dist_step(cayley_dist *d, double lr, double loss, optimizer_report *report) {
     optimizer_report said = {0};
-    err e = d->team      ? cayley_team_step(d->team, lr, &said)
-            : on_grid(d) ? step_grid(d, lr, &said)
-                         : step_single(d, lr, &said);
+    err e = d->team      ? cayley_team_step(d->team, lr, loss, &said)
+            : on_grid(d) ? step_grid(d, lr, loss, &said)
+                         : step_single(d, lr, loss, &said);
     if (!e.code && report) *report = said;
     return e;
 }
@@ -337,30 +407,47 @@ static int64_t grid_state_count(const cayley_dist *d) {
     return 2 + entries * (d->o.kind == OPTIMIZER_ADAM ? 2 : 1);
 }
 
-int64_t cayley_dist_state_count(const cayley_dist *d) {
+/* Of R with its optimiser; what is remembered of R stands behind it. */
+static int64_t moving_count(const cayley_dist *d) {
     if (on_grid(d)) return grid_state_count(d);
     if (d->team) return is_first(d) ? cayley_team_state_count(d->team) : 0;
     return is_first(d) ? d->o.n * d->o.n + optimizer_state_count(d->opt) : 0;
 }
 
-void cayley_dist_state_save(const cayley_dist *d, double *out) {
+int64_t cayley_dist_state_count(const cayley_dist *d) {
+    int64_t entries;
+    const int64_t moving = moving_count(d);
+    own_part(d, &entries);
+    return moving ? moving + entries : 0;
+}
+
+static void save_moving(const cayley_dist *d, double *out) {
     const int64_t size = d->o.n * d->o.n;
-    if (on_grid(d) && dgrid_is_cell(d->g)) {
+    if (on_grid(d)) {
         const int64_t entries = dmat_part_entries(d->dR);
         out[0] = (double)d->steps;
         out[1] = d->v;
         memcpy(out + 2, dmat_part(d->dR), (size_t)entries * sizeof *out);
         if (d->o.kind == OPTIMIZER_ADAM)
             memcpy(out + 2 + entries, dmat_part(d->extra), (size_t)entries * sizeof *out);
-    } else if (d->team && is_first(d)) {
+    } else if (d->team) {
         cayley_team_state_save(d->team, out);
-    } else if (!on_grid(d) && is_first(d)) {
+    } else {
         memcpy(out, d->R, (size_t)size * sizeof *out);
         optimizer_state_save(d->opt, out + size);
     }
 }
 
-void cayley_dist_state_load(cayley_dist *d, const double *in) {
+void cayley_dist_state_save(const cayley_dist *d, double *out) {
+    const int64_t moving = moving_count(d);
+    int64_t entries;
+    own_part(d, &entries);
+    if (!moving) return;
+    save_moving(d, out);
+    memcpy(out + moving, d->kept, (size_t)entries * sizeof *out);
+}
+
+static void load_moving(cayley_dist *d, const double *in) {
     const int64_t size = d->o.n * d->o.n;
     if (d->team) {
         cayley_team_state_load(d->team, in);
@@ -382,15 +469,24 @@ void cayley_dist_state_load(cayley_dist *d, const double *in) {
     d->steps = (int64_t)steps;
 }
 
+void cayley_dist_state_load(cayley_dist *d, const double *in) {
+    const int64_t moving = moving_count(d);
+    int64_t entries;
+    own_part(d, &entries);
+    load_moving(d, in);
+    if (moving) memcpy(d->kept, in + moving, (size_t)entries * sizeof *in);
+    if (d->team) comm_bcast(d->c, d->kept, (uint64_t)entries * sizeof *in, 0);
+}
+
 /* As many for both optimisers: what adam keeps, sgd-published takes within a step. */
 static uint64_t single_bytes(int64_t n) {
-    return cayley_team_bytes(n, OPTIMIZER_ADAM);
+    return cayley_team_bytes(n, OPTIMIZER_ADAM) + (uint64_t)(n * n) * sizeof(double);
 }
 
 uint64_t cayley_dist_plan_bytes(const cayley_dist_options *o) {
     const int64_t block = o->block > 0 ? o->block : DMAT_BLOCK;
     if ((int64_t)o->grid.rows * o->grid.cols == 1) return single_bytes(o->n);
-    return (uint64_t)(4 * grid_cell_entries(o->grid, o->n, block)) * sizeof(double);
+    return (uint64_t)(5 * grid_cell_entries(o->grid, o->n, block)) * sizeof(double);
 }
 
 uint64_t cayley_dist_beside_bytes(const cayley_dist_options *o) {
@@ -398,7 +494,7 @@ uint64_t cayley_dist_beside_bytes(const cayley_dist_options *o) {
 }
 
 uint64_t cayley_dist_bytes(const cayley_dist *d) {
-    if (on_grid(d)) return (uint64_t)(4 * dmat_part_entries(d->dR)) * sizeof(double);
+    if (on_grid(d)) return (uint64_t)(5 * dmat_part_entries(d->dR)) * sizeof(double);
     return is_first(d) || d->team ? single_bytes(d->o.n) : 0;
 }
 

@@ -27,8 +27,8 @@ typedef struct cayley_dist_options {
 } cayley_dist_options;
 
 /* Collective on c. R is zero until put. Borrows c. Caller owns *out. Fails, the same on every rank,
- * with ERR_NOFIT, ERR_MISMATCH. Takes 4 matrices over the cells; on 1x1
- * 5, of which a rank that works alone takes 2 within a step. */
+ * with ERR_NOFIT, ERR_MISMATCH. Takes 5 matrices over the cells; on 1x1
+ * 6, of which a rank that works alone takes 2 within a step. */
 err cayley_dist_create(const comm *c, const cayley_dist_options *o, cayley_dist **out);
 void cayley_dist_destroy(cayley_dist **d); /* collective; NULL is fine; sets NULL */
 
@@ -45,10 +45,17 @@ void cayley_dist_sum_gradient(cayley_dist *d, int64_t row, int64_t rows, int64_t
  * [n, n]: v[j * n + i] * 2^exponent of G[i, j]. */
 bool cayley_dist_sum_transposed(cayley_dist *d, const int64_t *v, int exponent);
 
-/* Collective. One step with the gradient given. The report is the same on every rank; may be NULL.
+/* Collective. One step with the gradient given. loss: as of optimizer_step; the same on every rank;
+ * 0: not known. The report is the same on every rank; may be NULL.
  * Fails, agreed, with ERR_NUMERICS (a gradient that is not finite; R is then as before) or
  * ERR_NOFIT. */
-err cayley_dist_step(cayley_dist *d, double lr, optimizer_report *report);
+err cayley_dist_step(cayley_dist *d, double lr, double loss, optimizer_report *report);
+
+/* Local, to be called on every rank. R is remembered as it is now (from the first
+ * cayley_dist_keep on; the memory is taken at creation); and R becomes what was remembered last,
+ * and its optimiser forgets what led away from there (optimizer_forget). */
+void cayley_dist_keep(cayley_dist *d);
+void cayley_dist_take_back(cayley_dist *d);
 
 /* Collective. Rows of R to every rank, in fp64 or rounded to fp32 (half the traffic). */
 void cayley_dist_get_rows(const cayley_dist *d, int64_t row, int64_t rows, double *R);
@@ -60,9 +67,9 @@ err cayley_dist_orthogonality(cayley_dist *d, double *max);
 /* Collective. *max = max |R^T (R z) - z| over random unit vectors of (seed, step): n^2 work. */
 err cayley_dist_probe(cayley_dist *d, uint64_t seed, int64_t step, double *max);
 
-/* R and the optimiser's state on this rank as raw doubles; 0 of them where the rank is no cell. A
- * state goes back only onto the same grid, and continues bit for bit. count and save are local,
- * load is collective. */
+/* R, what is remembered of it, and the optimiser's state on this rank as raw doubles; 0 of them
+ * where the rank is no cell. A state goes back only onto the same grid, and continues bit for bit.
+ * count and save are local, load is collective. */
 int64_t cayley_dist_state_count(const cayley_dist *d);
 void cayley_dist_state_save(const cayley_dist *d, double *out);
 void cayley_dist_state_load(cayley_dist *d, const double *in);

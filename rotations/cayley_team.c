@@ -74,6 +74,10 @@ double *cayley_team_R(cayley_team *t) {
     return t->R;
 }
 
+void cayley_team_forget(cayley_team *t) {
+    optimizer_forget(t->opt);
+}
+
 void cayley_team_put_gradient(cayley_team *t, int64_t row, int64_t rows, const double *G) {
     float *rough = (float *)t->W + row * t->n;
     if (!t->rough) memcpy(t->W + row * t->n, G, (size_t)(rows * t->n) * sizeof *G);
@@ -166,12 +170,12 @@ static err move(cayley_team *t) {
 }
 
 /* All ranks see the same numbers, so they fail together, but for memory. */
-err cayley_team_step(cayley_team *t, double lr, optimizer_report *report) {
+err cayley_team_step(cayley_team *t, double lr, double loss, optimizer_report *report) {
     if (t->rough)
         rough_direction(t);
     else
         direction(t);
-    err e = optimizer_direct(t->opt, lr, t->W, t->R, report);
+    err e = optimizer_direct(t->opt, lr, &loss, t->W, t->R, report);
     e = comm_agree(t->c, e, "step of R1", NULL);
     if (!e.code) e = move(t);
     if (!e.code && (optimizer_steps_done(t->opt) + 1) % OPTIMIZER_POLISH_EVERY == 0)

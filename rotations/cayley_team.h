@@ -21,7 +21,8 @@ err cayley_team_create(const comm *c, int64_t n, optimizer_kind kind, bool rough
 void cayley_team_destroy(cayley_team **t);                  /* local; NULL is fine; sets NULL */
 uint64_t cayley_team_bytes(int64_t n, optimizer_kind kind); /* local; of each rank */
 
-double *cayley_team_R(cayley_team *t); /* local; [n, n], owned by t; equal on every rank */
+double *cayley_team_R(cayley_team *t);   /* local; [n, n], owned by t; equal on every rank */
+void cayley_team_forget(cayley_team *t); /* local; optimizer_forget, to be called on every rank */
 
 /* Rows [row, row + rows) of the gradient of the next step: local, where every rank has the sum;
  * collective, of this rank's part, v * 2^exponent, v is overwritten. */
@@ -32,7 +33,7 @@ void cayley_team_sum_gradient(cayley_team *t, int64_t row, int64_t rows, int64_t
 void cayley_team_sum_transposed(cayley_team *t, const int64_t *v, int exponent);
 
 /* Collective. As cayley_dist_step. */
-err cayley_team_step(cayley_team *t, double lr, optimizer_report *report);
+err cayley_team_step(cayley_team *t, double lr, double loss, optimizer_report *report);
 
 /* State as raw doubles: count and save are local (equal on every rank), load is collective: `in`
  * counts at root alone. */

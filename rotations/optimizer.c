@@ -22,6 +22,8 @@ struct optimizer {
     double *v;       /* [count] */
     double *M;       /* adam: [count, n, n]; else NULL */
     double *squares; /* [count] sum of W^2 of the step at hand */
+    double *angles;  /* [count] |W|_2 of the step at hand, then |A|_2; behind squares */
+    double *promise; /* [count] of the step at hand; behind angles */
 };
 
 double lr_schedule_at(lr_schedule schedule, double lr, int64_t t, int64_t steps) {
@@ -39,9 +41,13 @@ err optimizer_create(optimizer_kind kind, int64_t n, int64_t count, optimizer **
     e = mem_alloc(count, sizeof(double), "second moments of an optimizer", &v);
     if (!e.code && kind == OPTIMIZER_ADAM)
         e = mem_alloc(count * n * n, sizeof(double), "momentum of an optimizer", &M);
-    if (!e.code) e = mem_alloc(count, sizeof(double), "norms of an optimizer", &squares);
+    if (!e.code) e = mem_alloc(3 * count, sizeof(double), "norms of an optimizer", &squares);
     *out = body;
     **out = (optimizer){.kind = kind, .n = n, .count = count, .v = v, .M = M, .squares = squares};
+    if (squares) {
+        (*out)->angles = (*out)->squares + count;
+        (*out)->promise = (*out)->angles + count;
+    }
     if (e.code) optimizer_destroy(out);
     return e;
 }
@@ -55,11 +61,21 @@ void optimizer_destroy(optimizer **o) {
     *o = NULL;
 }
 
-double optimizer_adam_factor(double lr, int64_t step, double sum_squares, int64_t n, double *v) {
-    double mean = sum_squares / ((double)n * (double)n), t = (double)step;
-    *v = BETA_2 * *v + (1 - BETA_2) * mean;
+double optimizer_adam_factor(double lr, int64_t step, double angle, double *v) {
+    const double t = (double)step;
+    *v = BETA_2 * *v + (1 - BETA_2) * angle * angle;
     double corrected = *v / (1 - pow(BETA_2, t));
     return lr / (1 - pow(OPTIMIZER_BETA_1, t)) / (sqrt(corrected) + 1e-12);
+}
+
+double optimizer_keep_promise(double factor, double inner, double loss, double *promise) {
+    *promise = 0;
+    if (!(loss > 0)) return factor;
+    *promise = factor * inner / loss;
+    if (!(*promise > OPTIMIZER_PROMISE)) return factor;
+    factor *= OPTIMIZER_PROMISE / *promise;
+    *promise = OPTIMIZER_PROMISE;
+    return factor;
 }
 
 double optimizer_sgd_factor(double lr, double norm_1) {
@@ -67,15 +83,17 @@ double optimizer_sgd_factor(double lr, double norm_1) {
 }
 
 /* W becomes A = factor M, after M took W in. */
-static double adam_direction(optimizer *o, int64_t k, double lr, double *W) {
+static double adam_direction(optimizer *o, int64_t k, double lr, double loss, double *W) {
     const int64_t size = o->n * o->n;
     double *M = o->M + k * size;
-    double factor = optimizer_adam_factor(lr, o->steps + 1, o->squares[k], o->n, &o->v[k]);
+    double factor = optimizer_adam_factor(lr, o->steps + 1, o->angles[k], &o->v[k]);
 #pragma omp parallel for if (size >= PARALLEL_FROM)
-    for (int64_t i = 0; i < size; i++) {
+    for (int64_t i = 0; i < size; i++)
         M[i] = OPTIMIZER_BETA_1 * M[i] + (1 - OPTIMIZER_BETA_1) * W[i];
-        W[i] = factor * M[i];
-    }
+    if (loss > 0)
+        factor = optimizer_keep_promise(factor, cayley_dot(o->n, W, M), loss, &o->promise[k]);
+#pragma omp parallel for if (size >= PARALLEL_FROM)
+    for (int64_t i = 0; i < size; i++) W[i] = factor * M[i];
     return factor;
 }
 
@@ -100,11 +118,12 @@ static err sgd_directions(const optimizer *o, double lr, double *W, const double
     return e;
 }
 
-static void adam_directions(optimizer *o, double lr, double *W, double *factor) {
+static void adam_directions(optimizer *o, double lr, const double *loss, double *W,
+                            double *factor) {
     const int64_t size = o->n * o->n, last = o->count - 1;
 #pragma omp parallel for if (o->count > 1)
     for (int64_t k = 0; k < o->count; k++) {
-        double f = adam_direction(o, k, lr, W + k * size);
+        double f = adam_direction(o, k, lr, loss ? loss[k] : 0, W + k * size);
         if (k == last) *factor = f;
     }
 }
@@ -123,17 +142,30 @@ static err take_squares(optimizer *o, const double *W) {
     return err_none();
 }
 
-static double largest_norm(const optimizer *o) {
+static double largest(int64_t count, const double *x) {
     double most = 0;
-    for (int64_t k = 0; k < o->count; k++) most = fmax(most, o->squares[k]);
-    return sqrt(most);
+    for (int64_t k = 0; k < count; k++) most = fmax(most, x[k]);
+    return most;
 }
 
-static double largest_step(const optimizer *o, const double *A) {
-    double most = 0;
+/* |W|_2 of each into o->angles. One large matrix takes all threads, many small ones one each. */
+static err take_angles(optimizer *o, const double *W) {
+    err_first failed = {.e = err_none()};
+#pragma omp parallel for if (o->count > 1)
     for (int64_t k = 0; k < o->count; k++)
-        most = fmax(most, cayley_sum_squares(o->n, A + k * o->n * o->n));
-    return sqrt(most);
+        err_note(&failed, k, cayley_angle(o->n, W + k * o->n * o->n, &o->angles[k]));
+    return failed.e;
+}
+
+/* W is A by now. */
+static err report_step(optimizer *o, const double *W, optimizer_report *said) {
+    for (int64_t k = 0; k < o->count; k++)
+        said->turn = fmax(said->turn, cayley_sum_squares(o->n, W + k * o->n * o->n));
+    said->turn = sqrt(said->turn / (double)o->n);
+    err e = take_angles(o, W);
+    said->angle = largest(o->count, o->angles);
+    said->promise = largest(o->count, o->promise);
+    return e;
 }
 
 static err polish_all(const optimizer *o, double *R) {
@@ -142,19 +174,20 @@ static err polish_all(const optimizer *o, double *R) {
     return e;
 }
 
-err optimizer_direct(optimizer *o, double lr, double *W, const double *R,
+err optimizer_direct(optimizer *o, double lr, const double *loss, double *W, const double *R,
                      optimizer_report *report) {
-    const int64_t n = o->n;
     optimizer_report said = {0};
     err e = take_squares(o, W);
     if (e.code) return e;
-    said.gradient = largest_norm(o);
-    if (o->kind == OPTIMIZER_ADAM)
-        adam_directions(o, lr, W, &said.alpha);
-    else
+    memset(o->promise, 0, (size_t)o->count * sizeof *o->promise);
+    said.gradient = sqrt(largest(o->count, o->squares));
+    if (o->kind == OPTIMIZER_ADAM) {
+        e = take_angles(o, W);
+        if (!e.code) adam_directions(o, lr, loss, W, &said.alpha);
+    } else {
         e = sgd_directions(o, lr, W, R, &said.alpha);
-    said.angle_rms = largest_step(o, W) / (double)n;
-    said.angle_turn = said.angle_rms * sqrt((double)n);
+    }
+    if (!e.code && report) e = report_step(o, W, &said);
     if (!e.code && report) *report = said;
     return e;
 }
@@ -163,15 +196,19 @@ err optimizer_moved(optimizer *o, double *R) {
     return ++o->steps % OPTIMIZER_POLISH_EVERY == 0 ? polish_all(o, R) : err_none();
 }
 
-err optimizer_step(optimizer *o, double lr, double *W, double *R, optimizer_report *report) {
-    optimizer_report said;
-    err e = optimizer_direct(o, lr, W, R, &said);
+err optimizer_step(optimizer *o, double lr, const double *loss, double *W, double *R,
+                   optimizer_report *report) {
+    err e = optimizer_direct(o, lr, loss, W, R, report);
     /* One large matrix takes all threads, many small ones take one each. */
     if (!e.code)
         e = o->count > 1 ? cayley_step_batch(o->n, o->count, W, R) : cayley_step(o->n, W, R);
-    if (!e.code) e = optimizer_moved(o, R);
-    if (!e.code && report) *report = said;
-    return e;
+    return e.code ? e : optimizer_moved(o, R);
+}
+
+void optimizer_forget(optimizer *o) {
+    o->steps = 0;
+    memset(o->v, 0, (size_t)o->count * sizeof *o->v);
+    if (o->M) memset(o->M, 0, (size_t)(o->count * o->n * o->n) * sizeof *o->M);
 }
 
 int64_t optimizer_steps_done(const optimizer *o) {

@@ -8,9 +8,25 @@
  *   Cayley(alpha W) R; the norm is not invariant, so it is that of W' (Liu et al., SpinQuant, 2024;
  *   Li, Fuxin, Todorovic, Efficient Riemannian optimization on the Stiefel manifold via the Cayley
  *   transform, ICLR 2020).
- * adam: M <- 0.9 M + 0.1 W, v <- 0.99 v + 0.01 mean(W_ij^2), one scalar a matrix;
- *   A = lr (M / (1 - 0.9^t)) / (sqrt(v / (1 - 0.99^t)) + 1e-12). lr is the RMS entry of the skew
- *   step while gradients agree. Needs no transport: M lives in the Lie algebra, from the left. */
+ * adam: M <- 0.9 M + 0.1 W, v <- 0.99 v + 0.01 |W|_2^2, one scalar a matrix;
+ *   A = lr (M / (1 - 0.9^t)) / (sqrt(v / (1 - 0.99^t)) + 1e-12).
+ *
+ * The rate of adam is an angle. |A|_2, the largest of the angles by which a step turns a vector, is
+ * lr while gradients agree, less where they do not, and never above 2.4 lr: by Cauchy-Schwarz the
+ * sum 0.1 sum 0.9^k W_k has a norm of at most sqrt(0.01 / (1 - 0.81/0.99) / 0.01) = 2.35 times the
+ * root of v. So the rate means the same at every order n, and for gradients that turn one plane as
+ * for gradients that turn them all; the Frobenius norm or the RMS entry of A, which grow with n and
+ * with the number of planes, do not have this property.
+ *
+ * A step promises: to first order it lowers the loss L by <W, A>, since dL = <G, A R> = -<W, A>.
+ * L is not linear, so a step that promises most of L cannot keep its word: where a gradient comes
+ * from few entries of the data (one outlier at one place of a row of n), the angle that is worth
+ * turning falls as 1/sqrt(n), whatever the rate. So A is shortened until <W, A> <=
+ * OPTIMIZER_PROMISE L (Polyak's step towards the target (1 - OPTIMIZER_PROMISE) L; B. T. Polyak,
+ * 1969). This depends on neither n nor the unit of the loss.
+ *
+ * Needs no transport: M lives in the Lie algebra, from the left. docs/DECISIONS.md has what other
+ * choices gave. */
 #ifndef SPINSHARD_ROTATIONS_OPTIMIZER_H
 #define SPINSHARD_ROTATIONS_OPTIMIZER_H
 
@@ -28,10 +44,11 @@ double lr_schedule_at(lr_schedule schedule, double lr, int64_t t, int64_t steps)
 
 /* What a step did, for events; the largest over a batch. */
 typedef struct optimizer_report {
-    double angle_rms;  /* RMS entry of A, |A|_F / n: what lr asks for, radians */
-    double angle_turn; /* |A|_F / sqrt(n): RMS angle by which a vector turns (small angles) */
-    double alpha;      /* factor on W (sgd-published) or on the corrected M (adam); last matrix */
-    double gradient;   /* |W|_F */
+    double angle;    /* |A|_2: the largest angle by which a vector turns, radians */
+    double turn;     /* |A|_F / sqrt(n): the RMS angle by which vectors turn, radians */
+    double alpha;    /* factor on W (sgd-published) or on M (adam); last matrix */
+    double gradient; /* |W|_F */
+    double promise;  /* <W, A> / L, what the step promises as a share of the loss; 0: L not given */
 } optimizer_report;
 
 typedef struct optimizer optimizer;
@@ -42,18 +59,26 @@ err optimizer_create(optimizer_kind kind, int64_t n, int64_t count, optimizer **
 void optimizer_destroy(optimizer **o); /* local; NULL is fine; sets NULL */
 
 /* Local. One step of every matrix: W [count, n, n] skew directions (cayley_skew), overwritten by
- * A; R [count, n, n] moved in place. Every 100 steps R is polished by one Newton-Schulz step, so
- * that the defect does not add up. report may be NULL. Fails with ERR_NOFIT, and ERR_NUMERICS where
- * W is not finite: state and R are then as before. Same bits for any number of threads. */
-err optimizer_step(optimizer *o, double lr, double *W, double *R, optimizer_report *report);
+ * A; R [count, n, n] moved in place. loss [count]: the loss whose gradient W is, in the unit of W,
+ * which bounds what a step of adam may promise; NULL, or 0 of a matrix: not known. Every 100 steps
+ * R is polished by one Newton-Schulz step, so that the defect does not add up. report may be NULL.
+ * Fails with ERR_NOFIT, and ERR_NUMERICS where W is not finite: state and R are then as before.
+ * Same bits for any number of threads. */
+err optimizer_step(optimizer *o, double lr, const double *loss, double *W, double *R,
+                   optimizer_report *report);
 
 /* Local. The two halves of a step around the move R <- Cayley(A) R, for callers that compute it in
  * another way (rotations/cayley_team.h): W becomes A, and the report is made; then the step is
  * counted and R polished where it is time. Fail as optimizer_step. */
-err optimizer_direct(optimizer *o, double lr, double *W, const double *R, optimizer_report *report);
+err optimizer_direct(optimizer *o, double lr, const double *loss, double *W, const double *R,
+                     optimizer_report *report);
 err optimizer_moved(optimizer *o, double *R);
 
-int64_t optimizer_steps_done(const optimizer *o); /* local */
+/* Local. Momentum and second moments as at the start: after R was taken back to where it stood
+ * before, what led astray must not lead on. */
+void optimizer_forget(optimizer *o);
+
+int64_t optimizer_steps_done(const optimizer *o); /* local; since the start, or optimizer_forget */
 
 /* Local. State as raw doubles, optimizer_state_count of them: steps, v [count], M [count, n, n];
  * the kind and sizes are the caller's to know. A restored state continues bit for bit. */
@@ -61,12 +86,15 @@ int64_t optimizer_state_count(const optimizer *o);
 void optimizer_state_save(const optimizer *o, double *out);
 void optimizer_state_load(optimizer *o, const double *in);
 
-/* Local. The scalars of a step, shared with the distributed form: factor on M or W from the sum of
- * squares of W (adam) or |W'|_1 (sgd-published). `step` counts from 1. */
-double optimizer_adam_factor(double lr, int64_t step, double sum_squares, int64_t n, double *v);
+/* Local. The scalars of a step, shared with the distributed form. adam: factor on M from |W|_2,
+ * then shortened by what it promises, `inner` = <W, M>; sgd-published: factor on W from |W'|_1.
+ * `step` counts from 1. */
+double optimizer_adam_factor(double lr, int64_t step, double angle, double *v);
+double optimizer_keep_promise(double factor, double inner, double loss, double *promise);
 double optimizer_sgd_factor(double lr, double norm_1);
 
 enum { OPTIMIZER_POLISH_EVERY = 100 };
-#define OPTIMIZER_BETA_1 0.9
+#define OPTIMIZER_BETA_1  0.9
+#define OPTIMIZER_PROMISE 0.05
 
 #endif

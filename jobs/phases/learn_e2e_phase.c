@@ -227,6 +227,10 @@ static err step(void *self, learn_report *report) {
     return learn_e2e_step(self, report);
 }
 
+static err judge(void *self, learn_verdict *v) {
+    return learn_e2e_judge(self, v);
+}
+
 static void state_counts(void *self, int64_t *common, int64_t *cell) {
     learn_e2e_state_counts(self, common, cell);
 }
@@ -263,7 +267,9 @@ static err run(learner *l, int64_t k, const learn_kept *saved, const e2e_phase *
                              .number = k,
                              .steps = p->o.steps,
                              .commit_steps = 1,
+                             .judge_every = E2E_JUDGE_EVERY,
                              .step = step,
+                             .judge = p->o.kind == OPTIMIZER_ADAM ? judge : NULL,
                              .state_counts = state_counts,
                              .state_save = state_save,
                              .replica = replica_of};

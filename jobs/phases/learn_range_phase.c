@@ -85,6 +85,10 @@ static err step(void *self, learn_report *report) {
     return learn_range_step(self, report);
 }
 
+static err judge(void *self, learn_verdict *v) {
+    return learn_range_judge(self, v);
+}
+
 static void state_counts(void *self, int64_t *common, int64_t *cell) {
     learn_range_state_counts(self, common, cell);
 }
@@ -147,7 +151,9 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
                        .number = k,
                        .steps = o.steps,
                        .commit_steps = COMMIT_STEPS,
+                       .judge_every = RANGE_JUDGE_EVERY,
                        .step = step,
+                       .judge = o.kind == OPTIMIZER_ADAM ? judge : NULL,
                        .state_counts = state_counts,
                        .state_save = state_save,
                        .replica = replica_of};

@@ -58,12 +58,75 @@ static void tell_step(const learner *l, const char *name, const learn_report *r,
                       double seconds) {
     log_progress(name, r->step, steps);
     if (!l->q->events) return;
-    json_t *more = json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "step", (json_int_t)r->step,
-                             "loss", r->loss, "loss_r2", r->loss_r2, "angle_r1", r->angle_r1,
-                             "angle_r2", r->angle_r2, "orth", r->orthogonality, "seconds", seconds);
+    json_t *more =
+        json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "step", (json_int_t)r->step, "loss",
+                  r->loss, "loss_r2", r->loss_r2, "angle_r1", r->angle_r1, "angle_r2", r->angle_r2,
+                  "promise", r->promise, "orth", r->orthogonality, "seconds", seconds);
     if (r->tokens_per_s > 0) json_object_set_new(more, "tokens_per_s", json_real(r->tokens_per_s));
     if (r->peak_share > 0) json_object_set_new(more, "peak_share", json_real(r->peak_share));
     events_add(l->q->events, name, "step", more);
+}
+
+static const char *what_became(judge_word word) {
+    return word == JUDGE_KEEP ? "best" : word == JUDGE_GO_ON ? "close to the best" : "taken back";
+}
+
+/* The measure, and who pushes R1 how much. */
+static void tell_verdict(const learner *l, const char *name, const learn_verdict *v) {
+    if (!l->q->events) return;
+    json_t *more = json_pack("{s:I, s:f}", "step", (json_int_t)v->step, "held", v->loss);
+    if (v->r1) {
+        json_object_set_new(more, "r1", json_string(what_became(v->word)));
+        json_object_set_new(more, "rate", json_real(v->j.rate));
+    }
+    if (v->r2) {
+        json_object_set_new(more, "held_r2", json_real(v->loss_r2));
+        json_object_set_new(more, "r2", json_string(what_became(v->word_r2)));
+        json_object_set_new(more, "rate_r2", json_real(v->j_r2.rate));
+    }
+    if (v->push_site > 0)
+        json_object_update_new(
+            more, json_pack("{s:f, s:f, s:s, s:I, s:f}", "push_attn", v->push_attn, "push_site",
+                            v->push_site, "site", v->heaviest_site % 2 ? "mlp" : "attn", "layer",
+                            (json_int_t)(v->heaviest_site / 2), "push_row", v->push_row));
+    events_add(l->q->events, name, "held", more);
+}
+
+/* Said at the first time; events have them all. At the end it is no accident but the choice of the
+ * best. */
+static void tell_taken_back(const char *name, const learn_verdict *v, const char *which,
+                            judge_word word, double loss, const learn_judge *j, int64_t steps) {
+    if (word != JUDGE_TAKE_BACK || j->taken_back > 1 || v->step == steps) return;
+    log_line(LOG_PHASE,
+             "%s: %s of step %" PRId64 " was worse on held-out rows than that of step %" PRId64
+             " (%.5g, %.5g): taken back, and its rate is halved, as it will be if it happens again",
+             name, which, v->step, j->best_step, loss, j->best);
+}
+
+/* Collective. */
+static err judge_phase(const learner *l, const learn_phase *p, const char *name,
+                       learn_verdict *last) {
+    learn_verdict v;
+    err e = p->judge(p->self, &v);
+    if (e.code) return err_at(e, name);
+    tell_verdict(l, name, &v);
+    if (v.r1) tell_taken_back(name, &v, "R1", v.word, v.loss, &v.j, p->steps);
+    if (v.r2 && v.loss_r2 > 0)
+        tell_taken_back(name, &v, "R2", v.word_r2, v.loss_r2, &v.j_r2, p->steps);
+    *last = v;
+    return e;
+}
+
+static void tell_end(const char *name, const learn_phase *p, const learn_verdict *v) {
+    if (!p->judge) return;
+    if (v->r1)
+        log_line(LOG_PHASE, "%s: on held-out rows %.5g -> %.5g, of step %" PRId64 "%s", name,
+                 v->j.start, v->j.best, v->j.best_step,
+                 v->j.best_step == 0 ? ": learning found nothing better, the start is kept" : "");
+    if (v->r2 && v->loss_r2 > 0)
+        log_line(LOG_PHASE, "%s: R2 on held-out rows %.5g -> %.5g, of step %" PRId64 "%s", name,
+                 v->j_r2.start, v->j_r2.best, v->j_r2.best_step,
+                 v->j_r2.best_step == 0 ? ": the start is kept" : "");
 }
 
 err learn_run_steps(learner *l, const learn_phase *p, int64_t done) {
@@ -72,13 +135,18 @@ err learn_run_steps(learner *l, const learn_phase *p, int64_t done) {
     snprintf(name, sizeof name, "learn.%" PRId64, p->number);
     double start = clock_now_s(), committed = start;
     learn_report report = {.step = done}, first = {0};
+    learn_verdict verdict = {0};
     err e = err_none();
+    if (p->judge && done == 0) e = judge_phase(l, p, name, &verdict);
     while (report.step < p->steps && !e.code) {
         e = p->step(p->self, &report);
         if (e.code) return err_at(e, name);
         if (!first.step) first = report;
         double now = clock_now_s();
         tell_step(l, name, &report, p->steps, now - start);
+        if (p->judge && learn_judge_due(report.step, p->steps, p->judge_every))
+            e = judge_phase(l, p, name, &verdict);
+        if (e.code) return e;
         int64_t due = now - committed > COMMIT_SECONDS;
         comm_max_i64(q->c, &due, 1); /* clocks differ between ranks */
         bool stop = stop_agreed(q->c);
@@ -90,11 +158,13 @@ err learn_run_steps(learner *l, const learn_phase *p, int64_t done) {
         if (stop && !e.code && report.step < p->steps)
             return comm_agree(q->c, stop_error(q->out), "stopping", NULL);
     }
-    if (!e.code && first.step)
+    if (!e.code && first.step) {
         log_line(LOG_PHASE,
                  "%s: %" PRId64
                  " steps in %.1f s, loss %.5g -> %.5g (R2 %.5g -> %.5g), |R^T R - I| about %.1g",
                  name, report.step - done, clock_now_s() - start, first.loss, report.loss,
                  first.loss_r2, report.loss_r2, report.orthogonality);
+        tell_end(name, p, &verdict);
+    }
     return e;
 }

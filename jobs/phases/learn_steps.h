@@ -4,6 +4,7 @@
 
 #include "jobs/phases/learner.h"
 #include "pipeline/learn/learn_report.h"
+#include "pipeline/learn/learn_verdict.h"
 
 /* A phase as the loop of steps sees it: the functions of pipeline/learn/learn_*.h with their
  * object. */
@@ -12,7 +13,9 @@ typedef struct learn_phase {
     int64_t number; /* k of learn.k */
     int64_t steps;
     int64_t commit_steps; /* a commit after so many steps at most (and each 60 s) */
+    int64_t judge_every;  /* learn_judge_due */
     err (*step)(void *self, learn_report *report);
+    err (*judge)(void *self, learn_verdict *v); /* collective; NULL: nothing is taken back */
     /* Doubles of the state, as learn_kept has them: local; and into it: collective, common at root.
      */
     void (*state_counts)(void *self, int64_t *common, int64_t *cell);

@@ -3,6 +3,7 @@
 #include "jobs/setup/recipe.h"
 
 #include "base/file.h"
+#include "base/log.h"
 #include "base/size.h"
 #include "base/yaml.h"
 #include "version.h"
@@ -42,7 +43,8 @@ typedef struct key {
 #define AT_PHASE(path) #path, offsetof(learn_settings, path), sizeof(((learn_settings *)0)->path)
 
 static const key keys[] = {
-    {AT(recipe_version), KIND_INT, "1", 1, 1, NULL, "version of this list"},
+    {AT(recipe_version), KIND_INT, "2", 1, 2, NULL,
+     "version of this list; in 1 the rates of adam were not angles"},
     {AT(seed), KIND_INT, "0", 0, 9007199254740991, NULL, "seed of everything random"},
     {AT(rotate.r1), KIND_BOOL, "true", 0, 0, NULL, "rotate the residual stream"},
     {AT(rotate.r2), KIND_WORD, "layer", 0, 0, "none|layer|head",
@@ -123,8 +125,9 @@ static const key phase_keys[] = {
     {AT_PHASE(rows), KIND_INT, "32768", 1, 1 << 28, NULL,
      "rows of R1 sites a step, and as many of weights (range)"},
     {AT_PHASE(optimizer), KIND_WORD, "adam", 0, 0, "adam|sgd-published", "how a step is made"},
-    {AT_PHASE(lr_r1), KIND_REAL, "0.002", 0, 100, NULL, "rate of R1, radians (sgd-published: 1.5)"},
-    {AT_PHASE(lr_r2), KIND_REAL, "0.006", 0, 100, NULL, "rate of R2"},
+    {AT_PHASE(lr_r1), KIND_REAL, "0.3", 0, 100, NULL,
+     "the largest angle by which a step turns R1, radians (sgd-published: its rate, 1.5)"},
+    {AT_PHASE(lr_r2), KIND_REAL, "0.3", 0, 100, NULL, "and each R2"},
     {AT_PHASE(lr_scale), KIND_REAL, "0.001", 0, 100, NULL, "rate of scales (reserved)"},
     {AT_PHASE(schedule), KIND_WORD, "cosine", 0, 0, "cosine|linear|constant", "how rates fall"},
     {AT_PHASE(range_grad), KIND_WORD, "through", 0, 0, "through|detached",
@@ -365,6 +368,32 @@ static err resolve_phases(json_t *tree) {
     return err_none();
 }
 
+/* Rates of adam before version 2 were the RMS entry of the skew step, whose angle grows with the
+ * hidden size: 0.002 and 0.006 were the defaults, and are read as what is the default now. */
+static void rates_of_version_1(json_t *from, const char *where) {
+    static const struct {
+        const char *key;
+        double old, now;
+    } rates[] = {{"lr_r1", 0.002, 0.3}, {"lr_r2", 0.006, 0.3}};
+    size_t i;
+    json_t *phase;
+    const json_t *version = json_object_get(from, "recipe_version");
+    if (!json_is_integer(version) || json_integer_value(version) != 1) return;
+    json_object_set_new(from, "recipe_version", json_integer(2));
+    json_array_foreach(json_object_get(from, "learn"), i, phase) {
+        const char *optimizer = json_string_value(json_object_get(phase, "optimizer"));
+        for (int k = 0; k < 2 && (!optimizer || !strcmp(optimizer, "adam")); k++) {
+            const json_t *rate = json_object_get(phase, rates[k].key);
+            if (!json_is_number(rate)) continue;
+            const double old = json_number_value(rate), now = old * rates[k].now / rates[k].old;
+            log_line(LOG_RUN,
+                     "%s: of version 1, when rates were not angles: learn.%zu.%s %g is read as %g",
+                     where, i, rates[k].key, old, now);
+            json_object_set_new(phase, rates[k].key, json_real(now));
+        }
+    }
+}
+
 /* ---- values into fields ---- */
 
 /* The place of a word in a list as "a|b|c"; their number where it is none of them. */
@@ -470,8 +499,14 @@ err recipe_create(const options *o, const char *file_text, const char *file_name
     json_t *tree = default_tree(), *file = NULL;
     err e = err_none();
     *out = NULL;
-    if (base) e = overlay(tree, base, "recipe of the archive");
+    if (base) {
+        json_t *of_archive = json_deep_copy(base);
+        rates_of_version_1(of_archive, "recipe of the archive");
+        e = overlay(tree, of_archive, "recipe of the archive");
+        json_decref(of_archive);
+    }
     if (!e.code && file_text) e = yaml_parse(file_text, strlen(file_text), file_name, &file);
+    if (!e.code && json_is_object(file)) rates_of_version_1(file, file_name);
     if (!e.code && file) e = overlay(tree, file, file_name);
     json_decref(file);
     for (int i = 0; i < o->n_values[OPT_SET] && !e.code; i++)

@@ -44,7 +44,8 @@ struct learn_e2e {
     double *loss;        /* [n_mine] */
     int64_t *pick;       /* [batch] */
     int64_t step, passes;
-    double peak; /* flop/s of all active ranks */
+    learn_judge judge; /* of R1 and R2 together */
+    double peak;       /* flop/s of all active ranks */
 };
 
 static int64_t entries_of(const llama_config *cfg, const learn_e2e_options *o) {
@@ -52,7 +53,7 @@ static int64_t entries_of(const llama_config *cfg, const learn_e2e_options *o) {
 }
 
 uint64_t learn_e2e_fixed_bytes(const llama_config *cfg, const learn_e2e_options *o) {
-    enum { SUM = 8, DENSE = 4, R2_DOUBLES = 8 };
+    enum { SUM = 8, DENSE = 4, R2_DOUBLES = 9 };
     const uint64_t n2 = (uint64_t)cfg->hidden * (uint64_t)cfg->hidden;
     const cayley_dist_options r1 = {.n = cfg->hidden, .kind = o->kind, .grid = o->grid};
     const uint64_t r2 = (uint64_t)(cfg->layers * entries_of(cfg, o)) * R2_DOUBLES * sizeof(double);
@@ -199,6 +200,7 @@ err learn_e2e_create(const comm *c, const learn_e2e_options *o, const e2e_wish *
     if (!l) abort();
     *l = (learn_e2e){.c = c, .o = *o, .w = w, .l = layout, .cfg = w->load.cfg};
     l->exponents[0] = l->exponents[1] = FIXED_SUM_UNKNOWN;
+    l->judge = learn_judge_new();
     err e = comm_agree(c, join(l), "learning", NULL);
     if (!e.code)
         e = comm_agree(c, array(w->batch, sizeof *l->pick, "batch", &l->pick), "learning", NULL);
@@ -252,9 +254,18 @@ static int64_t predictions(const learn_e2e *l) {
     return l->w->shape.window - (l->w->objective->counts_last_row ? 0 : 1);
 }
 
-static void pick_windows(learn_e2e *l) {
-    const int64_t cuts = l->o.length / l->w->shape.window, pieces = l->o.n_windows * cuts;
-    e2e_batch_draw(l->o.seed, l->step, l->w->batch, pieces, l->pick);
+/* The last one in eight pieces of the text is held out; a single piece serves as both. */
+static int64_t pieces_held(int64_t pieces) {
+    return pieces < 2 ? pieces : size_max(1, pieces / 8);
+}
+
+static void pick_windows(learn_e2e *l, bool held) {
+    const int64_t cuts = l->o.length / l->w->shape.window, pieces = l->o.n_windows * cuts,
+                  out = pieces_held(pieces), left = pieces > out ? pieces - out : pieces;
+    if (held)
+        for (int64_t i = 0; i < l->w->batch; i++) l->pick[i] = pieces - out + i % out;
+    else
+        e2e_batch_draw(l->o.seed, l->step, l->w->batch, left, l->pick);
     for (int64_t i = 0; i < l->n_mine; i++) {
         const int64_t piece = l->pick[l->replica + i * l->l->replicas];
         const int64_t at = piece / cuts * l->o.length + piece % cuts * l->w->shape.window;
@@ -284,6 +295,10 @@ static err run_pass(learn_e2e *l, bool *again) {
     return e;
 }
 
+static double rate_now(const learn_e2e *l, double lr) {
+    return l->judge.rate * lr_schedule_at(l->o.schedule, lr, l->step, l->o.steps);
+}
+
 /* The sums of this step stand in exponents of the step before; those in l are of the next. */
 static err move_r1(learn_e2e *l, int exponent, learn_report *report) {
     const int64_t n = l->cfg->hidden;
@@ -297,10 +312,11 @@ static err move_r1(learn_e2e *l, int exponent, learn_report *report) {
             memset(v, 0, (size_t)(b * n) * sizeof *v);
         cayley_dist_sum_gradient(l->r1, row, b, v, exponent);
     }
-    err e =
-        cayley_dist_step(l->r1, lr_schedule_at(l->o.schedule, l->o.lr_r1, l->step, l->o.steps), &r);
+    const double lr = rate_now(l, l->o.lr_r1);
+    err e = cayley_dist_step(l->r1, lr, report->loss, &r);
     if (e.code) return e;
-    report->angle_r1 = r.angle_rms;
+    report->angle_r1 = r.angle;
+    report->promise = r.promise;
     share_r1(l);
     return cayley_dist_probe(l->r1, l->o.seed, l->step, &report->orthogonality);
 }
@@ -312,12 +328,11 @@ static err move_r2(learn_e2e *l, int exponent, learn_report *report) {
     if (l->active) {
         if (l->peers) comm_sum_i64(l->peers, l->sums[1].v, n);
         for (int64_t i = 0; i < n; i++) l->G2[i] = ldexp((double)l->sums[1].v[i], exponent);
-        e = r2_part_step(l->r2, lr_schedule_at(l->o.schedule, l->o.lr_r2, l->step, l->o.steps),
-                         l->G2, &r);
+        e = r2_part_step(l->r2, rate_now(l, l->o.lr_r2), report->loss, l->G2, &r);
         if (!e.code) share_r2(l);
     }
-    comm_max_f64(l->c, &r.angle_rms, 1);
-    report->angle_r2 = r.angle_rms;
+    comm_max_f64(l->c, &r.angle, 1);
+    report->angle_r2 = r.angle;
     return comm_agree(l->c, e, "step of R2", NULL);
 }
 
@@ -368,7 +383,7 @@ err learn_e2e_step(learn_e2e *l, learn_report *report) {
     double start = 0;
     err e = err_none();
     memset(report, 0, sizeof *report);
-    pick_windows(l);
+    pick_windows(l, false);
     if (l->weights) e = weight_site_refresh(l->weights, &l->o.sites);
     e = comm_agree(l->c, e, "weights in the loop", NULL);
     for (int i = 0; again && !e.code; i++) {
@@ -386,6 +401,36 @@ err learn_e2e_step(learn_e2e *l, learn_report *report) {
         l->step++;
     report->step = l->step;
     tell_speed(l, clock_now_s() - start, report);
+    return e;
+}
+
+static void obey(learn_e2e *l, judge_word word) {
+    if (word == JUDGE_GO_ON) return;
+    const bool back = word == JUDGE_TAKE_BACK;
+    if (l->r1 && back) cayley_dist_take_back(l->r1);
+    if (l->r1 && !back) cayley_dist_keep(l->r1);
+    if (l->r1 && back) share_r1(l);
+    if (l->r2 && back) r2_part_take_back(l->r2);
+    if (l->r2 && !back) r2_part_keep(l->r2);
+    if (l->r2 && l->active && back) share_r2(l);
+}
+
+/* The gradients of the pass are not used, and what it says of their size is not remembered. */
+err learn_e2e_judge(learn_e2e *l, learn_verdict *v) {
+    const int exponents[2] = {l->exponents[0], l->exponents[1]};
+    bool again;
+    *v = (learn_verdict){.step = l->step, .r1 = l->w->shape.r1, .r2 = l->w->shape.r2};
+    pick_windows(l, true);
+    err e = l->weights ? weight_site_refresh(l->weights, &l->o.sites) : err_none();
+    e = comm_agree(l->c, e, "weights in the loop", NULL);
+    if (!e.code) e = run_pass(l, &again);
+    memcpy(l->exponents, exponents, sizeof exponents);
+    l->passes--;
+    if (!e.code) e = mean_loss(l, &v->loss);
+    if (e.code) return e;
+    v->word = v->word_r2 = learn_judge_hear(&l->judge, v->loss, l->step, l->step == l->o.steps);
+    obey(l, v->word);
+    v->j = v->j_r2 = l->judge;
     return e;
 }
 
@@ -410,7 +455,14 @@ int64_t learn_e2e_passes(const learn_e2e *l) {
 
 /* ---- state ---- */
 
-enum { STATE_STEP, STATE_EXPONENT_R1, STATE_EXPONENT_R2, STATE_R2 };
+enum {
+    STATE_STEP,
+    STATE_EXPONENT_R1,
+    STATE_EXPONENT_R2,
+    STATE_STEPS_R2,
+    STATE_JUDGE,
+    STATE_R2 = STATE_JUDGE + JUDGE_DOUBLES
+};
 
 void learn_e2e_state_counts(const learn_e2e *l, int64_t *common, int64_t *cell) {
     *common =
@@ -447,6 +499,8 @@ err learn_e2e_state_save(learn_e2e *l, double *common, double *cell) {
         common[STATE_STEP] = (double)l->step;
         common[STATE_EXPONENT_R1] = l->exponents[0];
         common[STATE_EXPONENT_R2] = l->exponents[1];
+        common[STATE_STEPS_R2] = l->r2 ? (double)r2_part_steps_done(l->r2) : 0;
+        learn_judge_save(&l->judge, common + STATE_JUDGE);
     }
     if (l->o.r2_heads)
         r2_part_state_save(l->r2, l->c, l->replica == 0, root ? common + STATE_R2 : NULL);
@@ -457,12 +511,13 @@ err learn_e2e_state_load(learn_e2e *l, const double *common, const double *cell)
     l->step = (int64_t)common[STATE_STEP];
     l->exponents[0] = (int)common[STATE_EXPONENT_R1];
     l->exponents[1] = (int)common[STATE_EXPONENT_R2];
+    learn_judge_load(&l->judge, common + STATE_JUDGE);
     if (l->r1) {
         cayley_dist_state_load(l->r1, cell);
         share_r1(l);
     }
     if (l->o.r2_heads) {
-        r2_part_state_load(l->r2, l->step, common + STATE_R2);
+        r2_part_state_load(l->r2, (int64_t)common[STATE_STEPS_R2], common + STATE_R2);
         share_r2(l);
     }
     return err_none();

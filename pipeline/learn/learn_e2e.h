@@ -15,6 +15,7 @@
 #include "mpi/dealt_rows.h"
 #include "pipeline/learn/e2e_layout.h"
 #include "pipeline/learn/learn_report.h"
+#include "pipeline/learn/learn_verdict.h"
 #include "rotations/cayley_dist.h"
 
 typedef struct learn_e2e_options {
@@ -55,6 +56,13 @@ void learn_e2e_destroy(learn_e2e **l); /* collective; NULL is fine; sets NULL */
 /* Collective. One step. Fails, agreed, with ERR_NUMERICS naming step, layer and sequence; R1, R2
  * and the state are then as before it. */
 err learn_e2e_step(learn_e2e *l, learn_report *report);
+
+/* Collective. The loss of a batch of windows that no step draws (one in eight of them; of one
+ * window alone that one) with R1 and R2 as they are, which are then remembered or taken back
+ * together (pipeline/learn/learn_judge.h). Costs a step. To be called where learn_judge_due says
+ * so. Fails as learn_e2e_step. */
+enum { E2E_JUDGE_EVERY = 32 };
+err learn_e2e_judge(learn_e2e *l, learn_verdict *v);
 
 /* Collective. R1 as it is into `to`, where it is learned; R2 of all layers into R2 on every rank.
  */

@@ -1,11 +1,10 @@
 /* Draw rows, take loss and gradient as integers (range_step), sum over ranks, step R1 by
  * cayley_dist and R2 by the optimiser of the owning rank. */
-#include "pipeline/learn/learn_range.h"
+#include "pipeline/learn/learn_range_internal.h"
 
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/size.h"
-#include "pipeline/learn/range_step.h"
 #include "pipeline/learn/weight_mix.h"
 #include "pipeline/plan/product_peak.h"
 #include "rotations/cayley.h"
@@ -14,29 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { R2_ROWS = 512 }; /* of each kind of site, a matrix and step */
-
-struct learn_range {
-    const comm *c;
-    learn_range_options o;
-    row_pool *pool;
-    weight_rows *weights; /* NULL: activations alone */
-    int64_t n, d, n_r2;   /* hidden, head_dim, R2 matrices of this rank */
-    cayley_dist *r1;
-    optimizer *r2;
-    float *R1;       /* as products use it, on every rank */
-    double *R2, *W2; /* R2 and its directions of this rank */
-    range_work *work1, *work2;
-    int64_t *grad1, *grad2, *rows; /* rows: a band of G on its way */
-    int64_t per_site, step;
-    double w_max1, w_max2;
-    double factor1, factor2; /* of rows of weights in the sums of R1 and R2 */
-    double *G2;              /* [n_r2, d, d] what rows of weights give R2; NULL without them */
-    double peak;             /* flop/s of all ranks' products; 0: not measured */
-};
-
-enum { BAND = 64 }; /* rows of G that are transposed and summed at a time */
-enum { TILE = 32 }; /* columns of them that stay in cache */
+enum { TILE = 32 }; /* columns of a band of the gradient that stay in cache */
 
 static double largest_weight(const comm *c, const row_pool *p, pool_kind kind) {
     double most = 0;
@@ -62,14 +39,6 @@ static float site_weight(const learn_range_options *o, const aquant *q) {
     return aquant_on(q) ? (float)(noise_of(q) / most) : 0;
 }
 
-/* Which activations are samples of R2. */
-static bool values_count(const learn_range_options *o) {
-    return aquant_on(&o->kv);
-}
-static bool outputs_count(const learn_range_options *o) {
-    return aquant_on(&o->act) && o->o_rows;
-}
-
 /* Entries of a row of n that share a range, and their part of it: noise in one range is felt by
  * the gradient of its own entries alone. */
 static int64_t group_of(const aquant *q, int64_t n) {
@@ -88,20 +57,19 @@ static err check_options(const learn_range_options *o, bool weights) {
         "nothing that a rotation stands before is quantized: there is nothing to learn");
 }
 
-/* R1 in fp32 to every rank, after each change. */
-static void share_r1(learn_range *l) {
+void learn_range_share_r1(learn_range *l) {
     cayley_dist_get_rows_f32(l->r1, 0, l->n, l->R1);
 }
 
 /* Collective: rows of the start pass through every rank. */
 static void put_start_r1(learn_range *l, const dealt_rows *R1) {
     double *band = (double *)l->rows;
-    for (int64_t row = 0; row < l->n; row += BAND) {
-        const int64_t b = size_min(BAND, l->n - row);
+    for (int64_t row = 0; row < l->n; row += RANGE_BAND) {
+        const int64_t b = size_min(RANGE_BAND, l->n - row);
         dealt_rows_get(R1, row, b, band);
         cayley_dist_put_rows(l->r1, row, b, band);
     }
-    share_r1(l);
+    learn_range_share_r1(l);
 }
 
 static err create_r1(learn_range *l, const dealt_rows *R1) {
@@ -121,7 +89,7 @@ static err create_r1(learn_range *l, const dealt_rows *R1) {
         size_max(l->n / group_of(&l->o.act, l->n), l->weights ? weight_rows_groups(l->weights) : 1);
     e = range_work_create(l->n, size_max(1, most), groups, &l->work1);
     if (!e.code) e = mem_alloc(l->n * l->n, sizeof(int64_t), "gradient of R1", &grad);
-    if (!e.code) e = mem_alloc(BAND * l->n, sizeof(int64_t), "gradient of R1", &rows);
+    if (!e.code) e = mem_alloc(RANGE_BAND * l->n, sizeof(int64_t), "gradient of R1", &rows);
     if (!e.code) e = mem_alloc(l->n * l->n, sizeof(float), "R1 in fp32", &whole);
     l->grad1 = grad;
     l->rows = rows;
@@ -133,10 +101,12 @@ static err create_r1(learn_range *l, const dealt_rows *R1) {
 
 static err create_r2(learn_range *l, const double *R2) {
     int64_t dd = l->d * l->d;
-    void *r = NULL, *w = NULL, *grad = NULL;
+    void *r = NULL, *w = NULL, *grad = NULL, *kept = NULL;
     l->n_r2 = l->pool->n_layers * l->o.r2_heads;
     err e = mem_alloc(l->n_r2 * dd, sizeof(double), "R2", &r);
     if (!e.code) e = mem_alloc(l->n_r2 * dd, sizeof(double), "directions of R2", &w);
+    if (!e.code) e = mem_alloc(l->n_r2 * dd, sizeof(double), "R2 as it was", &kept);
+    l->kept2 = kept;
     if (!e.code) e = mem_alloc(dd, sizeof(int64_t), "gradient of R2", &grad);
     if (!e.code)
         e = range_work_create(l->d, 2 * R2_ROWS, l->d / group_of(&l->o.act, l->d), &l->work2);
@@ -171,12 +141,12 @@ static void set_factors(learn_range *l) {
     }
     double rows = 0, noise = 0;
     int kinds = 0;
-    if (values_count(&l->o)) {
+    if (range_values_count(&l->o)) {
         rows += (double)p->kv_heads * p->mean[POOL_VALUE];
         noise = fmax(noise, noise_of(&l->o.kv));
         kinds++;
     }
-    if (outputs_count(&l->o)) {
+    if (range_outputs_count(&l->o)) {
         rows += (double)p->heads * p->mean[POOL_O];
         noise = fmax(noise, noise_of(&l->o.act));
         kinds++;
@@ -187,7 +157,8 @@ static void set_factors(learn_range *l) {
 static uint64_t bytes_of_r2(int64_t d, const learn_range_options *o, int64_t n_layers,
                             bool weights) {
     const uint64_t dd = (uint64_t)(d * d) * sizeof(double);
-    const uint64_t each = 2 + (o->kind == OPTIMIZER_ADAM) + weights; /* R2, directions, M, G2 */
+    /* R2, directions, R2 as it was, M, G2 */
+    const uint64_t each = 3 + (o->kind == OPTIMIZER_ADAM) + weights;
     return (uint64_t)(n_layers * o->r2_heads) * dd * each + dd +
            range_work_bytes(d, 2 * R2_ROWS, d / group_of(&o->act, d));
 }
@@ -201,7 +172,8 @@ uint64_t learn_range_bytes(const llama_config *cfg, const learn_range_options *o
     uint64_t bytes = 0;
     if (o->r1 && (act || rows_of_weights)) {
         const int64_t rows = (act ? per_site * 2 * n_layers : 0) + rows_of_weights;
-        bytes += n2 * (sizeof(int64_t) + sizeof(float)) + (uint64_t)(BAND * n) * sizeof(int64_t) +
+        bytes += n2 * (sizeof(int64_t) + sizeof(float)) +
+                 (uint64_t)(RANGE_BAND * n) * sizeof(int64_t) +
                  range_work_bytes(n, size_max(1, rows), size_max(n / group_of(&o->act, n), groups));
         bytes += cell ? cayley_dist_plan_bytes(&r1) : cayley_dist_beside_bytes(&r1);
     }
@@ -226,6 +198,7 @@ err learn_range_create(const comm *c, const learn_range_options *o, row_pool *po
     if (!l) abort();
     l->c = c;
     l->o = *o;
+    l->judge1 = l->judge2 = learn_judge_new();
     l->o.r1 = o->r1 && (aquant_on(&o->act) || weights);
     l->pool = pool;
     l->weights = weights;
@@ -252,6 +225,7 @@ void learn_range_destroy(learn_range **l) {
     mem_free(x->R1);
     mem_free(x->R2);
     mem_free(x->W2);
+    mem_free(x->kept2);
     mem_free(x->G2);
     mem_free(x->grad1);
     mem_free(x->grad2);
@@ -265,8 +239,8 @@ void learn_range_destroy(learn_range **l) {
 static void sum_gradient(learn_range *l, const range_batch *b) {
     int exponent = ilogb(b->unit);
     if (cayley_dist_sum_transposed(l->r1, b->grad, exponent)) return;
-    for (int64_t i0 = 0; i0 < l->n; i0 += BAND) {
-        int64_t rows = size_min(BAND, l->n - i0);
+    for (int64_t i0 = 0; i0 < l->n; i0 += RANGE_BAND) {
+        int64_t rows = size_min(RANGE_BAND, l->n - i0);
 #pragma omp parallel for
         for (int64_t j0 = 0; j0 < l->n; j0 += TILE)
             for (int64_t i = 0; i < rows; i++)
@@ -276,17 +250,17 @@ static void sum_gradient(learn_range *l, const range_batch *b) {
     }
 }
 
-/* Rows of activations of this rank's R1 sites into the batch. */
-static void draw_r1(learn_range *l) {
-    range_rule rule = {
+void learn_range_draw_r1(learn_range *l, range_part part) {
+    const range_rule rule = {
         .symmetric = l->o.act.symmetric, .include_zero = true, .group = l->o.act.group};
     for (int64_t i = 0; i < 2 * l->pool->n_layers; i++) {
         const int64_t site = 2 * l->pool->first_layer + i;
-        const uint64_t start = rng_u64(l->o.seed, RNG_RANGE_ROWS, (uint64_t)site) >> 32;
-        range_draw d = {.rule = rule,
-                        .weight = part_of_row(&l->o.act, l->n),
-                        .first_index = start + (uint64_t)(l->step * l->per_site),
-                        .in_order = true};
+        const uint64_t start = rng_u64(l->o.seed, RNG_RANGE_ROWS, (uint64_t)site) >> 32,
+                       at = start + (uint64_t)(l->step * l->per_site);
+        const range_draw d = {.rule = rule,
+                              .weight = part_of_row(&l->o.act, l->n),
+                              .first_index = part == RANGE_HELD ? 0 : at,
+                              .order = part == RANGE_HELD ? RANGE_HELD_IN_ORDER : RANGE_IN_ORDER};
         range_add(l->work1, &l->pool->sets[POOL_R1][i], d, l->per_site);
     }
 }
@@ -297,7 +271,7 @@ static void take_batch(learn_range *l, range_batch *b) {
     *b = (range_batch){.n = l->n, .unit = 1, .grad = l->grad1};
     if (l->o.r1) {
         range_begin_f32(l->work1, l->R1);
-        if (act) draw_r1(l);
+        if (act) learn_range_draw_r1(l, RANGE_LEARNED);
         if (l->weights) weight_rows_add(l->weights, l->step, (float)l->factor1, l->work1);
         range_finish(l->work1, l->w_max1, b);
     }
@@ -308,37 +282,40 @@ static void take_batch(learn_range *l, range_batch *b) {
     }
 }
 
-/* Collective. Losses of R1 and R2 of this rank into those of all, once a step: each sum is a
- * meeting. */
-static void tell_losses(const learn_range *l, int64_t loss[2], learn_report *report) {
+double learn_range_loss_r1(const learn_range *l, int64_t loss) {
     const bool act = l->o.r1 && aquant_on(&l->o.act);
     const int64_t rows = act ? l->per_site * 2 * l->o.layers : l->o.rows; /* weights sum to it */
-    comm_sum_i64(l->c, loss, 2);
-    if (l->o.r1 || l->weights) report->loss = (double)loss[0] * RANGE_LOSS_UNIT / (double)rows;
-    if (l->o.r2_heads)
-        report->loss_r2 =
-            (double)loss[1] * RANGE_LOSS_UNIT / (double)(l->o.layers * l->o.r2_heads * 2 * R2_ROWS);
+    return (double)loss * RANGE_LOSS_UNIT / (double)rows;
+}
+
+double learn_range_loss_r2(const learn_range *l, int64_t loss) {
+    return (double)loss * RANGE_LOSS_UNIT / (double)(l->o.layers * l->o.r2_heads * 2 * R2_ROWS);
 }
 
 static err step_r1(learn_range *l, const range_batch *b, learn_report *report) {
     sum_gradient(l, b);
     optimizer_report r;
-    double lr = lr_schedule_at(l->o.schedule, l->o.lr_r1, l->step, l->o.steps);
-    err e = cayley_dist_step(l->r1, lr, &r);
+    const double lr =
+        l->judge1.rate * lr_schedule_at(l->o.schedule, l->o.lr_r1, l->step, l->o.steps);
+    err e = cayley_dist_step(l->r1, lr, (double)b->loss * RANGE_LOSS_UNIT, &r);
     if (e.code) return e;
-    report->angle_r1 = r.angle_rms;
-    share_r1(l);
+    report->angle_r1 = r.angle;
+    report->promise = r.promise;
+    learn_range_share_r1(l);
     return cayley_dist_probe(l->r1, l->o.seed, l->step, &report->orthogonality);
 }
 
-/* Rows of one R2: values, then o_proj inputs of the query heads that share it. */
-static void draw_r2(learn_range *l, int64_t matrix) {
+void learn_range_draw_r2(learn_range *l, int64_t matrix, range_part part) {
     int64_t heads = l->o.r2_heads, layer = matrix / heads, head = matrix % heads;
     int64_t global = (l->pool->first_layer + layer) * heads + head, all = l->o.layers * heads;
-    range_draw d = {.seed = l->o.seed, .purpose = RNG_RANGE_ROWS_R2};
-    uint64_t first = (uint64_t)((l->step * all + global) * 2 * R2_ROWS);
+    const bool held = part == RANGE_HELD;
+    const int64_t step = held ? 0 : l->step;
+    range_draw d = {.seed = l->o.seed,
+                    .purpose = held ? RNG_RANGE_HELD_R2 : RNG_RANGE_ROWS_R2,
+                    .order = held ? RANGE_HELD_AT_RANDOM : RANGE_AT_RANDOM};
+    uint64_t first = (uint64_t)((step * all + global) * 2 * R2_ROWS);
     int64_t kv = l->pool->kv_heads, q = l->pool->heads;
-    if (values_count(&l->o)) {
+    if (range_values_count(&l->o)) {
         d.rule = (range_rule){.symmetric = l->o.kv.symmetric, .include_zero = false};
         d.weight = site_weight(&l->o, &l->o.kv);
         d.first_index = first;
@@ -347,7 +324,7 @@ static void draw_r2(learn_range *l, int64_t matrix) {
         d.offset = heads > 1 ? head : 0;
         range_add(l->work2, &l->pool->sets[POOL_VALUE][layer], d, R2_ROWS);
     }
-    if (outputs_count(&l->o)) {
+    if (range_outputs_count(&l->o)) {
         d.rule = (range_rule){.symmetric = l->o.act.symmetric,
                               .include_zero = l->o.act.group > 0,
                               .group = group_of(&l->o.act, l->d)};
@@ -365,9 +342,9 @@ static int64_t gradient_r2(learn_range *l, int64_t m, double *G) {
     const int64_t d = l->d, dd = d * d;
     range_batch b = {.grad = l->grad2};
     memset(G, 0, (size_t)dd * sizeof *G);
-    if (values_count(&l->o) || outputs_count(&l->o)) {
+    if (range_values_count(&l->o) || range_outputs_count(&l->o)) {
         range_begin(l->work2, l->R2 + m * dd);
-        draw_r2(l, m);
+        learn_range_draw_r2(l, m, RANGE_LEARNED);
         range_finish(l->work2, l->w_max2, &b);
         for (int64_t i = 0; i < d; i++)
             for (int64_t j = 0; j < d; j++) G[i * d + j] = (double)b.grad[j * d + i] * b.unit;
@@ -378,20 +355,25 @@ static int64_t gradient_r2(learn_range *l, int64_t m, double *G) {
 
 static err step_r2(learn_range *l, int64_t *loss, learn_report *report) {
     const int64_t dd = l->d * l->d;
-    double *G = malloc((size_t)dd * sizeof *G);
-    if (!G) abort();
+    double *G = malloc((size_t)dd * sizeof *G), *each = calloc((size_t)l->n_r2 + 1, sizeof *each);
+    if (!G || !each) abort();
     err e = err_none();
     for (int64_t m = 0; m < l->n_r2 && !e.code; m++) {
-        *loss += gradient_r2(l, m, G);
+        const int64_t mine = gradient_r2(l, m, G);
+        *loss += mine;
+        /* What rows of weights lose by R2 stands in the loss of R1: the bound needs all or none. */
+        if (!l->G2) each[m] = (double)mine * RANGE_LOSS_UNIT;
         e = cayley_skew(l->d, G, l->R2 + m * dd, l->W2 + m * dd);
     }
-    free(G);
     optimizer_report r = {0};
-    double lr = lr_schedule_at(l->o.schedule, l->o.lr_r2, l->step, l->o.steps);
-    if (!e.code && l->n_r2) e = optimizer_step(l->r2, lr, l->W2, l->R2, &r);
+    const double lr =
+        l->judge2.rate * lr_schedule_at(l->o.schedule, l->o.lr_r2, l->step, l->o.steps);
+    if (!e.code && l->n_r2) e = optimizer_step(l->r2, lr, each, l->W2, l->R2, &r);
+    free(G);
+    free(each);
     e = comm_agree(l->c, e, "step of R2", NULL);
-    comm_max_f64(l->c, &r.angle_rms, 1);
-    report->angle_r2 = r.angle_rms;
+    comm_max_f64(l->c, &r.angle, 1);
+    report->angle_r2 = r.angle;
     return e;
 }
 
@@ -403,7 +385,7 @@ static void tell_speed(const learn_range *l, double seconds, learn_report *repor
                  weights = l->weights ? (double)weight_rows_samples(l->weights) : 0,
                  rows = l->o.r1 ? act + weights : 0,
                  rows_r2 = (double)(l->o.layers * l->o.r2_heads * R2_ROWS *
-                                    (values_count(&l->o) + outputs_count(&l->o)));
+                                    (range_values_count(&l->o) + range_outputs_count(&l->o)));
     if (seconds <= 0) return;
     report->tokens_per_s = (rows > 0 ? rows : rows_r2) / seconds;
     if (l->peak > 0) report->peak_share = 2 * (rows * n * n + rows_r2 * d * d) / seconds / l->peak;
@@ -415,10 +397,17 @@ err learn_range_step(learn_range *l, learn_report *report) {
     err e = err_none();
     range_batch b = {.loss = 0};
     int64_t loss_r2 = 0;
-    if (l->o.r1 || l->weights) take_batch(l, &b);
+    if (l->o.r1 || l->weights) {
+        take_batch(l, &b);
+        comm_sum_i64(l->c, &b.loss, 1);
+        report->loss = learn_range_loss_r1(l, b.loss);
+    }
     if (l->o.r1) e = step_r1(l, &b, report);
     if (!e.code && l->o.r2_heads) e = step_r2(l, &loss_r2, report);
-    if (!e.code) tell_losses(l, (int64_t[2]){b.loss, loss_r2}, report);
+    if (!e.code && l->o.r2_heads) {
+        comm_sum_i64(l->c, &loss_r2, 1);
+        report->loss_r2 = learn_range_loss_r2(l, loss_r2);
+    }
     if (!e.code) l->step++;
     report->step = l->step;
     tell_speed(l, clock_now_s() - start, report);
@@ -428,8 +417,8 @@ err learn_range_step(learn_range *l, learn_report *report) {
 void learn_range_take_r1(learn_range *l, dealt_rows *to) {
     if (!l->o.r1) return;
     double *band = (double *)l->rows;
-    for (int64_t row = 0; row < l->n; row += BAND) {
-        const int64_t b = size_min(BAND, l->n - row);
+    for (int64_t row = 0; row < l->n; row += RANGE_BAND) {
+        const int64_t b = size_min(RANGE_BAND, l->n - row);
         cayley_dist_get_rows(l->r1, row, b, band);
         dealt_rows_put(to, row, b, band);
     }
@@ -448,78 +437,4 @@ const double *learn_range_r2(const learn_range *l) {
 uint64_t learn_range_replica(const learn_range *l, const void **data) {
     *data = l->R1;
     return l->R1 ? (uint64_t)(l->n * l->n) * sizeof *l->R1 : 0;
-}
-
-/* ---- state: in common the step, then for each R2 the matrix with its optimiser ---- */
-
-/* The optimiser's own order is steps, v of all, M of all. In the file matrices stand one after the
- * other (R, v, M), so that a restart on other ranks finds those of its layers. */
-static int64_t matrix_state(const learn_range *l) {
-    return l->d * l->d + (l->o.kind == OPTIMIZER_ADAM ? l->d * l->d + 1 : 0);
-}
-
-void learn_range_state_counts(const learn_range *l, int64_t *common, int64_t *cell) {
-    *common = 1 + l->o.layers * l->o.r2_heads * matrix_state(l);
-    *cell = l->o.r1 ? cayley_dist_state_count(l->r1) : 0;
-}
-
-static void pack_r2(const learn_range *l, double *out) {
-    int64_t dd = l->d * l->d, each = matrix_state(l),
-            count = l->r2 ? optimizer_state_count(l->r2) : 0;
-    double *s = malloc((size_t)(count + 1) * sizeof *s);
-    if (!s) abort();
-    if (count) optimizer_state_save(l->r2, s);
-    for (int64_t m = 0; m < l->n_r2; m++) {
-        memcpy(out + m * each, l->R2 + m * dd, (size_t)dd * sizeof *out);
-        if (each == dd) continue;
-        out[m * each + dd] = s[1 + m];
-        memcpy(out + m * each + dd + 1, s + 1 + l->n_r2 + m * dd, (size_t)dd * sizeof *out);
-    }
-    free(s);
-}
-
-static void unpack_r2(learn_range *l, const double *in) {
-    int64_t dd = l->d * l->d, each = matrix_state(l),
-            count = l->r2 ? optimizer_state_count(l->r2) : 0;
-    double *s = calloc((size_t)(count + 1), sizeof *s);
-    if (!s) abort();
-    s[0] = (double)l->step;
-    for (int64_t m = 0; m < l->n_r2; m++) {
-        memcpy(l->R2 + m * dd, in + m * each, (size_t)dd * sizeof *s);
-        if (each == dd) continue;
-        s[1 + m] = in[m * each + dd];
-        memcpy(s + 1 + l->n_r2 + m * dd, in + m * each + dd + 1, (size_t)dd * sizeof *s);
-    }
-    if (count) optimizer_state_load(l->r2, s);
-    free(s);
-}
-
-err learn_range_state_save(learn_range *l, double *common, double *cell) {
-    const int64_t each = matrix_state(l);
-    if (l->o.r1) cayley_dist_state_save(l->r1, cell);
-    if (comm_rank(l->c) == 0) common[0] = (double)l->step;
-    if (!l->o.r2_heads) return err_none();
-    double *mine = malloc((size_t)(l->n_r2 * each + 1) * sizeof *mine);
-    size_t *lens = calloc((size_t)comm_size(l->c), sizeof *lens);
-    void *all = NULL;
-    if (!mine || !lens) abort();
-    pack_r2(l, mine);
-    comm_gather_blobs(l->c, mine, (size_t)(l->n_r2 * each) * sizeof *mine, &all, lens, 0);
-    if (comm_rank(l->c) == 0)
-        memcpy(common + 1, all, (size_t)(l->o.layers * l->o.r2_heads * each) * sizeof *common);
-    free(all);
-    free(lens);
-    free(mine);
-    return err_none();
-}
-
-err learn_range_state_load(learn_range *l, const double *common, const double *cell) {
-    l->step = (int64_t)common[0];
-    if (l->o.r1) {
-        cayley_dist_state_load(l->r1, cell);
-        share_r1(l);
-    }
-    if (l->o.r2_heads)
-        unpack_r2(l, common + 1 + l->pool->first_layer * l->o.r2_heads * matrix_state(l));
-    return err_none();
 }

@@ -9,6 +9,7 @@
 #include "mpi/comm.h"
 #include "mpi/dealt_rows.h"
 #include "pipeline/learn/learn_report.h"
+#include "pipeline/learn/learn_verdict.h"
 #include "pipeline/learn/row_pool.h"
 #include "pipeline/learn/weight_rows.h"
 #include "quant/fake_quant.h"
@@ -49,6 +50,13 @@ void learn_range_destroy(learn_range **l); /* collective; NULL is fine; sets NUL
 
 /* Collective. One step. Fails, agreed, with ERR_NUMERICS. */
 err learn_range_step(learn_range *l, learn_report *report);
+
+/* Collective. R1 and R2 are measured on held-out rows, and remembered or taken back
+ * (pipeline/learn/learn_judge.h). To be called where learn_judge_due says so, before the first step
+ * and after the last; what learn_range_take_r1 and learn_range_r2 give after the last is the best
+ * that was measured. */
+enum { RANGE_JUDGE_EVERY = 32 };
+err learn_range_judge(learn_range *l, learn_verdict *v);
 
 /* Collective. R1 as it is, into `to`, where R1 is learned; else `to` is left alone. */
 void learn_range_take_r1(learn_range *l, dealt_rows *to);

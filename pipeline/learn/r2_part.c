@@ -12,6 +12,7 @@ struct r2_part {
     optimizer_kind kind;
     int64_t d, first, count;
     double *R, *W; /* [count, d, d] */
+    double *kept;  /* R as it is remembered */
     optimizer *o;  /* NULL where count is 0 */
 };
 
@@ -27,6 +28,8 @@ err r2_part_create(optimizer_kind kind, int64_t d, int64_t first, int64_t count,
     r->R = e.code ? NULL : p;
     if (!e.code) e = mem_alloc(count * d * d, sizeof(double), "directions of R2", &p);
     r->W = e.code ? NULL : p;
+    if (!e.code) e = mem_alloc(count * d * d, sizeof(double), "R2 as it was", &p);
+    r->kept = e.code ? NULL : p;
     if (!e.code && count) e = optimizer_create(kind, d, count, &r->o);
     if (!e.code && count) memcpy(r->R, R, (size_t)(count * d * d) * sizeof *R);
     if (e.code) r2_part_destroy(&r);
@@ -39,6 +42,7 @@ void r2_part_destroy(r2_part **p) {
     optimizer_destroy(&(*p)->o);
     mem_free((*p)->R);
     mem_free((*p)->W);
+    mem_free((*p)->kept);
     mem_free(*p);
     *p = NULL;
 }
@@ -47,15 +51,33 @@ const double *r2_part_get(const r2_part *p) {
     return p->R;
 }
 
-err r2_part_step(r2_part *p, double lr, double *G, optimizer_report *report) {
+err r2_part_step(r2_part *p, double lr, double loss, double *G, optimizer_report *report) {
     *report = (optimizer_report){0};
     if (!p->count) return err_none();
+    double *each = malloc((size_t)p->count * sizeof *each);
+    if (!each) abort();
+    for (int64_t m = 0; m < p->count; m++) each[m] = loss;
     err e = cayley_skew_batch(p->d, p->count, G, p->R, p->W);
-    return e.code ? e : optimizer_step(p->o, lr, p->W, p->R, report);
+    if (!e.code) e = optimizer_step(p->o, lr, each, p->W, p->R, report);
+    free(each);
+    return e;
+}
+
+void r2_part_keep(r2_part *p) {
+    memcpy(p->kept, p->R, (size_t)(p->count * p->d * p->d) * sizeof *p->R);
+}
+
+void r2_part_take_back(r2_part *p) {
+    memcpy(p->R, p->kept, (size_t)(p->count * p->d * p->d) * sizeof *p->R);
+    if (p->o) optimizer_forget(p->o);
+}
+
+int64_t r2_part_steps_done(const r2_part *p) {
+    return p->o ? optimizer_steps_done(p->o) : 0;
 }
 
 int64_t r2_part_state_each(optimizer_kind kind, int64_t d) {
-    return kind == OPTIMIZER_ADAM ? 2 * d * d + 1 : d * d;
+    return kind == OPTIMIZER_ADAM ? 3 * d * d + 1 : 2 * d * d;
 }
 
 /* The optimiser's own order is steps, v of all, M of all. */
@@ -75,10 +97,12 @@ void r2_part_state_save(const r2_part *p, const comm *c, bool give, double *out)
     if (!mine || !lens) abort();
     if (count) optimizer_state_save(p->o, s);
     for (int64_t m = 0; m < count; m++) {
-        memcpy(mine + m * each, p->R + m * dd, (size_t)dd * sizeof *s);
-        if (each == dd) continue;
-        mine[m * each + dd] = s[1 + m];
-        memcpy(mine + m * each + dd + 1, s + 1 + p->count + m * dd, (size_t)dd * sizeof *s);
+        double *to = mine + m * each;
+        memcpy(to, p->R + m * dd, (size_t)dd * sizeof *s);
+        memcpy(to + dd, p->kept + m * dd, (size_t)dd * sizeof *s);
+        if (each == 2 * dd) continue;
+        to[2 * dd] = s[1 + m];
+        memcpy(to + 2 * dd + 1, s + 1 + p->count + m * dd, (size_t)dd * sizeof *s);
     }
     comm_gather_blobs(c, mine, (size_t)(count * each) * sizeof *mine, &all, lens, 0);
     for (int i = 0; i < comm_size(c); i++) total += lens[i];
@@ -96,9 +120,10 @@ void r2_part_state_load(r2_part *p, int64_t steps, const double *in) {
     in += p->first * each;
     for (int64_t m = 0; m < p->count; m++, in += each) {
         memcpy(p->R + m * dd, in, (size_t)dd * sizeof *s);
-        if (each == dd) continue;
-        s[1 + m] = in[dd];
-        memcpy(s + 1 + p->count + m * dd, in + dd + 1, (size_t)dd * sizeof *s);
+        memcpy(p->kept + m * dd, in + dd, (size_t)dd * sizeof *s);
+        if (each == 2 * dd) continue;
+        s[1 + m] = in[2 * dd];
+        memcpy(s + 1 + p->count + m * dd, in + 2 * dd + 1, (size_t)dd * sizeof *s);
     }
     if (p->o) optimizer_state_load(p->o, s);
     free(s);

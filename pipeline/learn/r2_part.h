@@ -18,11 +18,18 @@ void r2_part_destroy(r2_part **p); /* local; NULL is fine; sets NULL */
 /* Local. The matrices [count, d, d]; borrowed, they change with a step. */
 const double *r2_part_get(const r2_part *p);
 
-/* Local. One step down G = dL/dR [count, d, d], overwritten. Fails with ERR_NUMERICS (not finite;
- * all is as before), ERR_NOFIT. */
-err r2_part_step(r2_part *p, double lr, double *G, optimizer_report *report);
+/* Local. One step down G = dL/dR [count, d, d], overwritten; loss: L, 0 where it is not known.
+ * Fails with ERR_NUMERICS (not finite; all is as before), ERR_NOFIT. */
+err r2_part_step(r2_part *p, double lr, double loss, double *G, optimizer_report *report);
 
-/* Local. Doubles of one matrix in a state: R, then for adam v and M. A state is `steps` and the
+/* Local. The matrices are remembered as they are; they become what was remembered last, and their
+ * optimiser forgets what led away from there. */
+void r2_part_keep(r2_part *p);
+void r2_part_take_back(r2_part *p);
+int64_t r2_part_steps_done(const r2_part *p); /* local; as of optimizer_steps_done; 0 without any */
+
+/* Local. Doubles of one matrix in a state: R, what is remembered of it, then for adam v and M. A
+ * state is `steps` (r2_part_steps_done) and the
  * matrices of the model in their order, so a restart on other ranks finds those of its layers. */
 int64_t r2_part_state_each(optimizer_kind kind, int64_t d);
 

@@ -132,19 +132,46 @@ void range_begin_f32(range_work *w, const float *R) {
     begin(w);
 }
 
+int64_t range_held(int64_t n) {
+    return n < 2 ? n : size_max(1, n / HELD_OUT_OF);
+}
+
+/* Row first + k of those of a shuffled set that are, or are not, held out. */
+static void pick_in_order(const row_set *s, bool held, uint64_t first, int64_t count,
+                          uint64_t *pick) {
+    const uint64_t out = (uint64_t)range_held(s->n), all = (uint64_t)s->n,
+                   rows = held || out == all ? out : all - out, at = held ? all - out : 0;
+    uint64_t next = first % rows;
+    for (int64_t k = 0; k < count; k++) {
+        pick[k] = at + next;
+        next = next + 1 < rows ? next + 1 : 0;
+    }
+}
+
+/* Token number i of those that are, or are not, held out: out of each HELD_OUT_OF the last. */
+static uint64_t token_at(uint64_t tokens, bool held, uint64_t i) {
+    const uint64_t out = (uint64_t)range_held(tokens < INT64_MAX ? (int64_t)tokens : INT64_MAX);
+    if (out == tokens) return i % tokens;
+    if (tokens < HELD_OUT_OF) return held ? tokens - 1 : i % (tokens - 1);
+    if (held) return i % out * HELD_OUT_OF + HELD_OUT_OF - 1;
+    i %= tokens - out;
+    const uint64_t whole = out * (HELD_OUT_OF - 1); /* of full groups; the rest holds none out */
+    return i < whole ? i / (HELD_OUT_OF - 1) * HELD_OUT_OF + i % (HELD_OUT_OF - 1) : i + out;
+}
+
 /* Rows of a set that draws [i, i + count) take. */
 static void pick_rows(const row_set *s, const range_draw *d, int64_t i, int64_t count,
                       uint64_t *pick) {
-    const uint64_t first = d->first_index + (uint64_t)i, rows = (uint64_t)s->n;
-    if (d->in_order) {
-        for (int64_t k = 0; k < count; k++)
-            pick[k] = k && pick[k - 1] + 1 < rows ? pick[k - 1] + 1 : (first + (uint64_t)k) % rows;
+    const uint64_t first = d->first_index + (uint64_t)i;
+    const bool held = d->order == RANGE_HELD_AT_RANDOM || d->order == RANGE_HELD_IN_ORDER;
+    if (d->order == RANGE_IN_ORDER || d->order == RANGE_HELD_IN_ORDER) {
+        pick_in_order(s, held, first, count, pick);
         return;
     }
     const uint64_t tokens = (uint64_t)(s->n / d->period);
     rng_u64_array(d->seed, d->purpose, first, count, pick);
     for (int64_t k = 0; k < count; k++) {
-        const uint64_t token = (pick[k] >> 32) % tokens,
+        const uint64_t token = token_at(tokens, held, pick[k] >> 32),
                        in_token = d->span > 1 ? (uint32_t)pick[k] % (uint32_t)d->span : 0;
         pick[k] = token * (uint64_t)d->period + (uint64_t)d->offset + in_token;
     }
@@ -168,7 +195,7 @@ void range_add(range_work *w, const row_set *s, range_draw d, int64_t count) {
     for (int64_t i = 0; i < count; i += TOGETHER) {
         const int64_t some = size_min(TOGETHER, count - i);
         pick_rows(s, &d, i, some, pick);
-        if (!d.in_order) fetch_rows(s, pick, some, w->n);
+        if (d.order == RANGE_AT_RANDOM) fetch_rows(s, pick, some, w->n);
         for (int64_t k = 0; k < some; k++, w->rows++) {
             w->from[w->rows] = s->x + (int64_t)pick[k] * w->n;
             w->w[w->rows] = d.weight * s->w[pick[k]];
@@ -469,13 +496,42 @@ double range_unit(int64_t n, double w_max) {
     return ldexp(1, coefficient_exponent(n, w_max) - ROW_BITS);
 }
 
-void range_finish(range_work *w, double w_max, range_batch *out) {
-    int64_t n = w->n, blocks = size_ceil_div(w->rows, BLOCK);
+int64_t range_loss(range_work *w) {
+    int64_t n = w->n, blocks = size_ceil_div(w->rows, BLOCK), loss = 0;
 #pragma omp parallel for schedule(dynamic) num_threads(w->threads)
     for (int64_t b = 0; b < blocks; b++) {
         const int64_t at = (int64_t)omp_get_thread_num() * BLOCK * n;
         do_block(w, b, w->block + at, w->u + at);
     }
+    for (int64_t b = 0; b < blocks; b++) loss += w->loss[b];
+    return loss;
+}
+
+/* dL/dR of a row is x^T du, and |x^T du|_F = |x| |du|. */
+static double push_of_row(const range_work *w, int64_t row) {
+    double x2 = 0, du2 = 0;
+    for (int64_t i = 0; i < w->n; i++) {
+        const double x = half_from_bf16(w->from[row][i]);
+        x2 += x * x;
+    }
+    for (int64_t k = row * w->slots; k < (row + 1) * w->slots; k++)
+        if (w->channel[k] >= 0) du2 += (double)w->terms[k].coef * (double)w->terms[k].coef;
+    return sqrt(x2 * du2);
+}
+
+int64_t range_push(const range_work *w, int64_t first, int64_t count, int64_t *largest) {
+    int64_t sum = 0;
+    for (int64_t row = first; row < first + count && row < w->rows; row++) {
+        const int64_t push = llrint(push_of_row(w, row) / RANGE_LOSS_UNIT);
+        sum += push;
+        *largest = size_max(*largest, push);
+    }
+    return sum;
+}
+
+void range_finish(range_work *w, double w_max, range_batch *out) {
+    const int64_t n = w->n;
+    out->loss = range_loss(w);
     sort_terms(w);
     const int exponent = coefficient_exponent(n, w_max);
     double per_unit = ldexp(1, -exponent);
@@ -483,6 +539,4 @@ void range_finish(range_work *w, double w_max, range_batch *out) {
     for (int64_t j = 0; j < n; j++) add_channel(w, j, per_unit, out->grad + j * n);
     out->n = n;
     out->unit = range_unit(n, w_max);
-    out->loss = 0;
-    for (int64_t b = 0; b < blocks; b++) out->loss += w->loss[b];
 }

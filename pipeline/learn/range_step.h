@@ -58,9 +58,22 @@ uint64_t range_work_bytes(int64_t n, int64_t max_rows, int64_t groups);
 void range_begin(range_work *w, const double *R);
 void range_begin_f32(range_work *w, const float *R); /* R in fp32; gives the same bits */
 
+/* How rows are drawn. One token in HELD_OUT_OF is held out: of a set that is shuffled
+ * (row_pool_finish) the last rows, else every HELD_OUT_OF-th token; what is learned from, and what
+ * learning is judged by, never meet. A set of one token serves as both. */
+typedef enum range_order {
+    RANGE_AT_RANDOM,      /* tokens at random, of those that are not held out */
+    RANGE_IN_ORDER,       /* row first_index + i of those that are not held out, round and round */
+    RANGE_HELD_AT_RANDOM, /* tokens at random, of those held out */
+    RANGE_HELD_IN_ORDER,
+} range_order;
+enum { HELD_OUT_OF = 8 };
+
+/* Local. Of n rows or tokens, how many are held out. */
+int64_t range_held(int64_t n);
+
 /* Which rows of a set to draw: the set is tokens of `period` rows (heads) each; of a random token
- * one of the rows offset .. offset + span - 1 is taken. in_order: row first_index + i of a set that
- * is shuffled (row_pool_finish), round and round, as memory likes it. */
+ * one of the rows offset .. offset + span - 1 is taken. */
 typedef struct range_draw {
     range_rule rule;
     float weight; /* a constant of the site, on top of the weight of the row */
@@ -68,7 +81,7 @@ typedef struct range_draw {
     rng_purpose purpose;
     uint64_t first_index;
     int64_t period, offset, span;
-    bool in_order;
+    range_order order;
 } range_draw;
 
 /* Local. Add `count` rows of a set to the batch: the i-th by the number (seed, purpose,
@@ -84,6 +97,14 @@ double range_unit(int64_t n, double w_max);
 
 /* Local. R as the products take it, [n, n]; borrowed. */
 const bf16 *range_rotation(const range_work *w);
+
+/* Local, threaded. Ends of all rows added, and the loss alone, in units of RANGE_LOSS_UNIT. */
+int64_t range_loss(range_work *w);
+
+/* Local, after range_loss or range_finish. How hard the rows [first, first + count) of the batch
+ * push R: the sum over them of |dL/dR|, in fixed point (units of RANGE_LOSS_UNIT), and the largest
+ * of them. */
+int64_t range_push(const range_work *w, int64_t first, int64_t count, int64_t *largest);
 
 /* Local, threaded. Ends of all rows added, the gradient and the loss. w_max bounds weight * w of
  * every row of the model, and |x| <= sqrt(n) for every row: with them no coefficient overflows its

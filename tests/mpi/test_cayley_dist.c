@@ -52,7 +52,7 @@ static void go(cayley_dist *d, optimizer_kind kind, int64_t first, int64_t steps
     for (int64_t t = first; t < first + steps; t++) {
         double *G = gradient(t);
         cayley_dist_put_gradient(d, 0, N, G);
-        check_ok(cayley_dist_step(d, rates[kind], NULL), "step");
+        check_ok(cayley_dist_step(d, rates[kind], 0, NULL), "step");
         free(G);
     }
 }
@@ -84,12 +84,12 @@ static void steps_are_those_of_one_rank(const comm *c, grid_shape shape, optimiz
     for (int64_t t = 0; t < 6; t++) {
         double *G = gradient(t);
         check_ok(cayley_skew(N, G, R, W), "skew");
-        check_ok(optimizer_step(o, rates[kind], W, R, &one), "step of one rank");
+        check_ok(optimizer_step(o, rates[kind], NULL, W, R, &one), "step of one rank");
         cayley_dist_put_gradient(d, 0, N, G);
-        check_ok(cayley_dist_step(d, rates[kind], &said), "step");
+        check_ok(cayley_dist_step(d, rates[kind], 0, &said), "step");
         check(fabs(said.alpha / one.alpha - 1) < 1e-12, "alpha");
-        check(fabs(said.angle_rms / one.angle_rms - 1) < 1e-12, "angle");
-        check(fabs(said.angle_turn / one.angle_turn - 1) < 1e-12, "angle of a turn");
+        check(fabs(said.angle / one.angle - 1) < 1e-12, "angle");
+        check(fabs(said.turn / one.turn - 1) < 1e-12, "angle of a turn");
         check(fabs(said.gradient / one.gradient - 1) < 1e-12, "gradient");
         free(G);
     }
@@ -184,7 +184,7 @@ static void transposed_contributions_are_the_same(const comm *c, bool rough) {
             check(cayley_dist_sum_transposed(d, t, -40), "ranks share small steps");
         else
             cayley_dist_sum_gradient(d, 0, N, v, -40);
-        check_ok(cayley_dist_step(d, 0.1, NULL), "step");
+        check_ok(cayley_dist_step(d, 0.1, 0, NULL), "step");
         got[k] = result(d);
         cayley_dist_destroy(&d);
     }
@@ -206,8 +206,8 @@ static void contributions_are_summed(const comm *c, grid_shape shape) {
     cayley_dist_sum_gradient(a, 0, 33, v, -10);
     cayley_dist_sum_gradient(a, 33, N - 33, v + 33 * N, -10);
     cayley_dist_put_gradient(b, 0, N, G);
-    check_ok(cayley_dist_step(a, 0.1, NULL), "step");
-    check_ok(cayley_dist_step(b, 0.1, NULL), "step");
+    check_ok(cayley_dist_step(a, 0.1, 0, NULL), "step");
+    check_ok(cayley_dist_step(b, 0.1, 0, NULL), "step");
     double *x = result(a), *y = result(b);
     check(same_bits(x, y), "contributions in fixed point");
     cayley_dist_destroy(&a), cayley_dist_destroy(&b);
@@ -309,7 +309,7 @@ static void nan_is_refused(const comm *c, grid_shape shape) {
     double *before = result(d), *G = gradient(7);
     G[N * N / 2] = NAN;
     cayley_dist_put_gradient(d, 0, N, G);
-    err e = cayley_dist_step(d, 0.1, NULL);
+    err e = cayley_dist_step(d, 0.1, 0, NULL);
     check(e.code == ERR_NUMERICS, "NaN is refused on every rank");
     double *after = result(d);
     check(same_bits(before, after), "R is as before");

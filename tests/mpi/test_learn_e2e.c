@@ -381,8 +381,8 @@ static void test_gradient(const given *g) {
     OK(optimizer_create(s.kind, DIM, LAYERS, &o2));
     OK(cayley_skew(HIDDEN, G1, R1, G1));
     for (int i = 0; i < LAYERS; i++) OK(cayley_skew(DIM, G2 + i * DD, R2 + i * DD, G2 + i * DD));
-    OK(optimizer_step(o1, 1.5, G1, R1, NULL));
-    OK(optimizer_step(o2, 1.5, G2, R2, NULL));
+    OK(optimizer_step(o1, 1.5, NULL, G1, R1, NULL));
+    OK(optimizer_step(o2, 1.5, NULL, G2, R2, NULL));
     check(off_by(R1, g->R1, N1) > 1e-6, "the step is one");
     check(off_by(R1, got.R1, N1) < 1e-11, "R1 against whole windows");
     check(off_by(R2, got.R2, LAYERS * DD) < 1e-11, "R2 against whole windows");

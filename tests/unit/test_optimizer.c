@@ -88,7 +88,7 @@ static void check_case(int64_t n, double *R, const double *Wd, double lr, double
     optimizer *o;
     optimizer_report said;
     assert_ok(optimizer_create(OPTIMIZER_SGD_PUBLISHED, n, 1, &o));
-    assert_ok(optimizer_step(o, lr, W, R, &said));
+    assert_ok(optimizer_step(o, lr, NULL, W, R, &said));
     assert_true(fabs(said.alpha - alpha) < 1e-12 * alpha);
     assert_true(distance(n * n, R, R_next) < 1e-12);
     optimizer_destroy(&o);
@@ -132,7 +132,7 @@ static void published_step_by_hand(void **state) {
         optimizer *o;
         optimizer_report said;
         assert_ok(optimizer_create(OPTIMIZER_SGD_PUBLISHED, 2, 1, &o));
-        assert_ok(optimizer_step(o, cases[i].lr, W, R, &said));
+        assert_ok(optimizer_step(o, cases[i].lr, NULL, W, R, &said));
         double t = atan2(0.8, 0.6) + 2 * atan(cases[i].alpha * w / 2);
         double want[4] = {cos(t), -sin(t), sin(t), cos(t)};
         assert_true(fabs(said.alpha - cases[i].alpha) < 1e-8);
@@ -141,8 +141,8 @@ static void published_step_by_hand(void **state) {
     }
 }
 
-/* While gradients agree, the RMS entry of adam's step is lr whatever their size, from the first
- * step on: n = 2, the angle after k steps is 2 k atan(a / 2), a = lr sqrt(2). */
+/* While gradients agree, adam turns by lr whatever their size, from the first step on: n = 2, the
+ * angle after k steps is 2 k atan(lr / 2). */
 static void adam_steps_by_the_rate(void **state) {
     (void)state;
     const double sizes[] = {1e-6, 1, 3e5}, lr = 0.01;
@@ -153,15 +153,144 @@ static void adam_steps_by_the_rate(void **state) {
         for (int k = 1; k <= 50; k++) {
             double W[4] = {0, -sizes[s], sizes[s], 0};
             optimizer_report said;
-            assert_ok(optimizer_step(o, lr, W, R, &said));
-            double t = 2 * k * atan(lr * sqrt(2) / 2);
+            assert_ok(optimizer_step(o, lr, NULL, W, R, &said));
+            double t = 2 * k * atan(lr / 2);
             assert_true(fabs(R[2] - sin(t)) < 1e-5 && fabs(R[0] - cos(t)) < 1e-5);
-            assert_true(fabs(said.angle_rms / lr - 1) < 1e-5);
-            assert_true(fabs(said.angle_turn / said.angle_rms - sqrt(2)) < 1e-12);
+            assert_true(fabs(said.angle / lr - 1) < 1e-5);
+            assert_true(fabs(said.turn / said.angle - 1) < 1e-12);
             assert_true(fabs(said.gradient / (sqrt(2) * sizes[s]) - 1) < 1e-12);
         }
         optimizer_destroy(&o);
     }
+}
+
+/* W = sum over the planes (2k, 2k + 1) of s_k (p q^T - q p^T) in a random basis Q: its angles are
+ * s_k.
+ */
+static void fill_planes(int64_t n, const double *Q, const double *s, double *W) {
+    memset(W, 0, (size_t)(n * n) * sizeof *W);
+    for (int64_t k = 0; k < n / 2; k++)
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < n; j++) {
+                const double *p = Q + 2 * k * n, *q = p + n;
+                W[i * n + j] += s[k] * (p[i] * q[j] - q[i] * p[j]);
+            }
+    for (int64_t i = 0; i < n; i++) /* exactly skew */
+        for (int64_t j = 0; j <= i; j++)
+            W[j * n + i] = -(W[i * n + j] = (W[i * n + j] - W[j * n + i]) / 2);
+}
+
+/* With a_k^2 the energy of the first vector in plane k, m products give
+ * sqrt(sum a_k^2 s_k^2m / sum a_k^2 s_k^(2m-2)): what cayley_angle must say, for gradients that sit
+ * in one plane, in a few, and in all. The rounding of m products of length n is below m n eps. */
+static void the_angle_is_that_of_its_formula(void **state) {
+    (void)state;
+    for (int64_t n = 6; n <= 130; n = 2 * n + 10) {
+        for (int kind = 0; kind < 3; kind++) {
+            double *Q = orthogonal(n, 9), *W = room(n * n), *s = room(n / 2), got;
+            double most = 0, above = 0, below = 0;
+            const int m = CAYLEY_ANGLE_PRODUCTS;
+            for (int64_t k = 0; k < n / 2; k++) {
+                const double u = rng_uniform(4, RNG_TEST, (uint64_t)k);
+                s[k] = kind == 0 ? (k == 1 ? 3 : 0) : kind == 1 ? exp(-3 * (double)k) : u;
+                most = fmax(most, s[k]);
+            }
+            fill_planes(n, Q, s, W);
+            for (int64_t k = 0; k < n / 2; k++) {
+                double a = 0, b = 0;
+                for (int64_t i = 0; i < n; i++) {
+                    a += Q[2 * k * n + i] * cayley_angle_start(i);
+                    b += Q[(2 * k + 1) * n + i] * cayley_angle_start(i);
+                }
+                above += (a * a + b * b) * pow(s[k], 2 * m);
+                below += (a * a + b * b) * pow(s[k], 2 * m - 2);
+            }
+            assert_ok(cayley_angle(n, W, &got));
+            const double eps = 2.3e-16 * m * (double)n;
+            assert_true(fabs(got / sqrt(above / below) - 1) <= 4 * eps);
+            assert_true(got <= most * (1 + eps));
+            if (kind < 2) assert_true(got >= 0.99 * most);
+            free(Q), free(W), free(s);
+        }
+    }
+    double zero[16] = {0}, got = 1;
+    assert_ok(cayley_angle(4, zero, &got));
+    assert_true(got == 0);
+}
+
+/* The rate is the largest angle at every order, for a gradient in one plane and for one in all. */
+static void the_rate_is_an_angle_at_every_order(void **state) {
+    (void)state;
+    const double lr = 0.05;
+    for (int64_t n = 8; n <= 256; n *= 2)
+        for (int planes = 0; planes < 2; planes++) {
+            double *R = orthogonal(n, 1), *W = room(n * n);
+            optimizer *o;
+            optimizer_report said;
+            assert_ok(optimizer_create(OPTIMIZER_ADAM, n, 1, &o));
+            for (int k = 0; k < 3; k++) {
+                if (planes)
+                    fill_skew(n, 5, 1, W);
+                else
+                    memset(W, 0, (size_t)(n * n) * sizeof *W), W[1] = -7, W[n] = 7;
+                assert_ok(optimizer_step(o, lr, NULL, W, R, &said));
+                assert_true(fabs(said.angle / lr - 1) < 1e-9);
+                assert_true(said.turn <= said.angle);
+            }
+            optimizer_destroy(&o);
+            free(R), free(W);
+        }
+}
+
+/* No step promises more than its share of the loss: of L = |R x - y|^2, whose gradient is exact, a
+ * rate of a radian takes away OPTIMIZER_PROMISE to first order, and where nothing is left to gain
+ * the rate alone counts. */
+static void steps_promise_their_share_at_most(void **state) {
+    (void)state;
+    const int64_t n = 24;
+    const double losses[] = {1e-3, 1, 1e6};
+    for (int i = 0; i < 3; i++) {
+        double *R = orthogonal(n, 1), *W = room(n * n), *G = room(n * n), promised = 0;
+        optimizer *o;
+        optimizer_report said;
+        assert_ok(optimizer_create(OPTIMIZER_ADAM, n, 1, &o));
+        fill_skew(n, 5, 1, W);
+        memcpy(G, W, (size_t)(n * n) * sizeof *G);
+        assert_ok(optimizer_step(o, 0.5, &losses[i], W, R, &said));
+        for (int64_t k = 0; k < n * n; k++) promised += G[k] * W[k]; /* W is A by now */
+        promised /= losses[i];
+        assert_true(fabs(said.promise / promised - 1) < 1e-12);
+        assert_true(promised <= OPTIMIZER_PROMISE * (1 + 1e-12));
+        if (i < 2) assert_true(promised > OPTIMIZER_PROMISE * (1 - 1e-12) && said.angle < 0.5);
+        if (i == 2) assert_true(fabs(said.angle / 0.5 - 1) < 1e-9);
+        optimizer_destroy(&o);
+        free(R), free(W), free(G);
+    }
+}
+
+/* After optimizer_forget a run is that of a new optimiser. */
+static void forgetting_is_a_new_beginning(void **state) {
+    (void)state;
+    const int64_t n = 20, size = n * n;
+    double *R = orthogonal(n, 1), *S = copy(size, R), *start = copy(size, R), *W = room(size);
+    optimizer *used, *fresh;
+    assert_ok(optimizer_create(OPTIMIZER_ADAM, n, 1, &used));
+    assert_ok(optimizer_create(OPTIMIZER_ADAM, n, 1, &fresh));
+    for (uint64_t t = 0; t < 7; t++) {
+        fill_skew(n, 100 + t, 3, W);
+        assert_ok(optimizer_step(used, 0.1, NULL, W, R, NULL));
+    }
+    optimizer_forget(used);
+    memcpy(R, start, (size_t)size * sizeof *R);
+    for (uint64_t t = 0; t < 7; t++) {
+        fill_skew(n, 200 + t, 1, W);
+        assert_ok(optimizer_step(used, 0.1, NULL, W, R, NULL));
+        fill_skew(n, 200 + t, 1, W);
+        assert_ok(optimizer_step(fresh, 0.1, NULL, W, S, NULL));
+    }
+    assert_memory_equal(R, S, (size_t)size * sizeof *R);
+    optimizer_destroy(&used), optimizer_destroy(&fresh);
+    free(R), free(S), free(start), free(W);
 }
 
 /* The formulas of the header, once more, with a Gauss elimination of its own. */
@@ -182,9 +311,9 @@ static void gauss(int64_t n, double *M, double *B) {
 
 static void slow_adam(int64_t n, int64_t t, double lr, const double *W, double *M, double *v,
                       double *R) {
-    double *L = room(n * n), *B = room(n * n), mean = 0;
-    for (int64_t i = 0; i < n * n; i++) mean += W[i] * W[i] / (double)(n * n);
-    *v = 0.99 * *v + 0.01 * mean;
+    double *L = room(n * n), *B = room(n * n), angle;
+    assert_ok(cayley_angle(n, W, &angle)); /* held by a test of its own */
+    *v = 0.99 * *v + 0.01 * angle * angle;
     for (int64_t i = 0; i < n * n; i++) {
         M[i] = 0.9 * M[i] + 0.1 * W[i];
         L[i] = -0.5 * lr * M[i] / (1 - pow(0.9, (double)t)) /
@@ -209,7 +338,7 @@ static void adam_is_its_formula(void **state) {
     for (int64_t t = 1; t <= 40; t++) {
         fill_skew(n, 100 + (uint64_t)t, t == 20 ? 50 : 1, W); /* one gradient far too large */
         slow_adam(n, t, 0.02, W, M, &v, slow);
-        assert_ok(optimizer_step(o, 0.02, W, R, NULL));
+        assert_ok(optimizer_step(o, 0.02, NULL, W, R, NULL));
         assert_true(distance(size, R, slow) < 1e-12);
     }
     assert_int_equal(optimizer_steps_done(o), 40);
@@ -229,7 +358,7 @@ static void orthogonal_after_1099_steps(void **state) {
                 for (int64_t i = 0; i < size; i++)
                     G[i] = rng_normal(3, RNG_TEST, (uint64_t)(t * size + i));
                 assert_ok(cayley_skew(n, G, R, W));
-                assert_ok(optimizer_step(o, kind == OPTIMIZER_ADAM ? 0.05 : 1.5, W, R, NULL));
+                assert_ok(optimizer_step(o, kind == OPTIMIZER_ADAM ? 0.05 : 1.5, NULL, W, R, NULL));
             }
             assert_ok(cayley_orthogonality(n, R, &max));
             assert_true(max <= 1e-12); /* 99 steps after the last polish */
@@ -246,7 +375,7 @@ static void run(optimizer *o, int64_t n, int64_t count, int64_t first, int64_t s
     for (int64_t t = first; t < first + steps; t++) {
         for (int64_t k = 0; k < count; k++)
             fill_skew(n, (uint64_t)(1000 * t + k), 1 + (double)k, W + k * n * n);
-        assert_ok(optimizer_step(o, 0.03, W, R, NULL));
+        assert_ok(optimizer_step(o, 0.03, NULL, W, R, NULL));
     }
     free(W);
 }
@@ -302,7 +431,7 @@ static void batch_is_single_matrices(void **state) {
                 assert_ok(optimizer_create((optimizer_kind)kind, n, 1, &one));
                 for (int64_t t = 0; t < 5; t++) {
                     fill_skew(n, (uint64_t)(1000 * t + k), 1 + (double)k, W);
-                    assert_ok(optimizer_step(one, 0.03, W, Q, NULL));
+                    assert_ok(optimizer_step(one, 0.03, NULL, W, Q, NULL));
                 }
                 assert_memory_equal(Q, R + k * size, (size_t)size * sizeof *Q);
                 optimizer_destroy(&one);
@@ -325,7 +454,7 @@ static void nan_leaves_all_as_it_was(void **state) {
     double *before = room(doubles), *after = room(doubles), *kept = copy(size, R);
     optimizer_state_save(o, before);
     W[n * n + 5] = NAN;
-    err e = optimizer_step(o, 0.1, W, R, NULL);
+    err e = optimizer_step(o, 0.1, NULL, W, R, NULL);
     assert_int_equal(e.code, ERR_NUMERICS);
     assert_non_null(strstr(e.what, "matrix 1"));
     optimizer_state_save(o, after);
@@ -351,6 +480,10 @@ int main(void) {
         cmocka_unit_test(published_step_is_the_golden),
         cmocka_unit_test(published_step_by_hand),
         cmocka_unit_test(adam_steps_by_the_rate),
+        cmocka_unit_test(the_angle_is_that_of_its_formula),
+        cmocka_unit_test(the_rate_is_an_angle_at_every_order),
+        cmocka_unit_test(steps_promise_their_share_at_most),
+        cmocka_unit_test(forgetting_is_a_new_beginning),
         cmocka_unit_test(adam_is_its_formula),
         cmocka_unit_test(orthogonal_after_1099_steps),
         cmocka_unit_test(restart_continues_bit_for_bit),

@@ -1,0 +1,41 @@
+/* The best loss so far is the measure; worse by more than noise goes back to it. */
+#include "pipeline/learn/learn_judge.h"
+
+judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last) {
+    if (!j->begun) {
+        j->begun = true;
+        j->start = j->best = loss;
+        j->best_step = step;
+        return JUDGE_KEEP;
+    }
+    if (loss <= j->best) {
+        j->best = loss;
+        j->best_step = step;
+        return JUDGE_KEEP;
+    }
+    if (!last && loss <= j->best * (1 + JUDGE_NOISE)) return JUDGE_GO_ON;
+    j->rate /= 2;
+    j->taken_back++;
+    return JUDGE_TAKE_BACK;
+}
+
+bool learn_judge_due(int64_t step, int64_t steps, int64_t every) {
+    if (step == 0 || step == steps) return true;
+    if (every == 0) return false;
+    return step < every ? (step & (step - 1)) == 0 : step % every == 0;
+}
+
+void learn_judge_save(const learn_judge *j, double *out) {
+    const double all[JUDGE_DOUBLES] = {j->begun, j->start,     j->best,
+                                       j->rate,  j->best_step, j->taken_back};
+    for (int i = 0; i < JUDGE_DOUBLES; i++) out[i] = all[i];
+}
+
+void learn_judge_load(learn_judge *j, const double *in) {
+    *j = (learn_judge){.begun = in[0] != 0,
+                       .start = in[1],
+                       .best = in[2],
+                       .rate = in[3],
+                       .best_step = (int64_t)in[4],
+                       .taken_back = (int64_t)in[5]};
+}

@@ -1,0 +1,60 @@
+/* learn_range_internal - a phase of the objective `range` as its three files share it: its life and
+ * its steps (learn_range.c), the judgement on held-out rows (learn_range_held.c), and what a
+ * restart needs (learn_range_state.c). Not for others. */
+#ifndef SPINSHARD_PIPELINE_LEARN_LEARN_RANGE_INTERNAL_H
+#define SPINSHARD_PIPELINE_LEARN_LEARN_RANGE_INTERNAL_H
+
+#include "pipeline/learn/learn_range.h"
+#include "pipeline/learn/range_step.h"
+
+enum { R2_ROWS = 512 }; /* of each kind of site, a matrix and step */
+
+struct learn_range {
+    const comm *c;
+    learn_range_options o;
+    row_pool *pool;
+    weight_rows *weights; /* NULL: activations alone */
+    int64_t n, d, n_r2;   /* hidden, head_dim, R2 matrices of this rank */
+    cayley_dist *r1;
+    optimizer *r2;
+    float *R1;       /* as products use it, on every rank */
+    double *R2, *W2; /* R2 and its directions of this rank */
+    range_work *work1, *work2;
+    int64_t *grad1, *grad2, *rows; /* rows: a band of G on its way */
+    int64_t per_site, step;
+    learn_judge judge1, judge2;
+    double *kept2; /* R2 as it was when it was best, [n_r2, d, d] */
+    double w_max1, w_max2;
+    double factor1, factor2; /* of rows of weights in the sums of R1 and R2 */
+    double *G2;              /* [n_r2, d, d] what rows of weights give R2; NULL without them */
+    double peak;             /* flop/s of all ranks' products; 0: not measured */
+};
+
+enum { RANGE_BAND = 64 }; /* rows of R1 or its gradient that pass at a time */
+
+/* Which activations are samples of R2. */
+static inline bool range_values_count(const learn_range_options *o) {
+    return aquant_on(&o->kv);
+}
+static inline bool range_outputs_count(const learn_range_options *o) {
+    return aquant_on(&o->act) && o->o_rows;
+}
+
+/* Local. Losses a row of R1 and R2, from sums over the model in units of RANGE_LOSS_UNIT. */
+double learn_range_loss_r1(const learn_range *l, int64_t sum);
+double learn_range_loss_r2(const learn_range *l, int64_t sum);
+
+/* Collective. R1 in fp32 to every rank, after each change. */
+void learn_range_share_r1(learn_range *l);
+
+/* Which rows a step may draw, and which are held out to judge it. */
+typedef enum range_part { RANGE_LEARNED, RANGE_HELD } range_part;
+
+/* Local. Rows of activations of this rank's R1 sites into work1, per_site of each: those of the step
+ * at hand, or the same held-out ones each time. */
+void learn_range_draw_r1(learn_range *l, range_part part);
+
+/* Local. Rows of one R2 into work2: values, then o_proj inputs of the query heads that share it. */
+void learn_range_draw_r2(learn_range *l, int64_t matrix, range_part part);
+
+#endif

@@ -1,0 +1,98 @@
+/* What a phase of `range` keeps for a restart: in common the numbers of the phase, then for each R2
+ * the matrix with its optimiser; of R1 each cell of the grid its own. */
+#include "pipeline/learn/learn_range_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* What stands before the matrices in the common part. */
+enum { STATE_STEP, STATE_STEPS_R2, STATE_JUDGES, STATE_R2 = STATE_JUDGES + 2 * JUDGE_DOUBLES };
+
+/* The optimiser's own order is steps, v of all, M of all. In the file matrices stand one after the
+ * other (R2, R2 as it was, v, M), so that a restart on other ranks finds those of its layers. */
+static int64_t matrix_state(const learn_range *l) {
+    const int64_t dd = l->d * l->d;
+    return 2 * dd + (l->o.kind == OPTIMIZER_ADAM ? dd + 1 : 0);
+}
+
+void learn_range_state_counts(const learn_range *l, int64_t *common, int64_t *cell) {
+    *common = STATE_R2 + l->o.layers * l->o.r2_heads * matrix_state(l);
+    *cell = l->o.r1 ? cayley_dist_state_count(l->r1) : 0;
+}
+
+static void pack_r2(const learn_range *l, double *out) {
+    int64_t dd = l->d * l->d, each = matrix_state(l),
+            count = l->r2 ? optimizer_state_count(l->r2) : 0;
+    double *s = malloc((size_t)(count + 1) * sizeof *s);
+    if (!s) abort();
+    if (count) optimizer_state_save(l->r2, s);
+    for (int64_t m = 0; m < l->n_r2; m++) {
+        double *to = out + m * each;
+        memcpy(to, l->R2 + m * dd, (size_t)dd * sizeof *out);
+        memcpy(to + dd, l->kept2 + m * dd, (size_t)dd * sizeof *out);
+        if (each == 2 * dd) continue;
+        to[2 * dd] = s[1 + m];
+        memcpy(to + 2 * dd + 1, s + 1 + l->n_r2 + m * dd, (size_t)dd * sizeof *out);
+    }
+    free(s);
+}
+
+static void unpack_r2(learn_range *l, double steps, const double *in) {
+    int64_t dd = l->d * l->d, each = matrix_state(l),
+            count = l->r2 ? optimizer_state_count(l->r2) : 0;
+    double *s = calloc((size_t)(count + 1), sizeof *s);
+    if (!s) abort();
+    s[0] = steps;
+    for (int64_t m = 0; m < l->n_r2; m++) {
+        const double *from = in + m * each;
+        memcpy(l->R2 + m * dd, from, (size_t)dd * sizeof *s);
+        memcpy(l->kept2 + m * dd, from + dd, (size_t)dd * sizeof *s);
+        if (each == 2 * dd) continue;
+        s[1 + m] = from[2 * dd];
+        memcpy(s + 1 + l->n_r2 + m * dd, from + 2 * dd + 1, (size_t)dd * sizeof *s);
+    }
+    if (count) optimizer_state_load(l->r2, s);
+    free(s);
+}
+
+/* Root has layers wherever there are any, and all optimisers of R2 have done as many steps. */
+static void save_numbers(const learn_range *l, double *out) {
+    out[STATE_STEP] = (double)l->step;
+    out[STATE_STEPS_R2] = l->r2 ? (double)optimizer_steps_done(l->r2) : 0;
+    learn_judge_save(&l->judge1, out + STATE_JUDGES);
+    learn_judge_save(&l->judge2, out + STATE_JUDGES + JUDGE_DOUBLES);
+}
+
+err learn_range_state_save(learn_range *l, double *common, double *cell) {
+    const int64_t each = matrix_state(l);
+    if (l->o.r1) cayley_dist_state_save(l->r1, cell);
+    if (comm_rank(l->c) == 0) save_numbers(l, common);
+    if (!l->o.r2_heads) return err_none();
+    double *mine = malloc((size_t)(l->n_r2 * each + 1) * sizeof *mine);
+    size_t *lens = calloc((size_t)comm_size(l->c), sizeof *lens);
+    void *all = NULL;
+    if (!mine || !lens) abort();
+    pack_r2(l, mine);
+    comm_gather_blobs(l->c, mine, (size_t)(l->n_r2 * each) * sizeof *mine, &all, lens, 0);
+    if (comm_rank(l->c) == 0)
+        memcpy(common + STATE_R2, all,
+               (size_t)(l->o.layers * l->o.r2_heads * each) * sizeof *common);
+    free(all);
+    free(lens);
+    free(mine);
+    return err_none();
+}
+
+err learn_range_state_load(learn_range *l, const double *common, const double *cell) {
+    l->step = (int64_t)common[STATE_STEP];
+    learn_judge_load(&l->judge1, common + STATE_JUDGES);
+    learn_judge_load(&l->judge2, common + STATE_JUDGES + JUDGE_DOUBLES);
+    if (l->o.r1) {
+        cayley_dist_state_load(l->r1, cell);
+        learn_range_share_r1(l);
+    }
+    if (l->o.r2_heads)
+        unpack_r2(l, common[STATE_STEPS_R2],
+                  common + STATE_R2 + l->pool->first_layer * l->o.r2_heads * matrix_state(l));
+    return err_none();
+}

@@ -1,0 +1,77 @@
+/* Verdicts on losses of held-out rows, and when they are asked for. */
+#include "pipeline/learn/learn_judge.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static void the_best_is_kept_and_the_worse_taken_back(void **state) {
+    (void)state;
+    learn_judge j = learn_judge_new();
+    static const struct {
+        double loss;
+        judge_word word;
+        double best, rate;
+    } heard[] = {{10, JUDGE_KEEP, 10, 1},
+                 {9, JUDGE_KEEP, 9, 1},
+                 {9.05, JUDGE_GO_ON, 9, 1},
+                 {9.2, JUDGE_TAKE_BACK, 9, 0.5},
+                 {8, JUDGE_KEEP, 8, 0.5},
+                 {NAN, JUDGE_TAKE_BACK, 8, 0.25},
+                 {INFINITY, JUDGE_TAKE_BACK, 8, 0.125}};
+    for (int i = 0; i < 7; i++) {
+        assert_int_equal(learn_judge_hear(&j, heard[i].loss, i, false), heard[i].word);
+        assert_true(j.best == heard[i].best && j.rate == heard[i].rate && j.start == 10);
+    }
+    assert_int_equal(j.best_step, 4);
+    assert_int_equal(j.taken_back, 3);
+    /* At the end a loss that is close to the best is not good enough. */
+    assert_int_equal(learn_judge_hear(&j, 8.01, 7, true), JUDGE_TAKE_BACK);
+}
+
+static void a_start_that_nothing_betters_is_kept(void **state) {
+    (void)state;
+    learn_judge j = learn_judge_new();
+    assert_int_equal(learn_judge_hear(&j, 1, 0, false), JUDGE_KEEP);
+    for (int i = 1; i < 5; i++)
+        assert_int_equal(learn_judge_hear(&j, 1.5, i, i == 4), JUDGE_TAKE_BACK);
+    assert_int_equal(j.best_step, 0);
+    assert_true(j.best == 1 && j.rate == 0.0625);
+}
+
+static void early_and_then_evenly(void **state) {
+    (void)state;
+    char due[101] = "", ends[11] = "";
+    for (int t = 0; t <= 99; t++) due[t] = learn_judge_due(t, 99, 32) ? 'x' : '.';
+    for (int t = 0; t <= 9; t++) ends[t] = learn_judge_due(t, 9, 0) ? 'x' : '.';
+    assert_string_equal(due, "xxx.x...x.......x...............x..............................."
+                             "x...............................x..x");
+    assert_string_equal(ends, "x........x");
+}
+
+static void a_state_comes_back(void **state) {
+    (void)state;
+    learn_judge j = learn_judge_new(), k = learn_judge_new();
+    double s[JUDGE_DOUBLES];
+    learn_judge_hear(&j, 3, 0, false);
+    learn_judge_hear(&j, 5, 1, false);
+    learn_judge_hear(&j, 2, 2, false);
+    learn_judge_save(&j, s);
+    learn_judge_load(&k, s);
+    assert_true(k.begun && k.start == 3 && k.best == 2 && k.rate == 0.5);
+    assert_true(k.best_step == 2 && k.taken_back == 1);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_best_is_kept_and_the_worse_taken_back),
+        cmocka_unit_test(a_start_that_nothing_betters_is_kept),
+        cmocka_unit_test(early_and_then_evenly),
+        cmocka_unit_test(a_state_comes_back),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
