@@ -11,6 +11,8 @@
 #include "jobs/run/run_phase.h"
 #include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
+#include "pipeline/learn/learn_range_held.h"
+#include "pipeline/learn/learn_range_state.h"
 
 #include <inttypes.h>
 #include <math.h>

@@ -381,8 +381,8 @@ static void rates_of_version_1(json_t *from, const char *where) {
     if (!json_is_integer(version) || json_integer_value(version) != 1) return;
     json_object_set_new(from, "recipe_version", json_integer(2));
     json_array_foreach(json_object_get(from, "learn"), i, phase) {
-        const char *optimizer = json_string_value(json_object_get(phase, "optimizer"));
-        for (int k = 0; k < 2 && (!optimizer || !strcmp(optimizer, "adam")); k++) {
+        const char *how = json_string_value(json_object_get(phase, "optimizer"));
+        for (int k = 0; k < 2 && (!how || !strcmp(how, "adam")); k++) {
             const json_t *rate = json_object_get(phase, rates[k].key);
             if (!json_is_number(rate)) continue;
             const double old = json_number_value(rate), now = old * rates[k].now / rates[k].old;

@@ -9,7 +9,6 @@
 #include "mpi/comm.h"
 #include "mpi/dealt_rows.h"
 #include "pipeline/learn/learn_report.h"
-#include "pipeline/learn/learn_verdict.h"
 #include "pipeline/learn/row_pool.h"
 #include "pipeline/learn/weight_rows.h"
 #include "quant/fake_quant.h"
@@ -51,13 +50,6 @@ void learn_range_destroy(learn_range **l); /* collective; NULL is fine; sets NUL
 /* Collective. One step. Fails, agreed, with ERR_NUMERICS. */
 err learn_range_step(learn_range *l, learn_report *report);
 
-/* Collective. R1 and R2 are measured on held-out rows, and remembered or taken back
- * (pipeline/learn/learn_judge.h). To be called where learn_judge_due says so, before the first step
- * and after the last; what learn_range_take_r1 and learn_range_r2 give after the last is the best
- * that was measured. */
-enum { RANGE_JUDGE_EVERY = 32 };
-err learn_range_judge(learn_range *l, learn_verdict *v);
-
 /* Collective. R1 as it is, into `to`, where R1 is learned; else `to` is left alone. */
 void learn_range_take_r1(learn_range *l, dealt_rows *to);
 /* Local. R2 of the rank's own layers as they are. Borrowed; change with a step. */
@@ -74,14 +66,5 @@ uint64_t learn_range_bytes(const llama_config *cfg, const learn_range_options *o
 
 /* Collective. Bytes of R1, its optimiser and the step, of the largest rank. */
 uint64_t learn_range_r1_bytes(const learn_range *l);
-
-/* Everything a restart needs, as doubles. common: the step, all R2 and their optimisers, for any
- * ranks. cell: R1 and its optimiser as this rank has them: 0 of them but on the cells of the grid,
- * where a restart must have the same ones (the first ranks; on 1x1 the first). */
-void learn_range_state_counts(const learn_range *l, int64_t *common, int64_t *cell); /* local */
-/* Collective. common is written at root alone, cell where it counts. */
-err learn_range_state_save(learn_range *l, double *common, double *cell);
-/* Collective. common on every rank. */
-err learn_range_state_load(learn_range *l, const double *common, const double *cell);
 
 #endif

@@ -4,11 +4,13 @@
  * Where only activations are quantized, the loss of R1 does not depend on R2 nor that of R2 on R1,
  * and each is judged by its own. Rows of weights may see both: then the loss of both stands in that
  * of R1, and what it says counts for both. */
-#include "pipeline/learn/learn_range_internal.h"
+#include "pipeline/learn/learn_range_held.h"
 
 #include "base/mem.h"
 #include "base/rng.h"
 #include "base/size.h"
+#include "pipeline/learn/learn_range_internal.h"
+#include "pipeline/learn/weight_mix.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -4,6 +4,7 @@
 #ifndef SPINSHARD_PIPELINE_LEARN_LEARN_RANGE_INTERNAL_H
 #define SPINSHARD_PIPELINE_LEARN_LEARN_RANGE_INTERNAL_H
 
+#include "pipeline/learn/learn_judge.h"
 #include "pipeline/learn/learn_range.h"
 #include "pipeline/learn/range_step.h"
 

@@ -1,5 +1,7 @@
 /* What a phase of `range` keeps for a restart: in common the numbers of the phase, then for each R2
  * the matrix with its optimiser; of R1 each cell of the grid its own. */
+#include "pipeline/learn/learn_range_state.h"
+
 #include "pipeline/learn/learn_range_internal.h"
 
 #include <stdlib.h>

@@ -18,6 +18,7 @@ typedef struct mixing {
     int64_t rows; /* at hand */
     float weight; /* of each */
     range_batch *b;
+    bool loss_alone;
     double *G2; /* of the layer */
 } mixing;
 
@@ -167,6 +168,7 @@ static void mix_rows(mixing *x) {
     if (m->out != SIDE_NONE) scale_inputs(x, k->z);
     turn_inputs(x, k->z, k->u, false);
     x->b->loss += take_ranges(x);
+    if (x->loss_alone) return;
     if (m->in == SIDE_R1 || m->in == SIDE_R2) add_input_gradient(x);
     if (m->out != SIDE_NONE) add_output_gradient(x);
 }
@@ -186,6 +188,7 @@ void weight_rows_mix(weight_rows *w, int64_t step, float factor, const bf16 *R1,
                     .cols = m->w->cols,
                     .weight = factor * m->weight,
                     .b = b,
+                    .loss_alone = !b->grad && !G2,
                     .G2 = G2 ? G2 + m->layer * each : NULL};
         for (int64_t j = 0; j < each; j++) w->R2[j] = (float)R2[m->layer * each + j];
         /* row i of the step is (i rows + first) / count: all different, all equally likely */

@@ -167,7 +167,7 @@ class Case(unittest.TestCase):
         kl = "{objective: kl-top, top_k: 512, steps: 1, batch: 4, window: 96, weights: %s}" % str(weights).lower()
         self.good("quantize", "--model", model, "--out", out, "--calib", TEXT, *settings(
             "calib.windows=4", "calib.window=96", f"rotate.start={r1}", "weights.group=channel",
-            "learn=[{objective: range, steps: %d, rows: 2048, lr_r1: 0.01}, %s]" % (steps, kl), *more), ranks=2)
+            "learn=[{objective: range, steps: %d, rows: 2048}, %s]" % (steps, kl), *more), ranks=2)
         with open(os.path.join(out, "events.jsonl")) as f:
             steps = [json.loads(line) for line in f if line.startswith("{") and '"step"' in line]
         return [e["loss"] for e in steps if e["event"] == "step" and e["phase"] == "learn.1"][0]
