@@ -92,8 +92,7 @@ static void tell_verdict(const learner *l, const char *name, const learn_verdict
     events_add(l->q->events, name, "held", more);
 }
 
-/* Said at the first time; events have them all. At the end it is no accident but the choice of the
- * best. */
+/* Said at the first time; events have them all. At the end the closing lines tell it. */
 static void tell_taken_back(const char *name, const learn_verdict *v, const char *which,
                             judge_word word, double loss, const learn_judge *j, int64_t steps) {
     if (word != JUDGE_TAKE_BACK || j->taken_back > 1 || v->step == steps) return;
@@ -117,16 +116,22 @@ static err judge_phase(const learner *l, const learn_phase *p, const char *name,
     return e;
 }
 
+/* The measure at the start and as it is left: what was measured last, or the best where that was
+ * taken back. */
+static void tell_held(const char *name, const char *which, const learn_judge *j, judge_word word,
+                      double loss) {
+    const bool back = word == JUDGE_TAKE_BACK;
+    log_line(LOG_PHASE, "%s: %s on held-out rows %.5g -> %.5g%s", name, which, j->start,
+             back ? j->best : loss,
+             !back              ? ""
+             : j->best_step > 0 ? ", taken back to the best"
+                                : ": learning found nothing better, the start is kept");
+}
+
 static void tell_end(const char *name, const learn_phase *p, const learn_verdict *v) {
     if (!p->judge) return;
-    if (v->r1)
-        log_line(LOG_PHASE, "%s: on held-out rows %.5g -> %.5g, of step %" PRId64 "%s", name,
-                 v->j.start, v->j.best, v->j.best_step,
-                 v->j.best_step == 0 ? ": learning found nothing better, the start is kept" : "");
-    if (v->r2 && v->loss_r2 > 0)
-        log_line(LOG_PHASE, "%s: R2 on held-out rows %.5g -> %.5g, of step %" PRId64 "%s", name,
-                 v->j_r2.start, v->j_r2.best, v->j_r2.best_step,
-                 v->j_r2.best_step == 0 ? ": the start is kept" : "");
+    if (v->r1) tell_held(name, "R1", &v->j, v->word, v->loss);
+    if (v->r2 && v->loss_r2 > 0) tell_held(name, "R2", &v->j_r2, v->word_r2, v->loss_r2);
 }
 
 err learn_run_steps(learner *l, const learn_phase *p, int64_t done) {

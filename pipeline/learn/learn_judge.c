@@ -13,7 +13,7 @@ judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last
         j->best_step = step;
         return JUDGE_KEEP;
     }
-    if (!last && loss <= j->best * (1 + JUDGE_NOISE)) return JUDGE_GO_ON;
+    if (loss <= j->best * (1 + j->noise) && !(last && loss > j->start)) return JUDGE_GO_ON;
     j->rate /= 2;
     j->taken_back++;
     return JUDGE_TAKE_BACK;
@@ -32,7 +32,8 @@ void learn_judge_save(const learn_judge *j, double *out) {
 }
 
 void learn_judge_load(learn_judge *j, const double *in) {
-    *j = (learn_judge){.begun = in[0] != 0,
+    *j = (learn_judge){.noise = j->noise,
+                       .begun = in[0] != 0,
                        .start = in[1],
                        .best = in[2],
                        .rate = in[3],

@@ -8,8 +8,8 @@
 
 /* Collective. R1 and R2 are measured on held-out rows, and remembered or taken back
  * (pipeline/learn/learn_judge.h). To be called where learn_judge_due says so, before the first step
- * and after the last; what learn_range_take_r1 and learn_range_r2 give after the last is the best
- * that was measured. */
+ * and after the last; what learn_range_take_r1 and learn_range_r2 give after the last is no worse
+ * than the start. */
 enum { RANGE_JUDGE_EVERY = 32 };
 err learn_range_judge(learn_range *l, learn_verdict *v);
 

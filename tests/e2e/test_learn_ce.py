@@ -79,7 +79,7 @@ class LearnCe(Case):
         """The distance to the model in full precision, each step on all windows, so that losses compare. From R1 = I on a
         model with loud channels it falls to some 0.4 of what it was."""
         model, r1 = self.loud_model()
-        out, steps = self.path("f"), 30
+        out, steps = self.path("f"), 60
         self.good("quantize", "--model", model, "--out", out,
                   *how(phase("kl-top", steps=steps, batch=4, window=96, top_k=512), more=(f"rotate.start={r1}",)),
                   ranks=2)
