@@ -28,11 +28,8 @@ static int64_t held_loss_r1(learn_range *l, learn_verdict *v) {
             attn = 0;
     if (!push) abort();
     if (l->o.r1) {
-        const range_rule rule = {.symmetric = l->o.act.symmetric, .include_zero = true};
-        const range_draw d = {.rule = rule, .weight = 1, .order = RANGE_HELD_IN_ORDER};
         range_begin_f32(l->work1, l->R1);
-        for (int64_t i = 0; act && i < mine; i++)
-            range_add(l->work1, &l->pool->sets[POOL_R1][i], d, l->per_site);
+        if (act) learn_range_draw_r1(l, RANGE_HELD);
         if (l->weights) weight_rows_add(l->weights, HELD_DRAW, (float)l->factor1, l->work1);
         loss = range_loss(l->work1);
         for (int64_t i = 0; act && i < mine; i++)

@@ -51,8 +51,8 @@ void learn_range_share_r1(learn_range *l);
 /* Which rows a step may draw, and which are held out to judge it. */
 typedef enum range_part { RANGE_LEARNED, RANGE_HELD } range_part;
 
-/* Local. Rows of activations of this rank's R1 sites into work1, per_site of each: those of the step
- * at hand, or the same held-out ones each time. */
+/* Local. Rows of activations of this rank's R1 sites into work1, per_site of each: those of the
+ * step at hand, or the same held-out ones each time. */
 void learn_range_draw_r1(learn_range *l, range_part part);
 
 /* Local. Rows of one R2 into work2: values, then o_proj inputs of the query heads that share it. */
