@@ -277,15 +277,23 @@ void gemm_tile_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a
     if (m == 0 || n == 0 || (k == 0 && add)) return;
 #if SPINSHARD_DNNL
     if (gemm_has_bf16() && k > 0) {
+        /* oneDNN 3.7.2 writes behind the last column of a row where rows lie apart: it gets rows
+         * of its own then, which are copied. */
+        const bool apart = SPINSHARD_DNNL == 3 && ldc != n;
+        float *own = apart ? widen_buffer(m * n, m, n, k) : c;
+        for (int64_t i = 0; apart && add && i < m; i++)
+            memcpy(own + i * n, c + i * ldc, (size_t)n * sizeof *c);
         const matmul_key key = {.m = m,
                                 .n = n,
                                 .k = k,
                                 .lda = lda,
                                 .ldb = ldb,
-                                .ldc = ldc,
+                                .ldc = apart ? n : ldc,
                                 .trans_b = trans_b,
                                 .add = add};
-        tile_onednn(&key, a, b, c);
+        tile_onednn(&key, a, b, own);
+        for (int64_t i = 0; apart && i < m; i++)
+            memcpy(c + i * ldc, own + i * n, (size_t)n * sizeof *c);
         return;
     }
 #endif
