@@ -267,8 +267,12 @@ static err adam_direction(cayley_dist *d, double lr, double loss, optimizer_repo
 #pragma omp parallel for if (entries >= PARALLEL_FROM)
     for (int64_t i = 0; i < entries; i++)
         M[i] = OPTIMIZER_BETA_1 * M[i] + (1 - OPTIMIZER_BETA_1) * W[i];
-    said->alpha =
-        optimizer_keep_promise(said->alpha, dmat_dot(d->dG, d->extra), loss, &said->promise);
+    double inner = dmat_dot(d->dG, d->extra);
+    if (inner < 0) { /* as in rotations/optimizer.c */
+        for (int64_t i = 0; i < entries; i++) M[i] = (1 - OPTIMIZER_BETA_1) * W[i];
+        inner = (1 - OPTIMIZER_BETA_1) * dmat_sum_squares(d->dG);
+    }
+    said->alpha = optimizer_keep_promise(said->alpha, inner, loss, &said->promise);
 #pragma omp parallel for if (entries >= PARALLEL_FROM)
     for (int64_t i = 0; i < entries; i++) W[i] = said->alpha * M[i];
     return e;

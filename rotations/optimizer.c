@@ -90,8 +90,12 @@ static double adam_direction(optimizer *o, int64_t k, double lr, double loss, do
 #pragma omp parallel for if (size >= PARALLEL_FROM)
     for (int64_t i = 0; i < size; i++)
         M[i] = OPTIMIZER_BETA_1 * M[i] + (1 - OPTIMIZER_BETA_1) * W[i];
-    if (loss > 0)
-        factor = optimizer_keep_promise(factor, cayley_dot(o->n, W, M), loss, &o->promise[k]);
+    double inner = cayley_dot(o->n, W, M);
+    if (inner < 0) { /* M leads uphill: begin anew with what is known to lead down */
+        for (int64_t i = 0; i < size; i++) M[i] = (1 - OPTIMIZER_BETA_1) * W[i];
+        inner = (1 - OPTIMIZER_BETA_1) * o->squares[k];
+    }
+    factor = optimizer_keep_promise(factor, inner, loss, &o->promise[k]);
 #pragma omp parallel for if (size >= PARALLEL_FROM)
     for (int64_t i = 0; i < size; i++) W[i] = factor * M[i];
     return factor;

@@ -25,6 +25,9 @@
  * OPTIMIZER_PROMISE L (Polyak's step towards the target (1 - OPTIMIZER_PROMISE) L; B. T. Polyak,
  * 1969). This depends on neither n nor the unit of the loss.
  *
+ * Where <W, M> < 0 the momentum leads uphill, and M begins anew as 0.1 W (the gradient restart of
+ * O'Donoghue and Candes, Adaptive restart for accelerated gradient schemes, 2015).
+ *
  * Needs no transport: M lives in the Lie algebra, from the left. docs/DECISIONS.md has what other
  * choices gave. */
 #ifndef SPINSHARD_ROTATIONS_OPTIMIZER_H

@@ -97,7 +97,7 @@ class Steps(Case):
                     "  - {objective: range, steps: 2, rows: 64, optimizer: sgd-published, lr_r1: 1.5}\n")
         out = self.path("old")
         r = self.good("quantize", "--model", m, "--out", out, "--calib", TEXT, "--recipe", recipe, ranks=1)
-        self.assertIn("learn.0.lr_r1 0.004 is read as 0.6", r.err)
+        self.assertIn("learn.0.lr_r1 0.004 is read as 1", r.err)
         with open(os.path.join(out, "recipe.yaml")) as f:
             text = f.read()
         self.assertIn("recipe_version: 2", text)
