@@ -109,6 +109,11 @@ static err add_line(task_set *t, const char *line, size_t len, const char *where
     return e.code ? e : check_item(shape, where, it);
 }
 
+static bool is_blank(const char *line, size_t n) {
+    while (n && (*line == ' ' || *line == '\t' || *line == '\r')) line++, n--;
+    return n == 0;
+}
+
 err task_set_parse(const char *text, size_t len, const char *where, task_set **out) {
     task_set *t = calloc(1, sizeof *t);
     int64_t number = 0;
@@ -121,6 +126,10 @@ err task_set_parse(const char *text, size_t len, const char *where, task_set **o
         const size_t n = end ? (size_t)(end - text) - at : len - at;
         char place[320];
         snprintf(place, sizeof place, "%.280s, line %" PRId64, where, ++number);
+        if (is_blank(text + at, n)) {
+            at += n + 1;
+            continue;
+        }
         if (n > MAX_LINE_BYTES)
             e = err_make(ERR_INPUT, place, NULL, "longer than %d bytes", MAX_LINE_BYTES);
         else
@@ -140,7 +149,7 @@ err task_set_read(const char *path, task_set **out) {
     char *text = NULL;
     size_t len = 0;
     *out = NULL;
-    err e = text_read(path, &text, &len);
+    err e = text_read_lines(path, &text, &len);
     if (!e.code && len > MAX_FILE_BYTES)
         e = err_make(ERR_INPUT, path, NULL, "longer than %d bytes", MAX_FILE_BYTES);
     if (!e.code) e = task_set_parse(text, len, path, out);

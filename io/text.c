@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "io/growbuf.h"
+#include "io/text_kind.h"
 #include "io/utf8.h"
 
 #include <inttypes.h>
@@ -21,14 +22,27 @@ struct text_windows {
     char bos[160];
 };
 
-err text_read(const char *path, char **text, size_t *len) {
+err text_read_lines(const char *path, char **text, size_t *len) {
     err e = file_read_all(path, MAX_TEXT_BYTES, text, len);
     if (e.code) return e;
-    size_t good = utf8_check(*text, *len);
-    if (good == *len) return e;
+    e = text_kind_refuse(path, *text, *len);
+    text_kind_drop_mark(*text, len);
+    size_t good = e.code ? 0 : utf8_check(*text, *len);
+    if (!e.code && good < *len)
+        e = err_make(ERR_INPUT, path, "convert the text to UTF-8", "byte %zu is not UTF-8", good);
+    if (!e.code) return e;
     free(*text);
     *text = NULL;
-    return err_make(ERR_INPUT, path, "convert the text to UTF-8", "byte %zu is not UTF-8", good);
+    return e;
+}
+
+err text_read(const char *path, char **text, size_t *len) {
+    err e = text_read_lines(path, text, len);
+    if (!e.code) e = text_kind_unfold(path, text, len);
+    if (!e.code) return e;
+    free(*text);
+    *text = NULL;
+    return e;
 }
 
 static size_t skip_blank(const char *text, size_t len, size_t i) {

@@ -17,9 +17,15 @@ typedef enum bos_mode {
     BOS_EACH_WINDOW, /* as AUTO; where that adds nothing, the explicit BOS id */
 } bos_mode;
 
-/* Local. A whole text file. Caller frees *text (free), which has a NUL after the last byte.
- * Fails with ERR_INPUT: unreadable, or not UTF-8 (with the byte offset). */
+/* Local. A whole text file, without a byte order mark. JSON lines (the first line is an object with
+ * "text") are read as texts, one a line, with a line feed after each. Caller frees *text (free),
+ * which has a NUL after the last byte. Fails with ERR_INPUT: unreadable, a file of another kind
+ * (gzip, zstd, parquet, a JSON array, ...: named by its first bytes, with the way out), or not
+ * UTF-8 (with the byte offset). */
 err text_read(const char *path, char **text, size_t *len);
+
+/* Local. The same without a look at JSON: for files whose lines have a grammar of their own. */
+err text_read_lines(const char *path, char **text, size_t *len);
 
 /* Local. Token ids as integers between white space or commas, or as one JSON array; each must lie
  * in 0..vocab-1. Caller frees *ids (free). Fails with ERR_INPUT and the place. */

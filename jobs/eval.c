@@ -346,6 +346,7 @@ err job_eval(const comm *c, const options *o) {
     err e = comm_agree(c, read_flags(&j), "reading the flags", NULL);
     if (!e.code) e = source_open(c, options_str(o, OPT_MODEL), &j.source);
     if (!e.code) e = setup_recipe(c, o, j.source.recipe, &j.recipe);
+    if (!e.code) source_warn_window(&j.source, "--window", j.window);
     if (!e.code) e = make_sites(&j);
     if (!e.code) e = share_texts(&j);
     if (!e.code) e = run_stages(&j);
@@ -362,6 +363,9 @@ err job_eval(const comm *c, const options *o) {
         log_line(LOG_PHASE, "eval: %.0f tokens/s, rank 0 at %s", tokens_per_s(&j),
                  size_text(mem_peak_rss_bytes(), peak));
     }
+    /* Verification fails of what has hashes; a folder of another program's is input that is not
+     * read. */
+    if (e.code == ERR_VERIFY && !j.source.ar) e.code = ERR_INPUT;
     for (int i = 0; i < j.n_texts; i++) text_windows_destroy(&j.texts[i].windows);
     eval_tasks_clear(&j.tasks);
     free(j.ids);

@@ -13,25 +13,70 @@
 
 enum { TAIL_BYTES = 65536 };
 
-/* The last whole line of events.jsonl; NULL where there is none. */
-static json_t *last_event(const char *out) {
+/* How the last starts of a run ended, as far as the end of events.jsonl tells. */
+typedef struct ends {
+    json_t *last;  /* the last event; NULL where there is none */
+    int64_t slice; /* of the last event */
+    bool told;     /* that start said how it ended: exit_code */
+    int64_t exit_code;
+    int64_t deaths; /* starts at the end that ended without a word and without a commit */
+    bool committed; /* the start at hand */
+} ends;
+
+static void take_event(ends *x, json_t *v) {
+    const int64_t slice = json_integer_value(json_object_get(v, "slice"));
+    const char *event = json_string_value(json_object_get(v, "event"));
+    const json_t *code = json_object_get(v, "exit");
+    if (!x->last || slice != x->slice) {
+        if (x->last && (x->told || x->committed)) x->deaths = 0;
+        x->deaths++;
+        x->slice = slice;
+        x->told = x->committed = false;
+    }
+    if (json_is_integer(code)) {
+        x->told = true;
+        x->exit_code = json_integer_value(code);
+    }
+    x->committed |= event && !strcmp(event, "commit");
+    json_decref(x->last);
+    x->last = v;
+}
+
+static ends read_ends(const char *out) {
     char *path = file_join(out, "events.jsonl"), buf[TAIL_BYTES];
     FILE *f = fopen(path, "r");
+    ends x = {.last = NULL};
     free(path);
-    if (!f) return NULL;
+    if (!f) return x;
     fseek(f, 0, SEEK_END);
     long end = ftell(f), from = end > TAIL_BYTES - 1 ? end - (TAIL_BYTES - 1) : 0;
     fseek(f, from, SEEK_SET);
     size_t n = fread(buf, 1, sizeof buf - 1, f);
     fclose(f);
-    while (n && buf[n - 1] != '\n') n--; /* a line still being written */
-    if (!n) return NULL;
-    buf[n - 1] = 0;
-    const char *line = strrchr(buf, '\n');
-    line = line ? line + 1 : buf;
-    json_t *v;
-    err e = json_parse(line, strlen(line), "events.jsonl", &v);
-    return e.code ? NULL : v;
+    for (size_t at = 0; at < n;) {
+        const char *line = buf + at, *stop = memchr(line, '\n', n - at);
+        json_t *v = NULL;
+        if (!stop) break; /* a line still being written */
+        at += (size_t)(stop - line) + 1;
+        if (json_parse(line, (size_t)(stop - line), "events.jsonl", &v).code) continue;
+        take_event(&x, v);
+    }
+    if (x.told || x.committed) x.deaths = 0;
+    return x;
+}
+
+/* What helps an unfinished run. */
+static const char *advice(const ends *x) {
+    if (x->told && (x->exit_code == ERR_USAGE || x->exit_code == ERR_INPUT ||
+                    x->exit_code == ERR_MISMATCH || x->exit_code == ERR_NUMERICS))
+        return "what it said at its end must be mended first: the same command would meet it again";
+    if (x->told && (x->exit_code == ERR_SPACE || x->exit_code == ERR_NOFIT))
+        return "make room as it said at its end, then run the same command again: it goes on from "
+               "here";
+    if (x->deaths > 1)
+        return "it ended several times at the same place without a word: the same command will not "
+               "help; look at what the node and the batch system say, else report a bug";
+    return "run the same command again: it goes on from here";
 }
 
 static json_t *describe(const char *out) {
@@ -54,8 +99,10 @@ static json_t *describe(const char *out) {
         json_object_set_new(v, "units_done", json_integer((json_int_t)json_object_size(units)));
     }
     if (owner[0]) json_object_set_new(v, "owner", json_string(owner));
-    json_t *event = last_event(out);
-    if (event) json_object_set_new(v, "last_event", event);
+    ends x = read_ends(out);
+    if (!complete && !alive && unfinished)
+        json_object_set_new(v, "advice", json_string(advice(&x)));
+    if (x.last) json_object_set_new(v, "last_event", x.last);
     json_decref(state);
     free(run);
     free(manifest);
@@ -78,8 +125,8 @@ static void print_text(const json_t *v) {
         printf("  last event: %s %s at %s\n", json_string_value(json_object_get(event, "phase")),
                json_string_value(json_object_get(event, "event")),
                json_string_value(json_object_get(event, "wall")));
-    if (!strcmp(json_string_value(json_object_get(v, "state")), "unfinished"))
-        puts("  run the same command again: it goes on from here");
+    const char *text = json_string_value(json_object_get(v, "advice"));
+    if (text) printf("  %s\n", text);
 }
 
 err job_status(const comm *c, const options *o) {

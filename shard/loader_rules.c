@@ -3,6 +3,7 @@
 
 #include "io/fileset.h"
 #include "model/tensors.h"
+#include "shard/loader_targets.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
@@ -138,7 +139,6 @@ static err parse_int8_inputs(const json_t *a, const char *where, form_scheme *ou
 }
 
 static err parse_group(const json_t *group, const char *where, form_scheme *out) {
-    if (!lists_only(group, "targets", "Linear")) return bad_key(where, "targets", "[\"Linear\"]");
     if (!is_absent(group, "format") && !is_text(group, "format", out->form->name))
         return bad_key(where, "format", "the same in the group");
     if (!is_absent(group, "output_activations"))
@@ -163,18 +163,22 @@ err loader_scheme_parse(const json_t *config, const char *where, form_scheme *ou
         return bad_key(where, "quant_method", "\"compressed-tensors\"");
     const form *f = format ? form_find(format) : NULL;
     if (!f) return bad_key(where, "format", "\"pack-quantized\" or \"int-quantized\"");
-    if (!is_text(q, "quantization_status", "compressed"))
-        return bad_key(where, "quantization_status", "\"compressed\"");
-    if (!lists_only(q, "ignore", "lm_head")) return bad_key(where, "ignore", "[\"lm_head\"]");
+    if (!is_text(q, "quantization_status", "compressed") &&
+        !is_text(q, "quantization_status", "frozen"))
+        return bad_key(where, "quantization_status", "\"compressed\" or \"frozen\"");
     if (!is_absent(q, "kv_cache_scheme")) return bad_key(where, "kv_cache_scheme", "null");
     if (!is_empty(q, "sparsity_config")) return bad_key(where, "sparsity_config", "empty");
     if (json_object_size(groups) != 1) return bad_key(where, "config_groups", "one group");
-    out->form = f;
-    err e = is_empty(q, "transform_config")
-                ? err_none()
-                : parse_r4(json_object_get(q, "transform_config"), where, &out->online);
+    const json_t *group = json_object_iter_value(json_object_iter((json_t *)groups));
+    int64_t layers = 0;
+    err e = json_opt_int(config, "num_hidden_layers", 0, 1 << 20, where, &layers);
     if (!e.code)
-        e = parse_group(json_object_iter_value(json_object_iter((json_t *)groups)), where, out);
+        e = loader_targets_check(json_object_get(group, "targets"), json_object_get(q, "ignore"),
+                                 layers, where);
+    out->form = f;
+    if (!e.code && !is_empty(q, "transform_config"))
+        e = parse_r4(json_object_get(q, "transform_config"), where, &out->online);
+    if (!e.code) e = parse_group(group, where, out);
     if (e.code) out->form = NULL;
     return e;
 }

@@ -2,6 +2,8 @@
  * sentences that depend on the recipe. */
 #include "shard/small_files.h"
 
+#include "base/file.h"
+#include "base/log.h"
 #include "base/yaml.h"
 #include "shard/entry_names.h"
 
@@ -13,16 +15,9 @@
 enum { MAX_COPIED_BYTES = 256 << 20, INDENT = 2 };
 
 static const char *const COPIED[] = {
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json",      "generation_config.json",
+    "merges.txt",        "params.json",         "special_tokens_map.json", "tekken.json",
+    "tokenizer.json",    "tokenizer.model",     "tokenizer_config.json",   "vocab.json",
 };
 /* Licences ask to be passed on; they come under many endings. */
 static const char *const COPIED_PREFIX[] = {"LICENSE", "LICENCE", "NOTICE", "USE_POLICY",
@@ -121,7 +116,9 @@ err small_config_text(const layout *l, const small_options *opts, char **out, si
     bool old_key = json_object_get(c, "torch_dtype"), new_key = json_object_get(c, "dtype");
     if (new_key) json_object_set_new(c, "dtype", json_string(dtype));
     if (old_key || !new_key) json_object_set_new(c, "torch_dtype", json_string(dtype));
-    if (o->untied) json_object_set_new(c, "tie_word_embeddings", json_false());
+    const bool own_head = o->untied || !layout_config(l)->tied;
+    if (own_head && json_is_true(json_object_get(c, "tie_word_embeddings")))
+        json_object_set_new(c, "tie_word_embeddings", json_false());
     json_object_set_new(c, "quantization_config", quantization_config(&o->linears));
     if (opts->spinshard) json_object_set(c, "spinshard", (json_t *)opts->spinshard);
     err e = short_text(c, 0, out, len);
@@ -287,6 +284,37 @@ static err check_twins(const small_files *f, const char *where) {
     return e;
 }
 
+/* Files that are made anew, that hold weights, or that only concern where the model was fetched. */
+static bool is_left_silently(const char *name) {
+    static const char *const ENDS[] = {".safetensors", ".safetensors.index.json",
+                                       ".bin",         ".bin.index.json",
+                                       ".pt",          ".pth",
+                                       ".ckpt",        ".gguf",
+                                       ".h5",          ".msgpack",
+                                       ".onnx"};
+    const size_t n = strlen(name);
+    for (size_t i = 0; i < sizeof ENDS / sizeof *ENDS; i++) {
+        const size_t m = strlen(ENDS[i]);
+        if (n >= m && !strcmp(name + n - m, ENDS[i])) return true;
+    }
+    return name[0] == '.' || !strcmp(name, "config.json") || !strcmp(name, "README.md");
+}
+
+/* Of a Hugging Face folder: what a user may miss in the archive. */
+static void tell_left_out(const fileset *source) {
+    static const char *const FOLDER = "additional_chat_templates";
+    char list[600] = "", *path = file_join(fileset_where(source), FOLDER);
+    size_t used = 0;
+    if (file_exists(path)) used = (size_t)snprintf(list, sizeof list, " %s/", FOLDER);
+    for (int i = 0; i < fileset_count(source) && used < sizeof list; i++) {
+        const char *name = fileset_name(source, i);
+        if (!small_file_is_copied(name) && !is_left_silently(name))
+            used += (size_t)snprintf(list + used, sizeof list - used, " %.100s", name);
+    }
+    if (used) log_line(LOG_RUN, "not copied into the archive:%s", list);
+    free(path);
+}
+
 static err copy_files(const fileset *source, small_files *f) {
     err e = err_none();
     for (int i = 0; i < fileset_count(source) && !e.code; i++) {
@@ -314,6 +342,7 @@ err small_files_create(const fileset *source, const layout *l, const small_optio
     if (!e.code) e = small_card_text(l, opts, &text, &len);
     if (!e.code) add_file(f, "README.md", text, len);
     if (!e.code) e = copy_files(source, f);
+    if (!e.code) tell_left_out(source);
     if (!e.code) qsort(f->files + 1, (size_t)f->n - 1, sizeof *f->files, compare_files);
     if (!e.code) e = check_twins(f, fileset_where(source));
     if (e.code)

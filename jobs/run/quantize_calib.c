@@ -89,6 +89,7 @@ err quantize_read_calibration(quantize_run *q) {
         return err_none();
     }
     err e = err_none();
+    source_warn_window(&q->source, "calib.window", q->set->calib.window);
     if (!given)
         e = err_make(ERR_USAGE, "--calib", "give a UTF-8 text: --calib FILE",
                      "this recipe learns from text, and none is given");

@@ -5,6 +5,8 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "io/utf8.h"
+#include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup_form.h"
 #include "pipeline/weights/rotation_file.h"
 #include "rotations/start.h"
@@ -44,16 +46,20 @@ err setup_recipe(const comm *c, const options *o, const json_t *base, recipe **o
     return comm_agree(c, e, "reading the recipe", NULL);
 }
 
+/* What a rotation spreads must be quantized: inputs of linears by R1 and R2, the cache by R2,
+ * weights by both. Said here, before a text is captured for it. */
 static err refuse_phase(const settings *s, const learn_settings *phase) {
-    if (phase->objective == OBJECTIVE_RANGE)
-        return err_none(); /* rows of weights, if nothing else */
-    if (phase->weights) return err_none();
-    if (!settings_quantize_inputs(s))
+    const bool act = s->activations.bits < 16, kv = s->kv.bits < 16, r2 = s->rotate.r2 != R2_NONE,
+               weights = phase->weights || learn_weights_count(s, phase);
+    if (!weights && !act && !kv)
         return err_make(
             ERR_USAGE, "learn",
             "set activations.bits, kv.bits or weights: true, or use objective: range",
             "neither activations nor the cache are quantized: there is nothing to learn");
-    return err_none();
+    if ((s->rotate.r1 && (act || weights)) || (r2 && (act || kv || weights))) return err_none();
+    return err_make(
+        ERR_USAGE, "learn", "set activations.bits or weights: true, or leave learn empty",
+        "nothing that a rotation stands before is quantized: there is nothing to learn");
 }
 
 /* scale.start: smooth balances single channels of activations with columns of weights. A rotation
@@ -322,17 +328,53 @@ err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, b
     return e;
 }
 
+/* The last component of a path, or of a snapshot in a cache of Hugging Face
+ * (models--ORG--NAME/snapshots/ HASH) NAME. Cuts the path. */
+static const char *name_in(char *path) {
+    char *last = strrchr(path, '/'), *above, *top;
+    if (!last) return "";
+    *last = 0;
+    above = strrchr(path, '/');
+    if (!above || strcmp(above, "/snapshots") != 0) return last + 1;
+    *above = 0;
+    top = strrchr(path, '/');
+    if (!top || strncmp(top, "/models--", 9) != 0) return last + 1;
+    const char *name = top + 9;
+    for (const char *next; (next = strstr(name, "--"));) name = next + 2;
+    return *name ? name : last + 1;
+}
+
+/* At most 100 characters of ASCII for a folder's name; other characters by their number, as u6a21.
+ * Never empty, and never begins with what a shell or a tool takes for an option or for hidden. */
+static size_t name_of_model(const char *path, char to[160]) {
+    char *copy = strdup(path);
+    if (!copy) abort();
+    const char *from = name_in(copy);
+    size_t n = 0, width = 1, len = strlen(from);
+    const bool known = utf8_check(from, len) == len;
+    if (!*from || strchr(".-", *from)) n = (size_t)snprintf(to, 160, "model");
+    for (; *from && n < 100; from += width) {
+        const unsigned char c = (unsigned char)*from;
+        width = known ? utf8_width(*from) : 1;
+        if (isalnum(c) || (c < 0x80 && strchr("._-", c)))
+            to[n++] = (char)c;
+        else if (c < 0x80 || !known)
+            to[n++] = '-';
+        else
+            n += (size_t)snprintf(to + n, 160 - n, "u%04x", utf8_at(from, &width));
+    }
+    to[n] = 0;
+    free(copy);
+    return n;
+}
+
 /* Names are base names of printable ASCII without spaces. */
 err setup_name(recipe *r, const char *model_dir, const wquant *how) {
     const settings *s = recipe_settings(r);
     char name[160] = "";
     if (s->archive.name.word == WORD_AUTO) {
         char *real = realpath(model_dir, NULL);
-        const char *base = real ? strrchr(real, '/') : NULL;
-        size_t n = 0;
-        for (base = base ? base + 1 : "model"; *base && n < 100; base++)
-            name[n++] = isalnum((unsigned char)*base) || strchr("._-", *base) ? *base : '-';
-        if (name[0] == '.') name[0] = '-';
+        size_t n = name_of_model(real ? real : "", name);
         char inputs[8] = "";
         if (setup_inputs(s).bits < 16) snprintf(inputs, sizeof inputs, "a%d", setup_inputs(s).bits);
         if (how->group)

@@ -1,6 +1,8 @@
 /* The path is tried as an archive, then as a model folder. */
 #include "jobs/setup/source.h"
 
+#include "base/log.h"
+#include "base/mem.h"
 #include "jobs/setup/setup.h"
 #include "jobs/setup/setup_form.h"
 #include "pipeline/weights/check_model.h"
@@ -13,10 +15,54 @@
 
 enum { MAX_TOKENIZER_BYTES = 256 << 20 };
 
+/* Root only. True where a head is stored that is not the embedding, value by value. */
+static err head_differs(const source *s, bool *differs) {
+    enum { PIECE = 1 << 20 };
+    const hf_tensor *a = hf_checkpoint_find(s->ck, "model.embed_tokens.weight"),
+                    *b = hf_checkpoint_find(s->ck, "lm_head.weight");
+    *differs = false;
+    if (!a || !b || a == b) return err_none();
+    const uint64_t bytes = hf_tensor_bytes(a);
+    *differs = a->info.dtype != b->info.dtype || bytes != hf_tensor_bytes(b);
+    void *room = NULL;
+    err e = *differs ? err_none() : mem_alloc(2, PIECE, "head of the model", &room);
+    for (uint64_t at = 0; at < bytes && !e.code && !*differs; at += PIECE) {
+        const uint64_t n = bytes - at < PIECE ? bytes - at : PIECE;
+        char *x = room, *y = x + PIECE;
+        e = hf_checkpoint_read_range(s->ck, a, at, n, x);
+        if (!e.code) e = hf_checkpoint_read_range(s->ck, b, at, n, y);
+        if (!e.code) *differs = memcmp(x, y, n) != 0;
+    }
+    mem_free(room);
+    return e;
+}
+
+/* Collective on c. A model that ties its head to the embedding and stores another one: transformers
+ * 5 takes the one that is stored, and so does this program. */
+static err take_stored_head(const comm *c, source *s) {
+    bool differs = false;
+    if (!s->cfg.tied || s->ar) return err_none();
+    err e = comm_rank(c) == 0 ? head_differs(s, &differs) : err_none();
+    e = comm_agree(c, e, "reading the head", NULL);
+    if (e.code) return e;
+    comm_bcast(c, &differs, sizeof differs, 0);
+    if (!differs) return e;
+    s->cfg.tied = false;
+    log_line(
+        LOG_RUN,
+        "warning: %s: config.json says that the head is the embedding, and another lm_head.weight "
+        "is stored: the stored one counts, as in transformers 5 (version 4 takes the embedding). "
+        "Set tie_word_embeddings to false to say so, or remove that tensor to have them tied",
+        s->path);
+    return s->linears.form ? e
+                           : comm_agree(c, check_model(&s->cfg, s->ck), "reading the head", NULL);
+}
+
 static err understand(source *s) {
     const json_t *config = hf_checkpoint_config(s->ck);
     err e = llama_config_parse(config, "config.json", &s->cfg);
     if (!e.code) e = loader_scheme_parse(config, "config.json", &s->linears);
+    if (e.code == ERR_VERIFY && !s->ar) e.code = ERR_INPUT; /* of another program, not damaged */
     if (e.code) return err_at(e, s->path);
     if (s->ar && archive_manifest(s->ar))
         s->recipe = archive_manifest(s->ar)->recipe;
@@ -38,7 +84,7 @@ err source_open(const comm *c, const char *path, source *out) {
     }
     if (!e.code) e = hf_checkpoint_open(c, out->files, &out->ck);
     if (!e.code) e = comm_agree(c, understand(out), "reading the model's description", NULL);
-    return e;
+    return e.code ? e : take_stored_head(c, out);
 }
 
 void source_close(source *s) {
@@ -47,6 +93,15 @@ void source_close(source *s) {
     archive_close(&s->ar);
     json_decref(s->own_recipe);
     s->own_recipe = NULL;
+}
+
+void source_warn_window(const source *s, const char *what, int64_t window) {
+    if (window > s->cfg.max_positions)
+        log_line(LOG_RUN,
+                 "warning: %s: windows of %" PRId64
+                 " tokens, and config.json has seen no more than "
+                 "%" PRId64 " positions (max_position_embeddings)",
+                 what, window, s->cfg.max_positions);
 }
 
 /* Fine-tunes add tokens, often <pad>, without rows for them: no harm while no text has them. */

@@ -26,13 +26,17 @@ typedef struct source {
     json_t *own_recipe; /* owned; where the recipe is not the manifest's */
 } source;
 
-/* Collective on c; every rank gets the same result. Caller closes, also after an error. Fails with
- * what opening gives: ERR_INPUT, ERR_VERIFY for a damaged archive. */
+/* Collective on c; every rank gets the same result. A stored head that is not the embedding, where
+ * config.json ties the two, unties the config, which is said. Caller closes, also after an error.
+ * Fails with what opening gives: ERR_INPUT, ERR_VERIFY for a damaged archive. */
 err source_open(const comm *c, const char *path, source *out);
 void source_close(source *s); /* local */
 
 /* Local. What runtimes are judged by, of an archive; tp: ranks of tensor parallelism. */
 runtime_facts source_facts(const source *s, int64_t tp);
+
+/* Local. A line of the log where windows are longer than the positions the model was made for. */
+void source_warn_window(const source *s, const char *what, int64_t window);
 
 /* Root only. The tokenizer of the folder; what it puts before a text is checked against the
  * vocabulary. Other tokens may have ids that the model lacks, which source_encode refuses where a

@@ -67,6 +67,28 @@ class Limits(Case):
                 self.one_error(r, NOFIT)
         self.assertIn(0, codes)
 
+    def test_what_status_advises(self):
+        """The same command, where it helps: not after bad numbers, nor where runs die again at one place."""
+        def status(out):
+            r = self.good("status", out, "--json").json()
+            self.assertIn(r["advice"], self.good("status", out).out)
+            return r["advice"]
+        out, words = self.path("full"), ["quantize", "--model", STORIES, "--out", self.path("full")]
+        self.one_error(self.limited("-f 60", words), SPACE)
+        self.assertRegex(status(out), "^make room .* goes on from here")
+        self.good(*words)
+        self.assertNotIn("advice", self.good("status", out, "--json").json())
+        out = self.path("killed")
+        words = ["quantize", "--model", STORIES, "--out", out]
+        kill = {**environment(), "SPINSHARD_FAULT": "rename:3:0:kill"}  # while it packs
+        self.one_error(self.limited("-f 200", words), SPACE)
+        for again in (1, 2):
+            r = subprocess.run(command(words), env=kill, capture_output=True, text=True)
+            self.assertEqual(r.returncode, -9, r)
+            want = "^run the same command again" if again == 1 else "same command will not help"
+            self.assertRegex(status(out), want)
+        self.good(*words)
+
     def test_cpu_time(self):
         """The soft limit on CPU time asks for a stop at a commit, as a preemption does."""
         out = self.path("out")

@@ -90,7 +90,7 @@ def words(recipe):
 
 def has_hadamard(n):
     """Of the orders that the models of these tests have."""
-    return n in (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 100, 128, 256)
+    return n in (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 60, 64, 96, 100, 128, 256)
 
 
 def down_bits(r):
@@ -119,6 +119,10 @@ def refusals(r, m):
         out.append((2, "nothing is rotated"))
     for p in phases:
         if p["objective"] != "range" and not p["weights"] and r["activations.bits"] >= BELOW and r["kv.bits"] >= BELOW:
+            out.append((2, "nothing to learn"))
+        weights = p["weights"] or (p["objective"] == "range" and r["activations.bits"] >= BELOW and r["kv.bits"] >= BELOW)
+        act, kv = r["activations.bits"] < BELOW or weights, r["kv.bits"] < BELOW
+        if rotated and not (r["rotate.r1"] and act) and not (r["rotate.r2"] != "none" and (act or kv)):
             out.append((2, "nothing to learn"))
     if r["scale.start"] == "smooth":
         mixed = {"norm": r["rotate.r1"], "vo": r["rotate.r2"] != "none", "ud": "r4" in r["rotate.online"], "qk": True}
@@ -156,14 +160,7 @@ def refusals(r, m):
             out.append((2, "go without scales"))
         if e2e and p["window"] > r["calib.window"]:
             out.append((2, "calib.window"))
-        if not counts(r, p):
-            out.append((2, "nothing to learn"))
     return out
-
-
-def counts(r, p):
-    """Something that a rotation of the recipe stands before is quantized."""
-    return p["weights"] or r["activations.bits"] < BELOW or r["kv.bits"] < BELOW
 
 
 def inputs_group(r, sizes):

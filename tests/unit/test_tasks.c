@@ -67,9 +67,6 @@ static void refused(void **state) {
         {"{\"query\": \"q\", \"query\": \"q\", \"choices\": [\"a\", \"b\"], \"gold\": 0}", ""},
         {"{\"context\": \"x\", \"continuation\": [\"a\", \"b\"]}", "continuation"},
         {"{\"context\": \"x\", \"continuation\": \"\"}", "empty"},
-        {"{\"context\": \"x\", \"continuation\": \"a\"}\n\n{\"context\": \"x\", "
-         "\"continuation\": \"a\"}",
-         ""},
         {"{\"context\": \"x\", \"continuation\": \"a\"}\n{\"query\": \"q\", \"choices\": [\"a\", "
          "\"b\"], \"gold\": 0}",
          "kind"},
@@ -82,6 +79,19 @@ static void refused(void **state) {
             fail_msg("case %zu: %d %s", i, e.code, e.what);
         assert_null(t);
     }
+}
+
+static void blank_lines_are_nothing(void **state) {
+    (void)state;
+    task_set *t;
+    assert_int_equal(parse("\n{\"context\": \"x\", \"continuation\": \"a\"}\r\n \t\r\n"
+                           "{\"context\": \"y\", \"continuation\": \"b\"}\n\n",
+                           &t)
+                         .code,
+                     0);
+    assert_int_equal(task_set_count(t), 2);
+    assert_string_equal(task_context(t, 1, 0), "y");
+    task_set_destroy(&t);
 }
 
 static void names_the_line(void **state) {
@@ -99,6 +109,7 @@ static void names_the_line(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(three_shapes), cmocka_unit_test(refused),
+                                       cmocka_unit_test(blank_lines_are_nothing),
                                        cmocka_unit_test(names_the_line)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

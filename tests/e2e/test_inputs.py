@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""Inputs that people have: another head where config.json ties it, texts that are files of other kinds, models in caches
+and in folders of any name, files beside the model, packed folders of other tools. Perplexities are those of transformers
+where a Python for oracles is there."""
+import gzip
+import json
+import os
+import shutil
+import struct
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
+import make_model  # noqa: E402
+from spin import STORIES, TEXT, Case, main, oracle, settings, tars, unpack  # noqa: E402
+
+TINY = ["--layers", 1, "--hidden", 32, "--intermediate", 32, "--heads", 2, "--kv-heads", 1]
+HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
+TOLERANCE = 1e-5  # of nats: fp32 sums in two orders, over 5 layers
+
+
+def edit(model, name, change):
+    path = os.path.join(model, name)
+    with open(path, encoding="utf-8") as f:
+        value = json.load(f)
+    change(value)
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(value, f, ensure_ascii=False)
+
+
+def with_head(to, head):
+    """STORIES, which ties its head, with a stored head beside it."""
+    shutil.copytree(STORIES, to)
+    path = os.path.join(to, "model.safetensors")
+    tensors, meta = make_model.read_safetensors(path)
+    dtype, shape, data = tensors[EMBED]
+    tensors[HEAD] = (dtype, shape, head(data))
+    make_model.write_safetensors(path, tensors, meta)
+    return to
+
+
+def halves(data):
+    """Each weight of the head is half of the embedding's."""
+    return struct.pack(f"<{len(data) // 4}f", *(x / 2 for x in struct.unpack(f"<{len(data) // 4}f", data)))
+
+
+class Inputs(Case):
+    def ppl(self, *words, **how):
+        return self.perplexity(*words, **how)["nll"]
+
+    # ---- a head that is stored though config.json ties it ----
+
+    def test_the_same_head(self):
+        model = with_head(self.path("m"), lambda data: data)
+        r = self.good("eval", "--model", model, "--text", TEXT, "--window", 128, "--json")
+        self.assertEqual(r.json()["perplexity"][0]["nll"], self.ppl(STORIES))
+        self.assertNotIn("lm_head", r.err)
+
+    def test_another_head(self):
+        """transformers 5 takes the stored one; the archive says false and holds it."""
+        model, out = with_head(self.path("m"), halves), self.path("out")
+        untied = with_head(self.path("u"), halves)
+        edit(untied, "config.json", lambda c: c.update(tie_word_embeddings=False))
+        r = self.good("eval", "--model", model, "--text", TEXT, "--window", 128, "--json", "--dtype", "fp32", ranks=2)
+        self.assertRegex(r.err, r"warning: .*lm_head\.weight.*transformers 5")
+        nll = r.json()["perplexity"][0]["nll"]
+        self.assertEqual(nll, self.ppl(untied, TEXT, 128, "--dtype", "fp32"))
+        self.assertGreater(nll, self.ppl(STORIES) + 0.1)
+        for rotated in ("true", "false"):
+            self.good("quantize", "--model", model, "--out", out, "--force", *settings(f"rotate.r1={rotated}"))
+            self.good("verify", out, "--source", model, "--equivalence")
+            folder = unpack(out, self.path("hf" + rotated))
+            with open(os.path.join(folder, "config.json")) as f:
+                self.assertIs(json.load(f)["tie_word_embeddings"], False)
+            self.assertGreater(self.ppl(folder), self.ppl(STORIES) + 0.1)
+        if os.environ.get("SPINSHARD_ORACLE_PYTHON"):
+            self.assertAlmostEqual(nll, oracle(untied, TEXT, 128)["nll"], delta=TOLERANCE)
+
+    # ---- kinds of text ----
+
+    def written(self, name, data):
+        path = self.path(name)
+        with open(path, "wb") as f:
+            f.write(data)
+        return path
+
+    def test_json_lines(self):
+        """They are the text that their "text" make, whatever the file is called; blank lines do not count."""
+        with open(TEXT, encoding="utf-8") as f:
+            lines = f.read().splitlines()
+        plain = self.written("plain.txt", ("\n".join(lines) + "\n").encode())
+        text = "\n\n".join(json.dumps({"id": i, "text": line}) for i, line in enumerate(lines))
+        for name in ("x.jsonl", "x.txt"):
+            self.assertEqual(self.ppl(STORIES, self.written(name, text.encode())), self.ppl(STORIES, plain))
+        for data, words in ((b'{"text": "a"}\n{"content": "b"}\n', "line 2.*no \"text\""),
+                            (b'{"text": "a"}\nnot JSON\n', "line 2"), (b'{"text": 3}\n', "no \"text\"")):
+            self.refused(self.written("bad.jsonl", data), words)
+
+    def refused(self, path, *words):
+        self.bad(3, words, "eval", "--model", STORIES, "--text", path, "--window", 64)
+        self.bad(3, words, "quantize", "--model", STORIES, "--out", self.path("none"), "--calib", path,
+                 *settings("weights.method=gptq", "calib.window=64"))
+
+    def test_other_kinds_are_named(self):
+        with open(TEXT, "rb") as f:
+            text = f.read()
+        for data, words in ((gzip.compress(text), "gzip[\\s\\S]*try: unpack"), (b"\x28\xb5\x2f\xfd" + text, "zstd"),
+                            (b"PAR1" + text + b"PAR1", "parquet[\\s\\S]*datasets"),
+                            (json.dumps([{"text": "a"}]).encode(), "JSON array[\\s\\S]*jq"),
+                            (json.dumps(["a", "b"], indent=1).encode(), "JSON array"),
+                            ("a text".encode("utf-16"), "UTF-16[\\s\\S]*iconv"), (b"PK\x03\x04zip", "zip"),
+                            (b"\x93NUMPY\x01", "NumPy"), (b"caf\xe9 " * 100, "byte 3 is not UTF-8")):
+            self.refused(self.written("file", data), words)
+
+    def test_what_only_looks_like_it(self):
+        """Texts that begin with brackets are texts; a byte order mark is none of it."""
+        with open(TEXT, "rb") as f:
+            text = f.read()
+        want = self.ppl(STORIES)
+        self.assertEqual(self.ppl(STORIES, self.written("bom.txt", b"\xef\xbb\xbf" + text)), want)
+        for begin in (b"[Once] ", b"{Once}\n", b"[1] see \"x\" ", b"[\"Hi\" she said]\n", b"{\n"):
+            self.good("eval", "--model", STORIES, "--text", self.written("t", begin + text), "--window", 128)
+
+    def test_task_files(self):
+        item = {"query": "Once upon a", "choices": [" time", " dog"], "gold": 0}
+        plain = self.written("a.jsonl", (json.dumps(item) + "\n").encode() * 2)
+        odd = self.written("b.jsonl", b"\xef\xbb\xbf\n" + json.dumps(item).encode() + b"\r\n\n  \n" + json.dumps(item).encode())
+        got = [self.good("eval", "--model", STORIES, "--tasks", p, "--window", 64, "--json").json()["tasks"][0] for p in (plain, odd)]
+        self.assertEqual([{k: v for k, v in g.items() if k != "task"} for g in got][0],
+                         {k: v for k, v in got[1].items() if k != "task"})
+        self.assertEqual(got[0]["n"], 2)
+
+    def test_windows_beyond_the_positions(self):
+        model = make_model.make(self.path("m"), *TINY)
+        edit(model, "config.json", lambda c: c.update(max_position_embeddings=64))
+        for window, said in ((64, 0), (65, 1)):
+            for r in (self.good("eval", "--model", model, "--text", TEXT, "--window", window),
+                      self.good("quantize", "--model", model, "--out", self.path(f"o{window}"), "--calib", TEXT,
+                                *settings("weights.method=gptq", "calib.windows=2", f"calib.window={window}"))):
+                self.assertEqual(r.err.count("max_position_embeddings"), said, r)
+
+    # ---- names ----
+
+    def named(self, *folder):
+        model = self.path(*folder)
+        os.makedirs(os.path.dirname(model), exist_ok=True)
+        make_model.make(model, *TINY)
+        out = self.path("out")
+        self.good("quantize", "--model", model, "--out", out, "--force")
+        name = os.path.basename(unpack(out, self.path("hf")))
+        shutil.rmtree(self.path("hf"))
+        self.assertEqual(tars(out), [f"{name}-00001-of-00001.tar"])
+        self.assertTrue(name.endswith("-w4-channel"))
+        return name[:-len("-w4-channel")]
+
+    def test_names(self):
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        self.assertEqual(self.named("hub", "models--meta-llama--Llama-3.2-1B", "snapshots", commit), "Llama-3.2-1B")
+        self.assertEqual(self.named("hub", "models--gpt2", "snapshots", commit), "gpt2")
+        self.assertEqual(self.named("snapshots", "x"), "x")
+        self.assertEqual(self.named("模型"), "u6a21u578b")
+        self.assertEqual(self.named("mod\u00e8le 2"), "modu00e8le-2")
+        self.assertEqual(self.named("-x"), "model-x")
+        self.assertEqual(self.named(".hidden"), "model.hidden")
+        self.assertEqual(len(self.named("n" * 200)), 100)
+
+    # ---- files beside the model ----
+
+    def test_files_beside_it(self):
+        model, out = make_model.make(self.path("m"), *TINY), self.path("out")
+        for name in ("tekken.json", "params.json", "NOTICE.txt", "preprocessor.json", ".gitattributes", "pytorch_model.bin"):
+            self.written(os.path.join("m", name), b"{}")
+        os.makedirs(os.path.join(model, "additional_chat_templates"))
+        r = self.good("quantize", "--model", model, "--out", out)
+        got = os.listdir(unpack(out, self.path("hf")))
+        for name in ("tekken.json", "params.json", "NOTICE.txt"):
+            self.assertIn(name, got)
+        self.assertRegex(r.err, r"not copied into the archive: additional_chat_templates/ preprocessor\.json\n")
+
+    # ---- packed folders of other tools ----
+
+    def test_packed_folders(self):
+        model, out = make_model.make(self.path("m"), *TINY), self.path("out")
+        self.good("quantize", "--model", model, "--out", out)
+        folder = unpack(out, self.path("hf"))
+        want = self.ppl(folder)
+
+        def changed(change):
+            with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
+                before = f.read()
+            edit(folder, "config.json", lambda c: change(c["quantization_config"]))
+            return before
+
+        def group(q):
+            return next(iter(q["config_groups"].values()))
+        good = [lambda q: q.update(quantization_status="frozen"),
+                lambda q: group(q).update(targets=["re:.*_proj$"]),
+                lambda q: q.update(ignore=["lm_head", "re:.*embed_tokens", "visual"])]
+        bad = [lambda q: q.update(ignore=["lm_head", "model.layers.0.mlp.down_proj"]),
+               lambda q: q.update(ignore=[]), lambda q: q.update(kv_cache_scheme={"num_bits": 8}),
+               lambda q: q["config_groups"].update(group_1=group(q)), lambda q: q.update(format="float-quantized"),
+               lambda q: q.update(quant_method="gptq"), lambda q: group(q)["weights"].update(actorder="group")]
+        for change in good + bad:
+            before = changed(change)
+            if change in good:
+                self.assertEqual(self.ppl(folder), want)
+            else:
+                self.bad(3, ["config.json"], "eval", "--model", folder, "--text", TEXT, "--window", 64)
+            with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as f:
+                f.write(before)
+
+    def test_a_packed_folder_that_lacks_a_tensor(self):
+        model, out = make_model.make(self.path("m"), *TINY), self.path("out")
+        self.good("quantize", "--model", model, "--out", out)
+        folder = unpack(out, self.path("hf"))
+        path = next(os.path.join(folder, n) for n in os.listdir(folder) if n.endswith(".safetensors"))
+        tensors, meta = make_model.read_safetensors(path)
+        tensors.pop("model.layers.0.mlp.up_proj.weight_scale")
+        make_model.write_safetensors(path, tensors, meta)
+        os.remove(os.path.join(folder, "model.safetensors.index.json"))
+        os.rename(path, os.path.join(folder, "model.safetensors"))
+        self.bad(3, ["up_proj.weight_scale"], "eval", "--model", folder, "--text", TEXT, "--window", 64)
+
+
+if __name__ == "__main__":
+    main()
