@@ -24,7 +24,8 @@ typedef enum bos_mode {
  * UTF-8 (with the byte offset). */
 err text_read(const char *path, char **text, size_t *len);
 
-/* Local. The same without a look at JSON: for files whose lines have a grammar of their own. */
+/* Local. A text file as text_read has it, but JSON stays as it stands: for files whose lines have a
+ * grammar of their own. */
 err text_read_lines(const char *path, char **text, size_t *len);
 
 /* Local. Token ids as integers between white space or commas, or as one JSON array; each must lie
