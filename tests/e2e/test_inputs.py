@@ -145,7 +145,7 @@ class Inputs(Case):
         os.makedirs(os.path.dirname(model), exist_ok=True)
         make_model.make(model, *TINY)
         out = self.path("out")
-        self.good("quantize", "--model", model, "--out", out, "--force")
+        self.good("quantize", "--model", model, "--out", out, "--force", *settings("weights.group=channel"))
         name = os.path.basename(unpack(out, self.path("hf")))
         shutil.rmtree(self.path("hf"))
         self.assertEqual(tars(out), [f"{name}-00001-of-00001.tar"])
