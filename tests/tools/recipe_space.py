@@ -83,7 +83,7 @@ def phase(**keys):
 
 def words(recipe):
     """The --set words of a recipe; a key at its default is left out where the program has the same one."""
-    own = {"calib.windows", "calib.window"}  # defaults here that are not the program's
+    own = {"calib.windows", "calib.window", "weights.group"}  # defaults here that are not the program's
     return [w for k, v in recipe.items() if k in own or v != default()[k]
             for w in ("--set", f"{k}={v if isinstance(v, str) else json.dumps(v)}")]
 
