@@ -75,7 +75,7 @@ bool cayley_finite(int64_t count, const double *x); /* local; no NaN, no infinit
  * (Cauchy-Schwarz) and tend to the largest s_k. The last ratio is what is given: never above |W|_2
  * but by rounding, and close to it from below where a few planes stand out, which is where it
  * matters. NaN where W is not finite. Fails with ERR_NOFIT. Same bits for any number of threads. */
-enum { CAYLEY_ANGLE_PRODUCTS = 8 };
+enum { CAYLEY_ANGLE_PRODUCTS = 4 };
 err cayley_angle(int64_t n, const double *W, double *angle);
 /* Local. Entry i of the vector that these products begin with, for who makes them another way. */
 double cayley_angle_start(int64_t i);

@@ -260,7 +260,7 @@ static err go_on(const learner *l, learn_e2e *r, int64_t k, const learn_kept *sa
 static err run(learner *l, int64_t k, const learn_kept *saved, const e2e_phase *p,
                const llama_stage *stage) {
     learn_e2e *r = NULL;
-    int64_t done;
+    int64_t done = 0;
     err e = learn_e2e_create(l->q->c, &p->o, &p->w, &p->l, stage, l->R1, l->R2, &r);
     if (!e.code) e = go_on(l, r, k, saved, &done);
     const learn_phase ops = {.self = r,
