@@ -104,7 +104,7 @@ static err share_done(quantize_run *q) {
         }
     }
     comm_bcast(q->c, q->units, (uint64_t)q->n_units * sizeof *q->units, 0);
-    int64_t *lost = calloc((size_t)q->n_units, sizeof *lost), units[2], n_lost = 0, n_done = 0;
+    int64_t *lost = calloc((size_t)q->n_units, sizeof *lost), units[2], n_done = 0;
     if (!lost) abort();
     for (int64_t i = 0; i < q->n_items; i++) {
         int n = quantize_item_units(&q->job, i, units);
@@ -119,7 +119,6 @@ static err share_done(quantize_run *q) {
     comm_max_i64(q->c, lost, q->n_units);
     for (int64_t u = 0; u < q->n_units; u++) {
         if (lost[u]) q->units[u].hex[0] = 0;
-        n_lost += lost[u];
         n_done += q->units[u].hex[0] != 0;
     }
     free(lost);

@@ -74,7 +74,7 @@ static double number_of(const json_t *t, const char *key) {
 
 /* Means over the layers of one linear. */
 static void tell_linear(const json_t *layers, size_t k) {
-    double before = 0, after = 0, raises = 0, fell_back = 0, rows = 0;
+    double before = 0, after = 0, raises = 0, fell_back = 0;
     int64_t n = 0;
     const char *key;
     json_t *layer;
@@ -84,7 +84,6 @@ static void tell_linear(const json_t *layers, size_t k) {
         after += number_of(t, "after");
         raises += number_of(t, "raises");
         fell_back += number_of(t, "fell_back");
-        rows += number_of(t, "rows");
         n++;
     }
     if (n)
