@@ -15,7 +15,7 @@ from kills import Tail, events, kill_a_rank  # noqa: E402
 from spin import STORIES, TEXT, Case, finish, main, settings, sha256, start, tar_hashes  # noqa: E402
 
 MISMATCH, STOPPED = 7, 75
-STEPS, LONG = 60, 600
+STEPS, LONG = 60, 300
 
 
 def how(out, start_point="pca", grid="2x2", steps=STEPS, more=()):
@@ -87,7 +87,7 @@ class Grid(Case):
                          ranks=ranks)
             self.assertIn("numerics.grid", r.err)
         self.bad(MISMATCH, [r"recipe\.numerics\.grid", "2x2", "1x1"], *how(out, grid="1x1", steps=LONG), out=out, ranks=4)
-        self.stop_after(how(out, grid="", steps=LONG), out, 200, ranks=5, threads=2)
+        self.stop_after(how(out, grid="", steps=LONG), out, 120, ranks=5, threads=2)
         self.good(*how(out, grid="", steps=LONG), ranks=4, threads=2)
         self.assertEqual(want, self.result(out, LONG))
 
@@ -95,7 +95,7 @@ class Grid(Case):
         want_out, rng, kills = self.path("want"), random.Random(3), 0
         self.good(*how(want_out, steps=LONG), ranks=4)
         want, out = self.result(want_out, LONG), self.path("out")
-        for step in (1, 100, 230, 350, 500):
+        for step in (1, 50, 115, 175, 250):
             p, tail = start(how(out, grid=rng.choice(("", "2x2")) if step > 1 else "2x2", steps=LONG), ranks=rng.choice((4, 5, 6))), Tail(out)
             while p.poll() is None and not any(e.get("step", 0) >= step or e["phase"] == "gptq" for e in tail.new()):
                 time.sleep(0.0005)
