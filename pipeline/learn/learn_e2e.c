@@ -9,6 +9,7 @@
 #include "model/tensors.h"
 #include "pipeline/learn/e2e_batch.h"
 #include "pipeline/learn/r2_part.h"
+#include "pipeline/learn/range_step.h"
 #include "pipeline/plan/product_peak.h"
 
 #include <inttypes.h>
@@ -254,14 +255,10 @@ static int64_t predictions(const learn_e2e *l) {
     return l->w->shape.window - (l->w->objective->counts_last_row ? 0 : 1);
 }
 
-/* The last one in eight pieces of the text is held out; a single piece serves as both. */
-static int64_t pieces_held(int64_t pieces) {
-    return pieces < 2 ? pieces : size_max(1, pieces / 8);
-}
-
+/* Of the pieces of the text the last ones are held out, as many as of rows (range_held). */
 static void pick_windows(learn_e2e *l, bool held) {
     const int64_t cuts = l->o.length / l->w->shape.window, pieces = l->o.n_windows * cuts,
-                  out = pieces_held(pieces), left = pieces > out ? pieces - out : pieces;
+                  out = range_held(pieces), left = pieces > out ? pieces - out : pieces;
     if (held)
         for (int64_t i = 0; i < l->w->batch; i++) l->pick[i] = pieces - out + i % out;
     else
