@@ -249,23 +249,6 @@ static double sum_of_lanes(const lanes v[SETS]) {
     return sum;
 }
 
-/* sum (zero ? 0 x : x^2) */
-static double sum_over(int64_t count, const double *x, bool zero) {
-    lanes sum[SETS] = {0};
-    int64_t i = 0;
-    for (; i + LANES * SETS <= count; i += LANES * SETS)
-#pragma GCC unroll 4
-        for (int k = 0; k < SETS; k++) {
-            lanes v;
-            memcpy(&v, x + i + k * LANES, sizeof v);
-            sum[k] += zero ? 0 * v : v * v;
-        }
-    double rest = 0;
-    for (; i < count; i++) rest += zero ? 0 * x[i] : x[i] * x[i];
-    return sum_of_lanes(sum) + rest;
-}
-
-/* sum of x y, in the order of sum_over. */
 static double dot(int64_t count, const double *x, const double *y) {
     lanes sum[SETS] = {0};
     int64_t i = 0;
@@ -287,7 +270,9 @@ double cayley_dot(int64_t n, const double *x, const double *y) {
 }
 
 bool cayley_finite(int64_t count, const double *x) {
-    return sum_over(count, x, true) == 0; /* zero times anything finite is zero */
+    int64_t bad = 0;
+    for (int64_t i = 0; i < count; i++) bad += !isfinite(x[i]);
+    return bad == 0;
 }
 
 static err step_with(int64_t n, const double *A, double *R, double *scratch) {
@@ -355,7 +340,7 @@ double cayley_norm_1(int64_t n, const double *W) {
 }
 
 double cayley_sum_squares(int64_t n, const double *W) {
-    return sum_over(n * n, W, false);
+    return dot(n * n, W, W);
 }
 
 double cayley_angle_start(int64_t i) {
@@ -363,21 +348,31 @@ double cayley_angle_start(int64_t i) {
 }
 
 /* z is kept at length 1, so that neither long nor short products leave the range of a double. */
-err cayley_angle(int64_t n, const double *W, double *angle) {
-    double *z, *y, length = sqrt((double)n);
-    err e = take(2 * n, "angle of a step", &z);
-    if (e.code) return e;
-    y = z + n;
+err cayley_angle_by(int64_t n, cayley_product times, const void *W, double *room, double *angle) {
+    double *z = room, *y = room + n, length = sqrt((double)n);
+    err e = err_none();
     for (int64_t i = 0; i < n; i++) z[i] = cayley_angle_start(i);
-    for (int k = 0; k < CAYLEY_ANGLE_PRODUCTS && length > 0; k++) {
+    for (int k = 0; k < CAYLEY_ANGLE_PRODUCTS && length > 0 && !e.code; k++) {
         for (int64_t i = 0; i < n; i++) z[i] /= length;
-#pragma omp parallel for if (n * n >= PARALLEL_FROM)
-        for (int64_t i = 0; i < n; i++) y[i] = dot(n, W + i * n, z);
+        e = times(n, W, z, y);
         length = sqrt(dot(n, y, y));
         memcpy(z, y, (size_t)n * sizeof *z);
     }
     *angle = length;
-    mem_free(z);
+    return e;
+}
+
+static err times_whole(int64_t n, const void *W, const double *z, double *y) {
+#pragma omp parallel for if (n * n >= PARALLEL_FROM)
+    for (int64_t i = 0; i < n; i++) y[i] = dot(n, (const double *)W + i * n, z);
+    return err_none();
+}
+
+err cayley_angle(int64_t n, const double *W, double *angle) {
+    double *room;
+    err e = take(2 * n, "angle of a step", &room);
+    if (!e.code) e = cayley_angle_by(n, times_whole, W, room, angle);
+    mem_free(room);
     return e;
 }
 

@@ -77,7 +77,12 @@ bool cayley_finite(int64_t count, const double *x); /* local; no NaN, no infinit
  * matters. NaN where W is not finite. Fails with ERR_NOFIT. Same bits for any number of threads. */
 enum { CAYLEY_ANGLE_PRODUCTS = 4 };
 err cayley_angle(int64_t n, const double *W, double *angle);
-/* Local. Entry i of the vector that these products begin with, for who makes them another way. */
+/* cayley_angle of a matrix that is stored in another way, by a function that multiplies it: y = W
+ * z, both [n]. Local or collective as that function is, with its errors. room [2 n]: the caller's,
+ * since ranks must agree that all have it before they multiply together. */
+typedef err (*cayley_product)(int64_t n, const void *W, const double *z, double *y);
+err cayley_angle_by(int64_t n, cayley_product times, const void *W, double *room, double *angle);
+/* Local. Entry i of the vector that the products begin with. */
 double cayley_angle_start(int64_t i);
 double cayley_dot(int64_t n, const double *x, const double *y); /* local; in a fixed order */
 

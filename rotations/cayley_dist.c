@@ -234,31 +234,24 @@ static void direction(cayley_dist *d) {
     dmat_add_transpose(0.5, d->T, -0.5, d->dG);
 }
 
-/* |m|_2 of a skew matrix over the grid: cayley_angle with products of parts. */
+static err times_parts(int64_t n, const void *m, const double *z, double *y) {
+    (void)n;
+    return dmat_times(false, m, z, y);
+}
+
+/* |m|_2 of a skew matrix over the grid. */
 static err angle_of(const cayley_dist *d, const dmat *m, double *angle) {
-    const int64_t n = d->o.n;
-    double length = sqrt((double)n), *z, *y;
-    void *p;
-    err e =
-        comm_agree(d->c, mem_alloc(2 * n, sizeof(double), "angle of R1", &p), "step of R1", NULL);
-    z = p;
-    y = z + n;
-    for (int64_t i = 0; i < n && !e.code; i++) z[i] = cayley_angle_start(i);
-    for (int k = 0; k < CAYLEY_ANGLE_PRODUCTS && length > 0 && !e.code; k++) {
-        for (int64_t i = 0; i < n; i++) z[i] /= length;
-        e = dmat_times(false, m, z, y);
-        length = 0;
-        for (int64_t i = 0; i < n; i++) length += y[i] * y[i];
-        length = sqrt(length);
-        memcpy(z, y, (size_t)n * sizeof *z);
-    }
-    *angle = length;
-    mem_free(p);
+    void *room;
+    err e = mem_alloc(2 * d->o.n, sizeof(double), "angle of R1", &room);
+    e = comm_agree(d->c, e, "step of R1", NULL);
+    if (!e.code) e = cayley_angle_by(d->o.n, times_parts, m, room, angle);
+    mem_free(room);
     return e;
 }
 
 /* dG: W becomes A = factor M. */
-static err adam_direction(cayley_dist *d, double lr, double loss, optimizer_report *said) {
+static err adam_direction(cayley_dist *d, double lr, double loss, double sum_squares,
+                          optimizer_report *said) {
     const int64_t entries = dmat_part_entries(d->dG);
     double angle, *W = dmat_part(d->dG), *M = dmat_part(d->extra);
     err e = angle_of(d, d->dG, &angle);
@@ -270,7 +263,7 @@ static err adam_direction(cayley_dist *d, double lr, double loss, optimizer_repo
     double inner = dmat_dot(d->dG, d->extra);
     if (inner < 0) { /* as in rotations/optimizer.c */
         for (int64_t i = 0; i < entries; i++) M[i] = (1 - OPTIMIZER_BETA_1) * W[i];
-        inner = (1 - OPTIMIZER_BETA_1) * dmat_sum_squares(d->dG);
+        inner = (1 - OPTIMIZER_BETA_1) * sum_squares;
     }
     said->alpha = optimizer_keep_promise(said->alpha, inner, loss, &said->promise);
 #pragma omp parallel for if (entries >= PARALLEL_FROM)
@@ -336,7 +329,7 @@ static err step_grid(cayley_dist *d, double lr, double loss, optimizer_report *s
     const double sum_squares = dmat_sum_squares(d->dG);
     said->gradient = sqrt(sum_squares);
     if (d->o.kind == OPTIMIZER_ADAM)
-        e = adam_direction(d, lr, loss, said);
+        e = adam_direction(d, lr, loss, sum_squares, said);
     else
         e = sgd_direction(d, lr, &said->alpha);
     if (e.code) return e;

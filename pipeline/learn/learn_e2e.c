@@ -280,7 +280,6 @@ static err run_pass(learn_e2e *l, bool *again) {
         if (l->sums[i].v) fixed_sum_begin(&l->sums[i], l->exponents[i], units_of(l, i));
     err e = err_none();
     if (l->active) e = e2e_pass_run(l->pass, &l->o.sites, l->windows, weight, l->step, &out);
-    l->passes++;
     e = comm_agree(l->c, e, "a step", NULL);
     if (e.code) return e;
     double max[2] = {l->sums[0].max, l->sums[1].max};
@@ -388,6 +387,7 @@ err learn_e2e_step(learn_e2e *l, learn_report *report) {
         start = clock_now_s();
         memcpy(used, l->exponents, sizeof used);
         e = run_pass(l, &again);
+        l->passes++;
     }
     if (!e.code) e = mean_loss(l, &report->loss);
     if (!e.code && l->w->shape.r1) e = move_r1(l, used[0], report);
@@ -422,7 +422,6 @@ err learn_e2e_judge(learn_e2e *l, learn_verdict *v) {
     e = comm_agree(l->c, e, "weights in the loop", NULL);
     if (!e.code) e = run_pass(l, &again);
     memcpy(l->exponents, exponents, sizeof exponents);
-    l->passes--;
     if (!e.code) e = mean_loss(l, &v->loss);
     if (e.code) return e;
     v->word = v->word_r2 = learn_judge_hear(&l->judge, v->loss, l->step, l->step == l->o.steps);
