@@ -27,12 +27,19 @@ def windows(folder, text, size, limit):
     return [prefix + ids[i * step:(i + 1) * step] for i in range(min(n, limit or n))]
 
 
+def versions():
+    print(json.dumps({name: version(name) for name in ("compressed-tensors", "transformers", "torch")}))
+
+
 @torch.no_grad()
-def main(folder, path, size, limit=0):
+def main(folder, path=None, size=None, limit=0, load=AutoModelForCausalLM.from_pretrained):
+    """`load`: what makes a model of the folder."""
+    if folder == "--versions":
+        return versions()
     torch.set_num_threads(2)
     with open(path, encoding="utf-8", newline="") as f:
         batch = windows(folder, f.read(), int(size), int(limit))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = load(folder, dtype=torch.float32)
     model.eval()
     nll, n = 0.0, 0
     for ids in batch:
@@ -45,9 +52,6 @@ def main(folder, path, size, limit=0):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--versions"]:
-        print(json.dumps({name: version(name) for name in ("compressed-tensors", "transformers", "torch")}))
-        sys.exit(0)
-    if len(sys.argv) < 4:
+    if len(sys.argv) < 4 and sys.argv[1:] != ["--versions"]:
         sys.exit(__doc__)
     main(*sys.argv[1:])

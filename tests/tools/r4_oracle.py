@@ -21,10 +21,9 @@ def main(folder, *more):
         config = json.load(f)
     transforms = config["quantization_config"].pop("transform_config")
     del config["quantization_config"]["config_groups"]["group_0"]["needs_R4_online_by_transform_config"]
-    load = AutoModelForCausalLM.from_pretrained
 
     def with_transforms(path, **how):
-        model = load(path, **how)
+        model = AutoModelForCausalLM.from_pretrained(path, **how)
         apply_transform_config(model, TransformConfig.model_validate(transforms))
         return model
 
@@ -34,8 +33,7 @@ def main(folder, *more):
                 os.symlink(os.path.abspath(f"{folder}/{name}"), f"{copy}/{name}")
         with open(f"{copy}/config.json", "w") as f:
             json.dump(config, f)
-        oracle.AutoModelForCausalLM.from_pretrained = with_transforms
-        oracle.main(copy, *more)
+        oracle.main(copy, *more, load=with_transforms)
 
 
 if __name__ == "__main__":

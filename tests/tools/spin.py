@@ -3,6 +3,7 @@
 The program is the one that SPINSHARD names. A run that takes longer than its limit is killed, its
 whole process group, and counts as a hang.
 """
+import atexit
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import unittest
 
 import make_model
@@ -173,16 +175,36 @@ class Case(unittest.TestCase):
         return [e["loss"] for e in steps if e["event"] == "step" and e["phase"] == "learn.1"][0]
 
 
+class OracleServer:
+    """oracle_server.py, from the first question to the end of the tests; what it writes to stderr goes to ours."""
+
+    process = None
+
+    @classmethod
+    def ask(cls, words, limit):
+        if not cls.process or cls.process.poll() is not None:
+            cls.process = subprocess.Popen(
+                [os.environ["SPINSHARD_ORACLE_PYTHON"], os.path.join(TESTS, "tools", "oracle_server.py")], text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+            atexit.register(cls.process.kill)
+        timer = threading.Timer(limit, cls.process.kill)
+        timer.start()
+        try:
+            print(json.dumps(words), file=cls.process.stdin, flush=True)
+            answer = cls.process.stdout.readline()
+        finally:
+            timer.cancel()
+        return json.loads(answer) if answer else {"error": f"it ended, or took longer than {limit} s"}
+
+
 def oracle(*words, limit=600, script="oracle.py"):
     """Run a script of tests/tools with the Python of the oracles; its last line is JSON."""
-    python = os.environ.get("SPINSHARD_ORACLE_PYTHON")
-    if not python:
+    if not os.environ.get("SPINSHARD_ORACLE_PYTHON"):
         skip("SPINSHARD_ORACLE_PYTHON names no Python with torch and transformers")
-    r = subprocess.run([python, os.path.join(TESTS, "tools", script), *map(str, words)],
-                       capture_output=True, text=True, timeout=limit, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    if r.returncode:
-        raise AssertionError(f"the oracle failed: {r.stderr[-3000:]}")
-    return json.loads(r.stdout.strip().splitlines()[-1])
+    answer = OracleServer.ask([script, *map(str, words)], limit)
+    if "error" in answer:
+        raise AssertionError(f"the oracle failed: {answer['error'][-3000:]}")
+    return json.loads(answer["out"].strip().splitlines()[-1])
 
 
 def main():
