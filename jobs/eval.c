@@ -7,10 +7,12 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "jobs/eval_distance.h"
 #include "jobs/eval_tasks.h"
 #include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
 #include "pipeline/plan/memory_plan.h"
+#include "pipeline/stages/eval_against.h"
 #include "pipeline/stages/eval_run.h"
 #include "pipeline/stages/stage_relay.h"
 #include "pipeline/weights/rotation_file.h"
@@ -30,7 +32,7 @@ typedef struct eval_text {
 typedef struct eval_job {
     const comm *c;
     const options *o;
-    source source;
+    source source, against; /* against: open where --against is given */
     recipe *recipe;
     rotation_set *rotations;
     const rotation **r2;
@@ -43,7 +45,8 @@ typedef struct eval_job {
     int32_t *ids;           /* [n_windows * window], on every rank */
     const int32_t **starts; /* [n_windows] into ids */
     int64_t n_windows;
-    double *nll; /* root: [n_windows] */
+    double *nll;          /* root: [n_windows] */
+    divergence *distance; /* root, with --against: [n_windows, window - 1] */
     eval_tasks tasks;
     double seconds;
     json_t *peaks; /* root: peak resident bytes of each rank */
@@ -63,6 +66,8 @@ static err read_flags(eval_job *j) {
                         "say which text: --text FILE, or which questions: --tasks FILE");
     if (options_has(o, OPT_ITEMS) && !options_has(o, OPT_TASKS))
         return err_make(ERR_USAGE, "--items", NULL, "say which questions: --tasks FILE");
+    if (options_has(o, OPT_AGAINST) && !options_has(o, OPT_TEXT))
+        return err_make(ERR_USAGE, "--against", NULL, "say on which text: --text FILE");
     err e = options_int(o, OPT_WINDOW, 2, 1 << 20, &j->window);
     if (!e.code) e = options_int(o, OPT_LIMIT, 1, INT64_MAX, &j->limit);
     if (!e.code) e = options_int(o, OPT_TAIL, 1, INT64_MAX, &j->tail);
@@ -139,6 +144,23 @@ static err make_sites(eval_job *j) {
     return e;
 }
 
+/* Collective. The model that --against names: in full precision, and of the same tokens. */
+static err open_against(eval_job *j) {
+    const char *path = options_str(j->o, OPT_AGAINST);
+    err e = source_open(j->c, path, &j->against);
+    if (e.code) return e;
+    const llama_config *a = &j->against.cfg, *b = &j->source.cfg;
+    if (j->against.linears.form)
+        e = err_make(ERR_USAGE, "--against", "name the checkpoint that the archive was made from",
+                     "%s is quantized: it is no measure for others", path);
+    else if (a->vocab != b->vocab || a->layers != b->layers)
+        e = err_make(ERR_USAGE, "--against", "name the checkpoint that the model was made from",
+                     "%s has %" PRId64 " layers and %" PRId64 " tokens, %s has %" PRId64
+                     " and %" PRId64,
+                     path, a->layers, a->vocab, j->source.path, b->layers, b->vocab);
+    return comm_agree(j->c, e, "--against", NULL);
+}
+
 /* Root only. All windows of all texts, one after the other. */
 static err read_texts(eval_job *j) {
     tokenizer *t;
@@ -177,6 +199,10 @@ static err share_texts(eval_job *j) {
     j->starts = malloc((size_t)(j->n_windows + 1) * sizeof *j->starts);
     j->nll = calloc((size_t)j->n_windows + 1, sizeof *j->nll);
     if (!j->ids || !j->starts || !j->nll) abort();
+    if (j->against.ck && comm_rank(j->c) == 0) {
+        j->distance = calloc((size_t)(j->n_windows * (j->window - 1)), sizeof *j->distance);
+        if (!j->distance) abort();
+    }
     for (int i = 0; i < j->n_texts; i++)
         for (int64_t w = 0; w < j->texts[i].n; w++)
             memcpy(j->ids + (j->texts[i].first + w) * j->window,
@@ -221,6 +247,67 @@ static void add_passes(const eval_job *j, memory_plan *p) {
     memory_plan_add(p, "residual streams", rows);
 }
 
+static load_options loading(const eval_job *j, const source *from, const embed_rows *rows,
+                            const stage_range *ranges, int n_stages) {
+    const int rank = comm_rank(j->c);
+    return (load_options){.checkpoint = from->ck,
+                          .cfg = &from->cfg,
+                          .linears = from->linears,
+                          .embed = rank == 0 ? rows : NULL,
+                          .head = rank == n_stages - 1,
+                          .range = ranges[rank],
+                          .compute = j->compute};
+}
+
+static eval_windows windows_of(const eval_job *j) {
+    return (eval_windows){.ids = j->starts, .n = j->n_windows, .length = j->window};
+}
+
+/* Collective. What the ranks with a stage will hold, against what there is. */
+static err check_memory(const eval_job *j, const load_options *lo, const load_options *lo_against) {
+    memory_plan p = {.n = 0};
+    uint64_t limit = 0;
+    const bool active = lo->range.n > 0;
+    if (active) {
+        memory_plan_add(&p, "weights", load_stage_bytes(lo));
+        add_passes(j, &p);
+    }
+    if (active && j->against.ck) {
+        const eval_windows w = windows_of(j);
+        memory_plan_add(&p, "weights of --against", load_stage_bytes(lo_against));
+        memory_plan_add(
+            &p, "passes of --against",
+            eval_against_bytes(&j->against.cfg, &j->source.cfg, j->compute, &w, lo->head));
+    }
+    err e = err_none();
+    if (options_has(j->o, OPT_MEM)) e = size_parse(options_str(j->o, OPT_MEM), &limit);
+    e = comm_agree(j->c, e, "--mem", NULL);
+    return e.code ? e : memory_plan_check(j->c, &p, "eval", limit);
+}
+
+/* Collective on the ranks that have a stage. */
+static err run_texts(eval_job *j, const comm *c, const llama_stage *stage,
+                     const llama_stage *against, const embed_rows *rows) {
+    const eval_windows w = windows_of(j);
+    const bool root = comm_rank(c) == 0;
+    double *nll = root ? j->nll : NULL;
+    if (!j->against.ck) return eval_run(c, stage, &j->sites, j->compute, rows, &w, nll);
+    const llama_sites plain = llama_sites_none();
+    const eval_side p = {against, &plain}, q = {stage, &j->sites};
+    return eval_against(c, &p, &q, j->compute, rows, &w, j->distance, nll);
+}
+
+static err run_passes(eval_job *j, const comm *c, const llama_stage *stage,
+                      const llama_stage *against, const embed_rows *rows) {
+    const eval_tasks *t = &j->tasks;
+    err e = err_none();
+    if (j->n_windows) e = run_texts(j, c, stage, against, rows);
+    if (!e.code && t->n_sequences)
+        e = task_run(c, stage, &j->sites, j->compute, rows, t->s, t->n_sequences, &t->packs,
+                     t->exact, comm_rank(c) == 0 ? t->scores : NULL);
+    return e;
+}
+
 /* Load this rank's stage and run all windows; ranks without a stage wait. */
 static err run_stages(eval_job *j) {
     const llama_config *cfg = &j->source.cfg;
@@ -235,42 +322,23 @@ static err run_stages(eval_job *j) {
     if (n_stages < size)
         log_line(LOG_RUN, "%d of %d ranks are idle: the model has %" PRId64 " layers",
                  size - n_stages, size, cfg->layers);
-    load_options lo = {.checkpoint = j->source.ck,
-                       .cfg = cfg,
-                       .linears = j->source.linears,
-                       .embed = rank == 0 ? &rows : NULL,
-                       .head = rank == n_stages - 1,
-                       .range = ranges[rank],
-                       .compute = j->compute};
-    memory_plan p = {.n = 0};
-    bool active = rank < n_stages;
-    if (active) {
-        memory_plan_add(&p, "weights", load_stage_bytes(&lo));
-        add_passes(j, &p);
-    }
-    uint64_t limit = 0;
-    if (options_has(j->o, OPT_MEM)) e = size_parse(options_str(j->o, OPT_MEM), &limit);
-    e = comm_agree(j->c, e, "--mem", NULL);
-    if (!e.code) e = memory_plan_check(j->c, &p, "eval", limit);
+    const load_options lo = loading(j, &j->source, &rows, ranges, n_stages),
+                       lo_against = loading(j, &j->against, &rows, ranges, n_stages);
+    const bool active = rank < n_stages;
+    e = check_memory(j, &lo, &lo_against);
     comm *stages = NULL;
-    llama_stage stage = {.cfg = cfg};
+    llama_stage stage = {.cfg = cfg}, against = {.cfg = &j->against.cfg};
     if (!e.code && active) e = load_stage(&lo, &stage);
+    if (!e.code && active && j->against.ck) e = load_stage(&lo_against, &against);
     e = comm_agree(j->c, e, "loading the weights", NULL);
     if (!e.code && n_stages < size) e = comm_split(j->c, active ? 0 : -1, "stages", &stages);
     double start = clock_now_s();
-    if (!e.code && active && j->n_windows) {
-        eval_windows w = {.ids = j->starts, .n = j->n_windows, .length = j->window};
-        e = eval_run(stages ? stages : j->c, &stage, &j->sites, j->compute, &rows, &w,
-                     rank == 0 ? j->nll : NULL);
-    }
-    const eval_tasks *t = &j->tasks;
-    if (!e.code && active && t->n_sequences)
-        e = task_run(stages ? stages : j->c, &stage, &j->sites, j->compute, &rows, t->s,
-                     t->n_sequences, &t->packs, t->exact, rank == 0 ? t->scores : NULL);
+    if (!e.code && active) e = run_passes(j, stages ? stages : j->c, &stage, &against, &rows);
     e = comm_agree(j->c, e, "evaluating", NULL);
     j->seconds = clock_now_s() - start;
     comm_destroy(&stages);
     llama_stage_clear(&stage);
+    llama_stage_clear(&against);
     embed_rows_clear(&rows);
     free(ranges);
     return e;
@@ -281,6 +349,20 @@ static double text_nll(const eval_job *j, const eval_text *x) {
     double sum = 0;
     for (int64_t w = 0; w < x->n; w++) sum += j->nll[x->first + w];
     return sum / ((double)x->n * (double)(j->window - 1));
+}
+
+/* Root only. The standard error of text_nll, over windows. */
+static double text_error(const eval_job *j, const eval_text *x) {
+    double *means = calloc((size_t)x->n + 1, sizeof *means);
+    if (!means) abort();
+    for (int64_t w = 0; w < x->n; w++) means[w] = j->nll[x->first + w] / (double)(j->window - 1);
+    const double error = eval_mean_of(means, x->n).error;
+    free(means);
+    return error;
+}
+
+static eval_distance text_distance(const eval_job *j, const eval_text *x) {
+    return eval_distance_of(j->distance + x->first * (j->window - 1), x->n, j->window - 1);
 }
 
 static void gather_peaks(eval_job *j) {
@@ -301,11 +383,17 @@ static void print_json(const eval_job *j) {
     json_t *list = json_array();
     for (int i = 0; i < j->n_texts; i++) {
         const eval_text *x = &j->texts[i];
-        double nll = text_nll(j, x);
-        json_array_append_new(
-            list, json_pack("{s:s, s:I, s:I, s:I, s:f, s:f}", "text", x->path, "window",
-                            (json_int_t)j->window, "windows", (json_int_t)x->n, "tokens",
-                            (json_int_t)(x->n * (j->window - 1)), "nll", nll, "ppl", exp(nll)));
+        const double nll = text_nll(j, x), error = text_error(j, x);
+        json_t *v = json_pack("{s:s, s:I, s:I, s:I, s:f, s:o, s:f, s:o}", "text", x->path, "window",
+                              (json_int_t)j->window, "windows", (json_int_t)x->n, "tokens",
+                              (json_int_t)(x->n * (j->window - 1)), "nll", nll, "nll_stderr",
+                              eval_number(error), "ppl", exp(nll), "ppl_stderr",
+                              eval_number(exp(nll) * error));
+        if (j->distance) {
+            const eval_distance d = text_distance(j, x);
+            json_object_set_new(v, "against", eval_distance_json(&d, j->against.path));
+        }
+        json_array_append_new(list, v);
     }
     json_t *v = json_pack("{s:s, s:s, s:s, s:i, s:i, s:f, s:O, s:o}", "model", j->source.path,
                           "dtype", compute_name(j->compute), "bos", j->bos, "ranks",
@@ -322,13 +410,20 @@ static void print_table(const eval_job *j) {
            j->source.path, compute_name(j->compute), j->sites.act.bits, j->sites.kv.bits,
            j->n_texts ? j->bos : json_string_value(recipe_get(j->recipe, "calib.bos")));
     if (j->n_texts)
-        printf("%-40s %8s %8s %12s %10s\n", "text", "window", "windows", "nats/token",
-               "perplexity");
+        printf("%-40s %8s %8s %12s %10s %10s\n", "text", "window", "windows", "nats/token",
+               "perplexity", "+-");
     for (int i = 0; i < j->n_texts; i++) {
         const eval_text *x = &j->texts[i];
-        double nll = text_nll(j, x);
-        printf("%-40s %8" PRId64 " %8" PRId64 " %12.6f %10.4f\n", x->path, j->window, x->n, nll,
+        const double nll = text_nll(j, x), error = text_error(j, x);
+        printf("%-40s %8" PRId64 " %8" PRId64 " %12.6f %10.4f", x->path, j->window, x->n, nll,
                exp(nll));
+        if (isfinite(error)) printf(" %10.4f", exp(nll) * error);
+        puts("");
+    }
+    if (j->distance) eval_distance_head(j->against.path);
+    for (int i = 0; j->distance && i < j->n_texts; i++) {
+        const eval_distance d = text_distance(j, &j->texts[i]);
+        eval_distance_print(&d, j->texts[i].path);
     }
     eval_tasks_print(&j->tasks);
 }
@@ -338,6 +433,12 @@ static err refuse_nan(const eval_job *j) {
         if (!isfinite(j->nll[w]))
             return err_make(ERR_NUMERICS, j->source.path, NULL,
                             "the loss of window %" PRId64 " is not a number", w);
+    for (int64_t t = 0; j->distance && t < j->n_windows * (j->window - 1); t++)
+        if (!isfinite(j->distance[t].kl))
+            return err_make(ERR_NUMERICS, j->against.path, NULL,
+                            "the distance of token %" PRId64 " of window %" PRId64
+                            " is not a number",
+                            t % (j->window - 1) + 1, t / (j->window - 1));
     return eval_tasks_check(&j->tasks);
 }
 
@@ -348,6 +449,7 @@ err job_eval(const comm *c, const options *o) {
     if (!e.code) e = setup_recipe(c, o, j.source.recipe, &j.recipe);
     if (!e.code) source_warn_window(&j.source, "--window", j.window);
     if (!e.code) e = make_sites(&j);
+    if (!e.code && options_has(o, OPT_AGAINST)) e = open_against(&j);
     if (!e.code) e = share_texts(&j);
     if (!e.code) e = run_stages(&j);
     if (!e.code)
@@ -371,10 +473,12 @@ err job_eval(const comm *c, const options *o) {
     free(j.ids);
     free(j.starts);
     free(j.nll);
+    free(j.distance);
     free(j.r2);
     json_decref(j.peaks);
     rotation_set_destroy(&j.rotations);
     recipe_destroy(&j.recipe);
     source_close(&j.source);
+    source_close(&j.against);
     return e;
 }

@@ -63,6 +63,10 @@ static const struct {
                    BIT(CMD_EVAL), false},
     [OPT_ROTATIONS] = {"--rotations", "FILE", "rotations.safetensors for the quantization sites",
                        BIT(CMD_EVAL), false},
+    [OPT_AGAINST] = {"--against", "DIR",
+                     "the checkpoint in full precision: how far the predictions on --text are from "
+                     "its own (KL, likeliest token)",
+                     BIT(CMD_EVAL), false},
     [OPT_CALIB] = {"--calib", "FILE", "calibration text (for learning and GPTQ)",
                    BIT(CMD_PLAN) | BIT(CMD_QUANTIZE), false},
     [OPT_CALIB_IDS] = {"--calib-ids", "FILE", "calibration text as token ids",

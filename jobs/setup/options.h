@@ -32,6 +32,7 @@ typedef enum option {
     OPT_TAIL,
     OPT_DTYPE,
     OPT_ROTATIONS,
+    OPT_AGAINST,
     OPT_CALIB,
     OPT_CALIB_IDS,
     OPT_MEM,

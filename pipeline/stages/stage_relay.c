@@ -56,9 +56,13 @@ llama_scratch *stage_relay_scratch(stage_relay *r) {
     return r->scratch;
 }
 
+size_t stage_relay_row_bytes(const stage_relay *r) {
+    return (size_t)r->stage->cfg->hidden * llama_real_bytes(r->compute);
+}
+
 void *stage_relay_pass(stage_relay *r, const int32_t *ids, int64_t n, err *e) {
     const int rank = comm_rank(r->c), size = comm_size(r->c), side = r->side;
-    const uint64_t bytes = (uint64_t)(n * r->stage->cfg->hidden) * llama_real_bytes(r->compute);
+    const uint64_t bytes = (uint64_t)n * stage_relay_row_bytes(r);
     void *x = r->x[side];
     r->side = !side;
     comm_wait(&r->sent[side]);

@@ -26,6 +26,8 @@ void stage_relay_destroy(stage_relay **r); /* local; waits for what it sent; NUL
 /* Local. The scratch that its layers run in: llama_scratch_pack before a batch of sequences, the
  * head after one. */
 llama_scratch *stage_relay_scratch(stage_relay *r);
+/* Local. Bytes of one of its rows. */
+size_t stage_relay_row_bytes(const stage_relay *r);
 
 /* Collective, no waiting; ids [n], n must agree. One batch through this rank. Returns its rows as
  * they leave the stage, [n, hidden], good until the batch after the next. Where *e is set already,
