@@ -89,7 +89,7 @@ int main(int argc, char **argv) {
                              .rows = bench_argument(argc, argv, 2, 32768),
                              .kind = OPTIMIZER_ADAM,
                              .schedule = SCHEDULE_COSINE,
-                             .lr_r1 = 0.5,
+                             .lr_r1 = 1,
                              .lr_r2 = 0.3,
                              .act = four,
                              .kv = four,

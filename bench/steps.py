@@ -5,7 +5,8 @@ small angle, five times the steps), and the share of its gain that the default r
 
 usage: steps.py --program build/release/spinshard --make build/release/tests/tool_model --work DIR
                 [--hidden 256,576,1024] [--outliers 0,3,30] [--start had,pca] [--steps 100] [--rows 4096] [--no-careful]
-                [--set KEY=VALUE]...
+                [--learn 'KEY: VALUE, ...'] [--set KEY=VALUE]...
+--learn changes the phase whose result is measured, not the careful one.
 Models are noise with the statistics of trained ones (tests/tools/tool_model.c). A row that is in DIR is not run again.
 """
 import argparse
@@ -40,7 +41,7 @@ def learn(a, model, name, start, phase):
         for s in ["calib.windows=6", "calib.window=256", f"rotate.start={start}", "activations.bits=4", "kv.bits=4",
                   "rotate.online=[r3]", "weights.group=channel", "learn=[{objective: range, %s}]" % phase, *a.set]:
             words += ["--set", s]
-        subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         shutil.move(os.path.join(out, "events.jsonl"), events)
         shutil.rmtree(out)
     with open(events) as f:
@@ -50,7 +51,7 @@ def learn(a, model, name, start, phase):
 
 def row(a, hidden, outliers, start):
     model, name = make(a, hidden, outliers), f"h{hidden}-{outliers}-{start}"
-    held = learn(a, model, name, start, f"steps: {a.steps}, rows: {a.rows}")
+    held = learn(a, model, name, start, f"steps: {a.steps}, rows: {a.rows}" + (", " + a.learn if a.learn else ""))
     first, kept = held[0]["held"], [e["held"] for e in held if e["r1"] != "taken back"]
     text = "%6d %4d %4s %8.2f %8.2f %8.2f %6.3f %5d" % (hidden, outliers, start, first, held[1]["held"], kept[-1], max(kept) / first,
                                                         sum(e["r1"] == "taken back" for e in held))
@@ -71,6 +72,7 @@ def main():
     p.add_argument("--start", default="had,pca")
     p.add_argument("--steps", type=int, default=100)
     p.add_argument("--rows", type=int, default=4096)
+    p.add_argument("--learn", default="")
     p.add_argument("--no-careful", action="store_true")
     p.add_argument("--set", action="append", default=[])
     a = p.parse_args()

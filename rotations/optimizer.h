@@ -63,7 +63,8 @@ void optimizer_destroy(optimizer **o); /* local; NULL is fine; sets NULL */
 
 /* Local. One step of every matrix: W [count, n, n] skew directions (cayley_skew), overwritten by
  * A; R [count, n, n] moved in place. loss [count]: the loss whose gradient W is, in the unit of W,
- * which bounds what a step of adam may promise; NULL, or 0 of a matrix: not known. Every 100 steps
+ * or a share of it, of which a step of adam may promise OPTIMIZER_PROMISE; NULL, or 0 of a matrix:
+ * not known. Every 100 steps
  * R is polished by one Newton-Schulz step, so that the defect does not add up. report may be NULL.
  * Fails with ERR_NOFIT, and ERR_NUMERICS where W is not finite: state and R are then as before.
  * Same bits for any number of threads. */

@@ -125,7 +125,7 @@ static const key phase_keys[] = {
     {AT_PHASE(rows), KIND_INT, "32768", 1, 1 << 28, NULL,
      "rows of R1 sites a step, and as many of weights (range)"},
     {AT_PHASE(optimizer), KIND_WORD, "adam", 0, 0, "adam|sgd-published", "how a step is made"},
-    {AT_PHASE(lr_r1), KIND_REAL, "0.5", 0, 100, NULL,
+    {AT_PHASE(lr_r1), KIND_REAL, "1", 0, 100, NULL,
      "the largest angle by which a step turns R1, radians (sgd-published: its rate, 1.5)"},
     {AT_PHASE(lr_r2), KIND_REAL, "0.3", 0, 100, NULL, "and each R2"},
     {AT_PHASE(lr_scale), KIND_REAL, "0.001", 0, 100, NULL, "rate of scales (reserved)"},
@@ -369,7 +369,7 @@ static err resolve_phases(json_t *tree) {
 }
 
 /* Rates of adam before version 2 were the RMS entry of the skew step, whose angle grows with the
- * hidden size: 0.002 and 0.006 were the defaults, and are read as what is the default now. */
+ * hidden size: they are read as the angles that they gave at hidden 576, where they were chosen. */
 static void rates_of_version_1(json_t *from, const char *where) {
     static const struct {
         const char *key;

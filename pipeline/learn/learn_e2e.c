@@ -309,7 +309,7 @@ static err move_r1(learn_e2e *l, int exponent, learn_report *report) {
         cayley_dist_sum_gradient(l->r1, row, b, v, exponent);
     }
     const double lr = rate_now(l, l->o.lr_r1);
-    err e = cayley_dist_step(l->r1, lr, report->loss, &r);
+    err e = cayley_dist_step(l->r1, lr, l->judge.rate * report->loss, &r);
     if (e.code) return e;
     report->angle_r1 = r.angle;
     report->promise = r.promise;
@@ -324,7 +324,7 @@ static err move_r2(learn_e2e *l, int exponent, learn_report *report) {
     if (l->active) {
         if (l->peers) comm_sum_i64(l->peers, l->sums[1].v, n);
         for (int64_t i = 0; i < n; i++) l->G2[i] = ldexp((double)l->sums[1].v[i], exponent);
-        e = r2_part_step(l->r2, rate_now(l, l->o.lr_r2), report->loss, l->G2, &r);
+        e = r2_part_step(l->r2, rate_now(l, l->o.lr_r2), l->judge.rate * report->loss, l->G2, &r);
         if (!e.code) share_r2(l);
     }
     comm_max_f64(l->c, &r.angle, 1);

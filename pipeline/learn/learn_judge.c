@@ -1,6 +1,8 @@
 /* The best loss so far is the measure; worse by more than noise goes back to it. */
 #include "pipeline/learn/learn_judge.h"
 
+enum { PATIENCE = 2 }; /* measurements in a row without a better one, before the rate is halved */
+
 judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last) {
     if (!j->begun) {
         j->begun = true;
@@ -11,10 +13,15 @@ judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last
     if (loss <= j->best) {
         j->best = loss;
         j->best_step = step;
+        j->waited = 0;
         return JUDGE_KEEP;
     }
-    if (loss <= j->best * (1 + j->noise) && !(last && loss > j->start)) return JUDGE_GO_ON;
+    if (loss <= j->best * (1 + j->noise) && !(last && loss > j->start)) {
+        if (++j->waited >= PATIENCE) j->rate /= 2;
+        return JUDGE_GO_ON;
+    }
     j->rate /= 2;
+    j->waited = 0;
     j->taken_back++;
     return JUDGE_TAKE_BACK;
 }
@@ -26,8 +33,8 @@ bool learn_judge_due(int64_t step, int64_t steps, int64_t every) {
 }
 
 void learn_judge_save(const learn_judge *j, double *out) {
-    const double all[JUDGE_DOUBLES] = {j->begun, j->start,     j->best,
-                                       j->rate,  j->best_step, j->taken_back};
+    const double all[JUDGE_DOUBLES] = {j->begun,     j->start,      j->best,  j->rate,
+                                       j->best_step, j->taken_back, j->waited};
     for (int i = 0; i < JUDGE_DOUBLES; i++) out[i] = all[i];
 }
 
@@ -38,5 +45,6 @@ void learn_judge_load(learn_judge *j, const double *in) {
                        .best = in[2],
                        .rate = in[3],
                        .best_step = (int64_t)in[4],
-                       .taken_back = (int64_t)in[5]};
+                       .taken_back = (int64_t)in[5],
+                       .waited = (int64_t)in[6]};
 }

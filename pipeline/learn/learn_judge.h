@@ -1,8 +1,10 @@
 /* learn_judge - whether learning goes the right way: a rotation is measured now and then on rows
  * that it is not learned from, and where it has become worse than the best so far by more than
  * noise, it is taken back to that best one and its rate is halved; so it is where it ends above its
- * start. What a phase ends with is never worse than what it began with, by its own measure. Knows
- * losses alone: who measures and who moves is pipeline/learn/learn_range.h and learn_e2e.h.
+ * start. Where two measurements in a row bring nothing better, steps are too long to get lower, and
+ * the rate is halved too, but nothing is taken back. What a phase ends with is never worse than
+ * what it began with, by its own measure. Knows losses alone: who measures and who moves is
+ * pipeline/learn/learn_range.h and learn_e2e.h.
  *
  * All inputs are sums that are the same on every rank, and the state goes into the run state, so
  * verdicts do not depend on ranks, kills or restarts. */
@@ -16,9 +18,11 @@ typedef struct learn_judge {
     bool begun;         /* the start has been measured */
     double start, best; /* losses; best is never above start */
     double noise;       /* share of the best by which a loss may be above it */
-    double rate;        /* factor on the rate of the recipe; 1 at first */
+    double rate;        /* factor on the rate of the recipe and on what a step may promise
+                         * (rotations/optimizer.h), which is often what bounds it; 1 at first */
     int64_t best_step;  /* steps that were done when the best was measured */
     int64_t taken_back; /* how often */
+    int64_t waited;     /* measurements in a row that were close to the best, not better */
 } learn_judge;
 
 typedef enum judge_word {
@@ -51,7 +55,7 @@ judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last
 bool learn_judge_due(int64_t step, int64_t steps, int64_t every);
 
 /* Local. The state as doubles, JUDGE_DOUBLES of them. */
-enum { JUDGE_DOUBLES = 6 };
+enum { JUDGE_DOUBLES = 7 };
 void learn_judge_save(const learn_judge *j, double *out);
 void learn_judge_load(learn_judge *j, const double *in);
 

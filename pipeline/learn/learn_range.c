@@ -295,9 +295,9 @@ double learn_range_loss_r2(const learn_range *l, int64_t loss) {
 static err step_r1(learn_range *l, const range_batch *b, learn_report *report) {
     sum_gradient(l, b);
     optimizer_report r;
-    const double lr =
-        l->judge1.rate * lr_schedule_at(l->o.schedule, l->o.lr_r1, l->step, l->o.steps);
-    err e = cayley_dist_step(l->r1, lr, (double)b->loss * RANGE_LOSS_UNIT, &r);
+    const double rate = l->judge1.rate,
+                 lr = rate * lr_schedule_at(l->o.schedule, l->o.lr_r1, l->step, l->o.steps);
+    err e = cayley_dist_step(l->r1, lr, rate * (double)b->loss * RANGE_LOSS_UNIT, &r);
     if (e.code) return e;
     report->angle_r1 = r.angle;
     report->promise = r.promise;
@@ -357,17 +357,17 @@ static err step_r2(learn_range *l, int64_t *loss, learn_report *report) {
     const int64_t dd = l->d * l->d;
     double *G = malloc((size_t)dd * sizeof *G), *each = calloc((size_t)l->n_r2 + 1, sizeof *each);
     if (!G || !each) abort();
+    const double rate = l->judge2.rate,
+                 lr = rate * lr_schedule_at(l->o.schedule, l->o.lr_r2, l->step, l->o.steps);
     err e = err_none();
     for (int64_t m = 0; m < l->n_r2 && !e.code; m++) {
         const int64_t mine = gradient_r2(l, m, G);
         *loss += mine;
         /* What rows of weights lose by R2 stands in the loss of R1: the bound needs all or none. */
-        if (!l->G2) each[m] = (double)mine * RANGE_LOSS_UNIT;
+        if (!l->G2) each[m] = rate * (double)mine * RANGE_LOSS_UNIT;
         e = cayley_skew(l->d, G, l->R2 + m * dd, l->W2 + m * dd);
     }
     optimizer_report r = {0};
-    const double lr =
-        l->judge2.rate * lr_schedule_at(l->o.schedule, l->o.lr_r2, l->step, l->o.steps);
     if (!e.code && l->n_r2) e = optimizer_step(l->r2, lr, each, l->W2, l->R2, &r);
     free(G);
     free(each);

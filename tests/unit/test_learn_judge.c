@@ -47,6 +47,22 @@ static void a_start_that_nothing_betters_is_kept(void **state) {
     assert_true(j.best == 1 && j.rate == 0.0625);
 }
 
+/* The second of two measurements in a row without a better one halves the rate, and so does each
+ * that follows; a better one, or a return to the best, begins to count anew. */
+static void waiting_halves_the_rate(void **state) {
+    (void)state;
+    learn_judge j = learn_judge_new(JUDGE_NOISE);
+    static const struct {
+        double loss, rate;
+    } heard[] = {{10, 1},      {10.01, 1},    {10.02, 0.5},   {10, 0.5},      {10.1, 0.5},
+                 {10.1, 0.25}, {10.1, 0.125}, {10.3, 0.0625}, {10.1, 0.0625}, {10.1, 0.03125}};
+    for (int i = 0; i < 10; i++) {
+        learn_judge_hear(&j, heard[i].loss, i, false);
+        assert_true(j.rate == heard[i].rate);
+    }
+    assert_int_equal(j.taken_back, 1);
+}
+
 static void early_and_then_evenly(void **state) {
     (void)state;
     char due[101] = "", ends[11] = "";
@@ -64,16 +80,18 @@ static void a_state_comes_back(void **state) {
     learn_judge_hear(&j, 3, 0, false);
     learn_judge_hear(&j, 5, 1, false);
     learn_judge_hear(&j, 2, 2, false);
+    learn_judge_hear(&j, 2.01, 3, false);
     learn_judge_save(&j, s);
     learn_judge_load(&k, s);
     assert_true(k.begun && k.start == 3 && k.best == 2 && k.rate == 0.5);
-    assert_true(k.best_step == 2 && k.taken_back == 1);
+    assert_true(k.best_step == 2 && k.taken_back == 1 && k.waited == 1);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_best_is_kept_and_the_worse_taken_back),
         cmocka_unit_test(a_start_that_nothing_betters_is_kept),
+        cmocka_unit_test(waiting_halves_the_rate),
         cmocka_unit_test(early_and_then_evenly),
         cmocka_unit_test(a_state_comes_back),
     };
