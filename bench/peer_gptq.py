@@ -6,8 +6,7 @@ usage: peer_gptq.py --program build/release/spinshard --model DIR --calib FILE -
                     [--ranks 2] [--only MODEL/ROW]... [--models source,fused]
 
 Models: `source`, as it is; `fused`, the same function with a seeded Hadamard R1 and R2 of ours folded into its weights,
-in the source's type (folded here, in fp64, from the rotations.safetensors that `quantize` writes). Nothing is rotated by
-either side after that. Both sides get the same token ids: the calibration text tokenized once as a whole, no
+in the source's type (`quantize` with weights.bits=16). Nothing is rotated by either side after that. Both sides get the same token ids: the calibration text tokenized once as a whole, no
 begin-of-text, its first windows. Symmetric, 4 bits, groups, all linears but the head.
 
   llm-compressor   GPTQModifier with its defaults; time from the loaded model to the quantized one, nothing saved
@@ -62,35 +61,6 @@ print(json.dumps({"seconds": seconds, "linears": changed, "how": f"llm-compresso
                   f"damping {how.dampening_frac}, blocks of {how.block_size}, {source[k].dtype}".replace("torch.", "")}))
 """
 
-FUSE = r"""
-import json, sys, torch
-from safetensors.torch import load_file, save_file
-model, rotations, out = sys.argv[1:]
-cfg = json.load(open(model + "/config.json"))
-S, R = load_file(model + "/model.safetensors"), load_file(rotations)
-dtype, heads, kv = S["model.norm.weight"].dtype, cfg["num_attention_heads"], cfg["num_key_value_heads"]
-w = {k: v.double() for k, v in S.items()}
-w.setdefault("lm_head.weight", w["model.embed_tokens.weight"])
-R1, one = R["R1"].double(), torch.ones_like(w["model.norm.weight"])
-w["lm_head.weight"] = w["lm_head.weight"] * w["model.norm.weight"] @ R1
-w["model.embed_tokens.weight"], w["model.norm.weight"] = w["model.embed_tokens.weight"] @ R1, one
-for i in range(cfg["num_hidden_layers"]):
-    p = f"model.layers.{i}."
-    R2 = R[p + "self_attn.R2"].double()
-    for norm, names in (("input_layernorm", ("q", "k", "v")), ("post_attention_layernorm", ("gate", "up"))):
-        for name in names:
-            key = p + ("self_attn." if name in "qkv" else "mlp.") + name + "_proj.weight"
-            w[key] = w[key] * w[p + norm + ".weight"] @ R1
-        w[p + norm + ".weight"] = one
-    v, o, down = (p + name + ".weight" for name in ("self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj"))
-    w[v] = torch.block_diag(*[R2] * kv).T @ w[v]
-    w[o] = R1.T @ w[o] @ torch.block_diag(*[R2] * heads)
-    w[down] = R1.T @ w[down]
-save_file({k: v.to(dtype).contiguous() for k, v in w.items()}, out + "/model.safetensors", metadata={"format": "pt"})
-cfg["tie_word_embeddings"] = False
-json.dump(cfg, open(out + "/config.json", "w"), indent=1)
-"""
-
 IDS = r"""
 import json, sys
 from tokenizers import Tokenizer
@@ -134,10 +104,12 @@ def folder(a, model):
     if not os.path.exists(os.path.join(to, "config.json")):
         out = os.path.join(a.work, "rotated")
         shutil.rmtree(to, ignore_errors=True)
-        ours(a, ["quantize", "--quiet", "--force", "--model", a.model, "--out", out])
-        small_files(a, to + ".new")
-        run(a, [a.peer_python, "-c", FUSE, a.model, os.path.join(out, "rotations.safetensors"), to + ".new"], a.ranks)
-        os.rename(to + ".new", to)
+        ours(a, ["quantize", "--quiet", "--force", "--model", a.model, "--out", out, "--set", "weights.bits=16", "--set",
+                 "archive.name=fused", "--set", "archive.shard_bytes=1T"])
+        (tar,) = (n for n in os.listdir(out) if n.endswith(".tar"))
+        subprocess.run(["tar", "-C", a.work, "-xf", os.path.join(out, tar)], check=True)
+        os.rename(os.path.join(to, "model-00001-of-00001.safetensors"), os.path.join(to, "model.safetensors"))
+        os.remove(os.path.join(to, "model.safetensors.index.json"))
         shutil.rmtree(out)
     return to
 

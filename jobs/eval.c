@@ -101,7 +101,8 @@ static bool archive_has_r4(const source *s) {
 
 static err make_sites(eval_job *j) {
     const settings *s = recipe_settings(j->recipe);
-    bool fused = j->source.linears.form, r4_fused = fused && archive_has_r4(&j->source);
+    bool fused = j->source.linears.form || j->source.ar,
+         r4_fused = fused && archive_has_r4(&j->source);
     const char *file = options_str(j->o, OPT_ROTATIONS);
     err e = err_none();
     if (file && fused)

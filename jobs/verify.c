@@ -89,7 +89,9 @@ static err check_runtime(const verify_job *v) {
     verdict got = {.name = options_str(v->o, OPT_FOR)};
     if (!e.code) e = options_word(v->o, OPT_FOR, &runtime);
     if (!e.code && !v->archive.linears.form)
-        e = err_make(ERR_USAGE, "--for", NULL, "nothing is quantized in this archive");
+        e = err_make(ERR_USAGE, "--for",
+                     "leave it out: whoever knows the model loads a plain folder",
+                     "nothing is quantized in this archive");
     if (e.code) return e;
     const runtime_facts facts = source_facts(&v->archive, tp);
     runtime_judge(runtime, &facts, take_verdict, &got);
@@ -98,9 +100,16 @@ static err check_runtime(const verify_job *v) {
                     got.stops, runtime_version(runtime));
 }
 
+/* A plain folder, as its recipe says: opening it has checked all that readers of 16-bit models
+ * want. */
+static bool is_plain(const source *s) {
+    const json_t *bits = json_object_get(json_object_get(s->recipe, "weights"), "bits");
+    return !s->linears.form && json_integer_value(bits) == 16;
+}
+
 static err check_loaders(verify_job *v) {
     err e = err_none();
-    if (comm_rank(v->c) == 0) {
+    if (comm_rank(v->c) == 0 && !is_plain(&v->archive)) {
         e = loader_rules_check(v->archive.ck, &v->archive.cfg, &v->findings);
         for (int64_t i = 0; !e.code && i < v->findings.n; i++) {
             const loader_finding *f = &v->findings.items[i];
@@ -192,16 +201,19 @@ static void print_text(const verify_job *v) {
     printf("bytes    %" PRId64 " tar files, %" PRId64
            " entries, %s: all hashes as in the manifest\n",
            v->tally.tars, v->tally.entries, size_text(v->tally.bytes, bytes));
-    printf("loaders  tensors and config as readers of compressed-tensors want them; %" PRId64
-           " notes\n",
-           v->findings.n_notes);
+    const bool plain = is_plain(&v->archive);
+    printf("loaders  tensors and config as readers of %s want them; %" PRId64 " notes\n",
+           plain ? "plain models" : "compressed-tensors", v->findings.n_notes);
     if (options_has(v->o, OPT_FOR))
         printf("runtime  nothing that stops %s\n", options_str(v->o, OPT_FOR));
     if (options_has(v->o, OPT_SOURCE)) {
-        printf("source   %" PRId64
-               " linears, relative error %.4f (worst %.4f, %s), at most %.3f steps off\n",
-               v->values.linears, v->values.relative_error, v->values.worst_relative,
-               v->values.worst, v->values.worst_step);
+        if (plain)
+            printf("source   every tensor is what fusing it again gives\n");
+        else
+            printf("source   %" PRId64
+                   " linears, relative error %.4f (worst %.4f, %s), at most %.3f steps off\n",
+                   v->values.linears, v->values.relative_error, v->values.worst_relative,
+                   v->values.worst, v->values.worst_step);
         printf("rotated  max |R^T R - I| = %.2g\n", v->orthogonality);
     }
     if (options_has(v->o, OPT_EQUIVALENCE))

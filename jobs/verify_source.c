@@ -211,7 +211,11 @@ err verify_values_against(const comm *c, const source *ar, const source *from,
                         .rotations = rotations,
                         .untied = from->cfg.tied && !ar->cfg.tied};
     quantize_sink sink = {
-        .arg = &x, .in_order = true, .plain = compare_plain, .fused = compare_linear};
+        .arg = &x,
+        .in_order = true,
+        .plain = compare_plain,
+        .fused = ar->linears.form ? compare_linear : compare_plain,
+    };
     int64_t n = quantize_item_count(&job);
     int *owner = calloc((size_t)n, sizeof *owner);
     double *cost = calloc((size_t)n, sizeof *cost);

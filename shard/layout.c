@@ -33,12 +33,13 @@ static bool is_float(st_dtype t) {
 
 static err check_options(const layout_options *o) {
     const form_scheme *s = &o->linears;
-    if (s->bits < 2 || s->bits > 8) return bad_option("weights.bits", "must be 2 to 8");
-    if (s->group < 0) return bad_option("weights.group", "must be positive or channel");
+    if (s->form && (s->bits < 2 || s->bits > 8))
+        return bad_option("weights.bits", "must be 2 to 8");
+    if (s->form && s->group < 0) return bad_option("weights.group", "must be positive or channel");
     if (!is_float(s->scale_dtype) || !is_float(o->store_dtype))
         return bad_option("archive.dtype", "must be BF16, F16 or F32");
     if (o->shard_bytes == 0) return bad_option("archive.shard_bytes", "must be positive");
-    return s->form->refuse(s);
+    return s->form ? s->form->refuse(s) : err_none();
 }
 
 static err check_group(const form_scheme *s, const llama_tensor *t) {
@@ -76,8 +77,8 @@ static err add_slot(layout *l, const llama_tensor *t, const form_slot *slot, int
 }
 
 static err add_tensor(layout *l, const llama_tensor *t) {
-    if (!llama_role_is_linear(t->role)) return add_slot(l, t, NULL, 0);
     const form_scheme *s = &l->opts.linears;
+    if (!s->form || !llama_role_is_linear(t->role)) return add_slot(l, t, NULL, 0);
     const int n = s->form->n_slots;
     err e = check_group(s, t);
     for (int i = 0; i < n && !e.code; i++)
@@ -103,7 +104,8 @@ static void deal_to_part(layout *l, int64_t first, uint64_t *filled) {
 
 static err list_slots(layout *l) {
     int64_t n_sources = llama_tensor_count(&l->cfg);
-    err e = mem_alloc(n_sources * l->opts.linears.form->n_slots + 1, sizeof *l->slots, "layout",
+    const form *f = l->opts.linears.form;
+    err e = mem_alloc(n_sources * (f ? f->n_slots : 1) + 1, sizeof *l->slots, "layout",
                       (void **)&l->slots);
     uint64_t filled = 0, total = 0;
     l->n_parts = 1;

@@ -119,7 +119,8 @@ err small_config_text(const layout *l, const small_options *opts, char **out, si
     const bool own_head = o->untied || !layout_config(l)->tied;
     if (own_head && json_is_true(json_object_get(c, "tie_word_embeddings")))
         json_object_set_new(c, "tie_word_embeddings", json_false());
-    json_object_set_new(c, "quantization_config", quantization_config(&o->linears));
+    if (o->linears.form)
+        json_object_set_new(c, "quantization_config", quantization_config(&o->linears));
     if (opts->spinshard) json_object_set(c, "spinshard", (json_t *)opts->spinshard);
     err e = short_text(c, 0, out, len);
     json_decref(c);
@@ -154,19 +155,10 @@ static void card_inputs(FILE *f, const form_inputs *in) {
         fprintf(f, "each token, taken at run time.\n");
 }
 
-static void card_head(FILE *f, const layout *l, const small_options *opts) {
+/* What is stored of linears that were rounded. */
+static void card_linears(FILE *f, const layout *l) {
     const layout_options *o = layout_opts(l);
     const form_scheme *s = &o->linears;
-    const llama_config *cfg = layout_config(l);
-    fprintf(
-        f,
-        "---\nlibrary_name: transformers\ntags:\n- spinshard\n- compressed-tensors\n- int%d\n---\n",
-        s->bits);
-    fprintf(f, "# %s\n\n", opts->name);
-    fprintf(f,
-            "%s, %" PRId64 " layers, hidden size %" PRId64 ", %" PRId64
-            " parameters, quantized by Spinshard.\n\n",
-            cfg->architecture, cfg->layers, cfg->hidden, llama_params(cfg));
     fprintf(f, "- Weights of the seven linears of each layer: %d bits, %s, ", s->bits,
             s->symmetric ? "symmetric" : "asymmetric");
     if (s->group)
@@ -180,17 +172,45 @@ static void card_head(FILE *f, const layout *l, const small_options *opts) {
             layout_parts(l), layout_parts(l) == 1 ? "" : "s");
 }
 
-/* Dense words of odd widths came with 0.17; 0.18 to 0.20 cannot load packed zero points. */
-static void card_transformers(FILE *f, const form_scheme *s, const char *name) {
-    const int bits = s->bits;
-    bool dense = !s->form->byte_codes && (bits == 3 || bits == 5 || bits == 6 || bits == 7);
-    fprintf(f, "With transformers and the Python packages accelerate and compressed-tensors (");
-    if (s->symmetric)
-        fprintf(f, "%s or newer", dense ? "0.17" : "0.15");
-    else
-        fprintf(f, "%s; 0.18 to 0.20 fail on zero points", dense ? "0.17" : "0.15 to 0.17");
+static void card_head(FILE *f, const layout *l, const small_options *opts) {
+    const form_scheme *s = &layout_opts(l)->linears;
+    const llama_config *cfg = layout_config(l);
+    fprintf(f, "---\nlibrary_name: transformers\ntags:\n- spinshard\n");
+    if (s->form) fprintf(f, "- compressed-tensors\n- int%d\n", s->bits);
+    fprintf(f, "---\n# %s\n\n", opts->name);
     fprintf(f,
-            "):\n\n"
+            "%s, %" PRId64 " layers, hidden size %" PRId64 ", %" PRId64
+            " parameters, %s by Spinshard.\n\n",
+            cfg->architecture, cfg->layers, cfg->hidden, llama_params(cfg),
+            s->form ? "quantized" : "rotated and scaled");
+    if (s->form)
+        card_linears(f, l);
+    else
+        fprintf(f,
+                "- Nothing is quantized: all tensors are %s, %" PRId64 " safetensors shard%s. "
+                "Rotations, scales and gains of norms are folded into the weights, so this is the "
+                "source's function, easier to quantize; to be given to a converter or a "
+                "quantizer.\n",
+                torch_name(layout_opts(l)->store_dtype), layout_parts(l),
+                layout_parts(l) == 1 ? "" : "s");
+}
+
+/* Dense words of odd widths came with 0.17; 0.18 to 0.20 cannot load packed zero points. */
+static const char *reader_versions(const form_scheme *s) {
+    const int bits = s->bits;
+    const bool dense = !s->form->byte_codes && (bits == 3 || bits == 5 || bits == 6 || bits == 7);
+    if (s->symmetric) return dense ? "0.17 or newer" : "0.15 or newer";
+    return dense ? "0.17; 0.18 to 0.20 fail on zero points"
+                 : "0.15 to 0.17; 0.18 to 0.20 fail on zero points";
+}
+
+static void card_transformers(FILE *f, const form_scheme *s, const char *name) {
+    fprintf(f, "With transformers");
+    if (s->form)
+        fprintf(f, " and the Python packages accelerate and compressed-tensors (%s)",
+                reader_versions(s));
+    fprintf(f,
+            ":\n\n"
             "    from transformers import AutoModelForCausalLM\n"
             "    model = AutoModelForCausalLM.from_pretrained(\"./%s\")\n\n",
             name);

@@ -100,7 +100,11 @@ err item_output_open(quantize_run *q, int64_t item, item_piece *piece, item_outp
 }
 
 quantize_sink item_output_sink(item_output *out) {
-    return (quantize_sink){.arg = out, .plain = take_plain, .quantized = take_quantized};
+    const bool round = layout_opts(out->q->layout)->linears.form != NULL;
+    return (quantize_sink){.arg = out,
+                           .plain = take_plain,
+                           .quantized = round ? take_quantized : NULL,
+                           .fused = round ? NULL : take_plain};
 }
 
 err item_output_finish(item_output *out, char hex[2][SHA256_HEX]) {

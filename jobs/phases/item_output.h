@@ -26,7 +26,7 @@ typedef struct item_output {
 
 /* Local. Begin the objects of an item. item_output_abandon after any error. */
 err item_output_open(quantize_run *q, int64_t item, item_piece *piece, item_output *out);
-quantize_sink item_output_sink(item_output *out); /* local; borrows out; without `fused` */
+quantize_sink item_output_sink(item_output *out); /* local; borrows out */
 /* Local. Hash, flush and name them. Calls neither MPI nor the log. */
 err item_output_finish(item_output *out, char hex[2][SHA256_HEX]);
 void item_output_abandon(item_output *out); /* local; removes what is still open */

@@ -113,11 +113,10 @@ static bool items_memory(const quantize_run *q, int rank, uint64_t limit, memory
         if (m.fusion + m.codes > most.fusion + most.codes) most = m;
     }
     memory_plan_add(p, "fusion in fp64", most.fusion);
+    const form *f = layout_opts(q->layout)->linears.form;
     memory_plan_add(p, "codes and scales", most.codes);
     memory_plan_add(p, "packed tensor",
-                    layout_opts(q->layout)->linears.form->byte_codes
-                        ? most.codes
-                        : most.codes * (uint64_t)q->job.how.bits / 8);
+                    !f || f->byte_codes ? most.codes : most.codes * (uint64_t)q->job.how.bits / 8);
     const uint64_t hidden = (uint64_t)q->source.cfg.hidden;
     if (rotation_set_r1(q->rotations))
         memory_plan_add(p, "rotations", hidden * hidden * sizeof(double));

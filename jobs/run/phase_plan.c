@@ -52,5 +52,7 @@ double plan_item_seconds(const plan_maker *m, int64_t item, bool round) {
     const double numbers = quantize_item_cost(&q->job, item);
     const bool linears = item >= 1 && item <= plan_config(m)->layers;
     const double fuse = plan_time_fuse(&m->rank, plan_config(m)->hidden, numbers, r1, dense);
-    return linears && round ? fuse + plan_time_round(&m->rank, numbers, q->job.how.search) : fuse;
+    return linears && round && settings_round_weights(q->set)
+               ? fuse + plan_time_round(&m->rank, numbers, q->job.how.search)
+               : fuse;
 }

@@ -20,7 +20,7 @@ bool quantize_learns(const settings *s) {
 }
 
 bool quantize_uses_gptq(const settings *s) {
-    return s->weights.method != METHOD_RTN;
+    return s->weights.method != METHOD_RTN && settings_round_weights(s);
 }
 
 bool learn_e2e_is(const learn_settings *phase) {

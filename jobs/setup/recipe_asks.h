@@ -12,7 +12,7 @@ bool quantize_starts_at(const settings *s, start_point point);
 bool quantize_needs_calibration(const settings *s);
 /* Local. True where it learns from that text: phases, or a start from activations. */
 bool quantize_learns(const settings *s);
-bool quantize_uses_gptq(const settings *s); /* local; weights.method is gptq or gptaq */
+bool quantize_uses_gptq(const settings *s); /* local; weights are rounded by gptq or gptaq */
 
 /* Local. True where the objective of a phase stands at the end of the model: ce, kl-top. */
 bool learn_e2e_is(const learn_settings *phase);

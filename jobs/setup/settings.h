@@ -133,6 +133,10 @@ static inline bool settings_quantize_at_run_time(const settings *s) {
     return settings_quantize_inputs(s) ||
            (s->activations.down_bits && s->activations.down_bits < 16);
 }
+/* Local. Weights are rounded to codes; else the archive is a plain folder of the fused model. */
+static inline bool settings_round_weights(const settings *s) {
+    return s->weights.bits < 16;
+}
 /* Local. BLAS threads of what is factored; 1 where no byte depends on them. */
 static inline int settings_blas_threads(const settings *s) {
     return s->numerics.threads ? (int)s->numerics.threads : 1;

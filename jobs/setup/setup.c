@@ -51,6 +51,11 @@ err setup_recipe(const comm *c, const options *o, const json_t *base, recipe **o
 static err refuse_phase(const settings *s, const learn_settings *phase) {
     const bool act = s->activations.bits < 16, kv = s->kv.bits < 16, r2 = s->rotate.r2 != R2_NONE,
                weights = phase->weights || learn_weights_count(s, phase);
+    if (weights && !settings_round_weights(s))
+        return err_make(ERR_USAGE, "learn",
+                        "learn with weights.bits=4 first; then weights.bits=16 learn=[] "
+                        "rotate.start=OUT/rotations.safetensors",
+                        "weights.bits is 16: no rounding of weights is there to learn for");
     if (!weights && !act && !kv)
         return err_make(
             ERR_USAGE, "learn",
@@ -217,6 +222,11 @@ static int64_t weights_group(const settings *s, const llama_config *cfg) {
     return most;
 }
 
+static err check_bits(const char *key, int bits) {
+    if (bits <= 8 || bits == 16) return err_none();
+    return err_make(ERR_USAGE, key, "use 2 to 8, or 16 for none", "%d bits are not offered", bits);
+}
+
 err setup_weights(recipe *r, const llama_config *cfg, st_dtype store, wquant *out) {
     const settings *s = recipe_settings(r);
     if (s->weights.group == GROUP_AUTO) {
@@ -230,7 +240,9 @@ err setup_weights(recipe *r, const llama_config *cfg, st_dtype store, wquant *ou
         .search = s->weights.scale == WEIGHTS_SCALE_SEARCH,
         .scale_type = scale_type_of(store),
     };
-    if (out->group && !divides_all(out->group, cfg))
+    err e = check_bits("weights.bits", out->bits);
+    if (e.code) return e;
+    if (settings_round_weights(s) && out->group && !divides_all(out->group, cfg))
         return err_make(ERR_USAGE, "weights.group",
                         "use weights.group=auto, a divisor of all three, or channel",
                         "%" PRId64 " does not divide the inputs of every linear (hidden %" PRId64
@@ -287,11 +299,6 @@ err setup_inputs_group(recipe *r, const llama_config *cfg) {
     const int64_t group = inputs_group(recipe_settings(r), cfg);
     recipe_put(r, "activations.group", group ? json_integer(group) : json_string("token"));
     return check_inputs_group(group, cfg);
-}
-
-static err check_bits(const char *key, int bits) {
-    if (bits <= 8 || bits == 16) return err_none();
-    return err_make(ERR_USAGE, key, "use 2 to 8, or 16 for none", "%d bits are not offered", bits);
 }
 
 err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, bool fused,
@@ -377,7 +384,9 @@ err setup_name(recipe *r, const char *model_dir, const wquant *how) {
         size_t n = name_of_model(real ? real : "", name);
         char inputs[8] = "";
         if (setup_inputs(s).bits < 16) snprintf(inputs, sizeof inputs, "a%d", setup_inputs(s).bits);
-        if (how->group)
+        if (!settings_round_weights(s))
+            snprintf(name + n, sizeof name - n, "-w16");
+        else if (how->group)
             snprintf(name + n, sizeof name - n, "-w%d%s-g%" PRId64, how->bits, inputs, how->group);
         else
             snprintf(name + n, sizeof name - n, "-w%d%s-channel", how->bits, inputs);

@@ -18,13 +18,14 @@ form_online setup_online(const settings *s);
 /* Local. rotate.r4_block: pow2 becomes a number. archive.form: auto becomes int-quantized for
  * weights of 8 bits whose inputs an archive can say (symmetric, 8 bits, by token), else
  * pack-quantized. ERR_USAGE, with what works, where int-quantized is asked for and the recipe
- * contradicts it. */
+ * contradicts it, or where a plain folder (weights.bits 16) could not say what it needs. */
 err setup_form(recipe *r, const llama_config *cfg);
 
 /* Local. Lines about what the recipe quantizes and no runtime will. */
 void setup_form_say(const settings *s);
 
-/* Local. The recipe keys that eval of the archive needs, for its config.json; NULL for none. And
+/* Local. The recipe keys that eval of the archive needs, for its config.json; NULL for none, and
+ * for a plain folder. And
  * back, from a config.json: those keys, or what the form itself says of the inputs. Caller frees.
  */
 json_t *setup_eval_keys(const recipe *r);
@@ -34,7 +35,7 @@ json_t *setup_eval_keys_of(const json_t *config, const form_inputs *inputs);
  * say what the recipe asks. */
 form_inputs setup_inputs(const settings *s);
 
-/* Local. The form of the archive, after setup_form. */
+/* Local. The form of the archive, after setup_form; NULL: a plain folder. */
 const form *setup_form_of(const settings *s);
 
 #endif

@@ -288,7 +288,7 @@ quantize_memory quantize_item_memory(const quantize_job *job, int64_t item) {
             .fusion =
                 fused_tensor_bytes(job->rotations, &t, source_tensor_dtype(found->info.dtype)),
         };
-        if (llama_role_is_linear(t.role))
+        if (llama_role_is_linear(t.role) && job->how.bits < 16)
             m.codes = qmatrix_bytes(t.rows, t.cols, &job->how) + (uint64_t)t.rows * sizeof(qerror);
         if (m.fusion + m.codes > most.fusion + most.codes) most = m;
     }

@@ -74,6 +74,17 @@ class Foreign(Case):
             self.assertAlmostEqual(ours["nll"], oracle(folder, TEXT, 128)["nll"], delta=TOLERANCE)
             self.assertAlmostEqual(ours["nll"], oracle(model, TEXT, 128)["nll"], delta=0.02)
 
+    def test_plain(self):
+        """weights.bits: 16, rotated and scaled from text: transformers loads a model of plain linears, the source's function."""
+        model, out = make_model.make(self.path("m"), "--biases"), self.path("out")
+        self.good("quantize", "--model", model, "--out", out, "--calib", TEXT, ranks=2, *settings(
+            "weights.bits=16", "activations.bits=4", "kv.bits=4", "rotate.r2=head", "calib.windows=2", "calib.window=96",
+            "scale.pairs=[norm, vo, qk, ud]", "scale.start=closed"))
+        theirs = oracle(unpack(out, out + "-hf"), TEXT, 128)["nll"]
+        self.assertAlmostEqual(theirs, oracle(model, TEXT, 128)["nll"], delta=TOLERANCE)
+        ours = self.perplexity(out, TEXT, 128, *FP32, *settings("activations.bits=16", "kv.bits=16"))
+        self.assertAlmostEqual(theirs, ours["nll"], delta=TOLERANCE)
+
     def int8(self, model, *more, text=()):
         """int-quantized: transformers quantizes the inputs too, so both round, in other orders of sums: 1 %, and
         what the inputs cost is seen by both."""

@@ -5,6 +5,7 @@ import array
 import json
 import math
 import os
+import shutil
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
@@ -72,6 +73,30 @@ class Forms(Case):
             self.assertEqual(config["config_groups"]["group_0"]["input_activations"] is None, form == "pack-quantized", more)
             if says:
                 self.assertRegex(r.err, "activations.symmetric=true|weights.symmetric=true|activations.clip=1.0")
+
+    def test_plain(self):
+        """weights.bits: 16 is the model that would be rounded: rounding it afterwards gives the same shards, on any ranks,
+        since nothing is rounded on the way from fp32 to fp32. It is read back from tars and folder, and is the source's
+        function; a change of a weight is found."""
+        fused = ("rotate.start=orthogonal", "rotate.r2=head", "weights.bits=16", "archive.name=x")
+        plain, _ = self.quantize("p", *fused)
+        again, _ = self.quantize("p3", *fused, ranks=3)
+        self.assertEqual(tar_hashes(plain), tar_hashes(again))
+        folder = unpack(plain, plain + "-hf")
+        config = config_of(folder)
+        self.assertFalse({"quantization_config", "spinshard"} & set(config))
+        self.assertFalse(config["tie_word_embeddings"])
+        late, _ = self.quantize("late", "rotate.r1=false", "rotate.r2=none", "weights.group=channel", model=folder)
+        direct, _ = self.quantize("direct", *fused[:2], "weights.group=channel")
+        self.assertEqual(tensors_of(unpack(late, late + "-hf")), tensors_of(unpack(direct, direct + "-hf")))
+        got, want = self.perplexity(plain, TEXT, 128, *FP32), self.perplexity(STORIES, TEXT, 128, *FP32)
+        self.assertEqual(got, self.perplexity(folder, TEXT, 128, *FP32))
+        self.assertAlmostEqual(got["nll"], want["nll"], delta=2e-5)
+        self.good("verify", plain, "--source", STORIES, "--equivalence")
+        self.bad(2, ["plain folder"], "verify", plain, "--for", "transformers")
+        other, _ = self.quantize("other", "seed=1", *fused)
+        shutil.copy(os.path.join(plain, "rotations.safetensors"), other)
+        self.bad(4, ["where the source gives"], "verify", other, "--source", STORIES)
 
     def test_packed_inputs(self):
         """Inputs of 8 and 4 bits, by token and by group: said in config.json, of the archive and of its folder alike

@@ -149,7 +149,12 @@ MODELS = [
 RECIPES = [
     (2, "an unknown flag", "--calbi", ["--calbi", "x"]),
     (2, "an unknown key", r"weights\.grup", settings("weights.grup=64")),
-    (2, "a value out of range", "bits", settings("weights.bits=9")),
+    (2, "a value out of range", "bits", settings("weights.bits=1")),
+    (2, "bits between 8 and 16", r"weights\.bits.*9 bits", settings("weights.bits=9")),
+    (2, "a form for what is not quantized", r"archive\.form", settings("weights.bits=16", "archive.form=pack-quantized")),
+    (2, "R4 in a plain folder", r"rotate\.online", settings("weights.bits=16", "rotate.online=[r4]")),
+    (2, "learning for weights that stay as they are", r"rotate\.start=OUT",
+     ["--calib", "TEXT", *settings("weights.bits=16", "activations.bits=4", "learn=[{objective: range, weights: true}]")]),
     (2, "a word that is not one of the list", "method", settings("weights.method=best")),
     (2, "a recipe that does not exist", "nowhere", ["--recipe", "nowhere"]),
     (2, "a recipe that is not YAML", "line 3", ["--recipe", "RECIPE"]),

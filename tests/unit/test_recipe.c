@@ -216,8 +216,8 @@ static void wrong_keys_and_values_are_named(void **state) {
         const char *set, *what, *hint;
     } cases[] = {
         {"weights.bit=4", "unknown recipe key \"weights.bit\"", "weights.bits"},
-        {"weights.bits=9", "weights.bits is 9; it must be a whole number in 2..8", ""},
-        {"weights.bits=four", "weights.bits is \"four\"; it must be a whole number in 2..8", ""},
+        {"weights.bits=1", "weights.bits is 1; it must be a whole number in 2..16", ""},
+        {"weights.bits=four", "weights.bits is \"four\"; it must be a whole number in 2..16", ""},
         {"rotate.r2=heads", "rotate.r2 is \"heads\"; it must be none|layer|head", ""},
         {"rotate.online=[r5]", "is [\"r5\"]; it must be a list of r3|r4, each once", ""},
         {"rotate.online=[r3, r3]", "[\"r3\", \"r3\"]; it must be a list of r3|r4, each once", ""},
