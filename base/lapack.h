@@ -1,5 +1,5 @@
 /* lapack - the factorizations that the program needs in fp64: inverse of a block, QR, symmetric
- * eigenvectors.
+ * eigenvectors, the determinant of a covariance.
  * The one door to LAPACK. Not a LAPACK: square matrices, no products (base/gemm.h), no ranks
  * (mpi/dmat.h). Serves the Cayley step and the start points of learning.
  *
@@ -24,5 +24,9 @@ err lapack_qr(int64_t n, double *a);
 /* Local. Eigenvectors of the symmetric a [n, n]: column j (contiguous) belongs to values[j],
  * ascending, with unit length; signs are the library's. Fails with ERR_NOFIT, ERR_NUMERICS. */
 err lapack_eigen(int64_t n, double *a, double *values);
+
+/* Local. log det of a symmetric a [n, n] by its Cholesky factor, which takes its place (one
+ * triangle); *out NAN where a is not positive definite. */
+err lapack_log_det(int64_t n, double *a, double *out);
 
 #endif

@@ -6,6 +6,7 @@
 #include "base/size.h"
 #include "io/safetensors.h"
 #include "jobs/run/gptq_table.h"
+#include "jobs/run/site_table.h"
 #include "jobs/setup/source.h"
 #include "model/tensors.h"
 #include "pipeline/weights/rotation_file.h"
@@ -248,9 +249,11 @@ static bool ends_with(const char *s, const char *end) {
     return n >= m && !strcmp(s + n - m, end);
 }
 
-static err print_errors(const options *o) {
+/* A table that stands in events.jsonl, by layer. */
+static err print_layers(const options *o, err (*read)(const char *out_dir, json_t **out),
+                        void (*print)(const json_t *layers)) {
     json_t *layers;
-    err e = gptq_table_read(o->target, &layers);
+    err e = read(o->target, &layers);
     if (e.code) return e;
     if (options_has(o, OPT_JSON)) {
         json_t *v = json_pack("{s:s, s:O}", "path", o->target, "layers", layers);
@@ -258,14 +261,15 @@ static err print_errors(const options *o) {
         puts("");
         json_decref(v);
     } else {
-        gptq_table_print(layers);
+        print(layers);
     }
     json_decref(layers);
     return e;
 }
 
 err job_inspect(const comm *c, const options *o) {
-    if (options_has(o, OPT_ERRORS)) return print_errors(o);
+    if (options_has(o, OPT_ERRORS)) return print_layers(o, gptq_table_read, gptq_table_print);
+    if (options_has(o, OPT_SITES)) return print_layers(o, site_table_read, site_table_print);
     if (options_has(o, OPT_EXPORT_SPINQUANT)) {
         err e = export_spinquant(c, o->target, options_str(o, OPT_EXPORT_SPINQUANT));
         if (!e.code && !options_has(o, OPT_JSON))

@@ -11,6 +11,7 @@
 #include "jobs/phases/item_output.h"
 #include "jobs/run/gptq_table.h"
 #include "jobs/run/run_phase.h"
+#include "jobs/run/site_table.h"
 #include "jobs/run/stop.h"
 #include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
@@ -81,6 +82,7 @@ static err phase_settings(const quantize_run *q, gptq_phase *p) {
                            .from_layer = s->weights.target == TARGET_LAYER,
                            .alpha = s->weights.alpha,
                            .act_order = s->weights.act_order,
+                           .tell_sites = q->flags.report,
                            .solve = {.damp = s->weights.damp,
                                      .block = s->numerics.gptq_block,
                                      .dist_from = s->numerics.gptq_grid_from,
@@ -110,6 +112,7 @@ static uint64_t plan_of(gptq_settings s, const memory_level *t, int ranks, int r
     memory_plan_add(p, "sums of a Hessian", b.sums);
     memory_plan_add(p, "Hessian and factor", b.factor);
     memory_plan_add(p, "rows and codes", b.rows);
+    memory_plan_add(p, "statistics of inputs", b.sites);
     return b.scratch_file;
 }
 
@@ -280,6 +283,8 @@ static err keep_layer(quantize_run *q, const item_report *done, const gptq_layer
     if (!json_object_get(work, "errors")) json_object_set_new(work, "errors", json_object());
     json_object_set(json_object_get(work, "errors"), key, table);
     events_add(q->events, "gptq", "errors", table);
+    if (q->flags.report)
+        events_add(q->events, "gptq", "sites", site_table_of(done->item - 1, report->sites));
     gptq_table_tell(&q->source.cfg, done->item - 1, done->seconds, report);
     e = run_state_commit(q->state, "gptq");
     events_add(q->events, "gptq", "commit", json_pack("{s:I}", "done", (json_int_t)done->item));

@@ -2,16 +2,14 @@
  * table. */
 #include "jobs/run/gptq_table.h"
 
-#include "base/file.h"
 #include "base/log.h"
+#include "jobs/run/event_table.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-enum { MAX_EVENTS_BYTES = 1 << 30 };
 
 /* How GPTAQ's errors are found (gptq_outputs of pipeline/gptq/gptq_stack.h). */
 static const char MEASURED[] =
@@ -104,47 +102,13 @@ void gptq_table_summary(const json_t *layers) {
 
 /* ---- of an output folder ---- */
 
-static void take_line(const char *line, size_t n, json_t *by_layer) {
-    json_t *v;
-    char key[24];
-    if (json_parse(line, n, "events.jsonl", &v).code) return; /* a line that a crash cut */
-    const char *event = json_string_value(json_object_get(v, "event"));
-    const json_t *layer = json_object_get(v, "layer");
-    if (event && !strcmp(event, "errors") && json_is_integer(layer)) {
-        snprintf(key, sizeof key, "%08" JSON_INTEGER_FORMAT, json_integer_value(layer));
-        json_object_set(by_layer, key, v);
-    }
-    json_decref(v);
-}
-
 err gptq_table_read(const char *out_dir, json_t **out) {
-    char *path = file_join(out_dir, "events.jsonl"), *text = NULL;
-    size_t len = 0;
-    json_t *by_layer = json_object();
-    *out = json_array();
-    err e = file_read_all(path, MAX_EVENTS_BYTES, &text, &len);
-    for (char *at = text, *end; at && at < text + len; at = end + 1) {
-        end = memchr(at, '\n', (size_t)(text + len - at));
-        if (!end) end = text + len;
-        take_line(at, (size_t)(end - at), by_layer);
-    }
-    free(text);
-    for (int64_t i = 0; json_array_size(*out) < json_object_size(by_layer) && i < 1 << 20; i++) {
-        char name[24];
-        snprintf(name, sizeof name, "%08" PRId64, i);
-        json_t *layer = json_object_get(by_layer, name);
-        if (layer) json_array_append(*out, layer);
-    }
-    if (!e.code && !json_array_size(*out))
-        e = err_make(ERR_INPUT, path, "quantize with weights.method=gptq or gptaq",
-                     "tells of no layer that GPTQ rounded");
-    free(path);
-    json_decref(by_layer);
-    if (e.code) {
-        json_decref(*out);
-        *out = NULL;
-    }
-    return e;
+    err e = event_table_read(out_dir, "errors", out);
+    if (e.code || json_array_size(*out)) return e;
+    json_decref(*out);
+    *out = NULL;
+    return err_make(ERR_INPUT, out_dir, "quantize with weights.method=gptq or gptaq",
+                    "its events.jsonl tells of no layer that GPTQ rounded");
 }
 
 static void print_percent(const json_t *t, const char *key) {

@@ -87,6 +87,9 @@ static const struct {
     [OPT_FORCE] = {"--force", NULL, "replace an output that exists", BIT(CMD_QUANTIZE), false},
     [OPT_KEEP_RUN] = {"--keep-run", NULL, "keep OUT/run when done", BIT(CMD_QUANTIZE), false},
     [OPT_DRY_RUN] = {"--dry-run", NULL, "print the plan and stop", BIT(CMD_QUANTIZE), false},
+    [OPT_REPORT] = {"--report", "on|off",
+                    "look at the inputs that GPTQ sees: `inspect --sites` (default on)",
+                    BIT(CMD_QUANTIZE), false},
     [OPT_STOP_BEFORE] =
         {"--stop-before", "TIME",
          "stop at a commit when less than TIME of the Slurm job is left (90s, 10m, 2h), exit 75",
@@ -125,6 +128,10 @@ static const struct {
     [OPT_TENSORS] = {"--tensors", NULL, "list every tensor", BIT(CMD_INSPECT), false},
     [OPT_ERRORS] = {"--errors", NULL, "of an output folder: what GPTQ did to each linear",
                     BIT(CMD_INSPECT), false},
+    [OPT_SITES] = {"--sites", NULL,
+                   "of an output folder: what GPTQ saw at the inputs of the linears, before and "
+                   "after rotation",
+                   BIT(CMD_INSPECT), false},
     [OPT_EXPORT_SPINQUANT] = {"--export-spinquant", "FILE",
                               "write the rotations in fp32 under SpinQuant's public keys",
                               BIT(CMD_INSPECT), false},

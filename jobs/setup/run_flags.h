@@ -7,6 +7,7 @@
 #include "jobs/setup/options.h"
 #include "pipeline/learn/e2e_layout.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef struct run_flags {
@@ -14,6 +15,7 @@ typedef struct run_flags {
     const char *scratch;      /* --scratch; NULL: none. Borrowed */
     int64_t replicas, stages; /* 0: chosen */
     recompute_wish recompute;
+    bool report; /* --report: look at what passes, and write a report at the end */
 } run_flags;
 
 /* Local. Fails with ERR_USAGE. */

@@ -184,6 +184,17 @@ static err quantize_stack(gptq_stack *k, llama_stage *stage, llama_stage *full,
     return e;
 }
 
+/* What the inputs look like, told by the first rank. */
+static err take_sites(gptq_run *r, int64_t layer, int stream, llama_step step,
+                      gptq_layer_report *report) {
+    err e = err_none();
+    if (!r->s.tell_sites) return e;
+    if (comm_rank(r->s.c) == 0)
+        e = gptq_sites_take(r->windows, stream, r->s.job->cfg, r->s.job->rotations, layer, step,
+                            &report->sites[step]);
+    return comm_agree(r->s.c, e, "activations", NULL);
+}
+
 static err do_step(gptq_run *r, llama_step step, llama_stage *stage, llama_stage *full,
                    const quantize_sink *sink, bool go_on, gptq_layer_report *report) {
     const double start = clock_now_s();
@@ -191,6 +202,8 @@ static err do_step(gptq_run *r, llama_step step, llama_stage *stage, llama_stage
     err e = gptq_stack_init(r, step, &k);
     if (!e.code) e = step_inputs(r, stage, GPTQ_QUANTIZED, step);
     if (!e.code && full) e = step_inputs(r, full, GPTQ_FULL, step);
+    if (!e.code)
+        e = take_sites(r, stage->first_layer, full ? GPTQ_FULL : GPTQ_QUANTIZED, step, report);
     if (!e.code) e = quantize_stack(&k, stage, full, sink, report);
     gptq_stack_clear(&k);
     if (!e.code && go_on && (step == STEP_O || step == STEP_DOWN)) {
@@ -333,6 +346,7 @@ gptq_bytes gptq_run_bytes(const gptq_settings *s, int ranks, int rank) {
                        llama_scratch_bytes(cfg, wider(s), COMPUTE_BF16, s->length, gemm_threads()),
         .weights = gptq_source_bytes(s->job, ranks, rank, s->batches < 2) +
                    (uint64_t)llama_layer_params(cfg) * sizeof(bf16) * (s->asymmetric ? 2 : 1),
+        .sites = rank == 0 && s->tell_sites ? gptq_sites_bytes(cfg) : 0,
         .scratch_file = gptq_windows_file_bytes(&o, ranks, rank)};
     for (llama_step step = STEP_QKV; step < STEP_COUNT; step++) {
         gptq_stack k;

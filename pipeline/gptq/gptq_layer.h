@@ -12,6 +12,7 @@
 #ifndef SPINSHARD_PIPELINE_GPTQ_GPTQ_LAYER_H
 #define SPINSHARD_PIPELINE_GPTQ_GPTQ_LAYER_H
 
+#include "pipeline/gptq/gptq_sites.h"
 #include "pipeline/gptq/gptq_solve.h"
 #include "pipeline/gptq/gptq_source.h"
 #include "pipeline/gptq/gptq_windows.h"
@@ -31,6 +32,7 @@ typedef struct gptq_settings {
     bool from_layer;     /* the stream of full precision begins anew at each layer's input */
     double alpha;        /* its strength at most */
     bool act_order;
+    bool tell_sites; /* look at the inputs: gptq_layer_report.sites */
     gptq_solve_options solve;
 } gptq_settings;
 
@@ -44,7 +46,8 @@ typedef struct gptq_linear_report {
 
 typedef struct gptq_layer_report {
     gptq_linear_report linears[LLAMA_LINEARS];
-    double step_s[STEP_COUNT]; /* of the step: inputs, sums, factor, rows */
+    double step_s[STEP_COUNT];   /* of the step: inputs, sums, factor, rows */
+    gptq_site sites[STEP_COUNT]; /* on the first rank: of the stream of full precision, if any */
     char source_sha256[SHA256_HEX];
     qerror error; /* of the codes against the fused weights, as rounding to nearest tells it */
 } gptq_layer_report;
@@ -80,7 +83,7 @@ int64_t gptq_run_most_batches(const gptq_settings *s, int ranks);
 
 /* Local. Bytes of one of so many ranks, by what they are for; s->c and s->ids are not looked at. */
 typedef struct gptq_bytes {
-    uint64_t activations, weights, sums, factor, rows, scratch_file;
+    uint64_t activations, weights, sums, factor, rows, sites, scratch_file;
 } gptq_bytes;
 gptq_bytes gptq_run_bytes(const gptq_settings *s, int ranks, int rank);
 

@@ -1,0 +1,24 @@
+/* site_table - what GPTQ saw at the inputs of the linears of each layer, before and after rotation,
+ * as JSON for events.jsonl and as a table for `inspect --sites`. Not how it is found
+ * (pipeline/gptq/gptq_sites.h, model/site_stats.h). */
+#ifndef SPINSHARD_JOBS_RUN_SITE_TABLE_H
+#define SPINSHARD_JOBS_RUN_SITE_TABLE_H
+
+#include "base/err.h"
+#include "base/json.h"
+#include "pipeline/gptq/gptq_sites.h"
+
+/* Local. {"layer", "sites": [{"site", "tokens", "width", "before": S, "after": S}]}, the sites that
+ * are there; S is {"rms", "max_over_rms", "kurtosis", "token_max_over_rms", "outlier_tokens",
+ * "log_qsur", "edges", "shares"}: max_over_rms of all entries, token_max_over_rms the mean over
+ * tokens of each token's own, outlier_tokens a share, log_qsur log QSUR / d or null; shares [k] of
+ * the entries have |x| / rms in edges [k] .. edges [k + 1], the last ends at max_over_rms, and what
+ * is below the first edge is in none. New reference. */
+json_t *site_table_of(int64_t layer, const gptq_site sites[STEP_COUNT]);
+
+/* Local. [site_table_of of each layer] of an output folder; caller owns *out. ERR_INPUT where the
+ * file is missing or tells of none. */
+err site_table_read(const char *out_dir, json_t **out);
+void site_table_print(const json_t *layers); /* root only; on stdout */
+
+#endif
