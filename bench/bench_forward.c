@@ -79,8 +79,8 @@ int main(int argc, char **argv) {
 
     const rotation_options opts = {
         .r1 = true, .r2 = R2_NONE, .r3 = true, .r4 = true, .start = START_HAD};
-    const rotation_sizes sizes = {c.hidden,   c.layers,   c.heads,
-                                  c.kv_heads, c.head_dim, c.intermediate};
+    const rotation_sizes sizes = {c.hidden,   c.layers,       c.heads,  c.kv_heads,
+                                  c.head_dim, c.intermediate, c.qk_norm};
     rotation_set *set;
     bench_need(rotation_set_create(&opts, &sizes, &set));
     llama_sites sites = llama_sites_none();

@@ -74,7 +74,7 @@ static void large_layer(int64_t hidden, int64_t part, double *sink) {
 /* SmolLM2-135M: hidden 576, intermediate 1536. */
 static void small_layer(double *sink) {
     rotation_options opts = {.r1 = true, .r2 = R2_LAYER, .start = START_HAD, .seed = 1};
-    rotation_sizes sizes = {576, 1, 9, 3, 64, 1536};
+    rotation_sizes sizes = {576, 1, 9, 3, 64, 1536, false};
     static const struct {
         llama_role role;
         int64_t rows, cols;

@@ -448,7 +448,9 @@ err job_eval(const comm *c, const options *o) {
     err e = comm_agree(c, read_flags(&j), "reading the flags", NULL);
     if (!e.code) e = source_open(c, options_str(o, OPT_MODEL), &j.source);
     if (!e.code) e = setup_recipe(c, o, j.source.recipe, &j.recipe);
-    if (!e.code) source_warn_window(&j.source, "--window", j.window);
+    if (!e.code)
+        e = comm_agree(c, source_check_window(&j.source, "--window", j.window), "reading the flags",
+                       NULL);
     if (!e.code) e = make_sites(&j);
     if (!e.code && options_has(o, OPT_AGAINST)) e = open_against(&j);
     if (!e.code) e = share_texts(&j);

@@ -183,7 +183,8 @@ static err export_spinquant(const comm *c, const char *out, const char *file) {
                             .heads = s.cfg.heads,
                             .kv_heads = s.cfg.kv_heads,
                             .head_dim = s.cfg.head_dim,
-                            .intermediate = s.cfg.intermediate};
+                            .intermediate = s.cfg.intermediate,
+                            .qk_norm = s.cfg.qk_norm};
         e = rotation_file_read(c, path, &o, &z, NULL, &set);
     }
     if (!e.code && rotation_set_r2_count(set) > 1)

@@ -78,6 +78,12 @@ static uint64_t lay_out_stash(llama_stash *s, const llama_sites *sites, char *ba
         s->scale[i] = cut(&c, w, real);
         s->input[i] = cut_kept(&c, &input, shape, shape->r1);
     }
+    if (g->qk_norm) {
+        s->q_norm.y = cut(&c, w * g->heads * d, factor);
+        s->q_norm.scale = cut(&c, w * g->heads, real);
+        s->k_norm.y = cut(&c, w * g->kv_heads * d, factor);
+        s->k_norm.scale = cut(&c, w * g->kv_heads, real);
+    }
     s->q = cut(&c, w * g->heads * d, factor);
     s->k = cut(&c, w * g->kv_heads * d, factor);
     s->v = cut(&c, w * g->kv_heads * d, factor);
@@ -269,9 +275,9 @@ static err fill_rope_tables(llama_work *w) {
     if (e.code) return e;
     llama_inv_freq(&w->cfg, inv);
     if (w->shape.compute == COMPUTE_F64)
-        rope_tables_f64(inv, half, w->shape.window, w->cos_t, w->sin_t);
+        rope_tables_f64(inv, llama_rope_gain(&w->cfg), half, w->shape.window, w->cos_t, w->sin_t);
     else
-        rope_tables_f32(inv, half, w->shape.window, w->cos_t, w->sin_t);
+        rope_tables_f32(inv, llama_rope_gain(&w->cfg), half, w->shape.window, w->cos_t, w->sin_t);
     mem_free(inv);
     return err_none();
 }

@@ -9,13 +9,21 @@
 #include "model/site_backward.h"
 #include "model/sites.h"
 
+/* Of the norm of heads: rows before the gain, and 1 / rms; NULL where the model has no such norm.
+ */
+typedef struct head_norm_kept {
+    void *y;     /* factor [W, heads head_dim] */
+    void *scale; /* real [W, heads] */
+} head_norm_kept;
+
 struct llama_stash {
     llama_config cfg;
     llama_pass_shape shape;
-    void *block;                       /* owned: one allocation, the rest points into it */
-    void *y[NORMS];                    /* factor [W, hidden]: rms(x) before site and gain */
-    void *scale[NORMS];                /* real [W]: 1 / rms */
-    site_kept input[NORMS];            /* [W, hidden] */
+    void *block;            /* owned: one allocation, the rest points into it */
+    void *y[NORMS];         /* factor [W, hidden]: rms(x) before site and gain */
+    void *scale[NORMS];     /* real [W]: 1 / rms */
+    site_kept input[NORMS]; /* [W, hidden] */
+    head_norm_kept q_norm, k_norm;
     void *q, *k, *v;                   /* factor, by KV head, see attention.h */
     void *lse;                         /* real [kv_heads, W, heads / kv_heads] */
     void *o;                           /* factor [W, heads head_dim]: before the site */

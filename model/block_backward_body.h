@@ -239,10 +239,35 @@ static err REAL_FN(back_keys_values)(int64_t layer, const llama_sites *sites, in
     return e;
 }
 
-/* RoPE: gradients of the outputs of q, k and v as factors in w->input, k_half, v_half. */
-static void REAL_FN(back_positions)(const attention_shape *shape, int64_t t0, int64_t n_tokens,
-                                    llama_work *w) {
+/* The norm of heads: y = x / rms(x), output y gain. From g = dL/d output of a token, in place, to
+ *     dL/dx = scale (gain g - y mean(gain g y)),
+ * as norm_back has it with gain g for the gradient of y. */
+static void REAL_FN(back_head_norm)(const float *gain, int64_t heads, int64_t token, REAL *g,
+                                    const head_norm_kept *kept, llama_work *w) {
+    const compute_type compute = w->shape.compute;
+    const int64_t d = w->cfg.head_dim;
+    const size_t factor = compute_factor_bytes(compute);
+    REAL *y = work_of_thread(w), *scaled = y + d;
+    for (int64_t h = 0; gain && h < heads; h++) {
+        const int64_t at = token * heads + h;
+        REAL *row = g + h * d;
+        REAL_FN(site_widen)(bytes_at(kept->y, at * d, factor), d, compute, y);
+#pragma omp simd
+        for (int64_t j = 0; j < d; j++) {
+            scaled[j] = row[j] * (REAL)gain[j];
+            row[j] = 0;
+        }
+        REAL_FN(norm_back)(y, ((const REAL *)kept->scale)[at], scaled, d, row);
+    }
+}
+
+/* RoPE and norms of heads: gradients of the outputs of q, k and v as factors in w->input, k_half,
+ * v_half. */
+static void REAL_FN(back_positions)(const llama_layer *l, int64_t layer,
+                                    const attention_shape *shape, int64_t t0, int64_t n_tokens,
+                                    const llama_stash *st, llama_work *w) {
     const llama_config *c = &w->cfg;
+    const bool turned = llama_has_rope(c, layer);
     const compute_type compute = w->shape.compute;
     const int64_t d = c->head_dim, half = d / 2, q_n = c->heads * d, kv_n = c->kv_heads * d;
     const size_t factor = compute_factor_bytes(compute);
@@ -252,10 +277,12 @@ static void REAL_FN(back_positions)(const attention_shape *shape, int64_t t0, in
         const REAL *cos_t = (REAL *)w->cos_t + (t0 + t) * half;
         const REAL *sin_t = (REAL *)w->sin_t + (t0 + t) * half;
         REAL_FN(attention_back_query)(shape, w->dq, t0 + t, q);
-        for (int64_t h = 0; h < c->heads; h++)
+        for (int64_t h = 0; turned && h < c->heads; h++)
             REAL_FN(rope_head_back)(q + h * d, half, cos_t, sin_t);
-        for (int64_t h = 0; h < c->kv_heads; h++)
+        for (int64_t h = 0; turned && h < c->kv_heads; h++)
             REAL_FN(rope_head_back)(k + h * d, half, cos_t, sin_t);
+        REAL_FN(back_head_norm)(l->q_norm, c->heads, t0 + t, q, &st->q_norm, w);
+        REAL_FN(back_head_norm)(l->k_norm, c->kv_heads, t0 + t, k, &st->k_norm, w);
         REAL_FN(norm_factors)(q, q_n, NULL, compute, bytes_at(w->input, t * q_n, factor));
         REAL_FN(norm_factors)(k, kv_n, NULL, compute, bytes_at(w->k_half, t * kv_n, factor));
         REAL_FN(norm_factors)
@@ -287,7 +314,7 @@ static err REAL_FN(back_attention)(const llama_layer *l, int64_t layer, const ll
                                    llama_work *w) {
     const compute_type compute = w->shape.compute;
     const llama_config *c = &w->cfg;
-    const attention_shape shape = REAL_FN(shape_of)(w, t0, n_tokens);
+    const attention_shape shape = REAL_FN(shape_of)(w, layer, t0, n_tokens);
     REAL *dR2 = grads ? grads->R2 : NULL;
     REAL_FN(to_factors)(dx, n_tokens, c->hidden, NULL, compute, w->input);
     err e = REAL_FN(back_output)(l, layer, sites, t0, n_tokens, st, dR2, tap, w);
@@ -297,7 +324,7 @@ static err REAL_FN(back_attention)(const llama_layer *l, int64_t layer, const ll
      w->thread_bytes);
     e = REAL_FN(back_keys_values)(layer, sites, t0, n_tokens, st, dR2, tap, w);
     if (e.code) return e;
-    REAL_FN(back_positions)(&shape, t0, n_tokens, w);
+    REAL_FN(back_positions)(l, layer, &shape, t0, n_tokens, st, w);
     if (REAL_FN(wants)(tap, TAP_QUERY_OUT))
         e = REAL_FN(tell)(tap, layer, TAP_QUERY_OUT, t0, n_tokens, c->heads * c->head_dim, NULL,
                           w->q, w);

@@ -26,9 +26,11 @@ static void REAL_FN(normed_input)(const site *at, const float *gain, int64_t n_t
     }
 }
 
-/* RoPE and biases: queries go to q_heads, keys and values stay for their sites. */
-static void REAL_FN(place_positions)(const llama_layer *l, int64_t n_tokens, llama_scratch *s) {
+/* Biases, norms of heads and RoPE: queries go to q_heads, keys and values stay for their sites. */
+static void REAL_FN(place_positions)(const llama_layer *l, int64_t layer, int64_t n_tokens,
+                                     llama_scratch *s) {
     const llama_config *c = &s->cfg;
+    const bool turned = llama_has_rope(c, layer);
     const int64_t d = c->head_dim, half = d / 2, group = c->heads / c->kv_heads;
     const size_t factor = compute_factor_bytes(s->compute);
 #pragma omp parallel for schedule(static)
@@ -39,10 +41,13 @@ static void REAL_FN(place_positions)(const llama_layer *l, int64_t n_tokens, lla
         REAL_FN(norm_add_bias)(q, l->bq, c->heads * d);
         REAL_FN(norm_add_bias)(k, l->bk, c->kv_heads * d);
         REAL_FN(norm_add_bias)((REAL *)s->v + t * c->kv_heads * d, l->bv, c->kv_heads * d);
-        for (int64_t h = 0; h < c->kv_heads; h++) REAL_FN(rope_head)(k + h * d, half, cos_t, sin_t);
+        if (l->k_norm) REAL_FN(norm_rows)(k, c->kv_heads, d, c->rms_eps, l->k_norm, k);
+        if (l->q_norm) REAL_FN(norm_rows)(q, c->heads, d, c->rms_eps, l->q_norm, q);
+        for (int64_t h = 0; turned && h < c->kv_heads; h++)
+            REAL_FN(rope_head)(k + h * d, half, cos_t, sin_t);
         for (int64_t h = 0; h < c->heads; h++) {
             const int64_t to = ((h / group * n_tokens + t) * group + h % group) * d;
-            REAL_FN(rope_head)(q + h * d, half, cos_t, sin_t);
+            if (turned) REAL_FN(rope_head)(q + h * d, half, cos_t, sin_t);
             REAL_FN(norm_factors)
             (q + h * d, d, NULL, s->compute, (char *)s->q_heads + (size_t)to * factor);
         }
@@ -106,7 +111,7 @@ const void *REAL_FN(block_step_input)(const llama_layer *l, int64_t layer, const
                                    .heads = c->heads,
                                    .kv_heads = c->kv_heads,
                                    .head_dim = c->head_dim,
-                                   .sliding_window = c->sliding_window,
+                                   .sliding_window = llama_window_of(c, layer),
                                    .compute = s->compute};
 
     REAL_FN(normed_input)
@@ -115,7 +120,7 @@ const void *REAL_FN(block_step_input)(const llama_layer *l, int64_t layer, const
     if (step == STEP_DOWN) return REAL_FN(mlp_mid)(l, layer, sites, n_tokens, s);
     const wmat_term qkv[] = {{&l->q, s->q}, {&l->k, s->k}, {&l->v, s->v}};
     wmat_products(qkv, 3, s->compute, s->input, n_tokens, false, s->per_thread, s->thread_bytes);
-    REAL_FN(place_positions)(l, n_tokens, s);
+    REAL_FN(place_positions)(l, layer, n_tokens, s);
     REAL_FN(site_apply)(&keys, s->k, n_tokens, &s->site);
     REAL_FN(site_apply)(&values, s->v, n_tokens, &s->site);
     REAL_FN(by_head)(n_tokens, s);

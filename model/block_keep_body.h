@@ -3,14 +3,15 @@
  */
 #include "model/real.h"
 
-static attention_shape REAL_FN(shape_of)(const llama_work *w, int64_t t0, int64_t n) {
+static attention_shape REAL_FN(shape_of)(const llama_work *w, int64_t layer, int64_t t0,
+                                         int64_t n) {
     return (attention_shape){.tokens = t0 + n,
                              .heads = w->cfg.heads,
                              .kv_heads = w->cfg.kv_heads,
                              .head_dim = w->cfg.head_dim,
                              .first = t0,
                              .room = w->shape.window,
-                             .sliding_window = w->cfg.sliding_window,
+                             .sliding_window = llama_window_of(&w->cfg, layer),
                              .compute = w->shape.compute};
 }
 
@@ -55,10 +56,29 @@ static void REAL_FN(keep_normed)(int64_t layer, const llama_sites *sites, int wh
     REAL_FN(to_factors)(y, n_tokens, n, gain, compute, w->input);
 }
 
-/* Biases and RoPE; queries go to the stash, keys and values stay for their sites. */
-static void REAL_FN(keep_positions)(const llama_layer *l, int64_t t0, int64_t n_tokens,
-                                    llama_stash *st, llama_work *w) {
+/* The heads of a token through their norm; what its backward takes goes to the stash. */
+static void REAL_FN(keep_head_norm)(const float *gain, int64_t heads, int64_t token, REAL *x,
+                                    const head_norm_kept *to, const llama_work *w) {
+    const int64_t d = w->cfg.head_dim;
+    const size_t factor = compute_factor_bytes(w->shape.compute);
+    for (int64_t h = 0; gain && h < heads; h++) {
+        REAL *row = x + h * d;
+        const REAL scale = REAL_FN(norm_scale)(row, d, w->cfg.rms_eps);
+        ((REAL *)to->scale)[token * heads + h] = scale;
+        REAL_FN(norm_rows)(row, 1, d, w->cfg.rms_eps, NULL, row);
+        REAL_FN(norm_factors)
+        (row, d, NULL, w->shape.compute, bytes_at(to->y, (token * heads + h) * d, factor));
+#pragma omp simd
+        for (int64_t j = 0; j < d; j++) row[j] *= (REAL)gain[j];
+    }
+}
+
+/* Biases, norms of heads and RoPE; queries go to the stash, keys and values stay for their sites.
+ */
+static void REAL_FN(keep_positions)(const llama_layer *l, int64_t layer, int64_t t0,
+                                    int64_t n_tokens, llama_stash *st, llama_work *w) {
     const llama_config *c = &w->cfg;
+    const bool turned = llama_has_rope(c, layer);
     const int64_t d = c->head_dim, half = d / 2, group = c->heads / c->kv_heads;
     const int64_t room = w->shape.window;
     const size_t factor = compute_factor_bytes(w->shape.compute);
@@ -70,10 +90,13 @@ static void REAL_FN(keep_positions)(const llama_layer *l, int64_t t0, int64_t n_
         REAL_FN(norm_add_bias)(q, l->bq, c->heads * d);
         REAL_FN(norm_add_bias)(k, l->bk, c->kv_heads * d);
         REAL_FN(norm_add_bias)((REAL *)w->v + t * c->kv_heads * d, l->bv, c->kv_heads * d);
-        for (int64_t h = 0; h < c->kv_heads; h++) REAL_FN(rope_head)(k + h * d, half, cos_t, sin_t);
+        REAL_FN(keep_head_norm)(l->q_norm, c->heads, t0 + t, q, &st->q_norm, w);
+        REAL_FN(keep_head_norm)(l->k_norm, c->kv_heads, t0 + t, k, &st->k_norm, w);
+        for (int64_t h = 0; turned && h < c->kv_heads; h++)
+            REAL_FN(rope_head)(k + h * d, half, cos_t, sin_t);
         for (int64_t h = 0; h < c->heads; h++) {
             const int64_t to = ((h / group * room + t0 + t) * group + h % group) * d;
-            REAL_FN(rope_head)(q + h * d, half, cos_t, sin_t);
+            if (turned) REAL_FN(rope_head)(q + h * d, half, cos_t, sin_t);
             REAL_FN(norm_factors)
             (q + h * d, d, NULL, w->shape.compute, bytes_at(st->q, to, factor));
         }
@@ -189,11 +212,11 @@ static void REAL_FN(keep_mlp)(const llama_layer *l, int64_t layer, const llama_s
 void REAL_FN(block_keep)(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
                          int64_t n_tokens, REAL *x, llama_stash *st, llama_work *w) {
     const compute_type compute = w->shape.compute;
-    const attention_shape shape = REAL_FN(shape_of)(w, t0, n_tokens);
+    const attention_shape shape = REAL_FN(shape_of)(w, layer, t0, n_tokens);
     REAL_FN(keep_normed)(layer, sites, NORM_ATTN, l->attn_norm, t0, n_tokens, x, st, w);
     const wmat_term terms[] = {{&l->q, w->q}, {&l->k, w->k}, {&l->v, w->v}};
     wmat_products(terms, 3, compute, w->input, n_tokens, false, w->per_thread, w->thread_bytes);
-    REAL_FN(keep_positions)(l, t0, n_tokens, st, w);
+    REAL_FN(keep_positions)(l, layer, t0, n_tokens, st, w);
     REAL_FN(keep_keys_values)(sites, layer, t0, n_tokens, st, w);
     REAL_FN(attention)
     (&shape, st->q, st->k, st->v, w->wide, st->lse, w->per_thread, w->thread_bytes);

@@ -40,8 +40,9 @@ wmat *llama_layer_linear(llama_layer *l, int linear) {
 }
 
 float **llama_layer_vector(llama_layer *l, int vector) {
-    float **const all[LLAMA_VECTORS] = {&l->attn_norm, &l->mlp_norm, &l->bq,  &l->bk,   &l->bv,
-                                        &l->bo,        &l->bgate,    &l->bup, &l->bdown};
+    float **const all[LLAMA_VECTORS] = {&l->attn_norm, &l->mlp_norm, &l->bq,    &l->bk,
+                                        &l->bv,        &l->bo,       &l->bgate, &l->bup,
+                                        &l->bdown,     &l->q_norm,   &l->k_norm};
     return all[vector];
 }
 
@@ -172,9 +173,9 @@ static err fill_rope_tables(llama_scratch *s) {
     if (e.code) return e;
     llama_inv_freq(&s->cfg, inv);
     if (s->compute == COMPUTE_F64)
-        rope_tables_f64(inv, half, s->max_tokens, s->cos_t, s->sin_t);
+        rope_tables_f64(inv, llama_rope_gain(&s->cfg), half, s->max_tokens, s->cos_t, s->sin_t);
     else
-        rope_tables_f32(inv, half, s->max_tokens, s->cos_t, s->sin_t);
+        rope_tables_f32(inv, llama_rope_gain(&s->cfg), half, s->max_tokens, s->cos_t, s->sin_t);
     mem_free(inv);
     return err_none();
 }

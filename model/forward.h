@@ -25,6 +25,7 @@ typedef struct llama_layer {
     wmat q, k, v, o, gate, up, down;
     float *attn_norm, *mlp_norm; /* [hidden] */
     float *bq, *bk, *bv, *bo, *bgate, *bup, *bdown;
+    float *q_norm, *k_norm; /* [head_dim]; NULL: queries and keys are not normalized */
 } llama_layer;
 
 /* Local. Where the layer holds a linear, an index into llama_linears (model/tensors.h); a vector,

@@ -9,10 +9,10 @@
  *   biases                   o, down: b' = b R1; v: b'_h = b_h R2
  * With scales S (rotations/scale_set.h): q, k, v, gate, up are also times diag(S of the norm) on
  * the right; v / S_vo, k / S_qk, up / S_ud on the left, before R2, with their biases, and q
- * likewise times S_qk; o times S_vo of the KV head of each query head and down times S_ud on the
- * right, before R2 and R4. Rows come out in order, in tiles, for a sink that quantizes them while
- * they are hot. Not reading and not quantizing. On the way: safetensors tensor, learned R1, R2 ->
- * fused weight. */
+ * likewise times S_qk (with norms of heads their gains instead: rotations/scale_set.h); o times
+ * S_vo of the KV head of each query head and down times S_ud on the right, before R2 and R4. Rows
+ * come out in order, in tiles, for a sink that quantizes them while they are hot. Not reading and
+ * not quantizing. On the way: safetensors tensor, learned R1, R2 -> fused weight. */
 #ifndef SPINSHARD_MODEL_FUSE_H
 #define SPINSHARD_MODEL_FUSE_H
 
@@ -99,15 +99,16 @@ typedef struct fuse_plan {
     double *scales;      /* owned; NULL or the factors of one side, a head at a time */
 } fuse_plan;
 
-/* Local. Fill the rotations of a matrix (embedding, head or one of the seven linears) or of the
- * bias of a linear from the set; R2 of the layer is prepared if needed. The caller then sets
- * source, dtype, rows, cols and in_gain. R4 is folded into down where the set has one.
- * fuse_plan_clear frees. Fails with ERR_NOFIT, and ERR_BUG for a role that takes no rotation. */
+/* Local. Fill the rotations of a matrix (embedding, head or one of the seven linears), of the bias
+ * of a linear or of the norm of heads behind it from the set; R2 of the layer is prepared if
+ * needed. The caller then sets source, dtype, rows, cols and in_gain. R4 is folded into down where
+ * the set has one. fuse_plan_clear frees. Fails with ERR_NOFIT, and ERR_BUG for a role that takes
+ * no rotation. */
 err fuse_plan_init(llama_role role, int64_t layer, rotation_set *set, fuse_plan *out);
 void fuse_plan_clear(fuse_plan *p); /* local */
 
-/* Local. Scale and turn a bias b [n] (the fp32 values as stored), in place: by the out_scale, out
- * and out_heads of its plan; in fp64, or rounded once. */
+/* Local. Scale and turn a bias b [n], or the gain of a norm of heads (the fp32 values as stored),
+ * in place: by the out_scale, out and out_heads of its plan; in fp64, or rounded once. */
 err fuse_bias(const fuse_job *job, float *b, int64_t n);
 err fuse_bias_wide(const fuse_job *job, double *b, int64_t n);
 

@@ -48,10 +48,18 @@ static err plan_scales(llama_role role, int64_t layer, const rotation_set *set, 
     switch (role) {
     case ROLE_Q:
     case ROLE_Q_BIAS:
+        if (z->qk_norm) return err_none();
         return take_heads(p, z, qk, false, z->heads, &p->job.out_scale);
     case ROLE_K:
     case ROLE_K_BIAS:
+        if (z->qk_norm) return err_none();
         return take_heads(p, z, qk, true, z->kv_heads, &p->job.out_scale);
+    case ROLE_Q_NORM: /* the same for all heads: those of the first */
+        if (qk) p->job.out_scale = qk->s;
+        return err_none();
+    case ROLE_K_NORM:
+        if (qk) p->job.out_scale = qk->inverse;
+        return err_none();
     case ROLE_V:
     case ROLE_V_BIAS:
         return take_heads(p, z, vo, true, z->kv_heads, &p->job.out_scale);
@@ -84,6 +92,8 @@ static err plan_rotations(llama_role role, int64_t layer, rotation_set *set, fus
     switch (role) {
     case ROLE_Q_BIAS:
     case ROLE_K_BIAS:
+    case ROLE_Q_NORM:
+    case ROLE_K_NORM:
     case ROLE_GATE_BIAS:
     case ROLE_UP_BIAS:
         return err_none();

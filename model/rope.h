@@ -6,18 +6,19 @@
 
 #include <stdint.h>
 
-/* Local, threaded. Tables [n_tokens, half] of cos and sin of t inv_freq[i], angles in double;
- * inv_freq [half] from llama_inv_freq, half = head_dim / 2. */
-void rope_tables_f32(const double *inv_freq, int64_t half, int64_t n_tokens, float *cos_t,
-                     float *sin_t);
-void rope_tables_f64(const double *inv_freq, int64_t half, int64_t n_tokens, double *cos_t,
-                     double *sin_t);
+/* Local, threaded. Tables [n_tokens, half] of cos and sin of t inv_freq[i], times gain; angles in
+ * double; inv_freq [half] from llama_inv_freq, gain from llama_rope_gain, half = head_dim / 2. */
+void rope_tables_f32(const double *inv_freq, double gain, int64_t half, int64_t n_tokens,
+                     float *cos_t, float *sin_t);
+void rope_tables_f64(const double *inv_freq, double gain, int64_t half, int64_t n_tokens,
+                     double *cos_t, double *sin_t);
 
 /* Local. One head in place: x [2 half], with the table rows of its position. */
 void rope_head_f32(float *x, int64_t half, const float *cos_t, const float *sin_t);
 void rope_head_f64(double *x, int64_t half, const double *cos_t, const double *sin_t);
 
-/* Local. Its backward, in place on dL/d output: the turn by the opposite angle. */
+/* Local. Its backward, in place on dL/d output: the turn by the opposite angle, times the same
+ * gain. */
 void rope_head_back_f32(float *g, int64_t half, const float *cos_t, const float *sin_t);
 void rope_head_back_f64(double *g, int64_t half, const double *cos_t, const double *sin_t);
 

@@ -1,14 +1,14 @@
 /* rope_body - the body of rope.c for one type of reals. */
 #include "model/real.h"
 
-void REAL_FN(rope_tables)(const double *inv_freq, int64_t half, int64_t n_tokens, REAL *cos_t,
-                          REAL *sin_t) {
+void REAL_FN(rope_tables)(const double *inv_freq, double gain, int64_t half, int64_t n_tokens,
+                          REAL *cos_t, REAL *sin_t) {
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < n_tokens; t++) {
         for (int64_t i = 0; i < half; i++) {
             double angle = (double)t * inv_freq[i];
-            cos_t[t * half + i] = (REAL)cos(angle);
-            sin_t[t * half + i] = (REAL)sin(angle);
+            cos_t[t * half + i] = (REAL)(gain * cos(angle));
+            sin_t[t * half + i] = (REAL)(gain * sin(angle));
         }
     }
 }

@@ -5,7 +5,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-typedef enum bias_of { BIAS_NONE, BIAS_ATTENTION, BIAS_MLP } bias_of;
+typedef enum bias_of { BIAS_NONE, BIAS_QKV, BIAS_O, BIAS_MLP } bias_of;
 
 typedef struct role_info {
     const char *name;  /* the module, as in the checkpoint */
@@ -21,10 +21,12 @@ static const role_info ROLES[ROLE_COUNT] = {
     [ROLE_K] = {"k_proj", "self_attn.", true, BIAS_NONE},
     [ROLE_V] = {"v_proj", "self_attn.", true, BIAS_NONE},
     [ROLE_O] = {"o_proj", "self_attn.", true, BIAS_NONE},
-    [ROLE_Q_BIAS] = {"q_proj", "self_attn.", false, BIAS_ATTENTION},
-    [ROLE_K_BIAS] = {"k_proj", "self_attn.", false, BIAS_ATTENTION},
-    [ROLE_V_BIAS] = {"v_proj", "self_attn.", false, BIAS_ATTENTION},
-    [ROLE_O_BIAS] = {"o_proj", "self_attn.", false, BIAS_ATTENTION},
+    [ROLE_Q_BIAS] = {"q_proj", "self_attn.", false, BIAS_QKV},
+    [ROLE_K_BIAS] = {"k_proj", "self_attn.", false, BIAS_QKV},
+    [ROLE_V_BIAS] = {"v_proj", "self_attn.", false, BIAS_QKV},
+    [ROLE_O_BIAS] = {"o_proj", "self_attn.", false, BIAS_O},
+    [ROLE_Q_NORM] = {"q_norm", "self_attn.", false, BIAS_NONE},
+    [ROLE_K_NORM] = {"k_norm", "self_attn.", false, BIAS_NONE},
     [ROLE_MLP_NORM] = {"post_attention_layernorm", "", false, BIAS_NONE},
     [ROLE_GATE] = {"gate_proj", "mlp.", true, BIAS_NONE},
     [ROLE_UP] = {"up_proj", "mlp.", true, BIAS_NONE},
@@ -39,9 +41,9 @@ static const role_info ROLES[ROLE_COUNT] = {
 const llama_role llama_linears[LLAMA_LINEARS] = {ROLE_Q,    ROLE_K,  ROLE_V,   ROLE_O,
                                                  ROLE_GATE, ROLE_UP, ROLE_DOWN};
 
-const llama_role llama_vectors[LLAMA_VECTORS] = {ROLE_ATTN_NORM, ROLE_MLP_NORM, ROLE_Q_BIAS,
-                                                 ROLE_K_BIAS,    ROLE_V_BIAS,   ROLE_O_BIAS,
-                                                 ROLE_GATE_BIAS, ROLE_UP_BIAS,  ROLE_DOWN_BIAS};
+const llama_role llama_vectors[LLAMA_VECTORS] = {
+    ROLE_ATTN_NORM, ROLE_MLP_NORM, ROLE_Q_BIAS,    ROLE_K_BIAS, ROLE_V_BIAS, ROLE_O_BIAS,
+    ROLE_GATE_BIAS, ROLE_UP_BIAS,  ROLE_DOWN_BIAS, ROLE_Q_NORM, ROLE_K_NORM};
 
 bool llama_role_in_layer(llama_role role) {
     return role >= ROLE_ATTN_NORM && role <= ROLE_DOWN_BIAS;
@@ -62,7 +64,9 @@ llama_role llama_role_bias(llama_role linear) {
 
 static bool has_role(const llama_config *cfg, llama_role role) {
     if (role == ROLE_HEAD) return !cfg->tied;
-    if (ROLES[role].bias == BIAS_ATTENTION) return cfg->attention_bias;
+    if (role == ROLE_Q_NORM || role == ROLE_K_NORM) return cfg->qk_norm;
+    if (ROLES[role].bias == BIAS_QKV) return cfg->qkv_bias;
+    if (ROLES[role].bias == BIAS_O) return cfg->o_bias;
     if (ROLES[role].bias == BIAS_MLP) return cfg->mlp_bias;
     return true;
 }
@@ -92,6 +96,10 @@ static void set_shape(const llama_config *cfg, llama_role role, llama_tensor *t)
     case ROLE_GATE_BIAS:
     case ROLE_UP_BIAS:
         t->rows = cfg->intermediate;
+        break;
+    case ROLE_Q_NORM:
+    case ROLE_K_NORM:
+        t->rows = cfg->head_dim;
         break;
     case ROLE_O:
         t->cols = q_width;

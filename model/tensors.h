@@ -21,6 +21,8 @@ typedef enum llama_role {
     ROLE_K_BIAS,
     ROLE_V_BIAS,
     ROLE_O_BIAS,
+    ROLE_Q_NORM,
+    ROLE_K_NORM,
     ROLE_MLP_NORM,
     ROLE_GATE,
     ROLE_UP,
@@ -47,7 +49,7 @@ int64_t llama_tensor_count(const llama_config *cfg);
 void llama_tensor_at(const llama_config *cfg, int64_t i, llama_tensor *out);
 
 /* Local. The tensor of a role; layer is ignored outside the layers. False (and *out untouched)
- * where this config has none: biases, the head of a tied model. */
+ * where this config has none: biases, norms of heads, the head of a tied model. */
 bool llama_tensor_of(const llama_config *cfg, llama_role role, int64_t layer, llama_tensor *out);
 
 bool llama_role_in_layer(llama_role role);    /* local; true from ATTN_NORM to DOWN_BIAS */
@@ -59,9 +61,15 @@ const char *llama_role_name(llama_role role); /* local; "q_proj" */
 enum { LLAMA_LINEARS = 7 };
 extern const llama_role llama_linears[LLAMA_LINEARS];
 
-/* The vectors of a layer: its norms, in the order in which they are read, then the biases of the
- * linears in the order of these. Whoever loads, copies, writes or frees them walks this list. */
-enum { LLAMA_NORMS = 2, LLAMA_VECTORS = LLAMA_NORMS + LLAMA_LINEARS };
+/* The vectors of a layer: its norms before linears, in the order in which they are read; the biases
+ * of the linears in the order of these; the norms of heads, [head_dim], which stand behind q and k.
+ * Gains of the first are folded into the linears that follow; the others change with the outputs of
+ * the linears before them. Whoever loads, copies, writes or frees vectors walks this list. */
+enum {
+    LLAMA_NORMS = 2,
+    LLAMA_HEAD_NORMS_AT = LLAMA_NORMS + LLAMA_LINEARS,
+    LLAMA_VECTORS = LLAMA_HEAD_NORMS_AT + 2
+};
 extern const llama_role llama_vectors[LLAMA_VECTORS];
 
 /* Local. The bias role of one of the seven linears. */

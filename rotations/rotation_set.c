@@ -196,7 +196,8 @@ err rotation_set_new_scales(const rotation_set *s, scale_set **out) {
                                .layers = s->sizes.layers,
                                .kv_heads = s->sizes.kv_heads,
                                .head_dim = s->sizes.head_dim,
-                               .intermediate = s->sizes.intermediate};
+                               .intermediate = s->sizes.intermediate,
+                               .qk_norm = s->sizes.qk_norm};
     return scale_set_create(&sizes, out);
 }
 

@@ -26,6 +26,7 @@ typedef struct rotation_options {
 
 typedef struct rotation_sizes {
     int64_t hidden, layers, heads, kv_heads, head_dim, intermediate;
+    bool qk_norm; /* heads of queries and keys go through a norm: scale_sizes.qk_norm */
 } rotation_sizes;
 
 typedef struct rotation_set rotation_set;

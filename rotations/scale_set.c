@@ -107,6 +107,12 @@ static err check(const scale_set *s, scale_kind kind, const double *v) {
                             "scales %" PRId64 " and %" PRId64
                             " differ, %.9g and %.9g; the two channels of a RoPE pair share one",
                             j, j + d / 2, v[j], v[j + d / 2]);
+        if (kind == SCALE_QK && s->sizes.qk_norm && v[j] != v[j % d])
+            return err_make(ERR_INPUT, "scales", NULL,
+                            "scales %" PRId64 " and %" PRId64
+                            " differ, %.9g and %.9g; all heads share the gains of the norms of "
+                            "queries and keys",
+                            j % d, j, v[j % d], v[j]);
     }
     return err_none();
 }
@@ -117,6 +123,10 @@ err scale_set_put(scale_set *s, scale_kind kind, int64_t layer, const double *v)
     if (e.code) return e;
     scale_vector *to = &s->of[kind][layer];
     fill(to, v);
+    if (kind == SCALE_QK && s->sizes.qk_norm) {
+        for (int64_t j = 0; j < to->n; j++) to->s[j] = exp2(rint(log2(to->s[j])));
+        fill(to, to->s);
+    }
     if (kind != SCALE_ATTN && kind != SCALE_MLP) return e;
     for (int64_t j = 0; j < to->n; j++)
         to->s[j] = 1 / (double)half_from_bf16(half_to_bf16(to->inverse32[j]));

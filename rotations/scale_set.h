@@ -8,6 +8,13 @@
  *   SCALE_QK               by KV head: k rows / S, q rows S; equal within a RoPE pair
  *   SCALE_UD               before R4: up rows / S, down columns S
  *
+ * Where each head of queries and keys goes through a norm (Qwen3), y = gain x / rms(x), a scale of
+ * rows of k or q would not come through: rms takes the whole head together. It passes behind the
+ * norm: (gain S) x / rms(x) = S y, and RoPE turns pairs, whose scales are equal, so scores
+ * <S q, k / S> = <q, k> stay. So SCALE_QK is folded into the gains of both norms. All heads of a
+ * layer share these gains, hence the scales are the same for every KV head, and they are powers of
+ * two, so that both products are exact in whatever type the archive keeps gains.
+ *
  * A kind is there for all layers or for none. Scales of norms are kept so that the gain 1/S is a
  * bf16 number: an archive then holds it as it is in any of its types, and no rounding of the gain
  * stands against the weights. */
@@ -41,6 +48,7 @@ typedef struct scale_vector {
 
 typedef struct scale_sizes {
     int64_t hidden, layers, kv_heads, head_dim, intermediate;
+    bool qk_norm; /* SCALE_QK goes into the gains of norms that all heads share */
 } scale_sizes;
 
 typedef struct scale_set scale_set;
@@ -56,10 +64,11 @@ int64_t scale_set_length(const scale_set *s, scale_kind kind);
 err scale_set_add(scale_set *s, scale_kind kind);
 bool scale_set_has(const scale_set *s, scale_kind kind); /* local; NULL set: false */
 
-/* Local. Scales of one layer, [scale_set_length], copied (norms: with 1/S rounded to bf16); the
- * kind must have been added. Fails with ERR_INPUT, and changes nothing, on a scale that is not
- * finite or outside SCALE_LEAST .. SCALE_MOST, and on a SCALE_QK that differs within a pair (i, i +
- * head_dim/2). */
+/* Local. Scales of one layer, [scale_set_length], copied (norms: with 1/S rounded to bf16;
+ * SCALE_QK with qk_norm: rounded to powers of two); the kind must have been added. Fails with
+ * ERR_INPUT, and changes nothing, on a scale that is not finite or outside SCALE_LEAST ..
+ * SCALE_MOST, and on a SCALE_QK that differs within a pair (i, i + head_dim/2), or with qk_norm
+ * between heads. */
 err scale_set_put(scale_set *s, scale_kind kind, int64_t layer, const double *v);
 
 /* Local. Borrowed; NULL: ones (also of a NULL set). */

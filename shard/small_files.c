@@ -116,8 +116,11 @@ err small_config_text(const layout *l, const small_options *opts, char **out, si
     bool old_key = json_object_get(c, "torch_dtype"), new_key = json_object_get(c, "dtype");
     if (new_key) json_object_set_new(c, "dtype", json_string(dtype));
     if (old_key || !new_key) json_object_set_new(c, "torch_dtype", json_string(dtype));
-    const bool own_head = o->untied || !layout_config(l)->tied;
-    if (own_head && json_is_true(json_object_get(c, "tie_word_embeddings")))
+    llama_config said; /* what readers make of an absent key depends on the family */
+    const bool ties = llama_config_parse(c, "config.json", &said).code
+                          ? json_is_true(json_object_get(c, "tie_word_embeddings"))
+                          : said.tied;
+    if ((o->untied || !layout_config(l)->tied) && ties)
         json_object_set_new(c, "tie_word_embeddings", json_false());
     if (o->linears.form)
         json_object_set_new(c, "quantization_config", quantization_config(&o->linears));

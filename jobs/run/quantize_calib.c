@@ -88,8 +88,9 @@ err quantize_read_calibration(quantize_run *q) {
         if (given) log_line(LOG_RUN, "this recipe uses no calibration text: --calib is not read");
         return err_none();
     }
-    err e = err_none();
-    source_warn_window(&q->source, "calib.window", q->set->calib.window);
+    err e = comm_agree(q->c, source_check_window(&q->source, "calib.window", q->set->calib.window),
+                       "reading the calibration text", NULL);
+    if (e.code) return e;
     if (!given)
         e = err_make(ERR_USAGE, "--calib", "give a UTF-8 text: --calib FILE",
                      "this recipe learns from text, and none is given");

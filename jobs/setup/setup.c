@@ -194,6 +194,7 @@ err setup_rotations(const comm *c, const settings *s, const source *from, bool r
         .kv_heads = cfg->kv_heads,
         .head_dim = cfg->head_dim,
         .intermediate = cfg->intermediate,
+        .qk_norm = cfg->qk_norm,
     };
     /* pca and womi begin as identities, which are replaced once there are rows or weights. */
     if (s->rotate.start.word == START_POINT_FILE)

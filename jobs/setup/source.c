@@ -95,13 +95,19 @@ void source_close(source *s) {
     s->own_recipe = NULL;
 }
 
-void source_warn_window(const source *s, const char *what, int64_t window) {
+err source_check_window(const source *s, const char *what, int64_t window) {
+    if (window > s->cfg.max_positions && s->cfg.rope.kind == ROPE_DYNAMIC)
+        return err_make(ERR_INPUT, what, "use shorter windows",
+                        "windows of %" PRId64 " tokens with rope scaling \"dynamic\", whose "
+                        "frequencies change beyond %" PRId64 " positions (max_position_embeddings)",
+                        window, s->cfg.max_positions);
     if (window > s->cfg.max_positions)
         log_line(LOG_RUN,
                  "warning: %s: windows of %" PRId64
                  " tokens, and config.json has seen no more than "
                  "%" PRId64 " positions (max_position_embeddings)",
                  what, window, s->cfg.max_positions);
+    return err_none();
 }
 
 /* Fine-tunes add tokens, often <pad>, without rows for them: no harm while no text has them. */

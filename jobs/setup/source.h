@@ -35,8 +35,9 @@ void source_close(source *s); /* local */
 /* Local. What runtimes are judged by, of an archive; tp: ranks of tensor parallelism. */
 runtime_facts source_facts(const source *s, int64_t tp);
 
-/* Local. A line of the log where windows are longer than the positions the model was made for. */
-void source_warn_window(const source *s, const char *what, int64_t window);
+/* Local, the same on every rank. A line of the log where windows are longer than the positions the
+ * model was made for; ERR_INPUT where its frequencies would then be others (ROPE_DYNAMIC). */
+err source_check_window(const source *s, const char *what, int64_t window);
 
 /* Root only. The tokenizer of the folder; what it puts before a text is checked against the
  * vocabulary. Other tokens may have ids that the model lacks, which source_encode refuses where a

@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BAND_BYTES = 4 << 20, HASHES = LLAMA_NORMS + 2 * LLAMA_LINEARS };
+enum { BAND_BYTES = 4 << 20, HASHES = LLAMA_VECTORS + LLAMA_LINEARS };
 
 struct gptq_source {
     const comm *c;
@@ -89,6 +89,8 @@ static name_list names_of(const quantize_job *job, const int *owner, int rank,
     if (!l.names) abort();
     for (int64_t i = 0; i < n; i++) {
         for (int k = 0; k < LLAMA_NORMS; k++) add_name(&l, job->cfg, llama_vectors[k], layers[i]);
+        for (int k = LLAMA_HEAD_NORMS_AT; k < LLAMA_VECTORS; k++)
+            add_name(&l, job->cfg, llama_vectors[k], layers[i]);
         for (int k = 0; k < LLAMA_LINEARS; k++) {
             if (owner[k] != rank) continue;
             add_name(&l, job->cfg, llama_linears[k], layers[i]);
@@ -156,7 +158,8 @@ static void round_as_stored(scale_type type, int64_t n, float *v) {
     }
 }
 
-/* Where the hash of a linear stands; that of its bias follows. */
+/* Where the hash of a linear stands; that of its bias follows. Those of the norms are before all
+ * linears, those of the norms of heads behind. */
 static int hash_of(int linear) {
     return LLAMA_NORMS + 2 * linear;
 }
@@ -197,11 +200,23 @@ static err fuse_linear(gptq_source *s, int k, const float *gain) {
     return e.code ? e : fused_tensor_into(s->job->rotations, &t, &from, s->fused[k]);
 }
 
-static err fuse_own_bias(gptq_source *s, int k, const llama_tensor *t, float *b) {
-    err e = read_vector(s, t, hash_of(k) + 1, b);
-    if (!e.code) e = fused_tensor_bias(s->job->rotations, t, b);
-    if (!e.code) round_as_stored(s->job->how.scale_type, t->rows, b);
+/* A bias or a norm of heads, as it stands in the archive. */
+static err fuse_vector(gptq_source *s, int hash, const llama_tensor *t, float *v) {
+    err e = read_vector(s, t, hash, v);
+    if (!e.code) e = fused_tensor_vector(s->job->rotations, t, v);
+    if (!e.code) round_as_stored(s->job->how.scale_type, t->rows, v);
     return e;
+}
+
+/* Every rank reads norms of heads, as it does the other norms. */
+static err do_head_norm(gptq_source *s, int k, llama_layer *to) {
+    llama_tensor t;
+    void *v;
+    if (!llama_tensor_of(s->job->cfg, llama_vectors[k], s->layer, &t)) return err_none();
+    err e = mem_alloc(t.rows, sizeof(float), t.name, &v);
+    if (e.code) return e;
+    *llama_layer_vector(to, k) = v;
+    return fuse_vector(s, HASHES - LLAMA_VECTORS + k, &t, v);
 }
 
 static bool has_bias(const gptq_source *s, int k, llama_tensor *t) {
@@ -214,6 +229,7 @@ static err do_own(gptq_source *s, llama_layer *to) {
     err e = err_none();
     for (int k = 0; k < LLAMA_NORMS && !e.code; k++)
         e = read_norm(s, llama_vectors[k], s->layer, k, &gains[k], llama_layer_vector(to, k));
+    for (int k = LLAMA_HEAD_NORMS_AT; k < LLAMA_VECTORS && !e.code; k++) e = do_head_norm(s, k, to);
     for (int k = 0; k < LLAMA_LINEARS && !e.code; k++) {
         llama_tensor bias;
         void *b = NULL;
@@ -222,7 +238,7 @@ static err do_own(gptq_source *s, llama_layer *to) {
         *llama_layer_bias(to, k) = b;
         if (e.code || !mine(s, k)) continue;
         e = fuse_linear(s, k, fused_gain_of(llama_linears[k], gains));
-        if (!e.code && biased) e = fuse_own_bias(s, k, &bias, b);
+        if (!e.code && biased) e = fuse_vector(s, hash_of(k) + 1, &bias, b);
     }
     for (int k = 0; k < LLAMA_NORMS; k++) mem_free(gains[k]);
     return e;

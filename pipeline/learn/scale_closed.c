@@ -124,7 +124,7 @@ llama_tap scale_moments_tap(scale_moments *m) {
 static int64_t scale_of(const scale_moments *m, scale_kind kind, int64_t j) {
     const int64_t d = m->cfg.head_dim, head = j / d, c = j % d;
     if (kind == SCALE_UD) return j;
-    if (kind == SCALE_QK) return head * d + c % (d / 2);
+    if (kind == SCALE_QK) return (m->cfg.qk_norm ? 0 : head * d) + c % (d / 2);
     return (m->places.of[kind] == TAP_O_IN ? head / (m->cfg.heads / m->cfg.kv_heads) : head) * d +
            c;
 }
@@ -152,9 +152,9 @@ void scale_closed(const scale_moments *m, scale_kind kind, int64_t layer, double
         g[scale_of(m, kind, j)] += ldexp((double)gg[j], -UNIT_BITS);
     }
     for (int64_t j = 0; kind == SCALE_QK && j < n; j++) {
-        if (j % c->head_dim < half) continue;
-        x[j] = x[j - half];
-        g[j] = g[j - half];
+        const int64_t d = c->head_dim, from = (c->qk_norm ? 0 : j / d * d) + j % half;
+        x[j] = x[from];
+        g[j] = g[from];
     }
     const bool some_x = raise_floor(x, n), some_g = raise_floor(g, n);
     for (int64_t j = 0; j < n; j++) s[j] = some_x && some_g ? pow(x[j] / g[j], 0.25) : 1;

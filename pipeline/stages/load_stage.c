@@ -153,7 +153,8 @@ static err load_vectors(const load_options *o, int64_t layer, llama_layer *L) {
     return e;
 }
 
-/* Biases turn with the outputs of their linears; of a norm's gain stays what is not folded in. */
+/* Biases and norms of heads change with the outputs of their linears; of the gain of another norm
+ * stays what is not folded in. */
 static err fuse_vectors(const load_options *o, int64_t layer, llama_layer *L) {
     llama_tensor t;
     err e = err_none();
@@ -161,7 +162,7 @@ static err fuse_vectors(const load_options *o, int64_t layer, llama_layer *L) {
         if (!llama_tensor_of(o->cfg, llama_vectors[i], layer, &t)) continue;
         float *v = *llama_layer_vector(L, i);
         if (i >= LLAMA_NORMS)
-            e = fused_tensor_bias(o->fuse, &t, v);
+            e = fused_tensor_vector(o->fuse, &t, v);
         else if (folds_gain(o, t.role, layer))
             fuse_gain_left(o->fuse, t.role, layer, t.rows, v);
     }

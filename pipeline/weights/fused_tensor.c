@@ -127,10 +127,10 @@ err fused_tensor_into(rotation_set *set, const llama_tensor *t, const fused_sour
     return fused_tensor_each(set, t, from, keep_rows, &target);
 }
 
-err fused_tensor_bias(rotation_set *set, const llama_tensor *t, float *b) {
+err fused_tensor_vector(rotation_set *set, const llama_tensor *t, float *v) {
     fuse_plan plan = {.r2 = NULL};
     err e = fuse_plan_init(t->role, t->layer, set, &plan);
-    if (!e.code) e = fuse_bias(&plan.job, b, t->rows);
+    if (!e.code) e = fuse_bias(&plan.job, v, t->rows);
     fuse_plan_clear(&plan);
     return e;
 }

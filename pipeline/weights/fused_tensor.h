@@ -37,8 +37,9 @@ err fused_tensor_in_order(rotation_set *set, const llama_tensor *t, const fused_
 err fused_tensor_into(rotation_set *set, const llama_tensor *t, const fused_source *from,
                       float *to);
 
-/* Local. Scale and turn the bias t of a linear, b [rows] in fp32, in place. */
-err fused_tensor_bias(rotation_set *set, const llama_tensor *t, float *b);
+/* Local. Scale and turn a vector t behind a linear, v [rows] in fp32, in place: its bias, or the
+ * gain of the norm of heads. */
+err fused_tensor_vector(rotation_set *set, const llama_tensor *t, float *v);
 
 /* Local. Bytes that fusing t allocates at most, for the plan: fusion and probe, without `to`. */
 uint64_t fused_tensor_bytes(rotation_set *set, const llama_tensor *t, fuse_dtype dtype);

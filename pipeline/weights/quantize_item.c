@@ -97,14 +97,15 @@ static err fuse_rows(worker *w, const fused_source *from, row_target *target) {
                              : fused_tensor_each(set, target->tensor, from, take_rows, target);
 }
 
-static err do_bias(worker *w, llama_role linear, int64_t layer) {
+/* A bias, or a norm of heads. */
+static err do_vector(worker *w, llama_role role, int64_t layer) {
     llama_tensor t;
-    float *b;
-    if (!llama_tensor_of(w->job->cfg, llama_role_bias(linear), layer, &t)) return err_none();
-    err e = read_vector(w, &t, &b);
-    if (!e.code) e = fused_tensor_bias(w->job->rotations, &t, b);
-    if (!e.code) e = w->sink->plain(w->sink->arg, &t, 0, t.rows, b);
-    mem_free(b);
+    float *v;
+    if (!llama_tensor_of(w->job->cfg, role, layer, &t)) return err_none();
+    err e = read_vector(w, &t, &v);
+    if (!e.code) e = fused_tensor_vector(w->job->rotations, &t, v);
+    if (!e.code) e = w->sink->plain(w->sink->arg, &t, 0, t.rows, v);
+    mem_free(v);
     return e;
 }
 
@@ -132,7 +133,7 @@ static err do_linear(worker *w, llama_role role, int64_t layer, const float *gai
     if (!e.code && target.q) qerror_add(target.errors, t.rows, &w->result->error);
     qmatrix_destroy(&target.q);
     mem_free(target.errors);
-    return e.code ? e : do_bias(w, role, layer);
+    return e.code ? e : do_vector(w, llama_role_bias(role), layer);
 }
 
 static err do_layer(worker *w, int64_t layer) {
@@ -140,6 +141,8 @@ static err do_layer(worker *w, int64_t layer) {
     err e = err_none();
     for (int i = 0; i < LLAMA_NORMS && !e.code; i++)
         e = do_norm(w, llama_vectors[i], layer, &gains[i]);
+    for (int i = LLAMA_HEAD_NORMS_AT; i < LLAMA_VECTORS && !e.code; i++)
+        e = do_vector(w, llama_vectors[i], layer);
     for (int i = 0; i < LLAMA_LINEARS && !e.code; i++)
         e = do_linear(w, llama_linears[i], layer, fused_gain_of(llama_linears[i], gains));
     for (int i = 0; i < LLAMA_NORMS; i++) mem_free(gains[i]);
@@ -221,6 +224,8 @@ static void add_item_names(name_list *l, int64_t item) {
         add_name(l, ROLE_EMBED, -1);
     } else if (item <= l->cfg->layers) {
         for (int i = 0; i < LLAMA_NORMS; i++) add_name(l, llama_vectors[i], item - 1);
+        for (int i = LLAMA_HEAD_NORMS_AT; i < LLAMA_VECTORS; i++)
+            add_name(l, llama_vectors[i], item - 1);
         for (int i = 0; i < LLAMA_LINEARS; i++) {
             add_name(l, llama_linears[i], item - 1);
             add_name(l, llama_role_bias(llama_linears[i]), item - 1);

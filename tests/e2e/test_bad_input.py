@@ -141,8 +141,8 @@ class BadModel(Case):
                 self.refused(INPUT, name.replace(".", r"\."), "safetensors", model=folder)
 
     def test_unknown_architecture(self):
-        self.edit_json("config.json", lambda c: c.update(architectures=["Qwen2ForCausalLM"], model_type="qwen2"))
-        self.refused(INPUT, "Qwen2ForCausalLM", "LlamaForCausalLM")
+        self.edit_json("config.json", lambda c: c.update(architectures=["Gemma2ForCausalLM"], model_type="gemma2"))
+        self.refused(INPUT, "Gemma2ForCausalLM", "Llama, Mistral")
 
     def test_config_against_tensors(self):
         for key, value in (("num_hidden_layers", 3), ("intermediate_size", 264), ("num_key_value_heads", 8),
@@ -156,7 +156,7 @@ class BadModel(Case):
         for key, value, words in (("hidden_size", -128, ()), ("hidden_size", 1 << 40, ()),
                                   ("num_attention_heads", 0, ()), ("num_key_value_heads", 3, ("key-value heads",)),
                                   ("hidden_act", "gelu", ("gelu",)), ("rms_norm_eps", "small", ()),
-                                  ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, ("yarn",))):
+                                  ("rope_scaling", {"rope_type": "longrope", "factor": 4.0}, ("longrope",))):
             with self.subTest(key=key, value=value):
                 make_model.make(self.model, "--layers", 2, "--shards", 2)
                 self.edit_json("config.json", lambda c: c.update({key: value}))

@@ -119,10 +119,11 @@ def extra(name, kind=tarfile.REGTYPE, **more):
 MODELS = [
     ("no config.json", "config.json", gone("config.json")),
     ("config.json is not JSON", "config.json", raw("config.json", lambda b: b[:40])),
-    ("another architecture", "Qwen2ForCausalLM", config(architectures=["Qwen2ForCausalLM"], model_type="qwen2")),
+    ("another architecture", "GPT2LMHeadModel", config(architectures=["GPT2LMHeadModel"], model_type="gpt2")),
+    ("a family that is not supported", "1 \\+ w", config(architectures=["Gemma2ForCausalLM"], model_type="gemma2")),
     ("a size out of range", "hidden_size", config(hidden_size=1 << 40)),
     ("heads that do not fit", "key-value heads", config(num_key_value_heads=3)),
-    ("a rope scaling that is not supported", "yarn", config(rope_scaling={"rope_type": "yarn", "factor": 4.0})),
+    ("a rope scaling that is not supported", "longrope", config(rope_scaling={"rope_type": "longrope", "factor": 4.0})),
     ("more layers than tensors", "layers.2", config(num_hidden_layers=3)),
     ("quantized by another tool", "bitsandbytes", config(quantization_config={"load_in_4bit": True})),
     ("pickled weights", "pytorch_model.bin", only("pytorch_model.bin")),

@@ -36,7 +36,8 @@ static layout *make_layout(bool symmetric) {
                                                    .max_positions = 64,
                                                    .rms_eps = 1e-5,
                                                    .rope_theta = 10000,
-                                                   .attention_bias = true,
+                                                   .qkv_bias = true,
+                                                   .o_bias = true,
                                                    .tied = true});
     layout_options o = layout_plain(4, 16, symmetric, 6000);
     layout *l;

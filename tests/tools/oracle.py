@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The foreign reader: a Hugging Face folder loaded by transformers in float32, and its perplexity.
 
-usage: oracle.py FOLDER TEXT WINDOW [LIMIT]     prints {"nll": .., "ppl": .., "windows": .., "tokens": ..}
+usage: oracle.py FOLDER TEXT WINDOW [LIMIT]     prints {"class": .., "nll": .., "ppl": .., "windows": .., "tokens": ..}
        oracle.py --versions                     prints {"compressed-tensors": "0.17.1", ..}
 
 Runs in a Python that has torch, transformers, compressed-tensors and tokenizers. The text is tokenized
@@ -31,6 +31,17 @@ def versions():
     print(json.dumps({name: version(name) for name in ("compressed-tensors", "transformers", "torch")}))
 
 
+def loss_of(model, batch):
+    nll, n = 0.0, 0
+    for ids in batch:
+        x = torch.tensor([ids])
+        logits = model(x).logits[0, :-1].double()
+        nll += torch.nn.functional.cross_entropy(logits, x[0, 1:], reduction="sum").item()
+        n += len(ids) - 1
+    mean = nll / n
+    return {"class": type(model).__name__, "nll": mean, "ppl": float(torch.tensor(mean).double().exp()), "windows": len(batch), "tokens": n}
+
+
 @torch.no_grad()
 def main(folder, path=None, size=None, limit=0, load=AutoModelForCausalLM.from_pretrained):
     """`load`: what makes a model of the folder."""
@@ -39,16 +50,7 @@ def main(folder, path=None, size=None, limit=0, load=AutoModelForCausalLM.from_p
     torch.set_num_threads(2)
     with open(path, encoding="utf-8", newline="") as f:
         batch = windows(folder, f.read(), int(size), int(limit))
-    model = load(folder, dtype=torch.float32)
-    model.eval()
-    nll, n = 0.0, 0
-    for ids in batch:
-        x = torch.tensor([ids])
-        logits = model(x).logits[0, :-1].double()
-        nll += torch.nn.functional.cross_entropy(logits, x[0, 1:], reduction="sum").item()
-        n += len(ids) - 1
-    mean = nll / n
-    print(json.dumps({"nll": mean, "ppl": float(torch.tensor(mean).double().exp()), "windows": len(batch), "tokens": n}))
+    print(json.dumps(loss_of(load(folder, dtype=torch.float32).eval(), batch)))
 
 
 if __name__ == "__main__":

@@ -72,6 +72,10 @@ static inline void small_model_fill(small_model *m, bool biases) {
         l->down = random_matrix(c->hidden, c->intermediate);
         l->attn_norm = random_f32(c->hidden, 0.2, 1);
         l->mlp_norm = random_f32(c->hidden, 0.2, 1);
+        if (c->qk_norm) {
+            l->q_norm = random_f32(c->head_dim, 0.3, 1);
+            l->k_norm = random_f32(c->head_dim, 0.3, 1);
+        }
         if (!biases) continue;
         l->bq = random_f32(q, 0.3, 0);
         l->bk = random_f32(kv, 0.3, 0);
@@ -86,7 +90,15 @@ static inline void small_model_fill(small_model *m, bool biases) {
     m->stage.final_norm = random_f32(c->hidden, 0.2, 1);
 }
 
-static inline void small_model_make(small_model *m, bool biases, int64_t sliding_window) {
+/* varied: with norms of heads, and a last layer that neither turns by position nor has the window.
+ */
+static inline void small_model_vary(llama_config *c, bool varied) {
+    c->qk_norm = varied;
+    c->no_rope.bits[0] = c->unwindowed.bits[0] = varied ? (uint64_t)1 << (c->layers - 1) : 0;
+}
+
+static inline void small_model_make_varied(small_model *m, bool biases, int64_t sliding_window,
+                                           bool varied) {
     *m = (small_model){.cfg = {.hidden = 48,
                                .intermediate = 80,
                                .layers = 2,
@@ -98,7 +110,12 @@ static inline void small_model_make(small_model *m, bool biases, int64_t sliding
                                .rms_eps = 1e-5,
                                .rope_theta = 10000,
                                .sliding_window = sliding_window}};
+    small_model_vary(&m->cfg, varied);
     small_model_fill(m, biases);
+}
+
+static inline void small_model_make(small_model *m, bool biases, int64_t sliding_window) {
+    small_model_make_varied(m, biases, sliding_window, false);
 }
 
 /* An orthogonal matrix: random rows made orthonormal (Gram-Schmidt, twice). */

@@ -54,7 +54,8 @@ static inline llama_config some_config(void) {
 
 /* Log-normal scales of all kinds and layers. */
 static inline scale_set *random_scales(const llama_config *c, double spread) {
-    const scale_sizes sizes = {c->hidden, c->layers, c->kv_heads, c->head_dim, c->intermediate};
+    const scale_sizes sizes = {c->hidden,   c->layers,       c->kv_heads,
+                               c->head_dim, c->intermediate, c->qk_norm};
     scale_set *set;
     assert_ok(scale_set_create(&sizes, &set));
     for (int k = 0; k < SCALE_KINDS; k++) {

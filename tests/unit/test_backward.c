@@ -243,8 +243,8 @@ typedef struct pass {
     llama_layers *layers;
 } pass;
 
-static void pass_open(pass *p, compute_type compute, int64_t tokens, int64_t sliding) {
-    small_model_make(&p->m, true, sliding);
+static void pass_open(pass *p, compute_type compute, int64_t tokens, int64_t sliding, bool varied) {
+    small_model_make_varied(&p->m, true, sliding, varied);
     p->tokens = tokens;
     p->shape =
         (llama_pass_shape){.compute = compute, .window = tokens, .slice = tokens, .head = true};
@@ -273,9 +273,9 @@ static double along_block(void *ctx, double t) {
     return dot_f64(l->y, l->c, n);
 }
 
-static void check_block(int64_t tokens, int64_t sliding) {
+static void check_block(int64_t tokens, int64_t sliding, bool varied) {
     pass p;
-    pass_open(&p, COMPUTE_F64, tokens, sliding);
+    pass_open(&p, COMPUTE_F64, tokens, sliding, varied);
     const int64_t n = tokens * p.m.cfg.hidden;
     double *x = random_f64(n, 1), *c = random_f64(n, 1), *g = room(n, sizeof *g);
     double *y = room(n, sizeof *y);
@@ -298,16 +298,18 @@ static void check_block(int64_t tokens, int64_t sliding) {
 
 static void test_blocks(void **state) {
     (void)state;
-    check_block(23, 0);
-    check_block(70, 9);
+    check_block(23, 0, false);
+    check_block(70, 9, false);
+    check_block(70, 9, true);
 }
 
 /* The forward that keeps gives the bits of the one that does not. */
 static void test_keep_is_forward(void **state) {
     (void)state;
-    for (int wide = 0; wide < 2; wide++) {
+    for (int variant = 0; variant < 4; variant++) {
         pass p;
-        pass_open(&p, wide ? COMPUTE_F64 : COMPUTE_F32, 300, 0);
+        const bool wide = variant & 1;
+        pass_open(&p, wide ? COMPUTE_F64 : COMPUTE_F32, 300, 0, variant & 2);
         const size_t bytes = (size_t)(300 * p.m.cfg.hidden) * llama_real_bytes(p.shape.compute);
         double *x = random_f64(300 * p.m.cfg.hidden, 1);
         if (!wide)
@@ -357,7 +359,7 @@ static void backward_in_slices(const small_model *m, int64_t tokens, int64_t sli
 static void test_slices(void **state) {
     (void)state;
     small_model m;
-    small_model_make(&m, true, 0);
+    small_model_make_varied(&m, true, 0, true);
     const int64_t tokens = 1300, n = tokens * m.cfg.hidden;
     double *x = random_f64(n, 1), *c = random_f64(n, 1);
     double *y[2], *g[2];
@@ -460,10 +462,9 @@ static void check_bias(capture_line *l, float *bias, const float *g, int64_t wid
     assert_true(fabs(sum - want) <= 1e-4 * size);
 }
 
-static void test_capture(void **state) {
-    (void)state;
+static void check_capture(bool varied) {
     pass p;
-    pass_open(&p, COMPUTE_F64, 40, 0);
+    pass_open(&p, COMPUTE_F64, 40, 0, varied);
     const llama_config *c = &p.m.cfg;
     int32_t ids[40];
     for (int t = 0; t < 40; t++) ids[t] = t * 131 % 700;
@@ -508,6 +509,12 @@ static void test_capture(void **state) {
     }
     mem_free(l.x);
     pass_close(&p);
+}
+
+static void test_capture(void **state) {
+    (void)state;
+    check_capture(false);
+    check_capture(true);
 }
 
 /* fp32 and bf16 against fp64. */

@@ -128,6 +128,9 @@ static void test_llama3_frequencies(void **state) {
     "\"num_attention_heads\":8,\"vocab_size\":100"
 #define LLAMA   "{\"architectures\":[\"LlamaForCausalLM\"]," SMALL
 #define MISTRAL "{\"architectures\":[\"MistralForCausalLM\"],\"model_type\":\"mistral\"," SMALL
+#define QWEN2   "{\"architectures\":[\"Qwen2ForCausalLM\"],\"model_type\":\"qwen2\"," SMALL
+#define QWEN3   "{\"architectures\":[\"Qwen3ForCausalLM\"],\"model_type\":\"qwen3\"," SMALL
+#define SMOLLM3 "{\"architectures\":[\"SmolLM3ForCausalLM\"],\"model_type\":\"smollm3\"," SMALL
 
 static void test_defaults(void **state) {
     (void)state;
@@ -138,7 +141,7 @@ static void test_defaults(void **state) {
     assert_int_equal(c.head_dim, 8);
     assert_int_equal(c.max_positions, 2048);
     assert_true(c.rope_theta == 10000 && c.rms_eps == 1e-6 && c.rope.kind == ROPE_NONE);
-    assert_false(c.tied || c.attention_bias || c.mlp_bias);
+    assert_false(c.tied || c.qkv_bias || c.o_bias || c.mlp_bias);
     assert_int_equal(c.sliding_window, 0);
     assert_int_equal(c.bos, -1);
     assert_int_equal(parse_text("{\"architectures\":[\"LLaMAForCausalLM\"]," SMALL "}", &c).code,
@@ -169,7 +172,7 @@ static void test_stated_values(void **state) {
     assert_int_equal(c.kv_heads, 2);
     assert_int_equal(c.head_dim, 16);
     assert_true(c.rope_theta == 500000 && c.rms_eps == 1e-5);
-    assert_true(c.tied && c.attention_bias && c.mlp_bias);
+    assert_true(c.tied && c.qkv_bias && c.o_bias && c.mlp_bias);
     assert_int_equal(c.bos, 1);
     /* By hand: q and o 64 * 128, k and v 64 * 32, gate, up, down 64 * 176, biases 128 + 32 + 32 +
      * 64 and 176 + 176 + 64, norms 2 * 64; then the embedding and the final norm. */
@@ -241,6 +244,120 @@ static void test_rope_spellings(void **state) {
     assert_true(c.rope.kind == ROPE_NONE && c.rope_theta == 1000000);
 }
 
+/* Defaults of Qwen2Config, Qwen3Config and SmolLM3Config of transformers 4.57, and what their keys
+ * say of single layers. */
+static void test_other_families(void **state) {
+    (void)state;
+    llama_config c;
+    const char *heads = ",\"num_key_value_heads\":2}";
+    char text[600];
+    snprintf(text, sizeof text, "%s%s", QWEN2, heads);
+    parse_good(text, &c);
+    assert_true(c.qkv_bias && !c.o_bias && !c.mlp_bias && !c.qk_norm && !c.tied);
+    assert_true(c.max_positions == 32768 && c.rope_theta == 10000 && c.head_dim == 8);
+    assert_int_equal(c.sliding_window, 0); /* use_sliding_window is false */
+    parse_good(QWEN2 ",\"num_key_value_heads\":2,\"sliding_window\":64,\"use_sliding_window\":true,"
+                     "\"max_window_layers\":1}",
+               &c);
+    assert_int_equal(llama_window_of(&c, 0), 0);
+    assert_int_equal(llama_window_of(&c, 1), 64);
+    parse_good(QWEN3 ",\"num_key_value_heads\":2,\"use_sliding_window\":true,\"layer_types\":"
+                     "[\"sliding_attention\",\"full_attention\"]}",
+               &c);
+    assert_int_equal(llama_window_of(&c, 0), 4096);
+    assert_int_equal(llama_window_of(&c, 1), 0);
+    assert_true(c.qk_norm && !c.qkv_bias && !c.o_bias && c.head_dim == 128);
+    parse_good(QWEN3 ",\"num_key_value_heads\":2,\"attention_bias\":true,\"mlp_bias\":true,"
+                     "\"head_dim\":16}",
+               &c);
+    assert_true(c.qkv_bias && c.o_bias && !c.mlp_bias && c.head_dim == 16);
+    llama_tensor t;
+    assert_true(llama_tensor_of(&c, ROLE_K_NORM, 1, &t));
+    assert_string_equal(t.name, "model.layers.1.self_attn.k_norm.weight");
+    assert_true(t.rows == 16 && t.n_dims == 1);
+    assert_int_equal(llama_tensor_count(&c), 1 + 2 * (2 + 7 + 4 + 2) + 2);
+    parse_good(SMOLLM3 "}", &c);
+    assert_true(c.tied && c.kv_heads == 4 && c.rope_theta == 2e6 && c.sliding_window == 0);
+    assert_true(llama_has_rope(&c, 0) && llama_has_rope(&c, 1)); /* every 4th has none */
+    parse_good(
+        SMOLLM3 ",\"no_rope_layers\":[0,1],\"use_sliding_window\":true,\"sliding_window\":7}", &c);
+    assert_true(!llama_has_rope(&c, 0) && llama_has_rope(&c, 1));
+    assert_true(llama_window_of(&c, 0) == 7 && llama_window_of(&c, 1) == 0);
+    parse_good(SMOLLM3 ",\"no_rope_layer_interval\":2,\"tie_word_embeddings\":false}", &c);
+    assert_true(!c.tied && llama_has_rope(&c, 0) && !llama_has_rope(&c, 1));
+}
+
+/* Frequencies of transformers 4.57, whose arithmetic was made to run in double. */
+static void test_yarn_and_dynamic(void **state) {
+    (void)state;
+#define LONG                                                                                       \
+    "{\"model_type\":\"qwen2\",\"hidden_size\":128,\"intermediate_size\":8,\"num_hidden_layers\":" \
+    "1,"                                                                                           \
+    "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"vocab_size\":9,\"rope_theta\":1000000." \
+    "0,"
+    static const double PLAIN[] = {1.0,
+                                   0.4216965034285823,
+                                   0.17782794100389226,
+                                   0.07498942093324558,
+                                   0.03162277660168379,
+                                   0.01333521432163324,
+                                   0.0047799012641179675,
+                                   0.0016599615939631586,
+                                   0.00055,
+                                   0.00016867860137143292,
+                                   4.445698525097307e-05,
+                                   1.8747355233311396e-05,
+                                   7.905694150420949e-06,
+                                   3.33380358040831e-06,
+                                   1.4058533129758728e-06,
+                                   5.928434264154138e-07};
+    static const double ALL[] = {1.0,
+                                 0.4216965034285823,
+                                 0.17782794100389226,
+                                 0.07498942093324558,
+                                 0.02980882444853516,
+                                 0.008226093613207466,
+                                 0.001636987951702068,
+                                 0.00014821085660385343,
+                                 6.25e-05,
+                                 2.6356031464286393e-05,
+                                 1.1114246312743267e-05,
+                                 4.686838808327849e-06,
+                                 1.976423537605237e-06,
+                                 8.334508951020775e-07,
+                                 3.514633282439682e-07,
+                                 1.4821085660385345e-07};
+    static const struct {
+        const char *text;
+        const double *inv, gain;
+    } CASES[] = {
+        {LONG "\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4.0,"
+              "\"original_max_position_embeddings\":32768}}",
+         PLAIN, 1.138629436111989},
+        {LONG "\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4.0,\"rope_theta\":1e6}}",
+         PLAIN, 1.138629436111989}, /* max_position_embeddings stands for the original context */
+        {LONG "\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":16.0,\"beta_fast\":24,"
+              "\"beta_slow\":2,\"mscale\":0.707,\"mscale_all_dim\":1.2,\"truncate\":false,"
+              "\"original_max_position_embeddings\":4096}}",
+         ALL, 0.8974356328974439},
+        {LONG "\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4.0,\"attention_factor\":1.5}}",
+         PLAIN, 1.5},
+    };
+    llama_config c;
+    double inv[16];
+    for (size_t k = 0; k < sizeof CASES / sizeof *CASES; k++) {
+        parse_good(CASES[k].text, &c);
+        llama_inv_freq(&c, inv);
+        for (int i = 0; i < 16; i++) assert_true(fabs(inv[i] / CASES[k].inv[i] - 1) < 1e-13);
+        assert_true(fabs(llama_rope_gain(&c) / CASES[k].gain - 1) < 1e-14);
+    }
+    /* dynamic leaves windows up to max_position_embeddings alone */
+    parse_good(LONG "\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}}", &c);
+    assert_true(c.rope.kind == ROPE_DYNAMIC && llama_rope_gain(&c) == 1);
+    llama_inv_freq(&c, inv);
+    for (int i = 0; i < 16; i++) assert_true(fabs(inv[i] * pow(1e6, i / 16.0) - 1) < 1e-13);
+}
+
 typedef struct refusal {
     const char *text, *message;
 } refusal;
@@ -250,10 +367,28 @@ static const refusal REFUSED[] = {
     {"{" SMALL "}", "neither architectures nor model_type"},
     {"{\"architectures\":[]," SMALL "}", "list of names"},
     {"{\"architectures\":[3]," SMALL "}", "unknown architecture"},
-    {"{\"architectures\":[\"Qwen2ForCausalLM\"]," SMALL "}", "Qwen2ForCausalLM"},
+    {"{\"architectures\":[\"GPT2LMHeadModel\"]," SMALL "}", "unknown architecture GPT2LMHeadModel"},
+    {"{\"architectures\":[\"Gemma2ForCausalLM\"]," SMALL "}", "1 + w"},
+    {"{\"architectures\":[\"Gemma3ForCausalLM\"]," SMALL "}", "Gemma3ForCausalLM is not supported"},
+    {"{\"architectures\":[\"Phi3ForCausalLM\"]," SMALL "}", "one tensor each"},
+    {"{\"architectures\":[\"MixtralForCausalLM\"]," SMALL "}", "experts"},
+    {"{\"architectures\":[\"Qwen3MoeForCausalLM\"]," SMALL "}", "experts"},
+    {"{\"model_type\":\"qwen2_moe\"," SMALL "}", "experts"},
+    {"{\"architectures\":[\"Qwen2_5_VLForConditionalGeneration\"]," SMALL "}", "vision"},
     {"{\"architectures\":[\"LlamaForSequenceClassification\"]," SMALL "}", "LlamaForSequence"},
     {"{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"gemma\"," SMALL "}", "gemma"},
-    {"{\"model_type\":\"qwen2\"," SMALL "}", "qwen2"},
+    {"{\"model_type\":\"gpt2\"," SMALL "}", "unknown model_type gpt2"},
+    {"{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"qwen2\"," SMALL "}", "qwen2"},
+    {QWEN3
+     ",\"num_key_value_heads\":2,\"use_sliding_window\":true,\"layer_types\":[\"full_attention\"]}",
+     "layer_types"},
+    {QWEN3 ",\"num_key_value_heads\":2,\"use_sliding_window\":true,\"layer_types\":[\"full_"
+           "attention\",\"other\"]}",
+     "other"},
+    {SMOLLM3 ",\"no_rope_layers\":[1]}", "no_rope_layers"},
+    {SMOLLM3 ",\"no_rope_layers\":[1,\"x\"]}", "0 and 1"},
+    {LLAMA ",\"rope_scaling\":{\"type\":\"yarn\"}}", "\"factor\" is missing"},
+    {LLAMA ",\"rope_theta\":1,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}}", "not above 1"},
     {"{\"architectures\":[\"LlamaForCausalLM\"]}", "\"hidden_size\" is missing"},
     {LLAMA ",\"hidden_act\":\"gelu\"}", "gelu"},
     {LLAMA ",\"num_key_value_heads\":3}", "cannot share"},
@@ -268,8 +403,8 @@ static const refusal REFUSED[] = {
     {LLAMA ",\"rope_theta\":0}", "rope_theta"},
     {LLAMA ",\"tie_word_embeddings\":1}", "tie_word_embeddings"},
     {LLAMA ",\"rope_scaling\":[]}", "rope_scaling"},
-    {LLAMA ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4.0}}", "yarn"},
-    {LLAMA ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":4.0}}", "dynamic"},
+    {LLAMA ",\"rope_scaling\":{\"rope_type\":\"longrope\",\"factor\":4.0}}", "longrope"},
+    {LLAMA ",\"rope_scaling\":{\"type\":\"dynamic\"}}", "\"factor\" is missing"},
     {LLAMA ",\"rope_scaling\":{\"type\":\"linear\"}}", "\"factor\" is missing"},
     {LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":0.5}}", "factor"},
     {LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8}}", "low_freq_factor"},
@@ -367,6 +502,7 @@ int main(void) {
         cmocka_unit_test(test_llama3_frequencies), cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_stated_values),      cmocka_unit_test(test_rope_spellings),
         cmocka_unit_test(test_refusals),           cmocka_unit_test(test_order),
+        cmocka_unit_test(test_other_families),     cmocka_unit_test(test_yarn_and_dynamic),
         cmocka_unit_test(test_not_read),           cmocka_unit_test(test_order_with_biases),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

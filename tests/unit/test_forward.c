@@ -62,7 +62,7 @@ static wmat random_matrix(int64_t rows, int64_t cols) {
                   .data = random_f32(rows * cols, 1 / sqrt((double)cols), 0)};
 }
 
-static void make_model(whole_model *m, bool biases, int64_t window) {
+static void make_model(whole_model *m, bool biases, int64_t window, bool varied) {
     *m = (whole_model){.cfg = {.hidden = 48,
                                .intermediate = 80,
                                .layers = 2,
@@ -74,6 +74,9 @@ static void make_model(whole_model *m, bool biases, int64_t window) {
                                .rms_eps = 1e-5,
                                .rope_theta = 10000,
                                .sliding_window = window}};
+    /* norms of heads; a last layer without positions and without the window */
+    m->cfg.qk_norm = varied;
+    m->cfg.no_rope.bits[0] = m->cfg.unwindowed.bits[0] = varied ? 2 : 0;
     const llama_config *c = &m->cfg;
     const int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
     assert_ok(llama_stage_init(&m->stage, c, 0, c->layers));
@@ -88,6 +91,10 @@ static void make_model(whole_model *m, bool biases, int64_t window) {
         l->down = random_matrix(c->hidden, c->intermediate);
         l->attn_norm = random_f32(c->hidden, 0.2, 1);
         l->mlp_norm = random_f32(c->hidden, 0.2, 1);
+        if (varied) {
+            l->q_norm = random_f32(c->head_dim, 0.3, 1);
+            l->k_norm = random_f32(c->head_dim, 0.3, 1);
+        }
         if (!biases) continue;
         l->bq = random_f32(q, 0.3, 0);
         l->bk = random_f32(kv, 0.3, 0);
@@ -195,8 +202,8 @@ static void slow_attend(const llama_config *c, const slow_sites *s, int64_t laye
     const int64_t d = c->head_dim, kv = c->kv_heads * d, group = c->heads / c->kv_heads;
     for (int64_t h = 0; h < c->heads; h++) {
         double p[600], most = -1e300, total = 0;
-        const int64_t first =
-            c->sliding_window ? (t >= c->sliding_window ? t - c->sliding_window + 1 : 0) : 0;
+        const int64_t window = c->qk_norm && layer == 1 ? 0 : c->sliding_window;
+        const int64_t first = window && t >= window ? t - window + 1 : 0;
         for (int64_t u = first; u <= t; u++) {
             p[u] = 0;
             for (int64_t i = 0; i < d; i++) p[u] += q[h * d + i] * k[u * kv + h / group * d + i];
@@ -224,6 +231,16 @@ static void slow_gain(double *x, const float *gain, int64_t n) {
     for (int64_t j = 0; j < n; j++) x[j] *= gain[j];
 }
 
+/* A head of queries or keys, through its norm and by its position. */
+static void slow_place(const llama_config *c, const float *gain, int64_t layer, int64_t t,
+                       double *x) {
+    if (gain) {
+        slow_norm(x, c->head_dim, c->rms_eps, x);
+        slow_gain(x, gain, c->head_dim);
+    }
+    if (!c->qk_norm || layer == 0) slow_rope(x, c->head_dim, c->rope_theta, t);
+}
+
 static void slow_layer(const whole_model *m, const slow_sites *s, int64_t layer, int64_t n_tokens,
                        double *x) {
     const llama_config *c = &m->cfg;
@@ -238,9 +255,9 @@ static void slow_layer(const whole_model *m, const slow_sites *s, int64_t layer,
         slow_linear(&l->q, l->bq, h, q);
         slow_linear(&l->k, l->bk, h, k + t * kv);
         slow_linear(&l->v, l->bv, h, v + t * kv);
-        for (int64_t i = 0; i < c->heads; i++) slow_rope(q + i * d, d, c->rope_theta, t);
+        for (int64_t i = 0; i < c->heads; i++) slow_place(c, l->q_norm, layer, t, q + i * d);
         for (int64_t i = 0; i < c->kv_heads; i++) {
-            slow_rope(k + t * kv + i * d, d, c->rope_theta, t);
+            slow_place(c, l->k_norm, layer, t, k + t * kv + i * d);
             slow_site(s->R3, d, s->kv_bits, true, k + t * kv + i * d);
             slow_site(slow_r2(s, c, layer, i), d, s->kv_bits, false, v + t * kv + i * d);
         }
@@ -296,9 +313,9 @@ enum { TOKENS = 300 }; /* more than a block of keys and one of queries */
 static void test_plain_against_slow(void **state) {
     (void)state;
     const slow_sites off = {.act_bits = 16, .kv_bits = 16, .down_bits = 16};
-    for (int variant = 0; variant < 4; variant++) {
+    for (int variant = 0; variant < 8; variant++) {
         whole_model m;
-        make_model(&m, variant & 1, variant & 2 ? 70 : 0);
+        make_model(&m, variant & 1, variant & 2 ? 70 : 0, variant & 4);
         int32_t *ids = random_ids(TOKENS, m.cfg.vocab);
         double want[TOKENS], got[TOKENS];
         double sum = slow_nll(&m, &off, ids, TOKENS, want);
@@ -345,7 +362,7 @@ static void test_sites_against_slow(void **state) {
     for (int variant = 0; variant < 16; variant++) {
         whole_model m;
         turns t;
-        make_model(&m, variant & 1, 0);
+        make_model(&m, variant & 1, 0, variant & 4);
         make_turns(&t, &m.cfg);
         const bool per_head = variant & 2, act = variant & 8, kv = variant & 4;
         llama_sites ours = llama_sites_none();
@@ -384,7 +401,7 @@ static void test_fused_r4(void **state) {
     (void)state;
     whole_model m;
     turns t;
-    make_model(&m, false, 0);
+    make_model(&m, false, 0, false);
     make_turns(&t, &m.cfg);
     enum { N = 30 };
     int32_t *ids = random_ids(N, m.cfg.vocab);
@@ -420,7 +437,7 @@ static void test_same_bits(void **state) {
     (void)state;
     whole_model m;
     turns t;
-    make_model(&m, true, 0);
+    make_model(&m, true, 0, true);
     make_turns(&t, &m.cfg);
     llama_sites sites = llama_sites_none();
     sites.act.bits = sites.kv.bits = 4;
@@ -463,7 +480,7 @@ static void test_same_bits(void **state) {
 static void test_refusals(void **state) {
     (void)state;
     whole_model m;
-    make_model(&m, false, 0);
+    make_model(&m, false, 0, false);
     llama_scratch *scratch;
     assert_ok(llama_scratch_create(&m.cfg, NULL, COMPUTE_F32, 8, &scratch));
     assert_true(llama_scratch_bytes(&m.cfg, NULL, COMPUTE_F32, 8, 1) > 0);

@@ -182,7 +182,7 @@ static rotation_set *make_set(int kind) {
                              .r4_block = kind == 2 ? 44 : 0,
                              .start = START_HAD,
                              .seed = 77};
-    rotation_sizes sizes = {HIDDEN, LAYERS, HEADS, KV, HEAD, INNER};
+    rotation_sizes sizes = {HIDDEN, LAYERS, HEADS, KV, HEAD, INNER, false};
     rotation_set *set;
     assert_ok(rotation_set_create(&opts, &sizes, &set));
     for (int64_t l = 0; l < LAYERS; l++) assert_ok(rotation_set_prepare_r2(set, l));

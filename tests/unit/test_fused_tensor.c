@@ -15,7 +15,8 @@ static const llama_config cfg = {.hidden = HIDDEN,
                                  .kv_heads = KV,
                                  .head_dim = DIM,
                                  .vocab = VOCAB,
-                                 .attention_bias = true};
+                                 .qkv_bias = true,
+                                 .o_bias = true};
 
 static rotation_set *make_set(bool turned) {
     const rotation_options o = {.r1 = turned,
@@ -23,7 +24,7 @@ static rotation_set *make_set(bool turned) {
                                 .r4 = turned,
                                 .start = START_HAD,
                                 .seed = 5};
-    const rotation_sizes z = {HIDDEN, cfg.layers, cfg.heads, KV, DIM, INNER};
+    const rotation_sizes z = {HIDDEN, cfg.layers, cfg.heads, KV, DIM, INNER, false};
     rotation_set *s;
     assert_ok(rotation_set_create(&o, &z, &s));
     return s;
@@ -113,7 +114,7 @@ static void test_function_is_kept(void **state) {
     }
     assert_true(llama_tensor_of(&cfg, ROLE_O_BIAS, 1, &bias));
     memcpy(turned_b, b, HIDDEN * sizeof *b);
-    assert_ok(fused_tensor_bias(set, &bias, turned_b));
+    assert_ok(fused_tensor_vector(set, &bias, turned_b));
     for (int64_t j = 0; j < HIDDEN; j++) {
         double want = 0;
         for (int64_t i = 0; i < HIDDEN; i++) want += (double)b[i] * R[i * HIDDEN + j];

@@ -317,7 +317,7 @@ static rotation_options all_on(void) {
 static void set_of_a_model(void **state) {
     (void)state;
     rotation_options opts = all_on();
-    rotation_sizes sizes = {64, 3, 8, 4, 8, 352};
+    rotation_sizes sizes = {64, 3, 8, 4, 8, 352, false};
     rotation_set *s;
     double most;
     assert_ok(rotation_set_create(&opts, &sizes, &s));
@@ -351,7 +351,7 @@ static void set_of_a_model(void **state) {
 static void set_refuses_by_name(void **state) {
     (void)state;
     rotation_options opts = all_on();
-    rotation_sizes sizes = {64, 3, 8, 4, 8, 172};
+    rotation_sizes sizes = {64, 3, 8, 4, 8, 172, false};
     rotation_set *s;
     err e = rotation_set_create(&opts, &sizes, &s);
     assert_int_equal(e.code, ERR_INPUT);
@@ -375,7 +375,7 @@ static void set_refuses_by_name(void **state) {
 static void set_at_identity(void **state) {
     (void)state;
     rotation_options opts = all_on();
-    const rotation_sizes sizes = {70, 2, 4, 2, 6, 352};
+    const rotation_sizes sizes = {70, 2, 4, 2, 6, 352, false};
     double R[70 * 70];
     rotation_set *s;
     opts.start = START_IDENTITY;

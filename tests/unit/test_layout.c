@@ -28,7 +28,8 @@ static llama_config odd_config(void) {
                                    .kv_heads = 1,
                                    .head_dim = 3,
                                    .vocab = 5,
-                                   .attention_bias = true,
+                                   .qkv_bias = true,
+                                   .o_bias = true,
                                    .mlp_bias = true});
 }
 

@@ -45,7 +45,7 @@ static void load(const char *dir, small_model *m) {
     assert_ok(fileset_open_dir(comm_world(), dir, &fs));
     assert_ok(hf_checkpoint_open(comm_world(), fs, &ck));
     assert_ok(llama_config_parse(hf_checkpoint_config(ck), dir, &m->cfg));
-    assert_false(m->cfg.attention_bias || m->cfg.mlp_bias);
+    assert_false(m->cfg.qkv_bias || m->cfg.o_bias || m->cfg.mlp_bias);
     assert_ok(llama_stage_init(&m->stage, &m->cfg, 0, m->cfg.layers));
     for (int64_t i = 0; i < llama_tensor_count(&m->cfg); i++) {
         llama_tensor t;

@@ -12,6 +12,7 @@ enum { Q, K, V, O, GATE, UP, DOWN };
 /* A model in double. */
 typedef struct wide_layer {
     double *w[LLAMA_LINEARS], *b[LLAMA_LINEARS], *norm[2];
+    double *head_norm[2]; /* of queries and keys; NULL: none */
 } wide_layer;
 
 typedef struct wide_model {
@@ -40,6 +41,9 @@ static wide_model as_it_is(small_model *m) {
         }
         w.layers[l].norm[0] = widened(from->attn_norm, c->hidden);
         w.layers[l].norm[1] = widened(from->mlp_norm, c->hidden);
+        if (!c->qk_norm) continue;
+        w.layers[l].head_norm[0] = widened(from->q_norm, c->head_dim);
+        w.layers[l].head_norm[1] = widened(from->k_norm, c->head_dim);
     }
     w.embed = widened(m->stage.embed.data, c->vocab * c->hidden);
     w.head = widened(m->stage.head.data, c->vocab * c->hidden);
@@ -52,6 +56,7 @@ static void clear(wide_model *w) {
         for (int i = 0; i < LLAMA_LINEARS; i++) mem_free(w->layers[l].w[i]);
         for (int i = 0; i < LLAMA_LINEARS; i++) mem_free(w->layers[l].b[i]);
         for (int i = 0; i < 2; i++) mem_free(w->layers[l].norm[i]);
+        for (int i = 0; i < 2; i++) mem_free(w->layers[l].head_norm[i]);
     }
     mem_free(w->embed);
     mem_free(w->head);
@@ -84,11 +89,11 @@ static double *fuse_one(rotation_set *set, llama_role role, int64_t layer, const
     return c.to;
 }
 
-static double *fuse_one_bias(rotation_set *set, llama_role role, int64_t layer, const float *b,
-                             int64_t n) {
+static double *fuse_one_vector(rotation_set *set, llama_role role, int64_t layer, const float *b,
+                               int64_t n) {
     fuse_plan plan;
     double *wide = widened(b, n);
-    assert_ok(fuse_plan_init(llama_role_bias(role), layer, set, &plan));
+    assert_ok(fuse_plan_init(role, layer, set, &plan));
     assert_ok(fuse_bias_wide(&plan.job, wide, n));
     fuse_plan_clear(&plan);
     return wide;
@@ -122,8 +127,19 @@ static wide_model folded(small_model *m, rotation_set *set, bool tied) {
                                 i <= V                 ? attn
                                 : i == GATE || i == UP ? mlp
                                                        : NULL);
-            if (b) to->b[i] = fuse_one_bias(set, llama_linears[i], l, b, a->rows);
+            if (b)
+                to->b[i] = fuse_one_vector(set, llama_role_bias(llama_linears[i]), l, b, a->rows);
         }
+    }
+    for (int64_t l = 0; l < LAYERS && c->qk_norm; l++) {
+        const llama_layer *from = &m->stage.layers[l];
+        double **to = w.layers[l].head_norm;
+        to[0] = fuse_one_vector(set, ROLE_Q_NORM, l, from->q_norm, c->head_dim);
+        to[1] = fuse_one_vector(set, ROLE_K_NORM, l, from->k_norm, c->head_dim);
+        for (int i = 0; i < 2; i++) /* powers of two: a bf16 gain would stay one */
+            for (int64_t j = 0; j < c->head_dim; j++)
+                assert_true(frexp(to[i][j], &(int){0}) ==
+                            frexp((double)(i ? from->k_norm : from->q_norm)[j], &(int){0}));
     }
     const float *final =
         split_gain(set, ROLE_FINAL_NORM, -1, m->stage.final_norm, n, &w.final_norm);
@@ -178,6 +194,10 @@ static void slow_layer(const wide_model *m, const wide_layer *l, double (*x)[48]
         linear(l->w[Q], l->b[Q], c->heads * d, n, h, q);
         linear(l->w[K], l->b[K], kv, n, h, k[t]);
         linear(l->w[V], l->b[V], kv, n, h, v[t]);
+        for (int64_t i = 0; i < c->heads && l->head_norm[0]; i++)
+            norm(q + i * d, l->head_norm[0], d, c->rms_eps, q + i * d);
+        for (int64_t i = 0; i < c->kv_heads && l->head_norm[1]; i++)
+            norm(k[t] + i * d, l->head_norm[1], d, c->rms_eps, k[t] + i * d);
         rope(q, c->heads, d, t);
         rope(k[t], c->kv_heads, d, t);
         attend(c, t, q, k, v, o);
@@ -223,6 +243,11 @@ static double *program_logits(small_model *m, const wide_model *w, const int32_t
             *llama_layer_bias(to, i) = room(like->rows, sizeof(float));
             for (int64_t j = 0; j < like->rows; j++)
                 (*llama_layer_bias(to, i))[j] = (float)w->layers[l].b[i][j];
+        }
+        for (int i = 0; i < 2 && c->qk_norm; i++) {
+            float *gain = room(c->head_dim, sizeof *gain);
+            for (int64_t j = 0; j < c->head_dim; j++) gain[j] = (float)w->layers[l].head_norm[i][j];
+            *llama_layer_vector(to, LLAMA_HEAD_NORMS_AT + i) = gain;
         }
         to->attn_norm = room(c->hidden, sizeof(float));
         to->mlp_norm = room(c->hidden, sizeof(float));
@@ -278,8 +303,10 @@ static void fill_scales(const llama_config *c, rotation_set *set, unsigned kinds
         for (int64_t l = 0; l < LAYERS; l++) {
             double *v = random_f64(n, spread);
             for (int64_t j = 0; j < n; j++) v[j] = exp(v[j]);
-            for (int64_t j = 0; k == SCALE_QK && j < n; j++)
+            for (int64_t j = 0; k == SCALE_QK && j < n; j++) {
                 if (j % d >= d / 2) v[j] = v[j - d / 2];
+                if (c->qk_norm) v[j] = v[j % d]; /* all heads share the gains */
+            }
             assert_ok(scale_set_put(scales, (scale_kind)k, l, v));
             mem_free(v);
         }
@@ -289,15 +316,21 @@ static void fill_scales(const llama_config *c, rotation_set *set, unsigned kinds
 
 enum { ALL_KINDS = (1 << SCALE_KINDS) - 1 };
 
-static void check_function(bool biases, bool tied, rotation_options opts, unsigned kinds) {
+static void check_function(bool biases, bool tied, bool qk_norm, rotation_options opts,
+                           unsigned kinds) {
     small_model m;
     small_model_make(&m, biases, 0);
+    if (qk_norm) {
+        llama_stage_clear(&m.stage);
+        m.cfg.qk_norm = true;
+        small_model_fill(&m, biases);
+    }
     if (tied)
         memcpy(m.stage.head.data, m.stage.embed.data,
                (size_t)(m.cfg.vocab * m.cfg.hidden) * sizeof(float));
     const llama_config *c = &m.cfg;
-    const rotation_sizes sizes = {c->hidden,   c->layers,   c->heads,
-                                  c->kv_heads, c->head_dim, c->intermediate};
+    const rotation_sizes sizes = {c->hidden,   c->layers,       c->heads,  c->kv_heads,
+                                  c->head_dim, c->intermediate, c->qk_norm};
     rotation_set *set;
     assert_ok(rotation_set_create(&opts, &sizes, &set));
     fill_scales(c, set, kinds, 1);
@@ -326,11 +359,13 @@ static void test_function(void **state) {
     rotation_options layer = all, none = {.start = START_IDENTITY};
     layer.r2 = R2_LAYER;
     layer.r4 = false;
-    for (int k = 0; k < SCALE_KINDS; k++) check_function(true, false, all, 1u << k);
-    check_function(true, false, all, ALL_KINDS);
-    check_function(false, true, all, ALL_KINDS);
-    check_function(false, false, layer, ALL_KINDS);
-    check_function(true, false, none, ALL_KINDS);
+    for (int k = 0; k < SCALE_KINDS; k++) check_function(true, false, false, all, 1u << k);
+    check_function(true, false, false, all, ALL_KINDS);
+    check_function(true, false, true, all, 1u << SCALE_QK);
+    check_function(true, false, true, all, ALL_KINDS);
+    check_function(false, true, false, all, ALL_KINDS);
+    check_function(false, false, false, layer, ALL_KINDS);
+    check_function(true, false, false, none, ALL_KINDS);
 }
 
 /* A factor large and dense goes another way: scales on all sides against plain loops. */
@@ -412,9 +447,26 @@ static void test_set(void **state) {
     scale_set_destroy(&s);
 }
 
+/* Norms of heads: one scale for all heads, a power of two. */
+static void test_set_of_norms(void **state) {
+    (void)state;
+    const scale_sizes sizes = {
+        .hidden = 6, .layers = 1, .kv_heads = 2, .head_dim = 4, .intermediate = 5, .qk_norm = true};
+    const double given[8] = {3, 0.3, 3, 0.3, 3, 0.3, 3, 0.3}, by_head[8] = {1, 2, 1, 2, 3, 2, 3, 2};
+    scale_set *s;
+    assert_ok(scale_set_create(&sizes, &s));
+    assert_ok(scale_set_add(s, SCALE_QK));
+    assert_ok(scale_set_put(s, SCALE_QK, 0, given));
+    for (int j = 0; j < 8; j++)
+        assert_true(scale_set_get(s, SCALE_QK, 0)->s[j] == (j % 2 ? 0.25 : 4));
+    assert_int_equal(scale_set_put(s, SCALE_QK, 0, by_head).code, ERR_INPUT);
+    scale_set_destroy(&s);
+}
+
 int main(void) {
     gemm_init(1);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_function),
-                                       cmocka_unit_test(test_large), cmocka_unit_test(test_set)};
+                                       cmocka_unit_test(test_large), cmocka_unit_test(test_set),
+                                       cmocka_unit_test(test_set_of_norms)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

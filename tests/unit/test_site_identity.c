@@ -285,6 +285,14 @@ static void slow_rope(double *x, int64_t d, int64_t t) {
     }
 }
 
+/* A head of queries or keys, through its norm and by its position. */
+static void slow_place(const llama_config *c, const float *gain, int64_t t, double *x) {
+    const int64_t d = c->head_dim;
+    const double rms = sqrt(dot_f64(x, x, d) / (double)d + c->rms_eps);
+    for (int64_t j = 0; gain && j < d; j++) x[j] *= (double)gain[j] / rms;
+    slow_rope(x, d, t);
+}
+
 /* <c, block(x)>. */
 static double slow_block(block_case *b, const double *x) {
     const llama_layer *l = &b->m.stage.layers[0];
@@ -305,8 +313,8 @@ static double slow_block(block_case *b, const double *x) {
         slow_linear(&l->q, l->bq, h, q);
         slow_linear(&l->k, l->bk, h, k[t]);
         slow_linear(&l->v, l->bv, h, v[t]);
-        for (int64_t i = 0; i < c->heads; i++) slow_rope(q + i * d, d, t);
-        for (int64_t i = 0; i < c->kv_heads; i++) slow_rope(k[t] + i * d, d, t);
+        for (int64_t i = 0; i < c->heads; i++) slow_place(c, l->q_norm, t, q + i * d);
+        for (int64_t i = 0; i < c->kv_heads; i++) slow_place(c, l->k_norm, t, k[t] + i * d);
         slow_site(b, &b->sites.kv, true, true, c->kv_heads, d, R3, kv, qk, k[t]);
         slow_site(b, &b->sites.kv, false, true, c->kv_heads, d, b->R2, share, vo, v[t]);
         for (int64_t i = 0; i < c->heads; i++) {
@@ -514,10 +522,15 @@ static void test_range(void **state) {
     b->R3 = random_orthogonal(8);
     b->R4 = random_orthogonal(80);
     scale_set *scales = random_scales(&b->m.cfg, 0.5);
-    for (int i = 0; i < 16; i++) {
+    for (int i = 0; i < 18; i++) {
         const int k = i % 8;
         b->sites = llama_sites_none();
         if (i >= 8) b->sites.scales = scales;
+        if (i == 16) { /* the rest with norms of heads */
+            b->m.cfg.qk_norm = true;
+            b->m.stage.layers[0].q_norm = random_f32(8, 0.3, 1);
+            b->m.stage.layers[0].k_norm = random_f32(8, 0.3, 1);
+        }
         b->sites.act.bits = b->sites.kv.bits = k % 3 == 2 ? 6 : 4;
         b->sites.act.symmetric = b->sites.kv.symmetric = k / 2 % 2;
         b->sites.act.clip = b->sites.kv.clip = k == 5 || k == 6 ? 0.875f : 1;
