@@ -14,6 +14,13 @@
     "write its texts into a file: python -c \"import datasets, sys; [print(x['text']) for x in "   \
     "datasets.load_dataset('parquet', data_files=sys.argv[1])['train']]\" FILE > TEXT"
 
+/* docs/FORMATS.md has it in six lines. */
+#define CHAT                                                                                       \
+    "render them by the model's chat template: python -c \"import json, sys, transformers as t; "  \
+    "k = t.AutoTokenizer.from_pretrained(sys.argv[2]); [print(json.dumps({'text': "                \
+    "k.apply_chat_template(json.loads(x)['messages'], tokenize=False)})) for x in "                \
+    "open(sys.argv[1])]\" FILE MODEL > TEXTS"
+
 static const struct {
     const char *bytes;
     size_t n;
@@ -96,7 +103,10 @@ static err unfold_line(const char *line, size_t n, const char *where, growbuf *o
     json_t *v = NULL;
     err e = json_parse(line, n, where, &v);
     const json_t *text = json_object_get(v, "text");
-    if (!e.code && !json_is_string(text))
+    if (!e.code && !json_is_string(text) && json_is_array(json_object_get(v, "messages")))
+        e = err_make(ERR_INPUT, where, CHAT,
+                     "conversations (\"messages\"), which each model writes in its own way");
+    else if (!e.code && !json_is_string(text))
         e = err_make(ERR_INPUT, where, "name the key of the texts \"text\", or give a plain text",
                      "JSON lines, and this one has no \"text\"");
     if (!e.code && (!growbuf_add(out, json_string_value(text), json_string_length(text)) ||

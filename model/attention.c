@@ -7,6 +7,7 @@
 #include "base/size.h"
 #include "model/norm.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { KEY_BLOCK = 256, QUERY_ROWS = 256, LANES = 16 }; /* LANES divides KEY_BLOCK */
@@ -14,6 +15,10 @@ enum { KEY_BLOCK = 256, QUERY_ROWS = 256, LANES = 16 }; /* LANES divides KEY_BLO
 /* Tokens of a query block: about QUERY_ROWS rows of a group of heads that share keys. */
 static int64_t query_block_tokens(const attention_shape *s) {
     return size_max(1, size_ceil_div(QUERY_ROWS / 32, s->heads / s->kv_heads)) * 32;
+}
+
+static double scale_of(const attention_shape *s) {
+    return s->scale > 0 ? s->scale : 1 / sqrt((double)s->head_dim);
 }
 
 static int64_t room_of(const attention_shape *s) {

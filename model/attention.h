@@ -15,13 +15,14 @@ typedef struct attention_shape {
     int64_t first; /* queries are those of tokens first .. tokens - 1; keys begin at token 0 */
     int64_t room;  /* tokens from one head's factors to the next's; 0: tokens */
     int64_t sliding_window; /* keys a query sees, itself included; 0: all before it */
+    double scale;           /* what scores are times; 0: 1 / sqrt(head_dim) */
     compute_type compute;
 } attention_shape;
 
 /* Local. Bytes of scratch that one thread needs. */
 uint64_t attention_thread_bytes(const attention_shape *s);
 
-/* Local, threaded. out [tokens - first, heads * head_dim] = softmax(q k^T / sqrt(head_dim)) v.
+/* Local, threaded. out [tokens - first, heads * head_dim] = softmax(scale q k^T) v.
  * Factors, bf16 or REAL by compute: q [kv_heads, room, heads / kv_heads, head_dim], k and v
  * [kv_heads, room, head_dim]. lse [kv_heads, room, heads / kv_heads]: log of the softmax's sum, for
  * the backward; NULL: not wanted. threads: a part of thread_bytes for each thread. */

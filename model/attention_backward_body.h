@@ -159,7 +159,7 @@ void REAL_FN(attention_back)(const attention_shape *s, const void *q, const void
     const REAL_FN(back_unit) all = {.s = s,
                                     .group = s->heads / s->kv_heads,
                                     .room = room_of(s),
-                                    .scale = (REAL)(1 / sqrt((double)s->head_dim)),
+                                    .scale = (REAL)scale_of(s),
                                     .q = q,
                                     .k = k,
                                     .v = v,

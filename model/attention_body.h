@@ -127,11 +127,8 @@ static void REAL_FN(attend)(const attention_shape *s, int64_t kv, int64_t t0, co
     const int64_t oldest = s->sliding_window > 0 ? size_max(0, t0 - s->sliding_window + 1) : 0;
     const size_t row_bytes = (size_t)d * compute_factor_bytes(s->compute);
     REAL_FN(query_block)
-    b = {.s = s,
-         .group = group,
-         .t0 = t0,
-         .rows = (t_end - t0) * group,
-         .scale = (REAL)(1 / sqrt((double)d))};
+    b = {
+        .s = s, .group = group, .t0 = t0, .rows = (t_end - t0) * group, .scale = (REAL)scale_of(s)};
     REAL_FN(query_block_init)(&b, scratch);
     for (int64_t c0 = oldest / KEY_BLOCK * KEY_BLOCK; c0 < t_end; c0 += KEY_BLOCK) {
         const int64_t n = size_min(KEY_BLOCK, t_end - c0);

@@ -112,6 +112,7 @@ const void *REAL_FN(block_step_input)(const llama_layer *l, int64_t layer, const
                                    .kv_heads = c->kv_heads,
                                    .head_dim = c->head_dim,
                                    .sliding_window = llama_window_of(c, layer),
+                                   .scale = c->score_scale,
                                    .compute = s->compute};
 
     REAL_FN(normed_input)

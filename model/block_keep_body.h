@@ -12,6 +12,7 @@ static attention_shape REAL_FN(shape_of)(const llama_work *w, int64_t layer, int
                              .first = t0,
                              .room = w->shape.window,
                              .sliding_window = llama_window_of(&w->cfg, layer),
+                             .scale = w->cfg.score_scale,
                              .compute = w->shape.compute};
 }
 

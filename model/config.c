@@ -16,9 +16,9 @@ enum {
     MAX_VOCAB = 1 << 24,
 };
 
-static const char *const READABLE =
-    "the classes Llama, Mistral, Qwen2, Qwen3 and SmolLM3 of transformers (ForCausalLM) can be "
-    "read: docs/FAMILIES.md";
+static const char *const READABLE = "the classes Llama, Mistral, Qwen2, Qwen3, SmolLM3 and Granite "
+                                    "of transformers (ForCausalLM) can be "
+                                    "read: docs/FAMILIES.md";
 
 /* Which biases a family has. */
 typedef enum bias_rule {
@@ -48,7 +48,8 @@ typedef struct family {
     window_rule windows;
     int64_t sliding_window; /* 0: none */
     bool qk_norm;
-    bool skips_rope; /* reads no_rope_layers, no_rope_layer_interval */
+    bool skips_rope;  /* reads no_rope_layers, no_rope_layer_interval */
+    bool multipliers; /* reads embedding_, attention_, residual_multiplier and logits_scaling */
 } family;
 
 static const family FAMILIES[] = {
@@ -63,6 +64,8 @@ static const family FAMILIES[] = {
      .qk_norm = true},
     {"SmolLM3ForCausalLM", "", "smollm3", .kv_heads = 4, .max_positions = 32768, .rope_theta = 2e6,
      .tied = true, .windows = WINDOW_NOPE, .skips_rope = true},
+    {"GraniteForCausalLM", "", "granite", .max_positions = 2048, .rope_theta = 1e4,
+     .multipliers = true},
 };
 enum { N_FAMILIES = sizeof FAMILIES / sizeof FAMILIES[0] };
 
@@ -77,8 +80,7 @@ static const refused_family REFUSED[] = {
      "it stores q, k, v and gate, up as one tensor each, and its class loads no others"},
     {"Gemma", "gemma",
      "its norms multiply by 1 + w, stand behind linears too, and it has other activations"},
-    {"Granite", "granite",
-     "it multiplies embedding, attention, residual stream and logits by constants"},
+    {"GraniteMoe", "granitemoe", "its MLP is a router and experts"},
     {"Mixtral", "mixtral", "its MLP is a router and experts"},
     {"Qwen2Moe", "qwen2_moe", "its MLP is a router and experts"},
     {"Qwen3Moe", "qwen3_moe", "its MLP is a router and experts"},
@@ -380,6 +382,31 @@ static err read_windows(const json_t *o, const char *where, const family *f, lla
     return read_window_layers(o, where, f, c);
 }
 
+/* Granite: x = e E[id] at first, x += m f(norm(x)) in each half of a block, scores times a, logits
+ * over s. With y = x / m the same is y = (e / m) E[id], y += f(norm(m y)), and
+ *     norm(m y) = m y / sqrt(mean(m^2 y^2) + eps) = y / sqrt(mean(y^2) + eps / m^2),
+ * so a block is LLaMA's, with another eps and another size of the embedding. 1/s goes into the gain
+ * of the last norm when it is loaded, exactly, since s is a power of two. */
+static err read_multipliers(const json_t *o, const char *where, llama_config *c) {
+    double embedding = 1, residual = 1, attention = 1, logits = 1;
+    int exponent;
+    err e = read_real_in(o, "embedding_multiplier", 1e-6, 1e6, where, &embedding);
+    if (!e.code) e = read_real_in(o, "residual_multiplier", 1e-6, 1e6, where, &residual);
+    if (!e.code) e = read_real_in(o, "attention_multiplier", 1e-6, 1e6, where, &attention);
+    if (!e.code) e = read_real_in(o, "logits_scaling", 1e-6, 1e6, where, &logits);
+    if (e.code) return e;
+    if (frexp(logits, &exponent) != 0.5)
+        return err_make(ERR_INPUT, where, READABLE,
+                        "logits_scaling is %g; only powers of two can be read, as all published "
+                        "models have",
+                        logits);
+    c->embed_scale = embedding / residual;
+    c->rms_eps /= residual * residual;
+    c->score_scale = attention;
+    c->logit_scale = 1 / logits;
+    return e;
+}
+
 /* The one token that is put before windows, where the tokenizer puts none. End tokens and the like
  * are not read: nothing here generates. */
 static int64_t read_bos(const json_t *o) {
@@ -408,6 +435,7 @@ err llama_config_parse(const json_t *o, const char *where, llama_config *out) {
     if (!e.code) e = read_flags(o, where, f, &c);
     if (!e.code && f->skips_rope) e = read_rope_layers(o, where, &c);
     if (!e.code) e = read_windows(o, where, f, &c);
+    if (!e.code && f->multipliers) e = read_multipliers(o, where, &c);
     c.bos = read_bos(o);
     if (!e.code) *out = c;
     return e;

@@ -2,8 +2,8 @@
  * frequencies of its rotary embedding. Not the file (io/hf_checkpoint.h holds that) and not the
  * weights (model/tensors.h lists them). Everything after "options -> plan" takes its shapes here.
  *
- * Read: the classes of transformers that docs/FAMILIES.md lists: Llama, Mistral, Qwen2, Qwen3 and
- * SmolLM3. Absent keys get the defaults of those classes, which old files rely on. */
+ * Read: the classes of transformers that docs/FAMILIES.md lists: Llama, Mistral, Qwen2, Qwen3,
+ * SmolLM3 and Granite. Absent keys get the defaults of those classes, which old files rely on. */
 #ifndef SPINSHARD_MODEL_CONFIG_H
 #define SPINSHARD_MODEL_CONFIG_H
 
@@ -46,6 +46,9 @@ typedef struct llama_config {
     int64_t sliding_window; /* tokens a position sees, itself included; 0: all */
     layer_flags unwindowed; /* layers to which sliding_window does not apply */
     layer_flags no_rope;    /* layers whose queries and keys are not turned by position */
+    double embed_scale;     /* what the embedding is times; 0: 1 */
+    double score_scale;     /* what scores of attention are times; 0: 1 / sqrt(head_dim) */
+    double logit_scale;     /* what logits are times, a power of two; 0: 1 */
     int64_t bos;            /* -1: none stated */
     char model_type[32];    /* "llama", "mistral" */
     char architecture[64];  /* "LlamaForCausalLM" */

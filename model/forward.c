@@ -229,6 +229,7 @@ static err check_id(int64_t vocab, int32_t id, int64_t t) {
 err llama_embed(const llama_stage *s, compute_type compute, const int32_t *ids, int64_t n_tokens,
                 void *x) {
     const int64_t n = s->cfg->hidden;
+    const double scale = s->cfg->embed_scale > 0 ? s->cfg->embed_scale : 1;
     if (s->embed.kind == WMAT_NONE) return err_make(ERR_BUG, "embedding", NULL, "not on this rank");
     for (int64_t t = 0; t < n_tokens; t++) {
         err e = check_id(s->embed.rows, ids[t], t);
@@ -237,6 +238,13 @@ err llama_embed(const llama_stage *s, compute_type compute, const int32_t *ids, 
             wmat_expand_f64(&s->embed, ids[t], 1, 0, n, (double *)x + t * n, n);
         else
             wmat_expand_f32(&s->embed, ids[t], 1, 0, n, (float *)x + t * n, n);
+    }
+    if (scale == 1) return err_none();
+    for (int64_t i = 0; i < n_tokens * n; i++) {
+        if (compute == COMPUTE_F64)
+            ((double *)x)[i] *= scale;
+        else
+            ((float *)x)[i] *= (float)scale;
     }
     return err_none();
 }

@@ -92,7 +92,8 @@ uint64_t llama_scratch_bytes(const llama_config *cfg, const llama_sites *sites,
  * of a sequence see that sequence alone. For passes without gradient. */
 void llama_scratch_pack(llama_scratch *s, const int32_t *positions);
 
-/* Local. x [T, hidden] = rows of the embedding. An id outside the vocabulary is ERR_INPUT. */
+/* Local. x [T, hidden] = rows of the embedding, times embed_scale of the config. An id outside the
+ * vocabulary is ERR_INPUT. */
 err llama_embed(const llama_stage *s, compute_type compute, const int32_t *ids, int64_t n_tokens,
                 void *x);
 

@@ -5,6 +5,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/yaml.h"
+#include "shard/card_front.h"
 #include "shard/entry_names.h"
 
 #include <inttypes.h>
@@ -178,9 +179,8 @@ static void card_linears(FILE *f, const layout *l) {
 static void card_head(FILE *f, const layout *l, const small_options *opts) {
     const form_scheme *s = &layout_opts(l)->linears;
     const llama_config *cfg = layout_config(l);
-    fprintf(f, "---\nlibrary_name: transformers\ntags:\n- spinshard\n");
-    if (s->form) fprintf(f, "- compressed-tensors\n- int%d\n", s->bits);
-    fprintf(f, "---\n# %s\n\n", opts->name);
+    card_front_put(f, opts->front, opts->base_model, s->form ? s->bits : 0);
+    fprintf(f, "# %s\n\n", opts->name);
     fprintf(f,
             "%s, %" PRId64 " layers, hidden size %" PRId64 ", %" PRId64
             " parameters, %s by Spinshard.\n\n",
@@ -245,8 +245,10 @@ static void card_use(FILE *f, const layout *l, const small_options *opts) {
         f,
         "\n## Measure\n\nPerplexity on a text, from the folder or from the tars as they are:\n\n"
         "    spinshard eval --model ./%s --text FILE\n\n"
+        "Zero-shot tasks with lm-eval:\n\n"
+        "    lm_eval --model hf --model_args pretrained=./%s --tasks arc_easy,piqa,winogrande\n\n"
         "Hashes of every entry, and what loaders demand:\n\n    spinshard verify OUT\n",
-        name);
+        name, name);
 }
 
 /* The recipe as an indented block, which Markdown shows as it is. */

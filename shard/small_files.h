@@ -22,9 +22,11 @@ typedef struct small_files {
 } small_files;
 
 typedef struct small_options {
-    const char *name;     /* of the archive */
-    const json_t *config; /* config.json of the source */
-    const json_t *recipe; /* as resolved; shown in the model card */
+    const char *name;       /* of the archive */
+    const json_t *config;   /* config.json of the source */
+    const json_t *recipe;   /* as resolved; shown in the model card */
+    const json_t *front;    /* front matter of the source's card (shard/card_front.h), or NULL */
+    const char *base_model; /* its id on a hub, or NULL */
     const json_t
         *spinshard; /* NULL, or what config.json says under "spinshard" (online rotations) */
 } small_options;

@@ -17,6 +17,7 @@
 #include "pipeline/weights/rotation_file.h"
 #include "rotations/hadamard.h"
 #include "shard/archive_writer.h"
+#include "shard/card_front.h"
 #include "version.h"
 
 #include <errno.h>
@@ -168,12 +169,18 @@ static json_t *online_note(const quantize_run *q) {
 }
 
 static err make_small_files(const quantize_run *q, small_files **out) {
-    json_t *note = online_note(q);
+    json_t *note = online_note(q), *front;
+    const word_or_text *base = &q->set->archive.base_model;
+    err e = card_front_read(q->source.files, &front);
+    if (e.code) return e;
     small_options opts = {.name = q->set->archive.name.text,
+                          .front = front,
+                          .base_model = base->word == WORD_AUTO ? NULL : base->text,
                           .config = hf_checkpoint_config(q->source.ck),
                           .recipe = recipe_tree(q->recipe),
                           .spinshard = note};
-    err e = small_files_create(q->source.files, q->layout, &opts, out);
+    e = small_files_create(q->source.files, q->layout, &opts, out);
+    json_decref(front);
     json_decref(note);
     return e;
 }

@@ -129,6 +129,7 @@ static void add_command(script *s, const plan_job *job) {
                   {OPT_SET, "--set", false},
                   {OPT_SEED, "--seed", false},
                   {OPT_CALIB, "--calib", true},
+                  {OPT_CALIB_MIX, "--calib-mix", false},
                   {OPT_CALIB_IDS, "--calib-ids", true},
                   {OPT_MEM, "--mem", false},
                   {OPT_SCRATCH, "--scratch", true},

@@ -1,5 +1,5 @@
-/* Root reads and tokenizes the text, cuts it into windows, repeats them where there are too few,
- * and sends them to all. */
+/* Root reads and tokenizes the texts, cuts each into windows, mixes these, and sends them to all.
+ */
 #include "jobs/run/quantize_calib.h"
 
 #include "base/log.h"
@@ -37,47 +37,117 @@ err quantize_check_tokenizer(const quantize_run *q) {
     return err_none();
 }
 
+/* One of the texts: its windows, and how many of the calibration it has given so far. */
+typedef struct calib_text {
+    const char *where;
+    double part; /* of all windows */
+    text_windows *windows;
+    int64_t taken;
+} calib_text;
+
+typedef struct calib_texts {
+    calib_text *of; /* owned; [n] */
+    int n;
+} calib_texts;
+
+/* --calib-mix: a positive number for each text, made to parts of one. */
+static err read_mix(const options *o, calib_texts *t) {
+    const char *s = options_str(o, OPT_CALIB_MIX);
+    double sum = 0;
+    for (int i = 0; i < t->n; i++) {
+        char *end = NULL;
+        t->of[i].part = s ? strtod(s, &end) : 1;
+        const bool last = i == t->n - 1;
+        if (s &&
+            (end == s || !(t->of[i].part > 0 && t->of[i].part <= 1e9) || *end != (last ? 0 : ':')))
+            return err_make(ERR_USAGE, "--calib-mix", "say one for each --calib, as 3:1",
+                            "\"%.80s\" is not %d positive numbers with colons between",
+                            options_str(o, OPT_CALIB_MIX), t->n);
+        sum += t->of[i].part;
+        s = s && !last ? end + 1 : s;
+    }
+    for (int i = 0; i < t->n; i++) t->of[i].part /= sum;
+    return err_none();
+}
+
 /* Root only. The whole text as ids, by the model's tokenizer or as given. */
-static err read_ids(const quantize_run *q, tokenizer *t, int32_t **ids, int64_t *n) {
-    if (options_has(q->o, OPT_CALIB_IDS))
-        return text_read_ids(options_str(q->o, OPT_CALIB_IDS), q->source.cfg.vocab, ids, n);
+static err read_ids(const quantize_run *q, tokenizer *t, const char *path, int32_t **ids,
+                    int64_t *n) {
     char *text;
     size_t len;
-    err e = text_read(options_str(q->o, OPT_CALIB), &text, &len);
-    if (!e.code) e = source_encode(&q->source, t, text, len, options_str(q->o, OPT_CALIB), ids, n);
+    if (options_has(q->o, OPT_CALIB_IDS)) return text_read_ids(path, q->source.cfg.vocab, ids, n);
+    err e = text_read(path, &text, &len);
+    if (!e.code) e = source_encode(&q->source, t, text, len, path, ids, n);
     free(text);
     return e;
 }
 
-/* Root only. Windows of the text; where it has fewer than asked they repeat. */
-static err make_windows(quantize_run *q) {
-    bool given = options_has(q->o, OPT_CALIB_IDS);
-    const char *where = options_str(q->o, given ? OPT_CALIB_IDS : OPT_CALIB);
-    int64_t asked = q->set->calib.windows, window = q->set->calib.window, n = 0;
-    tokenizer *t = NULL;
-    text_windows *w = NULL;
+static err cut_text(const quantize_run *q, tokenizer *t, calib_text *text) {
+    const bool given = options_has(q->o, OPT_CALIB_IDS);
     int32_t *ids = NULL;
-    err e = err_none();
-    if (!given) e = source_tokenizer(&q->source, &t);
-    if (!e.code) e = read_ids(q, t, &ids, &n);
+    int64_t n = 0;
+    err e = read_ids(q, t, text->where, &ids, &n);
     if (!e.code)
-        e = text_windows_create(ids, n, window, asked, 0, given ? BOS_NONE : q->set->calib.bos,
-                                (int32_t)q->source.cfg.bos, t, where, &w);
+        e = text_windows_create(ids, n, q->set->calib.window, q->set->calib.windows, 0,
+                                given ? BOS_NONE : q->set->calib.bos, (int32_t)q->source.cfg.bos, t,
+                                text->where, &text->windows);
     free(ids);
-    if (!e.code) {
-        int64_t there = text_windows_count(w);
-        if (there < asked)
+    return e;
+}
+
+/* The text that gives the next of k windows so far: that which is furthest behind its part, the
+ * first of equals. So parts are kept to one window at any place, and no order of files or chance
+ * decides. */
+static calib_text *next_text(const calib_texts *t, int64_t k) {
+    calib_text *next = &t->of[0];
+    for (int i = 1; i < t->n; i++) {
+        const calib_text *x = &t->of[i];
+        if (x->part * (double)(k + 1) - (double)x->taken >
+            next->part * (double)(k + 1) - (double)next->taken)
+            next = &t->of[i];
+    }
+    return next;
+}
+
+/* Windows of a text follow each other; where it has too few they repeat. */
+static void mix_windows(quantize_run *q, calib_texts *t) {
+    const int64_t asked = q->set->calib.windows, window = q->set->calib.window;
+    q->calib_ids = malloc((size_t)(asked * window) * sizeof *q->calib_ids);
+    if (!q->calib_ids) abort();
+    for (int64_t k = 0; k < asked; k++) {
+        calib_text *from = next_text(t, k);
+        const int64_t at = from->taken++ % text_windows_count(from->windows);
+        memcpy(q->calib_ids + k * window, text_window_at(from->windows, at),
+               (size_t)window * sizeof *q->calib_ids);
+    }
+    for (int i = 0; i < t->n; i++) {
+        const int64_t there = text_windows_count(t->of[i].windows);
+        if (there < t->of[i].taken)
             log_line(LOG_WARN,
                      "%s has %" PRId64 " windows of %" PRId64
                      " tokens; they repeat to make %" PRId64,
-                     where, there, window, asked);
-        q->calib_ids = malloc((size_t)(asked * window) * sizeof *q->calib_ids);
-        if (!q->calib_ids) abort();
-        for (int64_t i = 0; i < asked; i++)
-            memcpy(q->calib_ids + i * window, text_window_at(w, i % there),
-                   (size_t)window * sizeof *q->calib_ids);
+                     t->of[i].where, there, window, t->of[i].taken);
+        else if (t->n > 1)
+            log_line(LOG_RUN, "calibration: %" PRId64 " windows of %s", t->of[i].taken,
+                     t->of[i].where);
     }
-    text_windows_destroy(&w);
+}
+
+/* Root only. Windows of the texts, mixed. */
+static err make_windows(quantize_run *q) {
+    const bool given = options_has(q->o, OPT_CALIB_IDS);
+    const option from = given ? OPT_CALIB_IDS : OPT_CALIB;
+    tokenizer *t = NULL;
+    calib_texts texts = {.n = q->o->n_values[from]};
+    texts.of = calloc((size_t)texts.n, sizeof *texts.of);
+    if (!texts.of) abort();
+    for (int i = 0; i < texts.n; i++) texts.of[i].where = q->o->values[from][i];
+    err e = read_mix(q->o, &texts);
+    if (!e.code && !given) e = source_tokenizer(&q->source, &t);
+    for (int i = 0; i < texts.n && !e.code; i++) e = cut_text(q, t, &texts.of[i]);
+    if (!e.code) mix_windows(q, &texts);
+    for (int i = 0; i < texts.n; i++) text_windows_destroy(&texts.of[i].windows);
+    free(texts.of);
     tokenizer_destroy(&t);
     return e;
 }
@@ -92,7 +162,9 @@ err quantize_read_calibration(quantize_run *q) {
                        "reading the calibration text", NULL);
     if (e.code) return e;
     if (!given)
-        e = err_make(ERR_USAGE, "--calib", "give a UTF-8 text: --calib FILE",
+        e = err_make(ERR_USAGE, "--calib",
+                     "give --calib FILE, a text like those that the model is for: docs/FORMATS.md, "
+                     "Calibration texts, says which and how much",
                      "this recipe learns from text, and none is given");
     else if (options_has(q->o, OPT_CALIB) && options_has(q->o, OPT_CALIB_IDS))
         e = err_make(ERR_USAGE, "--calib", "give one of them",

@@ -18,6 +18,7 @@ err quantize_describe(quantize_run *q) {
     err e = setup_weights(q->recipe, cfg, store, &how);
     if (!e.code) e = setup_inputs_group(q->recipe, cfg);
     if (!e.code) e = setup_form(q->recipe, cfg);
+    if (!e.code) e = setup_base_model(q->recipe, q->source.path);
     if (!e.code) e = setup_name(q->recipe, q->source.path, &how);
     if (e.code) return e;
     bool untied = cfg->tied && rotation_set_r1(q->rotations);

@@ -67,8 +67,12 @@ static const struct {
                      "the checkpoint in full precision: how far the predictions on --text are from "
                      "its own (KL, likeliest token)",
                      BIT(CMD_EVAL), false},
-    [OPT_CALIB] = {"--calib", "FILE", "calibration text (for learning and GPTQ)",
-                   BIT(CMD_PLAN) | BIT(CMD_QUANTIZE), false},
+    [OPT_CALIB] = {"--calib", "FILE", "calibration text (for learning and GPTQ; repeatable)",
+                   BIT(CMD_PLAN) | BIT(CMD_QUANTIZE), true},
+    [OPT_CALIB_MIX] = {"--calib-mix", "A:B:..",
+                       "parts of the windows that the texts of --calib give, in their order "
+                       "(default: equal)",
+                       BIT(CMD_PLAN) | BIT(CMD_QUANTIZE), false},
     [OPT_CALIB_IDS] = {"--calib-ids", "FILE", "calibration text as token ids",
                        BIT(CMD_PLAN) | BIT(CMD_QUANTIZE), false},
     [OPT_MEM] = {"--mem", "BYTES", "memory a rank may use (default: its share of the node)",

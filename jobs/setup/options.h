@@ -34,6 +34,7 @@ typedef enum option {
     OPT_ROTATIONS,
     OPT_AGAINST,
     OPT_CALIB,
+    OPT_CALIB_MIX,
     OPT_CALIB_IDS,
     OPT_MEM,
     OPT_SCRATCH,

@@ -105,6 +105,8 @@ static const key keys[] = {
     {AT(archive.shard_bytes), KIND_SIZE, "4G", 1024, 0, NULL, "largest tar"},
     {AT(archive.name), KIND_WORD_OR_TEXT, "auto", 0, 0, "auto",
      "name of the archive; auto: model-wBITS-gGROUP"},
+    {AT(archive.base_model), KIND_WORD_OR_TEXT, "auto", 0, 0, "auto",
+     "ORG/NAME of the source on a hub, for the model card; auto: by the path of a cache, or none"},
     {AT(numerics.grid), KIND_WORD_OR_TEXT, "auto", 0, 0, "auto",
      "process grid of ScaLAPACK, as 2x2"},
     {AT(numerics.threads), KIND_INT_OR_WORD, "auto", 1, 1024, "auto", "BLAS threads in ScaLAPACK"},

@@ -113,7 +113,7 @@ typedef struct settings {
         archive_dtype dtype;
         archive_form form;
         uint64_t shard_bytes;
-        word_or_text name;
+        word_or_text name, base_model;
     } archive;
     struct {
         word_or_text grid;

@@ -376,6 +376,39 @@ static size_t name_of_model(const char *path, char to[160]) {
     return n;
 }
 
+/* ORG/NAME of a snapshot in a cache of Hugging Face; false: the path says none. */
+static bool hub_id_of(const char *path, char to[160]) {
+    const char *top = strstr(path, "/models--"), *dashes = top ? strstr(top + 9, "--") : NULL;
+    const size_t org = dashes ? (size_t)(dashes - top - 9) : 0;
+    const size_t name = dashes ? strcspn(dashes + 2, "/") : 0;
+    if (!org || !name || org + name > 150 || strncmp(dashes + 2 + name, "/snapshots/", 11))
+        return false;
+    snprintf(to, 160, "%.*s/%.*s", (int)org, top + 9, (int)name, dashes + 2);
+    return true;
+}
+
+static bool is_hub_id(const char *s) {
+    static const char *const ALLOWED =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+    const size_t org = strspn(s, ALLOWED), name = s[org] == '/' ? strspn(s + org + 1, ALLOWED) : 0;
+    return org && name && !s[org + 1 + name] && org + name <= 150;
+}
+
+err setup_base_model(recipe *r, const char *model_dir) {
+    const settings *s = recipe_settings(r);
+    char id[160];
+    if (s->archive.base_model.word != WORD_AUTO) {
+        if (is_hub_id(s->archive.base_model.text)) return err_none();
+        return err_make(ERR_USAGE, "archive.base_model", "say ORG/NAME",
+                        "\"%.80s\" is not the id of a model", s->archive.base_model.text);
+    }
+    char *real = realpath(model_dir, NULL);
+    if (real && hub_id_of(real, id) && is_hub_id(id))
+        recipe_put(r, "archive.base_model", json_string(id));
+    free(real);
+    return err_none();
+}
+
 /* Names are base names of printable ASCII without spaces. */
 err setup_name(recipe *r, const char *model_dir, const wquant *how) {
     const settings *s = recipe_settings(r);

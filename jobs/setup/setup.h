@@ -52,6 +52,9 @@ layout_options setup_layout(const settings *s, const wquant *how, st_dtype store
 err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, bool fused,
                 bool r4_fused, llama_sites *out, const rotation ***r2);
 
+/* Local. archive.base_model: an id as given, or that of a snapshot in a cache, put into r. */
+err setup_base_model(recipe *r, const char *model_dir);
+
 /* Local. The name of the archive: archive.name, or made from the model's folder; put into r. */
 err setup_name(recipe *r, const char *model_dir, const wquant *how);
 

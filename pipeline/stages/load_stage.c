@@ -246,6 +246,9 @@ static err load_head(const load_options *o, llama_stage *s) {
         e = read_plain(o->checkpoint, head.name, head.rows, head.cols, &s->head);
     if (!e.code && folds)
         fuse_gain_left(o->fuse, ROLE_FINAL_NORM, -1, o->cfg->hidden, s->final_norm);
+    if (o->cfg->logit_scale > 0)
+        for (int64_t j = 0; j < o->cfg->hidden && !e.code; j++)
+            s->final_norm[j] *= (float)o->cfg->logit_scale;
     if (!e.code) e = wmat_prepare(&s->head, o->compute);
     return e;
 }

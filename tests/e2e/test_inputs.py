@@ -7,11 +7,12 @@ import json
 import os
 import shutil
 import struct
+import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import make_model  # noqa: E402
-from spin import STORIES, TEXT, Case, main, oracle, settings, tars, unpack  # noqa: E402
+from spin import STORIES, TEXT, Case, main, oracle, settings, tar_hashes, tars, unpack  # noqa: E402
 
 TINY = ["--layers", 1, "--hidden", 32, "--intermediate", 32, "--heads", 2, "--kv-heads", 1]
 HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
@@ -94,6 +95,51 @@ class Inputs(Case):
         for data, words in ((b'{"text": "a"}\n{"content": "b"}\n', "line 2.*no \"text\""),
                             (b'{"text": "a"}\nnot JSON\n', "line 2"), (b'{"text": 3}\n', "no \"text\"")):
             self.refused(self.written("bad.jsonl", data), words)
+        chat = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}).encode() + b"\n"
+        self.refused(self.written("chat.jsonl", chat), 'line 1.*"messages"[\\s\\S]*try: render.*apply_chat_template')
+
+    def test_card(self):
+        """What hubs read: the id of a snapshot in a cache, licence and languages of the source's card, whatever else that says."""
+        model = self.path("models--an-org--A.model", "snapshots", "0123abc")
+        shutil.copytree(STORIES, model)
+        for card, want in (("---\nlicense: mit\nlanguage:\n- en\n- 'no'\ntags: [chat]\nwidget: {a: [1]}\n---\n# A model\n",
+                            ('license: "mit"\n', 'language: ["en", "no"]\n', '"chat"]\n')),
+                           ("# No front matter\n---\nlicense: mit\n---\n", ()), ("---\nlicense: &a mit\n---\n", ()), ("---", ())):
+            self.written(os.path.join(model, "README.md"), card.encode())
+            out = self.path(f"card-{len(card)}")
+            r = self.good("quantize", "--model", model, "--out", out, *settings("weights.group=channel"))
+            with open(os.path.join(unpack(out, out + "-hf"), "README.md"), encoding="utf-8") as f:
+                front = f.read().split("---\n")[1]
+            for line in (*want, "base_model: an-org/A.model\n", "base_model_relation: quantized\n", '"int4"'):
+                self.assertIn(line, front)
+            self.assertEqual("license" in front, bool(want))
+            self.assertEqual("left out" in r.err, "&a" in card, r)
+        for name in ("no-slash", "a/b/c", "a b/c", "/c", "a/"):
+            self.bad(2, ["archive.base_model", "ORG/NAME"], "quantize", "--model", STORIES, "--out", self.path("no"),
+                     *settings("weights.group=channel", f"archive.base_model={name}"))
+
+    def test_mixture(self):
+        """--calib A --calib B --calib-mix 3:1 is A A B A and so on: the same archive as of these token ids, window by window."""
+        with open(TEXT, encoding="utf-8", newline="") as f:
+            text = f.read()
+        a, b = text[:len(text) // 2], text[len(text) // 2:]
+        raw = [t.encode() for t in (a, b)]
+        told = subprocess.run([os.environ["SPINSHARD_TOOL_TOKENIZE"], os.path.join(STORIES, "tokenizer.json")], check=True,
+                              input=b"".join(b"%d\n%s" % (len(r), r) for r in raw), capture_output=True).stdout.decode()
+        ids = [line.split() for line in told.split("\n")[:2]]
+        from_a, from_b = ([["1", *x[i * 31:(i + 1) * 31]] for i in range(6)] for x in ids)
+        mixed = [from_a[0], from_a[1], from_b[0], from_a[2], from_a[3], from_a[4], from_b[1], from_a[5]]
+        paths = [self.written(name, t) for name, t in (("a.txt", raw[0]), ("b.txt", raw[1]),
+                                                       ("ids.txt", " ".join(sum(mixed, [])).encode()))]
+        gptq = settings("weights.method=gptq", "calib.windows=8", "calib.window=32")
+        texts = ["--calib", paths[0], "--calib", paths[1]]
+        for out, how in (("mix", [*texts, "--calib-mix", "3:1"]), ("ids", ["--calib-ids", paths[2]]), ("equal", texts)):
+            self.good("quantize", "--model", STORIES, "--out", self.path(out), *how, *gptq)
+        self.assertEqual(tar_hashes(self.path("mix")), tar_hashes(self.path("ids")))
+        self.assertNotEqual(tar_hashes(self.path("mix")), tar_hashes(self.path("equal")))
+        for mix in ("3", "3:0", "3:1:1", "3:-1", "3;1", "a:b", "3:1:"):
+            self.bad(2, ["--calib-mix", "for each --calib"], "quantize", "--model", STORIES, "--out", self.path("no"), *texts,
+                     "--calib-mix", mix, *gptq)
 
     def refused(self, path, *words):
         self.bad(3, words, "eval", "--model", STORIES, "--text", path, "--window", 64)

@@ -52,6 +52,17 @@ class Plan(Case):
             model = self.published(name, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
             self.bad(3, ["quantized by bitsandbytes"], "plan", "--model", model)
 
+    def test_other_families(self):
+        """From config.json alone: parameters, bytes to read, and a plan of the best recipe that fits 8 nodes."""
+        for name, (_, parameters) in published.OTHERS.items():
+            got = self.plan(published.write_config(self.path(name), name), "--recipe", "best-w4a16", "--nodes", 8,
+                            "--ranks-per-node", 8, "--cores-per-rank", 24, "--mem-per-node", "256G", "--cpu", "genoa")
+            self.assertEqual((got["parameters"], got["read_bytes"]), (parameters, 2 * parameters), name)
+            self.assertTrue(got["fits"], name)
+            # of 4.125 bits a weight of the linears in groups of 128; tables at 16
+            self.assertTrue(0.25 < got["archive_bytes"] / got["read_bytes"] < 0.35, name)
+            self.assertTrue(all(p["seconds"] > 0 for p in got["phases"]), name)
+
     def test_does_not_fit(self):
         args = ["plan", "--model", self.published("llama2-70b"), "--recipe", "range-w4a4kv4", "--ranks-per-node", 1]
         self.bad(6, ["smallest layout"], *args, "--mem-per-node", "32G")

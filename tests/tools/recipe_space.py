@@ -47,6 +47,7 @@ VALUES = {
     "archive.form": ["auto", "pack-quantized", "int-quantized"],
     "archive.shard_bytes": ["4G", 1024, "64K"],
     "archive.name": ["auto", "a-name"],
+    "archive.base_model": ["auto", "an-org/A.model"],
     "numerics.grid": ["auto", "1x1"],
     "numerics.threads": ["auto", 1, 2],
     "numerics.slice_tokens": ["auto", 1, 16],

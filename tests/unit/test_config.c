@@ -387,6 +387,8 @@ static const refusal REFUSED[] = {
      "other"},
     {SMOLLM3 ",\"no_rope_layers\":[1]}", "no_rope_layers"},
     {SMOLLM3 ",\"no_rope_layers\":[1,\"x\"]}", "0 and 1"},
+    {"{\"model_type\":\"granite\",\"logits_scaling\":6," SMALL "}", "powers of two"},
+    {"{\"model_type\":\"granitemoehybrid\"," SMALL "}", "experts"},
     {LLAMA ",\"rope_scaling\":{\"type\":\"yarn\"}}", "\"factor\" is missing"},
     {LLAMA ",\"rope_theta\":1,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}}", "not above 1"},
     {"{\"architectures\":[\"LlamaForCausalLM\"]}", "\"hidden_size\" is missing"},

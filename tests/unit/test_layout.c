@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "base/json.h"
+#include "base/yaml.h"
 #include "io/safetensors.h"
 #include "shard/layout.h"
 #include "shard/loader_rules.h"
@@ -528,6 +529,27 @@ static void test_index_and_card(void **state) {
     assert_int_equal(small_card_text(l, &so, &text, &len).code, 0);
     assert_non_null(strstr(text, "from_pretrained(\"./mod\")"));
     assert_non_null(strstr(text, "\n    seed: 0\n"));
+    assert_non_null(strstr(text, "--model_args pretrained=./mod"));
+    assert_null(strstr(text, "base_model"));
+    free(text);
+    so.base_model = "org/Model-7B";
+    so.front = json_pack("{s:s, s:s, s:[s, s], s:[s, s, i], s:s, s:n}", "license", "other",
+                         "license_name", "the-licence", "language", "en", "no", "tags", "chat",
+                         "int4", 3, "base_model", "org/Base", "datasets");
+    assert_int_equal(small_card_text(l, &so, &text, &len).code, 0);
+    char *end = strstr(text, "\n---\n");
+    assert_true(!strncmp(text, "---\n", 4) && end);
+    json_t *front;
+    assert_int_equal(yaml_parse(text + 4, (size_t)(end + 1 - text - 4), "card", &front).code, 0);
+    json_t *want =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:[s, s], s:[s, s, s, s]}", "base_model",
+                  "org/Model-7B", "base_model_relation", "quantized", "library_name",
+                  "transformers", "license", "other", "license_name", "the-licence", "language",
+                  "en", "no", "tags", "spinshard", "compressed-tensors", "int4", "chat");
+    assert_true(json_equal(front, want));
+    json_decref(front);
+    json_decref(want);
+    json_decref((json_t *)(uintptr_t)so.front);
     free(text);
     json_decref(recipe);
     layout_destroy(&l);
