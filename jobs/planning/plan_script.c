@@ -4,6 +4,7 @@
 
 #include "base/file.h"
 #include "base/size.h"
+#include "job_script.h"
 
 #include <inttypes.h>
 #include <limits.h>
@@ -70,7 +71,6 @@ static int64_t notice_s(double limit_s) {
 static void add_head(script *s, const run_plan *p, const plan_job *job) {
     const plan_place *at = &p->place;
     const double need = (double)memory_plan_total(&plan_largest(p)->memory) * at->ranks_per_node;
-    const int64_t mib = (int64_t)ceil(1.2 * need / (1 << 20) / 256) * 256;
     char low[32], text[32];
     add(s,
         "#!/bin/bash\n"
@@ -82,7 +82,7 @@ static void add_head(script *s, const run_plan *p, const plan_job *job) {
     add(s, "#SBATCH --job-name=spinshard\n#SBATCH --nodes=%d\n#SBATCH --ntasks-per-node=%d\n",
         at->nodes, at->ranks_per_node);
     add(s, "#SBATCH --cpus-per-task=%d\n", (int)fmax(1, floor(at->cores_per_rank)));
-    add(s, "#SBATCH --mem=%" PRId64 "M\n", mib);
+    add(s, "#SBATCH --mem=0\n"); /* all of the node, which is taken whole */
     if (job->limit_s > 0) add_time(s, job->limit_s);
     add(s, "#SBATCH --signal=B:USR1@%" PRId64 "\n", notice_s(job->limit_s));
     add(s,
@@ -93,14 +93,6 @@ static void add_head(script *s, const run_plan *p, const plan_job *job) {
         "#SBATCH --output=spinshard-%%j.log\n"
         "# What differs from site to site goes here: #SBATCH --account, --partition; module load.\n"
         "set -u\n\n");
-}
-
-/* Older Slurm does not say when the job ends. */
-static void add_end(script *s) {
-    add(s, "if [ -z \"${SLURM_JOB_END_TIME:-}\" ]; then\n"
-           "    SLURM_JOB_END_TIME=$(date -d \"$(squeue -h -j \"$SLURM_JOB_ID\" -o %%e)\" +%%s)\n"
-           "    export SLURM_JOB_END_TIME\n"
-           "fi\n\n");
 }
 
 static void add_environment(script *s, const run_plan *p) {
@@ -149,37 +141,6 @@ static void add_command(script *s, const plan_job *job) {
     add(s, ")\n\n");
 }
 
-static void add_run(script *s) {
-    add(s,
-        "# In place of srun, where it cannot start Open MPI:\n"
-        "#   launch=(mpirun --map-by \"ppr:$SLURM_NTASKS_PER_NODE:node:PE=$SLURM_CPUS_PER_TASK\" "
-        "--bind-to core)\n"
-        "launch=(srun --mpi=pmix --kill-on-bad-exit=1 --cpu-bind=cores)\n"
-        "if [ \"${launch[0]}\" = srun ] && ! srun --mpi=list 2>&1 | grep -q pmix; then\n"
-        "    echo 'this Slurm has no PMIx: use mpirun, as above' >&2\n"
-        "    exit 2\n"
-        "fi\n\n"
-        "# A signal reaches this shell alone (--signal=B:, preemption): it is passed on, and every "
-        "rank\n# stops at the same commit.\n"
-        "\"${launch[@]}\" \"${quantize[@]}\" &\n"
-        "run=$!\n"
-        "trap 'kill -USR1 \"$run\" 2>/dev/null' USR1 TERM\n"
-        "wait \"$run\"\n"
-        "code=$?\n"
-        "while kill -0 \"$run\" 2>/dev/null; do # a signal ends wait, not the run\n"
-        "    wait \"$run\"\n"
-        "    code=$?\n"
-        "done\n\n"
-        "case $code in\n"
-        "0) \"${launch[@]}\" \"$spinshard\" verify \"$out\" || code=$? ;;\n"
-        "75) # stopped at a commit: the next slice of this job goes on there\n"
-        "    if [ \"${SLURM_RESTART_COUNT:-0}\" -lt 100 ]; then\n"
-        "        scontrol requeue \"$SLURM_JOB_ID\" || true # a preempted job is requeued already\n"
-        "    fi ;;\n"
-        "esac\n"
-        "exit \"$code\"\n");
-}
-
 err plan_write_script(const char *path, const run_plan *p, const plan_job *job) {
     script s = {.len = 0};
     char self[PATH_MAX];
@@ -188,14 +149,13 @@ err plan_write_script(const char *path, const run_plan *p, const plan_job *job) 
     self[n] = 0;
     add_head(&s, p, job);
     add_environment(&s, p);
-    if (job->limit_s > 0) add_end(&s);
     add(&s, "spinshard=");
     add_word(&s, self);
     add(&s, "\nout=");
     add_path(&s, job->out);
     add(&s, "\n");
     add_command(&s, job);
-    add_run(&s);
+    add(&s, "%s", job_script_text);
     err e = file_publish(path, s.text, s.len);
     free(s.text);
     return e;

@@ -32,7 +32,8 @@ err stop_setup(const char *before) {
                         "in the job script: export SLURM_JOB_END_TIME=$(date -d \"$(squeue -h -j "
                         "$SLURM_JOB_ID -o %e)\" +%s)",
                         "the end of the job is not known: SLURM_JOB_END_TIME is not set");
-    end_epoch_s = strtod(end, NULL) - seconds;
+    const double end_s = strtod(end, NULL);
+    if (end_s > 0) end_epoch_s = end_s - seconds; /* 0: nobody knows */
     return e;
 }
 

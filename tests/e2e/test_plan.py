@@ -103,7 +103,8 @@ class Plan(Case):
         text = read(job)
         for line in ("#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=2", "#SBATCH --cpus-per-task=3", "#SBATCH --requeue",
                      "#SBATCH --open-mode=append", "#SBATCH --signal=B:USR1@600", "#SBATCH --time=2:00:00",
-                     "--mpi=pmix --kill-on-bad-exit=1", "OMP_NUM_THREADS=3", "'weights.group=channel'"):
+                     "#SBATCH --mem=0",
+                     "--kill-on-bad-exit=1", "OMP_NUM_THREADS=3", "'weights.group=channel'"):
             self.assertIn(line, text)
         self.assertIn(os.path.realpath(STORIES), text)
 

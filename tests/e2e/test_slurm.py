@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """A job that plan wrote, submitted unchanged to a Slurm of four virtual nodes: it ends in a verified archive; preempted,
-it is requeued, goes on, and ends in the same bytes. Skipped where no Slurm can be started."""
+it is requeued, goes on, and ends in the same bytes; cancelled, it stays away until it is submitted again. Skipped where
+no Slurm can be started."""
 # ctest label: slow
 import os
 import re
@@ -11,13 +12,14 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
-from spin import SHARED, STORIES, TEXT, Case, main, program, settings, skip, tar_hashes  # noqa: E402
+from kills import events  # noqa: E402
+from spin import STORIES, TESTS, TEXT, Case, main, program, settings, skip, tar_hashes  # noqa: E402
 
-SOURCE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-UP, DOWN = (os.path.join(SHARED, "tools", name) for name in ("slurm-up.sh", "slurm-down.sh"))
+SOURCE = os.path.dirname(TESTS)
+UP, DOWN = (os.path.join(TESTS, "tools", name) for name in ("slurm_up.sh", "slurm_down.sh"))
 NODES = 4
 # Ranks of virtual nodes share two cores: none may wait without yielding.
-ENV = {**os.environ, "OMPI_MCA_mpi_yield_when_idle": "1", "GRACE": "20", "SLURM_PORT_BASE": str(17000 + os.getpid() % 97 * 20)}
+ENV = {**os.environ, "OMPI_MCA_mpi_yield_when_idle": "1", "GRACE": "5", "SLURM_PORT_BASE": str(17000 + os.getpid() % 97 * 20)}
 
 
 def recipe(steps):
@@ -35,13 +37,18 @@ def run(*words, check=True):
 
 class Slurm(Case):
     def submit(self, name, steps):
-        """Job id, output folder and log of a job that plan wrote."""
+        """Job id, log and output folder of a job that plan wrote."""
         out, job = self.path(name), self.path(name + ".sh")
         self.good("plan", "--out", out, "--script", job, "--nodes", NODES, "--ranks-per-node", 1, "--cores-per-rank", 1,
                   "--time", "20m", *recipe(steps))
-        r = subprocess.run(["sbatch", "--parsable", job], env=ENV, cwd=self.dir, capture_output=True, text=True, check=True)
+        return (*self.again(name), out)
+
+    def again(self, name):
+        """Job id and log of a job whose script is there."""
+        r = subprocess.run(["sbatch", "--parsable", self.path(name + ".sh")], env=ENV, cwd=self.dir, capture_output=True,
+                           text=True, check=True)
         number = r.stdout.strip()
-        return number, out, self.path(f"spinshard-{number}.log")
+        return number, self.path(f"spinshard-{number}.log")
 
     def log(self, path):
         if not os.path.exists(path):
@@ -71,7 +78,7 @@ class Slurm(Case):
         return tar_hashes(out)
 
     def test_unchanged(self):
-        number, out, log = self.submit("plain", 50)
+        number, log, out = self.submit("plain", 50)
         self.finish(number, log)
         self.assertEqual(tar_hashes(out), self.alone("plain-alone", 50))
         self.assertIn("4 ranks (1 on this node)", self.log(log))
@@ -88,10 +95,29 @@ class Slurm(Case):
         self.assertIn("4 ranks (2 on this node)", self.log(log))
         self.assertEqual(tar_hashes(out), self.alone("generic-alone", 50))
 
+    def wait_for_event(self, out, event, more=1):
+        """So many more events of that name than there are."""
+        def count():
+            return sum(e["event"] == event for e in events(out))
+        there = count()
+        self.wait(event, lambda: count() >= there + more)
+
+    def test_cancelled(self):
+        """scancel ends the job for good, whatever the run was doing; a new job goes on from there."""
+        number, log, out = self.submit("cancelled", 3000)
+        for event in ("start", "step", "commit"):
+            self.wait_for_event(out, event)
+            run("scancel", number)
+            self.wait("the end", lambda: self.state(number) not in ("RUNNING", "COMPLETING"))
+            self.assertEqual(self.state(number), "CANCELLED", self.log(log))
+            self.assertIn("Restarts=0", run("scontrol", "show", "job", number))
+            number, log = self.again("cancelled")
+        self.finish(number, log)
+        self.assertEqual(tar_hashes(out), self.alone("cancelled-alone", 3000))
+
     def test_preempted(self):
-        number, out, log = self.submit("long", 3000)
-        events = os.path.join(out, "events.jsonl")
-        self.wait("a step of learning", lambda: '"event": "step"' in self.log(events).replace('":"', '": "'))
+        number, log, out = self.submit("long", 3000)
+        self.wait_for_event(out, "step")
         run("sbatch", "-p", "urgent", "--exclusive", "-N", NODES, "-n", NODES, "--output", self.path("urgent.log"), "--wrap",
             "sleep 1")
         self.finish(number, log)
@@ -101,7 +127,7 @@ class Slurm(Case):
 
 
 if __name__ == "__main__":
-    if not all(map(shutil.which, ("sbatch", "slurmctld", "slurmd", "munged"))) or not os.path.exists(UP) or os.geteuid():
+    if not all(map(shutil.which, ("sbatch", "slurmctld", "slurmd", "munged"))) or os.geteuid():
         skip("no Slurm that could be started here")
     cluster = tempfile.mkdtemp(prefix="spinshard-slurm-")
     started = subprocess.run(["bash", UP, cluster, str(NODES), "2"], env=ENV, capture_output=True, text=True)

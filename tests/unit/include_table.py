@@ -13,7 +13,7 @@ import sys
 
 ROOT = os.environ.get("SPINSHARD_SOURCE") or os.path.dirname(
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-GENERATED = {"version.h"}  # configured by CMake from cmake/version.h.in
+GENERATED = {"version.h", "job_script.h"}  # configured by CMake from cmake/*.h.in
 MAX_LINES, MAX_FUNCTION = 1000, 150
 
 offences, notes = [], []
