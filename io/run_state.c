@@ -129,11 +129,16 @@ static void differences(const json_t *a, const json_t *b, const char *path, char
     free(is);
 }
 
+void run_state_differences(const json_t *then, const json_t *now, char *list, size_t size) {
+    list[0] = 0;
+    differences(then, now, "", list, size);
+}
+
 static err check_fingerprint(const run_state *rs, const json_t *now) {
     const json_t *then = json_object_get(rs->body, "fingerprint");
     if (json_equal((json_t *)(uintptr_t)then, (json_t *)(uintptr_t)now)) return err_none();
-    char list[400] = "";
-    differences(then, now, "", list, sizeof list);
+    char list[400];
+    run_state_differences(then, now, list, sizeof list);
     return err_make(ERR_MISMATCH, rs->run_dir,
                     "repeat the command that began this run, or start over with --force",
                     "an unfinished run with other settings is here: %s", list);

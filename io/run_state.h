@@ -58,6 +58,10 @@ char *run_object_path(const char *out_dir, const char *hex);
 /* Local. Success if the object is there with this size and its contents have its hash. */
 err run_object_check(const char *out_dir, const char *hex, uint64_t bytes);
 
+/* Local. What differs between two fingerprints, as dotted paths with both values; "" where they are
+ * equal. At most a handful are named. */
+void run_state_differences(const json_t *then, const json_t *now, char *list, size_t size);
+
 /* Local. Read OUT/run/state.json without taking ownership (for status): *phase, *work and
  * *fingerprint as one object {"phase","slice","generation","work","fingerprint"}. Caller owns *out.
  */

@@ -21,6 +21,7 @@
 #include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
 #include "jobs/setup/setup_form.h"
+#include "jobs/verify.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -115,6 +116,13 @@ static err prepare(quantize_run *q) {
     return e.code ? e : learn_e2e_announce(q);
 }
 
+/* Collective. What an earlier start completed is verified as by hand. */
+static err verify_complete(const quantize_run *q) {
+    options verify = {.cmd = CMD_VERIFY, .target = q->out};
+    verify.n_values[OPT_JSON] = options_has(q->o, OPT_JSON);
+    return job_verify(q->c, &verify);
+}
+
 err job_quantize(const comm *c, const options *o) {
     quantize_run q = {.c = c, .o = o, .out = options_str(o, OPT_OUT), .start_s = clock_now_s()};
     q.phase_start_s = q.start_s;
@@ -128,6 +136,7 @@ err job_quantize(const comm *c, const options *o) {
     for (int i = 0; i < TABLE.n && !e.code && !q.complete; i++)
         if (phase_is_wanted(&PHASES[i], &q)) e = PHASES[i].run(&q);
     if (!e.code) e = quantize_finish(&q);
+    if (!e.code && q.complete) e = verify_complete(&q);
     if (q.state) {
         /* A run that began here and failed on its input leaves nothing: what is mended would not be
          * the same input. Other failures keep what is done. */

@@ -10,6 +10,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "base/yaml.h"
+#include "jobs/run/kept_fingerprint.h"
 #include "jobs/run/run_phase.h"
 #include "jobs/run/stop.h"
 #include "jobs/setup/setup.h"
@@ -40,16 +41,27 @@ static bool out_has(const quantize_run *q, const char *name) {
     return there;
 }
 
+/* Root only. Starting a finished run again is no mistake: a job may be started again by others.
+ * What is there is this run's output, or another one's that is not to be replaced. */
+static err check_complete(quantize_run *q) {
+    char list[400] = "";
+    json_t *then = kept_fingerprint(q->out);
+    if (then) run_state_differences(then, q->fingerprint, list, sizeof list);
+    q->complete = then && !list[0];
+    json_decref(then);
+    if (q->complete) return err_none();
+    return err_make(ERR_USAGE, q->out, "choose another --out, or replace it with --force",
+                    "holds a complete archive%s%s", list[0] ? " of other settings: " : "", list);
+}
+
 /* Root only. An output that is complete, or a folder that is something else, is not touched. */
-static err check_out(const quantize_run *q) {
+static err check_out(quantize_run *q) {
     if (out_has(q, "config.json"))
         return err_make(ERR_USAGE, q->out, "choose another --out",
                         "is a model folder, not an output folder");
     if (!options_has(q->o, OPT_FORCE)) {
-        if (out_has(q, "manifest.json") && !out_has(q, "run/state.json"))
-            return err_make(ERR_USAGE, q->out, "choose another --out, or replace it with --force",
-                            "holds a complete archive");
-        return err_none();
+        const bool complete = out_has(q, "manifest.json") && !out_has(q, "run/state.json");
+        return complete ? check_complete(q) : err_none();
     }
     err e = archive_remove(q->out);
     char *run = in_out(q, "run");
@@ -74,9 +86,9 @@ static err check_space(const quantize_run *q) {
 /* Root only. */
 static err open_state(quantize_run *q) {
     err e = file_make_dirs(q->out);
-    if (e.code) return e;
+    if (!e.code) e = check_out(q);
+    if (e.code || q->complete) return e;
     if (access(q->out, W_OK) != 0) return err_errno(q->out, "write there");
-    e = check_out(q);
     bool fresh = !out_has(q, "run/state.json");
     if (!e.code && fresh) e = check_space(q);
     if (!e.code) e = run_state_open(q->out, q->fingerprint, &q->state);
@@ -137,6 +149,11 @@ err quantize_open_output(quantize_run *q) {
     int64_t complete = q->complete;
     comm_max_i64(q->c, &complete, 1);
     q->complete = complete != 0;
+    if (q->complete) {
+        if (comm_rank(q->c) == 0)
+            log_line(LOG_RUN, "%s: this run is complete already; its archive is verified", q->out);
+        return e;
+    }
     quantize_phase_start(q, "load");
     e = share_done(q);
     quantize_phase_end(q, "load", NULL);
@@ -322,11 +339,12 @@ static err write_run_json(const quantize_run *q, double seconds) {
     char kernels[256], cpu[128], *text = NULL;
     size_t len = 0;
     gemm_kernels(kernels, sizeof kernels);
-    json_t *v = json_pack(
-        "{s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:f, s:s}", "spinshard", SPINSHARD_VERSION,
-        "compiler", SPINSHARD_COMPILER, "mpi", comm_library(), "kernels", kernels, "cpu",
-        machine_cpu_name(cpu, sizeof cpu), "ranks", comm_size(q->c), "threads", gemm_threads(),
-        "restarts", run_state_slice(q->state), "seconds_last_slice", seconds, "host", comm_host());
+    json_t *v = json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:f, s:s, s:O}", "spinshard",
+                          SPINSHARD_VERSION, "compiler", SPINSHARD_COMPILER, "mpi", comm_library(),
+                          "kernels", kernels, "cpu", machine_cpu_name(cpu, sizeof cpu), "ranks",
+                          comm_size(q->c), "threads", gemm_threads(), "restarts",
+                          run_state_slice(q->state), "seconds_last_slice", seconds, "host",
+                          comm_host(), "fingerprint", q->fingerprint);
     if (!v) abort();
     err e = json_text(v, 1, &text, &len);
     json_decref(v);

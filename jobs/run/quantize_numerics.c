@@ -5,6 +5,7 @@
 #include "base/gemm.h"
 #include "base/log.h"
 #include "base/size.h"
+#include "jobs/run/kept_fingerprint.h"
 #include "jobs/setup/recipe_asks.h"
 #include "mpi/grid_shape.h"
 #include "pipeline/learn/e2e_layout.h"
@@ -14,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What the unfinished run in the output folder goes by. */
+/* What the run in the output folder goes by, or went by. */
 typedef struct numerics {
     char grid[24]; /* "": unknown */
     char gptq_grid[24];
@@ -30,14 +31,12 @@ static void take_grid(const json_t *v, char grid[24]) {
 /* Root only. An unreadable state tells nothing here; opening it says what is wrong with it. */
 static numerics read_kept(const char *out_dir) {
     numerics kept = {.threads = 0};
-    json_t *state;
-    if (run_state_peek(out_dir, &state).code) return kept;
-    const json_t *made = json_object_get(json_object_get(state, "fingerprint"), "recipe"),
-                 *v = json_object_get(made, "numerics");
+    json_t *fingerprint = kept_fingerprint(out_dir);
+    const json_t *v = json_object_get(json_object_get(fingerprint, "recipe"), "numerics");
     take_grid(json_object_get(v, "grid"), kept.grid);
     take_grid(json_object_get(v, "gptq_grid"), kept.gptq_grid);
     kept.threads = json_integer_value(json_object_get(v, "threads")); /* 0 where it is "auto" */
-    json_decref(state);
+    json_decref(fingerprint);
     return kept;
 }
 

@@ -38,7 +38,7 @@ typedef struct quantize_run {
         *calib_ids; /* [calib_windows * calib.window], on every rank; NULL where none is needed */
     int64_t calib_windows;
     double error_sq, weight_sq; /* root: sums of the linears done in this slice */
-    bool complete;              /* an earlier life published the archive; only cleaning was left */
+    bool complete; /* an earlier life published the archive; at most cleaning was left */
     double start_s, phase_start_s;
     struct run_plan *plan; /* root only; what the phases are held against (jobs/run/run_plan.h) */
     uint64_t base_bytes;   /* resident before anything was loaded: the program and its libraries */

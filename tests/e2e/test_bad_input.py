@@ -198,14 +198,25 @@ class BadOutput(Case):
         return spin("quantize", "--model", STORIES, "--out", out, *CHANNEL, *more, **how)
 
     def test_output_exists(self):
+        """The run that made it is complete, which is success; another one's output is not replaced."""
         out = self.path("out")
         self.assertEqual(self.quantize(out).rc, 0)
         before = {n: sha256(os.path.join(out, n)) for n in os.listdir(out)}
         for ranks in (0, 3):
-            self.bad((USAGE, INPUT), ["--force"], "quantize", "--model", STORIES, "--out", out, *CHANNEL, ranks=ranks)
+            r = self.quantize(out, ranks=ranks)
+            self.assertEqual(r.rc, 0, r)
+            self.assertIn("complete already", r.err)
+            self.assertIn("verified", r.out)
+            self.bad(USAGE, ["--force", r"weights\.bits \(was 4, is 8\)"], "quantize", "--model", STORIES, "--out", out,
+                     *CHANNEL, *settings("weights.bits=8"), ranks=ranks)
         self.assertEqual(before, {n: sha256(os.path.join(out, n)) for n in os.listdir(out)})
         self.assertEqual(self.quantize(out, "--force", ranks=2).rc, 0)
         self.assertEqual(before["manifest.json"], sha256(os.path.join(out, "manifest.json")))
+        (tar,) = (n for n in os.listdir(out) if n.endswith(".tar"))
+        with open(os.path.join(out, tar), "r+b") as f:
+            f.seek(-4096, os.SEEK_END)
+            f.write(b"\1")
+        self.assertEqual(self.quantize(out).rc, VERIFY)
 
     def test_output_of_others_is_left_alone(self):
         out = self.path("home")

@@ -272,7 +272,8 @@ class Messages(Case):
             yield "GPTQ (`quantize`)", code, what, words, quantize(self.fresh(self.model, change), *more), None
         for what, words, more in SAID:
             yield "Said, and the run goes on (`quantize`)", 0, what, words, quantize(self.model, "--calib", TEXT, *more), None
-        yield "Outputs (`quantize`)", 2, "the output exists", "--force", ["quantize", "--model", self.model, "--out", self.out], None
+        yield "Outputs (`quantize`)", 2, "the output of another seed", "--force", ["quantize", "--model", self.model, "--out", self.out,
+                                                                                 "--seed", "2"], None
         for code, what, words, change in OUTPUTS:
             yield "Archives (`verify`)", code, what, words, ["verify", self.fresh(self.out, change)], None
         for code, what, words, fault in FAULTS:
