@@ -9,6 +9,7 @@
 #include "jobs/planning/plan_make.h"
 #include "jobs/planning/plan_print.h"
 #include "jobs/planning/plan_script.h"
+#include "jobs/planning/plan_slices.h"
 #include "jobs/planning/plan_source.h"
 #include "jobs/quantize.h"
 #include "jobs/run/quantize_calib.h"
@@ -146,6 +147,23 @@ static void tell_smallest(const plan_command *k, char *text, size_t size) {
                  s->ranks_per_node, size_text(s->limit, each));
 }
 
+static json_t *slices_json(const plan_command *k) {
+    const plan_slices s = plan_slices_of(&k->plan, k->job.limit_s);
+    return json_pack("{s:f, s:f, s:s, s:I, s:f, s:s, s:f}", "limit_s", k->job.limit_s, "lead_s",
+                     s.lead_s, "waits_for", s.waits->name, "n", (json_int_t)(s.stuck ? 0 : s.n),
+                     "again_s", s.again_s, "stuck", s.stuck ? s.stuck->name : "", "least_s",
+                     s.stuck ? s.least_s : 0.0);
+}
+
+static void print_slices(const plan_command *k) {
+    const plan_slices s = plan_slices_of(&k->plan, k->job.limit_s);
+    printf("jobs       ");
+    if (k->job.limit_s > 0 && !s.stuck)
+        printf("up to %" PRId64 " of %.0f min, in which %.0f min of work are done again; ", s.n,
+               k->job.limit_s / 60, s.again_s / 60);
+    printf("told to stop %.0f s before the end (a unit of %s)\n", s.lead_s, s.waits->name);
+}
+
 static void print(const plan_command *k) {
     char smallest[160];
     if (options_has(k->q.o, OPT_JSON)) {
@@ -154,6 +172,7 @@ static void print(const plan_command *k) {
         json_object_set_new(v, "smallest",
                             json_pack("{s:i, s:i}", "nodes", k->smallest.nodes, "ranks_per_node",
                                       k->smallest.ranks_per_node));
+        json_object_set_new(v, "jobs", slices_json(k));
         json_dumpf(v, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
         puts("");
         json_decref(v);
@@ -162,13 +181,17 @@ static void print(const plan_command *k) {
     tell_smallest(k, smallest, sizeof smallest);
     plan_print(&k->plan);
     if (k->place.limit) printf("           %s\n", smallest);
+    print_slices(k);
 }
 
 static void warn_of_time(const plan_command *k) {
     const double high = plan_seconds(&k->plan) * k->rates.spread, limit = k->job.limit_s;
-    if (limit > 0 && high > limit)
-        log_line(LOG_WARN, "it may take %.1f h, a job has %.1f h: it will go on in %.0f slices",
-                 high / 3600, limit / 3600, ceil(high / limit));
+    const plan_slices s = plan_slices_of(&k->plan, limit);
+    if (s.n > 1)
+        log_line(LOG_WARN,
+                 "it may take %.1f h, a job has %.1f h: it will go on in up to %" PRId64
+                 " slices, in which %.1f h of work are done again",
+                 high / 3600, limit / 3600, s.n, s.again_s / 3600);
 }
 
 err job_plan(const comm *c, const options *o) {
@@ -184,7 +207,9 @@ err job_plan(const comm *c, const options *o) {
         print(&k);
         e = plan_refuse(&k.plan, smallest);
     }
+    if (!e.code) e = plan_slices_refuse(&k.plan, k.job.limit_s);
     if (!e.code) warn_of_time(&k);
+    if (!e.code) k.job.lead_s = plan_slices_of(&k.plan, k.job.limit_s).lead_s;
     if (!e.code && options_has(o, OPT_SCRIPT)) {
         e = plan_write_script(options_str(o, OPT_SCRIPT), &k.plan, &k.job);
         if (!e.code) log_line(LOG_RUN, "wrote %s", options_str(o, OPT_SCRIPT));

@@ -6,6 +6,7 @@
 #include "base/size.h"
 #include "jobs/phases/learn_scale_state.h"
 #include "jobs/phases/learn_weights.h"
+#include "jobs/run/between_units.h"
 #include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
 #include "pipeline/learn/capture_run.h"
@@ -120,6 +121,10 @@ static err plan(const learner *l, const load_options *lo) {
     return memory_plan_check(l->q->c, &p, "capture", l->q->flags.limit);
 }
 
+static err between_waves(void *ctx, const comm *c, int64_t done, int64_t total) {
+    return between_units(ctx, c, "capture", done, total);
+}
+
 /* Collective. All windows through the stages and back. */
 static err pass(learner *l, const embed_rows *rows, int64_t window) {
     quantize_run *q = l->q;
@@ -127,6 +132,7 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     const int32_t **starts = calloc((size_t)n, sizeof *starts);
     llama_tap taps[3];
     capture_taps also = {.taps = taps};
+    const capture_between between = {.call = between_waves, .ctx = q};
     double nll = 0;
     err e = err_none();
     if (!starts) abort();
@@ -137,7 +143,7 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     if (l->scale_peaks) taps[also.n++] = scale_peaks_tap(l->scale_peaks);
     if (comm_rank(q->c) < l->n_stages)
         e = capture_run(l->stages ? l->stages : q->c, &l->stage, COMPUTE_BF16, rows, &w, &l->pool,
-                        &also, &nll);
+                        &also, &between, &nll);
     free(starts);
     e = comm_agree(q->c, e, "capturing activations", NULL);
     if (!e.code)
@@ -221,7 +227,9 @@ err learn_capture_plan(learner *l, plan_maker *m) {
     const double share = fmin(1, m->rank.cores),
                  waiting = share * slowest * (wave + stages - 1) / wave,
                  passes = (double)windows * fmax(waiting, work);
+    const double waves = fmax(1, ceil((double)windows / wave));
     f->seconds = load + passes + start;
+    f->blind_s = fmax(fmax(load, start), passes / waves);
     if (passes > 0) f->busy = work * (double)windows / passes;
     f->network = (uint64_t)(windows * window * cfg->hidden * 8 * (stages - 1));
     return e;

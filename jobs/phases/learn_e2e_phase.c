@@ -324,6 +324,9 @@ err learn_e2e_plan(learner *l, plan_maker *m, int64_t k) {
                 t.stages;
     if (r1) step += plan_time_cayley(&m->rank, cfg->hidden, plan_steppers(m, t.grid));
     f->seconds = (double)(t.steps + 1) * step; /* the first passes twice */
+    f->units = t.steps;
+    f->blind_s = 2 * step;
+    f->again_s = step;
     f->busy = 1 - t.idle;
     f->network = (uint64_t)t.steps * (plan_step_network(m, r1) +
                                       (uint64_t)(t.tokens * cfg->hidden * 8 * (t.stages - 1)));

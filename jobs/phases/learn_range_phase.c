@@ -202,6 +202,9 @@ err learn_range_plan(learner *l, plan_maker *m, int64_t k) {
     const int movers = plan_steppers(m, grid);
     const double step = r1 ? plan_time_cayley(&m->rank, cfg->hidden, movers) : 0;
     f->seconds = steps * (slowest + step);
+    f->units = phase->steps;
+    f->blind_s = slowest + step;
+    f->again_s = plan_again_seconds(m);
     f->busy = (work + step * movers / m->ranks) / (slowest + step);
     f->network = (uint64_t)steps * plan_step_network(m, r1);
     if (grid.rows * grid.cols > 1)

@@ -8,6 +8,7 @@
 #include "base/size.h"
 #include "jobs/phases/learn_capture.h"
 #include "jobs/phases/learn_scale_state.h"
+#include "jobs/run/between_units.h"
 #include "jobs/run/run_phase.h"
 #include "pipeline/learn/scale_norm.h"
 #include "pipeline/plan/memory_plan.h"
@@ -55,6 +56,29 @@ typedef struct norm_report {
     double before, after;
 } norm_report;
 
+/* Layers of the rank that has most: all come to the end of so many units. */
+static int64_t most_layers(const learner *l) {
+    int64_t n = l->range.n;
+    comm_max_i64(l->q->c, &n, 1);
+    return n;
+}
+
+/* Local. One norm of this rank's layers, where it has so many. */
+static err learn_norm(learner *l, scale_norm *s, const float *R, range_rule rule, int64_t i,
+                      norm_report *reports) {
+    if (i >= 2 * l->range.n) return err_none();
+    const int64_t layer = l->range.first + i / 2;
+    norm_report *to = &reports[2 * layer + i % 2];
+    scale_norm_take(s, &l->pool.sets[POOL_R1][i], R, rule);
+    scale_norm_learn(s, NORM_STEPS, NORM_RATE,
+                     learn_scale_at(l, i % 2 ? SCALE_MLP : SCALE_ATTN, layer), &to->before,
+                     &to->after);
+    if (isfinite(to->after)) return err_none();
+    return err_make(ERR_NUMERICS, "scales of norms", "check the calibration text",
+                    "the objective is not a number");
+}
+
+/* Collective. */
 static err learn_norms(learner *l, const float *R, norm_report *reports) {
     llama_sites sites;
     scale_norm *s = NULL;
@@ -63,18 +87,11 @@ static err learn_norms(learner *l, const float *R, norm_report *reports) {
         e = scale_norm_create(learner_cfg(l)->hidden, l->pool.tokens, norm_groups(l), &s);
     const range_rule rule = {
         .symmetric = sites.act.symmetric, .include_zero = true, .group = sites.act.group};
-    for (int64_t i = 0; i < 2 * l->range.n && !e.code; i++) {
-        const int64_t layer = l->range.first + i / 2;
-        const row_set *rows = &l->pool.sets[POOL_R1][i];
-        norm_report *to = &reports[2 * layer + i % 2];
-        scale_norm_take(s, rows, R, rule);
-        scale_norm_learn(s, NORM_STEPS, NORM_RATE,
-                         learn_scale_at(l, i % 2 ? SCALE_MLP : SCALE_ATTN, layer), &to->before,
-                         &to->after);
-        if (!isfinite(to->after))
-            e = err_make(ERR_NUMERICS, "scales of norms", "check the calibration text",
-                         "the objective is not a number");
-        log_progress("scales", i + 1, 2 * l->range.n);
+    e = comm_agree(l->q->c, e, "scales of norms", NULL);
+    const int64_t n = 2 * most_layers(l);
+    for (int64_t i = 0; i < n && !e.code; i++) {
+        e = comm_agree(l->q->c, learn_norm(l, s, R, rule, i, reports), "scales of norms", NULL);
+        if (!e.code) e = between_units(l->q, l->q->c, "scales", i + 1, n);
     }
     scale_norm_destroy(&s);
     return e;
@@ -104,12 +121,14 @@ static err smooth_layer(learner *l, int64_t layer) {
 }
 
 static err smooth(learner *l) {
+    const int64_t n = most_layers(l);
     err e = err_none();
-    for (int64_t i = 0; i < l->range.n && !e.code; i++) {
-        e = smooth_layer(l, l->range.first + i);
-        log_progress("scales", i + 1, l->range.n);
+    for (int64_t i = 0; i < n && !e.code; i++) {
+        if (i < l->range.n) e = smooth_layer(l, l->range.first + i);
+        e = comm_agree(l->q->c, e, "scales", NULL);
+        if (!e.code) e = between_units(l->q, l->q->c, "scales", i + 1, n);
     }
-    return comm_agree(l->q->c, e, "scales", NULL);
+    return e;
 }
 
 /* ---- all ---- */
@@ -155,7 +174,7 @@ static err do_norms(learner *l) {
     float *R = NULL;
     if (!reports) abort();
     err e = r1_in_fp32(l, &R);
-    if (!e.code) e = comm_agree(l->q->c, learn_norms(l, R, reports), "scales of norms", NULL);
+    if (!e.code) e = learn_norms(l, R, reports);
     if (!e.code) share_layers(l, (double *)reports, 4);
     for (int64_t i = 0; i < sites; i++) {
         mean.before += reports[i].before / (double)sites;
@@ -228,5 +247,8 @@ err learn_scales_plan(learner *l, plan_maker *m) {
     const double numbers = 2.0 * (double)(most * learn_pool_tokens(m->q) * cfg->hidden);
     if ((m->q->set->scale.pairs & PAIR_NORM))
         f->seconds = NORM_STEPS * PASSES * numbers / (m->rank.rates->vector * m->rank.cores);
+    f->units = 1; /* kept when all are known */
+    f->blind_s = f->seconds / (double)size_max(1, 2 * most);
+    f->again_s = plan_again_seconds(m);
     return e;
 }

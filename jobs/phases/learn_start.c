@@ -4,6 +4,7 @@
 
 #include "base/mem.h"
 #include "base/size.h"
+#include "jobs/run/between_units.h"
 #include "mpi/dmat.h"
 #include "pipeline/learn/weight_start.h"
 #include "rotations/start.h"
@@ -169,6 +170,8 @@ err learn_start(learner *l) {
         e = start_r1_factored(l);
     else if (l->R1)
         e = start_r1_from_set(l);
+    e = comm_agree(l->q->c, e, "start points", NULL);
+    if (!e.code && l->r2_heads && eigen) e = between_units(l->q, l->q->c, "start", 1, 2);
     if (!e.code && l->r2_heads) e = eigen ? start_r2_eigen(l) : start_r2_from_set(l);
     e = comm_agree(l->q->c, e, "start points", NULL);
     if (!e.code && l->r2_heads && eigen) learn_share_r2(l);

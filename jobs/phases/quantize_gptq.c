@@ -9,6 +9,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "jobs/phases/item_output.h"
+#include "jobs/run/between_units.h"
 #include "jobs/run/gptq_table.h"
 #include "jobs/run/run_phase.h"
 #include "jobs/run/site_table.h"
@@ -316,6 +317,7 @@ static err do_layers(quantize_run *q, gptq_run *run, int64_t last) {
             if (!passed++)
                 log_line(LOG_RUN, "gptq: activations of the finished layers are computed again");
             e = pass_layer(q, run, i);
+            if (!e.code) e = between_units(q, q->c, "gptq", i + 1, n);
             continue;
         }
         e = quantize_layer(q, run, i, i == last, &piece, &done, &report);
@@ -412,7 +414,11 @@ err quantize_gptq_plan(plan_maker *m) {
                            .search = q->job.how.search};
     double fuse = 0; /* linears are dealt to ranks */
     for (int64_t i = 1; i <= cfg->layers; i++) fuse += plan_item_seconds(m, i, false);
-    f->seconds = (double)cfg->layers * plan_time_gptq_layer(&m->rank, cfg, &how) +
-                 fuse / (double)size_min(m->ranks, LLAMA_LINEARS);
+    const double layer = plan_time_gptq_layer(&m->rank, cfg, &how);
+    f->seconds = (double)cfg->layers * layer + fuse / (double)size_min(m->ranks, LLAMA_LINEARS);
+    f->units = cfg->layers;
+    f->blind_s = f->seconds / (double)cfg->layers;
+    f->again_unit_s = plan_time_forward(&m->rank, cfg, window) * (asymmetric ? 2 : 1) *
+                      ceil((double)q->calib_windows / m->ranks);
     return e;
 }

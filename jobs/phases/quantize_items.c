@@ -224,7 +224,7 @@ err quantize_items_plan(plan_maker *m) {
     const quantize_run *q = m->q;
     const plan_place *place = &m->p->place;
     const int active = (int)size_min(m->ranks, q->n_items);
-    double *load = calloc((size_t)m->ranks, sizeof *load), slowest = 0, all = 0;
+    double *load = calloc((size_t)m->ranks, sizeof *load), slowest = 0, all = 0, longest = 0;
     if (!load) abort();
     const bool gptq = quantize_uses_gptq(q->set);
     err e = err_none();
@@ -232,7 +232,10 @@ err quantize_items_plan(plan_maker *m) {
     if (!gptq) e = plan_add_phase(m, "gptq", &f);
     for (int64_t i = 0; i < q->n_items; i++) {
         const bool layer = i >= 1 && i <= plan_config(m)->layers;
-        if (!gptq || !layer) load[q->owner[i]] += plan_item_seconds(m, i, true);
+        if (gptq && layer) continue;
+        const double one = plan_item_seconds(m, i, true);
+        load[q->owner[i]] += one;
+        longest = fmax(longest, one);
     }
     for (int r = 0; r < m->ranks; r++) {
         slowest = fmax(slowest, load[r]);
@@ -251,5 +254,7 @@ err quantize_items_plan(plan_maker *m) {
     f->seconds = fmax(slowest, (double)m->p->read_bytes / (m->rank.rates->read * place->nodes)) +
                  (double)m->p->run_bytes / (m->rank.rates->write * place->nodes);
     if (!gptq && slowest > 0 && slowest > disk) f->busy = all / m->ranks / slowest;
+    if (!gptq) f->units = size_ceil_div(q->n_items, active);
+    f->blind_s = fmax(f->blind_s, longest);
     return e;
 }

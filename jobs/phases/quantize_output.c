@@ -407,5 +407,9 @@ err quantize_pack_plan(plan_maker *m) {
     plan_offer(verify, &p, 0);
     pack->seconds = bytes / (r->write * nodes); /* objects are in the page cache */
     verify->seconds = bytes / (r->write * nodes) + bytes / (r->hash * readers);
+    pack->blind_s = pack->seconds;
+    verify->blind_s = verify->seconds;
+    verify->units = 1; /* a start packs again what was not verified */
+    verify->again_s = pack->seconds;
     return e;
 }

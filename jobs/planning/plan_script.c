@@ -63,11 +63,6 @@ static void add_time(script *s, double seconds) {
         t % 60);
 }
 
-/* Time to come to a commit: a step, a layer, the flushing of what is done. */
-static int64_t notice_s(double limit_s) {
-    return limit_s > 0 && limit_s < 2400 ? size_max(60, (int64_t)(limit_s / 4)) : 600;
-}
-
 static void add_head(script *s, const run_plan *p, const plan_job *job) {
     const plan_place *at = &p->place;
     const double need = (double)memory_plan_total(&plan_largest(p)->memory) * at->ranks_per_node;
@@ -84,7 +79,7 @@ static void add_head(script *s, const run_plan *p, const plan_job *job) {
     add(s, "#SBATCH --cpus-per-task=%d\n", (int)fmax(1, floor(at->cores_per_rank)));
     add(s, "#SBATCH --mem=0\n"); /* all of the node, which is taken whole */
     if (job->limit_s > 0) add_time(s, job->limit_s);
-    add(s, "#SBATCH --signal=B:USR1@%" PRId64 "\n", notice_s(job->limit_s));
+    add(s, "#SBATCH --signal=B:USR1@%" PRId64 "\n", (int64_t)job->lead_s);
     add(s,
         "#SBATCH --requeue\n"
         "#SBATCH --open-mode=append\n"
@@ -137,7 +132,7 @@ static void add_command(script *s, const plan_job *job) {
             add(s, " \\\n    %s ", passed[i].flag);
             (file ? add_path : add_word)(s, value);
         }
-    if (job->limit_s > 0) add(s, " \\\n    --stop-before %" PRId64 "s", notice_s(job->limit_s));
+    if (job->limit_s > 0) add(s, " \\\n    --stop-before %" PRId64 "s", (int64_t)job->lead_s);
     add(s, ")\n\n");
 }
 

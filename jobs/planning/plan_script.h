@@ -10,6 +10,7 @@ typedef struct plan_job {
     const options *o; /* borrowed: model, recipe and the flags that quantize takes too */
     const char *out;
     double limit_s; /* wall clock of a job; 0: not given */
+    double lead_s;  /* so long before its end it is told to stop */
 } plan_job;
 err plan_write_script(const char *path, const run_plan *p, const plan_job *job);
 

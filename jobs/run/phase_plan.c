@@ -29,6 +29,11 @@ memory_plan plan_fresh(const plan_maker *m) {
     return p;
 }
 
+double plan_again_seconds(const plan_maker *m) {
+    const plan_phase *f = plan_find(m->p, "capture");
+    return f ? f->seconds : 0;
+}
+
 err plan_grid(const plan_maker *m, grid_shape *out) {
     return grid_resolve("numerics.grid", m->q->set->numerics.grid.text, plan_config(m)->hidden,
                         m->ranks, out);

@@ -28,6 +28,10 @@ err plan_add_phase(plan_maker *m, const char *name, plan_phase **out);
 void plan_offer(plan_phase *f, const memory_plan *p, int rank);
 memory_plan plan_fresh(const plan_maker *m); /* local; with the program alone in it */
 
+/* Local. Seconds that a start spends before phases that are learned from captured rows can go on.
+ */
+double plan_again_seconds(const plan_maker *m);
+
 /* Local. Shape of the grid of R1 on these ranks; ERR_USAGE, ERR_MISMATCH as grid_resolve. */
 err plan_grid(const plan_maker *m, grid_shape *out);
 /* Local. Ranks that share a Cayley step of R1: the cells, or all where a rank beside them holds a

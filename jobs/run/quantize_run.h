@@ -40,6 +40,8 @@ typedef struct quantize_run {
     double error_sq, weight_sq; /* root: sums of the linears done in this slice */
     bool complete; /* an earlier life published the archive; at most cleaning was left */
     double start_s, phase_start_s;
+    double unit_told_s;    /* root: when the last event of a unit was written
+                              (jobs/run/between_units.h) */
     struct run_plan *plan; /* root only; what the phases are held against (jobs/run/run_plan.h) */
     uint64_t base_bytes;   /* resident before anything was loaded: the program and its libraries */
     run_flags flags;

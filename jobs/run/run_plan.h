@@ -27,7 +27,13 @@ typedef struct plan_phase {
     double seconds;
     double busy;      /* share of the time that the ranks work, on average */
     uint64_t network; /* bytes that ranks send, all together */
-    char note[96];    /* "2 replicas x 4 stages"; "" where there is nothing to say */
+    /* What a stop keeps of it. */
+    int64_t units;  /* equal parts of seconds that are kept one by one; 0: nothing of it is, and
+                       later phases need it */
+    double again_s; /* what a start does first that begins or goes on with it: nobody kept it */
+    double again_unit_s; /* and for each unit that is done already */
+    double blind_s;      /* the longest time in which it does not look whether to stop */
+    char note[96];       /* "2 replicas x 4 stages"; "" where there is nothing to say */
 } plan_phase;
 
 enum { PLAN_MAX_PHASES = 24 };

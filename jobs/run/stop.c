@@ -2,6 +2,7 @@
  * the same one. */
 #include "jobs/run/stop.h"
 
+#include "base/fault.h"
 #include "base/size.h"
 
 #include <signal.h>
@@ -38,6 +39,7 @@ err stop_setup(const char *before) {
 }
 
 bool stop_agreed(const comm *c) {
+    fault_hit("unit"); /* every phase comes here between its units */
     int64_t stop = asked || (end_epoch_s > 0 && (double)time(NULL) >= end_epoch_s);
     comm_max_i64(c, &stop, 1);
     return stop != 0;

@@ -201,7 +201,7 @@ static void backward(capture *k, int64_t window, int slot, err *e) {
 
 err capture_run(const comm *c, const llama_stage *stage, compute_type compute,
                 const embed_rows *rows, const eval_windows *w, row_pool *pool,
-                const capture_taps *also, double *nll) {
+                const capture_taps *also, const capture_between *between, double *nll) {
     const capture_taps none = {.n = 0};
     capture k = {.c = c,
                  .stage = stage,
@@ -211,12 +211,15 @@ err capture_run(const comm *c, const llama_stage *stage, compute_type compute,
                  .pool = pool,
                  .also = also ? also : &none};
     err e = comm_agree(c, capture_init(&k), "preparing the capture", NULL);
-    bool ready = !e.code;
-    for (int64_t first = 0; ready && first < w->n; first += k.in_flight) {
+    bool go_on = !e.code;
+    for (int64_t first = 0; go_on && first < w->n; first += k.in_flight) {
         int n = (int)size_min(k.in_flight, w->n - first);
         for (int i = 0; i < n; i++) forward(&k, first + i, i, &e);
         for (int i = n - 1; i >= 0; i--) backward(&k, first + i, i, &e);
-        log_progress("capture", first + n, w->n);
+        const err stop =
+            between->call ? between->call(between->ctx, c, first + n, w->n) : err_none();
+        go_on = !stop.code; /* on all ranks alike, whatever e is on this one */
+        if (!e.code) e = stop;
     }
     double sum = 0; /* in the order of windows, not in that of the waves */
     for (int64_t i = 0; i < w->n; i++) sum += k.nll[i];

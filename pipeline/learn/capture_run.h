@@ -19,6 +19,13 @@ typedef struct capture_taps {
     int n;
 } capture_taps;
 
+/* Called on every rank of c between two waves of windows, with those done. What it returns must be
+ * the same on all of them; an error ends the capture. call NULL: nobody is to be told. */
+typedef struct capture_between {
+    err (*call)(void *ctx, const comm *c, int64_t done, int64_t total);
+    void *ctx;
+} capture_between;
+
 /* Collective on c, all of whose ranks hold one stage, in order. pool: of this rank's layers, filled
  * with pool->tokens tokens of each site spread evenly over all windows (the first tokens where the
  * windows have fewer; pool->tokens may be 0). *nll (may be NULL): mean cross entropy of the windows
@@ -26,7 +33,7 @@ typedef struct capture_taps {
  * are. */
 err capture_run(const comm *c, const llama_stage *stage, compute_type compute,
                 const embed_rows *rows, const eval_windows *w, row_pool *pool,
-                const capture_taps *also, double *nll);
+                const capture_taps *also, const capture_between *between, double *nll);
 
 /* Local. Bytes of its buffers on a rank with n_layers layers. */
 uint64_t capture_bytes(const llama_config *cfg, compute_type compute, int64_t n_layers,

@@ -64,6 +64,12 @@ double plan_time_capture(const plan_rank *r, const llama_config *cfg, int64_t n_
     return token * (double)window;
 }
 
+double plan_time_forward(const plan_rank *r, const llama_config *cfg, int64_t window) {
+    return (double)window * (product(r, r->rates->bf16, 2.0 * (double)llama_layer_params(cfg)) +
+                             vector(r, OF_BLOCK * channels(cfg)) +
+                             product(r, r->rates->f32, attention_flop(cfg, window)));
+}
+
 double plan_time_pca(const plan_rank *r, const llama_config *cfg, int64_t n_layers,
                      int64_t tokens) {
     const double n = (double)cfg->hidden, d = (double)cfg->head_dim;

@@ -26,6 +26,9 @@ double plan_time_load(const plan_rank *r, uint64_t bytes);
 double plan_time_capture(const plan_rank *r, const llama_config *cfg, int64_t n_layers, bool head,
                          int64_t window);
 
+/* A window forward through one layer, its inputs quantized or not. */
+double plan_time_forward(const plan_rank *r, const llama_config *cfg, int64_t window);
+
 /* The start point `pca` of n layers: `tokens` tokens of each site. */
 double plan_time_pca(const plan_rank *r, const llama_config *cfg, int64_t n_layers, int64_t tokens);
 

@@ -2,6 +2,7 @@
 """plan: sizes of known models, exit codes, the script, and the plan of a run against what it took."""
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -71,6 +72,17 @@ class Plan(Case):
         self.good(*args, "--mem-per-node", "32G", "--nodes", nodes)
         self.bad(6, ["needs"], *args, "--mem-per-node", "32G", "--nodes", nodes - 1)
 
+    def test_jobs_too_short(self):
+        """A job that would only capture again, for ever, is refused, and the time that is named is enough."""
+        args = ["plan", "--model", self.published("llama2-70b"), "--recipe", "best-w4a16", "--nodes", 8,
+                "--ranks-per-node", 2, "--cores-per-rank", 96, "--mem-per-node", "256G", "--cpu", "genoa"]
+        r = self.bad(6, ["finish nothing of learn.0", r"give --time \d+m"], *args, "--time", "10m")
+        least = int(re.search(r"give --time (\d+)m", r.err).group(1))
+        got = self.good(*args, "--time", f"{least}m", "--json").json()["jobs"]
+        self.assertGreater(got["n"], 1)
+        self.assertGreater(got["again_s"], 0)
+        self.bad(6, ["finish nothing"], *args, "--time", f"{least - 2}m")
+
     def test_refused(self):
         d = make_model.make(self.path("bnb"))
         config = json.loads(read(os.path.join(d, "config.json")))
@@ -102,7 +114,7 @@ class Plan(Case):
         self.assertEqual(subprocess.run(["bash", "-n", job]).returncode, 0)
         text = read(job)
         for line in ("#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=2", "#SBATCH --cpus-per-task=3", "#SBATCH --requeue",
-                     "#SBATCH --open-mode=append", "#SBATCH --signal=B:USR1@600", "#SBATCH --time=2:00:00",
+                     "#SBATCH --open-mode=append", "#SBATCH --signal=B:USR1@60", "--stop-before 60s", "#SBATCH --time=2:00:00",
                      "#SBATCH --mem=0",
                      "--kill-on-bad-exit=1", "OMP_NUM_THREADS=3", "'weights.group=channel'"):
             self.assertIn(line, text)
