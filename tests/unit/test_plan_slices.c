@@ -63,9 +63,9 @@ static void test_lead(void **state) {
     assert_string_equal(s.waits->name, "pack");
 }
 
-/* Streams pass the finished layers again: the more are done, the less a job adds. 4 layers of 100 s,
- * 30 s for each finished one, in 200 s: one layer a job, as 30 + 100, 60 + 100 and 90 + 100 fit. In
- * 180 s the last does not. */
+/* Streams pass the finished layers again: the more are done, the less a job adds. 4 layers of 100
+ * s, 30 s for each finished one, in 200 s: one layer a job, as 30 + 100, 60 + 100 and 90 + 100 fit.
+ * In 180 s the last does not. */
 static void test_passes(void **state) {
     (void)state;
     run_plan p = {.n_phases = 1, .rates.spread = 1};
