@@ -1,6 +1,7 @@
-/* Ownership is the success of open(O_CREAT | O_EXCL). An owner that is surely dead (same host, no
- * such process, or no heartbeat for long) is moved aside by rename, which only one of two
- * contenders can do. */
+/* Ownership is the success of open(O_CREAT | O_EXCL). An owner that is gone is moved aside by
+ * rename, which only one of two contenders can do. The owner's own words are always of the same
+ * length and are written in place, so that they can be read at any time; a file that was moved
+ * aside takes beats that nobody reads. */
 #include "io/run_owner.h"
 
 #include "base/clock.h"
@@ -8,28 +9,41 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "io/slurm_ask.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { STALE_S = 600, DYING_S = 5 };
+/* The beat comes from a thread, however long the work at hand takes: it stands still where the
+ * process does. A process that was killed takes some time to be gone; a job that is being ended
+ * too.
+ */
+enum { BEAT_S = 5, DYING_S = 5, ENDING_S = 90 };
+
+typedef struct owner_info {
+    char host[64], job[32], step[32], life[32], nonce[24], beat[24];
+    int64_t pid, start_ticks, wall;
+} owner_info;
 
 struct run_owner {
     char *path;
+    owner_info me;
     double last_beat_s;
+    int64_t beats;
+    pthread_t heart;
+    bool has_heart, ended;
+    pthread_mutex_t lock; /* of all but path and heart */
+    pthread_cond_t wake;
 };
-
-typedef struct owner_info {
-    char host[64], job[64];
-    int64_t pid, start_ticks, beat;
-} owner_info;
 
 /* When a process started, in clock ticks since boot (field 22 of /proc/PID/stat): a pid that was
  * given to another process has another start. 0 where it cannot be told. *state is field 3. */
@@ -48,65 +62,142 @@ static int64_t start_ticks_of(int64_t pid, char *state) {
     return p ? strtoll(p + 1, NULL, 10) : 0;
 }
 
+static void copy_env(const char *name, char to[32]) {
+    const char *value = getenv(name);
+    snprintf(to, 32, "%s", value ? value : "");
+}
+
+static void set_beat(owner_info *me, int64_t beats) {
+    snprintf(me->beat, sizeof me->beat, "%012" PRId64, beats);
+    me->wall = (int64_t)time(NULL);
+}
+
 static void describe_me(owner_info *me) {
+    uint64_t drawn;
+    char state;
     memset(me, 0, sizeof *me);
     gethostname(me->host, sizeof me->host - 1);
-    const char *job = getenv("SLURM_JOB_ID");
-    snprintf(me->job, sizeof me->job, "%s", job ? job : "");
+    copy_env("SLURM_JOB_ID", me->job);
+    copy_env("SLURM_STEP_ID", me->step);
+    copy_env("SLURM_RESTART_COUNT", me->life);
     me->pid = getpid();
-    char state;
     me->start_ticks = start_ticks_of(me->pid, &state);
-    me->beat = (int64_t)time(NULL);
+    if (getrandom(&drawn, sizeof drawn, 0) != sizeof drawn)
+        drawn = (uint64_t)me->pid << 32 ^ (uint64_t)(1e9 * clock_now_s());
+    snprintf(me->nonce, sizeof me->nonce, "%016" PRIx64, drawn);
+    set_beat(me, 0);
 }
 
 static char *text_of(const owner_info *o, size_t *len) {
-    json_t *v =
-        json_pack("{s:s, s:I, s:I, s:s, s:I}", "host", o->host, "pid", (json_int_t)o->pid, "start",
-                  (json_int_t)o->start_ticks, "job", o->job, "heartbeat", (json_int_t)o->beat);
+    json_t *v = json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:I}", "host", o->host, "pid",
+                          (json_int_t)o->pid, "start", (json_int_t)o->start_ticks, "job", o->job,
+                          "step", o->step, "life", o->life, "nonce", o->nonce, "beat", o->beat,
+                          "heartbeat", (json_int_t)o->wall);
     char *text;
     if (!v || json_text(v, 0, &text, len).code) abort();
     json_decref(v);
     return text;
 }
 
+static err take_text(const json_t *v, const char *key, const char *path, char *to, size_t size) {
+    const char *text = "";
+    err e = json_opt_str(v, key, path, &text);
+    snprintf(to, size, "%s", e.code ? "" : text);
+    return e;
+}
+
 static bool read_owner(const char *path, owner_info *o) {
     json_t *v;
-    const char *host = "", *job = "";
     memset(o, 0, sizeof *o);
     err e = json_read_file(path, 65536, &v);
     if (e.code) return false;
-    e = json_opt_str(v, "host", path, &host);
-    if (!e.code) e = json_opt_str(v, "job", path, &job);
+    e = take_text(v, "host", path, o->host, sizeof o->host);
+    if (!e.code) e = take_text(v, "job", path, o->job, sizeof o->job);
+    if (!e.code) e = take_text(v, "step", path, o->step, sizeof o->step);
+    if (!e.code) e = take_text(v, "life", path, o->life, sizeof o->life);
+    if (!e.code) e = take_text(v, "nonce", path, o->nonce, sizeof o->nonce);
+    if (!e.code) e = take_text(v, "beat", path, o->beat, sizeof o->beat);
     if (!e.code) e = json_opt_int(v, "pid", 0, INT32_MAX, path, &o->pid);
     if (!e.code) e = json_opt_int(v, "start", 0, INT64_MAX, path, &o->start_ticks);
-    if (!e.code) e = json_opt_int(v, "heartbeat", 0, INT64_MAX, path, &o->beat);
-    snprintf(o->host, sizeof o->host, "%s", host);
-    snprintf(o->job, sizeof o->job, "%s", job);
+    if (!e.code) e = json_opt_int(v, "heartbeat", 0, INT64_MAX, path, &o->wall);
     json_decref(v);
     return !e.code;
 }
 
-static bool surely_dead(const owner_info *o, const owner_info *me) {
-    if (me->beat - o->beat > STALE_S) return true;
-    /* Slurm runs one life of a job at a time. */
-    if (o->job[0] && !strcmp(o->job, me->job) && getenv("SLURM_RESTART_COUNT")) return true;
-    if (strcmp(o->host, me->host)) return false;
-    if (kill((pid_t)o->pid, 0) != 0 && errno == ESRCH) return true;
+/* ---- is it gone? ---- */
+
+typedef enum owner_word { OWNER_NOBODY_KNOWS, OWNER_THERE, OWNER_GONE } owner_word;
+
+static owner_word ask_host(const owner_info *o) {
     char state;
-    int64_t ticks = start_ticks_of(o->pid, &state);
-    if (state == 'Z' || state == 'X') return true; /* killed, and nobody has asked for its status */
-    return ticks && o->start_ticks && ticks != o->start_ticks;
+    if (kill((pid_t)o->pid, 0) != 0 && errno == ESRCH) return OWNER_GONE;
+    const int64_t ticks = start_ticks_of(o->pid, &state);
+    if (state == 'Z' || state == 'X') return OWNER_GONE; /* and nobody has asked for its status */
+    return ticks && o->start_ticks && ticks != o->start_ticks ? OWNER_GONE : OWNER_THERE;
 }
 
-/* A launcher that was killed may leave ranks that are still dying: give those of this host time. */
-static bool wait_for_death(const owner_info *o, const owner_info *me) {
-    int polls = strcmp(o->host, me->host) ? 0 : DYING_S * 10;
-    const struct timespec tenth = {.tv_nsec = 100000000};
-    while (!surely_dead(o, me)) {
-        if (polls-- <= 0) return false;
-        nanosleep(&tenth, NULL);
+static owner_word ask(const owner_info *o, const owner_info *me) {
+    /* Slurm runs one life of a job at a time; an earlier step of this life may still be there. */
+    if (o->job[0] && !strcmp(o->job, me->job) && getenv("SLURM_RESTART_COUNT") &&
+        strcmp(o->life, me->life) != 0)
+        return OWNER_GONE;
+    if (!strcmp(o->host, me->host)) return ask_host(o);
+    if (!o->job[0]) return OWNER_NOBODY_KNOWS;
+    switch (slurm_ask(o->job, !strcmp(o->job, me->job) ? o->step : "")) {
+    case SLURM_THERE:
+        return OWNER_THERE;
+    case SLURM_GONE:
+        return OWNER_GONE;
+    default:
+        return OWNER_NOBODY_KNOWS;
+    }
+}
+
+static void sleep_s(double seconds) {
+    const struct timespec t = {.tv_sec = (time_t)seconds,
+                               .tv_nsec = (long)(1e9 * (seconds - (double)(time_t)seconds))};
+    nanosleep(&t, NULL);
+}
+
+/* By the file's own beat: clocks of two hosts may differ by any amount. */
+static bool is_quiet(const char *path, double seconds) {
+    owner_info before, now;
+    const double end = clock_now_s() + seconds;
+    if (!read_owner(path, &before)) return true;
+    while (clock_now_s() < end) {
+        sleep_s(seconds < 10 ? seconds / 10 : 1);
+        if (!read_owner(path, &now)) return true;
+        if (strcmp(now.nonce, before.nonce) != 0 || strcmp(now.beat, before.beat) != 0)
+            return false;
     }
     return true;
+}
+
+bool run_owner_is_quiet(const char *run_dir, double seconds) {
+    char *path = file_join(run_dir, "owner");
+    const bool quiet = is_quiet(path, seconds);
+    free(path);
+    return quiet;
+}
+
+/* What was killed is given time to die: of this host a little, of Slurm as long as it takes it to
+ * end a job. Who is alive and beats is not waited for. */
+static bool wait_for_end(const char *path, const owner_info *o, const owner_info *me) {
+    const bool here = !strcmp(o->host, me->host);
+    const double end = clock_now_s() + (here ? DYING_S : ENDING_S);
+    for (;;) {
+        switch (ask(o, me)) {
+        case OWNER_GONE:
+            return true;
+        case OWNER_NOBODY_KNOWS:
+            log_line(LOG_RUN, "%s: of %s, pid %" PRId64 ": watching for %d s whether it is alive",
+                     path, o->host, o->pid, RUN_OWNER_QUIET_S);
+            return is_quiet(path, RUN_OWNER_QUIET_S);
+        case OWNER_THERE:
+            if (clock_now_s() >= end || (!here && !is_quiet(path, 2 * BEAT_S))) return false;
+            sleep_s(here ? 0.1 : 1);
+        }
+    }
 }
 
 static err make_file(const char *path, const owner_info *me, bool *exists) {
@@ -126,15 +217,81 @@ static err make_file(const char *path, const owner_info *me, bool *exists) {
     return e;
 }
 
-/* Move a dead owner's file away. Of two that try, one finds it gone and looks again. */
-static void bury(const char *path, const owner_info *me) {
+/* Move the file of an owner that is gone away. Of two that try, one may find the other's new file
+ * there: it looks before it moves, and puts back what it should not have moved. */
+static void bury(const char *path, const owner_info *gone, const owner_info *me) {
     char *grave;
-    if (asprintf(&grave, "%s.dead.%" PRId64, path, me->pid) < 0) abort();
-    if (rename(path, grave) == 0) unlink(grave);
+    owner_info now;
+    if (read_owner(path, &now) && strcmp(now.nonce, gone->nonce) != 0) return;
+    if (asprintf(&grave, "%s.dead.%s", path, me->nonce) < 0) abort();
+    if (rename(path, grave) == 0) {
+        if (read_owner(grave, &now) && strcmp(now.nonce, gone->nonce) != 0)
+            (void)!link(grave, path); /* not where a third has come meanwhile */
+        unlink(grave);
+    }
     free(grave);
 }
 
-err run_owner_take(const char *run_dir, run_owner **out) {
+/* ---- the heart ---- */
+
+/* The file is still this owner's. What cannot be read for the moment is no proof of another. */
+static bool is_mine(const run_owner *o, owner_info *now) {
+    return !read_owner(o->path, now) ? file_exists(o->path) : !strcmp(now->nonce, o->me.nonce);
+}
+
+/* With the lock. Into the file that was looked at: if it is moved aside meanwhile, no harm is done.
+ * Not through base/file.h: faults on demand count the calls of the work, not those of a clock. */
+static void beat(run_owner *o) {
+    char text[1024];
+    size_t len;
+    const int fd = open(o->path, O_RDWR | O_CLOEXEC);
+    if (fd < 0) return; /* a missed beat is no harm: the next one comes */
+    const ssize_t n = pread(fd, text, sizeof text - 1, 0);
+    text[n > 0 ? n : 0] = 0;
+    if (strstr(text, o->me.nonce)) {
+        set_beat(&o->me, ++o->beats);
+        char *mine = text_of(&o->me, &len);
+        (void)!pwrite(fd, mine, len, 0);
+        free(mine);
+    }
+    close(fd);
+    o->last_beat_s = clock_now_s();
+}
+
+static void *keep_beating(void *arg) {
+    run_owner *o = arg;
+    pthread_mutex_lock(&o->lock);
+    while (!o->ended) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_sec += BEAT_S;
+        pthread_cond_timedwait(&o->wake, &o->lock, &until);
+        if (!o->ended) beat(o);
+    }
+    pthread_mutex_unlock(&o->lock);
+    return NULL;
+}
+
+static run_owner *new_owner(char *path, const owner_info *me) {
+    run_owner *o = calloc(1, sizeof *o);
+    if (!o) abort();
+    o->path = path;
+    o->me = *me;
+    o->last_beat_s = clock_now_s();
+    pthread_mutex_init(&o->lock, NULL);
+    pthread_cond_init(&o->wake, NULL);
+    o->has_heart = pthread_create(&o->heart, NULL, keep_beating, o) == 0; /* else commits beat */
+    return o;
+}
+
+static err refuse(const char *path, const owner_info *o) {
+    return err_make(ERR_MISMATCH, path,
+                    "wait for it to end; where it is dead for certain, give --take-over",
+                    "another run writes here: host %s, pid %" PRId64 "%s%s", o->host, o->pid,
+                    o->job[0] ? ", job " : "", o->job);
+}
+
+err run_owner_take(const char *run_dir, bool take_over, run_owner **out) {
     char *path = file_join(run_dir, "owner");
     owner_info me, other;
     describe_me(&me);
@@ -146,50 +303,48 @@ err run_owner_take(const char *run_dir, run_owner **out) {
         if (!exists || e.code) break;
         bool readable = read_owner(path, &other);
         if (!readable) sleep(1); /* it may be being written */
-        if (!readable && !read_owner(path, &other)) other.beat = 0;
-        if (!wait_for_death(&other, &me)) break;
-        bury(path, &me);
+        if (!readable) readable = read_owner(path, &other);
+        if (!take_over && readable && !wait_for_end(path, &other, &me)) break;
+        bury(path, &other, &me);
     }
-    if (!e.code && exists)
-        e = err_make(ERR_MISMATCH, path,
-                     "wait for it to end; if it is surely dead, remove the file `owner`",
-                     "another run writes here: host %s, pid %" PRId64 "%s%s", other.host, other.pid,
-                     other.job[0] ? ", job " : "", other.job);
-    if (e.code) {
+    if (!e.code && exists) e = refuse(path, &other);
+    if (e.code)
         free(path);
-        return e;
-    }
-    run_owner *o = calloc(1, sizeof *o);
-    if (!o) abort();
-    o->path = path;
-    o->last_beat_s = clock_now_s();
-    *out = o;
+    else
+        *out = new_owner(path, &me);
     return e;
 }
 
 void run_owner_give_back(run_owner **o) {
-    if (!*o) return;
-    unlink((*o)->path);
-    free((*o)->path);
-    free(*o);
+    run_owner *own = *o;
+    owner_info now;
+    if (!own) return;
+    pthread_mutex_lock(&own->lock);
+    own->ended = true;
+    pthread_cond_signal(&own->wake);
+    pthread_mutex_unlock(&own->lock);
+    if (own->has_heart) pthread_join(own->heart, NULL);
+    if (is_mine(own, &now)) unlink(own->path);
+    pthread_mutex_destroy(&own->lock);
+    pthread_cond_destroy(&own->wake);
+    free(own->path);
+    free(own);
     *o = NULL;
 }
 
+err run_owner_check(run_owner *o) {
+    owner_info now;
+    if (is_mine(o, &now)) return err_none();
+    return err_make(ERR_MISMATCH, o->path, "leave the folder to it, or run one of them elsewhere",
+                    "another run has taken this folder over: host %s, pid %" PRId64 "%s%s",
+                    now.host[0] ? now.host : "unknown", now.pid, now.job[0] ? ", job " : "",
+                    now.job);
+}
+
 void run_owner_heartbeat(run_owner *o) {
-    double now = clock_now_s();
-    if (now - o->last_beat_s < 1) return;
-    o->last_beat_s = now;
-    owner_info me;
-    size_t len;
-    describe_me(&me);
-    char *text = text_of(&me, &len);
-    int fd = open(o->path, O_WRONLY | O_CLOEXEC);
-    if (fd >= 0) { /* a missed beat is no harm: the next one comes */
-        err e = file_pwrite(fd, o->path, text, len, 0);
-        if (e.code) log_line(LOG_WARN, "%s: %s", e.where, e.what);
-        close(fd);
-    }
-    free(text);
+    pthread_mutex_lock(&o->lock);
+    if (clock_now_s() - o->last_beat_s >= 1) beat(o);
+    pthread_mutex_unlock(&o->lock);
 }
 
 bool run_owner_describe(const char *run_dir, char text[256]) {
@@ -199,9 +354,9 @@ bool run_owner_describe(const char *run_dir, char text[256]) {
     text[0] = 0;
     describe_me(&me);
     if (file_exists(path) && read_owner(path, &o)) {
-        alive = !surely_dead(&o, &me);
+        alive = ask(&o, &me) != OWNER_GONE;
         snprintf(text, 256, "host %s, pid %" PRId64 "%s%s, last heartbeat %" PRId64 " s ago",
-                 o.host, o.pid, o.job[0] ? ", job " : "", o.job, me.beat - o.beat);
+                 o.host, o.pid, o.job[0] ? ", job " : "", o.job, me.wall - o.wall);
     }
     free(path);
     return alive;

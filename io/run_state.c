@@ -174,7 +174,8 @@ static void free_state(run_state *rs) {
     free(rs);
 }
 
-err run_state_open(const char *out_dir, const json_t *fingerprint, run_state **out) {
+err run_state_open(const char *out_dir, const json_t *fingerprint, bool take_over,
+                   run_state **out) {
     run_state *rs = calloc(1, sizeof *rs);
     *out = NULL;
     if (!rs) abort();
@@ -184,7 +185,7 @@ err run_state_open(const char *out_dir, const json_t *fingerprint, run_state **o
     char *objects = file_join(rs->run_dir, "objects");
     err e = file_make_dirs(objects);
     free(objects);
-    if (!e.code) e = run_owner_take(rs->run_dir, &rs->owner);
+    if (!e.code) e = run_owner_take(rs->run_dir, take_over, &rs->owner);
     if (!e.code && file_exists(rs->path))
         e = resume(rs, fingerprint);
     else if (!e.code)
@@ -236,7 +237,8 @@ err run_state_commit(run_state *rs, const char *phase) {
     json_object_set_new(rs->body, "generation", json_integer(generation + 1));
     json_object_set_new(rs->body, "phase", json_string(named));
     free(named);
-    err e = write_state(rs);
+    err e = run_owner_check(rs->owner);
+    if (!e.code) e = write_state(rs);
     /* What was durable before is the previous generation of the next commit. */
     json_decref(rs->previous);
     rs->previous = json_deep_copy(rs->body);

@@ -21,8 +21,9 @@ typedef struct run_state run_state;
 /* Root only. Take ownership of OUT/run (made if absent) and read its state. `fingerprint` is an
  * object of what the bytes depend on; a state with another one is refused with ERR_MISMATCH naming
  * the fields that differ. A damaged current generation falls back to the previous one and says so.
- * Another live owner: ERR_MISMATCH. Borrows fingerprint. Caller owns *out (run_state_close). */
-err run_state_open(const char *out_dir, const json_t *fingerprint, run_state **out);
+ * Another live owner: ERR_MISMATCH, but for take_over (io/run_owner.h). Borrows fingerprint. Caller
+ * owns *out (run_state_close). */
+err run_state_open(const char *out_dir, const json_t *fingerprint, bool take_over, run_state **out);
 
 /* Root only. Gives ownership back. remove: the run is complete, remove OUT/run. */
 err run_state_close(run_state **rs, bool remove);
@@ -32,7 +33,8 @@ int run_state_slice(const run_state *rs);         /* local: restarts so far */
 const char *run_state_phase(const run_state *rs); /* local: phase of the last commit */
 json_t *run_state_work(run_state *rs); /* local: the caller's progress; borrowed, mutable */
 
-/* Root only. Make the work durable under a phase name; beats the owner's heart. */
+/* Root only. Make the work durable under a phase name; beats the owner's heart. ERR_MISMATCH, and
+ * nothing is written, where another run has taken the folder over. */
 err run_state_commit(run_state *rs, const char *phase);
 
 /* Root only. Only beat the owner's heart. */

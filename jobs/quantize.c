@@ -38,6 +38,9 @@ static const quantize_phase PHASES[] = {
 };
 static const phase_table TABLE = {PHASES, sizeof PHASES / sizeof PHASES[0]};
 
+/* A process that runs says so once a second; no load of a node keeps it from that for so long. */
+enum { LOST_AFTER_S = 30 };
+
 const phase_table *quantize_phases(void) {
     return &TABLE;
 }
@@ -88,8 +91,18 @@ static err make_fingerprint(quantize_run *q) {
     return e;
 }
 
+/* Collective. The ranks are watched from here on. */
+static err begin_watch(quantize_run *q) {
+    double lost_s = LOST_AFTER_S;
+    const char *text = options_str(q->o, OPT_LOST_AFTER);
+    err e = text ? size_parse_seconds(text, &lost_s) : err_none();
+    e = comm_agree(q->c, e.code ? err_at(e, "--lost-after") : e, "reading the flags", NULL);
+    return e.code ? e : watch_start(q->c, lost_s, &q->watch);
+}
+
 static err prepare(quantize_run *q) {
     err e = comm_agree(q->c, check_flags(q), "reading the flags", NULL);
+    if (!e.code) e = begin_watch(q);
     if (!e.code)
         e = comm_agree(q->c, stop_setup(options_str(q->o, OPT_STOP_BEFORE)), "reading the flags",
                        NULL);
@@ -129,6 +142,7 @@ err job_quantize(const comm *c, const options *o) {
     q.base_bytes = mem_rss_bytes() + MEMORY_PLAN_LIBRARIES;
     err e = prepare(&q);
     if (!e.code && options_has(o, OPT_DRY_RUN)) {
+        watch_stop(&q.watch);
         quantize_clear(&q);
         return e;
     }
@@ -147,6 +161,7 @@ err job_quantize(const comm *c, const options *o) {
         err r = run_state_close(&q.state, hopeless);
         if (r.code) log_line(LOG_WARN, "%s: %s", r.where, r.what);
     }
+    watch_stop(&q.watch);
     quantize_clear(&q);
     return e;
 }

@@ -119,4 +119,5 @@ if was_stopped; then
     code=75
     come_back
 fi
+! was_lost || code=9
 exit "$code"

@@ -91,7 +91,8 @@ static err open_state(quantize_run *q) {
     if (access(q->out, W_OK) != 0) return err_errno(q->out, "write there");
     bool fresh = !out_has(q, "run/state.json");
     if (!e.code && fresh) e = check_space(q);
-    if (!e.code) e = run_state_open(q->out, q->fingerprint, &q->state);
+    if (!e.code)
+        e = run_state_open(q->out, q->fingerprint, options_has(q->o, OPT_TAKE_OVER), &q->state);
     if (e.code) return e;
     json_t *work = run_state_work(q->state);
     if (!json_object_get(work, "units")) json_object_set_new(work, "units", json_object());

@@ -9,6 +9,7 @@
 #include "jobs/setup/recipe.h"
 #include "jobs/setup/run_flags.h"
 #include "jobs/setup/source.h"
+#include "mpi/watch.h"
 #include "pipeline/plan/memory_plan.h"
 #include "pipeline/weights/quantize_item.h"
 #include "shard/layout.h"
@@ -45,6 +46,7 @@ typedef struct quantize_run {
     struct run_plan *plan; /* root only; what the phases are held against (jobs/run/run_plan.h) */
     uint64_t base_bytes;   /* resident before anything was loaded: the program and its libraries */
     run_flags flags;
+    watch *watch; /* of the ranks; NULL: one rank, or not wanted */
 } quantize_run;
 
 /* Local. Free what it holds; q itself is the caller's. */

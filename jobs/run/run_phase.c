@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "jobs/run/run_plan.h"
+#include "mpi/watch.h"
 
 #include <stdio.h>
 
@@ -28,7 +29,17 @@ static void tell_phase(const quantize_run *q, const char *phase, double seconds,
              size_text(peak, text), memory);
 }
 
+/* Phases are named by their callers for as long as they run, learn.K on their stack. */
+static void tell_watch(const char *phase) {
+    static char names[2][32]; /* the other may be being read */
+    static int at;
+    at = !at;
+    snprintf(names[at], sizeof names[at], "%s", phase);
+    watch_phase(names[at]);
+}
+
 void quantize_phase_start(quantize_run *q, const char *phase) {
+    tell_watch(phase);
     q->phase_start_s = clock_now_s();
     mem_begin_phase();
     events_add(q->events, phase, "start", NULL);

@@ -90,6 +90,13 @@ static const struct {
                        BIT(CMD_PLAN) | BIT(CMD_QUANTIZE), false},
     [OPT_FORCE] = {"--force", NULL, "replace an output that exists", BIT(CMD_QUANTIZE), false},
     [OPT_KEEP_RUN] = {"--keep-run", NULL, "keep OUT/run when done", BIT(CMD_QUANTIZE), false},
+    [OPT_TAKE_OVER] = {"--take-over", NULL,
+                       "the run that holds OUT is dead for certain, though nobody here can tell",
+                       BIT(CMD_QUANTIZE), false},
+    [OPT_LOST_AFTER] =
+        {"--lost-after", "TIME",
+         "a rank of which nothing is heard for TIME ends the run, exit 9 (default 30s; 0s: never)",
+         BIT(CMD_QUANTIZE), false},
     [OPT_DRY_RUN] = {"--dry-run", NULL, "print the plan and stop", BIT(CMD_QUANTIZE), false},
     [OPT_REPORT] = {"--report", "on|off",
                     "look at the inputs that GPTQ sees: `inspect --sites` (default on)",

@@ -43,6 +43,8 @@ typedef enum option {
     OPT_RECOMPUTE,
     OPT_FORCE,
     OPT_KEEP_RUN,
+    OPT_TAKE_OVER,
+    OPT_LOST_AFTER,
     OPT_DRY_RUN,
     OPT_REPORT,
     OPT_STOP_BEFORE,

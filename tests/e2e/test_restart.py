@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
@@ -138,6 +139,58 @@ class Restart(Case):
             json.dump(owner, f)
         self.good(*self.args)
         self.assertEqual(self.whole(), tar_hashes(self.out))
+
+    def owned_elsewhere(self, **changes):
+        """The owner file as a job on another host would have left it."""
+        path = os.path.join(self.out, "run", "owner")
+        with open(path) as f:
+            owner = {**json.load(f), "host": "elsewhere", "job": "77", "step": "0", **changes}
+        with open(path + ".new", "w") as f:
+            json.dump(owner, f)
+        os.replace(path + ".new", path)
+
+    def squeue(self, says):
+        """An environment in which Slurm says this of any job."""
+        path = self.path("bin")
+        os.makedirs(path, exist_ok=True)
+        with open(os.path.join(path, "squeue"), "w") as f:
+            f.write(f"#!/bin/sh\n{says}\n")
+        os.chmod(os.path.join(path, "squeue"), 0o755)
+        return {"PATH": path + os.pathsep + os.environ["PATH"]}
+
+    def test_other_host(self):
+        """Slurm says whether the job that held the folder is gone; that it beats is seen by its beat, not by clocks."""
+        self.unfinished()
+        self.owned_elsewhere()
+        beats = iter(range(1, 1 << 30))
+        over = threading.Event()
+
+        def beat():
+            while not over.wait(0.2):
+                self.owned_elsewhere(beat=f"{next(beats):012}", heartbeat=1)
+        beating = threading.Thread(target=beat)
+        beating.start()
+        try:
+            self.bad(MISMATCH, ["host elsewhere", "job 77", "--take-over"], *self.args, out=self.out,
+                     env=self.squeue("echo RUNNING"))
+        finally:
+            over.set()
+            beating.join()
+        began = time.monotonic()
+        self.good(*self.args, env=self.squeue("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"))
+        self.assertLess(time.monotonic() - began, 60, "it did not ask, but watched")
+        self.assertEqual(self.whole(), tar_hashes(self.out))
+
+    def test_taken_over(self):
+        """A run that was stopped and finds its folder taken over when it wakes ends with 7 and leaves it alone."""
+        p = self.paused()
+        self.good(*self.args, "--take-over")
+        want = tar_hashes(self.out)
+        p.send_signal(signal.SIGCONT)
+        r = finish(p)
+        self.assertEqual(r.rc, MISMATCH, r)
+        self.assertEqual(want, tar_hashes(self.out))
+        self.good("verify", self.out)
 
     def test_stop_before(self):
         r = spin(*self.args, "--stop-before", "10m", env={"SLURM_JOB_END_TIME": str(int(time.time()) + 60)})

@@ -46,7 +46,7 @@ static void put_state(const uint8_t *data, size_t size) {
 
 static void go_on(const json_t *fingerprint) {
     run_state *rs;
-    if (run_state_open(folder, fingerprint, &rs).code) return;
+    if (run_state_open(folder, fingerprint, false, &rs).code) return;
     json_object_set_new(run_state_work(rs), "step", json_integer(1));
     fuzz_need(run_state_slice(rs) >= 0, "restarts below nothing");
     fuzz_need(!run_state_commit(rs, "fuzz").code, "a commit fails");

@@ -40,7 +40,7 @@ static json_t *fingerprint(int bits) {
 static run_state *open_state(int bits) {
     run_state *rs;
     json_t *f = fingerprint(bits);
-    err e = run_state_open(out, f, &rs);
+    err e = run_state_open(out, f, false, &rs);
     json_decref(f);
     assert_int_equal(e.code, 0);
     return rs;
@@ -84,7 +84,7 @@ static void another_fingerprint_is_refused_by_field(void **state) {
     run_state *rs = open_state(4);
     assert_int_equal(run_state_close(&rs, false).code, 0);
     json_t *f = fingerprint(8);
-    err e = run_state_open(out, f, &rs);
+    err e = run_state_open(out, f, false, &rs);
     json_decref(f);
     assert_int_equal(e.code, ERR_MISMATCH);
     assert_null(rs);
@@ -229,7 +229,7 @@ static void two_owners_are_one_too_many(void **state) {
     pid_t pid = fork();
     if (pid == 0) {
         json_t *f = fingerprint(4);
-        err e = run_state_open(out, f, &other);
+        err e = run_state_open(out, f, false, &other);
         _exit(e.code == ERR_MISMATCH && strstr(e.what, "another run writes here") ? 0 : 1);
     }
     int status;
@@ -240,13 +240,69 @@ static void two_owners_are_one_too_many(void **state) {
     pid = fork();
     if (pid == 0) {
         json_t *f = fingerprint(4);
-        err e = run_state_open(out, f, &other);
+        err e = run_state_open(out, f, false, &other);
         _exit(e.code);
     }
     waitpid(pid, &status, 0);
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
     rs = open_state(4);
     assert_int_equal(run_state_close(&rs, false).code, 0);
+}
+
+/* The number in the file is this owner's, or it is no owner any more: what it writes then is not
+ * written. */
+static void who_lost_the_folder_stops(void **state) {
+    (void)state;
+    char *path = file_join(out, "run/owner"), *text;
+    size_t len, at;
+    run_state *rs = open_state(4);
+    assert_int_equal(run_state_commit(rs, "one").code, 0);
+    assert_int_equal(file_read_all(path, 65536, &text, &len).code, 0);
+    const char *nonce = strstr(text, "\"nonce\": \"");
+    assert_non_null(nonce);
+    at = (size_t)(nonce - text) + 10;
+    const char was = text[at];
+    text[at] = was == '0' ? '1' : '0';
+    assert_int_equal(file_publish(path, text, len).code, 0);
+    const err e = run_state_commit(rs, "two");
+    assert_int_equal(e.code, ERR_MISMATCH);
+    assert_non_null(strstr(e.what, "taken this folder over"));
+    assert_int_equal(run_state_close(&rs, false).code, 0);
+    assert_true(file_exists(path)); /* the other's */
+    /* Its pid is alive, so it is not taken over but where somebody vouches for it. */
+    json_t *f = fingerprint(4);
+    assert_int_equal(run_state_open(out, f, true, &rs).code, 0);
+    assert_string_equal(run_state_phase(rs), "one");
+    assert_int_equal(run_state_close(&rs, false).code, 0);
+    assert_false(file_exists(path));
+    json_decref(f);
+    free(text);
+    free(path);
+}
+
+/* A beat that moves is seen whatever the clocks of two hosts say; one that stands still too. */
+static void a_beat_is_seen(void **state) {
+    (void)state;
+    char dir[512], *path = file_join(out, "run/owner"), *text, *beat;
+    size_t len;
+    snprintf(dir, sizeof dir, "%s/run", out);
+    run_state *rs = open_state(4);
+    assert_int_equal(file_read_all(path, 65536, &text, &len).code, 0);
+    assert_int_equal(run_state_close(&rs, false).code, 0);
+    assert_non_null(beat = strstr(text, "\"beat\": \""));
+    assert_int_equal(file_publish(path, text, len).code, 0);
+    assert_true(run_owner_is_quiet(dir, 0.05));
+    const pid_t pid = fork();
+    if (pid == 0) {
+        usleep(20000);
+        beat[9]++;
+        _exit(file_publish(path, text, len).code);
+    }
+    assert_false(run_owner_is_quiet(dir, 9));
+    waitpid(pid, NULL, 0);
+    unlink(path);
+    free(text);
+    free(path);
 }
 
 static void objects_are_named_by_their_contents(void **state) {
@@ -290,7 +346,7 @@ static void every_call_of_a_commit_may_fail(void **state) {
                 snprintf(spec, sizeof spec, "any:%d:%s", n, actions[a]);
                 fault_arm(spec);
                 json_t *f = fingerprint(4);
-                err e = run_state_open(out, f, &rs);
+                err e = run_state_open(out, f, false, &rs);
                 if (e.code) _exit(e.code);
                 set_step(rs, 2);
                 e = run_state_commit(rs, "gptq");
@@ -343,6 +399,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(each_bit_of_an_object_is_guarded, fresh_folder,
                                         remove_folder),
         cmocka_unit_test_setup_teardown(two_owners_are_one_too_many, fresh_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(who_lost_the_folder_stops, fresh_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(a_beat_is_seen, fresh_folder, remove_folder),
         cmocka_unit_test_setup_teardown(objects_are_named_by_their_contents, fresh_folder,
                                         remove_folder),
         cmocka_unit_test_setup_teardown(every_call_of_a_commit_may_fail, fresh_folder,
