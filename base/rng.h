@@ -19,6 +19,7 @@ typedef enum rng_purpose {
     RNG_RANGE_ROWS_R2 = 9,  /* index: (step * matrices + matrix) * rows + i */
     RNG_POOL_ORDER = 11,    /* index: site * rows + i: pipeline/learn/row_pool.c */
     RNG_RANGE_HELD_R2 = 12, /* index: matrix * rows + i */
+    RNG_NOISE_ROWS = 13,    /* index: (layer * places + place) << 40 + token: noise_rows.c */
     RNG_WEIGHT_ROWS = 10,   /* index: step, matrix, sample: pipeline/learn/weight_rows.c */
 } rng_purpose;
 

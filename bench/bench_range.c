@@ -84,7 +84,7 @@ int main(int argc, char **argv) {
                   mine = layers * (comm_rank(c) + 1) / comm_size(c) - first;
     const llama_config cfg = {
         .hidden = n, .layers = layers, .heads = HEADS, .kv_heads = KV_HEADS, .head_dim = HEAD_DIM};
-    const aquant four = {.bits = 4, .clip = 1};
+    const aquant four = {.bits = 4, .clip = {1, 1}};
     learn_range_options o = {.steps = bench_argument(argc, argv, 1, 100),
                              .rows = bench_argument(argc, argv, 2, 32768),
                              .kind = OPTIMIZER_ADAM,

@@ -3,6 +3,7 @@
 #include "jobs/eval.h"
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/gemm.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -99,15 +100,39 @@ static bool archive_has_r4(const source *s) {
     return false;
 }
 
+/* R3 and clips that calibration found are in no weights: of an output folder they are read from the
+ * rotations beside it. Caller frees *beside. */
+static err find_rotations(const eval_job *j, bool fused, const char **file, char **beside) {
+    *file = options_str(j->o, OPT_ROTATIONS);
+    *beside = NULL;
+    if (!fused) return err_none();
+    const bool needed = quantize_tunes_sites(recipe_settings(j->recipe));
+    if (*file && !needed)
+        return err_make(ERR_USAGE, "--rotations", "leave it out",
+                        "the archive holds its rotations already");
+    if (*file || !needed) return err_none();
+    *file = *beside = file_join(j->source.path, "rotations.safetensors");
+    return err_none();
+}
+
+/* What calibration found must have come from a file. */
+static err check_found(const eval_job *j) {
+    const settings *s = recipe_settings(j->recipe);
+    const char *hint = "give the rotations of the run that found them with --rotations FILE";
+    if (quantize_learns_r3(s) && !j->sites.R3_heads)
+        return err_make(ERR_USAGE, "rotate.r3", hint, "R3 is made from calibration text");
+    if (quantize_tunes_sites(s) && !quantize_learns_r3(s) && !j->sites.clips)
+        return err_make(ERR_USAGE, "clip", hint, "clips are searched on calibration text");
+    return err_none();
+}
+
 static err make_sites(eval_job *j) {
     const settings *s = recipe_settings(j->recipe);
     bool fused = j->source.linears.form || j->source.ar,
          r4_fused = fused && archive_has_r4(&j->source);
-    const char *file = options_str(j->o, OPT_ROTATIONS);
-    err e = err_none();
-    if (file && fused)
-        e = err_make(ERR_USAGE, "--rotations", "leave it out",
-                     "the archive holds its rotations already");
+    const char *file;
+    char *beside;
+    err e = find_rotations(j, fused, &file, &beside);
     if (r4_fused && !(s->rotate.online & ONLINE_R4)) {
         bool r3 = (s->rotate.online & ONLINE_R3);
         recipe_put(j->recipe, "rotate.online",
@@ -132,16 +157,18 @@ static err make_sites(eval_job *j) {
         recipe_put(j->recipe, "rotate.r1", json_false());
         recipe_put(j->recipe, "rotate.r2", json_string("none"));
     }
-    if (fused) { /* the start of what is fused no longer matters */
+    if (fused && !file) { /* the start of what is fused no longer matters */
         recipe_put(j->recipe, "rotate.start", json_string("had"));
         recipe_put(j->recipe, "rotate.r1", json_false());
         recipe_put(j->recipe, "rotate.r2", json_string("none"));
     }
     if (!e.code) e = setup_rotations(j->c, s, &j->source, false, &j->rotations);
-    if (!e.code)
-        e = comm_agree(
-            j->c, setup_sites(s, &j->source.cfg, j->rotations, fused, r4_fused, &j->sites, &j->r2),
-            "making the sites", NULL);
+    if (!e.code) {
+        e = setup_sites(s, &j->source.cfg, j->rotations, fused, r4_fused, &j->sites, &j->r2);
+        if (!e.code) e = check_found(j);
+        e = comm_agree(j->c, e, "making the sites", NULL);
+    }
+    free(beside);
     return e;
 }
 

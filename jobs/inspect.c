@@ -6,6 +6,7 @@
 #include "base/size.h"
 #include "io/safetensors.h"
 #include "jobs/run/gptq_table.h"
+#include "jobs/run/noise_table.h"
 #include "jobs/run/site_table.h"
 #include "jobs/setup/source.h"
 #include "model/tensors.h"
@@ -268,9 +269,32 @@ static err print_layers(const options *o, err (*read)(const char *out_dir, json_
     return e;
 }
 
+/* The inputs that GPTQ saw, and what the noise of quantizers costs: what there is of the two. */
+static err print_sites(const options *o) {
+    json_t *layers = NULL, *noise = NULL;
+    err e = noise_table_read(o->target, &noise);
+    const bool judged = !e.code && json_array_size(noise);
+    if (!e.code) e = site_table_read(o->target, &layers);
+    if (e.code && judged) e = err_none();
+    if (!e.code && options_has(o, OPT_JSON)) {
+        json_t *v = json_pack("{s:s}", "path", o->target);
+        if (layers) json_object_set(v, "layers", layers);
+        if (judged) json_object_set(v, "noise", noise);
+        json_dumpf(v, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
+        puts("");
+        json_decref(v);
+    } else if (!e.code) {
+        if (layers) site_table_print(layers);
+        if (judged) noise_table_print(noise);
+    }
+    json_decref(layers);
+    json_decref(noise);
+    return e;
+}
+
 err job_inspect(const comm *c, const options *o) {
     if (options_has(o, OPT_ERRORS)) return print_layers(o, gptq_table_read, gptq_table_print);
-    if (options_has(o, OPT_SITES)) return print_layers(o, site_table_read, site_table_print);
+    if (options_has(o, OPT_SITES)) return print_sites(o);
     if (options_has(o, OPT_EXPORT_SPINQUANT)) {
         err e = export_spinquant(c, o->target, options_str(o, OPT_EXPORT_SPINQUANT));
         if (!e.code && !options_has(o, OPT_JSON))

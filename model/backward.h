@@ -14,10 +14,11 @@
  *     detached   dL/dx = g            dL/dR += g^T e   (without S R, S symmetric, which is not
  *                                                       seen on the orthogonal group)
  *     through    dL/dx = g + du R^T   dL/dR += g^T e + x^T du
- * du has two non-zeros per range: c and -c at the ends, c = <g, x^ - x> clip / ((2^b - 1) scale);
- * an end held at 0 has none; symmetric: sign(u) c at the argmax of |u|, over 2^(b-1) - 1.
- * Scales before or after R change both as site_backward_body.h derives; they get no gradient.
- * R3 and R4 are fixed and have no gradient of their own. */
+ * du has two non-zeros per range: b c at the greatest and -a c at the least, (a, b) the clips of
+ * the two ends, c = <g, x^ - x> / ((2^b - 1) scale); an end held at 0 has none; symmetric: sign(u)
+ * c times the end's clip at the argmax of |u| clipped, over 2^(b-1) - 1. Scales before or after R
+ * change both as site_backward_body.h derives; they get no gradient. R3 and R4 are fixed and have
+ * no gradient of their own. */
 #ifndef SPINSHARD_MODEL_BACKWARD_H
 #define SPINSHARD_MODEL_BACKWARD_H
 

@@ -13,7 +13,7 @@
 #include <string.h>
 
 llama_sites llama_sites_none(void) {
-    const aquant off = {.bits = 16, .clip = 1};
+    const aquant off = {.bits = 16, .clip = {1, 1}};
     return (llama_sites){.act = off, .kv = off};
 }
 

@@ -14,6 +14,7 @@
 #include "model/tensors.h"
 #include "model/wmat.h"
 #include "quant/fake_quant.h"
+#include "rotations/clip_set.h"
 #include "rotations/rotation.h"
 #include "rotations/scale_set.h"
 
@@ -57,9 +58,11 @@ typedef struct llama_sites {
     const rotation *const *R2; /* head_dim; [layers], or [layers * kv_heads] with r2_per_head; by
                                   the layer's number in the model; the array may be NULL */
     bool r2_per_head;
-    const rotation *R3;      /* head_dim, keys */
-    const rotation *R4;      /* intermediate */
-    const scale_set *scales; /* NULL: ones; also where the weights hold them */
+    const rotation *R3;              /* head_dim, keys */
+    const rotation *const *R3_heads; /* [layers * kv_heads], in place of R3; NULL: R3 */
+    const rotation *R4;              /* intermediate */
+    const scale_set *scales;         /* NULL: ones; also where the weights hold them */
+    const clip_set *clips;           /* in place of act.clip and kv.clip; NULL: those */
     bool r4_fused; /* down_proj already holds R4: its input is turned for real, quantized or not */
 } llama_sites;
 

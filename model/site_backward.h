@@ -9,8 +9,9 @@
 #include "model/site.h"
 #include "model/wmat.h"
 
-/* The ends of one range: u[hi] and u[lo], as places in the row, and dscale / du there, over scale
- * and without clip: 1 / (max - min), or sign / max|u|; 0 where the end is held at 0. */
+/* The ends of one range: u[hi] and u[lo], as places in the row, and dscale / du there, over scale:
+ * with clips (a, b) b / (b max - a min) and -a / (b max - a min), or sign / max|u|, the clip in the
+ * greater of b max and -a min; 0 where the end is held at 0. */
 typedef struct site_ends_f32 {
     int32_t hi, lo;
     float hi_slope, lo_slope;

@@ -43,16 +43,21 @@ static REAL_FN(site_ends) REAL_FN(ends_of_range)(const site *s, const REAL *u, i
     }
     REAL_FN(site_ends)
     e = {.hi = REAL_FN(place_of)(u, n, hi), .lo = REAL_FN(place_of)(u, n, lo)};
+    /* A clip about the middle leaves (a + b)/2 of the whole range, which cancels in the slopes. */
+    const bool about_zero = s->include_zero || s->quant.symmetric;
+    const REAL a = about_zero ? (REAL)s->quant.clip[0] : 1,
+               b = about_zero ? (REAL)s->quant.clip[1] : 1;
     if (s->quant.symmetric) {
-        const REAL top = hi > -lo ? hi : -lo;
-        if (top > 0 && hi >= -lo) e.hi_slope = 1 / top;
-        if (top > 0 && hi < -lo) e.lo_slope = -1 / top;
+        const bool at_hi = b * hi >= -a * lo;
+        const REAL top = at_hi ? b * hi : -a * lo;
+        if (top > 0 && at_hi) e.hi_slope = b / top;
+        if (top > 0 && !at_hi) e.lo_slope = -a / top;
         return e;
     }
     const bool low_held = s->include_zero && lo >= 0, high_held = s->include_zero && hi <= 0;
-    const REAL width = (high_held ? 0 : hi) - (low_held ? 0 : lo);
-    if (width > 0 && !high_held) e.hi_slope = 1 / width;
-    if (width > 0 && !low_held) e.lo_slope = -1 / width;
+    const REAL width = (high_held ? 0 : b * hi) - (low_held ? 0 : a * lo);
+    if (width > 0 && !high_held) e.hi_slope = b / width;
+    if (width > 0 && !low_held) e.lo_slope = -a / width;
     return e;
 }
 

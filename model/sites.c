@@ -5,6 +5,13 @@ static site nothing(int64_t n) {
     return (site){.quant = {.bits = 16}, .n = n, .segment = n, .share = 1, .before_share = 1};
 }
 
+/* Quantizer q with the clips of its place. */
+static aquant clipped(aquant q, const llama_sites *s, clip_place place, int64_t layer) {
+    const double *ends = clip_set_get(s->clips, place, layer);
+    for (int i = 0; ends && i < 2; i++) q.clip[i] = (float)ends[i];
+    return q;
+}
+
 /* R2 of a layer for a row of `segments` heads. */
 static void put_r2(site *p, const llama_sites *s, const llama_config *cfg, int64_t layer,
                    int64_t segments) {
@@ -18,7 +25,7 @@ static void put_r2(site *p, const llama_sites *s, const llama_config *cfg, int64
 site sites_input(const llama_sites *s, const llama_config *cfg, int64_t layer, int which) {
     site p = nothing(cfg->hidden);
     if (!s) return p;
-    p.quant = s->act;
+    p.quant = clipped(s->act, s, which == NORM_ATTN ? CLIP_ATTN : CLIP_MLP, layer);
     p.include_zero = true;
     p.R = &s->R1;
     p.after = scale_set_get(s->scales, which == NORM_ATTN ? SCALE_ATTN : SCALE_MLP, layer);
@@ -28,12 +35,12 @@ site sites_input(const llama_sites *s, const llama_config *cfg, int64_t layer, i
 site sites_keys(const llama_sites *s, const llama_config *cfg, int64_t layer) {
     site p = nothing(cfg->kv_heads * cfg->head_dim);
     if (!s) return p;
-    p.quant = s->kv;
+    p.quant = clipped(s->kv, s, CLIP_KEY, layer);
     p.include_zero = true;
     p.range_per_segment = true;
     p.segment = cfg->head_dim;
-    p.share = cfg->kv_heads;
-    p.R = &s->R3;
+    p.share = s->R3_heads ? 1 : cfg->kv_heads;
+    p.R = s->R3_heads ? s->R3_heads + layer * cfg->kv_heads : &s->R3;
     p.before = scale_set_get(s->scales, SCALE_QK, layer);
     return p;
 }
@@ -41,7 +48,7 @@ site sites_keys(const llama_sites *s, const llama_config *cfg, int64_t layer) {
 site sites_values(const llama_sites *s, const llama_config *cfg, int64_t layer) {
     site p = nothing(cfg->kv_heads * cfg->head_dim);
     if (!s) return p;
-    p.quant = s->kv;
+    p.quant = clipped(s->kv, s, CLIP_VALUE, layer);
     p.range_per_segment = true;
     put_r2(&p, s, cfg, layer, cfg->kv_heads);
     p.before = scale_set_get(s->scales, SCALE_VO, layer);
@@ -51,7 +58,7 @@ site sites_values(const llama_sites *s, const llama_config *cfg, int64_t layer) 
 site sites_output(const llama_sites *s, const llama_config *cfg, int64_t layer) {
     site p = nothing(cfg->heads * cfg->head_dim);
     if (!s) return p;
-    p.quant = s->act;
+    p.quant = clipped(s->act, s, CLIP_O, layer);
     p.range_per_segment = s->o_per_head && !s->act.group;
     p.include_zero = !p.range_per_segment;
     put_r2(&p, s, cfg, layer, cfg->heads);
@@ -63,7 +70,7 @@ site sites_output(const llama_sites *s, const llama_config *cfg, int64_t layer) 
 site sites_down(const llama_sites *s, const llama_config *cfg, int64_t layer) {
     site p = nothing(cfg->intermediate);
     if (!s) return p;
-    p.quant = s->act;
+    p.quant = clipped(s->act, s, CLIP_DOWN, layer);
     if (s->down_bits) p.quant.bits = s->down_bits;
     p.include_zero = true;
     p.turned = s->r4_fused;

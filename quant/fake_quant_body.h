@@ -15,6 +15,19 @@ static REAL_NAME(range) REAL_NAME(row_range)(const REAL *x, int64_t n) {
     return (REAL_NAME(range)){lo, hi};
 }
 
+/* Ends that are not clipped keep their bits. */
+static void REAL_NAME(shrink)(const aquant *q, bool include_zero, REAL_NAME(range) * r) {
+    const REAL low = (REAL)q->clip[0], high = (REAL)q->clip[1];
+    if (include_zero || q->symmetric) {
+        r->lo *= low;
+        r->hi *= high;
+        return;
+    }
+    const REAL half = (r->hi - r->lo) / 2;
+    r->lo += (1 - low) * half;
+    r->hi -= (1 - high) * half;
+}
+
 /* Comparisons are written so that NaN stays NaN: a broken activation must reach the loss. */
 static void REAL_NAME(row_to_grid)(const REAL *x, int64_t n, REAL s, REAL z, REAL least, REAL most,
                                    REAL *out) {
@@ -53,8 +66,7 @@ void REAL_NAME(fake_quant_rows)(const aquant *q, bool include_zero, const REAL *
             r.lo = r.lo < 0 ? r.lo : 0;
             r.hi = r.hi > 0 ? r.hi : 0;
         }
-        r.lo *= (REAL)q->clip;
-        r.hi *= (REAL)q->clip;
+        REAL_NAME(shrink)(q, include_zero, &r);
         if (q->symmetric)
             REAL_NAME(row_symmetric)(q, r, row, n, out + i * stride);
         else

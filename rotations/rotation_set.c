@@ -17,7 +17,9 @@ struct rotation_set {
     rotation **r2;  /* [layers, r2_count] */
     bool *prepared; /* [layers] */
     int64_t r2_count;
-    scale_set *scales; /* NULL: none */
+    rotation **r3_heads; /* [layers, kv_heads]; NULL: r3 for all */
+    scale_set *scales;   /* NULL: none */
+    clip_set *clips;     /* NULL: none */
 };
 
 static err check_order(const char *what, const char *hint, int64_t n) {
@@ -106,7 +108,11 @@ void rotation_set_destroy(rotation_set **set) {
         rotation_destroy(&s->r2[i]);
     mem_free(s->r2);
     mem_free(s->prepared);
+    for (int64_t i = 0; s->r3_heads && i < s->sizes.layers * s->sizes.kv_heads; i++)
+        rotation_destroy(&s->r3_heads[i]);
+    mem_free(s->r3_heads);
     scale_set_destroy(&s->scales);
+    clip_set_destroy(&s->clips);
     mem_free(s);
     *set = NULL;
 }
@@ -181,6 +187,34 @@ err rotation_set_put_r2(rotation_set *s, int64_t layer, int64_t kv_head, rotatio
     return put(&s->r2[layer * s->r2_count + kv_head], r, s->sizes.head_dim, "R2");
 }
 
+const rotation *const *rotation_set_r3_heads(const rotation_set *s) {
+    return (const rotation *const *)s->r3_heads;
+}
+
+err rotation_set_put_r3(rotation_set *s, int64_t layer, int64_t kv_head, rotation **r) {
+    if (!s->r3 || layer < 0 || layer >= s->sizes.layers || kv_head < 0 ||
+        kv_head >= s->sizes.kv_heads)
+        return err_make(ERR_BUG, "R3", NULL, "no place for layer %" PRId64 ", head %" PRId64, layer,
+                        kv_head);
+    if (!s->r3_heads) {
+        void *p;
+        err e = mem_alloc(s->sizes.layers * s->sizes.kv_heads, sizeof(rotation *), "R3", &p);
+        if (e.code) return e;
+        s->r3_heads = p;
+    }
+    return put(&s->r3_heads[layer * s->sizes.kv_heads + kv_head], r, s->sizes.head_dim, "R3");
+}
+
+const clip_set *rotation_set_clips(const rotation_set *s) {
+    return s->clips;
+}
+
+void rotation_set_put_clips(rotation_set *s, clip_set **clips) {
+    clip_set_destroy(&s->clips);
+    s->clips = *clips;
+    *clips = NULL;
+}
+
 const scale_set *rotation_set_scales(const rotation_set *s) {
     return s->scales;
 }
@@ -214,5 +248,7 @@ err rotation_set_orthogonality(const rotation_set *s, double *max) {
     if (!e.code) e = widen(s->r3, max);
     if (!e.code) e = widen(s->r4, max);
     for (int64_t i = 0; i < s->sizes.layers * s->r2_count && !e.code; i++) e = widen(s->r2[i], max);
+    for (int64_t i = 0; s->r3_heads && i < s->sizes.layers * s->sizes.kv_heads && !e.code; i++)
+        e = widen(s->r3_heads[i], max);
     return e;
 }

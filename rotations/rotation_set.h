@@ -1,11 +1,12 @@
 /* rotation_set - the rotations R1, R2, R3, R4 of one model (DESIGN: "Where the rotations stand"),
- * and the scales that stand beside them. A NULL rotation is the identity. R2 is made when first
- * asked for, so a rank pays only for its layers. Not files (the caller reads and writes
+ * and the scales and clips that stand beside them. A NULL rotation is the identity. R2 is made when
+ * first asked for, so a rank pays only for its layers. Not files (the caller reads and writes
  * rotations.safetensors) and no LLaMA beyond sizes.
  */
 #ifndef SPINSHARD_ROTATIONS_ROTATION_SET_H
 #define SPINSHARD_ROTATIONS_ROTATION_SET_H
 
+#include "rotations/clip_set.h"
 #include "rotations/rotation.h"
 #include "rotations/scale_set.h"
 
@@ -19,7 +20,7 @@ typedef struct rotation_options {
     rotation_r2 r2; /* none, one a layer, one a KV head */
     bool r3, r4;
     int64_t r4_block;     /* 0: one Hadamard matrix of the whole width */
-    rotation_start start; /* of R1 and R2; R3 and R4 are plain Hadamard */
+    rotation_start start; /* of R1 and R2; R4 is plain Hadamard, and R3 until others are put */
     bool r2_later;        /* R2 are identities, of any size, until they are put */
     uint64_t seed;
 } rotation_options;
@@ -60,6 +61,16 @@ const rotation_sizes *rotation_set_sizes(const rotation_set *s);     /* local; b
  * to have R2 of that layer and head. */
 err rotation_set_put_r1(rotation_set *s, rotation **r);
 err rotation_set_put_r2(rotation_set *s, int64_t layer, int64_t kv_head, rotation **r);
+
+/* Local. R3 of each layer and KV head, [layers * kv_heads], borrowed; NULL: rotation_set_r3 is that
+ * of all. put takes *r over and sets it NULL; the set must have R3, and all are to be put before
+ * one is used. */
+const rotation *const *rotation_set_r3_heads(const rotation_set *s);
+err rotation_set_put_r3(rotation_set *s, int64_t layer, int64_t kv_head, rotation **r);
+
+/* Local. The clips; borrowed; NULL: none. put takes *clips over (NULL: none) and sets it NULL. */
+const clip_set *rotation_set_clips(const rotation_set *s);
+void rotation_set_put_clips(rotation_set *s, clip_set **clips);
 
 /* Local. The scales; borrowed; NULL: ones everywhere. put takes *scales over (NULL: none) and sets
  * it NULL. */

@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/size.h"
 #include "jobs/phases/learn_scale_state.h"
+#include "jobs/phases/learn_site_state.h"
 #include "jobs/phases/learn_weights.h"
 #include "jobs/run/between_units.h"
 #include "jobs/setup/recipe_asks.h"
@@ -51,6 +52,8 @@ static void add_pool(const learner *l, memory_plan *p) {
         memory_plan_add(p, "their gradients", row_pool_gradient_bytes(cfg, n, tokens));
     if (!learn_scales_done(l))
         memory_plan_add(p, "moments for scales", learn_scales_moments_bytes(l));
+    if (!learn_sites_done(l))
+        memory_plan_add(p, "rows of quantizers", learn_sites_samples_bytes(l));
     if (learn_weights_needed(l->q->set)) {
         weight_rows_options o = learn_weights_options(l, &l->q->set->learn[0]);
         memory_plan_add(p, "rows of weights",
@@ -130,7 +133,7 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     quantize_run *q = l->q;
     const int64_t n = q->calib_windows;
     const int32_t **starts = calloc((size_t)n, sizeof *starts);
-    llama_tap taps[3];
+    llama_tap taps[5];
     capture_taps also = {.taps = taps};
     const capture_between between = {.call = between_waves, .ctx = q};
     double nll = 0;
@@ -141,6 +144,9 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     if (l->moments) taps[also.n++] = weight_moments_tap(l->moments);
     if (l->scale_moments) taps[also.n++] = scale_moments_tap(l->scale_moments);
     if (l->scale_peaks) taps[also.n++] = scale_peaks_tap(l->scale_peaks);
+    if (l->keys) taps[also.n++] = key_moments_tap(l->keys);
+    if (l->noise) taps[also.n++] = noise_rows_tap(l->noise);
+    if (l->noise) also.window = noise_rows_window(l->noise);
     if (comm_rank(q->c) < l->n_stages)
         e = capture_run(l->stages ? l->stages : q->c, &l->stage, COMPUTE_BF16, rows, &w, &l->pool,
                         &also, &between, &nll);
@@ -161,6 +167,7 @@ static err load(learner *l, const load_options *lo, int64_t window, int64_t toke
         e = weight_moments_create(cfg, l->range.first, l->range.n, window, &l->moments);
     if (!e.code && learn_scales_need_gradients(l)) e = row_pool_keep_gradients(&l->pool);
     if (!e.code) e = learn_scales_moments(l);
+    if (!e.code) e = learn_sites_samples(l, window);
     if (!e.code && comm_rank(l->q->c) < l->n_stages) e = load_stage(lo, &l->stage);
     return comm_agree(l->q->c, e, "loading the weights", NULL);
 }

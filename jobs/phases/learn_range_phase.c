@@ -164,7 +164,7 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
     if (!e.code && l->r2_heads) {
         memcpy(l->R2 + l->range.first * learner_r2_entries(l), learn_range_r2(r),
                (size_t)(l->range.n * learner_r2_entries(l)) * sizeof(double));
-        learn_share_r2(l);
+        learn_share_layers(l, l->R2, learner_r2_entries(l));
     }
     learn_range_destroy(&r);
     weight_rows_destroy(&weights);

@@ -8,6 +8,7 @@
 #include "base/size.h"
 #include "jobs/phases/learn_capture.h"
 #include "jobs/phases/learn_scale_state.h"
+#include "jobs/phases/learn_start.h"
 #include "jobs/run/between_units.h"
 #include "jobs/run/run_phase.h"
 #include "pipeline/learn/scale_norm.h"
@@ -133,20 +134,6 @@ static err smooth(learner *l) {
 
 /* ---- all ---- */
 
-/* Collective. Every rank has its own layers' part of v [layers, n]; after this all have all. */
-static void share_layers(const learner *l, double *v, int64_t n) {
-    const comm *c = l->q->c;
-    const size_t each = (size_t)n * sizeof *v, total = (size_t)learner_cfg(l)->layers * each;
-    size_t *lens = calloc((size_t)comm_size(c), sizeof *lens);
-    void *all = NULL;
-    if (!lens) abort();
-    comm_gather_blobs(c, v + l->range.first * n, (size_t)l->range.n * each, &all, lens, 0);
-    if (comm_rank(c) == 0) memcpy(v, all, total);
-    comm_bcast(c, v, total, 0);
-    free(all);
-    free(lens);
-}
-
 /* Large buffers while they are found, beside learn_kept_memory, added to *p. */
 static void scales_memory(const learner *l, memory_plan *p) {
     const int64_t n = learner_cfg(l)->hidden;
@@ -175,7 +162,7 @@ static err do_norms(learner *l) {
     if (!reports) abort();
     err e = r1_in_fp32(l, &R);
     if (!e.code) e = learn_norms(l, R, reports);
-    if (!e.code) share_layers(l, (double *)reports, 4);
+    if (!e.code) learn_share_layers(l, (double *)reports, 4);
     for (int64_t i = 0; i < sites; i++) {
         mean.before += reports[i].before / (double)sites;
         mean.after += reports[i].after / (double)sites;
@@ -205,8 +192,8 @@ err learn_scales(learner *l) {
     if (!e.code && learn_scale_wanted(l, SCALE_ATTN) && !learn_scales_smooth(l)) e = do_norms(l);
     for (int k = 0; k < SCALE_KINDS && !e.code; k++)
         if (learn_scale_wanted(l, (scale_kind)k))
-            share_layers(l, learn_scale_at(l, (scale_kind)k, 0),
-                         learn_scale_length(l, (scale_kind)k));
+            learn_share_layers(l, learn_scale_at(l, (scale_kind)k, 0),
+                               learn_scale_length(l, (scale_kind)k));
     if (e.code) return e;
     l->scales[0] = 1;
     quantize_phase_end(l->q, "scales", NULL);

@@ -46,17 +46,15 @@ static err start_r2_eigen(learner *l) {
 }
 
 /* Ranks own layers in rank order. */
-void learn_share_r2(learner *l) {
+void learn_share_layers(const learner *l, double *v, int64_t n) {
     const comm *c = l->q->c;
-    size_t each = (size_t)learner_r2_entries(l) * sizeof(double),
-           *lens = calloc((size_t)comm_size(c), sizeof *lens);
-    size_t total = (size_t)learner_cfg(l)->layers * each;
+    const size_t each = (size_t)n * sizeof *v, total = (size_t)learner_cfg(l)->layers * each;
+    size_t *lens = calloc((size_t)comm_size(c), sizeof *lens);
     void *all = NULL;
     if (!lens) abort();
-    comm_gather_blobs(c, l->R2 + l->range.first * learner_r2_entries(l), (size_t)l->range.n * each,
-                      &all, lens, 0);
-    if (comm_rank(c) == 0) memcpy(l->R2, all, total);
-    comm_bcast(c, l->R2, total, 0);
+    comm_gather_blobs(c, v + l->range.first * n, (size_t)l->range.n * each, &all, lens, 0);
+    if (comm_rank(c) == 0) memcpy(v, all, total);
+    comm_bcast(c, v, total, 0);
     free(all);
     free(lens);
 }
@@ -174,6 +172,6 @@ err learn_start(learner *l) {
     if (!e.code && l->r2_heads && eigen) e = between_units(l->q, l->q->c, "start", 1, 2);
     if (!e.code && l->r2_heads) e = eigen ? start_r2_eigen(l) : start_r2_from_set(l);
     e = comm_agree(l->q->c, e, "start points", NULL);
-    if (!e.code && l->r2_heads && eigen) learn_share_r2(l);
+    if (!e.code && l->r2_heads && eigen) learn_share_layers(l, l->R2, learner_r2_entries(l));
     return e;
 }

@@ -8,7 +8,7 @@
 /* Collective. R1 and R2 become the start points of the recipe. */
 err learn_start(learner *l);
 
-/* Collective. Every rank has its own layers' R2; after this all ranks have all. */
-void learn_share_r2(learner *l);
+/* Collective. Every rank has its own layers' part of v [layers, n]; after this all have all. */
+void learn_share_layers(const learner *l, double *v, int64_t n);
 
 #endif

@@ -259,12 +259,13 @@ typedef struct section {
     double *v;
     int64_t n;
 } section;
-enum { N_SECTIONS = 2 };
+enum { N_SECTIONS = 3 };
 
 static int64_t list_sections(const learner *l, section list[N_SECTIONS]) {
     int64_t total = r1_count(l);
     list[0] = (section){l->R2, r2_count(l)};
     list[1] = (section){l->scales, l->n_scales};
+    list[2] = (section){l->sites, l->n_sites};
     for (int i = 0; i < N_SECTIONS; i++) total += list[i].n;
     return total;
 }

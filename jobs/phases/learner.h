@@ -5,7 +5,9 @@
 
 #include "jobs/run/quantize_run.h"
 #include "mpi/dealt_rows.h"
+#include "pipeline/learn/key_moments.h"
 #include "pipeline/learn/learn_range.h"
+#include "pipeline/learn/noise_rows.h"
 #include "pipeline/learn/row_pool.h"
 #include "pipeline/learn/scale_closed.h"
 #include "pipeline/learn/scale_smooth.h"
@@ -32,6 +34,13 @@ typedef struct learner {
     int64_t n_scales;
     scale_moments *scale_moments; /* of the rank's layers; NULL: not needed */
     scale_peaks *scale_peaks;     /* the same for scale.start: smooth */
+    double *sites;                /* [0] 1 once clips and R3 are known; then they, learn_sites.c; on
+                                     every rank; NULL: none asked for */
+    int64_t n_sites;
+    uint32_t noise_places; /* bit 1 << clip_place: quantized, and judged */
+    bool r3_wanted;
+    key_moments *keys; /* of the rank's layers; NULL: not needed */
+    noise_rows *noise;
 } learner;
 
 /* Local. */

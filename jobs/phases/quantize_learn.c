@@ -9,6 +9,8 @@
 #include "jobs/phases/learn_range_phase.h"
 #include "jobs/phases/learn_scale_state.h"
 #include "jobs/phases/learn_scales.h"
+#include "jobs/phases/learn_site_state.h"
+#include "jobs/phases/learn_sites.h"
 #include "jobs/phases/learn_start.h"
 #include "jobs/phases/learn_state.h"
 #include "jobs/run/run_phase.h"
@@ -29,6 +31,7 @@ static err learner_init(learner *l, quantize_run *q) {
     if (!e.code) e = mem_alloc(cfg->layers * learner_r2_entries(l), sizeof(double), "R2", &r2);
     l->R2 = r2;
     if (!e.code) e = learn_scales_init(l);
+    if (!e.code) e = learn_sites_init(l);
     stage_range *ranges = calloc((size_t)comm_size(q->c), sizeof *ranges);
     if (!ranges) abort();
     learn_cut(l, comm_size(q->c), ranges, &l->n_stages);
@@ -50,6 +53,9 @@ static void learner_clear(learner *l) {
     mem_free(l->scales);
     scale_moments_destroy(&l->scale_moments);
     scale_peaks_destroy(&l->scale_peaks);
+    mem_free(l->sites);
+    key_moments_destroy(&l->keys);
+    noise_rows_destroy(&l->noise);
 }
 
 /* Collective. What fusion is about to use, on each rank. */
@@ -58,8 +64,9 @@ static err check_replicas(const learner *l, const double *R1) {
                    n2 = l->R2 ? (uint64_t)(learner_cfg(l)->layers * learner_r2_entries(l)) : 0;
     const replica parts[] = {{"R1", R1, n * n * sizeof *R1},
                              {"R2", l->R2, n2 * sizeof *l->R2},
-                             {"scales", l->scales, (uint64_t)l->n_scales * sizeof *l->scales}};
-    return replicas_check(l->q->c, parts, 3, "the learned rotations");
+                             {"scales", l->scales, (uint64_t)l->n_scales * sizeof *l->scales},
+                             {"clips and R3", l->sites, (uint64_t)l->n_sites * sizeof *l->sites}};
+    return replicas_check(l->q->c, parts, 4, "the learned rotations");
 }
 
 /* Learned matrices take the place of the start points in the set that fusion uses. */
@@ -94,11 +101,13 @@ static err run_phase(learner *l, int64_t k, const learn_kept *saved) {
     return learn_e2e_phase(l, k, saved);
 }
 
-/* Scales stand after the phases `range` and before the first that runs the whole model. */
+/* Scales, and then R3 and clips, stand after the phases `range` and before the first that runs the
+ * whole model. */
 static err scales_if_due(learner *l, int64_t phase, int64_t phases) {
-    if (learn_scales_done(l) || (phase < phases && !learn_e2e_is(&l->q->set->learn[phase])))
-        return err_none();
+    if (learn_scales_done(l) && learn_sites_done(l)) return err_none();
+    if (phase < phases && !learn_e2e_is(&l->q->set->learn[phase])) return err_none();
     err e = learn_scales(l);
+    if (!e.code) e = learn_sites(l);
     return e.code ? e : learn_keep_rotations(l, phase);
 }
 
@@ -115,7 +124,9 @@ err quantize_learn(quantize_run *q) {
     if (!e.code) e = learn_recall(q, &saved);
     const bool fresh = first < 0;
     if (!e.code) e = learn_scales_adopt(&l);
-    const bool rows = !e.code && (learn_needs_rows(q->set, first, fresh) || !learn_scales_done(&l));
+    if (!e.code) e = learn_sites_adopt(&l);
+    const bool rows = !e.code && (learn_needs_rows(q->set, first, fresh) ||
+                                  !learn_scales_done(&l) || !learn_sites_done(&l));
     if (rows) quantize_phase_start(q, "capture");
     if (rows) e = learn_capture_rows(&l);
     if (!e.code && fresh) e = learn_start(&l);
@@ -138,7 +149,8 @@ err quantize_learn(quantize_run *q) {
 /* What a learner on any rank would be, without matrices. */
 static err learner_of_plan(quantize_run *q, learner *l) {
     *l = (learner){.q = q, .r2_heads = rotation_set_r2_count(q->rotations)};
-    return learn_scales_init(l);
+    err e = learn_scales_init(l);
+    return e.code ? e : learn_sites_init(l);
 }
 
 err quantize_learn_cut(quantize_run *q, int ranks, stage_range *ranges, int *n_stages) {
@@ -146,7 +158,13 @@ err quantize_learn_cut(quantize_run *q, int ranks, stage_range *ranges, int *n_s
     err e = learner_of_plan(q, &l);
     if (!e.code) learn_cut(&l, ranks, ranges, n_stages);
     mem_free(l.scales);
+    mem_free(l.sites);
     return e;
+}
+
+static err plan_after_range(learner *l, plan_maker *m) {
+    err e = l->scale_kinds ? learn_scales_plan(l, m) : err_none();
+    return !e.code && l->sites ? learn_sites_plan(l, m) : e;
 }
 
 err quantize_learn_plan(plan_maker *m) {
@@ -154,15 +172,16 @@ err quantize_learn_plan(plan_maker *m) {
     learner l;
     err e = learner_of_plan(m->q, &l);
     l.n_stages = m->n_stages;
-    bool scales = l.scale_kinds != 0;
-    if (!e.code && (learn_needs_rows(s, 0, true) || scales)) e = learn_capture_plan(&l, m);
+    bool after = l.scale_kinds != 0 || l.sites; /* what comes after `range` is still to do */
+    if (!e.code && (learn_needs_rows(s, 0, true) || after)) e = learn_capture_plan(&l, m);
     for (int64_t k = 0; k < s->n_learn && !e.code; k++) {
         const bool e2e = learn_e2e_is(&s->learn[k]);
-        if (e2e && scales) e = learn_scales_plan(&l, m);
-        if (e2e) scales = false;
+        if (e2e && after) e = plan_after_range(&l, m);
+        if (e2e) after = false;
         if (!e.code) e = e2e ? learn_e2e_plan(&l, m, k) : learn_range_plan(&l, m, k);
     }
-    if (scales && !e.code) e = learn_scales_plan(&l, m);
+    if (after && !e.code) e = plan_after_range(&l, m);
     mem_free(l.scales);
+    mem_free(l.sites);
     return e;
 }

@@ -274,7 +274,8 @@ static err write_companions(const quantize_run *q) {
     free(path);
     free(text);
     if (e.code || (!rotation_set_r1(q->rotations) && !rotation_set_r2_count(q->rotations) &&
-                   !rotation_set_scales(q->rotations)))
+                   !rotation_set_scales(q->rotations) && !rotation_set_clips(q->rotations) &&
+                   !rotation_set_r3_heads(q->rotations)))
         return e;
     char seed[24], r3[64], r4[64];
     snprintf(seed, sizeof seed, "%" PRId64, q->set->seed);

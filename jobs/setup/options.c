@@ -141,7 +141,7 @@ static const struct {
                     BIT(CMD_INSPECT), false},
     [OPT_SITES] = {"--sites", NULL,
                    "of an output folder: what GPTQ saw at the inputs of the linears, before and "
-                   "after rotation",
+                   "after rotation; what the noise of quantizers costs, and their clips",
                    BIT(CMD_INSPECT), false},
     [OPT_EXPORT_SPINQUANT] = {"--export-spinquant", "FILE",
                               "write the rotations in fp32 under SpinQuant's public keys",

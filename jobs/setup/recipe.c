@@ -6,6 +6,8 @@
 #include "base/log.h"
 #include "base/size.h"
 #include "base/yaml.h"
+#include "jobs/setup/recipe_clip.h"
+#include "jobs/setup/recipe_words.h"
 #include "version.h"
 
 #include <dirent.h>
@@ -25,6 +27,7 @@ typedef enum kind {
     KIND_INT_OR_WORD, /* a whole number in lo..hi, or one of `words` */
     KIND_WORDS,       /* a list of `words` */
     KIND_SIZE,
+    KIND_CLIP, /* a number in lo..hi, "search", or numbers or pairs of them by `words` */
     KIND_PHASES,
 } kind;
 
@@ -54,6 +57,8 @@ static const key keys[] = {
     {AT(rotate.start_r2), KIND_WORD, "same", 0, 0, "same|pca|womi", "start point of R2 alone"},
     {AT(rotate.online), KIND_WORDS, "[]", 0, 0, "r3|r4",
      "rotations applied at run time: r4 by vLLM on GPUs (r4_block: pow2), r3 by eval alone"},
+    {AT(rotate.r3), KIND_WORD, "had", 0, 0, "had|signs|pca",
+     "R3: Hadamard, with signs of the mean key, or from eigenvectors of the keys of a KV head"},
     {AT(rotate.r4_block), KIND_INT_OR_WORD, "auto", 1, 1 << 20, "auto|pow2",
      "block of R4; auto: the whole size; pow2: the largest power of two up to 4096 that divides "
      "it"},
@@ -81,7 +86,8 @@ static const key keys[] = {
     {AT(activations.bits), KIND_INT, "16", 2, 16, NULL,
      "bits of activations in eval; 16: not quantized"},
     {AT(activations.symmetric), KIND_BOOL, "false", 0, 0, NULL, "no zero points"},
-    {AT(activations.clip), KIND_REAL, "1.0", 0.01, 1, NULL, "multiplies the range"},
+    {AT(activations.clip), KIND_CLIP, "1.0", CLIP_LEAST, CLIP_MOST, "attn|mlp|o|down",
+     "shrinks ranges of inputs; search: each place and layer its own, both ends apart"},
     {AT(activations.group), KIND_INT_OR_WORD, "token", 1, 1 << 20, "token|weights",
      "inputs that share a scale; token: all of a linear's; weights: as weights.group"},
     {AT(activations.o_group), KIND_WORD, "head", 0, 0, "head|token",
@@ -93,7 +99,8 @@ static const key keys[] = {
     {AT(kv.bits), KIND_INT, "16", 2, 16, NULL,
      "bits of keys and values in eval; 16: not quantized"},
     {AT(kv.symmetric), KIND_BOOL, "false", 0, 0, NULL, "no zero points"},
-    {AT(kv.clip), KIND_REAL, "1.0", 0.01, 1, NULL, "multiplies the range"},
+    {AT(kv.clip), KIND_CLIP, "1.0", CLIP_LEAST, CLIP_MOST, "k|v",
+     "shrinks ranges of the cache, in the same way"},
     {AT(calib.windows), KIND_INT, "128", 1, 1 << 24, NULL, "calibration windows"},
     {AT(calib.window), KIND_INT, "2048", 2, 1 << 24, NULL, "tokens of a calibration window"},
     {AT(calib.bos), KIND_WORD, "auto", 0, 0, "auto|none|each-window",
@@ -177,15 +184,6 @@ static void tree_put(json_t *tree, const char *path, json_t *value) {
     json_object_set_new(at, dot ? dot + 1 : path, value);
 }
 
-static bool is_word_of(const char *word, const char *words) {
-    size_t n = strlen(word);
-    for (const char *w = words; w; w = strchr(w, '|')) {
-        if (*w == '|') w++;
-        if (n && !strncmp(w, word, n) && (!w[n] || w[n] == '|')) return true;
-    }
-    return false;
-}
-
 static bool fits_number(const key *k, const json_t *v) {
     double d = json_number_value(v);
     return d >= k->lo && d <= k->hi;
@@ -196,7 +194,8 @@ static bool fits_list(const key *k, const json_t *v) {
     json_t *item, *other;
     if (!json_is_array(v)) return false;
     json_array_foreach(v, i, item) {
-        if (!json_is_string(item) || !is_word_of(json_string_value(item), k->words)) return false;
+        if (!json_is_string(item) || !recipe_is_word(json_string_value(item), k->words))
+            return false;
         json_array_foreach(v, j, other) if (j < i && json_equal(item, other)) return false;
     }
     return true;
@@ -219,15 +218,17 @@ static bool fits(const key *k, const json_t *v) {
     case KIND_BOOL:
         return json_is_boolean(v);
     case KIND_WORD:
-        return s && is_word_of(s, k->words);
+        return s && recipe_is_word(s, k->words);
     case KIND_WORD_OR_TEXT:
         return s && *s;
     case KIND_INT_OR_WORD:
-        return (json_is_integer(v) && fits_number(k, v)) || (s && is_word_of(s, k->words));
+        return (json_is_integer(v) && fits_number(k, v)) || (s && recipe_is_word(s, k->words));
     case KIND_WORDS:
         return fits_list(k, v);
     case KIND_SIZE:
         return fits_size(k, v);
+    case KIND_CLIP:
+        return recipe_clip_fits(v, k->lo, k->hi, k->words);
     case KIND_PHASES:
         return json_is_array(v);
     }
@@ -258,6 +259,11 @@ static void describe(const key *k, char *text, size_t n) {
         break;
     case KIND_SIZE:
         snprintf(text, n, "a size as 4G, at least %.0f", k->lo);
+        break;
+    case KIND_CLIP:
+        snprintf(text, n,
+                 "a number in %.16g..%.16g, search, or a map of %s to a number or [low, high]",
+                 k->lo, k->hi, k->words);
         break;
     case KIND_PHASES:
         snprintf(text, n, "a list of phases");
@@ -399,17 +405,6 @@ static void rates_of_version_1(json_t *from, const char *where) {
 
 /* ---- values into fields ---- */
 
-/* The place of a word in a list as "a|b|c"; their number where it is none of them. */
-static int word_index(const char *word, const char *words) {
-    const size_t n = strlen(word);
-    int at = 0;
-    for (const char *w = words; w; w = strchr(w, '|'), at++) {
-        if (*w == '|') w++;
-        if (!strncmp(w, word, n) && (!w[n] || w[n] == '|')) return at;
-    }
-    return at;
-}
-
 static uint64_t size_of(const json_t *v) {
     uint64_t bytes = 0;
     if (json_is_integer(v)) return (uint64_t)json_integer_value(v);
@@ -427,6 +422,7 @@ static size_t size_of_kind(kind k) {
                                    [KIND_INT_OR_WORD] = sizeof(int64_t),
                                    [KIND_WORDS] = sizeof(uint32_t),
                                    [KIND_SIZE] = sizeof(uint64_t),
+                                   [KIND_CLIP] = sizeof(clip_setting),
                                    [KIND_PHASES] = sizeof(learn_settings *)};
     return sizes[k];
 }
@@ -441,7 +437,7 @@ static void store(const key *k, const json_t *v, void *to) {
     switch (k->kind) {
     case KIND_INT:
     case KIND_INT_OR_WORD:
-        *(int64_t *)field = s ? -word_index(s, k->words) : json_integer_value(v);
+        *(int64_t *)field = s ? -recipe_word_index(s, k->words) : json_integer_value(v);
         break;
     case KIND_REAL:
         *(double *)field = json_number_value(v);
@@ -450,20 +446,23 @@ static void store(const key *k, const json_t *v, void *to) {
         *(bool *)field = json_is_true(v);
         break;
     case KIND_WORD: {
-        const int word = word_index(s, k->words);
+        const int word = recipe_word_index(s, k->words);
         memcpy(field, &word, sizeof word); /* an enum */
         break;
     }
     case KIND_WORD_OR_TEXT:
-        *(word_or_text *)field = (word_or_text){word_index(s, k->words), s};
+        *(word_or_text *)field = (word_or_text){recipe_word_index(s, k->words), s};
         break;
     case KIND_WORDS:
         *(uint32_t *)field = 0;
         json_array_foreach(v, i, item) * (uint32_t *)field |=
-            1u << word_index(json_string_value(item), k->words);
+            1u << recipe_word_index(json_string_value(item), k->words);
         break;
     case KIND_SIZE:
         *(uint64_t *)field = size_of(v);
+        break;
+    case KIND_CLIP:
+        recipe_clip_store(v, k->words, field);
         break;
     case KIND_PHASES: /* read_settings */
         break;

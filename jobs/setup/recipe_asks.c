@@ -16,7 +16,18 @@ bool quantize_needs_calibration(const settings *s) {
 
 bool quantize_learns(const settings *s) {
     return s->n_learn || quantize_starts_at(s, START_POINT_PCA) ||
-           (s->scale.start != SCALES_ONES && s->scale.pairs);
+           (s->scale.start != SCALES_ONES && s->scale.pairs) || quantize_tunes_sites(s);
+}
+
+bool quantize_learns_r3(const settings *s) {
+    return s->rotate.r3 != R3_HAD && (s->rotate.online & ONLINE_R3) && s->kv.bits < 16;
+}
+
+bool quantize_tunes_sites(const settings *s) {
+    const bool inputs =
+        s->activations.bits < 16 || (s->activations.down_bits && s->activations.down_bits < 16);
+    return quantize_learns_r3(s) || (inputs && s->activations.clip.from == CLIPS_SEARCH) ||
+           (s->kv.bits < 16 && s->kv.clip.from == CLIPS_SEARCH);
 }
 
 bool quantize_uses_gptq(const settings *s) {

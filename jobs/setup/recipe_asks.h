@@ -12,6 +12,10 @@ bool quantize_starts_at(const settings *s, start_point point);
 bool quantize_needs_calibration(const settings *s);
 /* Local. True where it learns from that text: phases, or a start from activations. */
 bool quantize_learns(const settings *s);
+/* Local. True where R3 is made from the keys of that text; where that or a search of clips is asked
+ * for. */
+bool quantize_learns_r3(const settings *s);
+bool quantize_tunes_sites(const settings *s);
 bool quantize_uses_gptq(const settings *s); /* local; weights are rounded by gptq or gptaq */
 
 /* Local. True where the objective of a phase stands at the end of the model: ce, kl-top. */

@@ -31,6 +31,7 @@ typedef enum start_point {
 } start_point;
 
 typedef enum start_r2 { START_R2_SAME, START_R2_PCA, START_R2_WOMI } start_r2;
+typedef enum r3_kind { R3_HAD, R3_SIGNS, R3_PCA } r3_kind;
 typedef enum scale_start { SCALES_ONES, SCALES_CLOSED, SCALES_SMOOTH } scale_start;
 typedef enum weights_method { METHOD_RTN, METHOD_GPTQ, METHOD_GPTAQ } weights_method;
 typedef enum weights_scale { WEIGHTS_SCALE_MAX, WEIGHTS_SCALE_SEARCH } weights_scale;
@@ -49,6 +50,15 @@ enum { PAIR_NORM = 1, PAIR_VO = 2, PAIR_QK = 4, PAIR_UD = 8 };
 enum { R4_BLOCK_AUTO = 0, R4_BLOCK_POW2 = -1 };
 enum { INPUTS_TOKEN = 0, INPUTS_AS_WEIGHTS = -1 };
 enum { GROUP_CHANNEL = 0, GROUP_AUTO = -1 };
+
+/* activations.clip and kv.clip: one number for all places (1: none, or those of a file of
+ * rotations), found by a search, or ends (a, b) by place, in the order of the key's words. */
+typedef enum clip_source { CLIPS_NUMBER, CLIPS_SEARCH, CLIPS_BY_PLACE } clip_source;
+enum { CLIP_WORDS = 4 };
+typedef struct clip_setting {
+    clip_source from;
+    double ends[CLIP_WORDS][2];
+} clip_setting;
 
 /* A phase of learn. */
 typedef struct learn_settings {
@@ -71,6 +81,7 @@ typedef struct settings {
         word_or_text start; /* .word is a start_point */
         start_r2 start_r2;
         uint32_t online;
+        r3_kind r3;
         int64_t r4_block; /* or R4_BLOCK_AUTO, R4_BLOCK_POW2 */
     } rotate;
     struct {
@@ -94,7 +105,7 @@ typedef struct settings {
     struct {
         int64_t bits;
         bool symmetric;
-        double clip;
+        clip_setting clip;
         int64_t group; /* or INPUTS_TOKEN, INPUTS_AS_WEIGHTS */
         o_group o_group;
         int64_t down_bits; /* 0: same */
@@ -103,7 +114,7 @@ typedef struct settings {
     struct {
         int64_t bits;
         bool symmetric;
-        double clip;
+        clip_setting clip;
     } kv;
     struct {
         int64_t windows, window;
@@ -137,6 +148,22 @@ static inline bool settings_quantize_at_run_time(const settings *s) {
 static inline bool settings_round_weights(const settings *s) {
     return s->weights.bits < 16;
 }
+/* Local. What the recipe says of the clips of a place: the key, and its two numbers. */
+static inline const clip_setting *settings_clip(const settings *s, clip_place place,
+                                                const double **ends) {
+    const bool cache = place == CLIP_KEY || place == CLIP_VALUE;
+    const clip_setting *c = cache ? &s->kv.clip : &s->activations.clip;
+    if (ends) *ends = c->ends[(int)place - (cache ? (int)CLIP_KEY : 0)];
+    return c;
+}
+
+/* Local. Every range is taken whole. */
+static inline bool clip_setting_none(const clip_setting *c) {
+    bool ones = c->from != CLIPS_SEARCH;
+    for (int i = 0; i < CLIP_WORDS; i++) ones = ones && c->ends[i][0] == 1 && c->ends[i][1] == 1;
+    return ones;
+}
+
 /* Local. BLAS threads of what is factored; 1 where no byte depends on them. */
 static inline int settings_blas_threads(const settings *s) {
     return s->numerics.threads ? (int)s->numerics.threads : 1;

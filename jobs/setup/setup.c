@@ -174,6 +174,30 @@ static err random_start(rotation_set *set, bool r1_later) {
     return e;
 }
 
+/* Where the recipe says numbers: these, and 1 where a search is to come. A recipe that says nothing
+ * leaves the clips of a file of rotations. */
+static err put_clips(const settings *s, rotation_set *set) {
+    const clip_set *old = rotation_set_clips(set);
+    const int64_t layers = rotation_set_sizes(set)->layers;
+    clip_set *clips;
+    err e = clip_set_create(layers, &clips);
+    bool any = false;
+    for (int64_t i = 0; i < layers * CLIP_PLACES && !e.code; i++) {
+        const clip_place place = (clip_place)(i % CLIP_PLACES);
+        const double *ends;
+        const clip_setting *said = settings_clip(s, place, &ends);
+        const bool silent = said->from == CLIPS_NUMBER && clip_setting_none(said),
+                   of_file = old && (silent || said->from == CLIPS_SEARCH);
+        any |= of_file || (said->from != CLIPS_SEARCH && !clip_setting_none(said));
+        if (of_file) ends = clip_set_get(old, place, i / CLIP_PLACES);
+        e = clip_set_put(clips, place, i / CLIP_PLACES, ends);
+    }
+    if (!e.code && !any) clip_set_destroy(&clips);
+    if (!e.code) rotation_set_put_clips(set, &clips);
+    clip_set_destroy(&clips);
+    return e;
+}
+
 err setup_rotations(const comm *c, const settings *s, const source *from, bool r1_later,
                     rotation_set **out) {
     const llama_config *cfg = &from->cfg;
@@ -197,11 +221,12 @@ err setup_rotations(const comm *c, const settings *s, const source *from, bool r
         .qk_norm = cfg->qk_norm,
     };
     /* pca and womi begin as identities, which are replaced once there are rows or weights. */
-    if (s->rotate.start.word == START_POINT_FILE)
-        return rotation_file_read(c, s->rotate.start.text, &o, &z,
-                                  from->linears.form ? NULL : from->ck, out);
-    err e = rotation_set_create(&o, &z, out);
+    err e = s->rotate.start.word == START_POINT_FILE
+                ? rotation_file_read(c, s->rotate.start.text, &o, &z,
+                                     from->linears.form || from->ar ? NULL : from->ck, out)
+                : rotation_set_create(&o, &z, out);
     if (!e.code && s->rotate.start.word == START_POINT_ORTHOGONAL) e = random_start(*out, r1_later);
+    if (!e.code) e = put_clips(s, *out);
     return comm_agree(c, e, "making the rotations", NULL);
 }
 
@@ -274,11 +299,11 @@ layout_options setup_layout(const settings *s, const wquant *how, st_dtype store
     };
 }
 
-static aquant aquant_of(const settings *s, int64_t bits, bool symmetric, double clip) {
+static aquant aquant_of(const settings *s, int64_t bits, bool symmetric) {
     return (aquant){
         .bits = (int)bits,
         .symmetric = symmetric,
-        .clip = (float)clip,
+        .clip = {1, 1}, /* llama_sites.clips has them */
         .compressed_tensors_scale = s->activations.scale == INPUT_SCALE_COMPRESSED_TENSORS,
     };
 }
@@ -306,9 +331,9 @@ err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, b
                 bool r4_fused, llama_sites *out, const rotation ***r2) {
     *out = llama_sites_none();
     *r2 = NULL;
-    out->act = aquant_of(s, s->activations.bits, s->activations.symmetric, s->activations.clip);
+    out->act = aquant_of(s, s->activations.bits, s->activations.symmetric);
     out->act.group = inputs_group(s, cfg);
-    out->kv = aquant_of(s, s->kv.bits, s->kv.symmetric, s->kv.clip);
+    out->kv = aquant_of(s, s->kv.bits, s->kv.symmetric);
     out->down_bits = (int)s->activations.down_bits;
     out->o_per_head = s->activations.o_group == O_GROUP_HEAD;
     err e = check_inputs_group(out->act.group, cfg);
@@ -317,6 +342,8 @@ err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, b
     if (!e.code && out->down_bits) e = check_bits("activations.down_bits", out->down_bits);
     if (e.code) return e;
     out->R3 = rotation_set_r3(set);
+    out->R3_heads = rotation_set_r3_heads(set);
+    out->clips = rotation_set_clips(set);
     out->R4 = rotation_set_r4(set);
     out->r4_fused = r4_fused;
     if (fused) return e;

@@ -38,7 +38,7 @@ static const char *first_unmet(const settings *s, const char **want) {
         {"activations.symmetric", "true", s->activations.symmetric},
         {"activations.o_group", "token",
          s->activations.group > 0 || s->activations.o_group == O_GROUP_TOKEN},
-        {"activations.clip", "1.0", s->activations.clip == 1},
+        {"activations.clip", "1.0", clip_setting_none(&s->activations.clip)},
         {"activations.down_bits", "same",
          !s->activations.down_bits || s->activations.down_bits == bits},
         {"weights.bits", "8 or less", settings_round_weights(s)},
@@ -146,7 +146,8 @@ static json_t *section(const recipe *r, const char *name, const char *const *key
 
 json_t *setup_eval_keys(const recipe *r) {
     const settings *s = recipe_settings(r);
-    static const char *const rotate[] = {"online", "r4_block", NULL};
+    static const char *const all[] = {"r3", "online", "r4_block", NULL};
+    const char *const *rotate = s->rotate.r3 == R3_HAD ? all + 1 : all;
     static const char *const inputs[] = {"bits",    "symmetric", "clip",  "group",
                                          "o_group", "down_bits", "scale", NULL};
     static const char *const cache[] = {"bits", "symmetric", "clip", NULL};

@@ -192,6 +192,7 @@ static void backward(capture *k, int64_t window, int slot, err *e) {
     k->bad_layer = llama_layers_finite(k->layers[slot], n, x) ? -1 : INT64_MAX;
     llama_tap tap = {.places = places_of(k), .take = take_rows, .ctx = k};
     k->window = window;
+    if (k->also->window) *k->also->window = window;
     if (!e->code)
         *e = llama_layers_back(k->layers[slot], k->stage, NULL, n, x, NULL, NULL, &tap, k->work);
     if (!e->code && k->bad_layer >= 0 && k->bad_layer < INT64_MAX)

@@ -17,6 +17,7 @@
 typedef struct capture_taps {
     const llama_tap *taps; /* borrowed */
     int n;
+    int64_t *window; /* borrowed; set to the window whose rows come next; NULL: nobody asks */
 } capture_taps;
 
 /* Called on every rank of c between two waves of windows, with those done. What it returns must be

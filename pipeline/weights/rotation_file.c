@@ -39,6 +39,16 @@ static void scale_key(char name[NAME_LEN], scale_kind kind, int64_t layer) {
     snprintf(name, NAME_LEN, "model.layers.%" PRId64 ".%s", layer, scale_keys[kind]);
 }
 
+/* Clips by place, in the same way; [2] each. */
+static const char *const clip_keys[CLIP_PLACES] = {
+    "input_layernorm.clip", "post_attention_layernorm.clip",
+    "self_attn.clip_o",     "mlp.clip",
+    "self_attn.clip_k",     "self_attn.clip_v"};
+
+static void clip_key(char name[NAME_LEN], clip_place place, int64_t layer) {
+    snprintf(name, NAME_LEN, "model.layers.%" PRId64 ".%s", layer, clip_keys[place]);
+}
+
 static bool by_head(scale_kind kind) {
     return kind == SCALE_VO || kind == SCALE_QK;
 }
@@ -111,21 +121,53 @@ static err add_scales(matrix_list *m, const rotation_sizes *z, const scale_set *
     return e;
 }
 
+static err add_r3(matrix_list *m, const rotation_set *set, int64_t layer) {
+    const rotation_sizes *z = rotation_set_sizes(set);
+    char name[NAME_LEN];
+    snprintf(name, sizeof name, "model.layers.%" PRId64 ".self_attn.R3", layer);
+    return list_add(m, name, rotation_set_r3_heads(set) + layer * z->kv_heads, z->kv_heads,
+                    z->head_dim, false);
+}
+
+static err add_clip(matrix_list *m, const clip_set *set, clip_place place, int64_t layer) {
+    const int64_t at = m->n;
+    clip_key(m->names[at], place, layer);
+    err e = mem_alloc(2, sizeof(double), m->names[at], &m->data[at]);
+    if (e.code) return e;
+    m->n++;
+    memcpy(m->data[at], clip_set_get(set, place, layer), 2 * sizeof(double));
+    m->tensors[at] = (st_tensor){.name = m->names[at], .dtype = ST_F64, .shape = {2}, .n_dims = 1};
+    return e;
+}
+
+/* What SpinQuant's files do not have. */
+static err add_more(matrix_list *m, const rotation_set *set) {
+    const rotation_sizes *z = rotation_set_sizes(set);
+    const clip_set *clips = rotation_set_clips(set);
+    const scale_set *scales = rotation_set_scales(set);
+    err e = err_none();
+    for (int64_t i = 0; i < SCALE_KINDS * z->layers && !e.code; i++) {
+        const scale_kind kind = (scale_kind)(i % SCALE_KINDS);
+        if (scale_set_has(scales, kind)) e = add_scales(m, z, scales, kind, i / SCALE_KINDS);
+    }
+    for (int64_t l = 0; rotation_set_r3_heads(set) && l < z->layers && !e.code; l++)
+        e = add_r3(m, set, l);
+    for (int64_t i = 0; clips && i < CLIP_PLACES * z->layers && !e.code; i++)
+        e = add_clip(m, clips, (clip_place)(i % CLIP_PLACES), i / CLIP_PLACES);
+    return e;
+}
+
 err rotation_file_write(const char *path, rotation_set *set, bool fp32,
                         const char *const *metadata) {
     const rotation_sizes *z = rotation_set_sizes(set);
     matrix_list m;
-    err e = list_init(&m, (1 + SCALE_KINDS) * z->layers + 1);
+    err e = list_init(&m, (2 + SCALE_KINDS + CLIP_PLACES) * z->layers + 1);
     if (e.code) return e;
-    const scale_set *scales = fp32 ? NULL : rotation_set_scales(set);
     const rotation *r1 = rotation_set_r1(set);
     if (r1) e = list_add(&m, "R1", &r1, 1, z->hidden, fp32);
     if (rotation_set_r2_count(set) > 0)
         for (int64_t l = 0; l < z->layers && !e.code; l++) e = add_r2(&m, set, l, fp32);
-    for (int64_t i = 0; i < SCALE_KINDS * z->layers && !e.code; i++) {
-        const scale_kind kind = (scale_kind)(i % SCALE_KINDS);
-        if (scale_set_has(scales, kind)) e = add_scales(&m, z, scales, kind, i / SCALE_KINDS);
-    }
+    if (!e.code && !fp32) e = add_more(&m, set);
     if (!e.code)
         e = st_file_write(path, m.tensors, m.n, (const void *const *)m.data, metadata, NULL);
     list_clear(&m);
@@ -236,6 +278,61 @@ static err put_all(const rotation_text *f, rotation_set *set) {
     return e;
 }
 
+static bool holds_r3(const rotation_text *f) {
+    return st_header_find(f->header, "model.layers.0.self_attn.R3") != NULL;
+}
+
+static err put_r3(const rotation_text *f, rotation_set *set) {
+    const rotation_sizes *z = rotation_set_sizes(set);
+    rotation *r = NULL;
+    err e = err_none();
+    for (int64_t l = 0; l < z->layers && !e.code; l++) {
+        char name[NAME_LEN];
+        snprintf(name, sizeof name, "model.layers.%" PRId64 ".self_attn.R3", l);
+        const st_tensor *t = st_header_find(f->header, name);
+        if (!t) return bad_tensor(f, name, "is missing, where other layers have it");
+        e = check_shape(f, t, z->kv_heads, z->head_dim);
+        for (int64_t h = 0; h < z->kv_heads && !e.code; h++) {
+            e = take_matrix(f, t, h, z->head_dim, &r);
+            if (!e.code) e = rotation_set_put_r3(set, l, h, &r);
+        }
+    }
+    rotation_destroy(&r);
+    return e;
+}
+
+/* ---- clips ---- */
+
+static bool holds_clips(const rotation_text *f) {
+    char name[NAME_LEN];
+    clip_key(name, CLIP_ATTN, 0);
+    return st_header_find(f->header, name) != NULL;
+}
+
+static err take_clip(const rotation_text *f, clip_place place, int64_t layer, clip_set *to) {
+    char name[NAME_LEN];
+    clip_key(name, place, layer);
+    const st_tensor *t = st_header_find(f->header, name);
+    if (!t) return bad_tensor(f, name, "is missing, where others are there");
+    err e = check_type(f, t);
+    if (e.code) return e;
+    if (t->n_dims != 1 || t->shape[0] != 2) return bad_tensor(f, name, "must have shape [2]");
+    const double ends[2] = {number_at(f, t, 0), number_at(f, t, 1)};
+    e = clip_set_put(to, place, layer, ends);
+    return e.code ? bad_tensor(f, name, e.what) : e;
+}
+
+static err put_clips(const rotation_text *f, rotation_set *set) {
+    const int64_t layers = rotation_set_sizes(set)->layers;
+    clip_set *clips;
+    err e = clip_set_create(layers, &clips);
+    for (int64_t i = 0; i < CLIP_PLACES * layers && !e.code; i++)
+        e = take_clip(f, (clip_place)(i % CLIP_PLACES), i / CLIP_PLACES, clips);
+    if (!e.code) rotation_set_put_clips(set, &clips);
+    clip_set_destroy(&clips);
+    return e;
+}
+
 /* ---- scales ---- */
 
 static bool holds_scales(const rotation_text *f, scale_kind kind) {
@@ -307,13 +404,15 @@ static err set_from_text(const rotation_text *f, const rotation_options *opts,
     o.start = START_LATER;
     bool scales = false;
     for (int k = 0; k < SCALE_KINDS; k++) scales |= holds_scales(f, (scale_kind)k);
-    if (!o.r1 && !r2 && !scales)
+    if (!o.r1 && !r2 && !scales && !holds_r3(f) && !holds_clips(f))
         return err_make(ERR_INPUT, f->path,
                         "a rotation file has R1 and model.layers.N.self_attn.R2",
                         "holds no rotation");
     err e = rotation_set_create(&o, sizes, out);
     if (!e.code) e = put_all(f, *out);
     if (!e.code && scales) e = put_scales(f, *out);
+    if (!e.code && o.r3 && holds_r3(f)) e = put_r3(f, *out);
+    if (!e.code && holds_clips(f)) e = put_clips(f, *out);
     if (e.code) rotation_set_destroy(out);
     return e;
 }

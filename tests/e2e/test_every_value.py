@@ -66,7 +66,8 @@ class EveryValue(Case):
         self.assertEqual(sorted(phases), sorted(space.PHASE_VALUES))
         for table, values in ((keys, space.VALUES), (phases, space.PHASE_VALUES)):
             for key, want in table.items():
-                for word in re.match(r"(?:a list of )?([\w|-]*\|[\w|-]+)?", want)[1].split("|") if "|" in want else []:
+                words = re.match(r"(?:a list of )?([\w|-]*\|[\w|-]+)", want)  # none where another kind of value comes first
+                for word in words[1].split("|") if words else []:
                     tried = {w for v in values[key] for w in (v if isinstance(v, list) else [v])}
                     self.assertIn(word, tried, f"{key}: {want}")
 
@@ -84,6 +85,8 @@ class EveryValue(Case):
                     r = {**base, **rounding, "weights.stream": "quantized", **inputs, key: value}
                 if key.endswith(".clip"):  # GPTAQ says that streams with ranges of a hundredth are too far apart
                     r["weights.method"] = "gptq"
+                if key == "rotate.r3":
+                    r["rotate.online"] = ["r3"]
                 if key == "rotate.r4_block":
                     r["rotate.online"] = ["r4"]
                 if "r4" in r["rotate.online"] and r["rotate.r4_block"] == "auto":

@@ -13,7 +13,7 @@ int main(int argc, char **argv) {
     const int64_t n = atoll(argv[4]);
     const site s = {.quant = {.bits = atoi(argv[1]),
                               .symmetric = true,
-                              .clip = 1,
+                              .clip = {1, 1},
                               .compressed_tensors_scale = !strcmp(argv[3], "compressed-tensors"),
                               .group = atoll(argv[2])},
                     .include_zero = true,

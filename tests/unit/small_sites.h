@@ -73,6 +73,20 @@ static inline scale_set *random_scales(const llama_config *c, double spread) {
     return set;
 }
 
+/* Two ends apart, or none. 7/8 and 3/4 are exact in any type. */
+static inline void set_clips(llama_sites *s, bool on) {
+    for (int i = 0; i < 2; i++) s->act.clip[i] = s->kv.clip[i] = on ? (i ? 0.75f : 0.875f) : 1;
+}
+
+/* The ends of a range as the page of the quantizer has them. */
+static inline void clip_range(const aquant *q, bool zero, double *lo, double *hi) {
+    const double a = (double)q->clip[0], b = (double)q->clip[1], half = (*hi - *lo) / 2,
+                 middle = (*hi + *lo) / 2;
+    const bool about_zero = zero || q->symmetric;
+    *lo = about_zero ? a * *lo : middle - a * half;
+    *hi = about_zero ? b * *hi : middle + b * half;
+}
+
 static inline double step_of(const aquant *q, bool zero, const double *u, int64_t n) {
     double lo = u[0], hi = u[0];
     for (int64_t j = 1; j < n; j++) {
@@ -83,9 +97,9 @@ static inline double step_of(const aquant *q, bool zero, const double *u, int64_
         lo = fmin(lo, 0);
         hi = fmax(hi, 0);
     }
-    const double clip = (double)q->clip;
-    if (!q->symmetric) return clip * (hi - lo) / (pow(2, q->bits) - 1);
-    return clip * fmax(hi, -lo) / (pow(2, q->bits - 1) - 1);
+    clip_range(q, zero, &lo, &hi);
+    if (!q->symmetric) return (hi - lo) / (pow(2, q->bits) - 1);
+    return fmax(hi, -lo) / (pow(2, q->bits - 1) - 1);
 }
 
 #endif

@@ -25,26 +25,37 @@ static void check_row(const aquant *q, bool zero, int n, const float *x, const f
 
 static void test_by_hand(void **state) {
     (void)state;
-    const aquant two = {.bits = 2, .clip = 1};
+    const aquant two = {.bits = 2, .clip = {1, 1}};
     /* with zero: lo 0, hi 6, s 2, z 0. Ties go to even: 1/2 -> 0, 3/2 -> 2, 5/2 -> 2 */
     check_row(&two, true, 5, (float[]){1, 2, 3, 5, 6}, (float[]){0, 2, 4, 4, 6});
     /* without zero: lo 3, hi 9, s 2, z = rint(-1.5) = -2; codes rint(x/2) - 2 in 0..3:
        3/2 -> 2, 4/2 = 2, 5/2 -> 2, 9/2 -> 4 */
     check_row(&two, false, 4, (float[]){3, 4, 5, 9}, (float[]){4, 4, 4, 8});
     /* symmetric, 4 bits: s = 14/7 = 2, codes -8..7 */
-    const aquant sym = {.bits = 4, .symmetric = true, .clip = 1};
+    const aquant sym = {.bits = 4, .symmetric = true, .clip = {1, 1}};
     check_row(&sym, true, 5, (float[]){-14, 1, 3, 5, 7}, (float[]){-14, 0, 4, 4, 8});
     /* the other convention: s = 15/7.5 = 2; 15/2 = 7.5 -> 8, clamped to 7; -15 -> -8 */
-    const aquant ct = {.bits = 4, .symmetric = true, .clip = 1, .compressed_tensors_scale = true};
+    const aquant ct = {
+        .bits = 4, .symmetric = true, .clip = {1, 1}, .compressed_tensors_scale = true};
     check_row(&ct, true, 3, (float[]){15, -15, 2.5f}, (float[]){14, -16, 2});
     /* clip halves the range: lo 0, hi 3, s 1 */
-    const aquant clip = {.bits = 2, .clip = 0.5f};
+    const aquant clip = {.bits = 2, .clip = {0.5f, 0.5f}};
     check_row(&clip, true, 3, (float[]){1, 2, 6}, (float[]){1, 2, 3});
+    /* both ends apart: lo -8 / 4 = -2, hi 2 / 2 = 1, s 1, z 2; -8 is held at -2, 2 at 1 */
+    const aquant ends = {.bits = 2, .clip = {0.25f, 0.5f}};
+    check_row(&ends, true, 4, (float[]){-8, -1, 0.75f, 2}, (float[]){-2, -1, 1, 1});
+    /* symmetric: the greater of 28 / 4 and 16 7/8 is 14, so s is 2 */
+    const aquant both = {.bits = 4, .symmetric = true, .clip = {0.25f, 0.875f}};
+    check_row(&both, true, 3, (float[]){-28, 16, 3}, (float[]){-16, 14, 4});
+    /* about the middle 6 where zero is not in the range: 2..10 becomes 4..7, s 1, z -4 */
+    check_row(&(aquant){.bits = 2, .clip = {0.5f, 0.25f}}, false, 4, (float[]){2, 4.75f, 6, 10},
+              (float[]){4, 5, 6, 7});
 }
 
 static void test_flat_rows(void **state) {
     (void)state;
-    const aquant q = {.bits = 4, .clip = 1}, sym = {.bits = 4, .symmetric = true, .clip = 1};
+    const aquant q = {.bits = 4, .clip = {1, 1}},
+                 sym = {.bits = 4, .symmetric = true, .clip = {1, 1}};
     check_row(&q, true, 3, (float[]){0, 0, 0}, (float[]){0, 0, 0});
     check_row(&sym, true, 3, (float[]){0, 0, 0}, (float[]){0, 0, 0});
     /* hi = lo = 3 without zero: s is 1, z = -3 */
@@ -55,7 +66,7 @@ static void test_flat_rows(void **state) {
 
 static void test_nan_is_not_hidden(void **state) {
     (void)state;
-    const aquant q = {.bits = 4, .clip = 1};
+    const aquant q = {.bits = 4, .clip = {1, 1}};
     const float x[3] = {1, NAN, 2};
     float out[3];
     fake_quant_rows(&q, true, x, 1, 3, 3, out);
@@ -73,8 +84,14 @@ static float slow(const aquant *q, bool zero, const float *x, int n, int j) {
         lo = fminf(lo, 0);
         hi = fmaxf(hi, 0);
     }
-    lo *= q->clip;
-    hi *= q->clip;
+    if (zero) {
+        lo *= q->clip[0];
+        hi *= q->clip[1];
+    } else {
+        const float half = (hi - lo) / 2;
+        lo = lo + (1 - q->clip[0]) * half;
+        hi = hi - (1 - q->clip[1]) * half;
+    }
     if (q->symmetric) {
         float s = fmaxf(fabsf(lo), fabsf(hi)) / (float)(pow(2, q->bits - 1) - 1);
         if (s == 0) s = 1;
@@ -91,8 +108,8 @@ static void test_against_slow(void **state) {
     enum { ROWS = 7, STRIDE = 100 };
     float x[ROWS * STRIDE], out[ROWS * STRIDE];
     for (int variant = 0; variant < 56; variant++) {
-        aquant q = {
-            .bits = 2 + variant % 7, .symmetric = variant & 8, .clip = variant & 16 ? 0.9f : 1};
+        const float low = variant & 16 ? 0.9f : 1, high = variant % 5 == 0 ? 0.8f : low;
+        aquant q = {.bits = 2 + variant % 7, .symmetric = variant & 8, .clip = {low, high}};
         bool zero = (variant & 32) || q.symmetric;
         int n = 1 + variant * 7 % 97;
         for (int i = 0; i < ROWS * STRIDE; i++) {
@@ -121,7 +138,7 @@ static void test_bounds(void **state) {
         hi = fmaxf(hi, x[i]);
     }
     for (int bits = 2; bits <= 8; bits++) {
-        const aquant q = {.bits = bits, .clip = 1};
+        const aquant q = {.bits = bits, .clip = {1, 1}};
         fake_quant_rows(&q, true, x, 1, 64, 64, once);
         float step = (hi - lo) / (float)((1 << bits) - 1);
         int levels = 0;

@@ -28,9 +28,9 @@ static void slow_quantize(const site *s, double *u) {
             hi = fmax(hi, 0);
         }
         const double top = pow(2, s->quant.bits) - 1, half = pow(2, s->quant.bits - 1);
-        const double clip = (double)s->quant.clip, most = fmax(hi, -lo);
-        const double step = s->quant.symmetric ? clip * most / (half - 1) : clip * (hi - lo) / top;
-        const double zero = s->quant.symmetric ? half : rint(-clip * lo / step);
+        clip_range(&s->quant, s->include_zero, &lo, &hi);
+        const double step = s->quant.symmetric ? fmax(hi, -lo) / (half - 1) : (hi - lo) / top;
+        const double zero = s->quant.symmetric ? half : rint(-lo / step);
         for (int64_t j = r; j < r + n; j++)
             u[j] = (fmin(fmax(rint(u[j] / step) + zero, 0), top) - zero) * step;
     }
@@ -163,7 +163,7 @@ static void test_identity(void **state) {
         if (k >= 12) s.scales = scales;
         s.act.bits = s.kv.bits = k % 3 == 0 ? 4 : k % 3 == 1 ? 3 : 8;
         s.act.symmetric = s.kv.symmetric = k % 2;
-        s.act.clip = s.kv.clip = k >= 6 ? 0.875f : 1;
+        set_clips(&s, k >= 6);
         s.o_per_head = k % 4 < 2;
         s.r2_per_head = k % 5 < 2;
         s.R1 = r1;
@@ -177,8 +177,10 @@ static void test_identity(void **state) {
     llama_config one = c; /* a single segment goes another way */
     one.kv_heads = 1;
     scale_set *few = random_scales(&one, 0.7);
-    const llama_sites s = {
-        .act = {.bits = 4, .clip = 1}, .kv = {.bits = 4, .clip = 1}, .R2 = layers, .scales = few};
+    const llama_sites s = {.act = {.bits = 4, .clip = {1, 1}},
+                           .kv = {.bits = 4, .clip = {1, 1}},
+                           .R2 = layers,
+                           .scales = few};
     const site values = sites_values(&s, &one, 1);
     check_identity(&values, &R2[1]);
     scale_set_destroy(&few);
@@ -533,7 +535,7 @@ static void test_range(void **state) {
         }
         b->sites.act.bits = b->sites.kv.bits = k % 3 == 2 ? 6 : 4;
         b->sites.act.symmetric = b->sites.kv.symmetric = k / 2 % 2;
-        b->sites.act.clip = b->sites.kv.clip = k == 5 || k == 6 ? 0.875f : 1;
+        set_clips(&b->sites, k >= 4);
         b->sites.o_per_head = k % 4 != 1;
         b->sites.r2_per_head = k >= 4;
         b->through = k % 2 == 0 || k == 5;

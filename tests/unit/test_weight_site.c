@@ -52,7 +52,7 @@ static void open_setting(setting *s, bool per_head, int act_bits, int64_t layers
         s->R2[i] = random_orthogonal(d);
         assert_ok(rotation_create_dense(d, s->R2[i], &s->r2[i]));
     }
-    s->sites.act = (aquant){.bits = act_bits, .clip = 1};
+    s->sites.act = (aquant){.bits = act_bits, .clip = {1, 1}};
     s->sites.o_per_head = true;
     s->sites.R1 = s->r1;
     s->sites.R2 = (const rotation *const *)s->r2; /* [2 layers], or [2 layers, 2 KV heads] */

@@ -1,0 +1,298 @@
+/* Rows that the capture drew are turned as the quantizer will see them, and pairs of ends are tried
+ * on them. */
+#include "jobs/phases/learn_sites.h"
+
+#include "base/gemm.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "jobs/phases/learn_capture.h"
+#include "jobs/phases/learn_site_state.h"
+#include "jobs/phases/learn_start.h"
+#include "jobs/run/noise_table.h"
+#include "jobs/run/run_phase.h"
+#include "jobs/setup/recipe_asks.h"
+#include "jobs/setup/setup.h"
+#include "model/sites.h"
+#include "pipeline/learn/noise_cost.h"
+#include "pipeline/plan/memory_plan.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- R3 ---- */
+
+static err find_r3(learner *l) {
+    const int64_t d = learner_cfg(l)->head_dim;
+    const scale_set *scales = rotation_set_scales(l->q->rotations);
+    const bool pca = l->q->set->rotate.r3 == R3_PCA;
+    err e = err_none();
+    for (int64_t i = 0; l->r3_wanted && i < l->range.n && !e.code; i++) {
+        const int64_t layer = l->range.first + i;
+        const scale_vector *S = scale_set_get(scales, SCALE_QK, layer);
+        for (int64_t h = 0; h < learner_cfg(l)->kv_heads && !e.code; h++) {
+            const double *mine = S ? S->s + h * d : NULL;
+            double *to = learn_site_r3(l, layer) + h * d * d;
+            e = pca ? key_moments_pca(l->keys, layer, h, mine, to)
+                    : key_moments_signs(l->keys, layer, h, mine, to);
+        }
+    }
+    e = comm_agree(l->q->c, e, "R3", NULL);
+    if (!e.code && l->r3_wanted)
+        learn_share_layers(l, learn_site_r3(l, 0), learn_site_r3_entries(l));
+    return e;
+}
+
+/* Collective. R3 of all layers into the set. */
+static err adopt_r3(learner *l) {
+    const llama_config *cfg = learner_cfg(l);
+    const int64_t d = cfg->head_dim;
+    rotation *r = NULL;
+    err e = err_none();
+    for (int64_t i = 0; l->r3_wanted && i < cfg->layers * cfg->kv_heads && !e.code; i++) {
+        e = rotation_create_dense(d, learn_site_r3(l, 0) + i * d * d, &r);
+        if (!e.code)
+            e = rotation_set_put_r3(l->q->rotations, i / cfg->kv_heads, i % cfg->kv_heads, &r);
+        rotation_destroy(&r);
+    }
+    return comm_agree(l->q->c, e, "taking over R3", NULL);
+}
+
+/* ---- the quantizers of this rank's layers ---- */
+
+/* Rotations as they are now, borrowed by `sites`. */
+typedef struct current {
+    llama_sites sites;
+    rotation *R1;
+    rotation **R2;       /* owned; [layers, r2_heads], those of this rank */
+    const rotation **r2; /* the same as sites take them */
+    int64_t n_r2;
+} current;
+
+static void current_clear(current *now) {
+    rotation_destroy(&now->R1);
+    for (int64_t i = 0; now->R2 && i < now->n_r2; i++) rotation_destroy(&now->R2[i]);
+    free(now->R2);
+    free(now->r2);
+}
+
+/* Collective. R1 in fp32 from the rows that are dealt. */
+static err take_r1(const learner *l, rotation **out) {
+    const int64_t n = learner_cfg(l)->hidden;
+    void *band = NULL;
+    if (!l->R1) return err_none();
+    err e = mem_alloc(DEALT_ROWS_BAND * n, sizeof(double), "rows of R1", &band);
+    if (!e.code) e = rotation_create_dense_f32(n, out);
+    e = comm_agree(l->q->c, e, "clips", NULL);
+    for (int64_t row = 0; row < n && !e.code; row += DEALT_ROWS_BAND) {
+        const int64_t rows = size_min(DEALT_ROWS_BAND, n - row);
+        double *from = band;
+        float *to = band;
+        dealt_rows_get(l->R1, row, rows, from);
+        for (int64_t i = 0; i < rows * n; i++) {
+            const float v = (float)from[i]; /* read before the smaller one is written over it */
+            memcpy(&to[i], &v, sizeof v);
+        }
+        rotation_put_rows_f32(*out, row, rows, to);
+    }
+    mem_free(band);
+    return e;
+}
+
+static err take_r2(const learner *l, current *now) {
+    const llama_config *cfg = learner_cfg(l);
+    const int64_t d = cfg->head_dim, heads = l->r2_heads;
+    err e = err_none();
+    now->n_r2 = cfg->layers * heads;
+    now->R2 = calloc((size_t)now->n_r2 + 1, sizeof *now->R2);
+    now->r2 = calloc((size_t)now->n_r2 + 1, sizeof *now->r2);
+    if (!now->R2 || !now->r2) abort();
+    for (int64_t i = l->range.first * heads; i < (l->range.first + l->range.n) * heads && !e.code;
+         i++) {
+        e = rotation_create_dense(d, l->R2 + i * d * d, &now->R2[i]);
+        now->r2[i] = now->R2[i];
+    }
+    return e;
+}
+
+/* Collective. */
+static err current_make(const learner *l, current *now) {
+    const rotation **unused;
+    *now = (current){.R1 = NULL};
+    err e =
+        setup_sites(l->q->set, learner_cfg(l), l->q->rotations, true, false, &now->sites, &unused);
+    free(unused);
+    if (!e.code && l->r2_heads) e = take_r2(l, now);
+    e = comm_agree(l->q->c, e, "clips", NULL);
+    if (!e.code) e = take_r1(l, &now->R1);
+    now->sites.R1 = now->R1;
+    now->sites.R2 = l->r2_heads ? now->r2 : NULL;
+    now->sites.r2_per_head = l->r2_heads > 1;
+    now->sites.scales = rotation_set_scales(l->q->rotations);
+    return e;
+}
+
+static site site_at(const llama_sites *s, const llama_config *cfg, clip_place place,
+                    int64_t layer) {
+    switch (place) {
+    case CLIP_ATTN:
+        return sites_input(s, cfg, layer, NORM_ATTN);
+    case CLIP_MLP:
+        return sites_input(s, cfg, layer, NORM_MLP);
+    case CLIP_O:
+        return sites_output(s, cfg, layer);
+    case CLIP_DOWN:
+        return sites_down(s, cfg, layer);
+    case CLIP_KEY:
+        return sites_keys(s, cfg, layer);
+    default:
+        return sites_values(s, cfg, layer);
+    }
+}
+
+/* ---- clips ---- */
+
+static int64_t most_numbers(const learner *l) {
+    int64_t most = 0;
+    for (int k = 0; k < CLIP_PLACES; k++)
+        if (l->noise_places >> k & 1u)
+            most = size_max(most, LEARN_SITE_ROWS * noise_width(learner_cfg(l), (clip_place)k));
+    return most;
+}
+
+/* Places that are not searched keep the ends of the recipe or of its file of rotations. */
+static void judge(const learner *l, noise_cost *c, clip_place place, int64_t layer, found_site *f) {
+    const double *said = clip_set_get(rotation_set_clips(l->q->rotations), place, layer);
+    static const double one[2] = {1, 1};
+    if (settings_clip(l->q->set, place, NULL)->from == CLIPS_SEARCH) {
+        noise_cost_search(c, f->ends, &f->before, &f->after);
+        return;
+    }
+    memcpy(f->ends, said ? said : one, sizeof f->ends);
+    f->before = noise_cost_of(c, one);
+    f->after = noise_cost_of(c, f->ends);
+}
+
+static err find_clips(learner *l) {
+    const llama_config *cfg = learner_cfg(l);
+    const int64_t tokens = l->q->calib_windows * l->q->set->calib.window;
+    current now;
+    noise_cost *c = NULL;
+    err e = current_make(l, &now);
+    if (!e.code) e = noise_cost_create(LEARN_SITE_ROWS, most_numbers(l), &c);
+    if (!e.code && l->noise) noise_rows_finish(l->noise);
+    for (int64_t i = 0; i < l->range.n * CLIP_PLACES && !e.code; i++) {
+        const int64_t layer = l->range.first + i / CLIP_PLACES;
+        const clip_place place = (clip_place)(i % CLIP_PLACES);
+        found_site *f = learn_site_found(l, layer) + place;
+        *f = (found_site){.ends = {1, 1}};
+        log_progress("sites", i, l->range.n * CLIP_PLACES);
+        if (!(l->noise_places >> place & 1u)) continue;
+        const noise_set rows = noise_rows_get(l->noise, place, layer);
+        const site at = site_at(&now.sites, cfg, place, layer);
+        noise_cost_take(c, &rows, &at, tokens);
+        judge(l, c, place, layer, f);
+        if (!isfinite(f->after))
+            e = err_make(ERR_NUMERICS, "clips", "check the calibration text",
+                         "the cost of a quantizer is not a number");
+    }
+    noise_cost_destroy(&c);
+    current_clear(&now);
+    e = comm_agree(l->q->c, e, "clips", NULL);
+    if (!e.code) learn_share_layers(l, (double *)learn_site_found(l, 0), CLIP_PLACES * FOUND_SITE);
+    return e;
+}
+
+static void report(const learner *l) {
+    json_t *layers = json_array();
+    for (int64_t layer = 0; layer < learner_cfg(l)->layers; layer++) {
+        json_t *rows = json_array();
+        for (int k = 0; k < CLIP_PLACES; k++) {
+            const found_site *f = learn_site_found(l, layer) + k;
+            if (l->noise_places >> k & 1u)
+                json_array_append_new(rows, noise_table_row(clip_place_name((clip_place)k), f->ends,
+                                                            f->before, f->after));
+        }
+        json_t *one = json_pack("{s:I, s:o}", "layer", (json_int_t)layer, "noise", rows);
+        events_add(l->q->events, "sites", "noise", json_deep_copy(one));
+        json_array_append_new(layers, one);
+    }
+    noise_table_tell(layers);
+    json_decref(layers);
+}
+
+static err adopt_clips(learner *l) {
+    clip_set *clips;
+    err e = clip_set_create(learner_cfg(l)->layers, &clips);
+    for (int64_t i = 0; i < learner_cfg(l)->layers * CLIP_PLACES && !e.code; i++)
+        e = clip_set_put(clips, (clip_place)(i % CLIP_PLACES), i / CLIP_PLACES,
+                         (learn_site_found(l, 0) + i)->ends);
+    if (!e.code) rotation_set_put_clips(l->q->rotations, &clips);
+    clip_set_destroy(&clips);
+    return comm_agree(l->q->c, e, "taking over the clips", NULL);
+}
+
+/* ---- the phase ---- */
+
+/* Large buffers beside learn_kept_memory, added to *p. */
+static void sites_memory(const learner *l, memory_plan *p) {
+    const int64_t n = learner_cfg(l)->hidden;
+    memory_plan_add(p, "clips and R3", (uint64_t)l->n_sites * sizeof(double));
+    memory_plan_add(p, "rows of a quantizer",
+                    noise_cost_bytes(LEARN_SITE_ROWS, most_numbers(l), gemm_threads()));
+    if (rotation_set_r1(l->q->rotations))
+        memory_plan_add(p, "R1 in fp32", (uint64_t)(n * n) * sizeof(float));
+}
+
+static err check_memory(const learner *l) {
+    memory_plan p = {.n = 0};
+    memory_plan_add(&p, "program", l->q->base_bytes);
+    learn_kept_memory(l, &p);
+    sites_memory(l, &p);
+    return memory_plan_check(l->q->c, &p, "sites", l->q->flags.limit);
+}
+
+err learn_sites(learner *l) {
+    if (learn_sites_done(l)) return err_none();
+    quantize_phase_start(l->q, "sites");
+    err e = check_memory(l);
+    if (!e.code) e = find_r3(l);
+    if (!e.code) e = adopt_r3(l);
+    if (!e.code) e = find_clips(l);
+    if (e.code) return e;
+    report(l);
+    l->sites[0] = 1;
+    key_moments_destroy(&l->keys);
+    noise_rows_destroy(&l->noise);
+    quantize_phase_end(l->q, "sites", NULL);
+    return adopt_clips(l);
+}
+
+err learn_sites_adopt(learner *l) {
+    if (!l->sites || !learn_sites_done(l)) return err_none();
+    err e = adopt_r3(l);
+    return e.code ? e : adopt_clips(l);
+}
+
+err learn_sites_plan(learner *l, plan_maker *m) {
+    enum { TRIALS = 40, PASSES = 4 }; /* pairs of ends, and passes over the numbers for each */
+    const llama_config *cfg = plan_config(m);
+    plan_phase *f;
+    int64_t most = 0, numbers = 0;
+    err e = plan_add_phase(m, "sites", &f);
+    if (e.code) return e;
+    for (int r = 0; r < m->n_stages; r++) {
+        l->range = m->ranges[r];
+        memory_plan p = plan_fresh(m);
+        learn_kept_memory(l, &p);
+        sites_memory(l, &p);
+        plan_offer(f, &p, r);
+        most = size_max(most, l->range.n);
+    }
+    for (int k = 0; k < CLIP_PLACES; k++)
+        if (l->noise_places >> k & 1u) numbers += LEARN_SITE_ROWS * noise_width(cfg, (clip_place)k);
+    f->seconds = (double)(TRIALS * PASSES) * (double)(most * numbers) /
+                 (m->rank.rates->vector * m->rank.cores);
+    return e;
+}

@@ -1,0 +1,19 @@
+/* learn_sites - what belongs to single quantizers and is found in closed form or by a search, after
+ * the phases `range` and the scales and before the phases that run the whole model: R3 from keys
+ * (rotate.r3), then the clips (activations.clip, kv.clip: search), and what the noise of each
+ * quantizer costs in nats. Each rank does its own layers; all ranks get all. */
+#ifndef SPINSHARD_JOBS_PHASES_LEARN_SITES_H
+#define SPINSHARD_JOBS_PHASES_LEARN_SITES_H
+
+#include "jobs/phases/learner.h"
+#include "jobs/run/phase.h"
+
+/* Collective. With R1, R2 and scales as they are; then into the set of q. */
+err learn_sites(learner *l);
+/* Collective. What is known into the set of q. */
+err learn_sites_adopt(learner *l);
+
+/* Local. The phase of a plan. */
+err learn_sites_plan(learner *l, plan_maker *m);
+
+#endif

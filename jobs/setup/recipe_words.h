@@ -1,0 +1,12 @@
+/* recipe_words - the words of a key as one text, "a|b|c". Not the keys (jobs/setup/recipe.h). */
+#ifndef SPINSHARD_JOBS_SETUP_RECIPE_WORDS_H
+#define SPINSHARD_JOBS_SETUP_RECIPE_WORDS_H
+
+#include <stdbool.h>
+
+/* Local. Is it one of the words (NULL: none)? */
+bool recipe_is_word(const char *word, const char *words);
+/* Local. Its place among them, from 0; their number where it is none of them. */
+int recipe_word_index(const char *word, const char *words);
+
+#endif

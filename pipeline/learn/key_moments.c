@@ -1,0 +1,153 @@
+/* The keys of a window and head are one product in fp32, whose entries are added in fixed point. */
+#include "pipeline/learn/key_moments.h"
+
+#include "base/gemm.h"
+#include "base/mem.h"
+#include "rotations/rotation.h"
+#include "rotations/start.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+/* Units of 2^-60 and room to 2^67: far below and above any sum of squares of keys. */
+__extension__ typedef __int128 wide_int;
+enum { UNIT_BITS = 60 };
+#define LARGEST 0x1p50 /* of one window's sum */
+
+struct key_moments {
+    int64_t first, n, heads, d;
+    wide_int *sums;       /* [n, heads, d * d + d]: k^T k, then k */
+    float *rows, *square; /* [window, d] of a head, grown when needed; [d, d] */
+    int64_t room;
+};
+
+static int64_t entries(const key_moments *m) {
+    return m->d * m->d + m->d;
+}
+
+uint64_t key_moments_bytes(const llama_config *cfg, int64_t n) {
+    const int64_t d = cfg->head_dim;
+    return (uint64_t)(n * cfg->kv_heads * (d * d + d)) * sizeof(wide_int);
+}
+
+err key_moments_create(const llama_config *cfg, int64_t first, int64_t n, key_moments **out) {
+    void *body, *sums = NULL, *square = NULL;
+    *out = NULL;
+    err e = mem_alloc(1, sizeof(key_moments), "moments of keys", &body);
+    if (e.code) return e;
+    key_moments *m = body;
+    *m = (key_moments){.first = first, .n = n, .heads = cfg->kv_heads, .d = cfg->head_dim};
+    e = mem_alloc(n * m->heads * entries(m), sizeof(wide_int), "moments of keys", &sums);
+    m->sums = sums;
+    if (!e.code) e = mem_alloc(m->d * m->d, sizeof(float), "moments of keys", &square);
+    m->square = square;
+    if (e.code) key_moments_destroy(&m);
+    *out = m;
+    return e;
+}
+
+void key_moments_destroy(key_moments **m) {
+    if (!*m) return;
+    mem_free((*m)->sums);
+    mem_free((*m)->rows);
+    mem_free((*m)->square);
+    mem_free(*m);
+    *m = NULL;
+}
+
+static err add(wide_int *to, double v, int64_t layer) {
+    if (!(fabs(v) <= LARGEST)) /* NaN too */
+        return err_make(ERR_NUMERICS, "keys of the calibration text",
+                        "check the model and the text", "layer %" PRId64 ": squares sum to %g",
+                        layer, v);
+    *to += (wide_int)ldexp(v, UNIT_BITS);
+    return err_none();
+}
+
+static err grow(key_moments *m, int64_t n_tokens) {
+    void *p;
+    if (n_tokens <= m->room) return err_none();
+    err e = mem_alloc(n_tokens * m->d, sizeof(float), "keys of a head", &p);
+    if (e.code) return e;
+    mem_free(m->rows);
+    m->rows = p;
+    m->room = n_tokens;
+    return e;
+}
+
+static err add_head(key_moments *m, int64_t layer, int64_t head, int64_t n_tokens, int64_t width,
+                    const float *x) {
+    const int64_t d = m->d;
+    wide_int *to = m->sums + ((layer - m->first) * m->heads + head) * entries(m);
+    for (int64_t t = 0; t < n_tokens; t++)
+        memcpy(m->rows + t * d, x + t * width + head * d, (size_t)d * sizeof *x);
+    gemm_f32(true, false, d, d, n_tokens, m->rows, d, m->rows, d, false, m->square, d);
+    err e = err_none();
+    for (int64_t i = 0; i < d * d && !e.code; i++) e = add(&to[i], (double)m->square[i], layer);
+    for (int64_t j = 0; j < d && !e.code; j++) {
+        double sum = 0;
+        for (int64_t t = 0; t < n_tokens; t++) sum += (double)m->rows[t * d + j];
+        e = add(&to[d * d + j], sum, layer);
+    }
+    return e;
+}
+
+static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
+                int64_t width, const float *x, const float *g) {
+    key_moments *m = ctx;
+    (void)place;
+    (void)t0;
+    (void)g;
+    err e = grow(m, n_tokens);
+    for (int64_t h = 0; h < m->heads && !e.code; h++) e = add_head(m, layer, h, n_tokens, width, x);
+    return e;
+}
+
+llama_tap key_moments_tap(key_moments *m) {
+    return (llama_tap){.places = 1u << TAP_KEY, .take = take, .ctx = m};
+}
+
+static const wide_int *sums_of(const key_moments *m, int64_t layer, int64_t head) {
+    return m->sums + ((layer - m->first) * m->heads + head) * entries(m);
+}
+
+static double real_of(wide_int v) {
+    return ldexp((double)v, -UNIT_BITS);
+}
+
+err key_moments_pca(const key_moments *m, int64_t layer, int64_t kv_head, const double *S,
+                    double *R3) {
+    const int64_t d = m->d;
+    const wide_int *sums = sums_of(m, layer, kv_head);
+    void *p;
+    err e = mem_alloc(d * d, sizeof(double), "second moment of keys", &p);
+    if (e.code) return e;
+    double *C = p;
+    for (int64_t i = 0; i < d; i++)
+        for (int64_t j = 0; j < d; j++) /* products of two halves may round apart */
+            C[i * d + j] =
+                0.5 * (real_of(sums[i * d + j]) + real_of(sums[j * d + i])) / (S ? S[i] * S[j] : 1);
+    e = start_pca(d, C, R3, NULL);
+    mem_free(p);
+    return e;
+}
+
+err key_moments_signs(const key_moments *m, int64_t layer, int64_t kv_head, const double *S,
+                      double *R3) {
+    const int64_t d = m->d;
+    const wide_int *mean = sums_of(m, layer, kv_head) + d * d;
+    rotation *H = NULL;
+    void *p = NULL;
+    err e = rotation_create_hadamard(d, NULL, &H);
+    if (!e.code) e = rotation_to_dense(H, R3);
+    if (!e.code) e = mem_alloc(d, sizeof(double), "mean of keys", &p);
+    double *turned = p;
+    for (int64_t i = 0; i < d && !e.code; i++) turned[i] = real_of(mean[i]) / (S ? S[i] : 1);
+    if (!e.code) rotation_apply_f64(H, turned, 1, d, false);
+    for (int64_t i = 0; i < d * d && !e.code; i++)
+        if (turned[i % d] < 0) R3[i] = -R3[i];
+    mem_free(p);
+    rotation_destroy(&H);
+    return e;
+}

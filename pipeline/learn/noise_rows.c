@@ -1,0 +1,227 @@
+/* Each site has a heap of m + 1 slots with the lowest priority on top; a row that beats it takes
+ * its slot. */
+#include "pipeline/learn/noise_rows.h"
+
+#include "base/mem.h"
+#include "base/rng.h"
+#include "base/size.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A row that stays. */
+typedef struct slot {
+    double priority, size;
+    int64_t token, at; /* `at`: where its entries are, in rows */
+} slot;
+
+typedef struct draw {
+    int64_t n, width;
+    slot *heap; /* [room], lowest priority first; after the end by token, the lowest one left out */
+    bf16 *x, *g;
+    int64_t *at;    /* [room] */
+    double *weight; /* [room] */
+} draw;
+
+struct noise_rows {
+    int64_t first, n, window, room; /* room: rows + 1 */
+    int64_t now;                    /* number of the window that is passing */
+    uint32_t places;
+    draw *draws;  /* [n, CLIP_PLACES] */
+    double *size; /* [window] of the rows that are offered */
+};
+
+tap_place noise_tap_place(clip_place place) {
+    static const tap_place taps[CLIP_PLACES] = {TAP_ATTN_IN, TAP_MLP_IN, TAP_O_IN,
+                                                TAP_DOWN_IN, TAP_KEY,    TAP_VALUE};
+    return taps[place];
+}
+
+int64_t noise_width(const llama_config *cfg, clip_place place) {
+    switch (place) {
+    case CLIP_O:
+        return cfg->heads * cfg->head_dim;
+    case CLIP_DOWN:
+        return cfg->intermediate;
+    case CLIP_KEY:
+    case CLIP_VALUE:
+        return cfg->kv_heads * cfg->head_dim;
+    default:
+        return cfg->hidden;
+    }
+}
+
+static bool asked(uint32_t places, int place) {
+    return places >> place & 1u;
+}
+
+uint64_t noise_rows_bytes(const llama_config *cfg, int64_t n, uint32_t places, int64_t rows) {
+    uint64_t each = 0;
+    for (int k = 0; k < CLIP_PLACES; k++)
+        if (asked(places, k))
+            each += 2 * sizeof(bf16) * (uint64_t)noise_width(cfg, (clip_place)k) + sizeof(slot) +
+                    sizeof(int64_t) + sizeof(double);
+    return (uint64_t)n * (uint64_t)(rows + 1) * each;
+}
+
+static err draw_init(draw *d, int64_t room, int64_t width) {
+    void *p[5] = {NULL};
+    err e = mem_alloc(room * width, sizeof(bf16), "rows of quantizers", &p[0]);
+    if (!e.code) e = mem_alloc(room * width, sizeof(bf16), "their gradients", &p[1]);
+    if (!e.code) e = mem_alloc(room, sizeof(slot), "rows of quantizers", &p[2]);
+    if (!e.code) e = mem_alloc(room, sizeof(int64_t), "rows of quantizers", &p[3]);
+    if (!e.code) e = mem_alloc(room, sizeof(double), "rows of quantizers", &p[4]);
+    *d = (draw){.width = width, .x = p[0], .g = p[1], .heap = p[2], .at = p[3], .weight = p[4]};
+    return e;
+}
+
+err noise_rows_create(const llama_config *cfg, int64_t first, int64_t n, uint32_t places,
+                      int64_t window, int64_t rows, noise_rows **out) {
+    void *body, *draws = NULL, *size = NULL;
+    *out = NULL;
+    err e = mem_alloc(1, sizeof(noise_rows), "rows of quantizers", &body);
+    if (e.code) return e;
+    noise_rows *p = body;
+    *p = (noise_rows){.first = first, .n = n, .window = window, .room = rows + 1, .places = places};
+    e = mem_alloc(n * CLIP_PLACES, sizeof(draw), "rows of quantizers", &draws);
+    p->draws = draws;
+    if (!e.code) e = mem_alloc(window, sizeof(double), "rows of quantizers", &size);
+    p->size = size;
+    for (int64_t i = 0; i < n * CLIP_PLACES && !e.code; i++)
+        if (asked(places, (int)(i % CLIP_PLACES)))
+            e = draw_init(&p->draws[i], p->room, noise_width(cfg, (clip_place)(i % CLIP_PLACES)));
+    if (e.code) noise_rows_destroy(&p);
+    *out = p;
+    return e;
+}
+
+void noise_rows_destroy(noise_rows **out) {
+    noise_rows *p = *out;
+    if (!p) return;
+    for (int64_t i = 0; p->draws && i < p->n * CLIP_PLACES; i++) {
+        draw *d = &p->draws[i];
+        void *all[] = {d->x, d->g, d->heap, d->at, d->weight};
+        for (int k = 0; k < 5; k++) mem_free(all[k]);
+    }
+    mem_free(p->draws);
+    mem_free(p->size);
+    mem_free(p);
+    *out = NULL;
+}
+
+/* Equal priorities go by token, so that no order of arrival matters. */
+static bool below(const slot *a, const slot *b) {
+    return a->priority != b->priority ? a->priority < b->priority : a->token > b->token;
+}
+
+static void swap(slot *a, slot *b) {
+    const slot c = *a;
+    *a = *b;
+    *b = c;
+}
+
+static void sift_up(slot *h, int64_t i) {
+    for (; i > 0 && below(&h[i], &h[(i - 1) / 2]); i = (i - 1) / 2) swap(&h[i], &h[(i - 1) / 2]);
+}
+
+static void sift_down(slot *h, int64_t n) {
+    for (int64_t i = 0;;) {
+        int64_t least = i;
+        for (int64_t c = 2 * i + 1; c < n && c <= 2 * i + 2; c++)
+            if (below(&h[c], &h[least])) least = c;
+        if (least == i) return;
+        swap(&h[i], &h[least]);
+        i = least;
+    }
+}
+
+/* Where the entries of a row go, or -1: it does not stay. */
+static int64_t offer(draw *d, int64_t room, slot s) {
+    if (d->n < room) {
+        s.at = d->n;
+        d->heap[d->n] = s;
+        sift_up(d->heap, d->n++);
+        return s.at;
+    }
+    if (!below(&d->heap[0], &s)) return -1;
+    s.at = d->heap[0].at;
+    d->heap[0] = s;
+    sift_down(d->heap, room);
+    return s.at;
+}
+
+/* (|g|^2)^(3/4) of each row; square roots are rounded the same everywhere, powers are not. */
+static void sizes_of(const float *g, int64_t rows, int64_t width, double *size) {
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < rows; t++) {
+        double sum = 0;
+        for (int64_t j = 0; j < width; j++)
+            sum += (double)g[t * width + j] * (double)g[t * width + j];
+        size[t] = sqrt(sum * sqrt(sum));
+    }
+}
+
+static void take_rows(noise_rows *p, int place, int64_t layer, int64_t t0, int64_t n_tokens,
+                      int64_t width, const float *x, const float *g) {
+    draw *d = &p->draws[(layer - p->first) * CLIP_PLACES + place];
+    sizes_of(g, n_tokens, width, p->size);
+    for (int64_t t = 0; t < n_tokens; t++) {
+        const int64_t token = p->now * p->window + t0 + t;
+        const uint64_t index = ((uint64_t)(layer * CLIP_PLACES + place) << 40) + (uint64_t)token;
+        if (!(p->size[t] > 0)) continue; /* the loss does not feel it */
+        const double u = 1 - rng_uniform(0, RNG_NOISE_ROWS, index);
+        const int64_t at = offer(
+            d, p->room, (slot){.priority = p->size[t] / u, .size = p->size[t], .token = token});
+        if (at < 0) continue;
+        half_array_to_bf16(x + t * width, width, d->x + at * width);
+        half_array_to_bf16(g + t * width, width, d->g + at * width);
+    }
+}
+
+static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
+                int64_t width, const float *x, const float *g) {
+    noise_rows *p = ctx;
+    for (int k = 0; k < CLIP_PLACES; k++)
+        if (asked(p->places, k) && noise_tap_place((clip_place)k) == place)
+            take_rows(p, k, layer, t0, n_tokens, width, x, g);
+    return err_none();
+}
+
+llama_tap noise_rows_tap(noise_rows *p) {
+    uint32_t places = 0;
+    for (int k = 0; k < CLIP_PLACES; k++)
+        if (asked(p->places, k)) places |= 1u << noise_tap_place((clip_place)k);
+    return (llama_tap){.places = places, .take = take, .ctx = p};
+}
+
+int64_t *noise_rows_window(noise_rows *p) {
+    return &p->now;
+}
+
+static int by_token(const void *a, const void *b) {
+    const int64_t x = ((const slot *)a)->token, y = ((const slot *)b)->token;
+    return x < y ? -1 : x > y;
+}
+
+/* The lowest priority of a full heap is the threshold; its row goes. */
+static void finish(draw *d, int64_t room) {
+    const double threshold = d->n == room ? d->heap[0].priority : 0;
+    if (d->n == room) d->heap[0] = d->heap[--d->n];
+    qsort(d->heap, (size_t)d->n, sizeof *d->heap, by_token);
+    for (int64_t i = 0; i < d->n; i++) {
+        d->at[i] = d->heap[i].at;
+        d->weight[i] = fmax(1, threshold / d->heap[i].size);
+    }
+}
+
+void noise_rows_finish(noise_rows *p) {
+    for (int64_t i = 0; i < p->n * CLIP_PLACES; i++)
+        if (p->draws[i].heap) finish(&p->draws[i], p->room);
+}
+
+noise_set noise_rows_get(const noise_rows *p, clip_place place, int64_t layer) {
+    const draw *d = &p->draws[(layer - p->first) * CLIP_PLACES + (int)place];
+    return (noise_set){
+        .n = d->n, .width = d->width, .x = d->x, .g = d->g, .at = d->at, .weight = d->weight};
+}
