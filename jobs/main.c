@@ -7,6 +7,7 @@
 #include "jobs/inspect.h"
 #include "jobs/plan.h"
 #include "jobs/quantize.h"
+#include "jobs/report.h"
 #include "jobs/setup/recipe.h"
 #include "jobs/status.h"
 #include "jobs/verify.h"
@@ -30,6 +31,7 @@ static const struct {
     [CMD_PLAN] = {job_plan, false},       [CMD_QUANTIZE] = {job_quantize, true},
     [CMD_EVAL] = {job_eval, true},        [CMD_VERIFY] = {job_verify, true},
     [CMD_INSPECT] = {job_inspect, false}, [CMD_STATUS] = {job_status, false},
+    [CMD_REPORT] = {job_report, false},
 };
 
 static int print_version(void) {

@@ -15,6 +15,7 @@
 #include "jobs/phases/quantize_learn.h"
 #include "jobs/phases/quantize_output.h"
 #include "jobs/planning/quantize_plan.h"
+#include "jobs/reporting/report_page.h"
 #include "jobs/run/quantize_calib.h"
 #include "jobs/run/quantize_numerics.h"
 #include "jobs/run/stop.h"
@@ -136,6 +137,14 @@ static err verify_complete(const quantize_run *q) {
     return job_verify(q->c, &verify);
 }
 
+/* Root only. A page more or less is never worth a run. */
+static void write_report(const quantize_run *q) {
+    char *path = file_join(q->out, "report.html");
+    err e = report_write(q->out, path);
+    if (e.code) log_line(LOG_WARN, "no report: %s: %s", e.where, e.what);
+    free(path);
+}
+
 err job_quantize(const comm *c, const options *o) {
     quantize_run q = {.c = c, .o = o, .out = options_str(o, OPT_OUT), .start_s = clock_now_s()};
     q.phase_start_s = q.start_s;
@@ -162,6 +171,7 @@ err job_quantize(const comm *c, const options *o) {
         if (r.code) log_line(LOG_WARN, "%s: %s", r.where, r.what);
     }
     watch_stop(&q.watch);
+    if (q.events && q.flags.report && (!e.code || e.code == ERR_STOPPED)) write_report(&q);
     quantize_clear(&q);
     return e;
 }

@@ -15,6 +15,7 @@
 #include "jobs/run/stop.h"
 #include "jobs/setup/setup.h"
 #include "jobs/setup/setup_form.h"
+#include "model/tensors.h"
 #include "pipeline/weights/rotation_file.h"
 #include "rotations/hadamard.h"
 #include "shard/archive_writer.h"
@@ -142,6 +143,30 @@ static err share_done(quantize_run *q) {
     return err_none();
 }
 
+/* Collective. What this start runs on and what it makes, for those who read the events later. */
+static void tell_run(const quantize_run *q) {
+    const llama_config *cfg = &q->source.cfg;
+    const int size = comm_size(q->c);
+    int32_t mine = comm_node_size(), *all = calloc((size_t)size, sizeof *all);
+    double nodes = 0;
+    char cpu[128], kernels[256];
+    if (!all) abort();
+    comm_gather(q->c, &mine, sizeof mine, all, 0);
+    for (int r = 0; r < size && q->events; r++) nodes += 1.0 / all[r];
+    free(all);
+    if (!q->events) return;
+    gemm_kernels(kernels, sizeof kernels);
+    json_t *more = json_pack(
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:I, s:i, s:s, s:s, s:O}", "model",
+        q->source.path, "architecture", cfg->architecture, "layers", (json_int_t)cfg->layers,
+        "hidden", (json_int_t)cfg->hidden, "parameters", (json_int_t)llama_params(cfg),
+        "source_bytes", (json_int_t)hf_checkpoint_bytes(q->source.ck), "archive_bytes",
+        (json_int_t)layout_total_bytes(q->layout), "ranks", size, "nodes",
+        (json_int_t)(nodes + 0.5), "threads", gemm_threads(), "cpu",
+        machine_cpu_name(cpu, sizeof cpu), "kernels", kernels, "recipe", recipe_tree(q->recipe));
+    events_add(q->events, "load", "run", more);
+}
+
 err quantize_open_output(quantize_run *q) {
     err e = err_none();
     if (comm_rank(q->c) == 0) e = open_state(q);
@@ -156,6 +181,7 @@ err quantize_open_output(quantize_run *q) {
         return e;
     }
     quantize_phase_start(q, "load");
+    tell_run(q);
     e = share_done(q);
     quantize_phase_end(q, "load", NULL);
     return e;

@@ -31,13 +31,13 @@ err event_table_all(const char *out_dir, json_t **out) {
     return e;
 }
 
-json_t *event_table_layers(const json_t *events, const char *event) {
+json_t *event_table_by(const json_t *events, const char *event, const char *key_name) {
     json_t *by_layer = json_object(), *list = json_array(), *v;
     size_t i;
     char key[24];
     json_array_foreach((json_t *)(uintptr_t)events, i, v) {
         const char *name = json_string_value(json_object_get(v, "event"));
-        const json_t *layer = json_object_get(v, "layer");
+        const json_t *layer = json_object_get(v, key_name);
         if (!name || strcmp(name, event) != 0 || !json_is_integer(layer)) continue;
         snprintf(key, sizeof key, "%" JSON_INTEGER_FORMAT, json_integer_value(layer));
         json_object_set(by_layer, key, v);
@@ -57,7 +57,7 @@ err event_table_read(const char *out_dir, const char *event, json_t **out) {
     *out = NULL;
     err e = event_table_all(out_dir, &events);
     if (e.code) return e;
-    *out = event_table_layers(events, event);
+    *out = event_table_by(events, event, "layer");
     json_decref(events);
     return e;
 }

@@ -14,7 +14,8 @@ err event_table_all(const char *out_dir, json_t **out);
 /* Local. The newest event of that name of each layer, by rising layer. As event_table_all. */
 err event_table_read(const char *out_dir, const char *event, json_t **out);
 
-/* Local. That list from events that have been read; new reference. */
-json_t *event_table_layers(const json_t *events, const char *event);
+/* Local. That list from events that have been read, by the number that `key` names ("layer"); new
+ * reference. */
+json_t *event_table_by(const json_t *events, const char *event, const char *key);
 
 #endif

@@ -45,6 +45,21 @@ static json_t *stats_json(const site_stats *s, double log_det) {
     return v;
 }
 
+static json_t *hex_of(const uint8_t *bytes, int n) {
+    char *text = malloc(2 * (size_t)n + 1);
+    if (!text) abort();
+    for (int i = 0; i < n; i++) snprintf(text + 2 * i, 3, "%02x", bytes[i]);
+    json_t *v = json_string(text);
+    free(text);
+    return v;
+}
+
+static json_t *map_json(const site_map *m) {
+    const int n = m->rows * m->cols;
+    return json_pack("{s:i, s:i, s:i, s:o, s:o}", "tokens", m->rows, "bands", m->cols, "one",
+                     SITE_MAP_ONE, "before", hex_of(m->before, n), "after", hex_of(m->after, n));
+}
+
 json_t *site_table_of(int64_t layer, const gptq_site sites[STEP_COUNT]) {
     json_t *list = json_array();
     for (int k = 0; k < STEP_COUNT; k++) {
@@ -54,6 +69,7 @@ json_t *site_table_of(int64_t layer, const gptq_site sites[STEP_COUNT]) {
                               (json_int_t)s->before.rows, "width", (json_int_t)s->before.width,
                               "before", stats_json(&s->before, s->log_det), "after",
                               stats_json(&s->after, s->log_det + 2 * s->log_scales));
+        if (s->map.rows) json_object_set_new(v, "map", map_json(&s->map));
         json_array_append_new(list, v);
     }
     json_t *table = json_pack("{s:I, s:o}", "layer", (json_int_t)layer, "sites", list);

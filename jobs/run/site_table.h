@@ -13,7 +13,9 @@
  * "log_qsur", "edges", "shares"}: max_over_rms of all entries, token_max_over_rms the mean over
  * tokens of each token's own, outlier_tokens a share, log_qsur log QSUR / d or null; shares [k] of
  * the entries have |x| / rms in edges [k] .. edges [k + 1], the last ends at max_over_rms, and what
- * is below the first edge is in none. New reference. */
+ * is below the first edge is in none. Of the layer in the middle also "map": {"tokens", "bands",
+ * "one", "before", "after"}, two hex digits for each band of channels of each token: `one` + 16
+ * log2 of the largest |x| over the rms of all. New reference. */
 json_t *site_table_of(int64_t layer, const gptq_site sites[STEP_COUNT]);
 
 /* Local. [site_table_of of each layer] of an output folder; caller owns *out. ERR_INPUT where the

@@ -28,6 +28,7 @@ static const struct {
                     "srun or alone)."},
     [CMD_INSPECT] = {"inspect", "OUT|DIR|TAR|FILE.safetensors", "Print what is inside."},
     [CMD_STATUS] = {"status", "OUT", "How far a run is; works while it runs."},
+    [CMD_REPORT] = {"report", "OUT", "A run in pictures, as one HTML file; works while it runs."},
 };
 
 static const struct {
@@ -98,9 +99,10 @@ static const struct {
          "a rank of which nothing is heard for TIME ends the run, exit 9 (default 30s; 0s: never)",
          BIT(CMD_QUANTIZE), false},
     [OPT_DRY_RUN] = {"--dry-run", NULL, "print the plan and stop", BIT(CMD_QUANTIZE), false},
-    [OPT_REPORT] = {"--report", "on|off",
-                    "look at the inputs that GPTQ sees: `inspect --sites` (default on)",
-                    BIT(CMD_QUANTIZE), false},
+    [OPT_REPORT] =
+        {"--report", "on|off",
+         "look at the inputs that GPTQ sees, and write OUT/report.html at the end (default on)",
+         BIT(CMD_QUANTIZE), false},
     [OPT_STOP_BEFORE] =
         {"--stop-before", "TIME",
          "stop at a commit when less than TIME of the Slurm job is left (90s, 10m, 2h), exit 75",
@@ -146,9 +148,15 @@ static const struct {
     [OPT_EXPORT_SPINQUANT] = {"--export-spinquant", "FILE",
                               "write the rotations in fp32 under SpinQuant's public keys",
                               BIT(CMD_INSPECT), false},
+    [OPT_HTML] = {"--html", "FILE", "where the page goes (default OUT/report.html)",
+                  BIT(CMD_REPORT), false},
+    [OPT_EVAL] = {"--eval", "FILE",
+                  "what eval --json printed, for the section on accuracy "
+                  "(repeatable)",
+                  BIT(CMD_REPORT), true},
     [OPT_JSON] = {"--json", NULL, "one JSON object on stdout and nothing else",
                   BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL) | BIT(CMD_VERIFY) |
-                      BIT(CMD_INSPECT) | BIT(CMD_STATUS),
+                      BIT(CMD_INSPECT) | BIT(CMD_STATUS) | BIT(CMD_REPORT),
                   false},
     [OPT_QUIET] = {"--quiet", NULL, "only warnings and errors on stderr",
                    BIT(CMD_QUANTIZE) | BIT(CMD_EVAL) | BIT(CMD_VERIFY), false},

@@ -15,6 +15,7 @@ typedef enum command {
     CMD_VERIFY,
     CMD_INSPECT,
     CMD_STATUS,
+    CMD_REPORT,
     CMD_COUNT,
 } command;
 
@@ -64,6 +65,8 @@ typedef enum option {
     OPT_ERRORS,
     OPT_SITES,
     OPT_EXPORT_SPINQUANT,
+    OPT_HTML,
+    OPT_EVAL,
     OPT_JSON,
     OPT_QUIET,
     OPT_KEEP_KERNELS,

@@ -107,6 +107,18 @@ static double log_scales(const llama_config *cfg, rotation_set *set, int64_t lay
     return sum;
 }
 
+/* The first tokens of the sample. */
+static void draw(const float *x, int64_t width, double rms, const site_map *m, uint8_t *to) {
+    for (int i = 0; i < m->rows; i++)
+        for (int j = 0; j < m->cols; j++) {
+            double most = 0;
+            for (int64_t k = j * width / m->cols; k < (j + 1) * width / m->cols; k++)
+                most = fmax(most, fabs((double)x[i * width + k]));
+            const double level = SITE_MAP_ONE + rint(16 * log2(most / rms));
+            to[i * m->cols + j] = (uint8_t)fmin(fmax(level, 0), 255); /* of 0: the least */
+        }
+}
+
 err gptq_sites_take(gptq_windows *w, int stream, const llama_config *cfg, rotation_set *set,
                     int64_t layer, llama_step step, gptq_site *out) {
     const int64_t width = llama_step_width(cfg, step), rows = sample_rows(cfg, layer, width);
@@ -117,8 +129,13 @@ err gptq_sites_take(gptq_windows *w, int stream, const llama_config *cfg, rotati
     if (mem_alloc(rows * width, sizeof(float), "sample of a site", &x).code) return err_none();
     err e = gather(w, stream, rows, width, x, &n);
     if (!e.code) site_stats_add(&out->after, x, n);
+    if (!e.code && layer == cfg->layers / 2)
+        out->map = (site_map){.rows = (int)size_min(n, SITE_MAP_ROWS),
+                              .cols = (int)size_min(width, SITE_MAP_COLS)};
+    if (!e.code) draw(x, width, site_rms(&out->after), &out->map, out->map.after);
     if (!e.code) e = turn_back(cfg, set, layer, step, x, n, width);
     if (!e.code) site_stats_add(&out->before, x, n);
+    if (!e.code) draw(x, width, site_rms(&out->before), &out->map, out->map.before);
     out->there = !e.code;
     out->log_scales = log_scales(cfg, set, layer, step);
     if (!e.code && with_covariance(cfg, layer, width) &&

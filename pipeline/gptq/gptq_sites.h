@@ -11,11 +11,20 @@
 #include "pipeline/gptq/gptq_windows.h"
 #include "rotations/rotation_set.h"
 
+/* A picture of some tokens: of each band of channels the largest |x|, as SITE_MAP_ONE + 16 log2 of
+ * what it is over the rms of all, in 0 .. 255. */
+enum { SITE_MAP_ROWS = 48, SITE_MAP_COLS = 96, SITE_MAP_ONE = 128 };
+typedef struct site_map {
+    int rows, cols; /* rows 0: none, for it is made of one layer */
+    uint8_t before[SITE_MAP_ROWS * SITE_MAP_COLS], after[SITE_MAP_ROWS * SITE_MAP_COLS];
+} site_map;
+
 typedef struct gptq_site {
     bool there;               /* on the first rank, where memory allowed */
     site_stats before, after; /* of the same tokens, without and with rotations and scales */
     double log_det;           /* of the covariance before; NAN: not asked for, or it has none */
     double log_scales; /* log det of what the scales do: log_det after is log_det + 2 of it */
+    site_map map;      /* of the layer in the middle */
 } gptq_site;
 
 /* Local. Sample of the inputs of a step of a layer in a stream, [length, width] of each own window,

@@ -1,0 +1,35 @@
+/* Files of the output folder in, a page or JSON out. */
+#include "jobs/report.h"
+
+#include "base/file.h"
+#include "jobs/reporting/report_data.h"
+#include "jobs/reporting/report_page.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+static err write_page(const options *o, const json_t *report) {
+    char *text = NULL, *own = file_join(o->target, "report.html");
+    const char *path = options_has(o, OPT_HTML) ? options_str(o, OPT_HTML) : own;
+    size_t len = 0;
+    report_page(report, &text, &len);
+    err e = file_publish(path, text, len);
+    if (!e.code && !options_has(o, OPT_JSON)) printf("%s written\n", path);
+    free(text);
+    free(own);
+    return e;
+}
+
+err job_report(const comm *c, const options *o) {
+    json_t *report;
+    (void)c;
+    err e = report_collect(o->target, o->values[OPT_EVAL], o->n_values[OPT_EVAL], &report);
+    if (e.code) return e;
+    if (options_has(o, OPT_HTML) || !options_has(o, OPT_JSON)) e = write_page(o, report);
+    if (!e.code && options_has(o, OPT_JSON)) {
+        json_dumpf(report, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
+        puts("");
+    }
+    json_decref(report);
+    return e;
+}

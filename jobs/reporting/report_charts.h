@@ -1,0 +1,16 @@
+/* report_charts - the charts of a report, each a figure of the page, from the sections of
+ * report_data's JSON. Long series are thinned: a chart has a few hundred pixels. */
+#ifndef SPINSHARD_JOBS_REPORTING_REPORT_CHARTS_H
+#define SPINSHARD_JOBS_REPORTING_REPORT_CHARTS_H
+
+#include "base/json.h"
+
+#include <stdio.h>
+
+void chart_learning(FILE *f, const json_t *phase); /* local; a phase with steps and held */
+void chart_sites(FILE *f, const json_t *layers);   /* local; with headings, by kind of input */
+void chart_weights(FILE *f, const json_t *items);  /* local */
+void chart_gptq(FILE *f, const json_t *layers);    /* local; one for each linear */
+void chart_phases(FILE *f, const json_t *phases);  /* local; a timeline */
+
+#endif

@@ -1,0 +1,365 @@
+/* Sections in the order in which a run goes; one that has nothing says why. */
+#include "jobs/reporting/report_page.h"
+
+#include "base/file.h"
+#include "base/size.h"
+#include "jobs/reporting/report_charts.h"
+#include "jobs/reporting/report_data.h"
+#include "jobs/reporting/svg.h"
+#include "version.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Colours that the colour-blind tell apart (Okabe and Ito), lighter on dark ground. */
+static const char STYLE[] =
+    ":root{color-scheme:light "
+    "dark;--bg:#fff;--fg:#1b1b1b;--dim:#5f6368;--grid:#dcdfe3;--s0:#c84a00;"
+    "--s1:#0060a8;--s2:#007a5a;--s3:#a8488a;--box:#f4f5f7}\n"
+    "@media "
+    "(prefers-color-scheme:dark){:root{--bg:#16181c;--fg:#e9eaec;--dim:#a6abb2;--grid:#393d44;"
+    "--s0:#ff9655;--s1:#5fb8f2;--s2:#3fd0a0;--s3:#e6a0d0;--box:#1f2228}}\n"
+    "@media print{:root{--bg:#fff;--fg:#000;--dim:#444;--grid:#ccc;--s0:#c84a00;--s1:#0060a8;"
+    "--s2:#007a5a;--s3:#a8488a;--box:#fff}figure,tr{break-inside:avoid}}\n"
+    "body{background:var(--bg);color:var(--fg);font:15px/1.45 system-ui,sans-serif;margin:0 auto;"
+    "max-width:1560px;padding:12px 20px}\n"
+    "h1{font-size:22px}h2{font-size:18px;border-bottom:1px solid var(--grid);margin-top:28px}"
+    "h3{font-size:15px;margin:14px 0 4px}\n"
+    "p{max-width:80ch}.dim{color:var(--dim)}code,pre{font:13px ui-monospace,monospace;background:"
+    "var(--box)}pre{padding:8px;overflow:auto}\n"
+    ".grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:8px}"
+    ".wide{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,460px),1fr));gap:"
+    "8px}"
+    "\n.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:14px}td,th{padding:2px "
+    "12px 2px "
+    "0;text-align:left;vertical-align:top;border-bottom:1px solid var(--grid)}td.r,th.r{text-align:"
+    "right}\nsvg{width:100%;height:auto;display:block}svg text{fill:var(--fg);font:11px system-ui,"
+    "sans-serif}svg .t{font-weight:600}svg .n{fill:var(--dim);font-size:9.5px}.e{text-anchor:end}"
+    ".m{text-anchor:middle}\n.g{stroke:var(--grid);stroke-width:.6;fill:none}.f{stroke:var(--dim);"
+    "fill:none}.l{fill:none;stroke-width:1.5}\n"
+    ".l.s0{stroke:var(--s0);stroke-dasharray:5 3}.l.s1{stroke:var(--s1)}.l.s2{stroke:var(--s2);"
+    "stroke-dasharray:2 2}.l.s3{stroke:var(--s3);stroke-dasharray:8 3 2 3}\n"
+    ".p.s0{fill:var(--bg);stroke:var(--s0)}.p.s1{fill:var(--s1)}.p.s2{fill:var(--s2)}.p.s3{fill:"
+    "var(--bg);stroke:var(--s3)}.b.s0{fill:var(--s0)}.b.s1{fill:var(--s1)}.b.s2{fill:var(--s2)}"
+    ".b.s3{fill:var(--s3)}.h{fill:var(--s1)}\n";
+
+/* ---- small pieces ---- */
+
+static const char *word(const json_t *o, const char *key) {
+    const char *s = json_string_value(json_object_get(o, key));
+    return s ? s : "";
+}
+
+static double real(const json_t *o, const char *key) {
+    const json_t *v = json_object_get(o, key);
+    return json_is_number(v) ? json_number_value(v) : NAN;
+}
+
+static void row(FILE *f, const char *name, const char *value) {
+    if (!value[0]) return;
+    fputs("<tr><th>", f);
+    svg_text(f, name);
+    fputs("</th><td>", f);
+    svg_text(f, value);
+    fputs("</td></tr>\n", f);
+}
+
+static void number_row(FILE *f, const char *name, double v, const char *form) {
+    char text[64];
+    if (!isfinite(v)) return;
+    snprintf(text, sizeof text, form, v);
+    row(f, name, text);
+}
+
+static void bytes_row(FILE *f, const char *name, double v) {
+    char text[32];
+    if (isfinite(v)) row(f, name, size_text((uint64_t)v, text));
+}
+
+/* A cell: a number, or a dash. */
+static void cell(FILE *f, const char *form, double v) {
+    fputs("<td class=\"r\">", f);
+    if (isfinite(v))
+        fprintf(f, form, v);
+    else
+        fputs("-", f);
+    fputs("</td>", f);
+}
+
+static void section(FILE *f, const char *name, const char *what) {
+    fputs("<h2>", f);
+    svg_text(f, name);
+    fprintf(f, "</h2>\n<p class=\"dim\">%s</p>\n", what);
+}
+
+/* ---- sections ---- */
+
+static void summary(FILE *f, const json_t *report) {
+    const json_t *s = json_object_get(report, "summary");
+    char *recipe = json_dumps(json_object_get(s, "recipe"), JSON_INDENT(1));
+    fputs("<div class=\"scroll\"><table>\n", f);
+    row(f, "state", word(report, "state"));
+    row(f, "archive", word(report, "out"));
+    row(f, "name", word(s, "name"));
+    row(f, "model", word(s, "model"));
+    row(f, "architecture", word(s, "architecture"));
+    number_row(f, "layers", real(s, "layers"), "%.0f");
+    number_row(f, "hidden", real(s, "hidden"), "%.0f");
+    number_row(f, "parameters", real(s, "parameters") / 1e6, "%.2f million");
+    bytes_row(f, "source", real(s, "source_bytes"));
+    bytes_row(f, "tensors of the archive", real(s, "archive_bytes"));
+    bytes_row(f, "tar files", real(s, "tar_bytes"));
+    number_row(f, "time", real(s, "seconds"), "%.1f s");
+    number_row(f, "node hours", real(s, "node_hours"), "%.4f");
+    number_row(f, "nodes", real(s, "nodes"), "%.0f");
+    number_row(f, "ranks", real(s, "ranks"), "%.0f");
+    number_row(f, "threads of a rank", real(s, "threads"), "%.0f");
+    number_row(f, "restarts", real(s, "restarts"), "%.0f");
+    row(f, "CPU", word(s, "cpu"));
+    row(f, "products", word(s, "kernels"));
+    fputs("</table></div>\n", f);
+    if (word(s, "name")[0]) {
+        fputs("<h3>To load it</h3>\n<pre>mkdir hf &amp;&amp; for part in ", f);
+        svg_text(f, word(report, "out"));
+        fputs("/*.tar; do tar -C hf -xf $part; done\nvllm serve hf/", f);
+        svg_text(f, word(s, "name"));
+        fputs("      # or transformers; `spinshard inspect ", f);
+        svg_text(f, word(report, "out"));
+        fputs("` says which runtimes run it</pre>\n", f);
+    }
+    if (recipe && json_object_get(s, "recipe")) {
+        fputs("<details><summary>the recipe, with its defaults</summary><pre>", f);
+        svg_text(f, recipe);
+        fputs("</pre></details>\n", f);
+    }
+    free(recipe);
+}
+
+static void learning(FILE *f, const json_t *list) {
+    size_t i;
+    json_t *phase;
+    section(
+        f, "Learning",
+        "Loss of each step and of the held-out rows, angle of the step, and how far the rotation "
+        "is from orthogonal, by phase of the recipe.");
+    if (!json_array_size(list)) fputs("<p>Nothing was learned, or nothing yet.</p>\n", f);
+    json_array_foreach(list, i, phase) {
+        fputs("<h3>", f);
+        svg_text(f, word(phase, "phase"));
+        fputs("</h3>\n<div class=\"wide\">\n", f);
+        chart_learning(f, phase);
+        fputs("</div>\n", f);
+    }
+}
+
+static void sites(FILE *f, const json_t *layers) {
+    section(f, "Before and after",
+            "What goes into the linears of each layer, from a sample of calibration tokens: as the "
+            "quantizer sees it (after), and the same turned back (before). A range is spent well "
+            "where the largest entry is few times the root mean square; normal numbers have a "
+            "kurtosis of 3; QSUR is the share of the quantizer's cube that the ellipsoid of the "
+            "data fills, told as log QSUR / d. Pictures of one layer: pale is a quarter of the rms "
+            "and less, "
+            "the deepest 32 times the rms.");
+    if (!json_array_size(layers)) {
+        fputs(
+            "<p>Inputs are looked at where GPTQ runs (weights.method gptq or gptaq): this run has "
+            "none, or none yet.</p>\n",
+            f);
+        return;
+    }
+    chart_sites(f, layers);
+}
+
+static void weights(FILE *f, const json_t *items) {
+    section(f, "Weights",
+            "Error of the quantized weights over the norm of the fused ones, by item: 0 is the "
+            "embedding, then the layers, then the head.");
+    fputs("<div class=\"wide\">\n", f);
+    chart_weights(f, items);
+    fputs("</div>\n", f);
+}
+
+static void gptq(FILE *f, const json_t *layers) {
+    size_t i, k;
+    json_t *layer, *t;
+    double raises = 0, rows = 0, all = 0;
+    section(f, "GPTQ",
+            "Error of the outputs of each linear over their norm: by rounding to nearest, and as "
+            "GPTQ rounded.");
+    if (!json_array_size(layers)) {
+        fputs("<p>This run does not use GPTQ, or has no layer yet.</p>\n", f);
+        return;
+    }
+    json_array_foreach(layers, i, layer)
+        json_array_foreach(json_object_get(layer, "tensors"), k, t) {
+        raises += real(t, "raises");
+        rows += real(t, "fell_back");
+        all += real(t, "rows");
+    }
+    fprintf(f,
+            "<p>Rows that fell back to rounding to nearest: %.0f of %.0f. Times that damping was "
+            "raised: %.0f.</p>\n<div class=\"grid\">\n",
+            rows, all, raises);
+    chart_gptq(f, layers);
+    fputs("</div>\n", f);
+}
+
+/* "12.34 +- 0.56" */
+static void with_error(FILE *f, const json_t *o, const char *key, double times, const char *form) {
+    char error[64];
+    snprintf(error, sizeof error, "%s_stderr", key);
+    const double v = real(o, key), e = real(o, error);
+    fputs("<td class=\"r\">", f);
+    if (isfinite(v)) fprintf(f, form, times * v);
+    if (isfinite(v) && isfinite(e)) {
+        fputs(" &plusmn; ", f);
+        fprintf(f, form, times * e);
+    }
+    fputs(isfinite(v) ? "</td>" : "-</td>", f);
+}
+
+static void accuracy_text(FILE *f, const json_t *eval) {
+    size_t i;
+    json_t *x;
+    fputs("<tr><th>model</th><th>text</th><th class=\"r\">perplexity</th><th class=\"r\">of the "
+          "source</th><th class=\"r\">KL, nats</th><th class=\"r\">99 %</th><th class=\"r\">largest"
+          "</th><th class=\"r\">same top token, %</th></tr>\n",
+          f);
+    json_array_foreach(json_object_get(eval, "perplexity"), i, x) {
+        const json_t *a = json_object_get(x, "against");
+        fputs("<tr><td>", f);
+        svg_text(f, word(eval, "model"));
+        fputs("</td><td>", f);
+        svg_text(f, word(x, "text"));
+        fputs("</td>", f);
+        with_error(f, x, "ppl", 1, "%.3f");
+        with_error(f, a, "ppl", 1, "%.3f");
+        with_error(f, a, "kl_mean", 1, "%.4f");
+        with_error(f, a, "kl_99", 1, "%.3f");
+        cell(f, "%.2f", real(a, "kl_max"));
+        with_error(f, a, "same_top", 100, "%.2f");
+        fputs("</tr>\n", f);
+    }
+}
+
+static void accuracy_tasks(FILE *f, const json_t *eval) {
+    size_t i;
+    json_t *x;
+    if (!json_array_size(json_object_get(eval, "tasks"))) return;
+    fputs(
+        "<tr><th>model</th><th>task</th><th class=\"r\">items</th><th class=\"r\">accuracy, %</th>"
+        "<th class=\"r\">by length, %</th></tr>\n",
+        f);
+    json_array_foreach(json_object_get(eval, "tasks"), i, x) {
+        fputs("<tr><td>", f);
+        svg_text(f, word(eval, "model"));
+        fputs("</td><td>", f);
+        svg_text(f, word(x, "task"));
+        fputs("</td>", f);
+        cell(f, "%.0f", real(x, "n"));
+        with_error(f, x, "acc", 100, "%.2f");
+        with_error(f, x, "acc_norm", 100, "%.2f");
+        fputs("</tr>\n", f);
+    }
+}
+
+static void accuracy(FILE *f, const json_t *evals) {
+    size_t i;
+    json_t *eval;
+    section(f, "Accuracy",
+            "What <code>spinshard eval --json</code> printed, given with <code>report --eval FILE"
+            "</code>; &plusmn; is one standard error.");
+    if (!json_array_size(evals)) fputs("<p>No evaluation was given.</p>\n", f);
+    fputs("<div class=\"scroll\"><table>\n", f);
+    json_array_foreach(evals, i, eval) accuracy_text(f, eval);
+    fputs("</table><table>\n", f);
+    json_array_foreach(evals, i, eval) accuracy_tasks(f, eval);
+    fputs("</table></div>\n", f);
+}
+
+static void phase_row(FILE *f, const json_t *p) {
+    fputs("<tr><td>", f);
+    svg_text(f, word(p, "phase"));
+    fprintf(f, "</td><td class=\"r\">%.0f</td>", real(p, "slice"));
+    cell(f, "%.2f", real(p, "seconds"));
+    cell(f, "%.2f", real(p, "planned_seconds"));
+    cell(f, "%.0f", real(p, "peak_rss_bytes") / 1048576);
+    cell(f, "%.0f", real(p, "planned_bytes") / 1048576);
+    fprintf(f, "<td>%s</td></tr>\n",
+            json_is_true(json_object_get(p, "done")) ? "" : "did not end in this start");
+}
+
+static void run(FILE *f, const json_t *r) {
+    size_t i;
+    json_t *p;
+    const json_t *phases = json_object_get(r, "phases"), *slices = json_object_get(r, "slices");
+    section(f, "Run", "Phases over time, against their plan; memory is of the largest rank.");
+    fputs("<div class=\"wide\">\n", f);
+    chart_phases(f, phases);
+    fputs("</div>\n<div class=\"scroll\"><table>\n<tr><th>phase</th><th class=\"r\">start</th><th "
+          "class=\"r\">seconds</th><th class=\"r\">planned</th><th class=\"r\">MiB</th><th "
+          "class=\"r\">"
+          "planned</th><th></th></tr>\n",
+          f);
+    json_array_foreach(phases, i, p) phase_row(f, p);
+    fputs("</table>\n<h3>Starts</h3>\n<table><tr><th class=\"r\">start</th><th>at</th><th "
+          "class=\"r\">"
+          "seconds</th><th class=\"r\">nodes</th><th class=\"r\">exit code</th></tr>\n",
+          f);
+    json_array_foreach(slices, i, p) {
+        fprintf(f, "<tr><td class=\"r\">%.0f</td><td>", real(p, "slice"));
+        svg_text(f, word(p, "wall"));
+        fputs("</td>", f);
+        cell(f, "%.1f", real(p, "seconds"));
+        cell(f, "%.0f", real(p, "nodes"));
+        cell(f, "%.0f", real(p, "exit"));
+        fputs("</tr>\n", f);
+    }
+    fputs("</table></div>\n", f);
+}
+
+/* ---- the page ---- */
+
+void report_page(const json_t *report, char **text, size_t *len) {
+    FILE *f = open_memstream(text, len);
+    if (!f) abort();
+    fputs(
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
+        "content=\"width=device-width,initial-scale=1\">\n<meta "
+        "http-equiv=\"Content-Security-Policy\" "
+        "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n<title>",
+        f);
+    svg_text(f, word(report, "out"));
+    fprintf(f, "</title>\n<style>\n%s</style></head>\n<body>\n<h1>", STYLE);
+    const char *name = word(json_object_get(report, "summary"), "name");
+    svg_text(f, name[0] ? name : word(report, "out"));
+    fputs("</h1>\n", f);
+    summary(f, report);
+    learning(f, json_object_get(report, "learning"));
+    sites(f, json_object_get(report, "sites"));
+    weights(f, json_object_get(report, "weights"));
+    gptq(f, json_object_get(report, "gptq"));
+    accuracy(f, json_object_get(report, "accuracy"));
+    run(f, json_object_get(report, "run"));
+    fprintf(f,
+            "<p class=\"dim\">Made by spinshard %s. Its numbers: <code>spinshard report --json"
+            "</code>.</p>\n</body></html>\n",
+            SPINSHARD_VERSION);
+    fclose(f);
+}
+
+err report_write(const char *out_dir, const char *path) {
+    json_t *report;
+    char *text = NULL;
+    size_t len = 0;
+    err e = report_collect(out_dir, NULL, 0, &report);
+    if (e.code) return e;
+    report_page(report, &text, &len);
+    e = file_publish(path, text, len);
+    free(text);
+    json_decref(report);
+    return e;
+}

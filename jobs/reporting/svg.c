@@ -1,0 +1,242 @@
+/* One coordinate system for all charts; pages scale them. */
+#include "jobs/reporting/svg.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { WIDTH = 340, HEIGHT = 210, LEFT = 52, RIGHT = 10, TOP = 34, BOTTOM = 36, FEW = 70 };
+
+void svg_text(FILE *f, const char *text) {
+    for (; *text; text++) switch (*text) {
+        case '&':
+            fputs("&amp;", f);
+            break;
+        case '<':
+            fputs("&lt;", f);
+            break;
+        case '>':
+            fputs("&gt;", f);
+            break;
+        case '"':
+            fputs("&quot;", f);
+            break;
+        default:
+            fputc(*text, f);
+        }
+}
+
+/* ---- axes ---- */
+
+svg_axis svg_axis_of(const char *label, bool log) {
+    return (svg_axis){.label = label, .log = log, .lo = INFINITY, .hi = -INFINITY};
+}
+
+static bool drawable(const svg_axis *a, double v) {
+    return isfinite(v) && (!a->log || v > 0);
+}
+
+void svg_axis_take(svg_axis *a, const double *v, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        if (!drawable(a, v[i])) continue;
+        a->lo = fmin(a->lo, v[i]);
+        a->hi = fmax(a->hi, v[i]);
+    }
+}
+
+bool svg_axis_empty(const svg_axis *a) {
+    return !(a->lo <= a->hi);
+}
+
+/* Some room at the ends; a single value gets an axis around it. */
+static void widen(svg_axis *a) {
+    if (svg_axis_empty(a)) a->lo = a->hi = 1;
+    if (a->log) {
+        const double room = a->hi > a->lo ? pow(a->hi / a->lo, 0.06) : 1.5;
+        a->lo /= room;
+        a->hi *= room;
+        return;
+    }
+    if (a->from_zero) {
+        a->lo = fmin(a->lo, 0);
+        a->hi = fmax(a->hi, 0);
+    }
+    const double room = a->hi > a->lo ? 0.06 * (a->hi - a->lo) : fmax(0.5, fabs(a->lo) / 10);
+    if (!a->from_zero || a->lo < 0) a->lo -= room;
+    a->hi += room;
+}
+
+/* Place on the axis, 0 .. 1. */
+static double place(const svg_axis *a, double v) {
+    return a->log ? log(v / a->lo) / log(a->hi / a->lo) : (v - a->lo) / (a->hi - a->lo);
+}
+
+static double at_x(const svg_chart *c, double v) {
+    return LEFT + place(&c->x, v) * (WIDTH - LEFT - RIGHT);
+}
+
+static double at_y(const svg_chart *c, double v) {
+    return HEIGHT - BOTTOM - place(&c->y, v) * (HEIGHT - TOP - BOTTOM);
+}
+
+/* ---- ticks ---- */
+
+/* 1, 2 or 5 times a power of ten that gives about five steps. */
+static double nice_step(double span) {
+    const double raw = span / 5, power = pow(10, floor(log10(raw))), part = raw / power;
+    return power * (part < 1.5 ? 1 : part < 3.5 ? 2 : part < 7.5 ? 5 : 10);
+}
+
+static int linear_ticks(const svg_axis *a, double ticks[16]) {
+    const double step = nice_step(a->hi - a->lo);
+    int n = 0;
+    for (double k = ceil(a->lo / step); k * step <= a->hi && n < 16; k++) ticks[n++] = k * step;
+    return n;
+}
+
+static int log_ticks(const svg_axis *a, double ticks[16]) {
+    static const double parts[] = {1, 2, 5};
+    const double decades = log10(a->hi / a->lo), every = fmax(1, ceil(decades / 6));
+    int n = 0;
+    for (double p = floor(log10(a->lo)); p <= log10(a->hi) && n < 16; p++)
+        for (int k = 0; k < (decades < 2.5 ? 3 : 1) && n < 16; k++) {
+            const double v = parts[k] * pow(10, p);
+            if (v >= a->lo && v <= a->hi && fmod(p, every) == 0) ticks[n++] = v;
+        }
+    return n > 1 ? n : linear_ticks(a, ticks);
+}
+
+static int ticks_of(const svg_axis *a, double ticks[16]) {
+    return a->log ? log_ticks(a, ticks) : linear_ticks(a, ticks);
+}
+
+/* Multiples of a step miss zero by rounding. */
+static const char *number(double v, double span, char text[32]) {
+    snprintf(text, 32, "%.4g", fabs(v) < 1e-9 * span ? 0 : v);
+    return text;
+}
+
+/* ---- charts ---- */
+
+void svg_begin(svg_chart *c) {
+    double ticks[16];
+    char text[32];
+    widen(&c->x);
+    widen(&c->y);
+    c->legend = 0;
+    fprintf(c->f, "<svg viewBox=\"0 0 %d %d\" role=\"img\"><title>", WIDTH, HEIGHT);
+    svg_text(c->f, c->title);
+    fprintf(c->f, "</title>\n<text class=\"t\" x=\"%d\" y=\"13\">", LEFT);
+    svg_text(c->f, c->title);
+    fputs("</text>\n", c->f);
+    for (int i = 0, n = ticks_of(&c->y, ticks); i < n; i++)
+        fprintf(c->f,
+                "<path class=\"g\" d=\"M%d %.1fH%d\"/><text class=\"n e\" x=\"%d\" y=\"%.1f\">%s"
+                "</text>\n",
+                LEFT, at_y(c, ticks[i]), WIDTH - RIGHT, LEFT - 4, at_y(c, ticks[i]) + 3,
+                number(ticks[i], c->y.log ? 0 : c->y.hi - c->y.lo, text));
+    for (int i = 0, n = ticks_of(&c->x, ticks); i < n; i++)
+        fprintf(c->f,
+                "<path class=\"g\" d=\"M%.1f %dV%d\"/><text class=\"n m\" x=\"%.1f\" y=\"%d\">%s"
+                "</text>\n",
+                at_x(c, ticks[i]), TOP, HEIGHT - BOTTOM, at_x(c, ticks[i]), HEIGHT - BOTTOM + 12,
+                number(ticks[i], c->x.log ? 0 : c->x.hi - c->x.lo, text));
+    fprintf(c->f, "<path class=\"f\" d=\"M%d %dV%dH%d\"/><text class=\"n m\" x=\"%d\" y=\"%d\">",
+            LEFT, TOP, HEIGHT - BOTTOM, WIDTH - RIGHT, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8);
+    svg_text(c->f, c->x.label);
+    fprintf(c->f, "</text><text class=\"n m\" transform=\"translate(10 %d) rotate(-90)\">",
+            (TOP + HEIGHT - BOTTOM) / 2);
+    svg_text(c->f, c->y.label);
+    fputs("</text>\n", c->f);
+}
+
+/* A word below the title, behind a piece of its line. */
+static void legend(svg_chart *c, int series, const char *name) {
+    if (!name) return;
+    fprintf(c->f, "<path class=\"l s%d\" d=\"M%d %dh20\"/><text class=\"n\" x=\"%d\" y=\"%d\">",
+            series, LEFT + c->legend, TOP - 9, LEFT + c->legend + 24, TOP - 6);
+    svg_text(c->f, name);
+    fputs("</text>\n", c->f);
+    c->legend += 36 + (int)(5.2 * (double)strlen(name));
+}
+
+/* Circles and squares, filled and open, for those who see no colours. */
+static void mark(const svg_chart *c, int series, double x, double y) {
+    char tx[32], ty[32];
+    const double px = at_x(c, x), py = at_y(c, y);
+    if (series % 2)
+        fprintf(c->f, "<rect class=\"p s%d\" x=\"%.1f\" y=\"%.1f\" width=\"4\" height=\"4\">",
+                series, px - 2, py - 2);
+    else
+        fprintf(c->f, "<circle class=\"p s%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"2.2\">", series, px, py);
+    fprintf(c->f, "<title>%s, %s</title></%s>", number(x, 0, tx), number(y, 0, ty),
+            series % 2 ? "rect" : "circle");
+}
+
+static bool both_drawable(const svg_chart *c, double x, double y) {
+    return drawable(&c->x, x) && drawable(&c->y, y);
+}
+
+void svg_marks(svg_chart *c, int series, int64_t n, const double *x, const double *y,
+               const char *name) {
+    for (int64_t i = 0; i < n; i++)
+        if (both_drawable(c, x[i], y[i])) mark(c, series, x[i], y[i]);
+    fputc('\n', c->f);
+    legend(c, series, name);
+}
+
+void svg_lines(svg_chart *c, int series, int64_t n, const double *x, const double *y,
+               const char *name) {
+    bool pen = false;
+    fprintf(c->f, "<path class=\"l s%d\" d=\"", series);
+    for (int64_t i = 0; i < n; i++) {
+        const bool there = both_drawable(c, x[i], y[i]);
+        if (there) fprintf(c->f, "%s%.1f %.1f", pen ? "L" : "M", at_x(c, x[i]), at_y(c, y[i]));
+        pen = there;
+    }
+    fputs("\"/>\n", c->f);
+    if (n <= FEW) svg_marks(c, series, n, x, y, NULL);
+    legend(c, series, name);
+}
+
+void svg_bar(svg_chart *c, int series, double x0, double x1, int lane, int lanes,
+             const char *text) {
+    const double height = (double)(HEIGHT - TOP - BOTTOM) / lanes, y = TOP + lane * height;
+    fprintf(
+        c->f, "<rect class=\"b s%d\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\"><title>",
+        series, at_x(c, x0), y + 0.1 * height, fmax(0.7, at_x(c, x1) - at_x(c, x0)), 0.8 * height);
+    svg_text(c->f, text);
+    fputs("</title></rect>\n", c->f);
+}
+
+void svg_map(FILE *f, const char *title, int rows, int cols, const uint8_t *level, int levels,
+             const char *x_label, const char *y_label) {
+    const double w = (double)(WIDTH - LEFT - RIGHT) / cols, h = (double)(HEIGHT - TOP) / rows;
+    fprintf(f, "<svg viewBox=\"0 0 %d %d\" role=\"img\"><title>", WIDTH, HEIGHT);
+    svg_text(f, title);
+    fprintf(f, "</title>\n<text class=\"t\" x=\"%d\" y=\"13\">", LEFT);
+    svg_text(f, title);
+    fputs("</text>\n", f);
+    for (int k = 1; k < levels; k++) {
+        fprintf(f, "<path class=\"h\" fill-opacity=\"%.3f\" d=\"", (double)k / (levels - 1));
+        for (int i = 0; i < rows; i++)
+            for (int j = 0, run; j < cols; j += run) {
+                for (run = 1; j + run < cols && level[i * cols + j + run] == level[i * cols + j];)
+                    run++;
+                if (level[i * cols + j] != k) continue;
+                fprintf(f, "M%.1f %.1fh%.1fv%.1fh-%.1fz", LEFT + j * w, TOP - 14 + i * h, run * w,
+                        h, run * w);
+            }
+        fputs("\"/>\n", f);
+    }
+    fprintf(f, "<path class=\"f\" d=\"M%d %dV%dH%d\"/><text class=\"n m\" x=\"%d\" y=\"%d\">", LEFT,
+            TOP - 14, HEIGHT - 14, WIDTH - RIGHT, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3);
+    svg_text(f, x_label);
+    fprintf(f, "</text><text class=\"n m\" transform=\"translate(10 %d) rotate(-90)\">",
+            HEIGHT / 2);
+    svg_text(f, y_label);
+    fputs("</text></svg>\n", f);
+}
+
+void svg_end(svg_chart *c) {
+    fputs("</svg>\n", c->f);
+}

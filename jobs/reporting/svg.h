@@ -1,0 +1,54 @@
+/* svg - charts as SVG inside a page: axes with ticks and units, lines with marks, bars, maps of
+ * cells. As much as reports need and no more: no layout, no interaction but titles that browsers
+ * show. Colours are classes (s0, s1, ..) that the page defines for light, dark and print; lines
+ * differ by dashes and marks too, so that no colour is needed to tell them apart. */
+#ifndef SPINSHARD_JOBS_REPORTING_SVG_H
+#define SPINSHARD_JOBS_REPORTING_SVG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+typedef struct svg_axis {
+    const char *label; /* with its unit; borrowed */
+    bool log;
+    bool from_zero; /* linear: zero is in it */
+    double lo, hi;  /* set by svg_axis_take; lo > hi: nothing taken yet */
+} svg_axis;
+
+typedef struct svg_chart {
+    FILE *f;
+    const char *title; /* borrowed */
+    svg_axis x, y;
+    int legend; /* its width so far */
+} svg_chart;
+
+/* Local. An axis that nothing was taken for. */
+svg_axis svg_axis_of(const char *label, bool log);
+
+/* Local. Make the axis hold n values; NAN, and what is not positive on a log axis, are passed over.
+ */
+void svg_axis_take(svg_axis *a, const double *v, int64_t n);
+bool svg_axis_empty(const svg_axis *a);
+
+/* Local. Frame, ticks, labels; the axes hold what will be drawn. Then svg_lines, then svg_end. */
+void svg_begin(svg_chart *c);
+/* Local. A line through n points, broken where one is NAN, with marks where they are few; series 0
+ * .. 3 is its look; name: a word of the legend, or NULL. */
+void svg_lines(svg_chart *c, int series, int64_t n, const double *x, const double *y,
+               const char *name);
+/* Local. Marks alone. */
+void svg_marks(svg_chart *c, int series, int64_t n, const double *x, const double *y,
+               const char *name);
+/* Local. A bar over x0 .. x1 in lane k of n, with the text that a browser shows on it. */
+void svg_bar(svg_chart *c, int series, double x0, double x1, int lane, int lanes, const char *text);
+void svg_end(svg_chart *c);
+
+/* Local. A picture of cells [rows, cols] of `levels` depths, 0 the ground. */
+void svg_map(FILE *f, const char *title, int rows, int cols, const uint8_t *level, int levels,
+             const char *x_label, const char *y_label);
+
+/* Local. Text into a page: what has a meaning in HTML is escaped. */
+void svg_text(FILE *f, const char *text);
+
+#endif

@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""report: the page of a finished, an interrupted and a plain run has every section, is well formed, asks for nothing and is
+small; its numbers are those of events.jsonl; a page that cannot be written spoils no run. In a browser:
+test_report_browser.py."""
+import html.parser
+import json
+import os
+import re
+import shutil
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
+from spin import STORIES, TEXT, Case, main, settings, spin  # noqa: E402
+
+SECTIONS = ["Learning", "Before and after", "Weights", "GPTQ", "Accuracy", "Run"]
+VOID = {"meta", "br", "path"}
+LEARNED = ["--calib", TEXT, *settings("calib.windows=6", "calib.window=96", "weights.method=gptaq", "weights.group=channel",
+                                      "rotate.start=had", "activations.bits=8", "learn=[{objective: range, steps: 6, rows: 256}]")]
+
+
+class Page(html.parser.HTMLParser):
+    """Tags that do not close, words, and what would be asked for."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.words, self.asked, self.tags = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.asked += [v for k, v in attrs if k in ("src", "href", "xlink:href", "action") or re.search("url\\(|://", v or "")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> after {self.open}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+class Report(Case):
+    def page(self, path, charts):
+        with open(path, encoding="utf-8") as f:
+            text = f.read()
+        self.assertLess(len(text), 2 << 20)
+        page = Page(text)
+        self.assertEqual((page.open, page.asked), ([], []))
+        self.assertNotIn("script", page.tags)
+        self.assertNotRegex(text, r"\bnan\b|\binf\b|null")
+        for name in SECTIONS:
+            self.assertIn(name, page.words)
+        self.assertGreaterEqual(page.tags.count("svg"), charts)
+        return page
+
+    def events(self, out, event):
+        with open(os.path.join(out, "events.jsonl"), encoding="utf-8") as f:
+            return [e for e in map(json.loads, f) if e["event"] == event]
+
+    def test_finished(self):
+        model, out, evaluation = self.path("a<b & 'c'"), self.path("out"), self.path("eval.json")
+        shutil.copytree(STORIES, model)
+        self.good("quantize", "--model", model, "--out", out, *LEARNED, ranks=2)
+        self.page(os.path.join(out, "report.html"), 40)
+        r = self.good("eval", "--model", out, "--against", model, "--text", TEXT, "--window", 96, "--limit", 3, "--json")
+        with open(evaluation, "w", encoding="utf-8") as f:
+            f.write(r.out)
+        told = self.good("report", out, "--eval", evaluation, "--json", "--html", self.path("page.html")).json()
+        page = self.page(self.path("page.html"), 40)
+        self.assertIn(model, page.words)
+        self.assertEqual(told["state"], "complete")
+        self.assertEqual(told["accuracy"], [r.json()])
+        self.assertEqual(told["summary"]["ranks"], 2)
+        self.assertEqual(told["summary"]["restarts"], 0)
+        self.assertEqual(told["summary"]["tar_bytes"], sum(os.path.getsize(os.path.join(out, n)) for n in os.listdir(out) if n.endswith(".tar")))
+        (phase,) = told["learning"]
+        self.assertEqual([s["loss"] for s in phase["steps"]], [e["loss"] for e in self.events(out, "step") if e["phase"] == "learn.0"])
+        self.assertEqual([x["sites"] for x in told["sites"]], [e["sites"] for e in self.events(out, "sites")])
+        self.assertEqual([x["tensors"] for x in told["gptq"]], [e["tensors"] for e in self.events(out, "errors")])
+        self.assertEqual({w["item"]: w["relative_error"] for w in told["weights"]},
+                         {e["item"]: e["relative_error"] for e in self.events(out, "layer") if "relative_error" in e})
+        done = {p["phase"]: p["seconds"] for p in told["run"]["phases"]}
+        self.assertEqual(done, {e["phase"]: e["seconds"] for e in self.events(out, "end")})
+
+    def test_interrupted_and_gone_on(self):
+        out = self.path("out")
+        args = ["quantize", "--model", STORIES, "--out", out, *LEARNED]
+        r = spin(*args, env={"SPINSHARD_FAULT": "rename:16:0:kill"})
+        self.assertNotEqual(r.rc, 0)
+        self.good("report", out)
+        self.page(os.path.join(out, "report.html"), 5)
+        told = self.good("report", out, "--json").json()
+        self.assertEqual((told["state"], told["summary"]["restarts"]), ("unfinished", 0))
+        self.assertFalse(told["run"]["phases"][-1]["done"])
+        self.good(*args)
+        told = self.good("report", out, "--json").json()
+        self.assertEqual((told["state"], told["summary"]["restarts"]), ("complete", 1))
+        (phase,) = told["learning"]
+        self.assertEqual([s["step"] for s in phase["steps"]], list(range(1, 7)))
+        self.assertEqual([x["layer"] for x in told["gptq"]], list(range(5)))
+
+    def test_plain(self):
+        out = self.path("out")
+        self.good("quantize", "--model", STORIES, "--out", out)
+        page = self.page(os.path.join(out, "report.html"), 2)
+        self.assertIn("Nothing was learned, or nothing yet.", page.words)
+        off = self.path("off")
+        self.good("quantize", "--model", STORIES, "--out", off, "--report", "off")
+        self.assertFalse(os.path.exists(os.path.join(off, "report.html")))
+
+    def test_spoils_nothing(self):
+        out = self.path("out")
+        os.makedirs(os.path.join(out, "report.html", "x"))
+        r = self.good("quantize", "--model", STORIES, "--out", out)
+        self.assertIn("no report", r.err)
+        self.good("verify", out)
+
+    def test_bad(self):
+        out = self.path("out")
+        self.good("quantize", "--model", STORIES, "--out", out)
+        self.bad(3, ["nothing-here"], "report", self.path("nothing-here"))
+        self.bad(3, ["output folder"], "report", STORIES)
+        self.bad(3, ["perplexity"], "report", out, "--eval", os.path.join(STORIES, "config.json"))
+        self.bad((3, 5), ["no-folder"], "report", out, "--html", self.path("no-folder", "x.html"))
+
+
+if __name__ == "__main__":
+    main()
