@@ -26,6 +26,7 @@ static const struct {
     const char *first, *second; /* keys of the two parts; one of them is a list, or none */
     int keys;
 } shapes[] = {[TASK_CHOICES] = {"query", "choices", 3},
+              [TASK_PROMPT] = {"context", "choices", 3},
               [TASK_CONTEXTS] = {"contexts", "continuation", 3},
               [TASK_WORD] = {"context", "continuation", 2}};
 
@@ -35,15 +36,16 @@ static const json_t *part(const json_t *line, const char *key, int k) {
 }
 
 static err shape_of(const json_t *line, const char *where, task_shape *out) {
-    for (int s = 0; s < 3; s++)
+    for (int s = 0; s <= TASK_WORD; s++)
         if (json_object_get(line, shapes[s].first) && json_object_get(line, shapes[s].second)) {
             *out = (task_shape)s;
             if ((int)json_object_size(line) == shapes[s].keys) return err_none();
         }
-    return err_make(ERR_INPUT, where,
-                    "keys are query, choices, gold; or contexts, continuation, gold; or context, "
-                    "continuation",
-                    "not an item of a task: missing or unknown keys");
+    return err_make(
+        ERR_INPUT, where,
+        "keys are query (or context), choices, gold; or contexts, continuation, gold; or "
+        "context, continuation",
+        "not an item of a task: missing or unknown keys");
 }
 
 static err check_list(const json_t *line, const char *key, const char *where, int *n) {
@@ -68,11 +70,12 @@ static err check_item(task_shape shape, const char *where, item *it) {
     int64_t gold = 0;
     err e = err_none();
     it->options = 1;
-    if (shape == TASK_CHOICES) e = check_list(it->line, second, where, &it->options);
+    const bool choices = shape == TASK_CHOICES || shape == TASK_PROMPT;
+    if (choices) e = check_list(it->line, second, where, &it->options);
     if (shape == TASK_CONTEXTS) e = check_list(it->line, first, where, &it->options);
     const bool lists[2] = {json_is_array(json_object_get(it->line, first)),
                            json_is_array(json_object_get(it->line, second))};
-    if (!e.code && (lists[0] != (shape == TASK_CONTEXTS) || lists[1] != (shape == TASK_CHOICES)))
+    if (!e.code && (lists[0] != (shape == TASK_CONTEXTS) || lists[1] != choices))
         e = err_make(ERR_INPUT, where, NULL, "\"%s\" must be text", lists[0] ? first : second);
     for (int k = 0; k < it->options && !e.code; k++) {
         e = check_text(part(it->line, first, k), first, true, where);

@@ -4,6 +4,7 @@
  *
  *   {"query": T, "choices": [T, ...], "gold": i}              which choice follows (PIQA, ARC,
  * BoolQ)
+ *   {"context": T, "choices": [T, ...], "gold": i}            the same, the prompt as it stands
  *   {"contexts": [T, ...], "continuation": T, "gold": i}      which context it follows (WinoGrande)
  *   {"context": T, "continuation": T}                         does it follow at all (LAMBADA)
  *
@@ -20,7 +21,7 @@
 
 enum { TASK_MAX_OPTIONS = 64 };
 
-typedef enum task_shape { TASK_CHOICES, TASK_CONTEXTS, TASK_WORD } task_shape;
+typedef enum task_shape { TASK_CHOICES, TASK_PROMPT, TASK_CONTEXTS, TASK_WORD } task_shape;
 
 typedef struct task_set task_set;
 

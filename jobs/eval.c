@@ -428,6 +428,7 @@ static void print_json(const eval_job *j) {
                           comm_size(j->c), "threads", gemm_threads(), "tokens_per_s",
                           tokens_per_s(j), "peak_rss_bytes", j->peaks, "perplexity", list);
     json_object_set_new(v, "tasks", eval_tasks_json(&j->tasks));
+    json_object_set_new(v, "tasks_average", eval_tasks_average(&j->tasks));
     json_dumpf(v, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
     puts("");
     json_decref(v);

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { PACK_TOKENS = 512 }; /* rows of a pass: products are at full speed from some 256 on */
 
@@ -142,12 +143,31 @@ static err read_tasks(eval_tasks *t, const source *src, bos_mode bos, int64_t wi
     return e;
 }
 
+/* "a,b" are two files, but for a file of that very name. */
+static err take_names(const char *words, eval_tasks *out) {
+    const bool one = access(words, F_OK) == 0;
+    for (const char *at = words; at;) {
+        const char *end = one ? NULL : strchr(at, ',');
+        const size_t n = end ? (size_t)(end - at) : strlen(at);
+        if (out->n == OPTIONS_MAX_VALUES || !n)
+            return err_make(ERR_USAGE, "--tasks", NULL,
+                            n ? "more than %d files" : "an empty name in a list of up to %d files",
+                            OPTIONS_MAX_VALUES);
+        out->tasks[out->n].path = strndup(at, n);
+        if (!out->tasks[out->n++].path) abort();
+        at = end ? end + 1 : NULL;
+    }
+    return err_none();
+}
+
 err eval_tasks_share(const comm *c, const options *o, const source *src, bos_mode bos,
                      int64_t window, int64_t limit, eval_tasks *out) {
-    *out = (eval_tasks){.n = o->n_values[OPT_TASKS]};
-    if (!out->n) return err_none();
     err e = err_none();
-    for (int i = 0; i < out->n; i++) out->tasks[i].path = o->values[OPT_TASKS][i];
+    *out = (eval_tasks){.n = 0};
+    for (int i = 0; i < o->n_values[OPT_TASKS] && !e.code; i++)
+        e = take_names(o->values[OPT_TASKS][i], out);
+    e = comm_agree(c, e, "reading the flags", NULL);
+    if (e.code || !out->n) return e;
     if (comm_rank(c) == 0) e = read_tasks(out, src, bos, window, limit);
     e = comm_agree(c, e, "reading the tasks", NULL);
     if (e.code) return e;
@@ -172,6 +192,7 @@ err eval_tasks_share(const comm *c, const options *o, const source *src, bos_mod
 void eval_tasks_clear(eval_tasks *t) {
     for (int i = 0; i < t->n; i++) {
         task_set_destroy(&t->tasks[i].set);
+        free(t->tasks[i].path);
         free(t->tasks[i].first);
     }
     task_packs_clear(&t->packs);
@@ -257,6 +278,27 @@ json_t *eval_tasks_json(const eval_tasks *t) {
     return list;
 }
 
+/* The mean over tasks; tasks are independent, so squares of their errors add up. */
+static result average_of(const eval_tasks *t) {
+    const double n = t->n;
+    result sum = {0};
+    for (int i = 0; i < t->n; i++) {
+        const result r = result_of(t, &t->tasks[i]);
+        sum.acc += r.acc / n;
+        sum.acc_norm += r.acc_norm / n;
+        sum.error = hypot(sum.error, r.error / n);
+        sum.error_norm = hypot(sum.error_norm, r.error_norm / n);
+    }
+    return sum;
+}
+
+json_t *eval_tasks_average(const eval_tasks *t) {
+    if (t->n < 2) return json_null();
+    const result r = average_of(t);
+    return json_pack("{s:i, s:f, s:f, s:f, s:f}", "tasks", t->n, "acc", r.acc, "acc_norm",
+                     r.acc_norm, "acc_stderr", r.error, "acc_norm_stderr", r.error_norm);
+}
+
 void eval_tasks_print(const eval_tasks *t) {
     if (!t->n) return;
     printf("%-28s %8s %18s %18s\n", "task", "items", "accuracy", "per character");
@@ -269,6 +311,10 @@ void eval_tasks_print(const eval_tasks *t) {
         if (r.perplexity > 0) printf("   perplexity %.4f", r.perplexity);
         puts("");
     }
+    if (t->n < 2) return;
+    const result r = average_of(t);
+    printf("%-28s %8d   %6.2f %% +- %4.2f   %6.2f %% +- %4.2f\n", "average of tasks", t->n,
+           100 * r.acc, 100 * r.error, 100 * r.acc_norm, 100 * r.error_norm);
 }
 
 static void add_line(const eval_tasks *t, const eval_task *task, int64_t item, FILE *f) {

@@ -1,7 +1,7 @@
 /* eval_tasks - zero-shot questions of eval: files to prompts, prompts to token sequences on every
  * rank, and log likelihoods back to accuracies. Not the passes (pipeline/stages/task_run.h).
  *
- * Prompts: where there are choices, the query without white space at its end, "\nAnswer:", then a
+ * Prompts: of a query with choices, the query without white space at its end, "\nAnswer:", then a
  * space and the choice; else the context without white space at its end, a space, the continuation.
  * The ends are the last tokens of the whole that exceed those of its beginning alone. What the
  * tokenizer puts in front of a text stands in front of each sequence (calib.bos). Sequences longer
@@ -20,7 +20,7 @@
 #include "pipeline/stages/task_run.h"
 
 typedef struct eval_task {
-    const char *path;
+    char *path;     /* owned */
     task_set *set;  /* root only */
     int64_t n;      /* items that count */
     int64_t *first; /* root only; [n + 1] sequence of an item's first option */
@@ -48,7 +48,10 @@ void eval_tasks_clear(eval_tasks *t); /* local */
 /* Root only, after task_run. ERR_NUMERICS naming task and item where a likelihood is no number. */
 err eval_tasks_check(const eval_tasks *t);
 json_t *eval_tasks_json(const eval_tasks *t); /* root only; new reference */
-void eval_tasks_print(const eval_tasks *t);   /* root only; on stdout */
+/* Root only. {"tasks", "acc", "acc_norm", and their standard errors}, the mean over the tasks; null
+ * for fewer than two. */
+json_t *eval_tasks_average(const eval_tasks *t);
+void eval_tasks_print(const eval_tasks *t); /* root only; on stdout */
 /* Root only. Each item as a JSON line: task, item, gold, log likelihoods, characters. */
 err eval_tasks_write(const eval_tasks *t, const char *path);
 

@@ -51,7 +51,9 @@ static const struct {
                   BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL), false},
     [OPT_TEXT] = {"--text", "FILE", "UTF-8 text to measure perplexity on (repeatable)",
                   BIT(CMD_EVAL), true},
-    [OPT_TASKS] = {"--tasks", "FILE", "questions as JSON lines: query, choices, gold (repeatable)",
+    [OPT_TASKS] = {"--tasks", "FILE",
+                   "questions as JSON lines, a file or several with commas (repeatable); "
+                   "bench/tasks.py makes them",
                    BIT(CMD_EVAL), true},
     [OPT_ITEMS] = {"--items", "FILE", "write the log likelihoods of each item of the tasks",
                    BIT(CMD_EVAL), false},

@@ -1,4 +1,4 @@
-/* Files of questions: the three shapes, and what is refused, by line. */
+/* Files of questions: the four shapes, and what is refused, by line. */
 #include "io/tasks.h"
 
 #include <setjmp.h>
@@ -14,7 +14,7 @@ static err parse(const char *text, task_set **out) {
     return task_set_parse(text, strlen(text), "test", out);
 }
 
-static void three_shapes(void **state) {
+static void four_shapes(void **state) {
     (void)state;
     task_set *t;
     assert_int_equal(parse("{\"query\": \"q\", \"choices\": [\"a\", \"b\", \"c\"], \"gold\": 2}\n"
@@ -36,6 +36,13 @@ static void three_shapes(void **state) {
         ERR_OK);
     assert_int_equal(task_set_shape(t), TASK_CONTEXTS);
     assert_string_equal(task_context(t, 0, 1), "y");
+    assert_string_equal(task_continuation(t, 0, 1), "z");
+    task_set_destroy(&t);
+    assert_int_equal(
+        parse("{\"context\": \"x\", \"choices\": [\"y\", \"z\"], \"gold\": 1}", &t).code, ERR_OK);
+    assert_int_equal(task_set_shape(t), TASK_PROMPT);
+    assert_int_equal(task_options(t, 0), 2);
+    assert_string_equal(task_context(t, 0, 1), "x");
     assert_string_equal(task_continuation(t, 0, 1), "z");
     task_set_destroy(&t);
     assert_int_equal(parse("{\"context\": \"x\", \"continuation\": \"z\"}", &t).code, ERR_OK);
@@ -108,7 +115,7 @@ static void names_the_line(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(three_shapes), cmocka_unit_test(refused),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(four_shapes), cmocka_unit_test(refused),
                                        cmocka_unit_test(blank_lines_are_nothing),
                                        cmocka_unit_test(names_the_line)};
     return cmocka_run_group_tests(tests, NULL, NULL);
