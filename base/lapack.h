@@ -25,8 +25,9 @@ err lapack_qr(int64_t n, double *a);
  * ascending, with unit length; signs are the library's. Fails with ERR_NOFIT, ERR_NUMERICS. */
 err lapack_eigen(int64_t n, double *a, double *values);
 
-/* Local. log det of a symmetric a [n, n] by its Cholesky factor, which takes its place (one
- * triangle); *out NAN where a is not positive definite. */
+/* Local. log det of a symmetric a [n, n] by its Cholesky factor, which takes its place;
+ * the lower triangle (of a row-major matrix the upper) is read alone; *out NAN where a is not
+ * positive definite. */
 err lapack_log_det(int64_t n, double *a, double *out);
 
 #endif

@@ -2,6 +2,7 @@
 #include "jobs/report.h"
 
 #include "base/file.h"
+#include "jobs/reporting/report_beside.h"
 #include "jobs/reporting/report_data.h"
 #include "jobs/reporting/report_page.h"
 
@@ -20,11 +21,31 @@ static err write_page(const options *o, const json_t *report) {
     return e;
 }
 
+/* The other runs, each as a report of its own in "beside". */
+static err add_beside(const options *o, json_t *report) {
+    json_t *list = json_array();
+    err e = err_none();
+    if (o->n_values[OPT_BESIDE] > BESIDE_MOST)
+        e = err_make(ERR_USAGE, "--beside", NULL, "at most %d other runs", BESIDE_MOST);
+    for (int i = 0; i < o->n_values[OPT_BESIDE] && !e.code; i++) {
+        json_t *other;
+        e = report_collect(o->values[OPT_BESIDE][i], NULL, 0, &other);
+        if (!e.code) json_array_append_new(list, other);
+    }
+    json_object_set_new(report, "beside", list);
+    return e;
+}
+
 err job_report(const comm *c, const options *o) {
     json_t *report;
     (void)c;
     err e = report_collect(o->target, o->values[OPT_EVAL], o->n_values[OPT_EVAL], &report);
     if (e.code) return e;
+    if (options_has(o, OPT_BESIDE)) e = add_beside(o, report);
+    if (e.code) {
+        json_decref(report);
+        return e;
+    }
     if (options_has(o, OPT_HTML) || !options_has(o, OPT_JSON)) e = write_page(o, report);
     if (!e.code && options_has(o, OPT_JSON)) {
         json_dumpf(report, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(17));

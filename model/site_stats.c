@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BIN_SHIFT = 22, BAND = 256 };
+enum { BIN_SHIFT = 22, BAND = 256, COLUMNS = 128 };
 
 double site_bin_from(int bin) {
     return (double)half_float((uint32_t)bin << BIN_SHIFT);
@@ -105,7 +105,9 @@ err site_log_det(const float *x, int64_t rows, int64_t width, double *out) {
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < width; j++)
                 band[i * width + j] = (double)x[(t + i) * width + j] - mean[j];
-        gemm_f64(true, false, width, width, n, band, width, band, width, t > 0, cov, width);
+        for (int64_t j = 0; j < width; j += COLUMNS) /* the factor takes one triangle */
+            gemm_f64(true, false, size_min(COLUMNS, width - j), width - j, n, band + j, width,
+                     band + j, width, t > 0, cov + j * width + j, width);
     }
     for (int64_t i = 0; i < width * width; i++) cov[i] /= (double)(rows - 1);
     e = lapack_log_det(width, cov, out);

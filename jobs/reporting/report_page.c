@@ -3,6 +3,7 @@
 
 #include "base/file.h"
 #include "base/size.h"
+#include "jobs/reporting/report_beside.h"
 #include "jobs/reporting/report_charts.h"
 #include "jobs/reporting/report_data.h"
 #include "jobs/reporting/svg.h"
@@ -30,7 +31,7 @@ static const char STYLE[] =
     "p{max-width:80ch}.dim{color:var(--dim)}code,pre{font:13px ui-monospace,monospace;background:"
     "var(--box)}pre{padding:8px;overflow:auto}\n"
     ".grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:8px}"
-    ".wide{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,460px),1fr));gap:"
+    ".wide{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,360px),1fr));gap:"
     "8px}"
     "\n.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:14px}td,th{padding:2px "
     "12px 2px "
@@ -344,6 +345,7 @@ void report_page(const json_t *report, char **text, size_t *len) {
     gptq(f, json_object_get(report, "gptq"));
     accuracy(f, json_object_get(report, "accuracy"));
     run(f, json_object_get(report, "run"));
+    report_beside(f, report);
     fprintf(f,
             "<p class=\"dim\">Made by spinshard %s. Its numbers: <code>spinshard report --json"
             "</code>.</p>\n</body></html>\n",

@@ -156,6 +156,9 @@ static const struct {
                   "what eval --json printed, for the section on accuracy "
                   "(repeatable)",
                   BIT(CMD_REPORT), true},
+    [OPT_BESIDE] = {"--beside", "OUT",
+                    "another run, for one table and curves in the same charts (up to 3)",
+                    BIT(CMD_REPORT), true},
     [OPT_JSON] = {"--json", NULL, "one JSON object on stdout and nothing else",
                   BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL) | BIT(CMD_VERIFY) |
                       BIT(CMD_INSPECT) | BIT(CMD_STATUS) | BIT(CMD_REPORT),

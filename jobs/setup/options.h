@@ -67,6 +67,7 @@ typedef enum option {
     OPT_EXPORT_SPINQUANT,
     OPT_HTML,
     OPT_EVAL,
+    OPT_BESIDE,
     OPT_JSON,
     OPT_QUIET,
     OPT_KEEP_KERNELS,

@@ -6,15 +6,16 @@
 
 #include <math.h>
 
-/* Tokens of a sample, and up to which width a covariance is made: of every layer, of a few. It
- * takes 4 width^3 operations, where GPTQ itself takes some 100 width^3. */
-enum { TOKENS = 1024, ALL_LAYERS = 1024, SOME_LAYERS = 4096, FEW = 4 };
+/* Tokens of a sample, and of how many layers, spread over the depth, a covariance is made: it takes
+ * 2 width^3 operations, and all of this is to cost a run no more than a hundredth. */
+enum { TOKENS = 512, NARROW = 256, MIDDLE = 1024, WIDE = 4096, SOME = 8, FEW = 3 };
 
 static bool with_covariance(const llama_config *cfg, int64_t layer, int64_t width) {
-    if (width <= ALL_LAYERS) return true;
-    if (width > SOME_LAYERS) return false;
-    for (int64_t k = 0; k < FEW; k++)
-        if (layer == k * (cfg->layers - 1) / (FEW - 1)) return true;
+    if (width <= NARROW) return true;
+    if (width > WIDE) return false;
+    const int64_t layers = width <= MIDDLE ? SOME : FEW;
+    for (int64_t k = 0; k < layers; k++)
+        if (layer == k * (cfg->layers - 1) / (layers - 1)) return true;
     return false;
 }
 

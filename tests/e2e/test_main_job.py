@@ -26,7 +26,7 @@ class MainJob(Case):
         self.assertEqual({t["file"]: t["sha256"] for t in manifest["tars"]},
                          {n: sha256(os.path.join(out, n)) for n in tars(out)})
         self.assertEqual(sorted(n for n in os.listdir(out) if not n.endswith(".tar")),
-                         ["events.jsonl", "manifest.json", "recipe.yaml", "rotations.safetensors", "run.json"])
+                         ["events.jsonl", "manifest.json", "recipe.yaml", "report.html", "rotations.safetensors", "run.json"])
         self.good("verify", out)
         self.good("verify", out, "--source", STORIES, ranks=2)
         self.good("verify", out, "--source", STORIES, "--equivalence")

@@ -113,6 +113,20 @@ class Report(Case):
         self.good("quantize", "--model", STORIES, "--out", off, "--report", "off")
         self.assertFalse(os.path.exists(os.path.join(off, "report.html")))
 
+    def test_beside(self):
+        outs = [self.path(name) for name in ("a", "b", "c")]
+        for out, bits in zip(outs, (4, 8, 3)):
+            self.good("quantize", "--model", STORIES, "--out", out, *settings(f"weights.bits={bits}"))
+        words = [w for out in outs[1:] for w in ("--beside", out)]
+        told = self.good("report", outs[0], *words, "--html", self.path("page.html"), "--json").json()
+        for one, out in zip(told["beside"], outs[1:]):
+            self.assertEqual(one, self.good("report", out, "--json").json())
+        page = self.page(self.path("page.html"), 3)
+        self.assertIn("Beside other runs", page.words)
+        self.assertTrue({"a", "b", "c"} <= set(page.words))
+        self.bad(2, ["at most 3"], "report", outs[0], *(words * 2))
+        self.bad(3, ["nothing-here"], "report", outs[0], "--beside", self.path("nothing-here"))
+
     def test_spoils_nothing(self):
         out = self.path("out")
         os.makedirs(os.path.join(out, "report.html", "x"))

@@ -1,0 +1,159 @@
+/* Curves are taken by layer, so runs of models of other depths can stand in one chart too. */
+#include "jobs/reporting/report_beside.h"
+
+#include "base/size.h"
+#include "jobs/reporting/chart_series.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { RUNS = BESIDE_MOST + 1 };
+
+typedef struct runs {
+    int n;
+    const json_t *run[RUNS];
+    const char *name[RUNS];
+} runs;
+
+/* The last part of the path of its folder: names of archives may be equal. */
+static const char *name_of(const json_t *report) {
+    const char *out = json_string_value(json_object_get(report, "out")), *at;
+    if (!out) return "";
+    while ((at = strchr(out, '/')) && at[1]) out = at + 1;
+    return out;
+}
+
+static runs runs_of(const json_t *report) {
+    const json_t *beside = json_object_get(report, "beside");
+    runs r = {.n = 1, .run = {report}, .name = {name_of(report)}};
+    for (size_t i = 0; i < json_array_size(beside) && r.n < RUNS; i++) {
+        r.run[r.n] = json_array_get(beside, i);
+        r.name[r.n] = name_of(r.run[r.n]);
+        r.n++;
+    }
+    return r;
+}
+
+/* ---- the table ---- */
+
+static double mean_of(const json_t *list, const char *key) {
+    double sum = 0;
+    size_t i;
+    json_t *v;
+    json_array_foreach((json_t *)(uintptr_t)list, i, v) sum += chart_real(v, key);
+    return sum / (double)json_array_size(list);
+}
+
+static void cell(FILE *f, const char *form, double v) {
+    fputs("<td class=\"r\">", f);
+    if (isfinite(v)) fprintf(f, form, v);
+    fputs(isfinite(v) ? "</td>" : "-</td>", f);
+}
+
+/* Of the evaluations that were given, the first text of the one whose model is this folder. */
+static const json_t *text_of(const json_t *evals, const json_t *run) {
+    size_t i;
+    json_t *v;
+    const char *out = json_string_value(json_object_get(run, "out"));
+    json_array_foreach((json_t *)(uintptr_t)evals, i, v) {
+        const char *model = json_string_value(json_object_get(v, "model"));
+        if (model && out && !strcmp(model, out))
+            return json_array_get(json_object_get(v, "perplexity"), 0);
+    }
+    return NULL;
+}
+
+static void table(FILE *f, const runs *r) {
+    const json_t *evals = json_object_get(r->run[0], "accuracy");
+    fputs(
+        "<div class=\"scroll\"><table>\n<tr><th>run</th><th class=\"r\">seconds</th><th "
+        "class=\"r\">node "
+        "hours</th><th class=\"r\">MiB</th><th class=\"r\">error of weights, %</th><th class=\"r\">"
+        "perplexity</th><th class=\"r\">&plusmn;</th><th class=\"r\">KL, nats</th></tr>\n",
+        f);
+    for (int i = 0; i < r->n; i++) {
+        const json_t *s = json_object_get(r->run[i], "summary"), *text = text_of(evals, r->run[i]);
+        fputs("<tr><td>", f);
+        svg_text(f, r->name[i]);
+        fputs("</td>", f);
+        cell(f, "%.1f", chart_real(s, "seconds"));
+        cell(f, "%.4f", chart_real(s, "node_hours"));
+        cell(f, "%.2f", chart_real(s, "tar_bytes") / 1048576);
+        cell(f, "%.2f", 100 * mean_of(json_object_get(r->run[i], "weights"), "relative_error"));
+        cell(f, "%.3f", chart_real(text, "ppl"));
+        cell(f, "%.3f", chart_real(text, "ppl_stderr"));
+        cell(f, "%.4f", chart_real(json_object_get(text, "against"), "kl_mean"));
+        fputs("</tr>\n", f);
+    }
+    fputs("</table></div>\n", f);
+}
+
+/* ---- curves ---- */
+
+static void draw(FILE *f, const runs *r, series *s, const char *title, svg_axis x, svg_axis y) {
+    chart_figure(f, title, x, y, r->n, s, r->name);
+    for (int i = 0; i < r->n; i++) series_clear(&s[i]);
+}
+
+static void weights(FILE *f, const runs *r) {
+    series s[RUNS];
+    svg_axis y = svg_axis_of("% of the norm", false);
+    y.from_zero = true;
+    for (int i = 0; i < r->n; i++)
+        s[i] = series_take(json_object_get(r->run[i], "weights"), "item", "relative_error", 100);
+    draw(f, r, s, "Error of the weights", svg_axis_of("item", false), y);
+}
+
+/* Of the first phase: held-out rows, which all steps of a run are judged by. */
+static void losses(FILE *f, const runs *r) {
+    series s[RUNS];
+    for (int i = 0; i < r->n; i++)
+        s[i] = series_take(
+            json_object_get(json_array_get(json_object_get(r->run[i], "learning"), 0), "held"),
+            "step", "held", 1);
+    draw(f, r, s, "Loss of held-out rows, first phase", svg_axis_of("step", false),
+         svg_axis_of("loss", false));
+}
+
+static void gptq(FILE *f, const runs *r, size_t k, const char *title) {
+    series s[RUNS];
+    svg_axis y = svg_axis_of("% of the norm of the output", false);
+    y.from_zero = true;
+    for (int i = 0; i < r->n; i++)
+        s[i] = series_over_layers(json_object_get(r->run[i], "gptq"), "tensors", k, NULL, "after",
+                                  100);
+    draw(f, r, s, title, svg_axis_of("layer", false), y);
+}
+
+static void sites(FILE *f, const runs *r, size_t k, const char *key, const char *title,
+                  const char *unit, bool log) {
+    series s[RUNS];
+    for (int i = 0; i < r->n; i++)
+        s[i] = series_over_layers(json_object_get(r->run[i], "sites"), "sites", k, "after", key, 1);
+    draw(f, r, s, title, svg_axis_of("layer", false), svg_axis_of(unit, log));
+}
+
+void report_beside(FILE *f, const json_t *report) {
+    static const char *const inputs[] = {"q, k, v", "o", "gate and up", "down"};
+    char title[64];
+    if (!json_array_size(json_object_get(report, "beside"))) return;
+    const runs r = runs_of(report);
+    fputs("<h2>Beside other runs</h2>\n<p class=\"dim\">Inputs are as the quantizer sees them; "
+          "errors are "
+          "those that were kept.</p>\n",
+          f);
+    table(f, &r);
+    fputs("<div class=\"grid\">\n", f);
+    losses(f, &r);
+    weights(f, &r);
+    gptq(f, &r, 3, "GPTQ: error of o");
+    gptq(f, &r, 6, "GPTQ: error of down");
+    for (size_t k = 0; k < 4; k++) {
+        snprintf(title, sizeof title, "Largest entry, input of %s", inputs[k]);
+        sites(f, &r, k, "max_over_rms", title, "largest |x| / rms", true);
+        snprintf(title, sizeof title, "Kurtosis, input of %s", inputs[k]);
+        sites(f, &r, k, "kurtosis", title, "E x^4 / (E x^2)^2", true);
+    }
+    fputs("</div>\n", f);
+}

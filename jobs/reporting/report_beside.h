@@ -1,0 +1,15 @@
+/* report_beside - several runs of one model in one section: a table of what each took and gave, and
+ * their curves in the same charts. Not the report of one run (report_page.h). */
+#ifndef SPINSHARD_JOBS_REPORTING_REPORT_BESIDE_H
+#define SPINSHARD_JOBS_REPORTING_REPORT_BESIDE_H
+
+#include "base/json.h"
+
+#include <stdio.h>
+
+enum { BESIDE_MOST = 3 }; /* other runs: as many as lines that can be told apart without colour */
+
+/* Local. The report of a run, with "beside": [reports] in it; nothing where it has none. */
+void report_beside(FILE *f, const json_t *report);
+
+#endif
