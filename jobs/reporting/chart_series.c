@@ -39,11 +39,15 @@ series series_take(const json_t *list, const char *x, const char *y, double time
 series series_over_layers(const json_t *layers, const char *list, size_t k, const char *part,
                           const char *key, double times) {
     series s = series_of((int64_t)json_array_size(layers));
-    for (int64_t i = 0; i < s.n; i++) {
+    const int64_t n = s.n;
+    s.n = 0;
+    for (int64_t i = 0; i < n; i++) {
         const json_t *layer = json_array_get(layers, (size_t)i),
                      *one = json_array_get(json_object_get(layer, list), k);
-        s.x[i] = chart_real(layer, "layer");
-        s.y[i] = times * chart_real(part ? json_object_get(one, part) : one, key);
+        const double y = times * chart_real(part ? json_object_get(one, part) : one, key);
+        if (!isfinite(y)) continue;
+        s.x[s.n] = chart_real(layer, "layer");
+        s.y[s.n++] = y;
     }
     return s;
 }

@@ -25,7 +25,7 @@ double chart_real(const json_t *o, const char *key);
 series series_take(const json_t *list, const char *x, const char *y, double times);
 
 /* Local. Over layers, the number `key` of element k of their list `list`, or of its part `part`
- * (NULL: its own), `times` over. Caller clears. */
+ * (NULL: its own), `times` over; layers without one are left out. Caller clears. */
 series series_over_layers(const json_t *layers, const char *list, size_t k, const char *part,
                           const char *key, double times);
 

@@ -51,10 +51,14 @@ def judge(before, after, width):
     print(json.dumps({"before": stats(x), "after": stats(y), "lengths": float(lengths)}))
 
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["--judge"] and len(sys.argv) == 5:
-        judge(*sys.argv[2:])
-    elif len(sys.argv) == 5:
-        capture(*sys.argv[1:])
-    else:
+def main(*words):
+    if len(words) != 4:
         sys.exit(__doc__)
+    if words[0] == "--judge":
+        judge(*words[1:])
+    else:
+        capture(*words)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
