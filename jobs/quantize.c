@@ -171,7 +171,8 @@ err job_quantize(const comm *c, const options *o) {
         if (r.code) log_line(LOG_WARN, "%s: %s", r.where, r.what);
     }
     watch_stop(&q.watch);
-    if (q.events && q.flags.report && (!e.code || e.code == ERR_STOPPED)) write_report(&q);
+    const bool worth_it = !q.complete && (!e.code || e.code == ERR_STOPPED);
+    if (q.events && q.flags.report && worth_it) write_report(&q);
     quantize_clear(&q);
     return e;
 }
