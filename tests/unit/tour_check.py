@@ -37,7 +37,7 @@ def defined_anywhere():
 def files_off():
     """Paths in the pages that lead nowhere."""
     wrong = []
-    for name in sorted(os.listdir(os.path.join(ROOT, "docs"))):
+    for name in sorted(n for n in os.listdir(os.path.join(ROOT, "docs")) if n.endswith(".md")):
         with open(os.path.join(ROOT, "docs", name), encoding="utf8") as f:
             text = f.read()
         for path in set(PATH.findall(text)):
