@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Each family of models that can be read, against its class in transformers (tests/tools/family_oracle.py makes the models):
-logits in fp64; learned, rotated, scaled, rounded by GPTQ, with the same bytes on 1 to 4 ranks; the archive loaded by the same
-class. Skips without a Python for oracles."""
+logits in fp64; learned, rotated, scaled, rounded by GPTQ, with the same bytes on 1 to 4 ranks and after kills; the archive
+loaded by the same class. Skips without a Python for oracles."""
 import array
 import json
 import math
@@ -12,15 +12,16 @@ import sys
 import tempfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
-from spin import TEXT, Case, main, oracle, result_hashes, settings, skip, unpack  # noqa: E402
+from spin import TEXT, Case, main, oracle, result_hashes, settings, skip, spin, unpack  # noqa: E402
 
 if not os.environ.get("SPINSHARD_ORACLE_PYTHON"):
     skip("SPINSHARD_ORACLE_PYTHON names no Python with torch and transformers")
 
 # All that is learned and folded: R1, R2, scales of norms and of the three pairs; then GPTQ.
-RECIPE = settings("learn=[{objective: range, steps: 2, rows: 256}]", "scale.pairs=[norm, vo, qk, ud]", "scale.start=closed",
-                  "activations.bits=4", "kv.bits=4", "weights.method=gptq", "weights.bits=8", "weights.group=channel",
-                  "calib.windows=2", "calib.window=64", "rotate.r2=head")
+RECIPE = settings("learn=[{objective: range, steps: 2, rows: 256}, {objective: ce, steps: 1, batch: 2, window: 64}]",
+                  "scale.pairs=[norm, vo, qk, ud]", "scale.start=closed", "activations.bits=4", "kv.bits=4",
+                  "weights.method=gptq", "weights.bits=8", "weights.group=channel", "calib.windows=2", "calib.window=64",
+                  "rotate.r2=head")
 PLAIN = settings("activations.bits=16", "kv.bits=16")
 LINEARS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
            "mlp.down_proj"]
@@ -62,8 +63,12 @@ class Families(Case):
         name = model["name"]
         out, again = self.path(name), self.path(name + "-again")
         self.good("quantize", "--model", source, "--out", out, "--calib", TEXT, *RECIPE, ranks=1 + i % 2)
-        if "-" not in name:  # one of each class
-            self.good("quantize", "--model", source, "--out", again, "--calib", TEXT, *RECIPE, ranks=3 + i % 2)
+        if "-" not in name:  # one of each class: on 3 and 4 ranks, killed on the way
+            how = ["quantize", "--model", source, "--out", again, "--calib", TEXT, *RECIPE]
+            killed = spin(*how, ranks=3 + i % 2, env={"SPINSHARD_FAULT": "commit:1:0:kill"})
+            self.assertNotEqual(killed.rc, 0, killed)
+            self.assertFalse(os.path.exists(os.path.join(again, "manifest.json")), killed)
+            self.good(*how, ranks=3 + i % 2)
             self.assertEqual(result_hashes(out), result_hashes(again), "the same bytes on any number of ranks")
         self.good("verify", out, "--source", source, "--equivalence")
         hf = unpack(out, out + "-hf")

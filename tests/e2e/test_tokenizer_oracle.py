@@ -28,6 +28,12 @@ except ImportError:
     print("skipped: no Python with `tokenizers` (set SPINSHARD_ORACLE_PYTHON)")
     sys.exit(SKIP)
 
+# How published families cut texts: Qwen2, Qwen2.5, Qwen3; Mistral Nemo and its successors (Tekken).
+QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+TEKKEN = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+          r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+          r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
 # Characters that Unicode had before version 14, of many kinds.
 RANGES = [(0x20, 0x7E), (0x20, 0x7E), (0x61, 0x7A), (0x30, 0x39), (0xA0, 0x17F), (0x300, 0x36F),
           (0x391, 0x3C9), (0x410, 0x44F), (0x5D0, 0x5EA), (0x621, 0x64A), (0x660, 0x669),
@@ -125,6 +131,13 @@ def variants(base_spm, base_bytes):
     yield "prefix-space", made(base_bytes, pre_tokenizer=level)
     yield "bytes-alone", made(base_bytes, pre_tokenizer=raw)
     yield "ignore-merges", made(base_bytes, model={**base_bytes["model"], "ignore_merges": True})
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in base_bytes["model"]["merges"]]
+    joined = [" ".join(m) for m in pairs]
+    for name, pattern, form in (("qwen", QWEN, {"type": "NFC"}), ("tekken", TEKKEN, None)):
+        cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for merges, ignore in ((pairs, False), (joined, True)):
+            yield f"{name}-{ignore}", made(base_bytes, normalizer=form, pre_tokenizer=chain(cut, raw),
+                                           model={**base_bytes["model"], "merges": merges, "ignore_merges": ignore})
     yield "digits", made(base_bytes, pre_tokenizer=chain({"type": "Digits", "individual_digits": False}, level))
     yield "no-fallback", made(base_spm, model={**base_spm["model"], "byte_fallback": False})
     yield "no-fuse", made(base_spm, model={**base_spm["model"], "byte_fallback": False, "fuse_unk": False})

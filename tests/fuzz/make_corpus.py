@@ -55,6 +55,14 @@ def configs():
     def text(**more):
         return json.dumps({**CONFIG, **more}).encode()
     yield "llama1", text(rope_scaling=None, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True)
+    yield "qwen2", text(architectures=["Qwen2ForCausalLM"], model_type="qwen2", use_sliding_window=True, sliding_window=4,
+                        max_window_layers=1, rope_scaling={"type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.2,
+                                                           "beta_fast": 32, "beta_slow": 1, "truncate": False})
+    yield "qwen3", text(architectures=["Qwen3ForCausalLM"], model_type="qwen3", head_dim=6, use_sliding_window=True,
+                        layer_types=["full_attention", "sliding_attention"], rope_scaling={"type": "dynamic", "factor": 2})
+    yield "smollm3", text(architectures=["SmolLM3ForCausalLM"], model_type="smollm3", no_rope_layers=[1, 0])
+    yield "granite", text(architectures=["GraniteForCausalLM"], model_type="granite", embedding_multiplier=12, logits_scaling=8,
+                          residual_multiplier=0.22, attention_multiplier=0.0625)
     yield "llama3", text(head_dim=4, attention_bias=True, mlp_bias=True, eos_token_id=[1, 2], rope_scaling={
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32})

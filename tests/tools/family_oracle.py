@@ -49,7 +49,7 @@ MODELS = {
     "granite": ("Granite", torch.bfloat16, {
         "hidden_size": 40, "intermediate_size": 88, "num_hidden_layers": 3, "num_attention_heads": 5,
         "num_key_value_heads": 1, "embedding_multiplier": 12.0, "attention_multiplier": 0.4, "residual_multiplier": 0.22,
-        "logits_scaling": 0.5, "tie_word_embeddings": True, "max_position_embeddings": 256}),
+        "logits_scaling": 2.0, "tie_word_embeddings": True, "max_position_embeddings": 256}),
     "llama-dynamic": ("Llama", torch.float16, {
         "hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 2, "num_attention_heads": 5,
         "num_key_value_heads": 1, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
