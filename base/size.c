@@ -61,6 +61,24 @@ err size_parse_seconds(const char *text, double *seconds) {
     return err_none();
 }
 
+err size_parse_slurm_seconds(const char *text, double *seconds) {
+    int d = 0, v[3] = {0}, used = 0;
+    const char *dash = strchr(text, '-'), *rest = dash ? dash + 1 : text;
+    if (!dash && strpbrk(text, "smh")) return size_parse_seconds(text, seconds);
+    const int n = sscanf(rest, "%6d%n:%6d%n:%6d%n", &v[0], &used, &v[1], &used, &v[2], &used);
+    bool good = n >= 1 && !rest[used] && strspn(text, "0123456789:-") == strlen(text);
+    if (dash) good = good && dash > text && sscanf(text, "%5d", &d) == 1 && v[0] < 24;
+    const bool hours = dash || n == 3; /* the first number; else minutes */
+    good = good && v[1] < 60 && v[2] < 60;
+    if (!good)
+        return err_make(
+            ERR_USAGE, text,
+            "write it as Slurm does (10, MM:SS, HH:MM:SS, D-HH:MM:SS) or as 90s, 10m, 2h",
+            "not a time");
+    *seconds = hours ? 86400.0 * d + 3600.0 * v[0] + 60.0 * v[1] + v[2] : 60.0 * v[0] + v[1];
+    return err_none();
+}
+
 const char *size_text(uint64_t bytes, char buf[32]) {
     static const char *unit[] = {"B", "KiB", "MiB", "GiB", "TiB"};
     double v = (double)bytes;

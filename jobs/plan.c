@@ -64,7 +64,7 @@ static err read_flags(plan_command *k) {
     err e = run_flags_read(o, &k->q.flags);
     if (!e.code) e = read_place(o, k->q.flags.limit, &k->place);
     if (!e.code && options_has(o, OPT_TIME))
-        e = size_parse_seconds(options_str(o, OPT_TIME), &k->job.limit_s);
+        e = size_parse_slurm_seconds(options_str(o, OPT_TIME), &k->job.limit_s);
     const char *cpu = options_str(o, OPT_CPU);
     if (!e.code) e = plan_rates_of(cpu ? cpu : "auto", &k->rates);
     if (!e.code && options_has(o, OPT_MEASURE)) {
@@ -194,6 +194,16 @@ static void warn_of_time(const plan_command *k) {
                  high / 3600, limit / 3600, s.n, s.again_s / 3600);
 }
 
+/* The plan of a cluster made on its login node. */
+static void warn_of_cpu(const plan_command *k) {
+    const options *o = k->q.o;
+    if (options_has(o, OPT_CPU) || options_has(o, OPT_MEASURE)) return;
+    if (options_has(o, OPT_SCRIPT) || options_has(o, OPT_NODES))
+        log_line(LOG_WARN,
+                 "times and kernels are those of this machine's CPU: where the nodes have "
+                 "another, say it with --cpu");
+}
+
 err job_plan(const comm *c, const options *o) {
     plan_command k = {.q = {.c = c, .o = o}};
     char smallest[160];
@@ -209,7 +219,11 @@ err job_plan(const comm *c, const options *o) {
     }
     if (!e.code) e = plan_slices_refuse(&k.plan, k.job.limit_s);
     if (!e.code) warn_of_time(&k);
+    if (!e.code) warn_of_cpu(&k);
     if (!e.code) k.job.lead_s = plan_slices_of(&k.plan, k.job.limit_s).lead_s;
+    k.job.name = k.q.set ? k.q.set->archive.name.text : NULL;
+    if (!e.code && options_has(o, OPT_SCRIPT))
+        e = plan_check_job(&k.job, quantize_needs_calibration(k.q.set));
     if (!e.code && options_has(o, OPT_SCRIPT)) {
         e = plan_write_script(options_str(o, OPT_SCRIPT), &k.plan, &k.job);
         if (!e.code) log_line(LOG_RUN, "wrote %s", options_str(o, OPT_SCRIPT));

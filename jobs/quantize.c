@@ -101,9 +101,29 @@ static err begin_watch(quantize_run *q) {
     return e.code ? e : watch_start(q->c, lost_s, &q->watch);
 }
 
+/* Collective. Other kernels give other bytes, so one rank with others would mix them in silence. */
+static err check_alike(const quantize_run *q) {
+    struct {
+        char host[64], kernels[256];
+    } first = {.host = ""}, mine = {.host = ""};
+    snprintf(mine.host, sizeof mine.host, "%s", comm_host());
+    gemm_kernels(mine.kernels, sizeof mine.kernels);
+    first = mine;
+    comm_bcast(q->c, &first, sizeof first, 0);
+    err e = err_none();
+    if (strcmp(first.kernels, mine.kernels) != 0)
+        e = err_make(ERR_MISMATCH, mine.host,
+                     "ask for nodes that are alike (sbatch --constraint=...), or set for all ranks "
+                     "what every CPU has: OPENBLAS_CORETYPE=Haswell, ONEDNN_MAX_CPU_ISA=AVX2",
+                     "products run on %s, and on rank 0 (%s) on %s: they would give other bytes",
+                     mine.kernels, first.host, first.kernels);
+    return comm_agree(q->c, e, "comparing the kernels", NULL);
+}
+
 static err prepare(quantize_run *q) {
     err e = comm_agree(q->c, check_flags(q), "reading the flags", NULL);
     if (!e.code) e = begin_watch(q);
+    if (!e.code) e = check_alike(q);
     if (!e.code)
         e = comm_agree(q->c, stop_setup(options_str(q->o, OPT_STOP_BEFORE)), "reading the flags",
                        NULL);

@@ -3,6 +3,7 @@
 #include "jobs/planning/plan_script.h"
 
 #include "base/file.h"
+#include "base/sha256.h"
 #include "base/size.h"
 #include "job_script.h"
 
@@ -63,6 +64,36 @@ static void add_time(script *s, double seconds) {
         t % 60);
 }
 
+/* What differs from site to site. */
+static void add_site(script *s, const options *o) {
+    static const struct {
+        option opt;
+        const char *flag;
+    } flags[] = {{OPT_PARTITION, "--partition"},
+                 {OPT_ACCOUNT, "--account"},
+                 {OPT_QOS, "--qos"},
+                 {OPT_MAIL_USER, "--mail-type=END,FAIL --mail-user"}};
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
+        if (options_has(o, flags[i].opt))
+            add(s, "#SBATCH %s=%s\n", flags[i].flag, options_str(o, flags[i].opt));
+    for (int i = 0; i < o->n_values[OPT_SBATCH]; i++)
+        add(s, "#SBATCH %s\n", o->values[OPT_SBATCH][i]);
+}
+
+/* Modules set variables that nobody declared: before set -u. */
+static err add_prologue(script *s, const options *o) {
+    enum { MOST = 1 << 16 };
+    const char *path = options_str(o, OPT_PROLOGUE);
+    char *text;
+    size_t len;
+    if (!path) return err_none();
+    err e = file_read_all(path, MOST, &text, &len);
+    if (e.code) return e;
+    add(s, "\n%.*s%s\n", (int)len, text, len && text[len - 1] == '\n' ? "" : "\n");
+    free(text);
+    return e;
+}
+
 static void add_head(script *s, const run_plan *p, const plan_job *job) {
     const plan_place *at = &p->place;
     const double need = (double)memory_plan_total(&plan_largest(p)->memory) * at->ranks_per_node;
@@ -74,20 +105,18 @@ static void add_head(script *s, const run_plan *p, const plan_job *job) {
         plan_seconds(p) / 60, plan_seconds(p) * p->rates.spread / 60,
         size_text(memory_plan_total(&plan_largest(p)->memory), low),
         size_text((uint64_t)need, text));
-    add(s, "#SBATCH --job-name=spinshard\n#SBATCH --nodes=%d\n#SBATCH --ntasks-per-node=%d\n",
+    add(s, "#SBATCH --job-name=%s\n#SBATCH --nodes=%d\n#SBATCH --ntasks-per-node=%d\n", job->name,
         at->nodes, at->ranks_per_node);
     add(s, "#SBATCH --cpus-per-task=%d\n", (int)fmax(1, floor(at->cores_per_rank)));
     add(s, "#SBATCH --mem=0\n"); /* all of the node, which is taken whole */
     if (job->limit_s > 0) add_time(s, job->limit_s);
     add(s, "#SBATCH --signal=B:USR1@%" PRId64 "\n", (int64_t)job->lead_s);
-    add(s,
-        "#SBATCH --requeue\n"
-        "#SBATCH --open-mode=append\n"
-        "#SBATCH --exclusive\n"
-        "#SBATCH --hint=nomultithread\n"
-        "#SBATCH --output=spinshard-%%j.log\n"
-        "# What differs from site to site goes here: #SBATCH --account, --partition; module load.\n"
-        "set -u\n\n");
+    add(s, "#SBATCH --requeue\n"
+           "#SBATCH --open-mode=append\n"
+           "#SBATCH --exclusive\n"
+           "#SBATCH --hint=nomultithread\n"
+           "#SBATCH --output=spinshard-%%j.log\n");
+    add_site(s, job->o);
 }
 
 static void add_environment(script *s, const run_plan *p) {
@@ -136,6 +165,62 @@ static void add_command(script *s, const plan_job *job) {
     add(s, ")\n\n");
 }
 
+/* The last line of a script: whether it was edited since. */
+static const char SEAL[] = "# as `spinshard plan` wrote it: ";
+
+static err check_seal(const char *path) {
+    enum { MOST = 1 << 20 };
+    char *text, hex[SHA256_HEX];
+    size_t len;
+    if (!file_exists(path)) return err_none();
+    err e = file_read_all(path, MOST, &text, &len);
+    if (e.code) return e;
+    const size_t tail = strlen(SEAL) + SHA256_HEX; /* with its line's end in place of the NUL */
+    bool same = len > tail && !strncmp(text + len - tail, SEAL, strlen(SEAL));
+    if (same) {
+        sha256_of(text, len - tail, hex);
+        same = !strncmp(hex, text + len - SHA256_HEX, SHA256_HEX - 1);
+    }
+    free(text);
+    if (same) return e;
+    return err_make(ERR_USAGE, path, "name another file, or replace it with --force",
+                    "is there and was edited, or is not a script of plan");
+}
+
+/* One line of a script each. */
+static err check_lines(const options *o) {
+    static const option lines[] = {OPT_PARTITION, OPT_ACCOUNT, OPT_QOS, OPT_MAIL_USER, OPT_SBATCH};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
+        for (int k = 0; k < o->n_values[lines[i]]; k++)
+            if (strpbrk(o->values[lines[i]][k], "\r\n"))
+                return err_make(ERR_USAGE, o->values[lines[i]][k], "give one flag at a time",
+                                "has more than one line");
+    for (int k = 0; k < o->n_values[OPT_SBATCH]; k++)
+        if (o->values[OPT_SBATCH][k][0] != '-')
+            return err_make(ERR_USAGE, "--sbatch", "as in --sbatch '--constraint=genoa'",
+                            "\"%s\" is not a flag of sbatch", o->values[OPT_SBATCH][k]);
+    return err_none();
+}
+
+err plan_check_job(const plan_job *job, bool needs_text) {
+    static const option files[] = {OPT_CALIB, OPT_CALIB_IDS, OPT_PROLOGUE};
+    const options *o = job->o;
+    if (needs_text && !options_has(o, OPT_CALIB) && !options_has(o, OPT_CALIB_IDS))
+        return err_make(ERR_USAGE, "--calib", "give the text that the job will take: --calib FILE",
+                        "the recipe needs calibration text, and none is given");
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        const char *path = options_str(o, files[i]);
+        if (path && !file_exists(path))
+            return err_make(ERR_INPUT, path, "check the path", "there is no such file");
+    }
+    char *manifest = file_join(job->out, "manifest.json");
+    const bool complete = file_exists(manifest);
+    free(manifest);
+    if (complete)
+        return err_make(ERR_USAGE, job->out, "choose another --out", "holds a complete archive");
+    return check_lines(o);
+}
+
 err plan_write_script(const char *path, const run_plan *p, const plan_job *job) {
     script s = {.len = 0};
     char self[PATH_MAX];
@@ -143,6 +228,12 @@ err plan_write_script(const char *path, const run_plan *p, const plan_job *job) 
     if (n <= 0) return err_errno("/proc/self/exe", "find the program");
     self[n] = 0;
     add_head(&s, p, job);
+    err e = add_prologue(&s, job->o);
+    if (e.code) {
+        free(s.text);
+        return e;
+    }
+    add(&s, "set -u\n\n");
     add_environment(&s, p);
     add(&s, "spinshard=");
     add_word(&s, self);
@@ -151,7 +242,11 @@ err plan_write_script(const char *path, const run_plan *p, const plan_job *job) 
     add(&s, "\n");
     add_command(&s, job);
     add(&s, "%s", job_script_text);
-    err e = file_publish(path, s.text, s.len);
+    char hex[SHA256_HEX];
+    sha256_of(s.text, s.len, hex);
+    add(&s, "%s%s\n", SEAL, hex);
+    if (!options_has(job->o, OPT_FORCE)) e = check_seal(path);
+    if (!e.code) e = file_publish(path, s.text, s.len);
     free(s.text);
     return e;
 }

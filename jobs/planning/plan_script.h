@@ -5,13 +5,20 @@
 #include "jobs/run/run_plan.h"
 #include "jobs/setup/options.h"
 
-/* Local. A Slurm script that runs quantize as planned; published whole. */
 typedef struct plan_job {
     const options *o; /* borrowed: model, recipe and the flags that quantize takes too */
     const char *out;
-    double limit_s; /* wall clock of a job; 0: not given */
-    double lead_s;  /* so long before its end it is told to stop */
+    const char *name; /* of the job */
+    double limit_s;   /* wall clock of a job; 0: not given */
+    double lead_s;    /* so long before its end it is told to stop */
 } plan_job;
+
+/* Local. What would make such a job fail as it starts: ERR_USAGE, ERR_INPUT. needs_text: the recipe
+ * takes calibration text. */
+err plan_check_job(const plan_job *job, bool needs_text);
+
+/* Local. Published whole. A file that is there and is not as this function left it was edited, or
+ * is another one: ERR_USAGE, but for --force. */
 err plan_write_script(const char *path, const run_plan *p, const plan_job *job);
 
 #endif

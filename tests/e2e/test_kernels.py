@@ -5,12 +5,14 @@ without ranks; not where the user has chosen, or asks for none of it; and it say
 An OpenBLAS that does not know the CPU is made by a library in front of it that says so.
 """
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
-from spin import STORIES, TEXT, Case, main, skip, spin  # noqa: E402
+from spin import STORIES, TEXT, Case, command, environment, main, program, skip, spin  # noqa: E402
 
 OLD = """
 #include <stdlib.h>
@@ -27,6 +29,28 @@ def has_avx2():
     with open("/proc/cpuinfo") as f:
         words = set(f.read().split())
     return {"avx2", "fma"} <= words
+
+
+class Alike(Case):
+    def test_mixed_ranks(self):
+        """A rank with other kernels would mix its bytes with those of the others: it is named, and the way out."""
+        wrap = self.path("wrap.sh")
+        with open(wrap, "w") as f:
+            f.write('#!/bin/sh\nif [ "${OMPI_COMM_WORLD_RANK:-$PMI_RANK}" = 1 ]; then export OPENBLAS_CORETYPE=Nehalem\n'
+                    f'else export OPENBLAS_CORETYPE=Haswell; fi\nexec "{program()}" "$@"\n')
+        os.chmod(wrap, 0o755)
+        kernels = [subprocess.run([program(), "--version"], env={**os.environ, "OPENBLAS_CORETYPE": k}, capture_output=True,
+                                  text=True).stdout for k in ("Nehalem", "Haswell")]
+        products = [re.search(r"products +(.*)", v).group(1) for v in kernels]
+        if products[0] == products[1]:
+            self.skipTest("this BLAS has one set of kernels")
+        words = [wrap if w == program() else w for w in command(["quantize", "--model", STORIES, "--out", self.path("o"),
+                                                                 "--set", "weights.group=channel"], 2)]
+        r = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=60)
+        self.assertEqual(r.returncode, 7, r.stderr)
+        for word in (socket.gethostname(), products[0], products[1], "--constraint", "[rank 1]"):
+            self.assertIn(word, r.stderr)
+        self.assertFalse(os.path.exists(self.path("o")))
 
 
 class Kernels(Case):

@@ -120,6 +120,43 @@ class Plan(Case):
             self.assertIn(line, text)
         self.assertIn(os.path.realpath(STORIES), text)
 
+    def test_script_of_a_site(self):
+        """Flags and lines of a site go in; a script that was edited stays; one that must fail is not written."""
+        job, prologue, out = self.path("job.sh"), self.path("modules.sh"), self.path("out")
+        with open(prologue, "w") as f:
+            f.write("module load openmpi # 50 % of it")
+        args = ["plan", "--model", STORIES, "--out", out, "--script", job, "--nodes", 2, "--cpu", "genoa",
+                *settings("weights.group=channel")]
+        site = ["--partition", "big", "--account", "me", "--qos", "long", "--mail-user", "a@b.c", "--prologue", prologue,
+                "--sbatch", "--constraint=genoa", "--sbatch", "--licenses=x:1", "--time", "600"]
+        self.good(*args, *site)
+        text = read(job)
+        for line in ("#SBATCH --job-name=stories260K-w4-channel", "#SBATCH --partition=big", "#SBATCH --account=me",
+                     "#SBATCH --qos=long", "#SBATCH --mail-type=END,FAIL --mail-user=a@b.c", "#SBATCH --constraint=genoa",
+                     "#SBATCH --licenses=x:1", "#SBATCH --time=10:00:00", "module load openmpi # 50 % of it"):
+            self.assertIn("\n" + line + "\n", text)
+        self.assertLess(text.rindex("#SBATCH"), text.index("module load"))
+        self.assertLess(text.index("module load"), text.index("set -u"))
+        self.assertEqual(subprocess.run(["bash", "-n", job]).returncode, 0)
+        self.good(*args)  # it is as plan left it
+        with open(job, "a") as f:
+            f.write("# mine\n")
+        self.bad(2, ["edited", "--force"], *args)
+        self.assertTrue(read(job).endswith("# mine\n"))
+        self.good(*args, "--force")
+        before = read(job)
+        self.bad(2, ["calibration text", "--calib"], *args, *settings("weights.method=gptq"))
+        self.bad(3, ["nothing.txt"], *args, "--calib", self.path("nothing.txt"))
+        self.bad(3, ["none.sh"], *args, "--prologue", self.path("none.sh"))
+        self.bad(2, ["not a flag"], *args, "--sbatch", "account=x")
+        self.bad(2, ["more than one line"], *args, "--sbatch", "--account=x\nrm -rf /")
+        self.bad(2, ["D-HH:MM:SS"], *args, "--time", "1:2:3:4")
+        os.makedirs(out)
+        with open(os.path.join(out, "manifest.json"), "w") as f:
+            f.write("{}")
+        self.bad(2, ["complete archive"], *args)
+        self.assertEqual(read(job), before)
+
     def test_of_a_run(self):
         """Every phase has its plan, the same as `plan` makes for that layout but for the program itself."""
         more = [*settings("activations.bits=4", "calib.window=64", "calib.windows=4", "rotate.start=pca",

@@ -44,6 +44,22 @@ static void sizes_as_people_write_them(void **state) {
     static const char *bad_times[] = {"", "m", "10x", "1:2", "00:61:00", "nan", "-3s"};
     for (size_t i = 0; i < sizeof bad_times / sizeof bad_times[0]; i++)
         assert_int_equal(size_parse_seconds(bad_times[i], &s).code, ERR_USAGE);
+    /* sbatch(1), --time */
+    static const struct {
+        const char *text;
+        double seconds;
+    } slurm[] = {{"600", 36000},        {"10:00", 600},      {"01:02:03", 3723}, {"2-00", 172800},
+                 {"1-02:03", 93780},    {"90s", 90},         {"10m", 600},       {"2h", 7200},
+                 {"1-00:00:00", 86400}, {"99:59:59", 359999}};
+    for (size_t i = 0; i < sizeof slurm / sizeof slurm[0]; i++) {
+        assert_int_equal(size_parse_slurm_seconds(slurm[i].text, &s).code, 0);
+        assert_true(s == slurm[i].seconds);
+    }
+    static const char *bad_slurm[] = {"",     "-5",  "1-",    "1-24",    "1:60", "1:2:3:4",
+                                      "10x",  "1d",  "1-2-3", "1.5",     "::",   "-",
+                                      "1:2:", "nan", " 1",    "1:00:60", "+1"};
+    for (size_t i = 0; i < sizeof bad_slurm / sizeof bad_slurm[0]; i++)
+        assert_int_equal(size_parse_slurm_seconds(bad_slurm[i], &s).code, ERR_USAGE);
 }
 
 static void arithmetic_that_overflows_says_so(void **state) {
