@@ -40,7 +40,7 @@ err size_parse(const char *text, uint64_t *bytes);
 
 /* Local. "90s", "10m", "2h", "HH:MM:SS" or plain seconds to seconds. Fails with ERR_USAGE. */
 err size_parse_seconds(const char *text, double *seconds);
-/* Local. The same with the forms that Slurm's --time takes: a plain number and the first of "MM:SS"
+/* Local. Also the forms that Slurm's --time takes: there a plain number and the first of "MM:SS"
  * are minutes, and "D-HH", "D-HH:MM", "D-HH:MM:SS" begin with days. Fails with ERR_USAGE. */
 err size_parse_slurm_seconds(const char *text, double *seconds);
 
