@@ -153,7 +153,7 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
                        .number = k,
                        .steps = o.steps,
                        .commit_steps = COMMIT_STEPS,
-                       .judge_every = RANGE_JUDGE_EVERY,
+                       .judge_every = learn_judge_every(o.steps),
                        .step = step,
                        .judge = o.kind == OPTIMIZER_ADAM ? judge : NULL,
                        .state_counts = state_counts,

@@ -1,7 +1,10 @@
 /* The best loss so far is the measure; worse by more than noise goes back to it. */
 #include "pipeline/learn/learn_judge.h"
 
-enum { PATIENCE = 2 }; /* measurements in a row without a better one, before the rate is halved */
+enum {
+    PATIENCE = 2, /* measurements in a row without a better one, before the rate is halved */
+    TRUST = 3     /* measurements in a row that were the best, before it is doubled again */
+};
 
 judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last) {
     if (!j->begun) {
@@ -14,8 +17,13 @@ judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last
         j->best = loss;
         j->best_step = step;
         j->waited = 0;
+        if (j->rate < 1 && ++j->gained == TRUST) {
+            j->rate *= 2;
+            j->gained = 0;
+        }
         return JUDGE_KEEP;
     }
+    j->gained = 0;
     if (loss <= j->best * (1 + j->noise) && !(last && loss > j->start)) {
         if (++j->waited >= PATIENCE) j->rate /= 2;
         return JUDGE_GO_ON;
@@ -26,6 +34,12 @@ judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last
     return JUDGE_TAKE_BACK;
 }
 
+int64_t learn_judge_every(int64_t steps) {
+    int64_t every = 8;
+    while (every < 32 && every * 24 <= steps) every *= 2;
+    return every;
+}
+
 bool learn_judge_due(int64_t step, int64_t steps, int64_t every) {
     if (step == 0 || step == steps) return true;
     if (every == 0) return false;
@@ -33,8 +47,8 @@ bool learn_judge_due(int64_t step, int64_t steps, int64_t every) {
 }
 
 void learn_judge_save(const learn_judge *j, double *out) {
-    const double all[JUDGE_DOUBLES] = {j->begun,     j->start,      j->best,  j->rate,
-                                       j->best_step, j->taken_back, j->waited};
+    const double all[JUDGE_DOUBLES] = {j->begun,     j->start,      j->best,   j->rate,
+                                       j->best_step, j->taken_back, j->waited, j->gained};
     for (int i = 0; i < JUDGE_DOUBLES; i++) out[i] = all[i];
 }
 
@@ -46,5 +60,6 @@ void learn_judge_load(learn_judge *j, const double *in) {
                        .rate = in[3],
                        .best_step = (int64_t)in[4],
                        .taken_back = (int64_t)in[5],
-                       .waited = (int64_t)in[6]};
+                       .waited = (int64_t)in[6],
+                       .gained = (int64_t)in[7]};
 }

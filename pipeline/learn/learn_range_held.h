@@ -10,7 +10,6 @@
  * (pipeline/learn/learn_judge.h). To be called where learn_judge_due says so, before the first step
  * and after the last; what learn_range_take_r1 and learn_range_r2 give after the last is no worse
  * than the start. */
-enum { RANGE_JUDGE_EVERY = 32 };
 err learn_range_judge(learn_range *l, learn_verdict *v);
 
 #endif

@@ -48,16 +48,21 @@ static void a_start_that_nothing_betters_is_kept(void **state) {
 }
 
 /* The second of two measurements in a row without a better one halves the rate, and so does each
- * that follows; a better one, or a return to the best, begins to count anew. */
-static void waiting_halves_the_rate(void **state) {
+ * that follows; a better one, or a return to the best, begins to count anew. Three better ones in a
+ * row double it, up to 1. */
+static void waiting_halves_the_rate_and_gains_double_it(void **state) {
     (void)state;
     learn_judge j = learn_judge_new(JUDGE_NOISE);
     static const struct {
         double loss, rate;
     } heard[] = {{10, 1},      {10.01, 1},    {10.02, 0.5},   {10, 0.5},      {10.1, 0.5},
-                 {10.1, 0.25}, {10.1, 0.125}, {10.3, 0.0625}, {10.1, 0.0625}, {10.1, 0.03125}};
-    for (int i = 0; i < 10; i++) {
-        learn_judge_hear(&j, heard[i].loss, i, false);
+                 {10.1, 0.25}, {10.1, 0.125}, {10.3, 0.0625}, {10.1, 0.0625}, {10.1, 0.03125},
+                 {9, 0.03125}, {8, 0.03125},  {7, 0.0625},    {6, 0.0625},    {5, 0.0625},
+                 {4, 0.125},   {3, 0.125},    {2.9, 0.125},   {2.8, 0.25},    {2.7, 0.25},
+                 {2.6, 0.25},  {2.5, 0.5},    {2.4, 0.5},     {2.3, 0.5},     {2.2, 1},
+                 {2.1, 1},     {2, 1},        {1, 1}};
+    for (size_t i = 0; i < sizeof heard / sizeof *heard; i++) {
+        learn_judge_hear(&j, heard[i].loss, (int64_t)i, false);
         assert_true(j.rate == heard[i].rate);
     }
     assert_int_equal(j.taken_back, 1);
@@ -73,6 +78,15 @@ static void early_and_then_evenly(void **state) {
     assert_string_equal(ends, "x........x");
 }
 
+static void short_phases_are_measured_more_often(void **state) {
+    (void)state;
+    assert_int_equal(learn_judge_every(1), 8);
+    assert_int_equal(learn_judge_every(191), 8);
+    assert_int_equal(learn_judge_every(192), 16);
+    assert_int_equal(learn_judge_every(384), 32);
+    assert_int_equal(learn_judge_every(INT64_C(1) << 24), 32);
+}
+
 static void a_state_comes_back(void **state) {
     (void)state;
     learn_judge j = learn_judge_new(JUDGE_NOISE), k = learn_judge_new(JUDGE_NOISE);
@@ -84,15 +98,16 @@ static void a_state_comes_back(void **state) {
     learn_judge_save(&j, s);
     learn_judge_load(&k, s);
     assert_true(k.begun && k.start == 3 && k.best == 2 && k.rate == 0.5);
-    assert_true(k.best_step == 2 && k.taken_back == 1 && k.waited == 1);
+    assert_true(k.best_step == 2 && k.taken_back == 1 && k.waited == 1 && k.gained == 0);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_best_is_kept_and_the_worse_taken_back),
         cmocka_unit_test(a_start_that_nothing_betters_is_kept),
-        cmocka_unit_test(waiting_halves_the_rate),
+        cmocka_unit_test(waiting_halves_the_rate_and_gains_double_it),
         cmocka_unit_test(early_and_then_evenly),
+        cmocka_unit_test(short_phases_are_measured_more_often),
         cmocka_unit_test(a_state_comes_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
