@@ -12,6 +12,7 @@
 #include "jobs/eval_tasks.h"
 #include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
+#include "jobs/setup/source_tokens.h"
 #include "pipeline/plan/memory_plan.h"
 #include "pipeline/stages/eval_against.h"
 #include "pipeline/stages/eval_run.h"
@@ -193,6 +194,7 @@ static err open_against(eval_job *j) {
 static err read_texts(eval_job *j) {
     tokenizer *t;
     err e = source_tokenizer(&j->source, &t);
+    if (!e.code) source_warn_tokens(j->source.files, hf_checkpoint_config(j->source.ck), t);
     for (int i = 0; i < j->n_texts && !e.code; i++) {
         eval_text *x = &j->texts[i];
         char *text = NULL;

@@ -6,6 +6,7 @@
 #include "base/sha256.h"
 #include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
+#include "jobs/setup/source_tokens.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -21,6 +22,7 @@ err quantize_check_tokenizer(const quantize_run *q) {
         return err_none();
     }
     err e = source_tokenizer(s, &t);
+    if (!e.code) source_warn_tokens(s->files, hf_checkpoint_config(s->ck), t);
     tokenizer_destroy(&t);
     if (!e.code) return e;
     if (used) {

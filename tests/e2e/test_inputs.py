@@ -5,6 +5,7 @@ where a Python for oracles is there."""
 import gzip
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -75,6 +76,24 @@ class Inputs(Case):
             self.assertGreater(self.ppl(folder), self.ppl(STORIES) + 0.1)
         if os.environ.get("SPINSHARD_ORACLE_PYTHON"):
             self.assertAlmostEqual(nll, oracle(untied, TEXT, 128)["nll"], delta=TOLERANCE)
+
+    def test_special_tokens_said_twice(self):
+        """Each pair of places that differ gives one line, and nothing where they agree or say nothing."""
+        model = self.path("m")
+        shutil.copytree(STORIES, model)
+        said = r"warning: .*(add_bos_token|[be]os_token_id)"
+        self.assertNotRegex(self.good("eval", "--model", model, "--text", TEXT, "--window", 128).err, said)
+        self.assertNotRegex(self.good("quantize", "--model", model, "--out", self.path("a"), *settings()).err, said)
+        with open(os.path.join(model, "generation_config.json"), "w") as f:
+            json.dump({"bos_token_id": 1, "eos_token_id": [2, 7]}, f)
+        edit(model, "tokenizer_config.json", lambda c: c.update(add_bos_token=False))
+        edit(model, "config.json", lambda c: c.update(bos_token_id=5, eos_token_id=[7, 2]))
+        for r in (self.good("eval", "--model", model, "--text", TEXT, "--window", 128),
+                  self.good("quantize", "--model", model, "--out", self.path("b"), *settings(), ranks=2)):
+            self.assertEqual(len(re.findall(said, r.err)), 3, r.err)
+            self.assertRegex(r.err, "begins a text with the token 1, and bos_token_id of config.json is another")
+            self.assertRegex(r.err, "add_bos_token of tokenizer_config.json is false, and tokenizer.json puts a token")
+            self.assertRegex(r.err, "bos_token_id is 5 in config.json and 1 in generation_config.json")
 
     # ---- kinds of text ----
 
