@@ -46,8 +46,7 @@ class Steps(Case):
         return held
 
     def test_sizes(self):
-        """No step of the default rate makes the held-out rows worse than by noise; every size gains 10 % in 32 steps
-        (measured: 20 to 45 % on all of them)."""
+        """No step of the default rate makes the held-out rows worse than by noise; every size gains 10 % in 32 steps from had, 3 % from pca."""
         for hidden, outliers in ((128, 0), (256, 3), (512, 30), (1024, 3)):
             for start in ("had", "pca"):
                 with self.subTest(hidden=hidden, start=start):
@@ -56,7 +55,7 @@ class Steps(Case):
                         model(m, hidden, outliers)
                     out, _ = self.learn(f"o{hidden}-{start}", m, "objective: range, steps: 32, rows: 512", start=start)
                     held = self.check_held(out, 0.97 if start == "pca" else 0.9)
-                    self.assertEqual([e["step"] for e in held], [0, 1, 2, 4, 8, 16, 32])
+                    self.assertEqual([e["step"] for e in held], [0, 1, 2, 4, 8, 16, 24, 32])
                     self.assertTrue(all(0 < e["push_site"] <= 1 and 0 < e["push_row"] <= e["push_site"] for e in held))
 
     def test_rates_far_too_high_are_taken_back(self):
