@@ -57,13 +57,6 @@ typedef struct norm_report {
     double before, after;
 } norm_report;
 
-/* Layers of the rank that has most: all come to the end of so many units. */
-static int64_t most_layers(const learner *l) {
-    int64_t n = l->range.n;
-    comm_max_i64(l->q->c, &n, 1);
-    return n;
-}
-
 /* Local. One norm of this rank's layers, where it has so many. */
 static err learn_norm(learner *l, scale_norm *s, const float *R, range_rule rule, int64_t i,
                       norm_report *reports) {
@@ -89,7 +82,7 @@ static err learn_norms(learner *l, const float *R, norm_report *reports) {
     const range_rule rule = {
         .symmetric = sites.act.symmetric, .include_zero = true, .group = sites.act.group};
     e = comm_agree(l->q->c, e, "scales of norms", NULL);
-    const int64_t n = 2 * most_layers(l);
+    const int64_t n = 2 * learn_most_layers(l);
     for (int64_t i = 0; i < n && !e.code; i++) {
         e = comm_agree(l->q->c, learn_norm(l, s, R, rule, i, reports), "scales of norms", NULL);
         if (!e.code) e = between_units(l->q, l->q->c, "scales", i + 1, n);
@@ -122,7 +115,7 @@ static err smooth_layer(learner *l, int64_t layer) {
 }
 
 static err smooth(learner *l) {
-    const int64_t n = most_layers(l);
+    const int64_t n = learn_most_layers(l);
     err e = err_none();
     for (int64_t i = 0; i < n && !e.code; i++) {
         if (i < l->range.n) e = smooth_layer(l, l->range.first + i);

@@ -9,6 +9,7 @@
 #include "jobs/phases/learn_capture.h"
 #include "jobs/phases/learn_site_state.h"
 #include "jobs/phases/learn_start.h"
+#include "jobs/run/between_units.h"
 #include "jobs/run/noise_table.h"
 #include "jobs/run/run_phase.h"
 #include "jobs/setup/recipe_asks.h"
@@ -174,32 +175,41 @@ static void judge(const learner *l, noise_cost *c, clip_place place, int64_t lay
     f->after = noise_cost_of(c, f->ends);
 }
 
-static err find_clips(learner *l) {
-    const llama_config *cfg = learner_cfg(l);
+/* Local. All quantizers of one layer. */
+static err find_layer(const learner *l, noise_cost *c, const llama_sites *sites, int64_t layer) {
     const int64_t tokens = l->q->calib_windows * l->q->set->calib.window;
-    current now;
-    noise_cost *c = NULL;
-    err e = current_make(l, &now);
-    if (!e.code) e = noise_cost_create(LEARN_SITE_ROWS, most_numbers(l), &c);
-    if (!e.code && l->noise) noise_rows_finish(l->noise);
-    for (int64_t i = 0; i < l->range.n * CLIP_PLACES && !e.code; i++) {
-        const int64_t layer = l->range.first + i / CLIP_PLACES;
-        const clip_place place = (clip_place)(i % CLIP_PLACES);
-        found_site *f = learn_site_found(l, layer) + place;
+    err e = err_none();
+    for (int k = 0; k < CLIP_PLACES && !e.code; k++) {
+        const clip_place place = (clip_place)k;
+        found_site *f = learn_site_found(l, layer) + k;
         *f = (found_site){.ends = {1, 1}};
-        log_progress("sites", i, l->range.n * CLIP_PLACES);
-        if (!(l->noise_places >> place & 1u)) continue;
+        if (!(l->noise_places >> k & 1u)) continue;
         const noise_set rows = noise_rows_get(l->noise, place, layer);
-        const site at = site_at(&now.sites, cfg, place, layer);
+        const site at = site_at(sites, learner_cfg(l), place, layer);
         noise_cost_take(c, &rows, &at, tokens);
         judge(l, c, place, layer, f);
         if (!isfinite(f->after))
             e = err_make(ERR_NUMERICS, "clips", "check the calibration text",
                          "the cost of a quantizer is not a number");
     }
+    return e;
+}
+
+static err find_clips(learner *l) {
+    const int64_t n = learn_most_layers(l);
+    current now;
+    noise_cost *c = NULL;
+    err e = current_make(l, &now);
+    if (!e.code) e = noise_cost_create(LEARN_SITE_ROWS, most_numbers(l), &c);
+    if (!e.code && l->noise) noise_rows_finish(l->noise);
+    e = comm_agree(l->q->c, e, "clips", NULL);
+    for (int64_t i = 0; i < n && !e.code; i++) {
+        if (i < l->range.n) e = find_layer(l, c, &now.sites, l->range.first + i);
+        e = comm_agree(l->q->c, e, "clips", NULL);
+        if (!e.code) e = between_units(l->q, l->q->c, "sites", i + 1, n);
+    }
     noise_cost_destroy(&c);
     current_clear(&now);
-    e = comm_agree(l->q->c, e, "clips", NULL);
     if (!e.code) learn_share_layers(l, (double *)learn_site_found(l, 0), CLIP_PLACES * FOUND_SITE);
     return e;
 }
@@ -294,5 +304,8 @@ err learn_sites_plan(learner *l, plan_maker *m) {
         if (l->noise_places >> k & 1u) numbers += LEARN_SITE_ROWS * noise_width(cfg, (clip_place)k);
     f->seconds = (double)(TRIALS * PASSES) * (double)(most * numbers) /
                  (m->rank.rates->vector * m->rank.cores);
+    f->units = 1; /* kept when all are known */
+    f->blind_s = f->seconds / (double)size_max(1, most);
+    f->again_s = plan_again_seconds(m);
     return e;
 }

@@ -59,6 +59,12 @@ void learn_share_layers(const learner *l, double *v, int64_t n) {
     free(lens);
 }
 
+int64_t learn_most_layers(const learner *l) {
+    int64_t n = l->range.n;
+    comm_max_i64(l->q->c, &n, 1);
+    return n;
+}
+
 /* ---- R1 over a grid: no rank holds it whole ---- */
 
 static void put_rows(void *to, int64_t row, int64_t rows, const double *R) {

@@ -10,5 +10,7 @@ err learn_start(learner *l);
 
 /* Collective. Every rank has its own layers' part of v [layers, n]; after this all have all. */
 void learn_share_layers(const learner *l, double *v, int64_t n);
+/* Collective. Layers of the rank that has most: all come to the end of so many units. */
+int64_t learn_most_layers(const learner *l);
 
 #endif

@@ -104,10 +104,14 @@ static err run_phase(learner *l, int64_t k, const learn_kept *saved) {
 /* Scales, and then R3 and clips, stand after the phases `range` and before the first that runs the
  * whole model. */
 static err scales_if_due(learner *l, int64_t phase, int64_t phases) {
-    if (learn_scales_done(l) && learn_sites_done(l)) return err_none();
-    if (phase < phases && !learn_e2e_is(&l->q->set->learn[phase])) return err_none();
-    err e = learn_scales(l);
-    if (!e.code) e = learn_sites(l);
+    err e = err_none();
+    if (phase < phases && !learn_e2e_is(&l->q->set->learn[phase])) return e;
+    if (!learn_scales_done(l)) {
+        e = learn_scales(l);
+        if (!e.code) e = learn_keep_rotations(l, phase);
+    }
+    if (e.code || learn_sites_done(l)) return e;
+    e = learn_sites(l);
     return e.code ? e : learn_keep_rotations(l, phase);
 }
 
