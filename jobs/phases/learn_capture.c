@@ -19,6 +19,8 @@
 #include <stdlib.h>
 
 enum { POOL_TOKENS = 4096 };
+/* Where rows of R1 are drawn by importance. */
+enum { DRAWN_PLACES = 1 << CLIP_ATTN | 1 << CLIP_MLP };
 
 /* Activations are samples where something before them is quantized; pca takes moments of them. */
 static bool needs_activations(const settings *s) {
@@ -54,6 +56,8 @@ static void add_pool(const learner *l, memory_plan *p) {
         memory_plan_add(p, "moments for scales", learn_scales_moments_bytes(l));
     if (!learn_sites_done(l))
         memory_plan_add(p, "rows of quantizers", learn_sites_samples_bytes(l));
+    if (learn_draws_any(l->q->set))
+        memory_plan_add(p, "drawn rows", row_pool_drawn_bytes(cfg, n, tokens));
     if (learn_weights_needed(l->q->set)) {
         weight_rows_options o = learn_weights_options(l, &l->q->set->learn[0]);
         memory_plan_add(p, "rows of weights",
@@ -69,6 +73,10 @@ static void capture_memory(const learner *l, const load_options *lo, memory_plan
         memory_plan_add(
             p, "passes",
             capture_bytes(lo->cfg, COMPUTE_BF16, l->range.n, window, l->n_stages, lo->head));
+    if (learn_draws_any(l->q->set))
+        memory_plan_add(
+            p, "rows that may be drawn",
+            noise_rows_bytes(lo->cfg, l->range.n, DRAWN_PLACES, learn_pool_tokens(l->q)));
     add_pool(l, p);
 }
 
@@ -133,8 +141,9 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     quantize_run *q = l->q;
     const int64_t n = q->calib_windows;
     const int32_t **starts = calloc((size_t)n, sizeof *starts);
-    llama_tap taps[5];
-    capture_taps also = {.taps = taps};
+    llama_tap taps[6];
+    int64_t now = 0;
+    capture_taps also = {.taps = taps, .window = &now};
     const capture_between between = {.call = between_waves, .ctx = q};
     double nll = 0;
     err e = err_none();
@@ -145,8 +154,8 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     if (l->scale_moments) taps[also.n++] = scale_moments_tap(l->scale_moments);
     if (l->scale_peaks) taps[also.n++] = scale_peaks_tap(l->scale_peaks);
     if (l->keys) taps[also.n++] = key_moments_tap(l->keys);
-    if (l->noise) taps[also.n++] = noise_rows_tap(l->noise);
-    if (l->noise) also.window = noise_rows_window(l->noise);
+    if (l->noise) taps[also.n++] = noise_rows_tap(l->noise, &now);
+    if (l->drawn) taps[also.n++] = noise_rows_tap(l->drawn, &now);
     if (comm_rank(q->c) < l->n_stages)
         e = capture_run(l->stages ? l->stages : q->c, &l->stage, COMPUTE_BF16, rows, &w, &l->pool,
                         &also, &between, &nll);
@@ -168,6 +177,9 @@ static err load(learner *l, const load_options *lo, int64_t window, int64_t toke
     if (!e.code && learn_scales_need_gradients(l)) e = row_pool_keep_gradients(&l->pool);
     if (!e.code) e = learn_scales_moments(l);
     if (!e.code) e = learn_sites_samples(l, window);
+    if (!e.code && learn_draws_any(l->q->set))
+        e = noise_rows_create(cfg, l->range.first, l->range.n, DRAWN_PLACES, window, tokens,
+                              &l->drawn);
     if (!e.code && comm_rank(l->q->c) < l->n_stages) e = load_stage(lo, &l->stage);
     return comm_agree(l->q->c, e, "loading the weights", NULL);
 }
@@ -202,6 +214,12 @@ err learn_capture_rows(learner *l) {
     for (int k = 0; k < POOL_KINDS && !e.code && tokens; k++) {
         e = comm_agree(q->c, row_pool_finish(q->c, &l->pool, (pool_kind)k), "sensitivities", NULL);
         if (k != POOL_R1) row_pool_normalise(&l->pool, (pool_kind)k);
+    }
+    if (!e.code && learn_draws_any(q->set)) {
+        noise_rows_finish(l->drawn);
+        e = comm_agree(q->c, row_pool_draw(q->c, &l->pool, l->drawn, q->calib_windows * window),
+                       "drawn rows", NULL);
+        noise_rows_destroy(&l->drawn);
     }
     return e;
 }

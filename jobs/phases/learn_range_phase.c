@@ -140,9 +140,12 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
     weight_rows *weights;
     e = learn_weights_create(l, p, &weights);
     if (e.code) return e;
+    const bool drawn = learn_draws(q->set, p);
+    if (drawn) row_pool_switch(&l->pool);
     const double *R2 = l->r2_heads ? l->R2 + l->range.first * learner_r2_entries(l) : NULL;
     e = learn_range_create(q->c, &o, &l->pool, weights, l->R1, R2, &r);
     if (e.code) {
+        if (drawn) row_pool_switch(&l->pool);
         weight_rows_destroy(&weights);
         return e;
     }
@@ -167,6 +170,7 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
         learn_share_layers(l, l->R2, learner_r2_entries(l));
     }
     learn_range_destroy(&r);
+    if (drawn) row_pool_switch(&l->pool);
     weight_rows_destroy(&weights);
     if (!e.code) quantize_phase_end(q, name, NULL);
     return e;

@@ -41,6 +41,7 @@ typedef struct learner {
     bool r3_wanted;
     key_moments *keys; /* of the rank's layers; NULL: not needed */
     noise_rows *noise;
+    noise_rows *drawn; /* rows of R1 sites until the pool has them; NULL: not needed */
 } learner;
 
 /* Local. */

@@ -56,6 +56,7 @@ static void learner_clear(learner *l) {
     mem_free(l->sites);
     key_moments_destroy(&l->keys);
     noise_rows_destroy(&l->noise);
+    noise_rows_destroy(&l->drawn);
 }
 
 /* Collective. What fusion is about to use, on each rank. */

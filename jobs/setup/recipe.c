@@ -145,6 +145,8 @@ static const key phase_keys[] = {
     {AT_PHASE(weights), KIND_BOOL, "false", 0, 0, NULL,
      "range: rows of weights count too; ce, kl-top: weights quantized in the loop"},
     {AT_PHASE(top_k), KIND_INT, "1000", 1, 1 << 24, NULL, "logits of kl-top"},
+    {AT_PHASE(draw), KIND_WORD, "uniform", 0, 0, "uniform|importance",
+     "range: rows of R1 sites from evenly spread tokens, or by how much the loss feels them"},
 };
 enum { N_PHASE_KEYS = sizeof phase_keys / sizeof phase_keys[0] };
 

@@ -56,3 +56,14 @@ bool learn_weights_needed(const settings *s) {
         if (learn_weights_count(s, &s->learn[k])) return true;
     return false;
 }
+
+bool learn_draws(const settings *s, const learn_settings *phase) {
+    return phase->objective == OBJECTIVE_RANGE && phase->draw == DRAW_IMPORTANCE && s->rotate.r1 &&
+           s->activations.bits < 16;
+}
+
+bool learn_draws_any(const settings *s) {
+    for (int64_t k = 0; k < s->n_learn; k++)
+        if (learn_draws(s, &s->learn[k])) return true;
+    return false;
+}

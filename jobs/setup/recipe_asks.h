@@ -27,4 +27,8 @@ bool learn_needs_rows(const settings *s, int64_t first, bool fresh);
 bool learn_weights_count(const settings *s, const learn_settings *phase);
 bool learn_weights_needed(const settings *s);
 
+/* Local. True where this phase, or any, learns R1 from rows drawn by importance. */
+bool learn_draws(const settings *s, const learn_settings *phase);
+bool learn_draws_any(const settings *s);
+
 #endif

@@ -60,6 +60,8 @@ typedef struct clip_setting {
     double ends[CLIP_WORDS][2];
 } clip_setting;
 
+typedef enum row_draw { DRAW_UNIFORM, DRAW_IMPORTANCE } row_draw;
+
 /* A phase of learn. */
 typedef struct learn_settings {
     objective_kind objective;
@@ -70,6 +72,7 @@ typedef struct learn_settings {
     range_grad range_grad;
     bool weights;
     int64_t top_k;
+    row_draw draw;
 } learn_settings;
 
 typedef struct settings {

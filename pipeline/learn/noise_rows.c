@@ -26,7 +26,7 @@ typedef struct draw {
 
 struct noise_rows {
     int64_t first, n, window, room; /* room: rows + 1 */
-    int64_t now;                    /* number of the window that is passing */
+    const int64_t *now;             /* number of the window that is passing */
     uint32_t places;
     draw *draws;  /* [n, CLIP_PLACES] */
     double *size; /* [window] of the rows that are offered */
@@ -167,7 +167,7 @@ static void take_rows(noise_rows *p, int place, int64_t layer, int64_t t0, int64
     draw *d = &p->draws[(layer - p->first) * CLIP_PLACES + place];
     sizes_of(g, n_tokens, width, p->size);
     for (int64_t t = 0; t < n_tokens; t++) {
-        const int64_t token = p->now * p->window + t0 + t;
+        const int64_t token = *p->now * p->window + t0 + t;
         const uint64_t index = ((uint64_t)(layer * CLIP_PLACES + place) << 40) + (uint64_t)token;
         if (!(p->size[t] > 0)) continue; /* the loss does not feel it */
         const double u = 1 - rng_uniform(0, RNG_NOISE_ROWS, index);
@@ -188,15 +188,12 @@ static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n
     return err_none();
 }
 
-llama_tap noise_rows_tap(noise_rows *p) {
+llama_tap noise_rows_tap(noise_rows *p, const int64_t *window) {
     uint32_t places = 0;
+    p->now = window;
     for (int k = 0; k < CLIP_PLACES; k++)
         if (asked(p->places, k)) places |= 1u << noise_tap_place((clip_place)k);
     return (llama_tap){.places = places, .take = take, .ctx = p};
-}
-
-int64_t *noise_rows_window(noise_rows *p) {
-    return &p->now;
 }
 
 static int by_token(const void *a, const void *b) {

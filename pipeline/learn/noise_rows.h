@@ -36,10 +36,9 @@ void noise_rows_destroy(noise_rows **p); /* local; NULL is fine; sets NULL */
 uint64_t noise_rows_bytes(const llama_config *cfg, int64_t n, uint32_t places,
                           int64_t rows); /* local */
 
-/* Local. The hook that offers the rows of a backward pass, and where that pass is to write the
- * number of the window before it calls it (capture_taps.window). Windows may come in any order. */
-llama_tap noise_rows_tap(noise_rows *p);
-int64_t *noise_rows_window(noise_rows *p);
+/* Local. The hook that offers the rows of a backward pass; *window, borrowed, is the number of the
+ * window whose rows come (capture_taps.window). Windows may come in any order. */
+llama_tap noise_rows_tap(noise_rows *p, const int64_t *window);
 
 /* Local. Once, when all rows have been offered: weights and order. */
 void noise_rows_finish(noise_rows *p);

@@ -68,6 +68,9 @@ void row_pool_clear(row_pool *p) {
         mem_free(p->rows[k]);
         free(p->sets[k]);
     }
+    for (int64_t i = 0; p->drawn && i < sets_of(p, POOL_R1); i++) mem_free(p->drawn[i].w);
+    mem_free(p->drawn_rows);
+    free(p->drawn);
     memset(p, 0, sizeof *p);
 }
 
@@ -181,6 +184,147 @@ err row_pool_finish(const comm *c, row_pool *p, pool_kind kind) {
         shuffle(s, 2 * p->first_layer + i);
     }
     return err_none();
+}
+
+/* ---- rows drawn by importance ---- */
+
+/* A row's sensitivity and how many rows it stands for. */
+typedef struct drawn_row {
+    double w, stands_for;
+} drawn_row;
+
+static int by_sensitivity(const void *a, const void *b) {
+    const double x = ((const drawn_row *)a)->w, y = ((const drawn_row *)b)->w;
+    return x < y ? -1 : x > y;
+}
+
+static double sensitivity(const noise_set *s, int64_t i) {
+    double sum = 0;
+    for (int64_t j = 0; j < s->width; j++) {
+        const double g = half_from_bf16(s->g[s->at[i] * s->width + j]);
+        sum += g * g;
+    }
+    return sum;
+}
+
+uint64_t row_pool_drawn_bytes(const llama_config *cfg, int64_t n, int64_t tokens) {
+    const uint64_t rows = 2 * (uint64_t)(n * tokens);
+    return rows * (2 * (uint64_t)cfg->hidden + sizeof(float) + sizeof(drawn_row));
+}
+
+/* Collective. The clamp of all rows of the model, n of them on this rank; the same on every rank:
+ * ranks own layers in order, and equal sensitivities have the same value whoever comes first. */
+static double clamp_of(const comm *c, const drawn_row *mine, int64_t n) {
+    size_t *lens = calloc((size_t)comm_size(c), sizeof *lens), len = 0;
+    void *all = NULL;
+    double total = 0, below = 0, most = 0;
+    if (!lens) abort();
+    comm_gather_blobs(c, mine, (size_t)n * sizeof *mine, &all, lens, 0);
+    for (int r = 0; r < comm_size(c) && comm_rank(c) == 0; r++) len += lens[r];
+    if (comm_rank(c) == 0) {
+        drawn_row *rows = all;
+        const size_t count = len / sizeof *rows;
+        qsort(rows, count, sizeof *rows, by_sensitivity);
+        for (size_t i = 0; i < count; i++) total += rows[i].stands_for;
+        for (size_t i = 0; i < count && below <= 0.9999 * total; i++) {
+            below += rows[i].stands_for;
+            most = rows[i].w;
+        }
+    }
+    comm_bcast(c, &most, sizeof most, 0);
+    free(all);
+    free(lens);
+    return most;
+}
+
+static void take_drawn(row_set *s, const noise_set *from, const drawn_row *rows, double most) {
+    for (int64_t i = 0; i < from->n; i++) {
+        memcpy(s->x + i * s->width, from->x + from->at[i] * s->width,
+               (size_t)s->width * sizeof *s->x);
+        s->w[i] = (float)(fmin(rows[i].w, most) * rows[i].stands_for);
+    }
+}
+
+static err make_drawn(row_pool *p) {
+    const int64_t sets = sets_of(p, POOL_R1);
+    void *block = NULL;
+    p->drawn = calloc((size_t)sets + 1, sizeof *p->drawn);
+    if (!p->drawn) abort();
+    err e = mem_alloc(sets * p->tokens * p->hidden, sizeof(bf16), "drawn rows", &block);
+    p->drawn_rows = block;
+    for (int64_t i = 0; i < sets && !e.code; i++)
+        e = set_init(&p->drawn[i], p->tokens, p->hidden, p->drawn_rows + i * p->tokens * p->hidden);
+    return e;
+}
+
+/* Collective. The sum of weights over the model; sets in order, so the same for any ranks. */
+static double weights_in_all(const comm *c, const row_pool *p) {
+    const int64_t sets = sets_of(p, POOL_R1);
+    double *sums = calloc((size_t)sets + 1, sizeof *sums), total = 0;
+    size_t *lens = calloc((size_t)comm_size(c), sizeof *lens), len = 0;
+    void *all = NULL;
+    if (!sums || !lens) abort();
+    for (int64_t i = 0; i < sets; i++)
+        for (int64_t r = 0; r < p->drawn[i].n; r++) sums[i] += (double)p->drawn[i].w[r];
+    comm_gather_blobs(c, sums, (size_t)sets * sizeof *sums, &all, lens, 0);
+    for (int r = 0; r < comm_size(c) && comm_rank(c) == 0; r++) len += lens[r];
+    for (size_t i = 0; i < len / sizeof *sums; i++) total += ((double *)all)[i];
+    comm_bcast(c, &total, sizeof total, 0);
+    free(all);
+    free(lens);
+    free(sums);
+    return total;
+}
+
+err row_pool_draw(const comm *c, row_pool *p, const noise_rows *rows, int64_t tokens) {
+    const int64_t sets = sets_of(p, POOL_R1);
+    void *list = NULL;
+    err e = make_drawn(p);
+    if (!e.code) e = mem_alloc(sets * p->tokens, sizeof(drawn_row), "drawn rows", &list);
+    e = comm_agree(c, e, "drawn rows", NULL);
+    drawn_row *mine = list;
+    int64_t n = 0, all = sets;
+    for (int64_t i = 0; i < sets && !e.code; i++) {
+        const noise_set s =
+            noise_rows_get(rows, i % 2 ? CLIP_MLP : CLIP_ATTN, p->first_layer + i / 2);
+        for (int64_t r = 0; r < s.n; r++) mine[n++] = (drawn_row){sensitivity(&s, r), s.weight[r]};
+    }
+    const double most = e.code ? 0 : clamp_of(c, mine, n);
+    n = 0;
+    for (int64_t i = 0; i < sets && !e.code; i++) {
+        const noise_set s =
+            noise_rows_get(rows, i % 2 ? CLIP_MLP : CLIP_ATTN, p->first_layer + i / 2);
+        take_drawn(&p->drawn[i], &s, mine + n, most);
+        n += s.n;
+    }
+    mem_free(list);
+    if (e.code) return e;
+    comm_sum_i64(c, &all, 1);
+    const double sum = weights_in_all(c, p);
+    if (!(sum > 0) || !isfinite(sum))
+        return err_make(ERR_NUMERICS, "range", "check the calibration text",
+                        "all sensitivities are zero or not finite");
+    p->drawn_mean = sum / ((double)all * (double)tokens);
+    const float scale = (float)((double)all * (double)p->tokens / sum);
+    for (int64_t i = 0; i < sets; i++) {
+        row_set *s = &p->drawn[i];
+        for (int64_t r = 0; r < s->n; r++) s->w[r] *= scale;
+        row_fix(s->x, s->n * s->width);
+        shuffle(s, 2 * p->first_layer + i);
+    }
+    return e;
+}
+
+void row_pool_switch(row_pool *p) {
+    row_set *sets = p->sets[POOL_R1];
+    bf16 *rows = p->rows[POOL_R1];
+    const double mean = p->mean[POOL_R1];
+    p->sets[POOL_R1] = p->drawn;
+    p->rows[POOL_R1] = p->drawn_rows;
+    p->mean[POOL_R1] = p->drawn_mean;
+    p->drawn = sets;
+    p->drawn_rows = rows;
+    p->drawn_mean = mean;
 }
 
 void row_pool_normalise(row_pool *p, pool_kind kind) {

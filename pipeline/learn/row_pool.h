@@ -11,6 +11,7 @@
 #include "model/config.h"
 #include "mpi/comm.h"
 #include "mpi/dmat.h"
+#include "pipeline/learn/noise_rows.h"
 
 #include <stdint.h>
 
@@ -44,6 +45,9 @@ typedef struct row_pool {
     bf16 *rows[POOL_KINDS];    /* of all sets of a kind, one block: rows are drawn at random, and
                                 * large pages spare most of the look-ups of addresses */
     double mean[POOL_KINDS];   /* of the weights before row_pool_finish made it 1 */
+    row_set *drawn;    /* NULL, or other sets of POOL_R1, of rows drawn by importance; with */
+    bf16 *drawn_rows;  /* their block and */
+    double drawn_mean; /* mean: row_pool_draw */
 } row_pool;
 
 /* Local. Room for `tokens` tokens of each site of layers [first, first + n). Caller clears
@@ -71,6 +75,18 @@ void row_pool_put(row_pool *p, pool_kind kind, int64_t layer, int site, int64_t 
  * number of ranks. Sets of POOL_R1 are shuffled, each in its own order, so that steps may take rows
  * as they lie: neighbours in a text would be alike; their entries are in fixed point then. */
 err row_pool_finish(const comm *c, row_pool *p, pool_kind kind);
+
+/* Collective on c. Rows of POOL_R1 once more, as many, drawn by importance (noise_rows.h: places
+ * CLIP_ATTN and CLIP_MLP of the same layers, finished, `tokens` offered of each): p->drawn. With
+ * p_i the probability of a row its weight is min(w_i, q) / min(1, p_i / t), q the 99.99 % quantile
+ * of w over all tokens of the model: the sum over rows estimates that over all tokens, but sees the
+ * few that matter more often. Unclamped, some of these would be learned by heart. Sets with fewer
+ * rows end in rows of weight 0. Fails with ERR_NOFIT, ERR_NUMERICS. */
+err row_pool_draw(const comm *c, row_pool *p, const noise_rows *rows, int64_t tokens);
+uint64_t row_pool_drawn_bytes(const llama_config *cfg, int64_t n, int64_t tokens); /* local */
+
+/* Local. The drawn rows of POOL_R1 in place of the others, and back. */
+void row_pool_switch(row_pool *p);
 
 /* Local. Scale the rows of the sets of a kind, each by one power of two, so that |x| <=
  * sqrt(width); weights are scaled back by its square, so that no objective changes but by rounding;

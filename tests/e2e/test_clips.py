@@ -44,7 +44,7 @@ class Clips(Case):
     def test_ranks_and_kills(self):
         """With scales before and a phase of the whole model after; the run that is killed goes on where it was."""
         more = (*SEARCH, "scale.pairs=[norm, qk, ud]", "scale.start=closed")
-        learn = RANGE[:-1] + ", {objective: ce, steps: 2, batch: 2, window: 96}]"
+        learn = RANGE[:-2] + ", draw: importance}, {objective: ce, steps: 2, batch: 2, window: 96}]"
         want = None
         for ranks, threads in ((0, 1), (1, 2), (2, 1), (3, 1), (4, 1)):
             out = self.quantize(f"r{ranks}-{threads}", *how(*more, learn=learn), ranks=ranks, threads=threads)

@@ -71,6 +71,7 @@ PHASE_VALUES = {
     "range_grad": ["through", "detached"],
     "weights": [False, True],
     "top_k": [1000, 1, 5],
+    "draw": ["uniform", "importance"],
 }
 BELOW = 16  # bits from which nothing is quantized
 

@@ -23,14 +23,15 @@ static void make_rows(int64_t layer, int64_t window, int64_t width, float *x, fl
 static noise_rows *drawn(const llama_config *cfg, int64_t layers, int64_t rows, bool backwards) {
     noise_rows *p;
     assert_ok(noise_rows_create(cfg, 0, layers, 1u << CLIP_ATTN, WINDOW, rows, &p));
-    const llama_tap tap = noise_rows_tap(p);
+    int64_t now = 0;
+    const llama_tap tap = noise_rows_tap(p, &now);
     assert_true(tap.places == 1u << TAP_ATTN_IN);
     float *x = room(WINDOW * cfg->hidden, sizeof *x), *g = room(WINDOW * cfg->hidden, sizeof *g);
     for (int64_t i = 0; i < layers * WINDOWS; i++) {
         const int64_t layer = i / WINDOWS, w = i % WINDOWS,
                       window = backwards ? WINDOWS - 1 - w : w;
         make_rows(layer, window, cfg->hidden, x, g);
-        *noise_rows_window(p) = window;
+        now = window;
         assert_ok(tap.take(tap.ctx, layer, TAP_ATTN_IN, 0, WINDOW, cfg->hidden, x, g));
     }
     noise_rows_finish(p);

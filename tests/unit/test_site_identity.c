@@ -168,11 +168,13 @@ static void test_identity(void **state) {
         s.r2_per_head = k % 5 < 2;
         s.R1 = r1;
         s.R2 = layers;
+        s.R3_heads = layers; /* a matrix a KV head, as R3 from keys is */
         const site sites[] = {sites_input(&s, &c, 0, NORM_ATTN), sites_values(&s, &c, 0),
-                              sites_output(&s, &c, 0)};
+                              sites_output(&s, &c, 0), sites_keys(&s, &c, 0)};
         check_identity(&sites[0], &R1);
         check_identity(&sites[1], R2);
         check_identity(&sites[2], R2);
+        check_identity(&sites[3], R2);
     }
     llama_config one = c; /* a single segment goes another way */
     one.kv_heads = 1;
