@@ -7,7 +7,8 @@ usage: compare.py --model FOLDER --calib FILE --text FILE[,limit=N][,tail=N]... 
                   [RECIPE...]
 
 RECIPE is a name that `spinshard quantize --recipe` knows, or a file; without any, those of LIST below. The first row
-is the model as it is. Each archive is made, measured and removed (--keep keeps them). Each result is a file in the
+is the model as it is. Each archive is made, measured and removed; --keep keeps them, and draws the
+first four into WORK/report.html (`spinshard report --beside`). Each result is a file in the
 work folder, so the same command goes on after any interruption, in the middle of a recipe too, and recipes that are
 added cost only themselves. Other settings want another work folder; a recipe file that changed is run again. A recipe
 that the model or the machine refuses has the reason in its row.
@@ -16,6 +17,7 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 
@@ -157,6 +159,24 @@ def print_table(compare, rows):
             print("|" + "|".join("-" * (w + 2) for w in width) + "|")
 
 
+def draw(compare, rows):
+    """A page of the archives that were kept, with what eval says of each."""
+    outs = [os.path.join(compare.a.work, r["name"] + ".archive") for r in rows]
+    outs = [out for out in outs if os.path.exists(os.path.join(out, "manifest.json"))][:4]
+    if not outs:
+        return
+    page, words = os.path.join(compare.a.work, "report.html"), []
+    for out in outs:
+        text = compare.texts[0]
+        evaluation = os.path.join(out, "eval.json")
+        told = compare.spinshard("eval", "--model", out, "--json", "--quiet", "--window", str(compare.a.window), "--text",
+                                 text.path, *text.words, "--against", compare.a.model)
+        with open(evaluation, "w", encoding="utf-8") as f:
+            f.write(told)
+        words += ["--eval", evaluation] + (["--beside", out] if out != outs[0] else [])
+    subprocess.run([compare.a.program, "report", outs[0], *words, "--html", page], check=True, stdout=sys.stderr)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", required=True)
@@ -178,6 +198,8 @@ def main():
     compare.check_settings()
     rows = [compare.row(r) for r in (None, *recipes)]
     print_table(compare, rows)
+    if compare.a.keep:
+        draw(compare, rows)
     print(f"\nperplexity, lower is better; {compare.made} rows made now, {compare.found} found in {compare.a.work}")
 
 

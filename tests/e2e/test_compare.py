@@ -51,6 +51,11 @@ class Compare(Case):
         os.remove(self.path("work", "rtn-w4a16.json"))
         self.compare("rtn-w4a16", more=("--keep",))
         self.assertLess(self.row("rtn-w4a16")["perplexity"]["stories"], self.row("source")["perplexity"]["stories"] * 1.01)
+        self.compare("rtn-w4a16", "hadamard-w4a16", "smoothquant-w8a8", more=("--keep",))
+        with open(self.path("work", "report.html"), encoding="utf-8") as f:
+            page = f.read()
+        self.assertIn("Beside other runs", page)
+        self.assertIn("smoothquant-w8a8.archive", page)
         # a recipe file that changed is run again
         with open(self.path("mine.yaml"), "w") as f:
             f.write("recipe_version: 1\nweights: {bits: 4}\n")
