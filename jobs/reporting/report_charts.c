@@ -150,6 +150,26 @@ void chart_sites(FILE *f, const json_t *layers) {
     }
 }
 
+/* What the noise of each quantizer costs, in a thousandth of a nat: a token's loss is some nats. */
+void chart_noise(FILE *f, const json_t *layers) {
+    static const char *const names[] = {"full range", "with the clip"}, *const keys[] = {
+                                                                            "nats_unclipped",
+                                                                            "nats"};
+    const json_t *first = json_object_get(json_array_get(layers, 0), "noise");
+    for (size_t k = 0; k < json_array_size(first); k++) {
+        const char *site = json_string_value(json_object_get(json_array_get(first, k), "site"));
+        series s[2];
+        char title[64];
+        for (int i = 0; i < 2; i++)
+            s[i] = series_over_layers(layers, "noise", k, NULL, keys[i], 1000);
+        snprintf(title, sizeof title, "Cost of the quantizer: %s", site ? site : "");
+        chart_figure(f, title, svg_axis_of("layer", false),
+                     svg_axis_of("nats a token / 1000", true), 2, s, names);
+        series_clear(&s[0]);
+        series_clear(&s[1]);
+    }
+}
+
 /* ---- weights ---- */
 
 void chart_weights(FILE *f, const json_t *items) {

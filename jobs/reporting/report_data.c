@@ -230,10 +230,11 @@ err report_collect(const char *out_dir, const char *const *evals, int n_evals, j
     if (!e.code) e = accuracy_of(evals, n_evals, accuracy);
     if (!e.code) {
         json_t *slices = slices_of(events);
-        *out = json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:O, s:{s:o, s:O}}", "out", out_dir,
-                         "state", state_of(out_dir), "summary", summary_of(out_dir, events, slices),
-                         "learning", learning_of(events), "sites",
-                         event_table_by(events, "sites", "layer"), "weights", weights_of(events),
+        *out = json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:O, s:{s:o, s:O}}", "out",
+                         out_dir, "state", state_of(out_dir), "summary",
+                         summary_of(out_dir, events, slices), "learning", learning_of(events),
+                         "sites", event_table_by(events, "sites", "layer"), "noise",
+                         event_table_by(events, "noise", "layer"), "weights", weights_of(events),
                          "gptq", event_table_by(events, "errors", "layer"), "accuracy", accuracy,
                          "run", "phases", phases_of(events, slices), "slices", slices);
         if (!*out) abort();

@@ -155,6 +155,16 @@ static void learning(FILE *f, const json_t *list) {
     }
 }
 
+static void noise(FILE *f, const json_t *layers) {
+    if (!json_array_size(layers)) return;
+    fputs("<h3>What quantizing costs</h3>\n<p class=\"dim\">By second order of the loss, of the "
+          "range that holds "
+          "everything and of the range that was chosen.</p>\n<div class=\"grid\">\n",
+          f);
+    chart_noise(f, layers);
+    fputs("</div>\n", f);
+}
+
 static void sites(FILE *f, const json_t *layers) {
     section(f, "Before and after",
             "What goes into the linears of each layer, from a sample of calibration tokens: as the "
@@ -341,6 +351,7 @@ void report_page(const json_t *report, char **text, size_t *len) {
     summary(f, report);
     learning(f, json_object_get(report, "learning"));
     sites(f, json_object_get(report, "sites"));
+    noise(f, json_object_get(report, "noise"));
     weights(f, json_object_get(report, "weights"));
     gptq(f, json_object_get(report, "gptq"));
     accuracy(f, json_object_get(report, "accuracy"));

@@ -15,7 +15,7 @@ from spin import STORIES, TEXT, Case, main, settings, spin  # noqa: E402
 SECTIONS = ["Learning", "Before and after", "Weights", "GPTQ", "Accuracy", "Run"]
 VOID = {"meta", "br", "path"}
 LEARNED = ["--calib", TEXT, *settings("calib.windows=6", "calib.window=96", "weights.method=gptaq", "weights.group=channel",
-                                      "rotate.start=had", "activations.bits=8", "learn=[{objective: range, steps: 6, rows: 256}]")]
+                                      "rotate.start=had", "activations={bits: 4, clip: search}", "learn=[{objective: range, steps: 6, rows: 256}]")]
 
 
 class Page(html.parser.HTMLParser):
@@ -81,6 +81,8 @@ class Report(Case):
         (phase,) = told["learning"]
         self.assertEqual([s["loss"] for s in phase["steps"]], [e["loss"] for e in self.events(out, "step") if e["phase"] == "learn.0"])
         self.assertEqual([x["sites"] for x in told["sites"]], [e["sites"] for e in self.events(out, "sites")])
+        self.assertEqual([x["noise"] for x in told["noise"]], [e["noise"] for e in self.events(out, "noise")])
+        self.assertIn("Cost of the quantizer: down", page.words)
         self.assertEqual([x["tensors"] for x in told["gptq"]], [e["tensors"] for e in self.events(out, "errors")])
         self.assertEqual({w["item"]: w["relative_error"] for w in told["weights"]},
                          {e["item"]: e["relative_error"] for e in self.events(out, "layer") if "relative_error" in e})
