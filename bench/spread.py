@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """How much the random start of the rotations matters: perplexity over many seeds, for orthogonal and for Hadamard
-starts; and what each rotation adds: none, R1, R1+R2, +R3, +R4.
+starts, and of a learned one; and what each rotation adds: none, R1, R1+R2, +R3, +R4. With tasks, zero-shot accuracy too.
+WORK/spread.svg shows every run as a point.
 
 usage: spread.py --model FOLDER --text FILE --work FOLDER [--seeds 100] [--table-seeds 3] [--ranks 2]
                  [--program build/release/spinshard] [--recipe spread-w4a4kv4] [--kinds had,orthogonal]
-                 [--weights 4|16] [--window 1024] [--limit WINDOWS] [--tail TOKENS] [--set KEY=VALUE]...
+                 [--learned rotations.safetensors]... [--tasks FILE[,FILE]...] [--weights 4|16] [--window 1024] [--limit WINDOWS] [--tail TOKENS] [--set KEY=VALUE]...
 
 With --weights 4 (or what the recipe says, 2 to 8) each run quantizes an archive and evaluates it; the archive is
 removed then. With 16 the weights stay as they are and only `eval` runs. Each result is a file in the work folder, so
@@ -47,6 +48,8 @@ class Runs:
         for name in ("limit", "tail"):
             if getattr(a, name):
                 texts += ["--" + name, str(getattr(a, name))]
+        if a.tasks:
+            texts += ["--tasks", a.tasks]
         if a.weights == 16:
             return json.loads(self.spinshard("eval", "--model", a.model, *how, *texts))
         out = os.path.join(a.work, "archive")
@@ -68,7 +71,10 @@ class Runs:
             self.found += 1
             return p
         try:
-            (p,) = self.evaluate(seed, pairs)["perplexity"]
+            got = self.evaluate(seed, pairs)
+            (p,) = got["perplexity"]
+            if got["tasks"]:
+                p["acc"] = statistics.fmean(t["acc"] for t in got["tasks"])
         except Refused as e:
             p = {"refused": str(e)}
         keep(path, p)
@@ -80,7 +86,8 @@ class Runs:
         a = self.a
         check_settings(a.work, {
             "model": os.path.realpath(a.model), "text_sha256": sha256(a.text), "recipe": a.recipe, "weights": a.weights,
-            "window": a.window, "limit": a.limit, "tail": a.tail, "set": a.set})
+            "window": a.window, "limit": a.limit, "tail": a.tail, "set": a.set,
+            **({"tasks": [sha256(t) for t in a.tasks.split(",")]} if a.tasks else {})})
 
 
 def spread_of(values):
@@ -88,39 +95,82 @@ def spread_of(values):
             "mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}
 
 
-def print_spread(kind, values):
-    s = spread_of(values)
-    print(f"{kind:<14}{s['n']:>5}" + "".join(f"{s[k]:>11.3f}" for k in ("min", "median", "max", "mean", "sd")))
-    return s
+HEAD = f"{'n':>5}" + "".join(f"{k:>11}" for k in ("min", "median", "max", "mean", "sd"))
+KEYS = {"ppl": "perplexity", "acc": "accuracy"}
+
+
+def tell(kind, got, found):
+    """A line for each number that the runs have; all of them into `found`."""
+    if not any("ppl" in p for p in got):
+        print(f"{kind:<28}  -   {got[0]['refused']}")
+        return
+    for key, name in KEYS.items():
+        values = [p[key] for p in got if key in p]
+        if not values:
+            continue
+        s = spread_of(values)
+        print(f"{kind + ', ' + name:<28}{s['n']:>5}" + "".join(f"{s[k]:>11.3f}" for k in ("min", "median", "max", "mean", "sd")))
+        if key == "ppl":
+            found[kind] = s
+        else:
+            found[kind][key] = s
+        found[kind].setdefault("runs", {})[key] = values
 
 
 def random_starts(runs, a):
-    print(f"\n{'random start':<14}{'n':>5}" + "".join(f"{k:>11}" for k in ("min", "median", "max", "mean", "sd")))
+    print(f"\n{'random start':<28}{HEAD}")
     found = {}
     for kind in a.kinds.split(","):
-        got = [runs.perplexity(kind, seed, [f"rotate.start={kind}"]) for seed in range(a.seeds)]
-        values = [p["ppl"] for p in got if "ppl" in p]
-        if values:
-            found[kind] = print_spread(kind, values)
-        for p in got:
-            if "refused" in p:
-                print(f"{kind:<14}  -   {p['refused']}")
-                break
+        tell(kind, [runs.perplexity(kind, seed, [f"rotate.start={kind}"]) for seed in range(a.seeds)], found)
+    for path in a.learned:
+        name = "learned " + sha256(path)[:8]  # of a file of that content
+        tell(name, [runs.perplexity(name.replace(" ", "-"), 0, [f"rotate.start={path}"])], found)
     return found
 
 
 def added_rotations(runs, a):
-    print(f"\n{'Hadamard start':<14}{'n':>5}" + "".join(f"{k:>11}" for k in ("min", "median", "max", "mean", "sd")))
+    print(f"\n{'Hadamard start':<28}{HEAD}")
     found = {}
     for title, pairs in TABLE:
         seeds = range(a.table_seeds if title != "none" else 1)  # without rotations nothing is random
-        got = [runs.perplexity(title.replace(" ", ""), seed, pairs) for seed in seeds]
-        values = [p["ppl"] for p in got if "ppl" in p]
-        if values:
-            found[title] = print_spread(title, values)
-        else:
-            print(f"{title:<14}  -   {got[0]['refused']}")
+        tell(title, [runs.perplexity(title.replace(" ", ""), seed, pairs) for seed in seeds], found)
     return found
+
+
+def strip(columns, key, left):
+    """Points of every column over one axis; a column is as wide as its points need to stand apart."""
+    values = [v for _, s in columns for v in s["runs"].get(key, [])]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    room = (high - low) * 0.08 or abs(high) * 0.05 or 1
+    low, high = low - room, high + room
+
+    def at(v):
+        return 240 - 200 * (v - low) / (high - low)
+
+    out = [f'<text x="{left + 50}" y="22" font-weight="600">{KEYS[key]}</text>',
+           f'<path d="M{left + 50} 30V240H{left + 70 + 70 * len(columns)}" fill="none" stroke="currentColor"/>']
+    for k in range(5):
+        v = low + (high - low) * k / 4
+        out.append(f'<text x="{left + 46}" y="{at(v) + 4:.1f}" text-anchor="end">{v:.4g}</text>')
+    for i, (name, s) in enumerate(columns):
+        x = left + 90 + 70 * i
+        out.append(f'<text x="{x}" y="{256 + 14 * (i % 2)}" text-anchor="middle">{name}</text>')
+        for n, v in enumerate(s["runs"].get(key, [])):
+            out.append(f'<circle cx="{x + (n * 7 % 25) - 12}" cy="{at(v):.1f}" r="2.5" fill="#0060a8" fill-opacity=".6">'
+                       f"<title>{name}: {v:.5g}</title></circle>")
+    return "\n".join(out)
+
+
+def draw(path, result):
+    columns = [*result["random_starts"].items(), *result["rotations"].items()]
+    width = 110 + 70 * len(columns)
+    parts = [strip(columns, key, i * width) for i, key in enumerate(KEYS)]
+    total = width * (2 if parts[1] else 1)
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} 280" font-family="sans-serif" font-size="11">\n'
+                + "\n".join(parts) + "\n</svg>\n")
 
 
 def main():
@@ -131,6 +181,8 @@ def main():
     p.add_argument("--program", default=PROGRAM)
     p.add_argument("--recipe", default="spread-w4a4kv4")
     p.add_argument("--kinds", default="had,orthogonal")
+    p.add_argument("--learned", action="append", default=[])
+    p.add_argument("--tasks")
     p.add_argument("--seeds", type=int, default=100)
     p.add_argument("--table-seeds", type=int, default=3)
     p.add_argument("--weights", type=int, default=4)
@@ -144,6 +196,7 @@ def main():
     runs.check_settings()
     result = {"random_starts": random_starts(runs, a), "rotations": added_rotations(runs, a)}
     keep(os.path.join(a.work, "spread.json"), result)
+    draw(os.path.join(a.work, "spread.svg"), result)
     print(f"\nperplexity, lower is better; {runs.done} runs made now, {runs.found} found in {a.work}")
 
 

@@ -6,6 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
+import xml.etree.ElementTree
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 from spin import STORIES, TESTS, TEXT, Case, environment, main, program, settings  # noqa: E402
@@ -49,6 +50,23 @@ class Spread(Case):
         self.assertIn("; 2 runs made now", more.stdout)
         other = self.spread("--seeds", "2", "--limit", "5", rc=1)
         self.assertIn("other settings (limit, set)", other.stderr)
+
+    def test_tasks_learned_and_picture(self):
+        tasks, out, words = self.path("t.jsonl"), self.path("had"), ["--set", "rotate.online=[]"]
+        with open(tasks, "w") as f:
+            f.write(json.dumps({"context": "The sun was", "choices": ["bright and warm", "xq"], "gold": 0}) + "\n")
+        self.good("quantize", "--model", STORIES, "--out", out, *settings("rotate.start=had"))
+        self.spread("--seeds", "2", "--tasks", tasks, "--learned", os.path.join(out, "rotations.safetensors"), *words, weights=16)
+        got = self.result()
+        (learned,) = [s for name, s in got["random_starts"].items() if name.startswith("learned")]
+        p = self.perplexity(STORIES, TEXT, 96, "--limit", 4, "--recipe", "spread-w4a4kv4", "--rotations",
+                            os.path.join(out, "rotations.safetensors"), *settings("rotate.online=[]"))
+        self.assertEqual(learned["runs"]["ppl"], [p["ppl"]])
+        self.assertEqual(got["random_starts"]["had"]["acc"]["mean"], 1)
+        root = xml.etree.ElementTree.parse(self.path("work", "spread.svg")).getroot()
+        points = [e for e in root.iter() if e.tag.endswith("circle")]
+        runs = sum(s["n"] for part in got.values() for s in part.values())
+        self.assertEqual(len(points), 2 * runs)  # by perplexity and by accuracy
 
     def test_weights_as_they_are(self):
         self.spread("--seeds", "1", "--set", "rotate.online=[]", weights=16)
