@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Zero-shot questions as `spinshard eval --tasks` reads them, from the files that users download: JSON lines or parquet (which
 needs pyarrow) with the fields of the data sets' pages, or of the authors' own files. Prompts are those of
-lm-evaluation-harness 0.4: what stands before a choice, and what is scored.
+lm-evaluation-harness 0.4.13: what stands before a choice, and what is scored.
 
 usage: tasks.py TASK FILE... --out OUT.jsonl [--limit N]
 TASK: boolq piqa siqa hellaswag winogrande arc_easy arc_challenge openbookqa lambada
@@ -49,7 +49,7 @@ def choices_of(d):
     listed = d["choices"] if "choices" in d else d["question"]["choices"]
     if isinstance(listed, list):
         listed = {key: [c[key] for c in listed] for key in ("text", "label")}
-    return list(listed["text"]), list(listed["label"]).index(d["answerKey"])
+    return list(listed["text"]), list(listed["label"]).index(d["answerKey"].strip())
 
 
 def stem(d):

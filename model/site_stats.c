@@ -77,6 +77,7 @@ double site_rms(const site_stats *s) {
 double site_kurtosis(const site_stats *s) {
     const double m = s->sum[1] / s->sum[0], m2 = s->sum[2] / s->sum[0], m3 = s->sum[3] / s->sum[0],
                  m4 = s->sum[4] / s->sum[0], variance = m2 - m * m;
+    if (!(variance > 0)) return NAN;
     return (m4 - 4 * m * m3 + 6 * m * m * m2 - 3 * m * m * m * m) / (variance * variance);
 }
 

@@ -42,7 +42,8 @@ static double mean_of(const json_t *list, const char *key) {
     size_t i;
     json_t *v;
     json_array_foreach((json_t *)(uintptr_t)list, i, v) sum += chart_real(v, key);
-    return sum / (double)json_array_size(list);
+    const size_t n = json_array_size(list);
+    return n ? sum / (double)n : NAN;
 }
 
 static void cell(FILE *f, const char *form, double v) {

@@ -36,7 +36,7 @@ static json_t *stats_json(const site_stats *s, double log_det) {
     const double rms = site_rms(s), rows = (double)s->rows;
     json_t *v = json_object();
     json_object_set_new(v, "rms", four_digits(rms));
-    json_object_set_new(v, "max_over_rms", four_digits(s->most / rms));
+    json_object_set_new(v, "max_over_rms", four_digits(rms > 0 ? s->most / rms : 0));
     json_object_set_new(v, "kurtosis", four_digits(site_kurtosis(s)));
     json_object_set_new(v, "token_max_over_rms", four_digits(s->peaks / rows));
     json_object_set_new(v, "outlier_tokens", four_digits((double)s->outlier / rows));

@@ -115,8 +115,8 @@ static void draw(const float *x, int64_t width, double rms, const site_map *m, u
             double most = 0;
             for (int64_t k = j * width / m->cols; k < (j + 1) * width / m->cols; k++)
                 most = fmax(most, fabs((double)x[i * width + k]));
-            const double level = SITE_MAP_ONE + rint(16 * log2(most / rms));
-            to[i * m->cols + j] = (uint8_t)fmin(fmax(level, 0), 255); /* of 0: the least */
+            const double level = most > 0 ? SITE_MAP_ONE + rint(16 * log2(most / rms)) : 0;
+            to[i * m->cols + j] = (uint8_t)fmin(fmax(level, 0), 255);
         }
 }
 

@@ -66,6 +66,14 @@ static void test_bins(void **state) {
     }
 }
 
+static void test_zeros(void **state) {
+    (void)state;
+    const float x[6] = {0};
+    site_stats s = {.width = 3};
+    site_stats_add(&s, x, 2);
+    assert_true(isnan(site_kurtosis(&s)) && site_rms(&s) == 0 && s.peaks == 0 && s.outlier == 0);
+}
+
 /* Points of chi^2 from tables; of two degrees it is -2 log(1 - p). */
 static void test_chi2(void **state) {
     (void)state;
@@ -137,8 +145,9 @@ static void test_no_volume(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_moments), cmocka_unit_test(test_bins),
-                                       cmocka_unit_test(test_chi2), cmocka_unit_test(test_volume),
-                                       cmocka_unit_test(test_no_volume)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_moments), cmocka_unit_test(test_bins),
+        cmocka_unit_test(test_zeros),   cmocka_unit_test(test_chi2),
+        cmocka_unit_test(test_volume),  cmocka_unit_test(test_no_volume)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
