@@ -78,25 +78,40 @@ static bool read_line(const char *path, char *line, int size) {
     return got;
 }
 
-/* The process's folder in the unified hierarchy; false where there is none. */
-static bool cgroup_folder(char *path, size_t size) {
+/* A controller of the older hierarchy is named between the colons of a line, among others
+ * ("4:cpuset,memory:/path"); the unified one has none ("0::/path"). */
+static const char *cgroup_path_of(char *line, const char *controller) {
+    char *names = strchr(line, ':'), *path = names ? strchr(names + 1, ':') : NULL;
+    if (!path) return NULL;
+    *path++ = 0;
+    path[strcspn(path, "\n")] = 0;
+    if (!*controller) return names[1] ? NULL : path;
+    for (char *rest, *name = strtok_r(names + 1, ",", &rest); name;
+         name = strtok_r(NULL, ",", &rest))
+        if (!strcmp(name, controller)) return path;
+    return NULL;
+}
+
+/* The process's folder in a hierarchy; false where there is none. */
+static bool cgroup_folder(const char *controller, char *folder, size_t size) {
     FILE *f = fopen("/proc/self/cgroup", "re");
     if (!f) return false;
     char line[2048];
     bool found = false;
     while (!found && fgets(line, sizeof line, f)) {
-        if (strncmp(line, "0::", 3) != 0) continue;
-        line[strcspn(line, "\n")] = 0;
-        found = snprintf(path, size, "/sys/fs/cgroup%s", line + 3) < (int)size;
+        const char *path = cgroup_path_of(line, controller);
+        found = path && snprintf(folder, size, "/sys/fs/cgroup%s%s%s", *controller ? "/" : "",
+                                 controller, path) < (int)size;
     }
     fclose(f);
     return found;
 }
 
 /* Calls f on `file` of the process's group and of each group above it: any of them can limit. */
-static void each_cgroup_line(const char *file, void (*f)(const char *line, void *arg), void *arg) {
-    char folder[2048], path[2304], line[256];
-    if (!cgroup_folder(folder, sizeof folder)) return;
+static void each_cgroup_line(const char *controller, const char *file,
+                             void (*f)(const char *line, void *arg), void *arg) {
+    char folder[2200], path[2304], line[256];
+    if (!cgroup_folder(controller, folder, sizeof folder)) return;
     for (;;) {
         snprintf(path, sizeof path, "%s/%s", folder, file);
         if (read_line(path, line, sizeof line)) f(line, arg);
@@ -122,7 +137,7 @@ static void take_memory_limit(const char *line, void *arg) {
 
 int machine_cores(void) {
     double cores = machine_get()->cores;
-    each_cgroup_line("cpu.max", take_cpu_quota, &cores);
+    each_cgroup_line("", "cpu.max", take_cpu_quota, &cores);
     return cores < 1 ? 1 : (int)cores;
 }
 
@@ -134,15 +149,33 @@ uint64_t machine_affinity_key(void) {
     return machine_get()->affinity_key;
 }
 
+/* A count of MiB, 0 where it is not said: Slurm's 0 is all that the node has. */
+static uint64_t env_number(const char *name) {
+    const char *text = getenv(name);
+    char *end;
+    const unsigned long long n = text ? strtoull(text, &end, 10) : 0;
+    return text && isdigit((unsigned char)*text) && !*end && n < UINT32_MAX ? n : 0;
+}
+
+/* What the job was given of the node, where Slurm holds it to that by watching and not by a group.
+ */
+static uint64_t slurm_memory_bytes(void) {
+    const uint64_t node = env_number("SLURM_MEM_PER_NODE"), cpu = env_number("SLURM_MEM_PER_CPU"),
+                   mib = node ? node : cpu * env_number("SLURM_CPUS_ON_NODE");
+    return mib ? mib << 20 : UINT64_MAX;
+}
+
 uint64_t machine_memory_bytes(void) {
     long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
     uint64_t bytes = pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : UINT64_MAX;
-    each_cgroup_line("memory.max", take_memory_limit, &bytes);
-    char line[256]; /* the older hierarchy */
+    each_cgroup_line("", "memory.max", take_memory_limit, &bytes);
+    each_cgroup_line("memory", "memory.limit_in_bytes", take_memory_limit, &bytes);
+    const uint64_t given = slurm_memory_bytes();
+    char line[256]; /* a container sees its own group at the top */
     if (read_line("/sys/fs/cgroup/memory/memory.limit_in_bytes", line, sizeof line)) {
         take_memory_limit(line, &bytes);
     }
-    return bytes;
+    return given < bytes ? given : bytes;
 }
 
 const char *machine_cpu_name(char *buf, size_t size) {

@@ -17,7 +17,8 @@ uint64_t machine_affinity_key(void);
 /* Local. Memory nodes that those cores touch, at least 1. */
 int machine_numa_nodes(void);
 
-/* Local. Bytes of memory of the node, or the cgroup's limit where that is less. */
+/* Local. Bytes of memory of the node, or the limit of its cgroup (of either version)
+ * or what Slurm gave the job there (SLURM_MEM_PER_NODE, SLURM_MEM_PER_CPU), where that is less. */
 uint64_t machine_memory_bytes(void);
 
 /* Local. Name of the CPU as its maker gives it; "unknown" where it gives none. Writes into buf and

@@ -103,7 +103,11 @@ static err flush_result(void) {
 static int report(const err *e) {
     const err late = flush_result();
     if (!e->code && late.code) e = &late;
-    if (e->code && comm_rank(comm_world()) == 0) log_failure(e);
+    if (e->code == ERR_STOPPED)
+        log_line(LOG_RUN, "%s: %s; %s", e->where, e->what,
+                 e->hint); /* no error: it was asked for */
+    else if (e->code && comm_rank(comm_world()) == 0)
+        log_failure(e);
     return e->code;
 }
 

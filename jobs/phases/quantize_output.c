@@ -180,6 +180,7 @@ err quantize_open_output(quantize_run *q) {
             log_line(LOG_RUN, "%s: this run is complete already; its archive is verified", q->out);
         return e;
     }
+    quantize_tell_plan(q);
     quantize_phase_start(q, "load");
     tell_run(q);
     e = share_done(q);

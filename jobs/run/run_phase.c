@@ -38,6 +38,18 @@ static void tell_watch(const char *phase) {
     watch_phase(names[at]);
 }
 
+void quantize_tell_plan(const quantize_run *q) {
+    if (!q->events || !q->plan) return;
+    json_t *phases = json_array();
+    for (int i = 0; i < q->plan->n_phases; i++) {
+        const plan_phase *f = &q->plan->phases[i];
+        json_array_append_new(phases, json_pack("{s:s, s:f, s:I, s:I}", "phase", f->name, "seconds",
+                                                f->seconds, "units", (json_int_t)f->units, "bytes",
+                                                (json_int_t)memory_plan_total(&f->memory)));
+    }
+    events_add(q->events, "load", "plan", json_pack("{s:o}", "phases", phases));
+}
+
 void quantize_phase_start(quantize_run *q, const char *phase) {
     tell_watch(phase);
     q->phase_start_s = clock_now_s();

@@ -5,6 +5,9 @@
 
 #include "jobs/run/quantize_run.h"
 
+/* Local. The phases of the plan go into the events, for who watches the run. */
+void quantize_tell_plan(const quantize_run *q);
+
 /* Local. The phase begins: its clock, its peak of memory, an event. */
 void quantize_phase_start(quantize_run *q, const char *phase);
 /* Collective on q->c. It ends, told with its plan; `more` (root; or NULL) is taken over into the

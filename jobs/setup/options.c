@@ -154,6 +154,8 @@ static const struct {
                  "fail where this runtime does not run it", BIT(CMD_VERIFY), false},
     [OPT_TP] = {"--tp", "N", "ranks of tensor parallelism of the runtime (default 1)",
                 BIT(CMD_VERIFY) | BIT(CMD_INSPECT), false},
+    [OPT_WATCH] = {"--watch", NULL, "say it again every 5 s until the run ends", BIT(CMD_STATUS),
+                   false},
     [OPT_TENSORS] = {"--tensors", NULL, "list every tensor", BIT(CMD_INSPECT), false},
     [OPT_ERRORS] = {"--errors", NULL, "of an output folder: what GPTQ did to each linear",
                     BIT(CMD_INSPECT), false},

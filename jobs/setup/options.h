@@ -67,6 +67,7 @@ typedef enum option {
     OPT_EQUIVALENCE,
     OPT_FOR,
     OPT_TP,
+    OPT_WATCH,
     OPT_TENSORS,
     OPT_ERRORS,
     OPT_SITES,

@@ -97,7 +97,9 @@ class Limits(Case):
                      "learn=[{objective: ce, steps: 1000000, batch: 2, window: 64}]"):
             words += ["--set", pair]
         r = self.limited("-S -t 3", words)
-        self.one_error(r, 75)
+        self.assertEqual(r.returncode, 75, r)
+        self.assertIn("stopped at a commit as asked", r.stderr)
+        self.assertNotIn("error", r.stderr)
         with open(os.path.join(out, "events.jsonl")) as f:
             self.assertEqual(json.loads(f.readlines()[-1])["event"], "stop")
 

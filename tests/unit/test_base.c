@@ -3,6 +3,7 @@
 #include "base/file.h"
 #include "base/half.h"
 #include "base/json.h"
+#include "base/machine.h"
 #include "base/mem.h"
 #include "base/rng.h"
 #include "base/sha256.h"
@@ -60,6 +61,27 @@ static void sizes_as_people_write_them(void **state) {
                                       "1:2:", "nan", " 1",    "1:00:60", "+1"};
     for (size_t i = 0; i < sizeof bad_slurm / sizeof bad_slurm[0]; i++)
         assert_int_equal(size_parse_slurm_seconds(bad_slurm[i], &s).code, ERR_USAGE);
+}
+
+/* What a job was given of its node, in MiB; 0 is all of it, and what is no number says nothing. */
+static void memory_is_what_the_job_was_given(void **state) {
+    (void)state;
+    unsetenv("SLURM_MEM_PER_NODE");
+    unsetenv("SLURM_MEM_PER_CPU");
+    const uint64_t all = machine_memory_bytes();
+    setenv("SLURM_MEM_PER_NODE", "100", 1);
+    assert_true(machine_memory_bytes() == 100ull << 20);
+    setenv("SLURM_MEM_PER_NODE", "0", 1);
+    assert_true(machine_memory_bytes() == all);
+    setenv("SLURM_MEM_PER_NODE", "12x", 1);
+    assert_true(machine_memory_bytes() == all);
+    unsetenv("SLURM_MEM_PER_NODE");
+    setenv("SLURM_MEM_PER_CPU", "10", 1);
+    setenv("SLURM_CPUS_ON_NODE", "3", 1);
+    assert_true(machine_memory_bytes() == 30ull << 20);
+    unsetenv("SLURM_CPUS_ON_NODE");
+    assert_true(machine_memory_bytes() == all);
+    unsetenv("SLURM_MEM_PER_CPU");
 }
 
 static void arithmetic_that_overflows_says_so(void **state) {
@@ -340,6 +362,7 @@ static void json_of_too_many_values_is_refused(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sizes_as_people_write_them),
+        cmocka_unit_test(memory_is_what_the_job_was_given),
         cmocka_unit_test(arithmetic_that_overflows_says_so),
         cmocka_unit_test(memory_is_aligned_zeroed_and_counted),
         cmocka_unit_test(philox_gives_the_known_answers),
