@@ -245,10 +245,13 @@ static void card_use(FILE *f, const layout *l, const small_options *opts) {
         f,
         "\n## Measure\n\nPerplexity on a text, from the folder or from the tars as they are:\n\n"
         "    spinshard eval --model ./%s --text FILE\n\n"
-        "Zero-shot tasks with lm-eval:\n\n"
-        "    lm_eval --model hf --model_args pretrained=./%s --tasks arc_easy,piqa,winogrande\n\n"
         "Hashes of every entry, and what loaders demand:\n\n    spinshard verify OUT\n",
-        name, name);
+        name);
+    if (!online->r4 || online->r4_block)
+        fprintf(f,
+                "\nZero-shot tasks with lm-eval:\n\n    lm_eval --model %s --model_args "
+                "pretrained=./%s --tasks arc_easy,piqa,winogrande\n",
+                online->r4 ? "vllm" : "hf", name);
 }
 
 /* The recipe as an indented block, which Markdown shows as it is. */

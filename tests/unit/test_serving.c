@@ -162,6 +162,7 @@ static void test_r4(void **state) {
     char *card = card_of(l);
     assert_non_null(strstr(card, "--tensor-parallel-size 1"));
     assert_null(strstr(card, "from_pretrained")); /* would give wrong results */
+    assert_non_null(strstr(card, "lm_eval --model vllm"));
     free(card);
     layout_destroy(&l);
 }
