@@ -50,14 +50,17 @@ static bool holds(const json_t *list, const char *word) {
     return false;
 }
 
-static json_t *tags_of(const json_t *source, int bits) {
+static json_t *tags_of(const json_t *source, const form_scheme *s) {
     const json_t *theirs = json_object_get(source, "tags");
     char size[16];
     size_t i;
     json_t *v;
-    snprintf(size, sizeof size, "int%d", bits);
-    json_t *tags = bits ? json_pack("[s, s, s]", "spinshard", "compressed-tensors", size)
-                        : json_pack("[s]", "spinshard");
+    const bool files = form_has_files(s->form);
+    json_t *tags = json_pack("[s]", "spinshard");
+    if (s->form)
+        json_array_append_new(tags, json_string(files ? s->form->name : "compressed-tensors"));
+    snprintf(size, sizeof size, "int%d", s->bits);
+    if (form_rounds(s)) json_array_append_new(tags, json_string(size));
     json_array_foreach((json_t *)theirs, i, v) {
         if (i < MAX_TAGS && json_is_string(v) && !holds(tags, json_string_value(v)))
             json_array_append(tags, v);
@@ -75,18 +78,18 @@ static void put_line(FILE *f, const char *key, const json_t *value) {
     free(text);
 }
 
-void card_front_put(FILE *f, const json_t *source, const char *base_model, int bits) {
+void card_front_put(FILE *f, const json_t *source, const char *base_model, const form_scheme *s) {
     static const char *const KEPT[] = {"license", "license_name", "license_link", "language",
                                        "pipeline_tag"};
     fputs("---\n", f);
     if (base_model) fprintf(f, "base_model: %s\n", base_model);
-    if (base_model && bits) fputs("base_model_relation: quantized\n", f);
-    fputs("library_name: transformers\n", f);
+    if (base_model && form_rounds(s)) fputs("base_model_relation: quantized\n", f);
+    if (!form_has_files(s->form)) fputs("library_name: transformers\n", f);
     for (size_t i = 0; i < sizeof KEPT / sizeof *KEPT; i++) {
         const json_t *v = json_object_get(source, KEPT[i]);
         if (json_is_string(v) || json_is_array(v)) put_line(f, KEPT[i], v);
     }
-    json_t *tags = tags_of(source, bits);
+    json_t *tags = tags_of(source, s);
     put_line(f, "tags", tags);
     json_decref(tags);
     fputs("---\n", f);

@@ -6,6 +6,7 @@
 #include "base/err.h"
 #include "base/json.h"
 #include "io/fileset.h"
+#include "shard/form.h"
 
 #include <stdio.h>
 
@@ -16,8 +17,8 @@ err card_front_read(const fileset *source, json_t **out);
 
 /* Local. That of an archive to f, between lines of dashes: base_model (NULL: not known) with
  * base_model_relation, library_name; license, license_name, license_link, language and pipeline_tag
- * of `source` (may be NULL); its tags behind those of the archive. bits 0: nothing is
- * quantized. */
-void card_front_put(FILE *f, const json_t *source, const char *base_model, int bits);
+ * of `source` (may be NULL); its tags behind those of the archive. s: how its
+ * linears are stored. */
+void card_front_put(FILE *f, const json_t *source, const char *base_model, const form_scheme *s);
 
 #endif

@@ -12,7 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static const form *const forms[] = {&form_packed, &form_int8};
+static const form *const forms[] = {&form_packed, &form_int8, &form_gguf};
 enum { N_FORMS = sizeof forms / sizeof *forms };
 
 const form *form_at(int i) {
@@ -35,6 +35,19 @@ bool form_stores(const form_scheme *s, const form_slot *slot) {
     return !slot->stored || slot->stored(s);
 }
 
+bool form_has_files(const form *f) {
+    return f && f->file.ending;
+}
+
+void form_order_rows(const form *f, const llama_config *cfg, llama_role role, const void *from,
+                     int64_t n, int64_t size, bool back, void *to) {
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t place = form_has_files(f) ? f->file.row_place(cfg, role, i) : i;
+        memcpy((char *)to + (back ? i : place) * size,
+               (const char *)from + (back ? place : i) * size, (size_t)size);
+    }
+}
+
 void form_tensor_name(const char *weight, const char *suffix, char name[160]) {
     const size_t n = strlen(weight) - strlen(".weight");
     snprintf(name, 160, "%.*s%s", (int)n, weight, suffix);
@@ -50,6 +63,15 @@ static form_shape r4_shape(const form_scheme *s, int64_t rows, int64_t cols) {
 }
 
 const form_slot form_r4_slot = {.part = FORM_R4, .suffix = FORM_R4_SUFFIX, .shape = r4_shape};
+
+static form_shape rope_shape(const form_scheme *s, int64_t rows, int64_t cols) {
+    (void)s;
+    (void)cols;
+    return (form_shape){ST_F32, 1, {rows, 1}};
+}
+
+const form_slot form_rope_slot = {
+    .part = FORM_ROPE, .suffix = "rope_freqs.weight", .shape = rope_shape};
 
 void form_r4_row(int64_t i, int64_t n, float *to) {
     for (int64_t j = 0; j < n; j++) to[j] = __builtin_parityll((uint64_t)(i & j)) ? -1.0f : 1.0f;

@@ -8,6 +8,7 @@
 #include "base/err.h"
 #include "io/hf_checkpoint.h"
 #include "io/safetensors.h"
+#include "model/tensors.h"
 #include "quant/rtn.h"
 
 #include <stdbool.h>
@@ -36,7 +37,7 @@ enum { FORM_R4_MOST = 1 << 15 }; /* largest block that vLLM turns by */
 /* How all linears of an archive are stored. */
 typedef struct form_scheme {
     const form *form;     /* NULL: they are not quantized, and the rest is without meaning */
-    int bits;             /* of the codes, 2..8 */
+    int bits;             /* of the codes, 2..8; 16 in files of the form: not quantized */
     int64_t group;        /* inputs that share a scale; 0: one scale a row (channel) */
     bool symmetric;       /* else zero points are stored */
     st_dtype scale_dtype; /* BF16, F16 or F32 */
@@ -52,7 +53,14 @@ typedef struct form_shape {
 } form_shape;
 
 /* What a tensor of a linear holds. */
-typedef enum form_part { FORM_CODES, FORM_SCALES, FORM_ZEROS, FORM_SIZES, FORM_R4 } form_part;
+typedef enum form_part {
+    FORM_CODES,
+    FORM_SCALES,
+    FORM_ZEROS,
+    FORM_SIZES,
+    FORM_R4,
+    FORM_ROPE
+} form_part;
 
 /* One tensor of a linear. Tensors are named by the linear and `suffix`, which stands in place of
  * the
@@ -76,6 +84,19 @@ typedef struct form_slot {
                  int32_t *to);
 } form_slot;
 
+struct layout;
+
+/* What a form that has files of its own does otherwise than safetensors of Hugging Face. */
+typedef struct form_file {
+    const char *ending; /* of a shard's name; NULL: safetensors, and nothing else here counts */
+    int64_t align;      /* of a tensor in the data section */
+    /* First bytes of a part: layout_shard_header. */
+    err (*header)(const struct layout *l, int64_t part, char **out, size_t *len);
+    void (*name)(const llama_tensor *t, char name[160]); /* of any tensor of the checkpoint */
+    /* Where row `row` of a matrix, or element of a vector, stands. */
+    int64_t (*row_place)(const llama_config *cfg, llama_role role, int64_t row);
+} form_file;
+
 struct form {
     const char *name; /* in archive.form, and as "format" in config.json */
     const form_slot *slots;
@@ -83,7 +104,21 @@ struct form {
     bool byte_codes; /* a code takes a byte, whatever its bits */
     /* ERR_USAGE naming the key of the recipe, or success: can the form store this? */
     err (*refuse)(const form_scheme *s);
+    form_file file;
 };
+
+/* Local. Are linears rounded to codes, or plain? */
+static inline bool form_rounds(const form_scheme *s) {
+    return s->form && s->bits < 16;
+}
+
+/* Local. Has the form files of its own? NULL is fine. Its archives are not read back here. */
+bool form_has_files(const form *f);
+
+/* Local. The n rows of a tensor of `role`, of `size` bytes each, from their order in the checkpoint
+ * to that in the file; back: the other way. to [n * size] is not `from`. */
+void form_order_rows(const form *f, const llama_config *cfg, llama_role role, const void *from,
+                     int64_t n, int64_t size, bool back, void *to);
 
 /* Local. The form of a name, or NULL; form i of the table, or NULL behind the last. */
 const form *form_find(const char *name);
@@ -101,6 +136,11 @@ extern const form_slot form_r4_slot;
 
 /* Local. Entries of row i of that matrix. */
 void form_r4_row(int64_t i, int64_t n, float *to);
+
+/* "rope_freqs.weight", which files of llama.cpp hold where RoPE is scaled as in Llama 3.1: by how
+ * much the angle of each pair is divided, F32 [head_dim / 2]. The suffix is its whole name, and
+ * the rows of its shape are those pairs. Packs and unpacks nothing. */
+extern const form_slot form_rope_slot;
 
 /* Local. The name of a tensor: `weight` is that of the checkpoint, ending in ".weight". */
 void form_tensor_name(const char *weight, const char *suffix, char name[160]);

@@ -19,6 +19,7 @@ struct layout {
     int64_t *part_first; /* [n_parts + 1] into by_part */
     int64_t *by_name;    /* slot indices sorted by name */
     int64_t *unit_first; /* [units + 1] into slots */
+    layout_metadata meta;
 };
 
 static const uint64_t MAX_BYTES = (uint64_t)1 << 62;
@@ -33,7 +34,8 @@ static bool is_float(st_dtype t) {
 
 static err check_options(const layout_options *o) {
     const form_scheme *s = &o->linears;
-    if (s->form && (s->bits < 2 || s->bits > 8))
+    const bool whole = s->bits == 16 && form_has_files(s->form);
+    if (s->form && (s->bits < 2 || s->bits > 8) && !whole)
         return bad_option("weights.bits", "must be 2 to 8");
     if (s->form && s->group < 0) return bad_option("weights.group", "must be positive or channel");
     if (!is_float(s->scale_dtype) || !is_float(o->store_dtype))
@@ -54,6 +56,20 @@ static int64_t unit_of(const llama_config *cfg, const llama_tensor *t) {
     return t->layer >= 0 ? t->layer + 1 : cfg->layers + 1;
 }
 
+/* The name in the archive of a tensor, or of a part of a linear. */
+static void name_slot(const layout *l, const llama_tensor *t, const form_slot *slot,
+                      char name[160]) {
+    const form *f = l->opts.linears.form;
+    if (slot == &form_rope_slot)
+        snprintf(name, 160, "%s", slot->suffix);
+    else if (form_has_files(f))
+        f->file.name(t, name);
+    else if (slot)
+        form_tensor_name(t->name, slot->suffix, name);
+    else
+        snprintf(name, 160, "%s", t->name);
+}
+
 /* Sizes stay exact: rows and cols fit 62 bits together (llama_config_parse). */
 static err add_slot(layout *l, const llama_tensor *t, const form_slot *slot, int order) {
     layout_slot *s = &l->slots[l->n++];
@@ -61,11 +77,9 @@ static err add_slot(layout *l, const llama_tensor *t, const form_slot *slot, int
     *s = (layout_slot){.slot = slot, .order = order, .source = *t, .unit = unit_of(&l->cfg, t)};
     char name[160];
     form_shape shape = {l->opts.store_dtype, t->n_dims, {t->rows, t->n_dims == 1 ? 1 : t->cols}};
+    if (t->n_dims == 1 && form_has_files(l->opts.linears.form)) shape.dtype = ST_F32;
     if (slot) shape = slot->shape(&l->opts.linears, t->rows, t->cols);
-    if (slot)
-        form_tensor_name(t->name, slot->suffix, name);
-    else
-        snprintf(name, sizeof name, "%s", t->name);
+    name_slot(l, t, slot, name);
     snprintf(s->name, sizeof s->name, "%.127s", name);
     s->dtype = shape.dtype;
     s->n_dims = shape.n_dims;
@@ -78,7 +92,13 @@ static err add_slot(layout *l, const llama_tensor *t, const form_slot *slot, int
 
 static err add_tensor(layout *l, const llama_tensor *t) {
     const form_scheme *s = &l->opts.linears;
-    if (!s->form || !llama_role_is_linear(t->role)) return add_slot(l, t, NULL, 0);
+    if (form_has_files(s->form) && t->role == ROLE_FINAL_NORM && l->cfg.rope.kind == ROPE_LLAMA3) {
+        llama_tensor pairs = *t;
+        pairs.rows = l->cfg.head_dim / 2;
+        err e = add_slot(l, &pairs, &form_rope_slot, 1);
+        if (e.code) return e;
+    }
+    if (!s->form || s->bits == 16 || !llama_role_is_linear(t->role)) return add_slot(l, t, NULL, 0);
     const int n = s->form->n_slots;
     err e = check_group(s, t);
     for (int i = 0; i < n && !e.code; i++)
@@ -168,6 +188,13 @@ static void place_in_units(layout *l) {
     l->unit_first[layout_units(l)] = l->n;
 }
 
+/* Up to where the next tensor of a part may begin. */
+static uint64_t aligned(const layout *l, uint64_t at) {
+    const form *f = l->opts.linears.form;
+    const uint64_t align = form_has_files(f) ? (uint64_t)f->file.align : 1;
+    return (at + align - 1) / align * align;
+}
+
 static void place_in_parts(layout *l) {
     for (int64_t i = 0; i < l->n; i++) l->by_part[i] = l->by_name[i] = i;
     qsort_r(l->by_part, (size_t)l->n, sizeof *l->by_part, compare_in_part, l->slots);
@@ -177,6 +204,7 @@ static void place_in_parts(layout *l) {
         uint64_t at = 0;
         l->part_first[p] = i;
         for (; i < l->n && l->slots[l->by_part[i]].part == p; i++) {
+            at = aligned(l, at);
             l->slots[l->by_part[i]].part_offset = at;
             at += l->slots[l->by_part[i]].bytes;
         }
@@ -217,6 +245,7 @@ void layout_destroy(layout **l) {
     mem_free((*l)->by_name);
     mem_free((*l)->part_first);
     mem_free((*l)->unit_first);
+    free((char *)(uintptr_t)(*l)->meta.bytes);
     free(*l);
     *l = NULL;
 }
@@ -261,10 +290,7 @@ const layout_slot *layout_find_role(const layout *l, llama_role role, int64_t la
     char name[160];
     if (!llama_tensor_of(&l->cfg, role, layer, &t)) return NULL;
     if (llama_role_in_layer(role) && (layer < 0 || layer >= l->cfg.layers)) return NULL;
-    if (slot)
-        form_tensor_name(t.name, slot->suffix, name);
-    else
-        snprintf(name, sizeof name, "%s", t.name);
+    name_slot(l, &t, slot, name);
     const layout_slot *s = layout_find(l, name);
     return s && s->slot == slot ? s : NULL; /* plain tensors and codes may share their names */
 }
@@ -281,7 +307,7 @@ uint64_t layout_unit_bytes(const layout *l, int64_t unit) {
 
 uint64_t layout_part_bytes(const layout *l, int64_t part) {
     const layout_slot *last = &l->slots[l->by_part[l->part_first[part + 1] - 1]];
-    return last->part_offset + last->bytes;
+    return aligned(l, last->part_offset + last->bytes);
 }
 
 uint64_t layout_total_bytes(const layout *l) {
@@ -291,10 +317,34 @@ uint64_t layout_total_bytes(const layout *l) {
 }
 
 void layout_shard_name(const layout *l, int64_t part, char name[64]) {
-    snprintf(name, 64, "model-%05" PRId64 "-of-%05" PRId64 ".safetensors", part + 1, l->n_parts);
+    const form *f = l->opts.linears.form;
+    snprintf(name, 64, "model-%05" PRId64 "-of-%05" PRId64 ".%s", part + 1, l->n_parts,
+             form_has_files(f) ? f->file.ending : "safetensors");
+}
+
+int64_t layout_part_count(const layout *l, int64_t part) {
+    return l->part_first[part + 1] - l->part_first[part];
+}
+
+const layout_slot *layout_part_tensor(const layout *l, int64_t part, int64_t i) {
+    return &l->slots[l->by_part[l->part_first[part] + i]];
+}
+
+void layout_put_meta(layout *l, const layout_metadata *m) {
+    char *bytes = malloc(m->len + 1);
+    if (!bytes) abort();
+    if (m->len) memcpy(bytes, m->bytes, m->len);
+    free((char *)(uintptr_t)l->meta.bytes);
+    l->meta = (layout_metadata){.pairs = m->pairs, .bytes = bytes, .len = m->len};
+}
+
+const layout_metadata *layout_meta(const layout *l) {
+    return &l->meta;
 }
 
 err layout_shard_header(const layout *l, int64_t part, char **out, size_t *len) {
+    if (form_has_files(l->opts.linears.form))
+        return l->opts.linears.form->file.header(l, part, out, len);
     /* transformers refuses a file that does not say which framework it is for. */
     static const char *const metadata[] = {"format", "pt", NULL};
     int64_t first = l->part_first[part], n = l->part_first[part + 1] - first;

@@ -40,6 +40,13 @@ typedef struct layout_slot {
     uint64_t part_offset; /* in the data section of its part */
 } layout_slot;
 
+/* Key-value pairs of the header of files that have them, ready to be written. */
+typedef struct layout_metadata {
+    uint64_t pairs;
+    const char *bytes; /* [len] */
+    size_t len;
+} layout_metadata;
+
 typedef struct layout layout;
 
 /* Local. Plan an archive. Caller owns *out (layout_destroy). Fails with ERR_USAGE where the group
@@ -68,9 +75,17 @@ void layout_unit_range(const layout *l, int64_t unit, int64_t *first, int64_t *c
 int64_t layout_parts(const layout *l);
 uint64_t layout_part_bytes(const layout *l, int64_t part); /* data section, without the header */
 uint64_t layout_total_bytes(const layout *l);              /* of all tensors */
-/* Local. "model-0000k-of-0000N.safetensors". */
+/* Local. "model-0000k-of-0000N.safetensors", or another ending. */
 void layout_shard_name(const layout *l, int64_t part, char name[64]);
-/* Local. First bytes of the shard: length and JSON header; its data follow. Caller frees *out. */
+/* Local. Tensors of a part, in the order of the file. Borrowed. */
+int64_t layout_part_count(const layout *l, int64_t part);
+const layout_slot *layout_part_tensor(const layout *l, int64_t part, int64_t i);
+/* Local. Give the layout the pairs of its first header (copied), before layout_shard_header; and
+ * what it was given. */
+void layout_put_meta(layout *l, const layout_metadata *m);
+const layout_metadata *layout_meta(const layout *l);
+/* Local. First bytes of the shard: length and JSON header, or what the form's files begin with; its
+ * data follow. Caller frees *out. */
 err layout_shard_header(const layout *l, int64_t part, char **out, size_t *len);
 
 #endif

@@ -162,7 +162,8 @@ err loader_scheme_parse(const json_t *config, const char *where, form_scheme *ou
     if (!is_text(q, "quant_method", "compressed-tensors"))
         return bad_key(where, "quant_method", "\"compressed-tensors\"");
     const form *f = format ? form_find(format) : NULL;
-    if (!f) return bad_key(where, "format", "\"pack-quantized\" or \"int-quantized\"");
+    if (!f || form_has_files(f))
+        return bad_key(where, "format", "\"pack-quantized\" or \"int-quantized\"");
     if (!is_text(q, "quantization_status", "compressed") &&
         !is_text(q, "quantization_status", "frozen"))
         return bad_key(where, "quantization_status", "\"compressed\" or \"frozen\"");

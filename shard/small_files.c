@@ -123,7 +123,7 @@ err small_config_text(const layout *l, const small_options *opts, char **out, si
                           : said.tied;
     if ((o->untied || !layout_config(l)->tied) && ties)
         json_object_set_new(c, "tie_word_embeddings", json_false());
-    if (o->linears.form)
+    if (o->linears.form && !form_has_files(o->linears.form))
         json_object_set_new(c, "quantization_config", quantization_config(&o->linears));
     if (opts->spinshard) json_object_set(c, "spinshard", (json_t *)opts->spinshard);
     err e = short_text(c, 0, out, len);
@@ -172,28 +172,30 @@ static void card_linears(FILE *f, const layout *l) {
     fprintf(f, "- Embedding, norms and head: %s. Scales: %s.\n", torch_name(o->store_dtype),
             torch_name(s->scale_dtype));
     card_inputs(f, &s->inputs);
-    fprintf(f, "- Form: compressed-tensors `%s`, %" PRId64 " safetensors shard%s.\n", s->form->name,
-            layout_parts(l), layout_parts(l) == 1 ? "" : "s");
+    fprintf(f, "- Form: %s `%s`, %" PRId64 " %s shard%s.\n",
+            form_has_files(s->form) ? "llama.cpp's" : "compressed-tensors", s->form->name,
+            layout_parts(l), form_has_files(s->form) ? "GGUF" : "safetensors",
+            layout_parts(l) == 1 ? "" : "s");
 }
 
 static void card_head(FILE *f, const layout *l, const small_options *opts) {
     const form_scheme *s = &layout_opts(l)->linears;
     const llama_config *cfg = layout_config(l);
-    card_front_put(f, opts->front, opts->base_model, s->form ? s->bits : 0);
+    const bool rounded = form_rounds(s);
+    card_front_put(f, opts->front, opts->base_model, s);
     fprintf(f, "# %s\n\n", opts->name);
     fprintf(f,
             "%s, %" PRId64 " layers, hidden size %" PRId64 ", %" PRId64
             " parameters, %s by Spinshard.\n\n",
             cfg->architecture, cfg->layers, cfg->hidden, llama_params(cfg),
-            s->form ? "quantized" : "rotated and scaled");
-    if (s->form)
+            rounded ? "quantized" : "rotated and scaled");
+    if (rounded)
         card_linears(f, l);
     else
         fprintf(f,
-                "- Nothing is quantized: all tensors are %s, %" PRId64 " safetensors shard%s. "
-                "Rotations, scales and gains of norms are folded into the weights, so this is the "
-                "source's function, easier to quantize; to be given to a converter or a "
-                "quantizer.\n",
+                "- Nothing is quantized: all matrices are %s, %" PRId64 " shard%s. Rotations, "
+                "scales and gains of norms are folded into the weights, so this is the source's "
+                "function, easier to quantize; to be given to a converter or a quantizer.\n",
                 torch_name(layout_opts(l)->store_dtype), layout_parts(l),
                 layout_parts(l) == 1 ? "" : "s");
 }
@@ -219,11 +221,26 @@ static void card_transformers(FILE *f, const form_scheme *s, const char *name) {
             name);
 }
 
+/* Parts of one model find each other by their names. */
+static void card_llama_cpp(FILE *f, const layout *l, const char *name) {
+    char first[64];
+    layout_shard_name(l, 0, first);
+    fprintf(f, "With llama.cpp:\n\n    llama-server -m ./%s/%s\n", name, first);
+    fprintf(f,
+            "\n## Measure\n\n    llama-perplexity -m ./%s/%s -f FILE\n\n"
+            "Hashes of every entry:\n\n    spinshard verify OUT\n",
+            name, first);
+}
+
 static void card_use(FILE *f, const layout *l, const small_options *opts) {
     const char *name = opts->name;
     fprintf(f, "\n## Load\n\nEach tar holds a part of one folder:\n\n");
     fprintf(f, "    for part in %s-*-of-*.tar; do tar xf \"$part\"; done\n\n", name);
     const form_online *online = &layout_opts(l)->linears.online;
+    if (form_has_files(layout_opts(l)->linears.form)) {
+        card_llama_cpp(f, l, name);
+        return;
+    }
     if (online->r4) {
         fprintf(f, "The input of every `down_proj` must be rotated while the model runs (R4).\n");
         if (online->r4_block)
@@ -365,8 +382,9 @@ err small_files_create(const fileset *source, const layout *l, const small_optio
     if (!f) abort();
     err e = small_config_text(l, opts, &text, &len);
     if (!e.code) add_file(f, "config.json", text, len);
-    if (!e.code) e = small_index_text(l, &text, &len);
-    if (!e.code) add_file(f, "model.safetensors.index.json", text, len);
+    const bool indexed = !form_has_files(layout_opts(l)->linears.form);
+    if (!e.code && indexed) e = small_index_text(l, &text, &len);
+    if (!e.code && indexed) add_file(f, "model.safetensors.index.json", text, len);
     if (!e.code) e = small_card_text(l, opts, &text, &len);
     if (!e.code) add_file(f, "README.md", text, len);
     if (!e.code) e = copy_files(source, f);

@@ -29,22 +29,61 @@ static err put(item_output *out, const layout_slot *slot, const void *data, uint
     return err_make(ERR_BUG, slot->name, NULL, "a tensor of another unit");
 }
 
-/* Threads bring rows side by side: what a call needs stands on its stack. */
-static err take_plain(void *arg, const llama_tensor *t, int64_t row0, int64_t rows,
-                      const float *w) {
+static const form *form_of(const item_output *out) {
+    return layout_opts(out->q->layout)->linears.form;
+}
+
+/* n numbers from number `begin` of a tensor on. Threads bring rows side by side: what a call needs
+ * stands on its stack. */
+static err put_floats(item_output *out, const layout_slot *slot, const float *w, int64_t n,
+                      int64_t begin) {
     enum { MOST = 1 << 13 };
     uint32_t bytes[MOST];
+    const uint64_t size = (uint64_t)st_dtype_bytes(slot->dtype);
+    err e = err_none();
+    for (int64_t i = 0; i < n && !e.code; i += MOST) {
+        const int64_t some = size_min(MOST, n - i);
+        e = stored_floats_fill(w + i, some, slot->dtype, slot->name, bytes);
+        if (!e.code) e = put(out, slot, bytes, (uint64_t)some * size, (uint64_t)(begin + i) * size);
+    }
+    return e;
+}
+
+/* By how much Llama 3.1 divides the angle of each pair. */
+static err put_rope(item_output *out) {
+    const llama_config *cfg = &out->q->source.cfg;
+    llama_config unscaled = *cfg;
+    const int64_t n = cfg->head_dim / 2;
+    const layout_slot *slot =
+        layout_find_role(out->q->layout, ROLE_FINAL_NORM, -1, &form_rope_slot);
+    if (!slot) return err_none();
+    unscaled.rope.kind = ROPE_NONE;
+    void *room;
+    err e = mem_alloc(n, 2 * sizeof(double) + sizeof(float), slot->name, &room);
+    if (e.code) return e;
+    double *scaled = room, *plain = scaled + n;
+    float *ratio = (float *)(plain + n);
+    llama_inv_freq(cfg, scaled);
+    llama_inv_freq(&unscaled, plain);
+    for (int64_t i = 0; i < n; i++) ratio[i] = (float)(plain[i] / scaled[i]);
+    e = put_floats(out, slot, ratio, n, 0);
+    mem_free(room);
+    return e;
+}
+
+static err take_plain(void *arg, const llama_tensor *t, int64_t row0, int64_t rows,
+                      const float *w) {
     item_output *out = arg;
     const layout_slot *slot = layout_find_role(out->q->layout, t->role, t->layer, NULL);
     if (!slot) return err_make(ERR_BUG, t->name, NULL, "no place in the archive");
-    const uint64_t size = (uint64_t)st_dtype_bytes(slot->dtype);
     err e = err_none();
-    for (int64_t i = 0; i < rows * t->cols && !e.code; i += MOST) {
-        const int64_t n = size_min(MOST, rows * t->cols - i);
-        e = stored_floats_fill(w + i, n, slot->dtype, t->name, bytes);
-        if (!e.code)
-            e = put(out, slot, bytes, (uint64_t)n * size, (uint64_t)(row0 * t->cols + i) * size);
+    if (!form_has_files(form_of(out)))
+        return put_floats(out, slot, w, rows * t->cols, row0 * t->cols);
+    for (int64_t r = 0; r < rows && !e.code; r++) {
+        const int64_t place = form_of(out)->file.row_place(&out->q->source.cfg, t->role, row0 + r);
+        e = put_floats(out, slot, w + r * t->cols, t->cols, place * t->cols);
     }
+    if (!e.code && t->role == ROLE_FINAL_NORM && row0 == 0) e = put_rope(out);
     return e;
 }
 
@@ -59,7 +98,16 @@ static err put_part(item_output *out, const llama_tensor *t, const form_slot *pa
     part->pack(m, bytes);
     if (part->part == FORM_CODES && fault_hit("code")) *(char *)bytes ^= 1;
     e = form_check(part, m, bytes, place->name);
-    return e.code ? e : put(out, place, bytes, place->bytes, 0);
+    if (e.code || !form_has_files(form_of(out)))
+        return e.code ? e : put(out, place, bytes, place->bytes, 0);
+    void *ordered;
+    e = mem_alloc((int64_t)place->bytes, 1, place->name, &ordered);
+    if (e.code) return e;
+    form_order_rows(form_of(out), &out->q->source.cfg, t->role, bytes, m->rows,
+                    (int64_t)place->bytes / m->rows, false, ordered);
+    e = put(out, place, ordered, place->bytes, 0);
+    mem_free(ordered);
+    return e;
 }
 
 /* The matrix of R4, row by row. */
@@ -100,7 +148,7 @@ err item_output_open(quantize_run *q, int64_t item, item_piece *piece, item_outp
 }
 
 quantize_sink item_output_sink(item_output *out) {
-    const bool round = layout_opts(out->q->layout)->linears.form != NULL;
+    const bool round = settings_round_weights(out->q->set);
     return (quantize_sink){.arg = out,
                            .plain = take_plain,
                            .quantized = round ? take_quantized : NULL,

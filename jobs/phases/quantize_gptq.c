@@ -210,7 +210,19 @@ static err read_slot(object_reader *r, const llama_tensor *t, const form_slot *p
         if (e.code) return e;
         r->room = (*slot)->bytes;
     }
-    return file_pread(r->fd, r->path, r->bytes, (*slot)->bytes, (*slot)->unit_offset);
+    err e = file_pread(r->fd, r->path, r->bytes, (*slot)->bytes, (*slot)->unit_offset);
+    const form *f = layout_opts(r->q->layout)->linears.form;
+    if (e.code || !form_has_files(f)) return e;
+    /* Rows stand there in the order of the file. */
+    void *rows;
+    const int64_t bytes = (int64_t)(*slot)->bytes;
+    e = mem_alloc(bytes, 1, t->name, &rows);
+    if (e.code) return e;
+    form_order_rows(f, &r->q->source.cfg, t->role, r->bytes, t->rows, bytes / t->rows, true, rows);
+    mem_free(r->bytes);
+    r->bytes = rows;
+    r->room = (uint64_t)bytes;
+    return e;
 }
 
 static err read_vector(void *arg, const llama_tensor *t, float *to) {

@@ -40,7 +40,12 @@ typedef enum weights_target { TARGET_LAYER, TARGET_FULL } weights_target;
 typedef enum o_group { O_GROUP_HEAD, O_GROUP_TOKEN } o_group;
 typedef enum input_scale { INPUT_SCALE_PUBLISHED, INPUT_SCALE_COMPRESSED_TENSORS } input_scale;
 typedef enum archive_dtype { DTYPE_SAME, DTYPE_BF16, DTYPE_FP16 } archive_dtype;
-typedef enum archive_form { FORM_AUTO, FORM_PACK_QUANTIZED, FORM_INT_QUANTIZED } archive_form;
+typedef enum archive_form {
+    FORM_AUTO,
+    FORM_PACK_QUANTIZED,
+    FORM_INT_QUANTIZED,
+    FORM_GGUF,
+} archive_form;
 typedef enum range_grad { RANGE_GRAD_THROUGH, RANGE_GRAD_DETACHED } range_grad;
 
 /* Lists of words are sets of bits. */

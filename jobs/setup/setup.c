@@ -243,6 +243,7 @@ static scale_type scale_type_of(st_dtype t) {
 static int64_t weights_group(const settings *s, const llama_config *cfg) {
     int64_t most = 0;
     if (s->weights.group != GROUP_AUTO) return s->weights.group;
+    if (s->archive.form == FORM_GGUF) return 32; /* its blocks */
     for (int64_t g = 32; g <= 128; g *= 2)
         if (divides_all(g, cfg)) most = g;
     return most;
@@ -264,7 +265,7 @@ err setup_weights(recipe *r, const llama_config *cfg, st_dtype store, wquant *ou
         .group = s->weights.group,
         .symmetric = s->weights.symmetric,
         .search = s->weights.scale == WEIGHTS_SCALE_SEARCH,
-        .scale_type = scale_type_of(store),
+        .scale_type = s->archive.form == FORM_GGUF ? SCALE_FP16 : scale_type_of(store),
     };
     err e = check_bits("weights.bits", out->bits);
     if (e.code) return e;
@@ -290,7 +291,7 @@ layout_options setup_layout(const settings *s, const wquant *how, st_dtype store
                     .bits = how->bits,
                     .group = how->group,
                     .symmetric = how->symmetric,
-                    .scale_dtype = store,
+                    .scale_dtype = s->archive.form == FORM_GGUF ? ST_F16 : store,
                     .inputs = setup_inputs(s),
                     .online = setup_online(s)},
         .store_dtype = store,

@@ -42,6 +42,7 @@ static const char *first_unmet(const settings *s, const char **want) {
         {"activations.down_bits", "same",
          !s->activations.down_bits || s->activations.down_bits == bits},
         {"weights.bits", "8 or less", settings_round_weights(s)},
+        {"archive.form", "auto", s->archive.form != FORM_GGUF},
         {"weights.symmetric", "true", s->weights.symmetric},
         {"rotate.r4_block", "pow2", !setup_online(s).r4 || setup_online(s).r4_block},
     };
@@ -69,6 +70,7 @@ form_inputs setup_inputs(const settings *s) {
 }
 
 const form *setup_form_of(const settings *s) {
+    if (s->archive.form == FORM_GGUF) return form_find("gguf");
     if (!settings_round_weights(s)) return NULL;
     return form_find(s->archive.form == FORM_INT_QUANTIZED ? "int-quantized" : "pack-quantized");
 }
@@ -81,23 +83,24 @@ static void resolve_r4(recipe *r, int64_t intermediate) {
         recipe_put(r, "rotate.r4_block", json_integer(n));
 }
 
-/* A plain folder is loaded by whoever knows the model, so it must be that model and nothing more.
+/* What whoever knows the model loads, a plain folder or GGUF, must be that model and nothing more.
  */
 static err refuse_plain(const settings *s) {
-    if (s->archive.form != FORM_AUTO)
+    const bool gguf = s->archive.form == FORM_GGUF;
+    if (s->archive.form != FORM_AUTO && !gguf)
         return err_make(ERR_USAGE, "archive.form", "leave out archive.form",
                         "weights.bits is 16: nothing is quantized that a form could store");
     if (s->rotate.online & ONLINE_R4)
-        return err_make(ERR_USAGE, "rotate.online", "set rotate.online=[], or weights.bits to 8",
-                        "weights.bits is 16, and a plain folder cannot say that R4 must be applied "
-                        "while it runs");
+        return err_make(ERR_USAGE, "rotate.online", "set rotate.online=[], or another archive.form",
+                        "%s cannot say that R4 must be applied while it runs",
+                        gguf ? "GGUF" : "weights.bits is 16, and a plain folder");
     return err_none();
 }
 
 err setup_form(recipe *r, const llama_config *cfg) {
     const settings *s = recipe_settings(r);
     resolve_r4(r, cfg->intermediate);
-    if (!settings_round_weights(s)) return refuse_plain(s);
+    if (!settings_round_weights(s) || s->archive.form == FORM_GGUF) return refuse_plain(s);
     const char *want, *key = first_unmet_int8(s, &want);
     if (s->archive.form == FORM_AUTO) {
         const bool int8 = !key && s->weights.bits == 8;
@@ -115,7 +118,7 @@ err setup_form(recipe *r, const llama_config *cfg) {
 
 void setup_form_say(const settings *s) {
     const char *want, *key = first_unmet(s, &want);
-    if (!settings_round_weights(s))
+    if (!settings_round_weights(s) && s->archive.form != FORM_GGUF)
         log_line(LOG_RUN, "weights.bits is 16: a plain folder of the fused model; nothing is "
                           "rounded in it, and weights.method does not matter");
     else if (key && s->activations.bits < 16)
@@ -151,7 +154,8 @@ json_t *setup_eval_keys(const recipe *r) {
     static const char *const inputs[] = {"bits",    "symmetric", "clip",  "group",
                                          "o_group", "down_bits", "scale", NULL};
     static const char *const cache[] = {"bits", "symmetric", "clip", NULL};
-    if (!settings_round_weights(s)) return NULL; /* a plain folder runs as it is */
+    /* A plain folder runs as it is, and no GGUF is read here. */
+    if (!settings_round_weights(s) || s->archive.form == FORM_GGUF) return NULL;
     if (!settings_quantize_at_run_time(s) && !s->rotate.online) return NULL;
     return json_pack("{s:o, s:o, s:o}", "rotate", section(r, "rotate", rotate), "activations",
                      section(r, "activations", inputs), "kv", section(r, "kv", cache));

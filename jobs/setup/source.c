@@ -71,12 +71,23 @@ static err understand(source *s) {
     return s->linears.form ? err_none() : check_model(&s->cfg, s->ck);
 }
 
+bool source_is_gguf(const manifest *m) {
+    const json_t *section = m ? json_object_get(m->recipe, "archive") : NULL;
+    const char *name = json_string_value(json_object_get(section, "form"));
+    return name && form_has_files(form_find(name));
+}
+
 err source_open(const comm *c, const char *path, source *out) {
     memset(out, 0, sizeof *out);
     out->path = path;
     err e;
     if (archive_is_one(path)) {
         e = archive_open(c, path, &out->ar);
+        if (!e.code && source_is_gguf(archive_manifest(out->ar)))
+            e = err_make(ERR_INPUT, path,
+                         "measure with llama.cpp, or quantize with archive.form=pack-quantized "
+                         "weights.group=32 archive.dtype=fp16, which gives the same codes",
+                         "holds GGUF, which is not read here");
         if (!e.code) out->files = archive_files(out->ar);
     } else {
         e = fileset_open_dir(c, path, &out->own_files);

@@ -30,6 +30,8 @@ typedef struct source {
  * config.json ties the two, unties the config, which is said. Caller closes, also after an error.
  * Fails with what opening gives: ERR_INPUT, ERR_VERIFY for a damaged archive. */
 err source_open(const comm *c, const char *path, source *out);
+/* Local. Are the archive's shards GGUF, which source_open refuses? NULL: no. */
+bool source_is_gguf(const manifest *m);
 void source_close(source *s); /* local */
 
 /* Local. What runtimes are judged by, of an archive; tp: ranks of tensor parallelism. */

@@ -32,6 +32,9 @@ def known():
     return table(keys), table(phases)
 
 
+ELSEWHERE = {"gguf"}  # not read back by eval: test_gguf.py
+
+
 class EveryValue(Case):
     def setUp(self):
         super().setUp()
@@ -69,7 +72,8 @@ class EveryValue(Case):
                 words = re.match(r"(?:a list of )?([\w|-]*\|[\w|-]+)", want)  # none where another kind of value comes first
                 for word in words[1].split("|") if words else []:
                     tried = {w for v in values[key] for w in (v if isinstance(v, list) else [v])}
-                    self.assertIn(word, tried, f"{key}: {want}")
+                    if word not in ELSEWHERE:
+                        self.assertIn(word, tried, f"{key}: {want}")
 
     def test_each_value(self):
         """One key at a time, beside what it needs to count."""
