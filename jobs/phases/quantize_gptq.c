@@ -113,7 +113,6 @@ static uint64_t plan_of(gptq_settings s, const memory_level *t, int ranks, int r
     memory_plan_add(p, "sums of a Hessian", b.sums);
     memory_plan_add(p, "Hessian and factor", b.factor);
     memory_plan_add(p, "rows and codes", b.rows);
-    memory_plan_add(p, "statistics of inputs", b.sites);
     return b.scratch_file;
 }
 

@@ -48,6 +48,10 @@ void chart_learning(FILE *f, const json_t *phase) {
                  any_positive(&angle[1]) ? 2 : 1, angle, angles);
     chart_figure(f, "Distance from orthogonal", svg_axis_of("step", false),
                  svg_axis_of("largest |R^T R - I|, probed", true), 1, &orth, one);
+    series share = series_take(steps, "step", "peak_share", 100);
+    y.label = "% of the measured peak";
+    chart_figure(f, "Share of the peak of products", svg_axis_of("step", false), y, 1, &share, one);
+    series_clear(&share);
     series_clear(&angle[0]);
     series_clear(&angle[1]);
     series_clear(&orth);
@@ -201,13 +205,23 @@ void chart_gptq(FILE *f, const json_t *layers) {
     }
 }
 
+void chart_gptq_time(FILE *f, const json_t *layers) {
+    const char *const one[] = {NULL};
+    series s = series_take(layers, "layer", "seconds", 1);
+    svg_axis y = svg_axis_of("seconds", false);
+    y.from_zero = true;
+    chart_figure(f, "Time of a layer", svg_axis_of("layer", false), y, 1, &s, one);
+    series_clear(&s);
+}
+
 /* ---- the run ---- */
 
 void chart_phases(FILE *f, const json_t *phases) {
     svg_chart c = {.f = f,
                    .title = "Phases",
                    .x = svg_axis_of("seconds since the first start", false),
-                   .y = svg_axis_of("phase, from above", false)};
+                   .y = svg_axis_of("phases in their order", false)};
+    c.y.bare = true;
     const int n = (int)json_array_size(phases);
     for (int i = 0; i < n; i++) {
         const json_t *p = json_array_get(phases, (size_t)i);
@@ -227,7 +241,7 @@ void chart_phases(FILE *f, const json_t *phases) {
         snprintf(text, sizeof text, "%s: %.2f s, start %.0f", name ? name : "",
                  chart_real(p, "seconds"), chart_real(p, "slice"));
         svg_bar(&c, i % 4, chart_real(p, "begin_s"),
-                chart_real(p, "begin_s") + chart_real(p, "seconds"), i, n, text);
+                chart_real(p, "begin_s") + chart_real(p, "seconds"), i, n, name ? name : "", text);
     }
     svg_end(&c);
     fputs("</figure>\n", f);

@@ -43,8 +43,8 @@ static json_t *phase_named(json_t *list, const char *name) {
 /* Steps that a restart did again take the place of the first ones: they are equal, but for times.
  */
 static void take_step(json_t *list, const json_t *v) {
-    static const char *const keys[] = {"step",     "loss",     "loss_r2", "held",   "held_r2",
-                                       "angle_r1", "angle_r2", "orth",    "seconds"};
+    static const char *const keys[] = {"step",     "loss",     "loss_r2", "held",    "held_r2",
+                                       "angle_r1", "angle_r2", "orth",    "seconds", "peak_share"};
     json_t *to = json_object_get(phase_named(list, word(v, "phase")),
                                  is_event(v, "held") ? "held" : "steps"),
            *one = json_object();

@@ -215,6 +215,7 @@ static void gptq(FILE *f, const json_t *layers) {
             "raised: %.0f.</p>\n<div class=\"grid\">\n",
             rows, all, raises);
     chart_gptq(f, layers);
+    chart_gptq_time(f, layers);
     fputs("</div>\n", f);
 }
 

@@ -106,6 +106,7 @@ static int log_ticks(const svg_axis *a, double ticks[16]) {
 }
 
 static int ticks_of(const svg_axis *a, double ticks[16]) {
+    if (a->bare) return 0;
     return a->log ? log_ticks(a, ticks) : linear_ticks(a, ticks);
 }
 
@@ -198,14 +199,20 @@ void svg_lines(svg_chart *c, int series, int64_t n, const double *x, const doubl
     legend(c, series, name);
 }
 
-void svg_bar(svg_chart *c, int series, double x0, double x1, int lane, int lanes,
+void svg_bar(svg_chart *c, int series, double x0, double x1, int lane, int lanes, const char *name,
              const char *text) {
-    const double height = (double)(HEIGHT - TOP - BOTTOM) / lanes, y = TOP + lane * height;
-    fprintf(
-        c->f, "<rect class=\"b s%d\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\"><title>",
-        series, at_x(c, x0), y + 0.1 * height, fmax(0.7, at_x(c, x1) - at_x(c, x0)), 0.8 * height);
+    enum { NAME = 70 }; /* room for one */
+    const double height = (double)(HEIGHT - TOP - BOTTOM) / lanes, y = TOP + lane * height,
+                 begin = at_x(c, x0), end = fmax(at_x(c, x1), begin + 0.7);
+    const bool behind = end + NAME < WIDTH;
+    fprintf(c->f,
+            "<rect class=\"b s%d\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\"><title>",
+            series, begin, y + 0.1 * height, end - begin, 0.8 * height);
     svg_text(c->f, text);
-    fputs("</title></rect>\n", c->f);
+    fprintf(c->f, "</title></rect><text class=\"n%s\" x=\"%.1f\" y=\"%.1f\">", behind ? "" : " e",
+            behind ? end + 3 : begin - 3, y + height / 2 + 3);
+    svg_text(c->f, name);
+    fputs("</text>\n", c->f);
 }
 
 void svg_map(FILE *f, const char *title, int rows, int cols, const uint8_t *level, int levels,

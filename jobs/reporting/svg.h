@@ -13,6 +13,7 @@ typedef struct svg_axis {
     const char *label; /* with its unit; borrowed */
     bool log;
     bool from_zero; /* linear: zero is in it */
+    bool bare;      /* without ticks: lanes have names */
     double lo, hi;  /* set by svg_axis_take; lo > hi: nothing taken yet */
 } svg_axis;
 
@@ -40,8 +41,10 @@ void svg_lines(svg_chart *c, int series, int64_t n, const double *x, const doubl
 /* Local. Marks alone. */
 void svg_marks(svg_chart *c, int series, int64_t n, const double *x, const double *y,
                const char *name);
-/* Local. A bar over x0 .. x1 in lane k of n, with the text that a browser shows on it. */
-void svg_bar(svg_chart *c, int series, double x0, double x1, int lane, int lanes, const char *text);
+/* Local. A bar over x0 .. x1 in a lane of so many, its name beside it, and the text that a browser
+ * shows on it. */
+void svg_bar(svg_chart *c, int series, double x0, double x1, int lane, int lanes, const char *name,
+             const char *text);
 void svg_end(svg_chart *c);
 
 /* Local. A picture of cells [rows, cols] of `levels` depths, 0 the ground. */

@@ -346,7 +346,6 @@ gptq_bytes gptq_run_bytes(const gptq_settings *s, int ranks, int rank) {
                        llama_scratch_bytes(cfg, wider(s), COMPUTE_BF16, s->length, gemm_threads()),
         .weights = gptq_source_bytes(s->job, ranks, rank, s->batches < 2) +
                    (uint64_t)llama_layer_params(cfg) * sizeof(bf16) * (s->asymmetric ? 2 : 1),
-        .sites = rank == 0 && s->tell_sites ? gptq_sites_bytes(cfg) : 0,
         .scratch_file = gptq_windows_file_bytes(&o, ranks, rank)};
     for (llama_step step = STEP_QKV; step < STEP_COUNT; step++) {
         gptq_stack k;
@@ -363,6 +362,8 @@ gptq_bytes gptq_run_bytes(const gptq_settings *s, int ranks, int rank) {
         b.sums = most(b.sums, gptq_moments_bytes(k.cols, s->length, !s->scratch, s->asymmetric));
         b.factor = most(b.factor, gptq_solve_bytes(&s->solve, k.cols));
     }
+    /* A sample of the inputs is gone again before the Hessian comes. */
+    if (rank == 0 && s->tell_sites) b.factor = most(b.factor, gptq_sites_bytes(cfg));
     return b;
 }
 

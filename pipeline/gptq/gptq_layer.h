@@ -83,7 +83,7 @@ int64_t gptq_run_most_batches(const gptq_settings *s, int ranks);
 
 /* Local. Bytes of one of so many ranks, by what they are for; s->c and s->ids are not looked at. */
 typedef struct gptq_bytes {
-    uint64_t activations, weights, sums, factor, rows, sites, scratch_file;
+    uint64_t activations, weights, sums, factor, rows, scratch_file;
 } gptq_bytes;
 gptq_bytes gptq_run_bytes(const gptq_settings *s, int ranks, int rank);
 
