@@ -73,6 +73,8 @@ static err read_flags(plan_command *k) {
                             "measures this machine, and --cpu names another");
         e = plan_rates_measure(&k->rates);
     }
+    if (!e.code && options_has(o, OPT_NETWORK))
+        e = plan_rates_network(options_str(o, OPT_NETWORK), &k->rates);
     k->job.o = o;
     k->job.out = options_str(o, OPT_OUT);
     if (!e.code && options_has(o, OPT_SCRIPT) && !k->job.out)

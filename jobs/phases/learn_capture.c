@@ -256,6 +256,6 @@ err learn_capture_plan(learner *l, plan_maker *m) {
     f->seconds = load + passes + start;
     f->blind_s = fmax(fmax(load, start), passes / waves);
     if (passes > 0) f->busy = work * (double)windows / passes;
-    f->network = (uint64_t)(windows * window * cfg->hidden * 8 * (stages - 1));
+    plan_send(m, f, (uint64_t)(windows * window * cfg->hidden * 8 * (stages - 1)));
     return e;
 }

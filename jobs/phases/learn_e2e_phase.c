@@ -328,8 +328,9 @@ err learn_e2e_plan(learner *l, plan_maker *m, int64_t k) {
     f->blind_s = 2 * step;
     f->again_s = step;
     f->busy = 1 - t.idle;
-    f->network = (uint64_t)t.steps * (plan_step_network(m, r1) +
-                                      (uint64_t)(t.tokens * cfg->hidden * 8 * (t.stages - 1)));
+    plan_send(m, f,
+              (uint64_t)t.steps * (plan_step_network(m, r1) +
+                                   (uint64_t)(t.tokens * cfg->hidden * 8 * (t.stages - 1))));
     snprintf(f->note, sizeof f->note, "%d replicas x %d stages%s", t.replicas, t.stages,
              t.recompute ? ", layers computed again" : "");
     return e;

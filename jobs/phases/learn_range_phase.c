@@ -210,7 +210,7 @@ err learn_range_plan(learner *l, plan_maker *m, int64_t k) {
     f->blind_s = slowest + step;
     f->again_s = plan_again_seconds(m);
     f->busy = (work + step * movers / m->ranks) / (slowest + step);
-    f->network = (uint64_t)steps * plan_step_network(m, r1);
+    plan_send(m, f, (uint64_t)steps * plan_step_network(m, r1));
     if (grid.rows * grid.cols > 1)
         snprintf(f->note, sizeof f->note, "R1 on a grid of %dx%d", grid.rows, grid.cols);
     return e;

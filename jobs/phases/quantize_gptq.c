@@ -410,8 +410,6 @@ err quantize_gptq_plan(plan_maker *m) {
     const int64_t squares =
         2 * cfg->hidden * cfg->hidden + o * o + cfg->intermediate * cfg->intermediate;
     const int64_t numbers = squares * (1 + t.batches * roundings) / 2 + (asymmetric ? squares : 0);
-    f->network = (uint64_t)cfg->layers * (uint64_t)(m->ranks - 1) *
-                 ((uint64_t)numbers * 8 + (uint64_t)llama_layer_params(cfg) * (sizeof(float) + 1));
     grid_shape g = {1, 1};
     if (q->set->numerics.gptq_grid.word != WORD_AUTO && !e.code)
         e = grid_resolve("numerics.gptq_grid", q->set->numerics.gptq_grid.text, cfg->hidden,
@@ -431,5 +429,9 @@ err quantize_gptq_plan(plan_maker *m) {
     f->blind_s = f->seconds / (double)cfg->layers;
     f->again_unit_s = plan_time_forward(&m->rank, cfg, window) * (asymmetric ? 2 : 1) *
                       ceil((double)q->calib_windows / m->ranks);
+    plan_send(
+        m, f,
+        (uint64_t)cfg->layers * (uint64_t)(m->ranks - 1) *
+            ((uint64_t)numbers * 8 + (uint64_t)llama_layer_params(cfg) * (sizeof(float) + 1)));
     return e;
 }

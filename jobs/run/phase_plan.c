@@ -2,6 +2,7 @@
  * item. */
 #include "jobs/run/phase_plan.h"
 
+#include "base/size.h"
 #include "rotations/cayley_dist.h"
 
 #include <stdio.h>
@@ -43,6 +44,19 @@ int plan_steppers(const plan_maker *m, grid_shape grid) {
     const cayley_dist_options o = {
         .n = plan_config(m)->hidden, .kind = OPTIMIZER_ADAM, .grid = grid};
     return cayley_dist_beside_bytes(&o) > 0 ? m->ranks : grid.rows * grid.cols;
+}
+
+/* Every rank talks to every other alike, so of n nodes the share (n - 1)/n of the bytes leaves one;
+ * all nodes send at once, at the rate of one each. Nothing is computed meanwhile: that is so for
+ * GPTQ's sums and the gradients of R1, and too long for stages that pass windows on. */
+void plan_send(const plan_maker *m, plan_phase *f, uint64_t bytes) {
+    const double nodes = m->p->place.nodes, alone = f->seconds;
+    f->network = bytes;
+    if (nodes < 2) return;
+    const double s = (double)bytes * (nodes - 1) / nodes / nodes / m->rank.rates->network;
+    f->seconds += s;
+    f->blind_s += s / (double)size_max(1, f->units);
+    if (f->seconds > 0) f->busy *= alone / f->seconds;
 }
 
 uint64_t plan_step_network(const plan_maker *m, bool r1) {

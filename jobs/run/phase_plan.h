@@ -40,6 +40,9 @@ int plan_steppers(const plan_maker *m, grid_shape grid);
 /* Local. Bytes of R1 over the wire in a step: the integers of its gradient to the cells, R1 in fp32
  * to all. */
 uint64_t plan_step_network(const plan_maker *m, bool r1);
+/* Local. The phase sends so many bytes, all ranks together: they and their time between nodes are
+ * added to f, whose seconds and units are there. */
+void plan_send(const plan_maker *m, plan_phase *f, uint64_t bytes);
 /* Local. Seconds of an item on a rank: fused, and rounded to nearest where `round` says so. */
 double plan_item_seconds(const plan_maker *m, int64_t item, bool round);
 

@@ -133,6 +133,9 @@ static const struct {
                      "measure the products of this machine, which is like the "
                      "nodes",
                      BIT(CMD_PLAN), false},
+    [OPT_NETWORK] = {"--network", "NAME|BYTES/s",
+                     "what a node sends: 25GbE, 100G, HDR, NDR, or bytes a second (default 100G)",
+                     BIT(CMD_PLAN), false},
     [OPT_SCRIPT] = {"--script", "FILE", "write a Slurm script for it (needs --out)", BIT(CMD_PLAN),
                     false},
     [OPT_PARTITION] = {"--partition", "NAME", "for the script", BIT(CMD_PLAN), false},

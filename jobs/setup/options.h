@@ -56,6 +56,7 @@ typedef enum option {
     OPT_TIME,
     OPT_CPU,
     OPT_MEASURE,
+    OPT_NETWORK,
     OPT_SCRIPT,
     OPT_SBATCH,
     OPT_PROLOGUE,

@@ -7,12 +7,14 @@
 #include "base/machine.h"
 #include "base/mem.h"
 #include "base/sha256.h"
+#include "base/size.h"
 #include "pipeline/plan/product_peak.h"
 #include "quant/scale_search.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 /* Sustained rates of a core: 75 % of the peak in fp32, 70 % in bf16, 40 % of it in AMX, by clock
  * and width of the vectors. */
@@ -105,6 +107,28 @@ err plan_rates_of(const char *kind, plan_rates *out) {
     snprintf(out->blas, sizeof out->blas, "%s", kinds[k].blas);
     snprintf(out->from, sizeof out->from, "a table: %s cores; not measured", kinds[k].kind);
     return err_none();
+}
+
+err plan_rates_network(const char *text, plan_rates *r) {
+    static const struct {
+        const char *name;
+        double gigabits;
+    } nets[] = {{"10GbE", 10},   {"25GbE", 25}, {"100GbE", 100}, {"100G", 100},
+                {"HDR100", 100}, {"EDR", 100},  {"HDR", 200},    {"NDR", 400}};
+    const double reached = 0.8; /* of the line rate, by long messages of MPI */
+    uint64_t bytes;
+    for (size_t i = 0; i < sizeof nets / sizeof *nets; i++)
+        if (!strcasecmp(text, nets[i].name)) {
+            r->network = reached * nets[i].gigabits * 1e9 / 8;
+            return err_none();
+        }
+    if (!size_parse(text, &bytes).code && bytes) {
+        r->network = (double)bytes;
+        return err_none();
+    }
+    return err_make(ERR_USAGE, "--network",
+                    "10GbE, 25GbE, 100GbE, 100G, HDR100, EDR, HDR, NDR, or bytes a second as 12G",
+                    "\"%s\" is no network that is known here", text);
 }
 
 /* ---- measured ---- */

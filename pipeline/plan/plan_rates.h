@@ -26,6 +26,10 @@ typedef struct plan_rates {
  * run on; other kinds by name, as "genoa". Fails with ERR_USAGE, naming the kinds. */
 err plan_rates_of(const char *kind, plan_rates *out);
 
+/* Local. What a node sends, into r->network: 10GbE, 25GbE, 100GbE, 100G, HDR100, HDR, NDR, of whose
+ * line rate 0.8 is taken, or bytes a second as 12G. Fails with ERR_USAGE. */
+err plan_rates_network(const char *text, plan_rates *r);
+
 /* Local, threaded. Products, search and hash of this machine as they are now, shared over the
  * threads of gemm_threads(); disk and network stay those of the table. Takes some 0.2 s of work.
  * Fails with ERR_NOFIT. */

@@ -83,6 +83,17 @@ class Plan(Case):
         self.assertGreater(got["again_s"], 0)
         self.bad(6, ["finish nothing"], *args, "--time", f"{least - 2}m")
 
+    def test_network(self):
+        """Of 8 nodes 7/8 of the bytes leave one, and all send at once: that time at the node's rate, 0.8 of its line's."""
+        args = [self.published("llama2-70b"), "--recipe", "best-w4a16", "--nodes", 8, "--ranks-per-node", 2, "--cores-per-rank",
+                96, "--mem-per-node", "256G", "--cpu", "genoa", "--network"]
+        slow, fast = ({p["phase"]: p for p in self.plan(*args, net)["phases"]} for net in ("25GbE", "1T"))
+        for name in ("capture", "learn.0", "gptq"):
+            bytes_of_node = slow[name]["network_bytes"] * 7 / 8 / 8
+            want = bytes_of_node * (1 / (0.8 * 25e9 / 8) - 1 / 2 ** 40)
+            self.assertAlmostEqual((slow[name]["seconds"] - fast[name]["seconds"]) / want, 1, delta=1e-6, msg=name)
+        self.bad(2, ["25GbE"], "plan", "--model", STORIES, "--network", "string and cans")
+
     def test_refused(self):
         d = make_model.make(self.path("bnb"))
         config = json.loads(read(os.path.join(d, "config.json")))

@@ -68,7 +68,7 @@ class Slurm(Case):
 
     def finish(self, number, log):
         self.wait("the end of the job",
-                  lambda: self.state(number) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"))
+                  lambda: self.state(number) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"), 900)
         self.assertEqual(self.state(number), "COMPLETED", self.log(log))
         self.assertIn("verified", self.log(log))
 
@@ -104,7 +104,7 @@ class Slurm(Case):
 
     def test_cancelled(self):
         """scancel ends the job for good, whatever the run was doing; a new job goes on from there."""
-        number, log, out = self.submit("cancelled", 3000)
+        number, log, out = self.submit("cancelled", 1000)
         for event in ("start", "step", "commit"):
             self.wait_for_event(out, event)
             run("scancel", number)
@@ -113,7 +113,7 @@ class Slurm(Case):
             self.assertIn("Restarts=0", run("scontrol", "show", "job", number))
             number, log = self.again("cancelled")
         self.finish(number, log)
-        self.assertEqual(tar_hashes(out), self.alone("cancelled-alone", 3000))
+        self.assertEqual(tar_hashes(out), self.alone("cancelled-alone", 1000))
 
     def test_preempted(self):
         number, log, out = self.submit("long", 3000)
