@@ -102,8 +102,12 @@ uint64_t mem_peak_rss_bytes(void) {
     return status_bytes("VmHWM");
 }
 
-void mem_begin_phase(void) {
+void mem_give_back(void) {
     malloc_trim(0);
+}
+
+void mem_begin_phase(void) {
+    mem_give_back();
     FILE *f = fopen("/proc/self/clear_refs", "we");
     if (!f) return;
     fputs("5", f); /* proc(5): the peak becomes the current value */

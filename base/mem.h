@@ -31,5 +31,6 @@ uint64_t mem_peak_rss_bytes(void);
  * at what is resident then. Where the system does not allow it the peak stays that of the whole
  * run. */
 void mem_begin_phase(void);
+void mem_give_back(void); /* local; that first part alone, after something large was freed */
 
 #endif

@@ -3,6 +3,7 @@
 #include "io/safetensors.h"
 
 #include "base/file.h"
+#include "base/mem.h"
 #include "base/size.h"
 
 #include <inttypes.h>
@@ -112,18 +113,52 @@ static err place_tensors(const char *path, const st_tensor *tensors, int64_t n, 
     return err_none();
 }
 
-static err write_pieces(int fd, const char *path, const char *header, size_t len,
-                        const st_tensor *t, int64_t n, const void *const *data, char *sha256_hex) {
-    char hex[SHA256_HEX];
-    sha256 *h = sha256_create();
-    sha256_add(h, header, len);
-    err e = file_pwrite(fd, path, header, len, 0);
-    for (int64_t i = 0; i < n && !e.code; i++) {
-        sha256_add(h, data[i], t[i].end - t[i].begin);
-        e = file_pwrite(fd, path, data[i], t[i].end - t[i].begin, len + t[i].begin);
+/* What is written, and where to. */
+typedef struct writing {
+    int fd;
+    const char *path, *header;
+    size_t len; /* of the header */
+    const st_tensor *t;
+    int64_t n;
+    const void *const *data;
+    const st_rows *rows;
+    sha256 *hash;
+} writing;
+
+static err write_bytes(const writing *w, const void *bytes, uint64_t n, uint64_t at) {
+    sha256_add(w->hash, bytes, n);
+    return file_pwrite(w->fd, w->path, bytes, n, at);
+}
+
+/* A matrix a few rows at a time. */
+static err write_rows(const writing *w, int64_t i) {
+    enum { PIECE = 1 << 20 }; /* elements */
+    const st_tensor *t = &w->t[i];
+    const int64_t cols = t->shape[1], step = size_max(1, PIECE / size_max(1, cols));
+    const uint64_t row_bytes = (uint64_t)cols * (uint64_t)st_dtype_bytes(t->dtype);
+    void *piece;
+    err e = mem_alloc(size_min(step, t->shape[0]) * cols, sizeof(double), t->name, &piece);
+    for (int64_t row = 0; row < t->shape[0] && !e.code; row += step) {
+        const int64_t rows = size_min(step, t->shape[0] - row);
+        w->rows->get(w->rows->arg, i, row, rows, piece);
+        e = write_bytes(w, piece, (uint64_t)rows * row_bytes,
+                        w->len + t->begin + (uint64_t)row * row_bytes);
     }
-    sha256_finish(&h, hex);
-    if (!e.code) e = file_sync(fd, path);
+    mem_free(piece);
+    return e;
+}
+
+static err write_pieces(writing *w, char *sha256_hex) {
+    char hex[SHA256_HEX];
+    w->hash = sha256_create();
+    err e = write_bytes(w, w->header, w->len, 0);
+    for (int64_t i = 0; i < w->n && !e.code; i++) {
+        const uint64_t bytes = w->t[i].end - w->t[i].begin;
+        e = w->data[i] ? write_bytes(w, w->data[i], bytes, w->len + w->t[i].begin)
+                       : write_rows(w, i);
+    }
+    sha256_finish(&w->hash, hex);
+    if (!e.code) e = file_sync(w->fd, w->path);
     if (sha256_hex) memcpy(sha256_hex, hex, SHA256_HEX);
     return e;
 }
@@ -139,16 +174,15 @@ static err sync_parent(const char *path) {
 }
 
 /* As file_publish, in pieces: the rotations of a large model need not be copied into one block. */
-static err publish(const char *path, const char *header, size_t len, const st_tensor *t, int64_t n,
-                   const void *const *data, char *sha256_hex) {
+static err publish(const char *path, writing *w, char *sha256_hex) {
     char *aside;
-    int fd;
     if (asprintf(&aside, "%s.%ld.new", path, (long)getpid()) < 0)
         return err_make(ERR_NOFIT, path, NULL, "no memory for a path");
-    err e = file_create(aside, &fd);
+    w->path = aside;
+    err e = file_create(aside, &w->fd);
     if (!e.code) {
-        e = write_pieces(fd, aside, header, len, t, n, data, sha256_hex);
-        err closed = file_close(fd, aside);
+        e = write_pieces(w, sha256_hex);
+        err closed = file_close(w->fd, aside);
         if (!e.code) e = closed;
         if (!e.code) e = file_rename(aside, path);
         if (e.code) unlink(aside);
@@ -159,13 +193,14 @@ static err publish(const char *path, const char *header, size_t len, const st_te
 }
 
 err st_file_write(const char *path, const st_tensor *tensors, int64_t n, const void *const *data,
-                  const char *const *metadata, char sha256_hex[SHA256_HEX]) {
+                  const st_rows *rows, const char *const *metadata, char sha256_hex[SHA256_HEX]) {
     st_tensor *placed;
     char *header = NULL;
     size_t len;
     err e = place_tensors(path, tensors, n, &placed);
     if (!e.code) e = st_header_write(placed, n, metadata, &header, &len);
-    if (!e.code) e = publish(path, header, len, placed, n, data, sha256_hex);
+    writing w = {.header = header, .len = len, .t = placed, .n = n, .data = data, .rows = rows};
+    if (!e.code) e = publish(path, &w, sha256_hex);
     free(header);
     free(placed);
     return e;

@@ -31,10 +31,11 @@ struct cayley_dist {
     /* grid */
     dgrid *g;
     dmat *dR, *dG, *T;
-    dmat *extra; /* adam: momentum; sgd-published: scratch */
-    int64_t steps;
-    double v;
+    dmat *extra;       /* adam: momentum; sgd-published: scratch */
+    double numbers[2]; /* steps that are done, and v: as the state has them */
 };
+
+enum { STEPS, SECOND_MOMENT };
 
 static bool on_grid(const cayley_dist *d) {
     return d->g != NULL;
@@ -107,8 +108,7 @@ void cayley_dist_take_back(cayley_dist *d) {
     if (!on_grid(d)) return;
     entries = dmat_part_entries(d->extra);
     if (entries) memset(dmat_part(d->extra), 0, (size_t)entries * sizeof *R);
-    d->v = 0;
-    d->steps = 0;
+    memset(d->numbers, 0, sizeof d->numbers);
 }
 
 err cayley_dist_create(const comm *c, const cayley_dist_options *o, cayley_dist **out) {
@@ -256,7 +256,8 @@ static err adam_direction(cayley_dist *d, double lr, double loss, double sum_squ
     double angle, *W = dmat_part(d->dG), *M = dmat_part(d->extra);
     err e = angle_of(d, d->dG, &angle);
     if (e.code) return e;
-    said->alpha = optimizer_adam_factor(lr, d->steps + 1, angle, &d->v);
+    said->alpha = optimizer_adam_factor(lr, (int64_t)d->numbers[STEPS] + 1, angle,
+                                        &d->numbers[SECOND_MOMENT]);
 #pragma omp parallel for if (entries >= PARALLEL_FROM)
     for (int64_t i = 0; i < entries; i++)
         M[i] = OPTIMIZER_BETA_1 * M[i] + (1 - OPTIMIZER_BETA_1) * W[i];
@@ -324,7 +325,7 @@ static err step_grid(cayley_dist *d, double lr, double loss, optimizer_report *s
     direction(d);
     if (!dmat_finite(d->dG))
         return err_make(ERR_NUMERICS, "optimizer", "use a smaller learning rate",
-                        "gradient of R1 at step %" PRId64 " holds NaN or infinity", d->steps);
+                        "gradient of R1 at step %.0f holds NaN or infinity", d->numbers[STEPS]);
     err e = err_none();
     const double sum_squares = dmat_sum_squares(d->dG);
     said->gradient = sqrt(sum_squares);
@@ -336,7 +337,7 @@ static err step_grid(cayley_dist *d, double lr, double loss, optimizer_report *s
     said->turn = sqrt(dmat_sum_squares(d->dG) / n);
     e = angle_of(d, d->dG, &said->angle);
     if (!e.code) e = move(d);
-    if (!e.code && ++d->steps % OPTIMIZER_POLISH_EVERY == 0) polish(d);
+    if (!e.code && (int64_t)++d->numbers[STEPS] % OPTIMIZER_POLISH_EVERY == 0) polish(d);
     return e;
 }
 
@@ -396,83 +397,37 @@ err cayley_dist_probe(cayley_dist *d, uint64_t seed, int64_t step, double *max) 
     return e;
 }
 
-/* State: on a grid steps, v, R and, of adam, M, as this cell has them. */
+/* State: R with its optimiser (on a grid steps, v, R and, of adam, M, as this cell has them); what
+ * is remembered of R stands behind it. */
 
-static int64_t grid_state_count(const cayley_dist *d) {
-    const int64_t entries = dmat_part_entries(d->dR);
-    if (!dgrid_is_cell(d->g)) return 0;
-    return 2 + entries * (d->o.kind == OPTIMIZER_ADAM ? 2 : 1);
-}
-
-/* Of R with its optimiser; what is remembered of R stands behind it. */
-static int64_t moving_count(const cayley_dist *d) {
-    if (on_grid(d)) return grid_state_count(d);
-    if (d->team) return is_first(d) ? cayley_team_state_count(d->team) : 0;
-    return is_first(d) ? d->o.n * d->o.n + optimizer_state_count(d->opt) : 0;
-}
-
-int64_t cayley_dist_state_count(const cayley_dist *d) {
+int cayley_dist_state_pieces(cayley_dist *d, state_piece out[CAYLEY_STATE_PIECES]) {
     int64_t entries;
-    const int64_t moving = moving_count(d);
-    own_part(d, &entries);
-    return moving ? moving + entries : 0;
-}
-
-static void save_moving(const cayley_dist *d, double *out) {
-    const int64_t size = d->o.n * d->o.n;
-    if (on_grid(d)) {
-        const int64_t entries = dmat_part_entries(d->dR);
-        out[0] = (double)d->steps;
-        out[1] = d->v;
-        memcpy(out + 2, dmat_part(d->dR), (size_t)entries * sizeof *out);
-        if (d->o.kind == OPTIMIZER_ADAM)
-            memcpy(out + 2 + entries, dmat_part(d->extra), (size_t)entries * sizeof *out);
-    } else if (d->team) {
-        cayley_team_state_save(d->team, out);
-    } else {
-        memcpy(out, d->R, (size_t)size * sizeof *out);
-        optimizer_state_save(d->opt, out + size);
-    }
-}
-
-void cayley_dist_state_save(const cayley_dist *d, double *out) {
-    const int64_t moving = moving_count(d);
-    int64_t entries;
-    own_part(d, &entries);
-    if (!moving) return;
-    save_moving(d, out);
-    memcpy(out + moving, d->kept, (size_t)entries * sizeof *out);
-}
-
-static void load_moving(cayley_dist *d, const double *in) {
-    const int64_t size = d->o.n * d->o.n;
+    int n = 0;
+    double *R = own_part(d, &entries);
+    if (!cayley_dist_is_cell(d)) return 0;
     if (d->team) {
-        cayley_team_state_load(d->team, in);
-        return;
+        n = cayley_team_state_pieces(d->team, out);
+    } else if (on_grid(d)) {
+        out[n++] = (state_piece){d->numbers, 2};
+        out[n++] = (state_piece){R, entries};
+        if (d->o.kind == OPTIMIZER_ADAM) out[n++] = (state_piece){dmat_part(d->extra), entries};
+    } else {
+        out[n++] = (state_piece){R, entries};
+        n += optimizer_state_pieces(d->opt, out + n);
     }
-    if (on_grid(d) && dgrid_is_cell(d->g)) {
-        const int64_t entries = dmat_part_entries(d->dR);
-        d->v = in[1];
-        memcpy(dmat_part(d->dR), in + 2, (size_t)entries * sizeof *in);
-        if (d->o.kind == OPTIMIZER_ADAM)
-            memcpy(dmat_part(d->extra), in + 2 + entries, (size_t)entries * sizeof *in);
-    } else if (!on_grid(d) && is_first(d)) {
-        memcpy(d->R, in, (size_t)size * sizeof *in);
-        optimizer_state_load(d->opt, in + size);
+    out[n++] = (state_piece){d->kept, entries};
+    return n;
+}
+
+void cayley_dist_state_taken(cayley_dist *d) {
+    int64_t entries;
+    own_part(d, &entries);
+    if (d->team) {
+        cayley_team_state_taken(d->team);
+        comm_bcast(d->c, d->kept, (uint64_t)entries * sizeof *d->kept, 0);
     }
     /* Ranks beside the cells count steps too: the polish is a collective of all. */
-    double steps = on_grid(d) && dgrid_is_cell(d->g) ? in[0] : 0;
-    if (on_grid(d)) comm_bcast(d->c, &steps, sizeof steps, 0);
-    d->steps = (int64_t)steps;
-}
-
-void cayley_dist_state_load(cayley_dist *d, const double *in) {
-    const int64_t moving = moving_count(d);
-    int64_t entries;
-    own_part(d, &entries);
-    load_moving(d, in);
-    if (moving) memcpy(d->kept, in + moving, (size_t)entries * sizeof *in);
-    if (d->team) comm_bcast(d->c, d->kept, (uint64_t)entries * sizeof *in, 0);
+    if (on_grid(d)) comm_bcast(d->c, &d->numbers[STEPS], sizeof d->numbers[STEPS], 0);
 }
 
 /* As many for both optimisers: what adam keeps, sgd-published takes within a step. */

@@ -67,12 +67,13 @@ err cayley_dist_orthogonality(cayley_dist *d, double *max);
 /* Collective. *max = max |R^T (R z) - z| over random unit vectors of (seed, step): n^2 work. */
 err cayley_dist_probe(cayley_dist *d, uint64_t seed, int64_t step, double *max);
 
-/* R, what is remembered of it, and the optimiser's state on this rank as raw doubles; 0 of them
- * where the rank is no cell. A state goes back only onto the same grid, and continues bit for bit.
- * count and save are local, load is collective. */
-int64_t cayley_dist_state_count(const cayley_dist *d);
-void cayley_dist_state_save(const cayley_dist *d, double *out);
-void cayley_dist_state_load(cayley_dist *d, const double *in);
+/* Local. R, what is remembered of it, and the optimiser's state on this rank, where they stand: to
+ * be read, or to be written, before cayley_dist_state_taken. Returns how many pieces; 0 where the
+ * rank is no cell. A state goes back only onto the same grid, and continues bit for bit. */
+enum { CAYLEY_STATE_PIECES = 2 + OPTIMIZER_PIECES };
+int cayley_dist_state_pieces(cayley_dist *d, state_piece out[CAYLEY_STATE_PIECES]);
+/* Collective. After each cell has written its pieces. */
+void cayley_dist_state_taken(cayley_dist *d);
 
 /* Local. Bytes that the largest cell of such a grid will hold within a step; for plans. */
 uint64_t cayley_dist_plan_bytes(const cayley_dist_options *o);

@@ -185,25 +185,14 @@ err cayley_team_step(cayley_team *t, double lr, double loss, optimizer_report *r
     return e;
 }
 
-int64_t cayley_team_state_count(const cayley_team *t) {
-    return t->n * t->n + optimizer_state_count(t->opt);
+int cayley_team_state_pieces(cayley_team *t, state_piece out[CAYLEY_TEAM_PIECES]) {
+    out[0] = (state_piece){t->R, t->n * t->n};
+    return 1 + optimizer_state_pieces(t->opt, out + 1);
 }
 
-void cayley_team_state_save(const cayley_team *t, double *out) {
-    memcpy(out, t->R, (size_t)(t->n * t->n) * sizeof *out);
-    optimizer_state_save(t->opt, out + t->n * t->n);
-}
-
-/* What the optimiser takes passes through X and M, which hold nothing between steps. */
-void cayley_team_state_load(cayley_team *t, const double *in) {
-    const int64_t size = t->n * t->n, count = optimizer_state_count(t->opt);
-    const bool root = comm_rank(t->c) == 0;
-    double *state = t->f.M;
-    if (root) {
-        memcpy(t->R, in, (size_t)size * sizeof *in);
-        memcpy(state, in + size, (size_t)count * sizeof *in);
-    }
-    comm_bcast(t->c, t->R, (uint64_t)size * sizeof *in, 0);
-    comm_bcast(t->c, state, (uint64_t)count * sizeof *in, 0);
-    optimizer_state_load(t->opt, state);
+void cayley_team_state_taken(cayley_team *t) {
+    state_piece pieces[CAYLEY_TEAM_PIECES];
+    const int n = cayley_team_state_pieces(t, pieces);
+    for (int i = 0; i < n; i++)
+        comm_bcast(t->c, pieces[i].v, (uint64_t)pieces[i].n * sizeof(double), 0);
 }

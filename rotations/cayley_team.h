@@ -35,10 +35,10 @@ void cayley_team_sum_transposed(cayley_team *t, const int64_t *v, int exponent);
 /* Collective. As cayley_dist_step. */
 err cayley_team_step(cayley_team *t, double lr, double loss, optimizer_report *report);
 
-/* State as raw doubles: count and save are local (equal on every rank), load is collective: `in`
- * counts at root alone. */
-int64_t cayley_team_state_count(const cayley_team *t);
-void cayley_team_state_save(const cayley_team *t, double *out);
-void cayley_team_state_load(cayley_team *t, const double *in);
+/* The state where it stands, as optimizer_state_pieces: local, equal on every rank. taken:
+ * collective, after it was written at root. */
+enum { CAYLEY_TEAM_PIECES = 1 + OPTIMIZER_PIECES };
+int cayley_team_state_pieces(cayley_team *t, state_piece out[CAYLEY_TEAM_PIECES]);
+void cayley_team_state_taken(cayley_team *t);
 
 #endif

@@ -18,8 +18,9 @@ static const double BETA_2 = 0.99;
 
 struct optimizer {
     optimizer_kind kind;
-    int64_t n, count, steps;
-    double *v;       /* [count] */
+    int64_t n, count;
+    double *numbers; /* [1 + count] steps that are done, then v: as the state has them */
+    double *v;       /* [count]; behind the steps */
     double *M;       /* adam: [count, n, n]; else NULL */
     double *squares; /* [count] sum of W^2 of the step at hand */
     double *angles;  /* [count] |W|_2 of the step at hand, then |A|_2; behind squares */
@@ -34,16 +35,18 @@ double lr_schedule_at(lr_schedule schedule, double lr, int64_t t, int64_t steps)
 }
 
 err optimizer_create(optimizer_kind kind, int64_t n, int64_t count, optimizer **out) {
-    void *body, *v = NULL, *M = NULL, *squares = NULL;
+    void *body, *numbers = NULL, *M = NULL, *squares = NULL;
     *out = NULL;
     err e = mem_alloc(1, sizeof(optimizer), "optimizer", &body);
     if (e.code) return e;
-    e = mem_alloc(count, sizeof(double), "second moments of an optimizer", &v);
+    e = mem_alloc(1 + count, sizeof(double), "second moments of an optimizer", &numbers);
     if (!e.code && kind == OPTIMIZER_ADAM)
         e = mem_alloc(count * n * n, sizeof(double), "momentum of an optimizer", &M);
     if (!e.code) e = mem_alloc(3 * count, sizeof(double), "norms of an optimizer", &squares);
     *out = body;
-    **out = (optimizer){.kind = kind, .n = n, .count = count, .v = v, .M = M, .squares = squares};
+    **out = (optimizer){
+        .kind = kind, .n = n, .count = count, .numbers = numbers, .M = M, .squares = squares};
+    if (numbers) (*out)->v = (*out)->numbers + 1;
     if (squares) {
         (*out)->angles = (*out)->squares + count;
         (*out)->promise = (*out)->angles + count;
@@ -54,7 +57,7 @@ err optimizer_create(optimizer_kind kind, int64_t n, int64_t count, optimizer **
 
 void optimizer_destroy(optimizer **o) {
     if (!*o) return;
-    mem_free((*o)->v);
+    mem_free((*o)->numbers);
     mem_free((*o)->M);
     mem_free((*o)->squares);
     mem_free(*o);
@@ -86,7 +89,7 @@ double optimizer_sgd_factor(double lr, double norm_1) {
 static double adam_direction(optimizer *o, int64_t k, double lr, double loss, double *W) {
     const int64_t size = o->n * o->n;
     double *M = o->M + k * size;
-    double factor = optimizer_adam_factor(lr, o->steps + 1, o->angles[k], &o->v[k]);
+    double factor = optimizer_adam_factor(lr, optimizer_steps_done(o) + 1, o->angles[k], &o->v[k]);
 #pragma omp parallel for if (size >= PARALLEL_FROM)
     for (int64_t i = 0; i < size; i++)
         M[i] = OPTIMIZER_BETA_1 * M[i] + (1 - OPTIMIZER_BETA_1) * W[i];
@@ -141,7 +144,7 @@ static err take_squares(optimizer *o, const double *W) {
             return err_make(ERR_NUMERICS, "optimizer", "use a smaller learning rate",
                             "gradient of matrix %" PRId64 " (order %" PRId64 ") at step %" PRId64
                             " holds NaN or infinity",
-                            k, o->n, o->steps);
+                            k, o->n, optimizer_steps_done(o));
     }
     return err_none();
 }
@@ -197,7 +200,7 @@ err optimizer_direct(optimizer *o, double lr, const double *loss, double *W, con
 }
 
 err optimizer_moved(optimizer *o, double *R) {
-    return ++o->steps % OPTIMIZER_POLISH_EVERY == 0 ? polish_all(o, R) : err_none();
+    return (int64_t)++o->numbers[0] % OPTIMIZER_POLISH_EVERY == 0 ? polish_all(o, R) : err_none();
 }
 
 err optimizer_step(optimizer *o, double lr, const double *loss, double *W, double *R,
@@ -210,27 +213,31 @@ err optimizer_step(optimizer *o, double lr, const double *loss, double *W, doubl
 }
 
 void optimizer_forget(optimizer *o) {
-    o->steps = 0;
+    o->numbers[0] = 0;
     memset(o->v, 0, (size_t)o->count * sizeof *o->v);
     if (o->M) memset(o->M, 0, (size_t)(o->count * o->n * o->n) * sizeof *o->M);
 }
 
 int64_t optimizer_steps_done(const optimizer *o) {
-    return o->steps;
+    return (int64_t)o->numbers[0];
 }
 
 int64_t optimizer_state_count(const optimizer *o) {
     return 1 + o->count + (o->M ? o->count * o->n * o->n : 0);
 }
 
+int optimizer_state_pieces(optimizer *o, state_piece out[OPTIMIZER_PIECES]) {
+    out[0] = (state_piece){o->numbers, 1 + o->count};
+    out[1] = (state_piece){o->M, o->count * o->n * o->n};
+    return o->M ? 2 : 1;
+}
+
 void optimizer_state_save(const optimizer *o, double *out) {
-    out[0] = (double)o->steps;
-    memcpy(out + 1, o->v, (size_t)o->count * sizeof *out);
+    memcpy(out, o->numbers, (size_t)(1 + o->count) * sizeof *out);
     if (o->M) memcpy(out + 1 + o->count, o->M, (size_t)(o->count * o->n * o->n) * sizeof *out);
 }
 
 void optimizer_state_load(optimizer *o, const double *in) {
-    o->steps = (int64_t)in[0];
-    memcpy(o->v, in + 1, (size_t)o->count * sizeof *in);
+    memcpy(o->numbers, in, (size_t)(1 + o->count) * sizeof *in);
     if (o->M) memcpy(o->M, in + 1 + o->count, (size_t)(o->count * o->n * o->n) * sizeof *in);
 }

@@ -91,6 +91,16 @@ err rotation_create_random_hadamard(int64_t n, uint64_t seed, rng_purpose purpos
     return finish(e, out);
 }
 
+static int64_t panel_rows(int64_t n) {
+    return size_max(64, size_min(1024, PANEL_BYTES / (int64_t)sizeof(double) / n));
+}
+
+uint64_t rotation_dense_bytes(int64_t n) {
+    const uint64_t rounded = (uint64_t)(n <= F32_COPY ? n : F32_COLUMNS) * sizeof(float),
+                   panel = n > SMALL ? (uint64_t)panel_rows(n) * sizeof(double) : 0;
+    return (uint64_t)n * ((uint64_t)n * sizeof(double) + rounded + panel);
+}
+
 static err dense_alloc(rotation *r, bool f32) {
     const int64_t n = r->n;
     void *p = NULL;
@@ -105,7 +115,7 @@ static err dense_alloc(rotation *r, bool f32) {
         r->columns = p;
     }
     if (!e.code && n > SMALL) {
-        r->panel_rows = size_max(64, size_min(1024, PANEL_BYTES / (int64_t)sizeof(double) / n));
+        r->panel_rows = panel_rows(n);
         e = mem_alloc(r->panel_rows * n, sizeof(double), "rows to rotate", &r->panel);
     }
     return e;

@@ -33,7 +33,8 @@ err rotation_create_dense(int64_t n, const double *R, rotation **out);
  * rotation_put_rows_f32 has filled it. It may be given to rotation_apply_f32 and
  * rotation_dense_rows; functions that work in fp64 may not be called on it. */
 err rotation_create_dense_f32(int64_t n, rotation **out);
-void rotation_destroy(rotation **r); /* local; NULL is fine; sets NULL */
+uint64_t rotation_dense_bytes(int64_t n); /* local; of a dense one in fp64, for plans */
+void rotation_destroy(rotation **r);      /* local; NULL is fine; sets NULL */
 
 /* Local. Rows [row, row + rows) of a dense R from R [rows, n]: for an R that is learned, and that
  * comes in rows. Not while another thread applies it. */

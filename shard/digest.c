@@ -73,6 +73,10 @@ static err check_size(const digest_file *f, uint64_t bytes) {
                     f->bytes);
 }
 
+uint64_t digest_bytes(void) {
+    return 2 * (uint64_t)CHUNK;
+}
+
 static err digest_one(digest_file *f, bool whole, bool ranges) {
     int fd;
     uint64_t bytes;

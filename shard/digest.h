@@ -27,4 +27,7 @@ typedef struct digest_file {
  * same on every rank, where a file cannot be read or has another size. */
 err digest_files(const comm *c, digest_file *files, int64_t n);
 
+/* Local. Bytes that a rank takes for it, for plans. */
+uint64_t digest_bytes(void);
+
 #endif

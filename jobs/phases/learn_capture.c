@@ -86,11 +86,19 @@ static bool weights_stay(const learner *l) {
 }
 
 /* Layers whose weights stay, without embedding and head, and what the capture took of them. */
-void learn_kept_memory(const learner *l, memory_plan *p) {
+void learn_kept_memory(const learner *l, int ranks, memory_plan *p) {
     const embed_rows none = {.n = 0};
     load_options lo = capture_load(l, -1, &none);
     if (weights_stay(l)) memory_plan_add(p, "weights", load_stage_bytes(&lo));
     add_pool(l, p);
+    learn_r1_memory(l, ranks, p);
+}
+
+void learn_r1_memory(const learner *l, int ranks, memory_plan *p) {
+    const int64_t n = learner_cfg(l)->hidden;
+    if (rotation_set_r1(l->q->rotations))
+        memory_plan_add(p, "R1 between steps",
+                        (uint64_t)(size_ceil_div(n, ranks) * n) * sizeof(double));
 }
 
 /* Planned bytes of the capture on a rank with `layers` layers. */
@@ -128,6 +136,7 @@ static err plan(const learner *l, const load_options *lo) {
     if (comm_rank(l->q->c) < l->n_stages) {
         memory_plan_add(&p, "program", l->q->base_bytes);
         capture_memory(l, lo, &p);
+        learn_r1_memory(l, comm_size(l->q->c), &p);
     }
     return memory_plan_check(l->q->c, &p, "capture", l->q->flags.limit);
 }
@@ -240,6 +249,7 @@ err learn_capture_plan(learner *l, plan_maker *m) {
         const load_options lo = capture_load(l, r, &m->rows);
         memory_plan p = plan_fresh(m);
         capture_memory(l, &lo, &p);
+        learn_r1_memory(l, m->ranks, &p);
         plan_offer(f, &p, r);
         const double one = plan_time_capture(&m->rank, cfg, lo.range.n, lo.head, window);
         slowest = fmax(slowest, one);

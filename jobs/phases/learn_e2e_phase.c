@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/machine.h"
 #include "base/size.h"
+#include "jobs/phases/learn_capture.h"
 #include "jobs/phases/learn_steps.h"
 #include "jobs/run/run_phase.h"
 #include "jobs/setup/recipe_asks.h"
@@ -208,12 +209,14 @@ static err estimate_phase(const quantize_run *q, int64_t k, int ranks, bool one_
     return e;
 }
 
-static err load(const quantize_run *q, const e2e_phase *p, bool active, llama_stage *stage) {
+static err load(const learner *l, const e2e_phase *p, bool active, llama_stage *stage) {
+    const quantize_run *q = l->q;
     const int number = comm_rank(q->c) % p->l.stages;
     memory_plan plan = {.n = 0};
     err e = err_none();
     if (active) e2e_layout_plan(&p->w, &p->l, number, &plan);
     if (active) memory_plan_add(&plan, "program", q->base_bytes);
+    if (active) learn_r1_memory(l, comm_size(q->c), &plan);
     e = memory_plan_check(q->c, &plan, p->name, p->w.limit);
     if (e.code) return e;
     if (active) {
@@ -231,12 +234,16 @@ static err judge(void *self, learn_verdict *v) {
     return learn_e2e_judge(self, v);
 }
 
-static void state_counts(void *self, int64_t *common, int64_t *cell) {
-    learn_e2e_state_counts(self, common, cell);
+static int64_t state_count(void *self) {
+    return learn_e2e_state_count(self);
 }
 
-static err state_save(void *self, double *common, double *cell) {
-    return learn_e2e_state_save(self, common, cell);
+static int state_cell(void *self, state_piece out[CAYLEY_STATE_PIECES]) {
+    return learn_e2e_state_cell(self, out);
+}
+
+static err state_save(void *self, double *common) {
+    return learn_e2e_state_save(self, common);
 }
 
 static uint64_t replica_of(void *self, const void **data) {
@@ -246,15 +253,16 @@ static uint64_t replica_of(void *self, const void **data) {
 /* Collective. A state of this phase and of these sizes on every rank is taken over. */
 static err go_on(const learner *l, learn_e2e *r, int64_t k, const learn_kept *saved,
                  int64_t *done) {
-    int64_t common, cell, misfits;
-    learn_e2e_state_counts(r, &common, &cell);
-    misfits = !learn_state_fits(saved, k, common, cell);
+    state_piece cell[CAYLEY_STATE_PIECES];
+    const int pieces = learn_e2e_state_cell(r, cell);
+    int64_t misfits = !learn_state_fits(saved, k, learn_e2e_state_count(r), cell, pieces);
     comm_max_i64(l->q->c, &misfits, 1);
     *done = 0;
     if (misfits) return err_none();
     *done = (int64_t)saved->common[0];
     log_line(LOG_RUN, "learn.%" PRId64 " goes on after step %" PRId64, k, *done);
-    return learn_e2e_state_load(r, saved->common, saved->cell);
+    err e = learn_recall_cell(l->q, saved, cell, pieces);
+    return e.code ? e : learn_e2e_state_load(r, saved->common);
 }
 
 static err run(learner *l, int64_t k, const learn_kept *saved, const e2e_phase *p,
@@ -270,7 +278,8 @@ static err run(learner *l, int64_t k, const learn_kept *saved, const e2e_phase *
                              .judge_every = E2E_JUDGE_EVERY,
                              .step = step,
                              .judge = p->o.kind == OPTIMIZER_ADAM ? judge : NULL,
-                             .state_counts = state_counts,
+                             .state_count = state_count,
+                             .state_cell = state_cell,
                              .state_save = state_save,
                              .replica = replica_of};
     if (!e.code) e = learn_run_steps(l, &ops, done);
@@ -287,7 +296,7 @@ err learn_e2e_phase(learner *l, int64_t k, const learn_kept *saved) {
     quantize_phase_start(q, p.name);
     llama_stage stage = {.cfg = learner_cfg(l)};
     const bool active = comm_rank(q->c) < p.l.replicas * p.l.stages;
-    e = load(q, &p, active, &stage);
+    e = load(l, &p, active, &stage);
     if (!e.code) e = run(l, k, saved, &p, active ? &stage : NULL);
     llama_stage_clear(&stage);
     phase_clear(&p);
@@ -308,6 +317,7 @@ err learn_e2e_plan(learner *l, plan_maker *m, int64_t k) {
     if (e.code) return e;
     memory_plan p = t.memory;
     memory_plan_add(&p, "program", place->base_bytes);
+    learn_r1_memory(l, m->ranks, &p);
     plan_offer(f, &p, t.rank);
     const bool r1 = rotation_set_r1(m->q->rotations) != NULL;
     const plan_pass pass = {.window = t.window,

@@ -77,7 +77,7 @@ static err check_memory(const learner *l, const learn_settings *phase, const cha
     err e = grid_resolve("numerics.grid", l->q->set->numerics.grid.text, learner_cfg(l)->hidden,
                          comm_size(c), &grid);
     memory_plan_add(&p, "program", l->q->base_bytes);
-    learn_kept_memory(l, &p);
+    learn_kept_memory(l, comm_size(c), &p);
     if (!e.code) e = range_memory(l, phase, comm_size(c), comm_rank(c) < grid.rows * grid.cols, &p);
     e = comm_agree(c, e, name, NULL);
     return e.code ? e : memory_plan_check(c, &p, name, l->q->flags.limit);
@@ -91,12 +91,16 @@ static err judge(void *self, learn_verdict *v) {
     return learn_range_judge(self, v);
 }
 
-static void state_counts(void *self, int64_t *common, int64_t *cell) {
-    learn_range_state_counts(self, common, cell);
+static int64_t state_count(void *self) {
+    return learn_range_state_count(self);
 }
 
-static err state_save(void *self, double *common, double *cell) {
-    return learn_range_state_save(self, common, cell);
+static int state_cell(void *self, state_piece out[CAYLEY_STATE_PIECES]) {
+    return learn_range_state_cell(self, out);
+}
+
+static err state_save(void *self, double *common) {
+    return learn_range_state_save(self, common);
 }
 
 static uint64_t replica_of(void *self, const void **data) {
@@ -106,15 +110,16 @@ static uint64_t replica_of(void *self, const void **data) {
 /* Collective. A state of this phase and of these sizes on every rank is taken over. */
 static err go_on(const learner *l, learn_range *r, int64_t k, const learn_kept *saved,
                  int64_t *done) {
-    int64_t common, cell, misfits;
-    learn_range_state_counts(r, &common, &cell);
-    misfits = !learn_state_fits(saved, k, common, cell);
+    state_piece cell[CAYLEY_STATE_PIECES];
+    const int pieces = learn_range_state_cell(r, cell);
+    int64_t misfits = !learn_state_fits(saved, k, learn_range_state_count(r), cell, pieces);
     comm_max_i64(l->q->c, &misfits, 1);
     *done = 0;
     if (misfits) return err_none();
     *done = (int64_t)saved->common[0];
     log_line(LOG_RUN, "learn.%" PRId64 " goes on after step %" PRId64, k, *done);
-    return learn_range_state_load(r, saved->common, saved->cell);
+    err e = learn_recall_cell(l->q, saved, cell, pieces);
+    return e.code ? e : learn_range_state_load(r, saved->common);
 }
 
 /* The grid that R1 steps on, and what a rank of it holds: to be seen at large hidden sizes. */
@@ -159,7 +164,8 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
                        .judge_every = learn_judge_every(o.steps),
                        .step = step,
                        .judge = o.kind == OPTIMIZER_ADAM ? judge : NULL,
-                       .state_counts = state_counts,
+                       .state_count = state_count,
+                       .state_cell = state_cell,
                        .state_save = state_save,
                        .replica = replica_of};
     if (!e.code) e = learn_run_steps(l, &ops, done);
@@ -195,7 +201,7 @@ err learn_range_plan(learner *l, plan_maker *m, int64_t k) {
     for (int r = 0; r < m->n_stages && !e.code; r++) {
         l->range = m->ranges[r];
         memory_plan p = plan_fresh(m);
-        learn_kept_memory(l, &p);
+        learn_kept_memory(l, m->ranks, &p);
         e = range_memory(l, phase, m->ranks, r < cells, &p);
         plan_offer(f, &p, r);
         const double rows = r1 ? samples * (double)l->range.n / (double)cfg->layers : 0;

@@ -19,11 +19,16 @@ enum { N_ENTRIES = sizeof entries / sizeof entries[0] };
 
 /* ---- objects ---- */
 
-static err put_object(const quantize_run *q, const double *v, int64_t n, char hex[SHA256_HEX]) {
+static err put_object(const quantize_run *q, const state_piece *pieces, int n,
+                      char hex[SHA256_HEX]) {
     run_object *o;
-    const uint64_t bytes = (uint64_t)n * sizeof *v;
-    err e = run_object_create(q->out, bytes, &o);
-    if (!e.code) e = run_object_put(o, v, bytes, 0);
+    uint64_t at = 0;
+    err e = run_object_create(q->out, (uint64_t)state_pieces_total(pieces, n) * sizeof(double), &o);
+    for (int i = 0; i < n && !e.code; i++) {
+        const uint64_t bytes = (uint64_t)pieces[i].n * sizeof(double);
+        e = run_object_put(o, pieces[i].v, bytes, at);
+        at += bytes;
+    }
     if (!e.code) e = run_object_finish(&o, hex);
     run_object_abandon(&o);
     return e;
@@ -36,11 +41,16 @@ static err check_object(const quantize_run *q, const char *hex, int64_t n) {
     return run_object_check(q->out, hex, (uint64_t)n * sizeof(double));
 }
 
-static err get_object(const quantize_run *q, const char *hex, double *v, int64_t n) {
+static err get_object(const quantize_run *q, const char *hex, const state_piece *pieces, int n) {
     char *path = run_object_path(q->out, hex);
     int fd = -1;
     err e = file_open_read(path, &fd, NULL);
-    if (!e.code) e = file_pread(fd, path, v, (uint64_t)n * sizeof *v, 0);
+    uint64_t at = 0;
+    for (int i = 0; i < n && !e.code; i++) {
+        const uint64_t bytes = (uint64_t)pieces[i].n * sizeof(double);
+        e = file_pread(fd, path, pieces[i].v, bytes, at);
+        at += bytes;
+    }
     if (fd >= 0) close(fd);
     free(path);
     return e;
@@ -115,13 +125,13 @@ err learn_commit(quantize_run *q, const char *phase) {
 
 void learn_kept_clear(learn_kept *k) {
     mem_free(k->common);
-    mem_free(k->cell);
     *k = (learn_kept){0};
 }
 
-bool learn_state_fits(const learn_kept *saved, int64_t k, int64_t n_common, int64_t n_cell) {
+bool learn_state_fits(const learn_kept *saved, int64_t k, int64_t n_common, const state_piece *cell,
+                      int pieces) {
     return saved->common && saved->phase == k && saved->n_common == n_common &&
-           saved->n_cell == n_cell;
+           saved->n_cell == state_pieces_total(cell, pieces);
 }
 
 /* What each rank tells root of its cell. */
@@ -141,13 +151,15 @@ static void put_entry(quantize_run *q, const learn_kept *k, const char *hex,
     json_object_set_new(run_state_work(q->state), "learning", entry);
 }
 
-err learn_keep(quantize_run *q, const learn_kept *k) {
+err learn_keep(quantize_run *q, const learn_kept *k, const state_piece *cell, int pieces) {
     char hex[SHA256_HEX] = "";
-    cell_name mine = {.n = k->n_cell}, *all = calloc((size_t)comm_size(q->c), sizeof *all);
+    const state_piece common = {k->common, k->n_common};
+    cell_name mine = {.n = state_pieces_total(cell, pieces)},
+              *all = calloc((size_t)comm_size(q->c), sizeof *all);
     if (!all) abort();
     err e = err_none();
-    if (q->state) e = put_object(q, k->common, k->n_common, hex);
-    if (!e.code && k->n_cell) e = put_object(q, k->cell, k->n_cell, mine.hex);
+    if (q->state) e = put_object(q, &common, 1, hex);
+    if (!e.code && mine.n) e = put_object(q, cell, pieces, mine.hex);
     e = comm_agree(q->c, e, "keeping the state of learning", NULL);
     if (!e.code) comm_gather(q->c, &mine, sizeof mine, all, 0);
     if (!e.code && q->state) put_entry(q, k, hex, all);
@@ -184,7 +196,8 @@ static err read_named(const quantize_run *q, const json_t *named, const char *wh
     e = mem_alloc(*n, sizeof(double), what, &p);
     if (e.code) return e;
     *v = p;
-    return *n ? get_object(q, hex, *v, *n) : e;
+    const state_piece whole = {*v, *n};
+    return *n ? get_object(q, hex, &whole, 1) : e;
 }
 
 /* Root reads the common part, a rank its cell. *whole: nothing is damaged, on every rank. */
@@ -192,7 +205,12 @@ static err read_kept(quantize_run *q, const json_t *entry, learn_kept *out, bool
     const json_t *cell = json_array_get(json_object_get(entry, "cells"), (size_t)comm_rank(q->c));
     err e = err_none();
     out->phase = json_integer_value(json_object_get(entry, "phase"));
-    if (cell) e = read_named(q, cell, "state of R1", &out->cell, &out->n_cell);
+    if (cell) {
+        const char *hex = json_string_value(json_object_get(cell, "object"));
+        out->n_cell = doubles_of(cell);
+        e = check_object(q, hex, out->n_cell);
+        if (!e.code) snprintf(out->cell, sizeof out->cell, "%s", hex);
+    }
     if (!e.code && q->state)
         e = read_named(q, entry, "state of learning", &out->common, &out->n_common);
     err first = comm_agree(q->c, e, "reading the state of learning", NULL);
@@ -200,6 +218,11 @@ static err read_kept(quantize_run *q, const json_t *entry, learn_kept *out, bool
     if (first.code == ERR_NOFIT) return first;
     if (first.code && q->state) log_line(LOG_WARN, "%s: %s", first.where, first.what);
     return err_none();
+}
+
+err learn_recall_cell(quantize_run *q, const learn_kept *k, const state_piece *cell, int pieces) {
+    err e = k->n_cell ? get_object(q, k->cell, cell, pieces) : err_none();
+    return comm_agree(q->c, e, "reading the state of learning", NULL);
 }
 
 static err share_common(quantize_run *q, learn_kept *k) {
@@ -233,18 +256,6 @@ err learn_recall(quantize_run *q, learn_kept *out) {
 }
 
 /* ---- rotations ---- */
-
-err learn_r1_whole(const learner *l, double **out) {
-    void *p = NULL;
-    const int64_t n = learner_cfg(l)->hidden;
-    *out = NULL;
-    if (!l->R1) return err_none();
-    err e = comm_agree(l->q->c, mem_alloc(n * n, sizeof(double), "R1", &p), "R1", NULL);
-    if (!e.code) dealt_rows_get(l->R1, 0, n, p);
-    if (e.code) mem_free(p);
-    *out = e.code ? NULL : p;
-    return e;
-}
 
 static int64_t r1_count(const learner *l) {
     return l->R1 ? learner_cfg(l)->hidden * learner_cfg(l)->hidden : 0;

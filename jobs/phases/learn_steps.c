@@ -17,16 +17,13 @@
 
 /* Collective. */
 static err phase_state(const learner *l, const learn_phase *p, learn_kept *k) {
-    void *common = NULL, *cell = NULL;
-    *k = (learn_kept){.phase = p->number};
-    p->state_counts(p->self, &k->n_common, &k->n_cell);
+    void *common = NULL;
+    *k = (learn_kept){.phase = p->number, .n_common = p->state_count(p->self)};
     err e = err_none();
     if (l->q->state) e = mem_alloc(k->n_common, sizeof(double), "state of learning", &common);
-    if (!e.code) e = mem_alloc(k->n_cell, sizeof(double), "state of R1", &cell);
     k->common = common;
-    k->cell = cell;
     e = comm_agree(l->q->c, e, "keeping the state of learning", NULL);
-    return e.code ? e : p->state_save(p->self, k->common, k->cell);
+    return e.code ? e : p->state_save(p->self, k->common);
 }
 
 /* Collective. A commit must not make durable what ranks do not agree on. */
@@ -45,7 +42,9 @@ static err commit_phase(learner *l, const learn_phase *p, const learn_report *re
     err e = check_replicas(l, p, name);
     if (e.code) return e;
     e = phase_state(l, p, &k);
-    if (!e.code) e = learn_keep(q, &k);
+    state_piece cell[CAYLEY_STATE_PIECES];
+    const int pieces = p->state_cell(p->self, cell);
+    if (!e.code) e = learn_keep(q, &k, cell, pieces);
     if (q->state && !e.code) e = learn_commit(q, name);
     learn_kept_clear(&k);
     e = comm_agree(q->c, e, "committing", NULL);

@@ -16,10 +16,11 @@ typedef struct learn_phase {
     int64_t judge_every;  /* learn_judge_due */
     err (*step)(void *self, learn_report *report);
     err (*judge)(void *self, learn_verdict *v); /* collective; NULL: nothing is taken back */
-    /* Doubles of the state, as learn_kept has them: local; and into it: collective, common at root.
-     */
-    void (*state_counts)(void *self, int64_t *common, int64_t *cell);
-    err (*state_save)(void *self, double *common, double *cell);
+    /* Doubles of the state that is common, and they themselves, at root: local; collective. What
+     * one rank alone has of it, where it stands: local; how many pieces. */
+    int64_t (*state_count)(void *self);
+    err (*state_save)(void *self, double *common);
+    int (*state_cell)(void *self, state_piece out[CAYLEY_STATE_PIECES]);
     /* What is the same on every rank that has it; returns its bytes: local. */
     uint64_t (*replica)(void *self, const void **data);
 } learn_phase;

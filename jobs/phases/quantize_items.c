@@ -117,9 +117,7 @@ static bool items_memory(const quantize_run *q, int rank, uint64_t limit, memory
     memory_plan_add(p, "codes and scales", most.codes);
     memory_plan_add(p, "packed tensor",
                     !f || f->byte_codes ? most.codes : most.codes * (uint64_t)q->job.how.bits / 8);
-    const uint64_t hidden = (uint64_t)q->source.cfg.hidden;
-    if (rotation_set_r1(q->rotations))
-        memory_plan_add(p, "rotations", hidden * hidden * sizeof(double));
+    memory_plan_add(p, "R1", quantize_r1_bytes(q));
     const uint64_t read = quantize_item_read_bytes(&q->job, own, n_own, true);
     const bool ahead = !limit || memory_plan_total(p) + read <= limit;
     memory_plan_add(p, "tensors as read",

@@ -3,6 +3,7 @@
 #include "jobs/phases/quantize_learn.h"
 
 #include "base/mem.h"
+#include "base/sha256.h"
 #include "base/size.h"
 #include "jobs/phases/learn_capture.h"
 #include "jobs/phases/learn_e2e_phase.h"
@@ -59,15 +60,37 @@ static void learner_clear(learner *l) {
     noise_rows_destroy(&l->drawn);
 }
 
-/* Collective. What fusion is about to use, on each rank. */
-static err check_replicas(const learner *l, const double *R1) {
-    const uint64_t n = R1 ? (uint64_t)learner_cfg(l)->hidden : 0,
-                   n2 = l->R2 ? (uint64_t)(learner_cfg(l)->layers * learner_r2_entries(l)) : 0;
-    const replica parts[] = {{"R1", R1, n * n * sizeof *R1},
+/* Collective. What fusion is about to use, on each rank; r1: the hash of R1, "" where there is
+ * none. */
+static err check_replicas(const learner *l, const char *r1) {
+    const uint64_t n2 = l->R2 ? (uint64_t)(learner_cfg(l)->layers * learner_r2_entries(l)) : 0;
+    const replica parts[] = {{"R1", r1, strlen(r1)},
                              {"R2", l->R2, n2 * sizeof *l->R2},
                              {"scales", l->scales, (uint64_t)l->n_scales * sizeof *l->scales},
                              {"clips and R3", l->sites, (uint64_t)l->n_sites * sizeof *l->sites}};
     return replicas_check(l->q->c, parts, 4, "the learned rotations");
+}
+
+/* Collective. R1 whole on every rank, since fusion takes it so; never twice. *hex: its hash here.
+ */
+static err whole_r1(const learner *l, rotation **r, char hex[SHA256_HEX]) {
+    const int64_t n = learner_cfg(l)->hidden;
+    void *band = NULL;
+    hex[0] = '\0';
+    if (!l->R1) return err_none();
+    err e = rotation_create_dense(n, NULL, r);
+    if (!e.code) e = mem_alloc(DEALT_ROWS_BAND * n, sizeof(double), "rows of R1", &band);
+    e = comm_agree(l->q->c, e, "R1", NULL);
+    sha256 *hash = sha256_create();
+    for (int64_t row = 0; row < n && !e.code; row += DEALT_ROWS_BAND) {
+        const int64_t b = size_min(DEALT_ROWS_BAND, n - row);
+        dealt_rows_get(l->R1, row, b, band);
+        sha256_add(hash, band, (size_t)(b * n) * sizeof(double));
+        rotation_put_rows(*r, row, b, band);
+    }
+    sha256_finish(&hash, hex);
+    mem_free(band);
+    return e;
 }
 
 /* Learned matrices take the place of the start points in the set that fusion uses. */
@@ -75,11 +98,9 @@ static err adopt(learner *l) {
     rotation_set *set = l->q->rotations;
     int64_t d = learner_cfg(l)->head_dim, dd = d * d;
     rotation *r = NULL;
-    double *R1;
-    err e = learn_r1_whole(l, &R1); /* fusion takes it whole */
-    if (!e.code) e = check_replicas(l, R1);
-    if (!e.code && R1) e = rotation_create_dense(learner_cfg(l)->hidden, R1, &r);
-    mem_free(R1);
+    char r1_hex[SHA256_HEX];
+    err e = whole_r1(l, &r, r1_hex);
+    if (!e.code) e = check_replicas(l, r1_hex);
     if (!e.code && r) e = rotation_set_put_r1(set, &r);
     for (int64_t i = 0; l->r2_heads && i < learner_cfg(l)->layers && !e.code; i++) {
         e = rotation_set_prepare_r2(set, i);

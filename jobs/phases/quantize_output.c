@@ -20,6 +20,7 @@
 #include "rotations/hadamard.h"
 #include "shard/archive_writer.h"
 #include "shard/card_front.h"
+#include "shard/digest.h"
 #include "shard/gguf_metadata.h"
 #include "version.h"
 
@@ -244,8 +245,9 @@ static err copy_tensor(archive_writer *w, int64_t i, const layout_slot *slot, in
     return e;
 }
 
+enum { PIECE = 4 << 20 }; /* bytes of a unit that a thread copies at a time */
+
 static err copy_unit(const quantize_run *q, archive_writer *w, int64_t unit) {
-    enum { PIECE = 4 << 20 };
     char *path = run_object_path(q->out, q->units[unit].hex);
     void *piece = NULL;
     int fd = -1;
@@ -361,6 +363,10 @@ err quantize_pack(quantize_run *q) {
     if (!e.code && q->state) e = make_small_files(q, &files);
     if (!e.code && q->state) e = write_companions(q);
     e = comm_agree(q->c, e, "preparing the archive", NULL);
+    /* Nothing is fused any more. */
+    q->job.rotations = NULL;
+    rotation_set_destroy(&q->rotations);
+    mem_give_back();
     char *parts = in_out(q, "run/parts");
     if (!e.code && q->state) e = file_make_dirs(parts);
     e = comm_agree(q->c, e, "preparing the archive", NULL);
@@ -443,7 +449,6 @@ err quantize_finish(quantize_run *q) {
 
 /* Objects into tars; then they are flushed, read back and hashed. */
 err quantize_pack_plan(plan_maker *m) {
-    enum { PIECE = 4 << 20 };
     const plan_place *place = &m->p->place;
     const double bytes = (double)m->p->archive_bytes, nodes = place->nodes;
     const double readers = (double)size_min(m->ranks, m->p->tars);
@@ -452,10 +457,12 @@ err quantize_pack_plan(plan_maker *m) {
     err e = plan_add_phase(m, "pack", &pack);
     if (!e.code) e = plan_add_phase(m, "verify", &verify);
     if (e.code) return e;
-    memory_plan p = plan_fresh(m);
-    memory_plan_add(&p, "piece of a unit", PIECE);
+    memory_plan p = plan_fresh(m), v = plan_fresh(m);
+    memory_plan_add(&p, "R1", quantize_r1_bytes(m->q)); /* until it is in its file */
+    memory_plan_add(&p, "pieces of units", (uint64_t)PIECE * (uint64_t)gemm_threads());
     plan_offer(pack, &p, 0);
-    plan_offer(verify, &p, 0);
+    memory_plan_add(&v, "pieces of tars", digest_bytes());
+    plan_offer(verify, &v, 0);
     pack->seconds = bytes / (r->write * nodes); /* objects are in the page cache */
     verify->seconds = bytes / (r->write * nodes) + bytes / (r->hash * readers);
     pack->blind_s = pack->seconds;

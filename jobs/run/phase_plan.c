@@ -67,7 +67,7 @@ uint64_t plan_step_network(const plan_maker *m, bool r1) {
 double plan_item_seconds(const plan_maker *m, int64_t item, bool round) {
     const quantize_run *q = m->q;
     const bool r1 = rotation_set_r1(q->rotations) != NULL;
-    const bool dense = r1 && (q->set->n_learn || q->set->rotate.start.word != START_POINT_HAD);
+    const bool dense = quantize_r1_bytes(q) > 0;
     const double numbers = quantize_item_cost(&q->job, item);
     const bool linears = item >= 1 && item <= plan_config(m)->layers;
     const double fuse = plan_time_fuse(&m->rank, plan_config(m)->hidden, numbers, r1, dense);

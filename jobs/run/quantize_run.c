@@ -48,6 +48,11 @@ err quantize_deal(quantize_run *q, int ranks) {
     return e;
 }
 
+uint64_t quantize_r1_bytes(const quantize_run *q) {
+    const bool dense = q->set->n_learn || q->set->rotate.start.word != START_POINT_HAD;
+    return rotation_set_r1(q->rotations) && dense ? rotation_dense_bytes(q->source.cfg.hidden) : 0;
+}
+
 bool quantize_item_done(const quantize_run *q, int64_t item) {
     int64_t units[2];
     int n = quantize_item_units(&q->job, item, units);

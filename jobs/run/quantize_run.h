@@ -57,6 +57,9 @@ err quantize_describe(quantize_run *q);
 /* Local. Items to so many ranks, into q->owner; makes q->units. Fails with ERR_NOFIT. */
 err quantize_deal(quantize_run *q, int ranks);
 /* Local. True where all units of an item are objects of the run state. */
+/* Local. Bytes of the R1 that fusion uses, which every rank holds from learning until the archive
+ * is packed; 0 where there is none, or only signs of a Hadamard matrix. */
+uint64_t quantize_r1_bytes(const quantize_run *q);
 bool quantize_item_done(const quantize_run *q, int64_t item);
 
 #endif

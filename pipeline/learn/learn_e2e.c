@@ -460,10 +460,9 @@ enum {
     STATE_R2 = STATE_JUDGE + JUDGE_DOUBLES
 };
 
-void learn_e2e_state_counts(const learn_e2e *l, int64_t *common, int64_t *cell) {
-    *common =
-        STATE_R2 + l->cfg->layers * l->o.r2_heads * r2_part_state_each(l->o.kind, l->cfg->head_dim);
-    *cell = l->r1 ? cayley_dist_state_count(l->r1) : 0;
+int64_t learn_e2e_state_count(const learn_e2e *l) {
+    return STATE_R2 +
+           l->cfg->layers * l->o.r2_heads * r2_part_state_each(l->o.kind, l->cfg->head_dim);
 }
 
 uint64_t learn_e2e_replica(learn_e2e *l, const void **data) {
@@ -488,9 +487,12 @@ uint64_t learn_e2e_replica(learn_e2e *l, const void **data) {
     return (uint64_t)n * (wide ? sizeof *row : sizeof *narrow);
 }
 
-err learn_e2e_state_save(learn_e2e *l, double *common, double *cell) {
+int learn_e2e_state_cell(learn_e2e *l, state_piece out[CAYLEY_STATE_PIECES]) {
+    return l->r1 ? cayley_dist_state_pieces(l->r1, out) : 0;
+}
+
+err learn_e2e_state_save(learn_e2e *l, double *common) {
     const bool root = comm_rank(l->c) == 0;
-    if (l->r1) cayley_dist_state_save(l->r1, cell);
     if (root) {
         common[STATE_STEP] = (double)l->step;
         common[STATE_EXPONENT_R1] = l->exponents[0];
@@ -503,13 +505,13 @@ err learn_e2e_state_save(learn_e2e *l, double *common, double *cell) {
     return err_none();
 }
 
-err learn_e2e_state_load(learn_e2e *l, const double *common, const double *cell) {
+err learn_e2e_state_load(learn_e2e *l, const double *common) {
     l->step = (int64_t)common[STATE_STEP];
     l->exponents[0] = (int)common[STATE_EXPONENT_R1];
     l->exponents[1] = (int)common[STATE_EXPONENT_R2];
     learn_judge_load(&l->judge, common + STATE_JUDGE);
     if (l->r1) {
-        cayley_dist_state_load(l->r1, cell);
+        cayley_dist_state_taken(l->r1);
         share_r1(l);
     }
     if (l->o.r2_heads) {

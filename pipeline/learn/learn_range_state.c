@@ -17,9 +17,8 @@ static int64_t matrix_state(const learn_range *l) {
     return 2 * dd + (l->o.kind == OPTIMIZER_ADAM ? dd + 1 : 0);
 }
 
-void learn_range_state_counts(const learn_range *l, int64_t *common, int64_t *cell) {
-    *common = STATE_R2 + l->o.layers * l->o.r2_heads * matrix_state(l);
-    *cell = l->o.r1 ? cayley_dist_state_count(l->r1) : 0;
+int64_t learn_range_state_count(const learn_range *l) {
+    return STATE_R2 + l->o.layers * l->o.r2_heads * matrix_state(l);
 }
 
 static void pack_r2(const learn_range *l, double *out) {
@@ -65,9 +64,12 @@ static void save_numbers(const learn_range *l, double *out) {
     learn_judge_save(&l->judge2, out + STATE_JUDGES + JUDGE_DOUBLES);
 }
 
-err learn_range_state_save(learn_range *l, double *common, double *cell) {
+int learn_range_state_cell(learn_range *l, state_piece out[CAYLEY_STATE_PIECES]) {
+    return l->o.r1 ? cayley_dist_state_pieces(l->r1, out) : 0;
+}
+
+err learn_range_state_save(learn_range *l, double *common) {
     const int64_t each = matrix_state(l);
-    if (l->o.r1) cayley_dist_state_save(l->r1, cell);
     if (comm_rank(l->c) == 0) save_numbers(l, common);
     if (!l->o.r2_heads) return err_none();
     double *mine = malloc((size_t)(l->n_r2 * each + 1) * sizeof *mine);
@@ -85,12 +87,12 @@ err learn_range_state_save(learn_range *l, double *common, double *cell) {
     return err_none();
 }
 
-err learn_range_state_load(learn_range *l, const double *common, const double *cell) {
+err learn_range_state_load(learn_range *l, const double *common) {
     l->step = (int64_t)common[STATE_STEP];
     learn_judge_load(&l->judge1, common + STATE_JUDGES);
     learn_judge_load(&l->judge2, common + STATE_JUDGES + JUDGE_DOUBLES);
     if (l->o.r1) {
-        cayley_dist_state_load(l->r1, cell);
+        cayley_dist_state_taken(l->r1);
         learn_range_share_r1(l);
     }
     if (l->o.r2_heads)

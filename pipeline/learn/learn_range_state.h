@@ -5,14 +5,15 @@
 
 #include "pipeline/learn/learn_range.h"
 
-/* Everything a restart needs, as doubles. common: the step, the
- * verdicts, all R2 and their optimisers, for any
- * ranks. cell: R1 and its optimiser as this rank has them: 0 of them but on the cells of the grid,
- * where a restart must have the same ones (the first ranks; on 1x1 the first). */
-void learn_range_state_counts(const learn_range *l, int64_t *common, int64_t *cell); /* local */
-/* Collective. common is written at root alone, cell where it counts. */
-err learn_range_state_save(learn_range *l, double *common, double *cell);
-/* Collective. common on every rank. */
-err learn_range_state_load(learn_range *l, const double *common, const double *cell);
+/* Everything a restart needs, as doubles. common: the step, the verdicts, all R2 and their
+ * optimisers, for any ranks. cell: R1 and its optimiser as this rank has them, where they stand:
+ * none but on the cells of the grid, where a restart must have the same ones (the first ranks; on
+ * 1x1 the first). */
+int64_t learn_range_state_count(const learn_range *l); /* local; doubles of common */
+int learn_range_state_cell(learn_range *l, state_piece out[CAYLEY_STATE_PIECES]); /* local */
+/* Collective. common is written at root alone. */
+err learn_range_state_save(learn_range *l, double *common);
+/* Collective. common on every rank, and after the pieces of the cells were written. */
+err learn_range_state_load(learn_range *l, const double *common);
 
 #endif

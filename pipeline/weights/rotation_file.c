@@ -90,6 +90,27 @@ static err list_add(matrix_list *m, const char *name, const rotation *const *r, 
     return e;
 }
 
+/* A large matrix, which is not copied: its rows are asked for when they are written. */
+static void list_add_rows(matrix_list *m, const char *name, int64_t n, bool fp32) {
+    const int64_t at = m->n++;
+    snprintf(m->names[at], NAME_LEN, "%s", name);
+    m->tensors[at] = (st_tensor){
+        .name = m->names[at], .dtype = fp32 ? ST_F32 : ST_F64, .n_dims = 2, .shape = {n, n}};
+}
+
+/* R1 on its way to a file. */
+typedef struct r1_rows {
+    const rotation *r;
+    bool fp32;
+} r1_rows;
+
+static void get_r1(void *arg, int64_t i, int64_t row, int64_t rows, void *to) {
+    const r1_rows *from = arg;
+    (void)i; /* R1 is the only matrix that comes in rows */
+    rotation_dense_rows(from->r, row, rows, to);
+    if (from->fp32) to_fp32(to, rows * rotation_size(from->r));
+}
+
 static err add_r2(matrix_list *m, rotation_set *set, int64_t layer, bool fp32) {
     const rotation_sizes *z = rotation_set_sizes(set);
     int64_t heads = rotation_set_r2_count(set);
@@ -163,13 +184,14 @@ err rotation_file_write(const char *path, rotation_set *set, bool fp32,
     matrix_list m;
     err e = list_init(&m, (2 + SCALE_KINDS + CLIP_PLACES) * z->layers + 1);
     if (e.code) return e;
-    const rotation *r1 = rotation_set_r1(set);
-    if (r1) e = list_add(&m, "R1", &r1, 1, z->hidden, fp32);
+    r1_rows r1 = {rotation_set_r1(set), fp32};
+    const st_rows rows = {.arg = &r1, .get = get_r1};
+    if (r1.r) list_add_rows(&m, "R1", z->hidden, fp32);
     if (rotation_set_r2_count(set) > 0)
         for (int64_t l = 0; l < z->layers && !e.code; l++) e = add_r2(&m, set, l, fp32);
     if (!e.code && !fp32) e = add_more(&m, set);
     if (!e.code)
-        e = st_file_write(path, m.tensors, m.n, (const void *const *)m.data, metadata, NULL);
+        e = st_file_write(path, m.tensors, m.n, (const void *const *)m.data, &rows, metadata, NULL);
     list_clear(&m);
     return e;
 }

@@ -8,6 +8,7 @@
 #include "rotations/start.h"
 #include "rotations/start_dist.h"
 #include "tests/mpi/on_ranks.h"
+#include "tests/mpi/state_copy.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -256,11 +257,16 @@ static void restart_continues(const comm *c, grid_shape shape, optimizer_kind ki
     const int64_t cut = shape.rows * shape.cols == 2 ? 98 : 3; /* once over a polish */
     go(a, kind, 0, cut + 5);
     go(b, kind, 0, cut);
-    const int64_t count = cayley_dist_state_count(b);
+    state_piece from[CAYLEY_STATE_PIECES], to[CAYLEY_STATE_PIECES];
+    const int pieces = cayley_dist_state_pieces(b, from);
+    const int64_t count = state_pieces_total(from, pieces);
+    check(cayley_dist_state_pieces(d, to) == pieces && state_pieces_total(to, pieces) == count,
+          "equal states have equal pieces");
     check((count > 0) == cayley_dist_is_cell(b), "state at cells alone");
     double *state = room(count + 1);
-    cayley_dist_state_save(b, state);
-    cayley_dist_state_load(d, state);
+    state_copy_out(from, pieces, state);
+    state_copy_in(state, to, pieces);
+    cayley_dist_state_taken(d);
     go(d, kind, cut, 5);
     double *x = result(a), *y = result(d);
     check(same_bits(x, y), "a restored state continues bit for bit");

@@ -13,6 +13,7 @@
 #include "rotations/cayley.h"
 #include "rotations/start.h"
 #include "tests/mpi/on_ranks.h"
+#include "tests/mpi/state_copy.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -221,12 +222,21 @@ static void run_end(run *r, outcome *out) {
 
 /* Collective on c. State of r into new buffers, common on every rank. */
 static void state_of(const comm *c, run *r, double **common, double **cell) {
-    int64_t n_common, n_cell;
-    learn_e2e_state_counts(r->learn, &n_common, &n_cell);
+    state_piece pieces[CAYLEY_STATE_PIECES];
+    const int64_t n_common = learn_e2e_state_count(r->learn);
+    const int n = learn_e2e_state_cell(r->learn, pieces);
     *common = room(n_common, sizeof **common);
-    *cell = room(n_cell, sizeof **cell);
-    OK(learn_e2e_state_save(r->learn, *common, *cell));
+    *cell = room(state_pieces_total(pieces, n), sizeof **cell);
+    OK(learn_e2e_state_save(r->learn, *common));
+    state_copy_out(pieces, n, *cell);
     comm_bcast(c, *common, (uint64_t)n_common * sizeof **common, 0);
+}
+
+/* Collective. And into a learner. */
+static void give_state(run *r, const double *common, const double *cell) {
+    state_piece pieces[CAYLEY_STATE_PIECES];
+    state_copy_in(cell, pieces, learn_e2e_state_cell(r->learn, pieces));
+    OK(learn_e2e_state_load(r->learn, common));
 }
 
 /* cut: after so many steps the state goes into a learner of another layout; 0: never. */
@@ -244,7 +254,7 @@ static void learn(const comm *c, const given *g, const setting *s, int replicas,
             state_of(c, &r, &common, &cell);
             run_end(&r, &unused);
             run_begin(c, g, s, 1, 1, RECOMPUTE_AUTO, &r);
-            OK(learn_e2e_state_load(r.learn, common, cell));
+            give_state(&r, common, cell);
             mem_free(common);
             mem_free(cell);
         }
@@ -409,7 +419,7 @@ static void test_overflow(const given *g) {
         state_of(all, &r, &common, &cell);
         if (small) /* exponents of both sums: far too fine */
             for (int i = 1; i <= 2; i++) common[i] -= 30;
-        OK(learn_e2e_state_load(r.learn, common, cell));
+        give_state(&r, common, cell);
         OK(learn_e2e_step(r.learn, &report));
         run_end(&r, small ? &repeated : &plain);
         mem_free(common);

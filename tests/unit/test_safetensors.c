@@ -374,6 +374,36 @@ static void test_write_refuses(void **state) {
     assert_null(text);
 }
 
+enum { WIDE = 1 << 19, HIGH = 5 }; /* two rows are a piece, and one is left */
+
+static void get_entries(void *arg, int64_t i, int64_t row, int64_t rows, void *to) {
+    memcpy(to, (const float *)arg + row * WIDE, (size_t)(rows * WIDE) * sizeof(float));
+    assert_int_equal(i, 1);
+}
+
+/* A matrix that comes in rows is written as one that is at hand. */
+static void test_write_rows(void **state) {
+    (void)state;
+    char dir[] = "/tmp/spinshard-st-XXXXXX", whole[SHA256_HEX], rows[SHA256_HEX];
+    assert_non_null(mkdtemp(dir));
+    char *path = file_join(dir, "x.safetensors");
+    static const double FIRST[] = {1, 2};
+    static const st_tensor T[] = {{"a", ST_F64, 1, {2}, 0, 0},
+                                  {"m", ST_F32, 2, {HIGH, WIDE}, 0, 0}};
+    float *m = malloc(sizeof *m * WIDE * HIGH);
+    assert_non_null(m);
+    for (int i = 0; i < WIDE * HIGH; i++) m[i] = (float)i;
+    const void *data[] = {FIRST, m}, *without[] = {FIRST, NULL};
+    const st_rows from = {.arg = m, .get = get_entries};
+    assert_int_equal(st_file_write(path, T, 2, data, NULL, NULL, whole).code, 0);
+    assert_int_equal(st_file_write(path, T, 2, without, &from, NULL, rows).code, 0);
+    assert_string_equal(rows, whole);
+    assert_int_equal(parse_file(path).code, 0);
+    assert_int_equal(file_remove_tree(dir).code, 0);
+    free(m);
+    free(path);
+}
+
 static void test_write_file(void **state) {
     (void)state;
     char dir[] = "/tmp/spinshard-st-XXXXXX", hex[SHA256_HEX], want[SHA256_HEX], *text;
@@ -384,7 +414,7 @@ static void test_write_file(void **state) {
     static const st_tensor T[] = {{"R1", ST_F64, 1, {3}, 0, 0}, {"b", ST_U8, 2, {1, 2}, 0, 0}};
     const void *data[] = {R, B};
     size_t len;
-    assert_int_equal(st_file_write(path, T, 2, data, NULL, hex).code, 0);
+    assert_int_equal(st_file_write(path, T, 2, data, NULL, NULL, hex).code, 0);
     assert_int_equal(file_read_all(path, 1 << 20, &text, &len).code, 0);
     sha256_of(text, len, want);
     assert_string_equal(hex, want);
@@ -397,7 +427,7 @@ static void test_write_file(void **state) {
     free(text);
     /* An impossible folder leaves nothing behind and says so. */
     char *nowhere = file_join(dir, "missing/x.safetensors");
-    assert_int_equal(st_file_write(nowhere, T, 2, data, NULL, NULL).code, ERR_INPUT);
+    assert_int_equal(st_file_write(nowhere, T, 2, data, NULL, NULL, NULL).code, ERR_INPUT);
     assert_int_equal(file_remove_tree(dir).code, 0);
     free(nowhere);
     free(path);
@@ -409,7 +439,8 @@ int main(void) {
         cmocka_unit_test(test_depth_bomb),       cmocka_unit_test(test_whole_files),
         cmocka_unit_test(test_questions),        cmocka_unit_test(test_damaged_copies),
         cmocka_unit_test(test_many_tensors),     cmocka_unit_test(test_write_header),
-        cmocka_unit_test(test_write_refuses),    cmocka_unit_test(test_write_file),
+        cmocka_unit_test(test_write_refuses),    cmocka_unit_test(test_write_rows),
+        cmocka_unit_test(test_write_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
