@@ -70,6 +70,7 @@ double gptq_lambda(const gptq_order *o, double damp, int raises);
  * Fails with ERR_NUMERICS (NaN or infinity in H, naming the column; not positive definite after
  * GPTQ_MAX_RAISES) and ERR_NOFIT. */
 err gptq_factor(const gptq_order *o, double damp, double *h, gptq_damping *done);
+uint64_t gptq_factor_bytes(int64_t n); /* local; what it takes beside H, for plans */
 
 /* Where gptq_rows finds U. get: rows [first, first + rows) of U and its columns [first, n), in
  * places, row i at *panel + i * *stride; entries below the diagonal are 0. Called for each block of

@@ -315,6 +315,10 @@ static err factor_with(const gptq_order *o, double damp, factor *f, gptq_damping
                     o->n, done->lambda, o->mean_live);
 }
 
+uint64_t gptq_factor_bytes(int64_t n) {
+    return (uint64_t)(factor_scratch(n) + (gemm_threads() + 1) * n) * sizeof(double);
+}
+
 err gptq_factor(const gptq_order *o, double damp, double *h, gptq_damping *done) {
     void *scratch;
     factor f = {.n = o->n, .h = h};

@@ -103,11 +103,12 @@ typedef struct memory_level {
 } memory_level;
 
 /* Returns the bytes of its file. */
-static uint64_t plan_of(gptq_settings s, const memory_level *t, int ranks, int rank,
-                        memory_plan *p) {
+static uint64_t plan_of(const quantize_run *q, gptq_settings s, const memory_level *t, int ranks,
+                        int rank, memory_plan *p) {
     s.scratch = t->scratch ? "" : NULL;
     s.batches = t->batches;
     const gptq_bytes b = gptq_run_bytes(&s, ranks, rank);
+    memory_plan_add(p, "R1", quantize_r1_bytes(q));
     memory_plan_add(p, "activations", b.activations);
     memory_plan_add(p, "weights of a layer", b.weights);
     memory_plan_add(p, "sums of a Hessian", b.sums);
@@ -123,7 +124,7 @@ static err memory_of(const quantize_run *q, int ranks, int rank, const memory_le
     gptq_phase phase;
     err e = phase_settings(q, &phase);
     if (e.code) return e;
-    plan_of(phase.s, t, ranks, rank, p);
+    plan_of(q, phase.s, t, ranks, rank, p);
     phase_clear(&phase);
     return e;
 }
@@ -167,7 +168,7 @@ static err plan_memory(const quantize_run *q, gptq_phase *p) {
     for (int64_t over = 1; over;) {
         plan = (memory_plan){.n = 0};
         memory_plan_add(&plan, "program", q->base_bytes);
-        file = plan_of(p->s, &t, size, rank, &plan);
+        file = plan_of(q, p->s, &t, size, rank, &plan);
         over = limit && memory_plan_total(&plan) > limit;
         comm_max_i64(q->c, &over, 1);
         over = over && next_level(q, size, &t);

@@ -170,18 +170,24 @@ static err quantize_stack(gptq_stack *k, llama_stage *stage, llama_stage *full,
     if (!e.code) e = step_order(k, name, &o);
     if (!e.code) e = gptq_solve_create(&r->moments, o, &opts, name, &solve);
     if (!e.code && alpha > 0) e = gptq_stack_cross(k);
+    gptq_moments_drop(&r->moments);
     if (!e.code && full)
         e = gptq_stack_round_best(k, o, solve, full, alpha, &alpha);
     else if (!e.code)
         e = gptq_stack_round(k, o, solve, 0);
-    if (!e.code) {
-        gptq_stack_report(k, solve, alpha, report);
-        e = gptq_stack_use(k, &stage->layers[0]);
-    }
-    if (!e.code) e = gptq_stack_hand_over(k, stage->first_layer, sink);
+    if (!e.code) gptq_stack_report(k, solve, alpha, report);
     gptq_solve_destroy(&solve);
     gptq_order_destroy(&o);
-    return e;
+    if (!e.code) e = gptq_stack_use(k, &stage->layers[0]);
+    return e.code ? e : gptq_stack_hand_over(k, stage->first_layer, sink);
+}
+
+/* Each linear goes when the streams have been through it: beside a factor none stands but those
+ * that are being rounded. */
+static void drop_linears(llama_stage *stage, int step) {
+    const int first = gptq_step_first((llama_step)step);
+    for (int i = 0; i < gptq_step_count((llama_step)step); i++)
+        wmat_clear(llama_layer_linear(&stage->layers[0], first + i));
 }
 
 /* What the inputs look like, told by the first rank. */
@@ -199,16 +205,22 @@ static err do_step(gptq_run *r, llama_step step, llama_stage *stage, llama_stage
                    const quantize_sink *sink, bool go_on, gptq_layer_report *report) {
     const double start = clock_now_s();
     gptq_stack k = {.r = NULL};
-    err e = gptq_stack_init(r, step, &k);
-    if (!e.code) e = step_inputs(r, stage, GPTQ_QUANTIZED, step);
+    err e = step_inputs(r, stage, GPTQ_QUANTIZED, step);
     if (!e.code && full) e = step_inputs(r, full, GPTQ_FULL, step);
+    if (step == STEP_O || step == STEP_DOWN) { /* these made the inputs at hand */
+        drop_linears(stage, step - 1);
+        if (full) drop_linears(full, step - 1);
+    }
     if (!e.code)
         e = take_sites(r, stage->first_layer, full ? GPTQ_FULL : GPTQ_QUANTIZED, step, report);
+    if (!e.code) e = gptq_stack_init(r, step, &k);
     if (!e.code) e = quantize_stack(&k, stage, full, sink, report);
     gptq_stack_clear(&k);
     if (!e.code && go_on && (step == STEP_O || step == STEP_DOWN)) {
         e = step_outputs(r, stage, GPTQ_QUANTIZED, step);
         if (!e.code && full) e = step_outputs(r, full, GPTQ_FULL, step);
+        drop_linears(stage, step);
+        if (full) drop_linears(full, step);
     }
     report->step_s[step] = clock_now_s() - start;
     return e;
@@ -325,9 +337,9 @@ err gptq_run_pass(gptq_run *r, int64_t layer, const gptq_kept *kept) {
     e = comm_agree(r->s.c, e, "a finished layer", NULL);
     if (!e.code) e = pass_stream(r, &stage, GPTQ_QUANTIZED);
     const bool both = r->s.asymmetric && !r->s.from_layer;
+    if (stage.cfg) llama_stage_clear(&stage);
     if (!e.code && both) e = load_full(r, layer, &full);
     if (!e.code && both) e = pass_stream(r, &full, GPTQ_FULL);
-    if (stage.cfg) llama_stage_clear(&stage);
     if (full.cfg) llama_stage_clear(&full);
     return e;
 }
@@ -338,32 +350,80 @@ static uint64_t most(uint64_t a, uint64_t b) {
     return a > b ? a : b;
 }
 
+/* The moment that takes most, of those of a layer: sums of maxima would be of no moment. */
+static void offer(gptq_bytes *best, gptq_bytes m) {
+    m.scratch_file = best->scratch_file;
+    if (gptq_bytes_total(&m) > gptq_bytes_total(best)) *best = m;
+}
+
+uint64_t gptq_bytes_total(const gptq_bytes *b) {
+    return b->activations + b->weights + b->sums + b->factor + b->rows;
+}
+
+static uint64_t bf16_bytes(const gptq_stack *k) {
+    return (uint64_t)(k->rows * k->cols) * sizeof(bf16);
+}
+
+/* Of a step of one rank. later: the reader, and fused linears of later steps, beside all of it. */
+static void offer_step(const gptq_settings *s, int ranks, int rank, const gptq_stack *k,
+                       uint64_t later, uint64_t fused, gptq_bytes *best) {
+    const gptq_options how = {
+        .how = s->job->how, .block = s->solve.block, .energy = !s->asymmetric};
+    const uint64_t own = (uint64_t)(k->own_n * k->cols) *
+                         (sizeof(float) + (s->asymmetric ? sizeof(double) : 0)),
+                   codes = qmatrix_bytes(k->rows, k->cols, &s->job->how) +
+                           (uint64_t)k->rows * (sizeof(gptq_loss) + sizeof(qerror)),
+                   full = s->asymmetric ? bf16_bytes(k) : 0,
+                   rounding =
+                       gptq_rows_bytes(&how, size_min(k->own_n, gptq_stack_batch(s, ranks, k)),
+                                       k->cols, s->asymmetric),
+                   trial = s->asymmetric ? gptq_stack_trial_bytes(s, k) : 0,
+                   factor = gptq_solve_bytes(&s->solve, k->cols, rank);
+    gptq_bytes m = {.activations = best->activations};
+    m.weights = later + full;
+    m.rows = own + codes;
+    gptq_bytes taken = m, solved = m, rounded = m, used = m;
+    taken.weights += fused;
+    solved.factor = factor + gptq_solve_scratch_bytes(&s->solve, k->cols, rank);
+    solved.sums = gptq_moments_bytes(k->cols, s->length, !s->scratch, s->asymmetric);
+    rounded.factor = factor;
+    rounded.rows += most(rounding, trial);
+    used.rows += codes - own; /* and as it is stored, on its way to a file */
+    used.weights += bf16_bytes(k);
+    offer(best, taken);
+    offer(best, solved);
+    offer(best, rounded);
+    offer(best, used);
+}
+
 gptq_bytes gptq_run_bytes(const gptq_settings *s, int ranks, int rank) {
     const llama_config *cfg = s->job->cfg;
     const gptq_windows_options o = windows_of(s);
-    gptq_bytes b = {
-        .activations = gptq_windows_bytes(&o, ranks, rank) +
-                       llama_scratch_bytes(cfg, wider(s), COMPUTE_BF16, s->length, gemm_threads()),
-        .weights = gptq_source_bytes(s->job, ranks, rank, s->batches < 2) +
-                   (uint64_t)llama_layer_params(cfg) * sizeof(bf16) * (s->asymmetric ? 2 : 1),
-        .scratch_file = gptq_windows_file_bytes(&o, ranks, rank)};
-    for (llama_step step = STEP_QKV; step < STEP_COUNT; step++) {
+    gptq_source_sizes from;
+    gptq_source_bytes(s->job, ranks, rank, s->batches < 2, &from);
+    gptq_bytes b = {.activations =
+                        gptq_windows_bytes(&o, ranks, rank) +
+                        llama_scratch_bytes(cfg, wider(s), COMPUTE_BF16, s->length, gemm_threads()),
+                    .scratch_file = gptq_windows_file_bytes(&o, ranks, rank)};
+    /* A sample of the inputs stands where the factor will. */
+    const uint64_t sites = rank == 0 && s->tell_sites ? gptq_sites_bytes(cfg) : 0;
+    uint64_t later = from.reader, largest = 0;
+    for (llama_step step = STEP_COUNT; step-- > STEP_QKV; later += from.fused[step]) {
         gptq_stack k;
         gptq_stack_shape(s, ranks, rank, step, &k);
-        const gptq_options how = {
-            .how = s->job->how, .block = s->solve.block, .energy = !s->asymmetric};
-        const uint64_t rows =
-            (uint64_t)(k.own_n * k.cols) * (sizeof(float) + (s->asymmetric ? sizeof(double) : 0)) +
-            qmatrix_bytes(k.rows, k.cols, &s->job->how) +
-            gptq_rows_bytes(&how, size_min(k.own_n, gptq_stack_batch(s, ranks, &k)), k.cols,
-                            s->asymmetric) +
-            (s->asymmetric ? gptq_stack_trial_bytes(s, &k) : 0);
-        b.rows = most(b.rows, rows);
-        b.sums = most(b.sums, gptq_moments_bytes(k.cols, s->length, !s->scratch, s->asymmetric));
-        b.factor = most(b.factor, gptq_solve_bytes(&s->solve, k.cols));
+        offer_step(s, ranks, rank, &k, later, from.fused[step], &b);
+        gptq_bytes asked = {.activations = b.activations, .factor = sites};
+        asked.weights = later + from.fused[step];
+        offer(&b, asked);
+        largest = most(largest, qmatrix_bytes(k.rows, k.cols, &s->job->how));
     }
-    /* A sample of the inputs is gone again before the Hessian comes. */
-    if (rank == 0 && s->tell_sites) b.factor = most(b.factor, gptq_sites_bytes(cfg));
+    /* All linears of this rank are fused; or a finished layer is passed. */
+    gptq_bytes fusing = {.activations = b.activations, .weights = later + from.fusion};
+    gptq_bytes passing = {.activations = b.activations,
+                          .weights = from.reader + (uint64_t)llama_layer_params(cfg) * sizeof(bf16),
+                          .rows = largest};
+    offer(&b, fusing);
+    offer(&b, passing);
     return b;
 }
 

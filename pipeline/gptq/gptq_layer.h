@@ -81,10 +81,12 @@ err gptq_run_pass(gptq_run *r, int64_t layer, const gptq_kept *kept);
 /* Local. The most parts that a rank's rows can be rounded in; of s, job->cfg alone is looked at. */
 int64_t gptq_run_most_batches(const gptq_settings *s, int ranks);
 
-/* Local. Bytes of one of so many ranks, by what they are for; s->c and s->ids are not looked at. */
+/* Local. Bytes of one of so many ranks when it holds most, by what they are for; s->c and s->ids
+ * are not looked at. */
 typedef struct gptq_bytes {
     uint64_t activations, weights, sums, factor, rows, scratch_file;
 } gptq_bytes;
 gptq_bytes gptq_run_bytes(const gptq_settings *s, int ranks, int rank);
+uint64_t gptq_bytes_total(const gptq_bytes *b); /* local; without the file */
 
 #endif

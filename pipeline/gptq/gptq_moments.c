@@ -24,10 +24,17 @@ _Static_assert(PANEL % DMAT_BLOCK == 0 && TILE_ROWS % DMAT_BLOCK == 0 &&
                    TILE_COLS % DMAT_BLOCK == 0,
                "panels and tiles are whole blocks of a grid");
 
-void gptq_moments_clear(gptq_moments *m) {
+void gptq_moments_drop(gptq_moments *m) {
     mem_free(m->sum);
     mem_free(m->left);
     mem_free(m->tiles);
+    m->sum = m->left = NULL;
+    m->tiles = NULL;
+    m->sum_room = m->left_room = m->tiles_room = 0;
+}
+
+void gptq_moments_clear(gptq_moments *m) {
+    gptq_moments_drop(m);
     *m = (gptq_moments){.c = NULL};
 }
 

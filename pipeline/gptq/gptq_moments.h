@@ -34,6 +34,8 @@ typedef struct gptq_moments {
 } gptq_moments;
 
 void gptq_moments_clear(gptq_moments *m); /* local */
+/* Local. Give back the buffers, which the next gptq_moments_diagonal takes anew. */
+void gptq_moments_drop(gptq_moments *m);
 
 /* Local. True for a window that enters the sums. */
 bool gptq_moments_takes(const gptq_moments *m, int64_t number);

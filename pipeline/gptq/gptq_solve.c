@@ -31,11 +31,17 @@ static bool over_grid(const gptq_solve_options *opts, int64_t n) {
     return n >= opts->dist_from && opts->grid.rows * opts->grid.cols > 1;
 }
 
-uint64_t gptq_solve_bytes(const gptq_solve_options *opts, int64_t n) {
+uint64_t gptq_solve_bytes(const gptq_solve_options *opts, int64_t n, int rank) {
     const uint64_t panels = (uint64_t)(size_min(opts->block, n) * n) * sizeof(double);
-    if (!over_grid(opts, n)) return (uint64_t)(n * n) * sizeof(double) + panels;
-    return (uint64_t)grid_cell_entries(opts->grid, n, DMAT_BLOCK) * sizeof(double) + 2 * panels +
-           (uint64_t)(DMAT_BLOCK * n) * sizeof(double); /* rows on their way to all */
+    if (!over_grid(opts, n))
+        return (rank == ROOT ? (uint64_t)(n * n) * sizeof(double) : 0) + panels;
+    const bool cell = rank < opts->grid.rows * opts->grid.cols;
+    return (cell ? (uint64_t)grid_cell_entries(opts->grid, n, DMAT_BLOCK) * sizeof(double) : 0) +
+           2 * panels + (uint64_t)(DMAT_BLOCK * n) * sizeof(double); /* rows on their way to all */
+}
+
+uint64_t gptq_solve_scratch_bytes(const gptq_solve_options *opts, int64_t n, int rank) {
+    return !over_grid(opts, n) && rank == ROOT ? gptq_factor_bytes(n) : 0;
 }
 
 /* ---- on the first rank ---- */

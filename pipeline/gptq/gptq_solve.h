@@ -33,7 +33,8 @@ void gptq_solve_destroy(gptq_solve **s); /* collective; NULL is fine; sets NULL 
 gptq_panels gptq_solve_panels(gptq_solve *s);                /* local; get is collective */
 const gptq_damping *gptq_solve_damping(const gptq_solve *s); /* local; same on every rank */
 
-/* Local. Bytes on the rank that has most. */
-uint64_t gptq_solve_bytes(const gptq_solve_options *opts, int64_t n);
+/* Local. Bytes of a rank: of U and its panels; and beside them while it is made. */
+uint64_t gptq_solve_bytes(const gptq_solve_options *opts, int64_t n, int rank);
+uint64_t gptq_solve_scratch_bytes(const gptq_solve_options *opts, int64_t n, int rank);
 
 #endif

@@ -285,23 +285,29 @@ err gptq_source_share(gptq_source *s, int k, gptq_band_sink take, void *arg) {
     return comm_agree(s->c, e, t.name, NULL);
 }
 
-uint64_t gptq_source_bytes(const quantize_job *job, int ranks, int rank, bool ahead) {
+static int step_of(int linear) {
+    int step = STEP_QKV;
+    while (linear >= gptq_step_first((llama_step)step) + gptq_step_count((llama_step)step)) step++;
+    return step;
+}
+
+void gptq_source_bytes(const quantize_job *job, int ranks, int rank, bool ahead,
+                       gptq_source_sizes *out) {
     int owner[LLAMA_LINEARS];
     const int64_t layers[] = {0, job->cfg->layers > 1 ? 1 : 0};
-    uint64_t fused = 0, fusion = 0;
-    if (deal(job, ranks, owner).code) return 0;
+    *out = (gptq_source_sizes){.reader = 0};
+    if (deal(job, ranks, owner).code) return;
     for (int k = 0; k < LLAMA_LINEARS; k++) {
         llama_tensor t;
         if (owner[k] != rank) continue;
         llama_tensor_of(job->cfg, llama_linears[k], 0, &t);
-        fused += (uint64_t)(t.rows * t.cols) * sizeof(float);
+        out->fused[step_of(k)] += (uint64_t)(t.rows * t.cols) * sizeof(float);
         const uint64_t bytes = fused_tensor_bytes(job->rotations, &t, FUSE_BF16);
-        fusion = bytes > fusion ? bytes : fusion;
+        out->fusion = bytes > out->fusion ? bytes : out->fusion;
     }
-    name_list l = names_of(job, owner, rank, layers, 2);
+    name_list l = names_of(job, owner, rank, layers, job->cfg->layers > 1 ? 2 : 1);
     char **names = pointers_to(&l);
-    const uint64_t reader = read_ahead_bytes(job->checkpoint, names, l.n, ahead);
+    out->reader = read_ahead_bytes(job->checkpoint, names, l.n, ahead);
     free(names);
     free(l.names);
-    return reader + fused + fusion;
 }

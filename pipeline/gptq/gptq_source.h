@@ -39,7 +39,12 @@ err gptq_source_next(gptq_source *s, int64_t layer, llama_layer *to, char hex[SH
 typedef err (*gptq_band_sink)(void *arg, int64_t row0, int64_t rows, const float *w);
 err gptq_source_share(gptq_source *s, int linear, gptq_band_sink take, void *arg);
 
-/* Local. Bytes of one of so many ranks: reader, fused weights, fusion. */
-uint64_t gptq_source_bytes(const quantize_job *job, int ranks, int rank, bool ahead);
+/* Bytes of one of so many ranks: of the reader, always; of fusing, while a layer begins; of this
+ * rank's fused linears of a step, from then until they are shared. */
+typedef struct gptq_source_sizes {
+    uint64_t reader, fusion, fused[STEP_COUNT];
+} gptq_source_sizes;
+void gptq_source_bytes(const quantize_job *job, int ranks, int rank, bool ahead,
+                       gptq_source_sizes *out); /* local */
 
 #endif

@@ -51,9 +51,15 @@ int64_t gptq_stack_batch(const gptq_settings *s, int ranks, const gptq_stack *k)
     return size_ceil_div(most_units(ranks, k), s->batches) * GPTQ_UNIT_ROWS;
 }
 
-void gptq_stack_clear(gptq_stack *k) {
+static void drop_rows(gptq_stack *k) {
     mem_free(k->w);
     mem_free(k->cross);
+    k->w = NULL;
+    k->cross = NULL;
+}
+
+void gptq_stack_clear(gptq_stack *k) {
+    drop_rows(k);
     mem_free(k->loss);
     mem_free(k->errors);
     qmatrix_destroy(&k->q);
@@ -138,8 +144,9 @@ err gptq_stack_values(const qmatrix *q, wmat *to) {
     return e;
 }
 
-err gptq_stack_use(const gptq_stack *k, llama_layer *layer) {
+err gptq_stack_use(gptq_stack *k, llama_layer *layer) {
     err e = err_none();
+    drop_rows(k);
     for (int i = 0; i < k->n_linears && !e.code; i++) {
         const qmatrix v = view_of(k, i);
         wmat *slot = llama_layer_linear(layer, k->first_linear + i);

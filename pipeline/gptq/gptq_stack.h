@@ -68,9 +68,10 @@ err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, gptq_solve *solve,
 /* Local. Bytes of a trial of gptq_stack_round_best: values of the codes, outputs of a window. */
 uint64_t gptq_stack_trial_bytes(const gptq_settings *s, const gptq_stack *k);
 
-/* Local. The values of codes as products take them. Collective: those of the stack into a layer. */
+/* Local. The values of codes as products take them. Collective: those of the stack into a layer;
+ * the rows of this rank are given back. */
 err gptq_stack_values(const qmatrix *q, wmat *to);
-err gptq_stack_use(const gptq_stack *k, llama_layer *layer);
+err gptq_stack_use(gptq_stack *k, llama_layer *layer);
 
 /* Local. Into the report of the layer. Collective: to the sink of the rank that has one. */
 void gptq_stack_report(const gptq_stack *k, const gptq_solve *solve, double alpha,

@@ -10,6 +10,7 @@
 #include <string.h>
 
 void memory_plan_add(memory_plan *p, const char *name, uint64_t bytes) {
+    if (!bytes) return;
     if (p->n == MEMORY_PLAN_MAX) abort(); /* a plan with more lines nobody reads */
     snprintf(p->buffers[p->n].name, sizeof p->buffers[p->n].name, "%s", name);
     p->buffers[p->n++].bytes = bytes;

@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Memory as it was planned against what was taken, where buffers are far above the noise of libraries: learning R1 over a
+grid, GPTQ on one rank and over a grid with little memory, packing, verifying."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
+from spin import STORIES, TEXT, Case, main, settings  # noqa: E402
+
+# What a plan allows for BLAS, MPI and small objects (pipeline/plan/memory_plan.h): some of it may not be taken.
+LIBRARIES = 44 << 20
+SHAPE = ("hidden=2048", "intermediate=4096", "layers=1", "heads=16", "kv_heads=2")
+FEW = ("calib.windows=2", "calib.window=128", "weights.scale=max")
+
+
+class Memory(Case):
+    def setUp(self):
+        super().setUp()
+        self.model = self.path("m")
+        subprocess.run([os.environ["SPINSHARD_TOOL_MODEL"], self.model, *SHAPE], check=True)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(os.path.join(STORIES, name), os.path.join(self.model, name))
+
+    def phases(self, name, ranks, *more):
+        out = self.path(name)
+        self.good("quantize", "--model", self.model, "--out", out, "--calib", TEXT, "--recipe", "gptq-w4a16", *more,
+                  ranks=ranks, limit=400)
+        with open(os.path.join(out, "events.jsonl")) as f:
+            found = [e for e in map(json.loads, f) if e["event"] == "end" and "planned_bytes" in e]
+        return {e["phase"]: (e["planned_bytes"], e["peak_rss_bytes"]) for e in found}
+
+    def check_phase(self, phases, name, at_least):
+        """at_least: the buffers that the test is about are as large, so that 10 % are theirs and not the libraries'."""
+        planned, taken = phases[name]
+        with self.subTest(phase=name, planned=planned >> 20, taken=taken >> 20):
+            self.assertGreater(planned - LIBRARIES, at_least << 20)
+            self.assertLessEqual(taken, 1.1 * planned)
+            self.assertGreaterEqual(taken, 0.9 * (planned - LIBRARIES))
+
+    def test_learned_rotation(self):
+        """R1 of 32 MiB: five parts a cell and its gradient; a commit must not copy them. Then one whole R1 to fuse with,
+        which pack does not copy either, and which is gone when tars are read back."""
+        phases = self.phases("learned", 2, *settings(
+            "rotate.r1=true", "rotate.start=had", "activations.bits=4", "numerics.grid=2x1",
+            "learn=[{objective: range, steps: 1, rows: 256}]", *FEW))
+        self.check_phase(phases, "learn.0", 150)
+        self.check_phase(phases, "gptq", 300)
+        self.check_phase(phases, "pack", 50)
+        self.assertLess(phases["verify"][1], phases["pack"][1] - (32 << 20))
+
+    def test_little_memory(self):
+        """Rows in parts, so that the factor of the widest Hessian is what counts."""
+        phases = self.phases("little", 1, "--mem", "430M", *settings(*FEW))
+        self.check_phase(phases, "gptq", 250)
+
+
+if __name__ == "__main__":
+    main()
