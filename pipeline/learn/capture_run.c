@@ -33,6 +33,7 @@ typedef struct capture {
     llama_work *work;
     int32_t *next;  /* token that follows each row */
     double *nll;    /* [windows] */
+    int64_t done;   /* of this rank, in passes through a layer: one forward, two in the backward */
     int64_t window; /* the one whose rows are tapped */
     int64_t
         bad_layer; /* of that window: whose gradient was the first that is not finite; -1 none */
@@ -83,6 +84,12 @@ static bool finite_rows(const float *g, int64_t n) {
     return true;
 }
 
+/* A window of a large model takes minutes, so layers are what is counted. */
+static void tell_progress(capture *k, int64_t passes) {
+    k->done += passes;
+    log_progress("capture", k->done, 3 * k->stage->n_layers * k->w->n);
+}
+
 static err take_rows(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
                      int64_t width, const float *x, const float *g) {
     capture *k = ctx;
@@ -95,6 +102,7 @@ static err take_rows(void *ctx, int64_t layer, tap_place place, int64_t t0, int6
         if (tap->places & 1u << place)
             e = tap->take(tap->ctx, layer, place, t0, n_tokens, width, x, g);
     }
+    if (place == TAP_ATTN_IN) tell_progress(k, 2); /* a layer's last */
     return e;
 }
 
@@ -169,6 +177,7 @@ static void forward(capture *k, int64_t window, int slot, err *e) {
     if (rank > 0) comm_recv(k->c, x, stream_bytes(k), rank - 1, TAG_ACTIVATIONS);
     const bool good = llama_layers_finite(k->layers[slot], n, x);
     if (!e->code) *e = llama_layers_keep(k->layers[slot], k->stage, NULL, n, x, k->work);
+    tell_progress(k, k->stage->n_layers);
     const int64_t bad = e->code ? -1 : llama_layers_first_bad(k->layers[slot], n, x);
     if (good && bad >= 0) *e = not_finite(k, window, "the residual stream", bad);
     if (rank + 1 < size)
@@ -213,6 +222,7 @@ err capture_run(const comm *c, const llama_stage *stage, compute_type compute,
                  .also = also ? also : &none};
     err e = comm_agree(c, capture_init(&k), "preparing the capture", NULL);
     bool go_on = !e.code;
+    if (go_on) tell_progress(&k, 0);
     for (int64_t first = 0; go_on && first < w->n; first += k.in_flight) {
         int n = (int)size_min(k.in_flight, w->n - first);
         for (int i = 0; i < n; i++) forward(&k, first + i, i, &e);
