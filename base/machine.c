@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 /* What hwloc says of this process, asked once: the topology takes milliseconds to build. */
@@ -181,4 +182,23 @@ uint64_t machine_memory_bytes(void) {
 const char *machine_cpu_name(char *buf, size_t size) {
     snprintf(buf, size, "%s", machine_get()->cpu);
     return buf;
+}
+
+static double seconds_of(struct timeval t) {
+    return (double)t.tv_sec + 1e-6 * (double)t.tv_usec;
+}
+
+/* proc(5): rchar and wchar. */
+void machine_used(machine_use *out) {
+    struct rusage r;
+    char line[64];
+    *out = (machine_use){.cpu_s = 0};
+    if (getrusage(RUSAGE_SELF, &r) == 0)
+        out->cpu_s = seconds_of(r.ru_utime) + seconds_of(r.ru_stime);
+    FILE *f = fopen("/proc/self/io", "re");
+    while (f && fgets(line, sizeof line, f)) {
+        sscanf(line, "rchar: %" SCNu64, &out->read_bytes);
+        sscanf(line, "wchar: %" SCNu64, &out->written_bytes);
+    }
+    if (f) fclose(f);
 }

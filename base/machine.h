@@ -21,6 +21,15 @@ int machine_numa_nodes(void);
  * or what Slurm gave the job there (SLURM_MEM_PER_NODE, SLURM_MEM_PER_CPU), where that is less. */
 uint64_t machine_memory_bytes(void);
 
+/* What this process has taken since it began: bytes by calls that read and write, of files and
+ * sockets, from the page cache too; seconds of all its threads. 0 where the system does not tell.
+ */
+typedef struct machine_use {
+    uint64_t read_bytes, written_bytes;
+    double cpu_s;
+} machine_use;
+void machine_used(machine_use *out); /* local */
+
 /* Local. Name of the CPU as its maker gives it; "unknown" where it gives none. Writes into buf and
  * returns it. */
 const char *machine_cpu_name(char *buf, size_t size);

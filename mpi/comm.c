@@ -234,9 +234,18 @@ static int piece_of(uint64_t left) {
     return left < PIECE ? (int)left : PIECE;
 }
 
+/* Bytes that a rank has handed to others. A broadcast counts once for each that gets it, at its
+ * root; a sum that all get, as the least that an algorithm sends. Calls come from one thread. */
+static uint64_t sent_bytes;
+
+uint64_t comm_sent_bytes(void) {
+    return sent_bytes;
+}
+
 void comm_bcast(const comm *c, void *data, uint64_t n, int root) {
     char *p = data;
     if (c->size == 1) return;
+    if (c->rank == root) sent_bytes += n * (uint64_t)(c->size - 1);
     for (uint64_t at = 0; at < n; at += PIECE)
         MPI_Bcast(p + at, piece_of(n - at), MPI_BYTE, root, c->handle);
 }
@@ -257,6 +266,7 @@ void comm_bcast_blob(const comm *c, void **data, size_t *len, int root) {
 static void reduce_in_place(const comm *c, void *v, int64_t n, MPI_Datatype type, MPI_Op op) {
     char *p = v;
     if (c->size == 1) return;
+    sent_bytes += 16 * (uint64_t)n * (uint64_t)(c->size - 1) / (uint64_t)c->size;
     for (int64_t at = 0; at < n; at += SUM_PIECE)
         MPI_Allreduce(MPI_IN_PLACE, p + at * 8, (int)size_min(SUM_PIECE, n - at), type, op,
                       c->handle);
@@ -270,6 +280,7 @@ void comm_sum_i64_to(const comm *c, int64_t *v, int64_t n, int root) {
     if (c->size == 1) return;
     /* Through a buffer: MPICH 4.0 crashes where the root, not rank 0, names MPI_IN_PLACE. */
     const bool here = c->rank == root;
+    if (!here) sent_bytes += 8 * (uint64_t)n;
     int64_t *sums = here ? malloc((size_t)size_min(SUM_PIECE, n) * sizeof *sums) : NULL;
     if (here && n && !sums) comm_abort(ERR_NOFIT, "no memory for sums");
     for (int64_t at = 0; at < n; at += SUM_PIECE) {
@@ -288,6 +299,7 @@ static void sum_exchange(const comm *c, const int64_t *out, int64_t n_out, int t
     MPI_Request sent[2] = {MPI_REQUEST_NULL, MPI_REQUEST_NULL},
                 got[2] = {MPI_REQUEST_NULL, MPI_REQUEST_NULL};
     const int64_t outs = size_ceil_div(n_out, SUM_PIECE), ins = size_ceil_div(n_in, SUM_PIECE);
+    sent_bytes += 8 * (uint64_t)n_out;
     for (int64_t i = 0; i <= size_max(outs, ins); i++) {
         if (i < outs) {
             MPI_Wait(&sent[i % 2], MPI_STATUS_IGNORE);
@@ -322,6 +334,8 @@ void comm_sum_i64_parts(const comm *c, int64_t *v, const int64_t *from) {
 
 static void share(const comm *c, void *all, const int64_t *from, MPI_Datatype type) {
     if (c->size == 1) return;
+    sent_bytes += (uint64_t)(from[c->rank + 1] - from[c->rank]) * (uint64_t)(c->size - 1) *
+                  (type == MPI_DOUBLE ? sizeof(double) : sizeof(float));
     int *counts = malloc(2 * (size_t)c->size * sizeof *counts), *at = counts + c->size;
     if (!counts) comm_abort(ERR_NOFIT, "no memory to share parts");
     for (int r = 0; r < c->size; r++) {
@@ -351,6 +365,7 @@ void comm_max_f64(const comm *c, double *v, int64_t n) {
 
 void comm_send(const comm *c, const void *data, uint64_t n, int to, comm_tag tag) {
     const char *p = data;
+    sent_bytes += n;
     for (uint64_t at = 0; at < n; at += PIECE)
         MPI_Send(p + at, piece_of(n - at), MPI_BYTE, to, (int)tag, c->handle);
 }
@@ -412,6 +427,7 @@ static comm_request *request_create(uint64_t n) {
 comm_request *comm_isend(const comm *c, const void *data, uint64_t n, int to, comm_tag tag) {
     comm_request *r = request_create(n);
     const char *p = data;
+    sent_bytes += n;
     for (int i = 0; i < r->n_parts; i++, p += PIECE, n -= PIECE)
         MPI_Isend(p, piece_of(n), MPI_BYTE, to, (int)tag, c->handle, &r->parts[i]);
     return r;

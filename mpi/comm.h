@@ -37,6 +37,8 @@ int comm_size(const comm *c);
 const char *comm_host(void);    /* name of this host */
 int comm_node_size(void);       /* ranks of the world on this host */
 int comm_core_sharers(void);    /* those that may use this rank's cores, itself included */
+uint64_t comm_sent_bytes(void); /* that this rank has handed to others so far, by the functions of
+                                 * this header; what ScaLAPACK sends is not counted */
 const char *comm_library(void); /* name and version of the MPI library, one line */
 
 /* Local. End every rank now; for a bug or an MPI failure, where nothing can be agreed. */

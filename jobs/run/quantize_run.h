@@ -3,6 +3,7 @@
 #ifndef SPINSHARD_JOBS_RUN_QUANTIZE_RUN_H
 #define SPINSHARD_JOBS_RUN_QUANTIZE_RUN_H
 
+#include "base/machine.h"
 #include "io/events.h"
 #include "io/run_state.h"
 #include "jobs/setup/options.h"
@@ -41,8 +42,10 @@ typedef struct quantize_run {
     double error_sq, weight_sq; /* root: sums of the linears done in this slice */
     bool complete; /* an earlier life published the archive; at most cleaning was left */
     double start_s, phase_start_s;
-    double unit_told_s;    /* root: when the last event of a unit was written
-                              (jobs/run/between_units.h) */
+    double unit_told_s;          /* root: when the last event of a unit was written
+                                    (jobs/run/between_units.h) */
+    machine_use phase_start_use; /* of this rank */
+    uint64_t phase_start_sent;
     struct run_plan *plan; /* root only; what the phases are held against (jobs/run/run_plan.h) */
     uint64_t base_bytes;   /* resident before anything was loaded: the program and its libraries */
     run_flags flags;
@@ -56,10 +59,10 @@ void quantize_clear(quantize_run *q);
 err quantize_describe(quantize_run *q);
 /* Local. Items to so many ranks, into q->owner; makes q->units. Fails with ERR_NOFIT. */
 err quantize_deal(quantize_run *q, int ranks);
-/* Local. True where all units of an item are objects of the run state. */
 /* Local. Bytes of the R1 that fusion uses, which every rank holds from learning until the archive
  * is packed; 0 where there is none, or only signs of a Hadamard matrix. */
 uint64_t quantize_r1_bytes(const quantize_run *q);
+/* Local. True where all units of an item are objects of the run state. */
 bool quantize_item_done(const quantize_run *q, int64_t item);
 
 #endif

@@ -2,6 +2,7 @@
 #include "jobs/run/run_phase.h"
 
 #include "base/clock.h"
+#include "base/gemm.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/size.h"
@@ -53,14 +54,47 @@ void quantize_tell_plan(const quantize_run *q) {
 void quantize_phase_start(quantize_run *q, const char *phase) {
     tell_watch(phase);
     q->phase_start_s = clock_now_s();
+    machine_used(&q->phase_start_use);
+    q->phase_start_sent = comm_sent_bytes();
     mem_begin_phase();
     events_add(q->events, phase, "start", NULL);
+}
+
+/* What all ranks took in a phase. */
+typedef struct phase_use {
+    int64_t read_bytes, written_bytes, sent_bytes, cpu_ms, threads;
+} phase_use;
+enum { USES = sizeof(phase_use) / sizeof(int64_t) };
+
+/* Collective on q->c. */
+static phase_use use_of_all(const quantize_run *q) {
+    const machine_use *from = &q->phase_start_use;
+    machine_use now;
+    machine_used(&now);
+    phase_use u = {.read_bytes = (int64_t)(now.read_bytes - from->read_bytes),
+                   .written_bytes = (int64_t)(now.written_bytes - from->written_bytes),
+                   .sent_bytes = (int64_t)(comm_sent_bytes() - q->phase_start_sent),
+                   .cpu_ms = (int64_t)(1e3 * (now.cpu_s - from->cpu_s)),
+                   .threads = gemm_threads()};
+    comm_sum_i64(q->c, (int64_t *)&u, USES);
+    return u;
+}
+
+/* Threads that wait for MPI work in the eyes of the system, so the share is of those that sleep. */
+static void note_use(json_t *event, const phase_use *u, double seconds) {
+    const double all = seconds * (double)u->threads;
+    json_object_set_new(event, "read_bytes", json_integer(u->read_bytes));
+    json_object_set_new(event, "written_bytes", json_integer(u->written_bytes));
+    json_object_set_new(event, "sent_bytes", json_integer(u->sent_bytes));
+    json_object_set_new(event, "cpu_seconds", json_real(1e-3 * (double)u->cpu_ms));
+    if (all > 0) json_object_set_new(event, "busy", json_real(1e-3 * (double)u->cpu_ms / all));
 }
 
 void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
     double seconds = clock_now_s() - q->phase_start_s;
     int64_t peak = (int64_t)mem_peak_rss_bytes();
     comm_max_i64(q->c, &peak, 1);
+    const phase_use use = use_of_all(q);
     tell_phase(q, phase, seconds, (uint64_t)peak);
     if (!q->events) {
         json_decref(more);
@@ -69,11 +103,13 @@ void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
     if (!more) more = json_object();
     json_object_set_new(more, "seconds", json_real(seconds));
     json_object_set_new(more, "peak_rss_bytes", json_integer(peak));
+    note_use(more, &use, seconds);
     const plan_phase *planned = planned_of(q, phase);
     if (planned) {
         json_object_set_new(more, "planned_seconds", json_real(planned->seconds));
         json_object_set_new(more, "planned_bytes",
                             json_integer((json_int_t)memory_plan_total(&planned->memory)));
+        json_object_set_new(more, "planned_sent_bytes", json_integer((json_int_t)planned->network));
     }
     events_add(q->events, phase, "end", more);
 }

@@ -87,7 +87,7 @@ static bool finite_rows(const float *g, int64_t n) {
 /* A window of a large model takes minutes, so layers are what is counted. */
 static void tell_progress(capture *k, int64_t passes) {
     k->done += passes;
-    log_progress("capture", k->done, 3 * k->stage->n_layers * k->w->n);
+    log_progress("capture, layers", k->done, 3 * k->stage->n_layers * k->w->n);
 }
 
 static err take_rows(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
