@@ -10,7 +10,9 @@
  * made and written a band of rows at a time: a layer of 70B shape takes as long as its file.
  *
  * Keys and defaults: hidden=256 intermediate=704 layers=2 heads=4 kv_heads=4 vocab=512 outliers=3
- * scale=40 massive=300 seed=1. The vocabulary must be that of the tokenizer put beside it. */
+ * scale=40 massive=300 seed=1 every=1. The vocabulary must have room for that of the tokenizer put
+ * beside it. every=K: of embedding and head, rows from 4096 on are written where K divides their
+ * number alone; the others are holes of the file, zeros. */
 #include "base/file.h"
 #include "base/half.h"
 #include "base/rng.h"
@@ -23,12 +25,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { BAND_BYTES = 1 << 24, MASSIVE_EVERY = 128 };
 
 typedef struct wish {
     llama_config cfg;
-    int64_t outliers, scale, massive, seed;
+    int64_t outliers, scale, massive, seed, every;
 } wish;
 
 /* Streams of numbers: one for each tensor and purpose. */
@@ -85,6 +88,29 @@ static void make_row(const wish *w, int64_t tensor, const llama_tensor *t, int64
         linear_row(w, tensor, t, row, cols, out);
 }
 
+enum { ALL_ROWS = 4096 }; /* before those of which only some are written */
+
+static bool is_written(const wish *w, const llama_tensor *t, int64_t row) {
+    return (t->role != ROLE_EMBED && t->role != ROLE_HEAD) || row < ALL_ROWS || row % w->every == 0;
+}
+
+/* The rows of a band that are written, each run of them at once. */
+static err write_band(const wish *w, const llama_tensor *t, int64_t first, int64_t count,
+                      const bf16 *rows, int fd, const char *path, uint64_t at) {
+    const int64_t cols = t->n_dims == 1 ? 1 : t->cols;
+    const uint64_t row_bytes = (uint64_t)cols * sizeof *rows;
+    err e = err_none();
+    for (int64_t i = 0, n; i < count && !e.code; i += n) {
+        for (n = 0; i + n < count && is_written(w, t, first + i + n);) n++;
+        if (n)
+            e = file_pwrite(fd, path, rows + i * cols, (uint64_t)n * row_bytes,
+                            at + (uint64_t)(first + i) * row_bytes);
+        else
+            n = 1;
+    }
+    return e;
+}
+
 static err write_tensor(const wish *w, int64_t tensor, const llama_tensor *t, int fd,
                         const char *path, uint64_t at) {
     const int64_t cols = t->n_dims == 1 ? 1 : t->cols, band = size_max(1, BAND_BYTES / 2 / cols);
@@ -97,9 +123,9 @@ static err write_tensor(const wish *w, int64_t tensor, const llama_tensor *t, in
         const int64_t count = size_min(band, t->rows - first);
 #pragma omp parallel for
         for (int64_t i = 0; i < count; i++)
-            make_row(w, tensor, t, first + i, spread, rows + i * cols);
-        e = file_pwrite(fd, path, rows, (uint64_t)(count * cols) * sizeof *rows,
-                        at + (uint64_t)(first * cols) * sizeof *rows);
+            if (is_written(w, t, first + i))
+                make_row(w, tensor, t, first + i, spread, rows + i * cols);
+        e = write_band(w, t, first, count, rows, fd, path, at);
     }
     free(spread);
     free(rows);
@@ -130,6 +156,7 @@ static err write_weights(const wish *w, const char *path) {
     if (!e.code) e = file_pwrite(fd, path, header, len, 0);
     for (int64_t i = 0; i < n && !e.code; i++)
         e = write_tensor(w, i, &t[i], fd, path, len + st[i].begin);
+    if (!e.code && ftruncate(fd, (off_t)(len + end)) != 0) e = err_errno(path, "make it as long");
     if (fd >= 0) {
         err closed = file_close(fd, path);
         if (!e.code) e = closed;
@@ -161,11 +188,17 @@ static bool take_word(wish *w, const char *word) {
     const struct {
         const char *key;
         int64_t *at;
-    } keys[] = {{"hidden", &w->cfg.hidden},     {"intermediate", &w->cfg.intermediate},
-                {"layers", &w->cfg.layers},     {"heads", &w->cfg.heads},
-                {"kv_heads", &w->cfg.kv_heads}, {"vocab", &w->cfg.vocab},
-                {"outliers", &w->outliers},     {"scale", &w->scale},
-                {"massive", &w->massive},       {"seed", &w->seed}};
+    } keys[] = {{"hidden", &w->cfg.hidden},
+                {"intermediate", &w->cfg.intermediate},
+                {"layers", &w->cfg.layers},
+                {"heads", &w->cfg.heads},
+                {"kv_heads", &w->cfg.kv_heads},
+                {"vocab", &w->cfg.vocab},
+                {"outliers", &w->outliers},
+                {"scale", &w->scale},
+                {"massive", &w->massive},
+                {"seed", &w->seed},
+                {"every", &w->every}};
     for (size_t k = 0; k < sizeof keys / sizeof keys[0]; k++) {
         const size_t len = strlen(keys[k].key);
         char *end;
@@ -186,9 +219,11 @@ int main(int argc, char **argv) {
               .outliers = 3,
               .scale = 40,
               .massive = 300,
-              .seed = 1};
+              .seed = 1,
+              .every = 1};
     bool good = argc > 1;
     for (int i = 2; i < argc; i++) good = good && take_word(&w, argv[i]);
+    good = good && w.every > 0;
     if (!good) {
         fprintf(stderr, "usage: tool_model OUT [KEY=NUMBER...]; keys are in the source\n");
         return ERR_USAGE;
