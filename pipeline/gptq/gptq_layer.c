@@ -412,10 +412,16 @@ gptq_bytes gptq_run_bytes(const gptq_settings *s, int ranks, int rank) {
         gptq_stack k;
         gptq_stack_shape(s, ranks, rank, step, &k);
         offer_step(s, ranks, rank, &k, later, from.fused[step], &b);
+        largest = most(largest, qmatrix_bytes(k.rows, k.cols, &s->job->how));
         gptq_bytes asked = {.activations = b.activations, .factor = sites};
         asked.weights = later + from.fused[step];
         offer(&b, asked);
-        largest = most(largest, qmatrix_bytes(k.rows, k.cols, &s->job->how));
+        if (step != STEP_O && step != STEP_DOWN) continue;
+        gptq_stack made; /* by these linears, which then go */
+        gptq_stack_shape(s, ranks, rank, step - 1, &made);
+        asked.factor = 0;
+        asked.weights += bf16_bytes(&made) * (s->asymmetric ? 2 : 1);
+        offer(&b, asked);
     }
     /* All linears of this rank are fused; or a finished layer is passed. */
     gptq_bytes fusing = {.activations = b.activations, .weights = later + from.fusion};
