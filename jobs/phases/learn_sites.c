@@ -258,7 +258,7 @@ static void sites_memory(const learner *l, memory_plan *p) {
 static err check_memory(const learner *l) {
     memory_plan p = {.n = 0};
     memory_plan_add(&p, "program", l->q->base_bytes);
-    learn_kept_memory(l, &p);
+    learn_kept_memory(l, comm_size(l->q->c), &p);
     sites_memory(l, &p);
     return memory_plan_check(l->q->c, &p, "sites", l->q->flags.limit);
 }
@@ -295,7 +295,7 @@ err learn_sites_plan(learner *l, plan_maker *m) {
     for (int r = 0; r < m->n_stages; r++) {
         l->range = m->ranges[r];
         memory_plan p = plan_fresh(m);
-        learn_kept_memory(l, &p);
+        learn_kept_memory(l, m->ranks, &p);
         sites_memory(l, &p);
         plan_offer(f, &p, r);
         most = size_max(most, l->range.n);
