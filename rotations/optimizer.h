@@ -28,8 +28,10 @@
  * Where <W, M> < 0 the momentum leads uphill, and M begins anew as 0.1 W (the gradient restart of
  * O'Donoghue and Candes, Adaptive restart for accelerated gradient schemes, 2015).
  *
- * Needs no transport: M lives in the Lie algebra, from the left. docs/DECISIONS.md has what other
- * choices gave. */
+ * Needs no transport: M lives in the Lie algebra, on the left of R. Parallel transport along a step
+ * (of the metric that neither side changes) is M -> Q M Q^T with Q = exp(A / 2). A is a multiple of
+ * M, so Q commutes with M, and M is transported to itself; v is one number that no rotation
+ * changes. docs/DECISIONS.md has what other choices gave. */
 #ifndef SPINSHARD_ROTATIONS_OPTIMIZER_H
 #define SPINSHARD_ROTATIONS_OPTIMIZER_H
 
