@@ -5,6 +5,7 @@
 #include "base/file.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -130,4 +131,14 @@ err json_opt_str(const json_t *o, const char *key, const char *where, const char
 
 err json_get_str(const json_t *o, const char *key, const char *where, const char **out) {
     return member(o, key) ? json_opt_str(o, key, where, out) : missing(where, key);
+}
+
+const char *json_word_of(const json_t *o, const char *key) {
+    const char *s = json_string_value(json_object_get(o, key));
+    return s ? s : "";
+}
+
+double json_real_of(const json_t *o, const char *key) {
+    const json_t *v = json_object_get(o, key);
+    return json_is_number(v) ? json_number_value(v) : NAN;
 }

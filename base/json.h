@@ -47,4 +47,9 @@ err json_opt_bool(const json_t *o, const char *key, const char *where, bool *out
 err json_get_str(const json_t *o, const char *key, const char *where, const char **out);
 err json_opt_str(const json_t *o, const char *key, const char *where, const char **out);
 
+/* Local. An object member to be shown to people: "" (borrowed) or NaN where it is absent or of
+ * another kind. */
+const char *json_word_of(const json_t *o, const char *key);
+double json_real_of(const json_t *o, const char *key);
+
 #endif

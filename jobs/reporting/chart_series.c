@@ -20,18 +20,13 @@ series series_of(int64_t n) {
     return s;
 }
 
-double chart_real(const json_t *o, const char *key) {
-    const json_t *v = json_object_get(o, key);
-    return json_is_number(v) ? json_number_value(v) : NAN;
-}
-
 series series_take(const json_t *list, const char *x, const char *y, double times) {
     const int64_t n = (int64_t)json_array_size(list), kept = size_min(n, MOST_POINTS);
     series s = series_of(kept);
     for (int64_t i = 0; i < kept; i++) {
         const json_t *v = json_array_get(list, (size_t)(kept > 1 ? i * (n - 1) / (kept - 1) : 0));
-        s.x[i] = chart_real(v, x);
-        s.y[i] = times * chart_real(v, y);
+        s.x[i] = json_real_of(v, x);
+        s.y[i] = times * json_real_of(v, y);
     }
     return s;
 }
@@ -44,9 +39,9 @@ series series_over_layers(const json_t *layers, const char *list, size_t k, cons
     for (int64_t i = 0; i < n; i++) {
         const json_t *layer = json_array_get(layers, (size_t)i),
                      *one = json_array_get(json_object_get(layer, list), k);
-        const double y = times * chart_real(part ? json_object_get(one, part) : one, key);
+        const double y = times * json_real_of(part ? json_object_get(one, part) : one, key);
         if (!isfinite(y)) continue;
-        s.x[s.n] = chart_real(layer, "layer");
+        s.x[s.n] = json_real_of(layer, "layer");
         s.y[s.n++] = y;
     }
     return s;

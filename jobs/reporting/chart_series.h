@@ -17,9 +17,6 @@ typedef struct series {
 series series_of(int64_t n); /* local; zeros; caller clears */
 void series_clear(series *s);
 
-/* Local. A number of an object, NAN where it has none. */
-double chart_real(const json_t *o, const char *key);
-
 /* Local. Two numbers of each element of a list, y `times` over; evenly thinned to a few hundred,
  * with the last. Caller clears. */
 series series_take(const json_t *list, const char *x, const char *y, double times);

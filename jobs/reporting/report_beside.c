@@ -41,7 +41,7 @@ static double mean_of(const json_t *list, const char *key) {
     double sum = 0;
     size_t i;
     json_t *v;
-    json_array_foreach((json_t *)(uintptr_t)list, i, v) sum += chart_real(v, key);
+    json_array_foreach((json_t *)(uintptr_t)list, i, v) sum += json_real_of(v, key);
     const size_t n = json_array_size(list);
     return n ? sum / (double)n : NAN;
 }
@@ -78,13 +78,13 @@ static void table(FILE *f, const runs *r) {
         fputs("<tr><td>", f);
         svg_text(f, r->name[i]);
         fputs("</td>", f);
-        cell(f, "%.1f", chart_real(s, "seconds"));
-        cell(f, "%.4f", chart_real(s, "node_hours"));
-        cell(f, "%.2f", chart_real(s, "tar_bytes") / 1048576);
+        cell(f, "%.1f", json_real_of(s, "seconds"));
+        cell(f, "%.4f", json_real_of(s, "node_hours"));
+        cell(f, "%.2f", json_real_of(s, "tar_bytes") / 1048576);
         cell(f, "%.2f", 100 * mean_of(json_object_get(r->run[i], "weights"), "relative_error"));
-        cell(f, "%.3f", chart_real(text, "ppl"));
-        cell(f, "%.3f", chart_real(text, "ppl_stderr"));
-        cell(f, "%.4f", chart_real(json_object_get(text, "against"), "kl_mean"));
+        cell(f, "%.3f", json_real_of(text, "ppl"));
+        cell(f, "%.3f", json_real_of(text, "ppl_stderr"));
+        cell(f, "%.4f", json_real_of(json_object_get(text, "against"), "kl_mean"));
         fputs("</tr>\n", f);
     }
     fputs("</table></div>\n", f);

@@ -95,7 +95,7 @@ static void chart_histograms(FILE *f, const json_t *layers, size_t k) {
         series s[] = {histogram(json_object_get(site, sides[0])),
                       histogram(json_object_get(site, sides[1]))};
         char title[64];
-        snprintf(title, sizeof title, "Entries, layer %.0f", chart_real(layer, "layer"));
+        snprintf(title, sizeof title, "Entries, layer %.0f", json_real_of(layer, "layer"));
         chart_figure(f, title, svg_axis_of("|x| / rms", true),
                      svg_axis_of("share of entries, an octave", true), 2, s, sides);
         series_clear(&s[0]);
@@ -108,14 +108,14 @@ enum { DEPTHS = 15, FROM_OCTAVE = -2 };
 
 static void chart_map(FILE *f, const json_t *map, const char *side, double layer) {
     const char *hex = json_string_value(json_object_get(map, side));
-    const int rows = (int)chart_real(map, "tokens"), cols = (int)chart_real(map, "bands");
+    const int rows = (int)json_real_of(map, "tokens"), cols = (int)json_real_of(map, "bands");
     if (!hex || strlen(hex) != 2 * (size_t)rows * (size_t)cols) return;
     uint8_t *level = calloc((size_t)(rows * cols) + 1, 1);
     char title[96];
     if (!level) abort();
     for (int i = 0; i < rows * cols; i++) {
         const char pair[] = {hex[2 * i], hex[2 * i + 1], 0};
-        const double octaves = ((double)strtol(pair, NULL, 16) - chart_real(map, "one")) / 16;
+        const double octaves = ((double)strtol(pair, NULL, 16) - json_real_of(map, "one")) / 16;
         level[i] = (uint8_t)fmin(fmax(2 * (octaves - FROM_OCTAVE), 0), DEPTHS - 1);
     }
     snprintf(title, sizeof title, "Layer %.0f, %s: largest |x| / rms", layer, side);
@@ -132,7 +132,7 @@ static void chart_maps(FILE *f, const json_t *layers, size_t k) {
         const json_t *map =
             json_object_get(json_array_get(json_object_get(layer, "sites"), k), "map");
         for (int side = 0; map && side < 2; side++)
-            chart_map(f, map, sides[side], chart_real(layer, "layer"));
+            chart_map(f, map, sides[side], json_real_of(layer, "layer"));
     }
 }
 
@@ -225,8 +225,8 @@ void chart_phases(FILE *f, const json_t *phases) {
     const int n = (int)json_array_size(phases);
     for (int i = 0; i < n; i++) {
         const json_t *p = json_array_get(phases, (size_t)i);
-        const double ends[] = {chart_real(p, "begin_s"),
-                               chart_real(p, "begin_s") + chart_real(p, "seconds")};
+        const double ends[] = {json_real_of(p, "begin_s"),
+                               json_real_of(p, "begin_s") + json_real_of(p, "seconds")};
         svg_axis_take(&c.x, ends, 2);
     }
     if (svg_axis_empty(&c.x)) return;
@@ -239,9 +239,10 @@ void chart_phases(FILE *f, const json_t *phases) {
         char text[96];
         const char *name = json_string_value(json_object_get(p, "phase"));
         snprintf(text, sizeof text, "%s: %.2f s, start %.0f", name ? name : "",
-                 chart_real(p, "seconds"), chart_real(p, "slice"));
-        svg_bar(&c, i % 4, chart_real(p, "begin_s"),
-                chart_real(p, "begin_s") + chart_real(p, "seconds"), i, n, name ? name : "", text);
+                 json_real_of(p, "seconds"), json_real_of(p, "slice"));
+        svg_bar(&c, i % 4, json_real_of(p, "begin_s"),
+                json_real_of(p, "begin_s") + json_real_of(p, "seconds"), i, n, name ? name : "",
+                text);
     }
     svg_end(&c);
     fputs("</figure>\n", f);

@@ -15,18 +15,8 @@
 
 enum { MOST_BYTES = 1 << 28 };
 
-static const char *word(const json_t *o, const char *key) {
-    const char *s = json_string_value(json_object_get(o, key));
-    return s ? s : "";
-}
-
-static double real(const json_t *o, const char *key) {
-    const json_t *v = json_object_get(o, key);
-    return json_is_number(v) ? json_number_value(v) : NAN;
-}
-
 static bool is_event(const json_t *v, const char *name) {
-    return !strcmp(word(v, "event"), name);
+    return !strcmp(json_word_of(v, "event"), name);
 }
 
 /* ---- sections from events ---- */
@@ -34,7 +24,7 @@ static bool is_event(const json_t *v, const char *name) {
 static json_t *phase_named(json_t *list, const char *name) {
     size_t i;
     json_t *p;
-    json_array_foreach(list, i, p) if (!strcmp(word(p, "phase"), name)) return p;
+    json_array_foreach(list, i, p) if (!strcmp(json_word_of(p, "phase"), name)) return p;
     p = json_pack("{s:s, s:[], s:[]}", "phase", name, "steps", "held");
     json_array_append_new(list, p);
     return p;
@@ -45,15 +35,15 @@ static json_t *phase_named(json_t *list, const char *name) {
 static void take_step(json_t *list, const json_t *v) {
     static const char *const keys[] = {"step",     "loss",     "loss_r2", "held",    "held_r2",
                                        "angle_r1", "angle_r2", "orth",    "seconds", "peak_share"};
-    json_t *to = json_object_get(phase_named(list, word(v, "phase")),
+    json_t *to = json_object_get(phase_named(list, json_word_of(v, "phase")),
                                  is_event(v, "held") ? "held" : "steps"),
            *one = json_object();
     for (size_t k = 0; k < sizeof keys / sizeof keys[0]; k++) {
         json_t *value = json_object_get(v, keys[k]);
         if (value) json_object_set(one, keys[k], value);
     }
-    while (json_array_size(to) &&
-           real(json_array_get(to, json_array_size(to) - 1), "step") >= real(v, "step"))
+    while (json_array_size(to) && json_real_of(json_array_get(to, json_array_size(to) - 1),
+                                               "step") >= json_real_of(v, "step"))
         json_array_remove(to, json_array_size(to) - 1);
     json_array_append_new(to, one);
 }
@@ -84,7 +74,7 @@ static json_t *weights_of(const json_t *events) {
 /* Seconds since 1970 of an event's clock on the wall. */
 static double wall_s(const json_t *v) {
     struct tm tm = {0};
-    return strptime(word(v, "wall"), "%Y-%m-%dT%H:%M:%SZ", &tm) ? (double)timegm(&tm) : NAN;
+    return strptime(json_word_of(v, "wall"), "%Y-%m-%dT%H:%M:%SZ", &tm) ? (double)timegm(&tm) : NAN;
 }
 
 /* Starts of the run: when, on what, how long, and how each ended. */
@@ -94,8 +84,8 @@ static json_t *slices_of(const json_t *events) {
     size_t i;
     json_array_foreach((json_t *)(uintptr_t)events, i, v) {
         json_t *last = json_array_get(list, json_array_size(list) - 1);
-        const double begin = wall_s(v) - real(v, "t");
-        if (!last || real(last, "slice") != real(v, "slice")) {
+        const double begin = wall_s(v) - json_real_of(v, "t");
+        if (!last || json_real_of(last, "slice") != json_real_of(v, "slice")) {
             if (!isfinite(first)) first = begin;
             last = json_pack("{s:O, s:f, s:O, s:i}", "slice", json_object_get(v, "slice"),
                              "begin_s", isfinite(begin) ? begin - first : 0, "wall",
@@ -121,19 +111,19 @@ static json_t *phases_of(const json_t *events, const json_t *slices) {
         size_t k;
         json_t *s;
         json_array_foreach((json_t *)(uintptr_t)slices, k,
-                           s) if (real(s, "slice") == real(v, "slice")) slice = s;
+                           s) if (json_real_of(s, "slice") == json_real_of(v, "slice")) slice = s;
         if (is_event(v, "start")) {
-            open = json_pack("{s:s, s:O, s:f, s:b}", "phase", word(v, "phase"), "slice",
+            open = json_pack("{s:s, s:O, s:f, s:b}", "phase", json_word_of(v, "phase"), "slice",
                              json_object_get(v, "slice"), "begin_s",
-                             real(slice, "begin_s") + real(v, "t"), "done", false);
+                             json_real_of(slice, "begin_s") + json_real_of(v, "t"), "done", false);
             json_array_append_new(list, open);
         }
-        if (!open || strcmp(word(open, "phase"), word(v, "phase")) != 0 ||
-            real(open, "slice") != real(v, "slice"))
+        if (!open || strcmp(json_word_of(open, "phase"), json_word_of(v, "phase")) != 0 ||
+            json_real_of(open, "slice") != json_real_of(v, "slice"))
             continue;
-        json_object_set_new(
-            open, "seconds",
-            json_real(real(slice, "begin_s") + real(v, "t") - real(open, "begin_s")));
+        json_object_set_new(open, "seconds",
+                            json_real(json_real_of(slice, "begin_s") + json_real_of(v, "t") -
+                                      json_real_of(open, "begin_s")));
         if (!is_event(v, "end")) continue;
         json_t *more = json_deep_copy(v);
         static const char *const drop[] = {"t", "wall", "slice", "phase", "event"};
@@ -191,8 +181,8 @@ static json_t *summary_of(const char *out_dir, const json_t *events, const json_
     }
     add_archive(out_dir, to);
     json_array_foreach((json_t *)(uintptr_t)slices, i, v) {
-        seconds += real(v, "seconds");
-        node_s += real(v, "seconds") * real(v, "nodes");
+        seconds += json_real_of(v, "seconds");
+        node_s += json_real_of(v, "seconds") * json_real_of(v, "nodes");
     }
     json_object_set_new(to, "seconds", json_real(seconds));
     json_object_set_new(to, "node_hours", json_real(node_s / 3600));

@@ -48,16 +48,6 @@ static const char STYLE[] =
 
 /* ---- small pieces ---- */
 
-static const char *word(const json_t *o, const char *key) {
-    const char *s = json_string_value(json_object_get(o, key));
-    return s ? s : "";
-}
-
-static double real(const json_t *o, const char *key) {
-    const json_t *v = json_object_get(o, key);
-    return json_is_number(v) ? json_number_value(v) : NAN;
-}
-
 static void row(FILE *f, const char *name, const char *value) {
     if (!value[0]) return;
     fputs("<tr><th>", f);
@@ -101,33 +91,33 @@ static void summary(FILE *f, const json_t *report) {
     const json_t *s = json_object_get(report, "summary");
     char *recipe = json_dumps(json_object_get(s, "recipe"), JSON_INDENT(1));
     fputs("<div class=\"scroll\"><table>\n", f);
-    row(f, "state", word(report, "state"));
-    row(f, "archive", word(report, "out"));
-    row(f, "name", word(s, "name"));
-    row(f, "model", word(s, "model"));
-    row(f, "architecture", word(s, "architecture"));
-    number_row(f, "layers", real(s, "layers"), "%.0f");
-    number_row(f, "hidden", real(s, "hidden"), "%.0f");
-    number_row(f, "parameters", real(s, "parameters") / 1e6, "%.2f million");
-    bytes_row(f, "source", real(s, "source_bytes"));
-    bytes_row(f, "tensors of the archive", real(s, "archive_bytes"));
-    bytes_row(f, "tar files", real(s, "tar_bytes"));
-    number_row(f, "time", real(s, "seconds"), "%.1f s");
-    number_row(f, "node hours", real(s, "node_hours"), "%.4f");
-    number_row(f, "nodes", real(s, "nodes"), "%.0f");
-    number_row(f, "ranks", real(s, "ranks"), "%.0f");
-    number_row(f, "threads of a rank", real(s, "threads"), "%.0f");
-    number_row(f, "restarts", real(s, "restarts"), "%.0f");
-    row(f, "CPU", word(s, "cpu"));
-    row(f, "products", word(s, "kernels"));
+    row(f, "state", json_word_of(report, "state"));
+    row(f, "archive", json_word_of(report, "out"));
+    row(f, "name", json_word_of(s, "name"));
+    row(f, "model", json_word_of(s, "model"));
+    row(f, "architecture", json_word_of(s, "architecture"));
+    number_row(f, "layers", json_real_of(s, "layers"), "%.0f");
+    number_row(f, "hidden", json_real_of(s, "hidden"), "%.0f");
+    number_row(f, "parameters", json_real_of(s, "parameters") / 1e6, "%.2f million");
+    bytes_row(f, "source", json_real_of(s, "source_bytes"));
+    bytes_row(f, "tensors of the archive", json_real_of(s, "archive_bytes"));
+    bytes_row(f, "tar files", json_real_of(s, "tar_bytes"));
+    number_row(f, "time", json_real_of(s, "seconds"), "%.1f s");
+    number_row(f, "node hours", json_real_of(s, "node_hours"), "%.4f");
+    number_row(f, "nodes", json_real_of(s, "nodes"), "%.0f");
+    number_row(f, "ranks", json_real_of(s, "ranks"), "%.0f");
+    number_row(f, "threads of a rank", json_real_of(s, "threads"), "%.0f");
+    number_row(f, "restarts", json_real_of(s, "restarts"), "%.0f");
+    row(f, "CPU", json_word_of(s, "cpu"));
+    row(f, "products", json_word_of(s, "kernels"));
     fputs("</table></div>\n", f);
-    if (word(s, "name")[0]) {
+    if (json_word_of(s, "name")[0]) {
         fputs("<h3>To load it</h3>\n<pre>mkdir hf &amp;&amp; for part in ", f);
-        svg_text(f, word(report, "out"));
+        svg_text(f, json_word_of(report, "out"));
         fputs("/*.tar; do tar -C hf -xf $part; done\nvllm serve hf/", f);
-        svg_text(f, word(s, "name"));
+        svg_text(f, json_word_of(s, "name"));
         fputs("      # or transformers; `spinshard inspect ", f);
-        svg_text(f, word(report, "out"));
+        svg_text(f, json_word_of(report, "out"));
         fputs("` says which runtimes run it</pre>\n", f);
     }
     if (recipe && json_object_get(s, "recipe")) {
@@ -148,7 +138,7 @@ static void learning(FILE *f, const json_t *list) {
     if (!json_array_size(list)) fputs("<p>Nothing was learned, or nothing yet.</p>\n", f);
     json_array_foreach(list, i, phase) {
         fputs("<h3>", f);
-        svg_text(f, word(phase, "phase"));
+        svg_text(f, json_word_of(phase, "phase"));
         fputs("</h3>\n<div class=\"wide\">\n", f);
         chart_learning(f, phase);
         fputs("</div>\n", f);
@@ -206,9 +196,9 @@ static void gptq(FILE *f, const json_t *layers) {
     }
     json_array_foreach(layers, i, layer)
         json_array_foreach(json_object_get(layer, "tensors"), k, t) {
-        raises += real(t, "raises");
-        rows += real(t, "fell_back");
-        all += real(t, "rows");
+        raises += json_real_of(t, "raises");
+        rows += json_real_of(t, "fell_back");
+        all += json_real_of(t, "rows");
     }
     fprintf(f,
             "<p>Rows that fell back to rounding to nearest: %.0f of %.0f. Times that damping was "
@@ -223,7 +213,7 @@ static void gptq(FILE *f, const json_t *layers) {
 static void with_error(FILE *f, const json_t *o, const char *key, double times, const char *form) {
     char error[64];
     snprintf(error, sizeof error, "%s_stderr", key);
-    const double v = real(o, key), e = real(o, error);
+    const double v = json_real_of(o, key), e = json_real_of(o, error);
     fputs("<td class=\"r\">", f);
     if (isfinite(v)) fprintf(f, form, times * v);
     if (isfinite(v) && isfinite(e)) {
@@ -243,15 +233,15 @@ static void accuracy_text(FILE *f, const json_t *eval) {
     json_array_foreach(json_object_get(eval, "perplexity"), i, x) {
         const json_t *a = json_object_get(x, "against");
         fputs("<tr><td>", f);
-        svg_text(f, word(eval, "model"));
+        svg_text(f, json_word_of(eval, "model"));
         fputs("</td><td>", f);
-        svg_text(f, word(x, "text"));
+        svg_text(f, json_word_of(x, "text"));
         fputs("</td>", f);
         with_error(f, x, "ppl", 1, "%.3f");
         with_error(f, a, "ppl", 1, "%.3f");
         with_error(f, a, "kl_mean", 1, "%.4f");
         with_error(f, a, "kl_99", 1, "%.3f");
-        cell(f, "%.2f", real(a, "kl_max"));
+        cell(f, "%.2f", json_real_of(a, "kl_max"));
         with_error(f, a, "same_top", 100, "%.2f");
         fputs("</tr>\n", f);
     }
@@ -267,11 +257,11 @@ static void accuracy_tasks(FILE *f, const json_t *eval) {
         f);
     json_array_foreach(json_object_get(eval, "tasks"), i, x) {
         fputs("<tr><td>", f);
-        svg_text(f, word(eval, "model"));
+        svg_text(f, json_word_of(eval, "model"));
         fputs("</td><td>", f);
-        svg_text(f, word(x, "task"));
+        svg_text(f, json_word_of(x, "task"));
         fputs("</td>", f);
-        cell(f, "%.0f", real(x, "n"));
+        cell(f, "%.0f", json_real_of(x, "n"));
         with_error(f, x, "acc", 100, "%.2f");
         with_error(f, x, "acc_norm", 100, "%.2f");
         fputs("</tr>\n", f);
@@ -294,12 +284,12 @@ static void accuracy(FILE *f, const json_t *evals) {
 
 static void phase_row(FILE *f, const json_t *p) {
     fputs("<tr><td>", f);
-    svg_text(f, word(p, "phase"));
-    fprintf(f, "</td><td class=\"r\">%.0f</td>", real(p, "slice"));
-    cell(f, "%.2f", real(p, "seconds"));
-    cell(f, "%.2f", real(p, "planned_seconds"));
-    cell(f, "%.0f", real(p, "peak_rss_bytes") / 1048576);
-    cell(f, "%.0f", real(p, "planned_bytes") / 1048576);
+    svg_text(f, json_word_of(p, "phase"));
+    fprintf(f, "</td><td class=\"r\">%.0f</td>", json_real_of(p, "slice"));
+    cell(f, "%.2f", json_real_of(p, "seconds"));
+    cell(f, "%.2f", json_real_of(p, "planned_seconds"));
+    cell(f, "%.0f", json_real_of(p, "peak_rss_bytes") / 1048576);
+    cell(f, "%.0f", json_real_of(p, "planned_bytes") / 1048576);
     fprintf(f, "<td>%s</td></tr>\n",
             json_is_true(json_object_get(p, "done")) ? "" : "did not end in this start");
 }
@@ -322,12 +312,12 @@ static void run(FILE *f, const json_t *r) {
           "seconds</th><th class=\"r\">nodes</th><th class=\"r\">exit code</th></tr>\n",
           f);
     json_array_foreach(slices, i, p) {
-        fprintf(f, "<tr><td class=\"r\">%.0f</td><td>", real(p, "slice"));
-        svg_text(f, word(p, "wall"));
+        fprintf(f, "<tr><td class=\"r\">%.0f</td><td>", json_real_of(p, "slice"));
+        svg_text(f, json_word_of(p, "wall"));
         fputs("</td>", f);
-        cell(f, "%.1f", real(p, "seconds"));
-        cell(f, "%.0f", real(p, "nodes"));
-        cell(f, "%.0f", real(p, "exit"));
+        cell(f, "%.1f", json_real_of(p, "seconds"));
+        cell(f, "%.0f", json_real_of(p, "nodes"));
+        cell(f, "%.0f", json_real_of(p, "exit"));
         fputs("</tr>\n", f);
     }
     fputs("</table></div>\n", f);
@@ -344,10 +334,10 @@ void report_page(const json_t *report, char **text, size_t *len) {
         "http-equiv=\"Content-Security-Policy\" "
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n<title>",
         f);
-    svg_text(f, word(report, "out"));
+    svg_text(f, json_word_of(report, "out"));
     fprintf(f, "</title>\n<style>\n%s</style></head>\n<body>\n<h1>", STYLE);
-    const char *name = word(json_object_get(report, "summary"), "name");
-    svg_text(f, name[0] ? name : word(report, "out"));
+    const char *name = json_word_of(json_object_get(report, "summary"), "name");
+    svg_text(f, name[0] ? name : json_word_of(report, "out"));
     fputs("</h1>\n", f);
     summary(f, report);
     learning(f, json_object_get(report, "learning"));

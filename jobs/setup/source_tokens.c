@@ -15,7 +15,7 @@ static json_t *read_json(const fileset *files, const char *name) {
     size_t len;
     json_t *out = NULL;
     if (!fileset_read_all(files, name, MAX_JSON_BYTES, &text, &len).code &&
-        json_parse(text, len, name, &out).code)
+        json_parse_foreign(text, len, name, &out).code)
         out = NULL;
     free(text);
     return out;
