@@ -1,7 +1,7 @@
 /* run_state - OUT/run, the state of an unfinished run: what is done stays done over any kill.
  *   objects/<sha256>  immutable results, named by their contents
  *   state.json        current and previous generation, each with its own hash
- *   owner             who writes here: host, pid, job, heartbeat
+ *   owner             who writes here: host, pid, job, nonce, beat (io/run_owner.h)
  * Knows nothing of layers or learning: the caller keeps its progress in one JSON object (the work),
  * which a commit makes durable. Order of a commit: objects written aside, flushed and renamed; then
  * state.json written aside, flushed, renamed, folder flushed. A kill leaves the old or the new one.

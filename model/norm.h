@@ -1,6 +1,6 @@
 /* norm - RMSNorm of rows, and what else is done to a row between two products: gain, bias, rounding
  * to the factors of the next. Not LayerNorm: no mean is
- * taken away. The first and third step of a block (block.h). */
+ * taken away. The first and third step of a block (model/block_internal.h). */
 #ifndef SPINSHARD_MODEL_NORM_H
 #define SPINSHARD_MODEL_NORM_H
 

@@ -64,13 +64,6 @@ void wmat_clear(wmat *w) {
     *w = (wmat){.kind = WMAT_NONE};
 }
 
-uint64_t wmat_bytes(const wmat *w) {
-    if (w->kind == WMAT_NONE) return 0;
-    if (w->kind != WMAT_PACKED) return (uint64_t)(w->rows * w->cols) * kind_bytes(w->kind);
-    uint64_t groups = (uint64_t)(w->rows * w->n_groups);
-    return (uint64_t)(w->rows * w->words) * 4 + groups * 4 + (w->zeros ? groups : 0);
-}
-
 /* Widening. */
 
 static uint32_t code_at(const uint32_t *words, int64_t i, int bits) {

@@ -47,9 +47,6 @@ err wmat_init_packed(wmat *w, int64_t rows, int64_t cols, int bits, int64_t grou
                      const char *what);
 void wmat_clear(wmat *w); /* local; frees, sets WMAT_NONE */
 
-/* Local. Bytes held by the matrix as it is. */
-uint64_t wmat_bytes(const wmat *w);
-
 /* Local. Make ready for products in `compute`: for bf16 anything else is rounded to bf16 and the
  * old form freed, else nothing. Fails with ERR_NOFIT. */
 err wmat_prepare(wmat *w, compute_type compute);

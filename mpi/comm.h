@@ -15,7 +15,6 @@ typedef struct comm comm;
 /* Message tags: the only ones. */
 typedef enum comm_tag {
     TAG_ACTIVATIONS = 1, /* stage to next stage, one window or slice */
-    TAG_TOKENS = 2,      /* token ids of a window */
     TAG_RESULT = 3,      /* a result to the root */
     TAG_BLOB = 4,        /* bytes whose length the receiver does not know */
     TAG_GRADIENTS = 5,   /* stage to the one before, one window or slice */

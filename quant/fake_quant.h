@@ -14,7 +14,7 @@ typedef struct aquant {
     bool symmetric; /* codes -2^(b-1) .. 2^(b-1) - 1, no zero point */
     float clip[2];  /* shrinks the low and the high end of the range; 1 is no clipping. A range that
                        holds 0, and a symmetric one, is shrunk about 0, another about its middle:
-                       with  an offset [1, 2] times 0.9 would be shifted, not shrunk. */
+                       with an offset [1, 2] times 0.9 would be shifted, not shrunk. */
     bool compressed_tensors_scale; /* symmetric scale max/7.5 (4 bits), max/127.5 (8), not max/7 */
     int64_t group; /* entries that share a range; 0: all of the row, or of the head, that the site
                       gives. For those who cut rows: fake_quant_rows takes its rows whole. */

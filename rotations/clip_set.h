@@ -1,7 +1,7 @@
 /* clip_set - how far the quantizers of a model shrink the two ends of their ranges, by place and
  * layer: lo' = a min(lo, 0), hi' = b max(hi, 0) (quant/fake_quant.h has the rule where a range does
  * not hold 0). Static numbers beside R1..R4 and the scales, since they were found for these. Not
- * how they are found (pipeline/learn/clip_search.h), no files. */
+ * how they are found (pipeline/learn/noise_cost.h), no files. */
 #ifndef SPINSHARD_ROTATIONS_CLIP_SET_H
 #define SPINSHARD_ROTATIONS_CLIP_SET_H
 

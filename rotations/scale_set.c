@@ -16,11 +16,6 @@ struct scale_set {
     void *memory[SCALE_KINDS];
 };
 
-const char *scale_kind_pair(scale_kind kind) {
-    static const char *const words[SCALE_KINDS] = {"norm", "norm", "vo", "qk", "ud"};
-    return words[kind];
-}
-
 err scale_set_create(const scale_sizes *sizes, scale_set **out) {
     void *body;
     *out = NULL;

@@ -84,7 +84,4 @@ static inline void scale_times_f64(const double *v, int64_t n, double *x) {
     for (int64_t j = 0; j < n; j++) x[j] *= v[j];
 }
 
-/* Local. The word of recipes for the pair: norm, vo, qk, ud. */
-const char *scale_kind_pair(scale_kind kind);
-
 #endif

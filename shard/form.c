@@ -15,10 +15,6 @@
 static const form *const forms[] = {&form_packed, &form_int8, &form_gguf};
 enum { N_FORMS = sizeof forms / sizeof *forms };
 
-const form *form_at(int i) {
-    return i < N_FORMS ? forms[i] : NULL;
-}
-
 const form *form_find(const char *name) {
     for (int i = 0; i < N_FORMS; i++)
         if (!strcmp(forms[i]->name, name)) return forms[i];

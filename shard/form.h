@@ -1,7 +1,8 @@
 /* form - how the quantized linears of an archive are stored: their tensors, the bytes of these,
  * what config.json says of them, and who can load them. One form is one file (form_packed.c,
- * form_int8.c) and one line of the table in form.c. A form is not a quantizer: codes and scales
- * come as they are. On the way: INT4 codes + scales -> [form] -> shard bytes, and back. */
+ * form_int8.c, form_gguf.c) and one line of the table in form.c. A form is not a quantizer: codes
+ * and scales come as they are. On the way: INT4 codes + scales -> [form] -> shard bytes, and back.
+ */
 #ifndef SPINSHARD_SHARD_FORM_H
 #define SPINSHARD_SHARD_FORM_H
 
@@ -120,9 +121,8 @@ bool form_has_files(const form *f);
 void form_order_rows(const form *f, const llama_config *cfg, llama_role role, const void *from,
                      int64_t n, int64_t size, bool back, void *to);
 
-/* Local. The form of a name, or NULL; form i of the table, or NULL behind the last. */
+/* Local. The form of a name, or NULL. */
 const form *form_find(const char *name);
-const form *form_at(int i);
 
 /* Local. The tensor of a form that holds a part; NULL where it has none. */
 const form_slot *form_part_slot(const form *f, form_part part);

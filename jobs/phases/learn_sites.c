@@ -214,7 +214,9 @@ static err find_clips(learner *l) {
     return e;
 }
 
+/* Only the first rank has events; it tells. */
 static void report(const learner *l) {
+    if (!l->q->events) return;
     json_t *layers = json_array();
     for (int64_t layer = 0; layer < learner_cfg(l)->layers; layer++) {
         json_t *rows = json_array();

@@ -23,11 +23,6 @@ static double number_of(const json_t *row, const char *key) {
     return json_number_value(json_object_get(row, key));
 }
 
-static const char *site_of(const json_t *row) {
-    const char *name = json_string_value(json_object_get(row, "site"));
-    return name ? name : "";
-}
-
 /* Of the site of that name; of all where it is NULL. */
 static site_sum sum_of(const json_t *layers, const char *site) {
     site_sum sum = {.rows = 0};
@@ -35,7 +30,7 @@ static site_sum sum_of(const json_t *layers, const char *site) {
     json_t *layer, *row;
     json_array_foreach((json_t *)(uintptr_t)layers, i, layer) {
         json_array_foreach(json_object_get(layer, "noise"), k, row) {
-            if (site && strcmp(site_of(row), site) != 0) continue;
+            if (site && strcmp(json_word_of(row, "site"), site) != 0) continue;
             sum.unclipped += number_of(row, "nats_unclipped");
             sum.clipped += number_of(row, "nats");
             sum.rows++;
@@ -77,7 +72,7 @@ void noise_table_print(const json_t *layers) {
             snprintf(number, sizeof number, "%.0f", number_of(layer, "layer"));
             snprintf(clip, sizeof clip, "%.2f %.2f", json_number_value(json_array_get(ends, 0)),
                      json_number_value(json_array_get(ends, 1)));
-            print_line(number, site_of(row), clip, number_of(row, "nats_unclipped"),
+            print_line(number, json_word_of(row, "site"), clip, number_of(row, "nats_unclipped"),
                        number_of(row, "nats"));
         }
     }

@@ -22,11 +22,6 @@ static double number(const json_t *v, const char *key, double other) {
     return json_is_number(n) ? json_number_value(n) : other;
 }
 
-static const char *text(const json_t *v, const char *key) {
-    const char *s = json_string_value(json_object_get(v, key));
-    return s ? s : "";
-}
-
 static void end_start(reader *r) {
     r->p.node_hours += r->nodes * r->last_t / 3600;
 }
@@ -47,7 +42,7 @@ static void begin_start(reader *r, int64_t slice) {
 static const json_t *planned(const reader *r, const char *phase, int *number_of) {
     const json_t *list = json_object_get(r->p.plan, "phases");
     for (size_t i = 0; i < json_array_size(list); i++)
-        if (!strcmp(text(json_array_get(list, i), "phase"), phase)) {
+        if (!strcmp(json_word_of(json_array_get(list, i), "phase"), phase)) {
             *number_of = (int)i + 1;
             return json_array_get(list, i);
         }
@@ -67,8 +62,8 @@ static void take_phase(reader *r, const char *phase) {
 
 /* Units that were done: of learning its steps, of others what they count. */
 static void take_units(reader *r, const json_t *v) {
-    const char *event = text(v, "event");
-    if (strcmp(text(v, "phase"), r->p.phase) != 0) return;
+    const char *event = json_word_of(v, "event");
+    if (strcmp(json_word_of(v, "phase"), r->p.phase) != 0) return;
     const bool step = !strcmp(event, "step");
     const double done = step ? number(v, "step", -1) : number(v, "done", -1);
     if (done < 0) return;
@@ -82,7 +77,7 @@ static void take_units(reader *r, const json_t *v) {
 
 static void take(reader *r, json_t *v) {
     const int64_t slice = (int64_t)number(v, "slice", 0);
-    const char *event = text(v, "event");
+    const char *event = json_word_of(v, "event");
     const json_t *code = json_object_get(v, "exit");
     if (!r->p.last || slice != r->slice) begin_start(r, slice);
     r->last_t = number(v, "t", r->last_t);
@@ -92,11 +87,11 @@ static void take(reader *r, json_t *v) {
         r->p.phases = (int)json_array_size(json_object_get(v, "phases"));
     }
     r->nodes = number(v, "nodes", r->nodes); /* of the event `run` */
-    take_phase(r, text(v, "phase"));
+    take_phase(r, json_word_of(v, "phase"));
     take_units(r, v);
     if (!strcmp(event, "commit")) {
         r->committed = true;
-        snprintf(r->p.last_commit, sizeof r->p.last_commit, "%s", text(v, "wall"));
+        snprintf(r->p.last_commit, sizeof r->p.last_commit, "%s", json_word_of(v, "wall"));
     }
     if (json_is_integer(code)) {
         r->p.told = true;

@@ -378,7 +378,8 @@ void options_help(command cmd) {
     puts(
         "Exit codes: 0 done, 1 bug, 2 usage, 3 bad input or model, 4 verification failed, 5 out of "
         "space,\n"
-        "6 does not fit, 7 state does not match, 8 numerics, 9 a rank was lost, 75 stopped at a "
+        "6 does not fit, 7 state does not match, 8 numerics, 9 a rank was lost or hung, 75 stopped "
+        "at a "
         "commit:\n"
         "run the same command again. Recipe keys and their defaults: `spinshard quantize --help`.");
 }

@@ -86,7 +86,8 @@ enum { OPTIONS_MAX_VALUES = 64 };
 
 typedef struct options {
     command cmd;
-    const char *target; /* the positional argument of verify, inspect and status; borrowed */
+    const char
+        *target; /* the positional argument of verify, inspect, status and report; borrowed */
     int n_values[OPT_COUNT];
     const char *values[OPT_COUNT][OPTIONS_MAX_VALUES]; /* borrowed from argv */
 } options;

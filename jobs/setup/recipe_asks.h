@@ -10,7 +10,8 @@ bool quantize_starts_at(const settings *s, start_point point);
 
 /* Local. True where the recipe needs calibration text: where it learns, and for GPTQ. */
 bool quantize_needs_calibration(const settings *s);
-/* Local. True where it learns from that text: phases, or a start from activations. */
+/* Local. True where it learns from that text: phases, a start or scales from
+ * activations, R3 from the keys, a search of clips. */
 bool quantize_learns(const settings *s);
 /* Local. True where R3 is made from the keys of that text; where that or a search of clips is asked
  * for. */

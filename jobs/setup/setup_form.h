@@ -18,7 +18,8 @@ form_online setup_online(const settings *s);
 /* Local. rotate.r4_block: pow2 becomes a number. archive.form: auto becomes int-quantized for
  * weights of 8 bits whose inputs an archive can say (symmetric, 8 bits, by token), else
  * pack-quantized. ERR_USAGE, with what works, where int-quantized is asked for and the recipe
- * contradicts it, or where a plain folder (weights.bits 16) could not say what it needs. */
+ * contradicts it, or where a plain folder (weights.bits 16) or gguf could not say what it
+ * needs (R4). */
 err setup_form(recipe *r, const llama_config *cfg);
 
 /* Local. Lines about what the recipe quantizes and no runtime will. */

@@ -2,7 +2,8 @@
  * H = 2/N X^T X (N tokens) of GPTQ, and C = 2/N (X_full - X)^T X of GPTAQ. Products of one window
  * are bf16 factors (exact in fp32) with fp32 sums; windows are added as integers, so the sums are
  * exact and the same for any number of ranks and threads. Row by row of panels: no rank ever holds
- * a whole moment of a large order. Not the factorization (quant/gptq.h, gptq_factors.h).
+ * a whole moment of a large order. Not the factorization (quant/gptq.h,
+ * pipeline/gptq/gptq_solve.h).
  *
  * The exponent of the integers: no entry of X^T X of a window is above its largest diagonal entry
  * (Cauchy, Schwarz), and those are found first, with the order of the columns that GPTQ wants. */

@@ -77,7 +77,7 @@ uint64_t learn_e2e_replica(learn_e2e *l, const void **data);
  * exponents of the sums, and by steps that were repeated. */
 int64_t learn_e2e_passes(const learn_e2e *l);
 
-/* Everything a restart needs, as doubles, as in pipeline/learn/learn_range.h. common: step,
+/* Everything a restart needs, as doubles, as in pipeline/learn/learn_range_state.h. common: step,
  * exponents of the sums of R1 and R2, then R2 and its optimiser. cell: R1 and its. */
 int64_t learn_e2e_state_count(const learn_e2e *l);                            /* local */
 int learn_e2e_state_cell(learn_e2e *l, state_piece out[CAYLEY_STATE_PIECES]); /* local */

@@ -9,14 +9,14 @@
 #include <string.h>
 
 struct noise_cost {
-    int64_t room_rows, room;
+    int64_t room;
     int64_t n, tokens;
     const noise_set *rows;
     site at;
     float *u, *h; /* [n, width]: the row, and the square of its gradient */
     float *error; /* [threads, width] */
     int64_t error_room;
-    double *parts; /* [room_rows] what each row adds */
+    double *parts; /* [rows] what each row adds */
     double *weight;
 };
 
@@ -38,8 +38,7 @@ err noise_cost_create(int64_t rows, int64_t most, noise_cost **out) {
     if (!e.code) e = mem_alloc(gemm_threads() * width, sizeof(float), "errors of a row", &p[2]);
     if (!e.code) e = mem_alloc(rows, sizeof(double), "noise of rows", &p[3]);
     if (!e.code) e = mem_alloc(rows, sizeof(double), "weights of rows", &p[4]);
-    *c = (noise_cost){.room_rows = rows,
-                      .room = most,
+    *c = (noise_cost){.room = most,
                       .u = p[0],
                       .h = p[1],
                       .error = p[2],

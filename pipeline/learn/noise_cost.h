@@ -30,8 +30,8 @@ void noise_cost_take(noise_cost *c, const noise_set *rows, const site *at, int64
 double noise_cost_of(noise_cost *c, const double ends[2]);
 
 /* Local, threaded. The ends that cost least: first one number for both, then each of the two in
- * turn near it, on a fixed list. ends: in and out; *before, *after: D with (1, 1), and with what
- * was found. */
+ * turn near it, on a fixed list. ends: out; of a symmetric quantizer both are one number. *before,
+ * *after: D with (1, 1), and with what was found. */
 void noise_cost_search(noise_cost *c, double ends[2], double *before, double *after);
 
 #endif

@@ -40,7 +40,7 @@ typedef struct range_batch {
     int64_t n;     /* order of R */
     double unit;   /* of the integers in grad; a power of two */
     int64_t *grad; /* [n, n]; borrowed */
-    int64_t loss;  /* in units of range_loss_unit */
+    int64_t loss;  /* in units of RANGE_LOSS_UNIT */
 } range_batch;
 
 /* Loss in fixed point: 2^-20; rows weigh 1 on average and ranges are of order 10. */

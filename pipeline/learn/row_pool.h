@@ -40,7 +40,6 @@ typedef struct row_pool {
     int64_t first_layer, n_layers; /* of this rank */
     int64_t hidden, head_dim, heads, kv_heads;
     int64_t tokens;            /* tokens kept of each site */
-    int64_t filled;            /* tokens there are so far */
     row_set *sets[POOL_KINDS]; /* R1: [2 n_layers]; value, o: [n_layers] */
     bf16 *rows[POOL_KINDS];    /* of all sets of a kind, one block: rows are drawn at random, and
                                 * large pages spare most of the look-ups of addresses */
