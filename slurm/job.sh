@@ -49,7 +49,9 @@ with_ranks() {
 }
 
 commits() {
-    grep -c '"event": *"commit"' "$out/events.jsonl" 2>/dev/null
+    local n
+    n=$(grep -c '"event": *"commit"' "$out/events.jsonl" 2>/dev/null)
+    echo "${n:-0}" # nothing is printed where there is no file yet: that is none
 }
 
 # What Slurm says of this job: running, preempted (it was told to leave, and Slurm starts it again), or over.
