@@ -22,7 +22,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { BEAT_MS = 1000, HOST = 64 };
+enum { BEAT_MS = 1000, CONNECT_MS = 10000, HOST = 64 };
 /* A longer pause between two looks is this process's own: it was stopped, or had no core. */
 #define OWN_PAUSE_S 4.0
 /* From the end of a connection without a last word to ours: the launcher, who ends a run of which a
@@ -196,6 +196,26 @@ static void *listen_to_all(void *arg) {
 
 /* ---- the others ---- */
 
+/* Where packets are dropped without a word, connect alone would wait for minutes, and watch_stop
+ * with it: this waits for the connection, for CONNECT_MS, or for the end. */
+static bool connected(const watch *w, int fd, const struct addrinfo *a) {
+    struct pollfd fds[2] = {{.fd = w->wake[0], .events = POLLIN}, {.fd = fd, .events = POLLOUT}};
+    const double end = clock_now_s() + 1e-3 * CONNECT_MS;
+    int error = 0, left = CONNECT_MS, n;
+    socklen_t len = sizeof error;
+    if (connect(fd, a->ai_addr, a->ai_addrlen) != 0) {
+        if (errno != EINPROGRESS && errno != EINTR) return false;
+        do {
+            n = poll(fds, 2, left);
+            left = (int)(1e3 * (end - clock_now_s()));
+        } while (n < 0 && errno == EINTR && left > 0);
+        if (n <= 0 || fds[0].revents) return false;
+        if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) != 0 || error) return false;
+    }
+    const int flags = fcntl(fd, F_GETFL);
+    return flags >= 0 && fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) == 0;
+}
+
 static int connect_to(const watch *w) {
     const struct addrinfo want = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM};
     struct addrinfo *found = NULL;
@@ -205,8 +225,8 @@ static int connect_to(const watch *w) {
     snprintf(port, sizeof port, "%u", (unsigned)w->at.port);
     if (getaddrinfo(here ? "127.0.0.1" : w->at.host, port, &want, &found) != 0) return -1;
     for (const struct addrinfo *a = found; a && fd < 0; a = a->ai_next) {
-        fd = socket(a->ai_family, a->ai_socktype | SOCK_CLOEXEC, a->ai_protocol);
-        if (fd >= 0 && connect(fd, a->ai_addr, a->ai_addrlen) != 0) {
+        fd = socket(a->ai_family, a->ai_socktype | SOCK_NONBLOCK | SOCK_CLOEXEC, a->ai_protocol);
+        if (fd >= 0 && !connected(w, fd, a)) {
             close(fd);
             fd = -1;
         }
@@ -215,14 +235,20 @@ static int connect_to(const watch *w) {
     return fd;
 }
 
+static bool is_told_to_end(const watch *w) {
+    struct pollfd wake = {.fd = w->wake[0], .events = POLLIN};
+    return poll(&wake, 1, 0) > 0;
+}
+
 static void *beat(void *arg) {
     watch *w = arg;
     const hello me = {.token = w->at.token, .rank = w->rank};
     const int fd = connect_to(w);
     if (fd < 0 || send(fd, &me, sizeof me, MSG_NOSIGNAL) != sizeof me) {
-        log_line(LOG_WARN,
-                 "%s, port %u, cannot be reached by TCP: if this rank hangs, nobody says so",
-                 w->at.host, (unsigned)w->at.port);
+        if (!is_told_to_end(w))
+            log_line(LOG_WARN,
+                     "%s, port %u, cannot be reached by TCP: if this rank hangs, nobody says so",
+                     w->at.host, (unsigned)w->at.port);
         if (fd >= 0) close(fd);
         return NULL;
     }
