@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -106,11 +107,24 @@ static err take_text(const json_t *v, const char *key, const char *path, char *t
     return e;
 }
 
-static bool read_owner(const char *path, owner_info *o) {
+typedef enum owner_file {
+    FILE_OF_OWNER,
+    FILE_SILENT,  /* it is there, but its file system does not let it be read now */
+    FILE_GARBLED, /* no owner in it: being written, or its writer died in the middle */
+    FILE_NONE,
+} owner_file;
+
+static owner_file look(const char *path, owner_info *o) {
+    char *text;
+    size_t len;
     json_t *v;
+    struct stat st;
     memset(o, 0, sizeof *o);
-    err e = json_read_file(path, 65536, &v);
-    if (e.code) return false;
+    if (file_read_all(path, 65536, &text, &len).code)
+        return lstat(path, &st) != 0 && errno == ENOENT ? FILE_NONE : FILE_SILENT;
+    err e = json_parse(text, len, path, &v);
+    free(text);
+    if (e.code) return FILE_GARBLED;
     e = take_text(v, "host", path, o->host, sizeof o->host);
     if (!e.code) e = take_text(v, "job", path, o->job, sizeof o->job);
     if (!e.code) e = take_text(v, "step", path, o->step, sizeof o->step);
@@ -121,7 +135,11 @@ static bool read_owner(const char *path, owner_info *o) {
     if (!e.code) e = json_opt_int(v, "start", 0, INT64_MAX, path, &o->start_ticks);
     if (!e.code) e = json_opt_int(v, "heartbeat", 0, INT64_MAX, path, &o->wall);
     json_decref(v);
-    return !e.code;
+    return e.code ? FILE_GARBLED : FILE_OF_OWNER;
+}
+
+static bool read_owner(const char *path, owner_info *o) {
+    return look(path, o) == FILE_OF_OWNER;
 }
 
 /* ---- is it gone? ---- */
@@ -159,18 +177,31 @@ static void sleep_s(double seconds) {
     nanosleep(&t, NULL);
 }
 
-/* By the file's own beat: clocks of two hosts may differ by any amount. */
+/* By the file's own beat: clocks of two hosts may differ by any amount. Time counts in which the
+ * file was looked at: after a turn in which this process was held up (suspended, or reading from a
+ * file system that stalls) or could not read, the watch begins anew. After too many such turns
+ * nobody knows, and it is not called quiet. */
 static bool is_quiet(const char *path, double seconds) {
-    owner_info before, now;
-    const double end = clock_now_s() + seconds;
-    if (!read_owner(path, &before)) return true;
-    while (clock_now_s() < end) {
-        sleep_s(seconds < 10 ? seconds / 10 : 1);
-        if (!read_owner(path, &now)) return true;
-        if (strcmp(now.nonce, before.nonce) != 0 || strcmp(now.beat, before.beat) != 0)
-            return false;
+    enum { TURNS = 10, PATIENCE = 3 };
+    const double pause = seconds < TURNS ? seconds / TURNS : 1;
+    const double held_up = pause < 0.25 ? 1 : 4 * pause;
+    owner_info first, now;
+    owner_file file = look(path, &first);
+    bool seen = file == FILE_OF_OWNER;
+    double begin = clock_now_s(), before = begin;
+    for (int left = PATIENCE * (int)(seconds / pause + 1); left > 0; left--) {
+        if (file == FILE_NONE || before - begin >= seconds) return true;
+        sleep_s(pause);
+        file = look(path, &now);
+        const double t = clock_now_s();
+        if (file == FILE_SILENT || t - before > held_up) begin = t;
+        before = t;
+        if (file != FILE_OF_OWNER) continue;
+        if (!seen) first = now;
+        seen = true;
+        if (strcmp(now.nonce, first.nonce) != 0 || strcmp(now.beat, first.beat) != 0) return false;
     }
-    return true;
+    return false;
 }
 
 bool run_owner_is_quiet(const char *run_dir, double seconds) {
@@ -236,7 +267,8 @@ static void bury(const char *path, const owner_info *gone, const owner_info *me)
 
 /* The file is still this owner's. What cannot be read for the moment is no proof of another. */
 static bool is_mine(const run_owner *o, owner_info *now) {
-    return !read_owner(o->path, now) ? file_exists(o->path) : !strcmp(now->nonce, o->me.nonce);
+    const owner_file file = look(o->path, now);
+    return file == FILE_OF_OWNER ? !strcmp(now->nonce, o->me.nonce) : file != FILE_NONE;
 }
 
 /* With the lock. Into the file that was looked at: if it is moved aside meanwhile, no harm is done.
@@ -284,11 +316,23 @@ static run_owner *new_owner(char *path, const owner_info *me) {
     return o;
 }
 
+/* It may be being written, or its file system may stall: so it is looked at again. */
+static owner_file look_twice(const char *path, owner_info *o) {
+    owner_file file = look(path, o);
+    for (int tries = 0; tries < DYING_S && file == FILE_SILENT; tries++) {
+        sleep(1);
+        file = look(path, o);
+    }
+    if (file != FILE_GARBLED) return file;
+    sleep(1);
+    return look(path, o);
+}
+
 static err refuse(const char *path, const owner_info *o) {
     return err_make(ERR_MISMATCH, path,
                     "wait for it to end; where it is dead for certain, give --take-over",
-                    "another run writes here: host %s, pid %" PRId64 "%s%s", o->host, o->pid,
-                    o->job[0] ? ", job " : "", o->job);
+                    "another run writes here: host %s, pid %" PRId64 "%s%s",
+                    o->host[0] ? o->host : "unknown", o->pid, o->job[0] ? ", job " : "", o->job);
 }
 
 err run_owner_take(const char *run_dir, bool take_over, run_owner **out) {
@@ -301,10 +345,9 @@ err run_owner_take(const char *run_dir, bool take_over, run_owner **out) {
     for (int tries = 0; exists && tries < 3 && !e.code; tries++) {
         e = make_file(path, &me, &exists);
         if (!exists || e.code) break;
-        bool readable = read_owner(path, &other);
-        if (!readable) sleep(1); /* it may be being written */
-        if (!readable) readable = read_owner(path, &other);
-        if (!take_over && readable && !wait_for_end(path, &other, &me)) break;
+        const owner_file file = look_twice(path, &other);
+        if (!take_over && file == FILE_SILENT) break;
+        if (!take_over && file == FILE_OF_OWNER && !wait_for_end(path, &other, &me)) break;
         bury(path, &other, &me);
     }
     if (!e.code && exists) e = refuse(path, &other);

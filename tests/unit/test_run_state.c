@@ -1,5 +1,6 @@
 /* The run folder: generations, damage, fingerprints, owners, objects, and every failure of a
  * commit. */
+#include "base/clock.h"
 #include "base/fault.h"
 #include "base/file.h"
 #include "base/sha256.h"
@@ -9,11 +10,13 @@
 
 #include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -280,26 +283,98 @@ static void who_lost_the_folder_stops(void **state) {
     free(path);
 }
 
+/* The file of an owner that is not there any more, with the place of its beat. */
+static char *left_owner(const char *path, char **beat, size_t *len) {
+    char *text;
+    run_state *rs = open_state(4);
+    assert_int_equal(file_read_all(path, 65536, &text, len).code, 0);
+    assert_int_equal(run_state_close(&rs, false).code, 0);
+    assert_non_null(*beat = strstr(text, "\"beat\": \""));
+    *beat += 9;
+    return text;
+}
+
+/* Publishes the file again and again with another beat, in a child. */
+static pid_t beat_on(const char *path, char *text, size_t len, char *beat) {
+    const pid_t pid = fork();
+    if (pid != 0) return pid;
+    for (int i = 0; i < 300; i++) {
+        usleep(100000);
+        *beat = (char)('0' + i % 10);
+        if (file_publish(path, text, len).code) break;
+    }
+    _exit(0);
+}
+
+static void end_child(pid_t pid) {
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+}
+
 /* A beat that moves is seen whatever the clocks of two hosts say; one that stands still too. */
 static void a_beat_is_seen(void **state) {
     (void)state;
-    char dir[512], *path = file_join(out, "run/owner"), *text, *beat;
+    char dir[512], *path = file_join(out, "run/owner"), *beat;
     size_t len;
     snprintf(dir, sizeof dir, "%s/run", out);
-    run_state *rs = open_state(4);
-    assert_int_equal(file_read_all(path, 65536, &text, &len).code, 0);
-    assert_int_equal(run_state_close(&rs, false).code, 0);
-    assert_non_null(beat = strstr(text, "\"beat\": \""));
+    char *text = left_owner(path, &beat, &len);
     assert_int_equal(file_publish(path, text, len).code, 0);
     assert_true(run_owner_is_quiet(dir, 0.05));
-    const pid_t pid = fork();
-    if (pid == 0) {
-        usleep(20000);
-        beat[9]++;
-        _exit(file_publish(path, text, len).code);
+    const pid_t pid = beat_on(path, text, len, beat);
+    const bool quiet = run_owner_is_quiet(dir, 9);
+    end_child(pid);
+    assert_false(quiet);
+    unlink(path);
+    free(text);
+    free(path);
+}
+
+/* What cannot be read for a while does not stand still: the watch goes on. */
+static void a_read_that_fails_is_not_quiet(void **state) {
+    (void)state;
+    char dir[512], *path = file_join(out, "run/owner"), *beat;
+    size_t len, most = 1 << 20;
+    snprintf(dir, sizeof dir, "%s/run", out);
+    char *text = left_owner(path, &beat, &len), *long_text = calloc(1, most);
+    assert_non_null(long_text);
+    assert_int_equal(file_publish(path, long_text, most).code, 0); /* is refused, but there */
+    const pid_t pid = beat_on(path, text, len, beat);
+    const bool quiet = run_owner_is_quiet(dir, 4);
+    end_child(pid);
+    assert_false(quiet);
+    assert_int_equal(file_publish(path, long_text, most).code, 0);
+    assert_false(run_owner_is_quiet(dir, 0.05)); /* for good: nobody knows */
+    unlink(path);
+    assert_true(run_owner_is_quiet(dir, 9)); /* at once */
+    free(long_text);
+    free(text);
+    free(path);
+}
+
+/* Time in which the watcher itself did not run is no time in which the beat stood still. */
+static void a_watcher_that_was_stopped_begins_anew(void **state) {
+    (void)state;
+    char dir[512], *path = file_join(out, "run/owner"), *beat;
+    int status = 0;
+    size_t len;
+    pid_t pid = -1;
+    snprintf(dir, sizeof dir, "%s/run", out);
+    char *text = left_owner(path, &beat, &len);
+    assert_int_equal(file_publish(path, text, len).code, 0);
+    for (bool stopped = false; !stopped;) { /* on a busy machine it may have ended before */
+        pid = fork();
+        if (pid == 0) _exit(run_owner_is_quiet(dir, 1) ? 0 : 1);
+        usleep(300000);
+        kill(pid, SIGSTOP);
+        waitpid(pid, &status, WUNTRACED);
+        stopped = WIFSTOPPED(status);
     }
-    assert_false(run_owner_is_quiet(dir, 9));
-    waitpid(pid, NULL, 0);
+    usleep(1300000); /* longer than the whole watch */
+    const double began = clock_now_s();
+    kill(pid, SIGCONT);
+    waitpid(pid, &status, 0);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    assert_true(clock_now_s() - began >= 1);
     unlink(path);
     free(text);
     free(path);
@@ -401,6 +476,10 @@ int main(void) {
         cmocka_unit_test_setup_teardown(two_owners_are_one_too_many, fresh_folder, remove_folder),
         cmocka_unit_test_setup_teardown(who_lost_the_folder_stops, fresh_folder, remove_folder),
         cmocka_unit_test_setup_teardown(a_beat_is_seen, fresh_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(a_read_that_fails_is_not_quiet, fresh_folder,
+                                        remove_folder),
+        cmocka_unit_test_setup_teardown(a_watcher_that_was_stopped_begins_anew, fresh_folder,
+                                        remove_folder),
         cmocka_unit_test_setup_teardown(objects_are_named_by_their_contents, fresh_folder,
                                         remove_folder),
         cmocka_unit_test_setup_teardown(every_call_of_a_commit_may_fail, fresh_folder,
