@@ -28,10 +28,10 @@
  * process does. A process that was killed takes some time to be gone; a job that is being ended
  * too.
  */
-enum { BEAT_S = 5, DYING_S = 5, ENDING_S = 90 };
+enum { BEAT_S = 5, MISSED_BEATS = 3, DYING_S = 5, ENDING_S = 90 };
 
 typedef struct owner_info {
-    char host[64], job[32], step[32], life[32], nonce[24], beat[24];
+    char host[64], cluster[64], job[32], step[32], life[32], nonce[24], beat[24];
     int64_t pid, start_ticks, wall;
 } owner_info;
 
@@ -63,9 +63,9 @@ static int64_t start_ticks_of(int64_t pid, char *state) {
     return p ? strtoll(p + 1, NULL, 10) : 0;
 }
 
-static void copy_env(const char *name, char to[32]) {
+static void copy_env(const char *name, char *to, size_t size) {
     const char *value = getenv(name);
-    snprintf(to, 32, "%s", value ? value : "");
+    snprintf(to, size, "%s", value ? value : "");
 }
 
 static void set_beat(owner_info *me, int64_t beats) {
@@ -78,9 +78,10 @@ static void describe_me(owner_info *me) {
     char state;
     memset(me, 0, sizeof *me);
     gethostname(me->host, sizeof me->host - 1);
-    copy_env("SLURM_JOB_ID", me->job);
-    copy_env("SLURM_STEP_ID", me->step);
-    copy_env("SLURM_RESTART_COUNT", me->life);
+    copy_env("SLURM_CLUSTER_NAME", me->cluster, sizeof me->cluster);
+    copy_env("SLURM_JOB_ID", me->job, sizeof me->job);
+    copy_env("SLURM_STEP_ID", me->step, sizeof me->step);
+    copy_env("SLURM_RESTART_COUNT", me->life, sizeof me->life);
     me->pid = getpid();
     me->start_ticks = start_ticks_of(me->pid, &state);
     if (getrandom(&drawn, sizeof drawn, 0) != sizeof drawn)
@@ -90,10 +91,10 @@ static void describe_me(owner_info *me) {
 }
 
 static char *text_of(const owner_info *o, size_t *len) {
-    json_t *v = json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:I}", "host", o->host, "pid",
-                          (json_int_t)o->pid, "start", (json_int_t)o->start_ticks, "job", o->job,
-                          "step", o->step, "life", o->life, "nonce", o->nonce, "beat", o->beat,
-                          "heartbeat", (json_int_t)o->wall);
+    json_t *v = json_pack("{s:s, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:I}", "host", o->host,
+                          "pid", (json_int_t)o->pid, "start", (json_int_t)o->start_ticks, "cluster",
+                          o->cluster, "job", o->job, "step", o->step, "life", o->life, "nonce",
+                          o->nonce, "beat", o->beat, "heartbeat", (json_int_t)o->wall);
     char *text;
     if (!v || json_text(v, 0, &text, len).code) abort();
     json_decref(v);
@@ -126,6 +127,7 @@ static owner_file look(const char *path, owner_info *o) {
     free(text);
     if (e.code) return FILE_GARBLED;
     e = take_text(v, "host", path, o->host, sizeof o->host);
+    if (!e.code) e = take_text(v, "cluster", path, o->cluster, sizeof o->cluster);
     if (!e.code) e = take_text(v, "job", path, o->job, sizeof o->job);
     if (!e.code) e = take_text(v, "step", path, o->step, sizeof o->step);
     if (!e.code) e = take_text(v, "life", path, o->life, sizeof o->life);
@@ -144,7 +146,12 @@ static bool read_owner(const char *path, owner_info *o) {
 
 /* ---- is it gone? ---- */
 
-typedef enum owner_word { OWNER_NOBODY_KNOWS, OWNER_THERE, OWNER_GONE } owner_word;
+typedef enum owner_word {
+    OWNER_NOBODY_KNOWS,
+    OWNER_THERE,
+    OWNER_NOT_LISTED, /* Slurm shows nothing of it: it is gone, or hidden (PrivateData) */
+    OWNER_GONE
+} owner_word;
 
 static owner_word ask_host(const owner_info *o) {
     char state;
@@ -154,18 +161,27 @@ static owner_word ask_host(const owner_info *o) {
     return ticks && o->start_ticks && ticks != o->start_ticks ? OWNER_GONE : OWNER_THERE;
 }
 
+/* Clusters that share a file system number their jobs alike. Who asks from outside of a job does
+ * not have the name in its environment. */
+static bool is_of_my_cluster(const owner_info *o, const owner_info *me) {
+    char mine[64];
+    if (me->cluster[0] || !o->cluster[0]) return !strcmp(o->cluster, me->cluster);
+    slurm_cluster(mine);
+    return !strcmp(o->cluster, mine);
+}
+
 static owner_word ask(const owner_info *o, const owner_info *me) {
+    const bool my_job = o->job[0] && !strcmp(o->job, me->job) && !strcmp(o->cluster, me->cluster);
     /* Slurm runs one life of a job at a time; an earlier step of this life may still be there. */
-    if (o->job[0] && !strcmp(o->job, me->job) && getenv("SLURM_RESTART_COUNT") &&
-        strcmp(o->life, me->life) != 0)
+    if (my_job && getenv("SLURM_RESTART_COUNT") && strcmp(o->life, me->life) != 0)
         return OWNER_GONE;
     if (!strcmp(o->host, me->host)) return ask_host(o);
-    if (!o->job[0]) return OWNER_NOBODY_KNOWS;
-    switch (slurm_ask(o->job, !strcmp(o->job, me->job) ? o->step : "")) {
+    if (!o->job[0] || !is_of_my_cluster(o, me)) return OWNER_NOBODY_KNOWS;
+    switch (slurm_ask(o->job, my_job ? o->step : "")) {
     case SLURM_THERE:
         return OWNER_THERE;
     case SLURM_GONE:
-        return OWNER_GONE;
+        return OWNER_NOT_LISTED;
     default:
         return OWNER_NOBODY_KNOWS;
     }
@@ -220,6 +236,8 @@ static bool wait_for_end(const char *path, const owner_info *o, const owner_info
         switch (ask(o, me)) {
         case OWNER_GONE:
             return true;
+        case OWNER_NOT_LISTED:
+            return is_quiet(path, MISSED_BEATS * BEAT_S);
         case OWNER_NOBODY_KNOWS:
             log_line(LOG_RUN, "%s: of %s, pid %" PRId64 ": watching for %d s whether it is alive",
                      path, o->host, o->pid, RUN_OWNER_QUIET_S);
@@ -274,7 +292,7 @@ static bool is_mine(const run_owner *o, owner_info *now) {
 /* With the lock. Into the file that was looked at: if it is moved aside meanwhile, no harm is done.
  * Not through base/file.h: faults on demand count the calls of the work, not those of a clock. */
 static void beat(run_owner *o) {
-    char text[1024];
+    char text[2048];
     size_t len;
     const int fd = open(o->path, O_RDWR | O_CLOEXEC);
     if (fd < 0) return; /* a missed beat is no harm: the next one comes */
@@ -397,7 +415,8 @@ bool run_owner_describe(const char *run_dir, char text[256]) {
     text[0] = 0;
     describe_me(&me);
     if (file_exists(path) && read_owner(path, &o)) {
-        alive = ask(&o, &me) != OWNER_GONE;
+        const owner_word word = ask(&o, &me);
+        alive = word == OWNER_THERE || word == OWNER_NOBODY_KNOWS;
         snprintf(text, 256, "host %s, pid %" PRId64 "%s%s, last heartbeat %" PRId64 " s ago",
                  o.host, o.pid, o.job[0] ? ", job " : "", o.job, me.wall - o.wall);
     }

@@ -9,10 +9,11 @@
 typedef struct run_owner run_owner;
 
 /* Root only. Become the owner of run_dir. An owner that is gone is replaced: a pid of this host
- * that is gone, an earlier life of the same Slurm job, a job or step of which Slurm says that
- * nothing is left; where nobody knows, one whose beat stands still for RUN_OWNER_QUIET_S by the
- * clock of this host; or any owner with `take_over`: somebody vouches for it. Else ERR_MISMATCH,
- * naming the owner. Caller owns *out (run_owner_give_back). */
+ * that is gone, an earlier life of the same Slurm job, a job or step of this cluster of which Slurm
+ * lists nothing and that misses three beats (it may be hidden); where nobody knows, one whose beat
+ * stands still for RUN_OWNER_QUIET_S by the clock of this host; or any owner with `take_over`:
+ * somebody vouches for it. Else ERR_MISMATCH, naming the owner. Caller owns *out
+ * (run_owner_give_back). */
 enum { RUN_OWNER_QUIET_S = 60 };
 err run_owner_take(const char *run_dir, bool take_over, run_owner **out);
 void run_owner_give_back(run_owner **o); /* root only; NULL is fine; removes the file; sets NULL */

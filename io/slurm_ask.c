@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 
@@ -28,4 +29,19 @@ slurm_word slurm_ask(const char *job, const char *step) {
     if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) return SLURM_SILENT;
     if (*step) return strstr(text, part) ? SLURM_THERE : SLURM_GONE;
     return !*text || strstr(text, "PENDING") || strstr(text, "REQUEUE") ? SLURM_GONE : SLURM_THERE;
+}
+
+void slurm_cluster(char name[64]) {
+    const char *known = getenv("SLURM_CLUSTER_NAME");
+    char line[512];
+    name[0] = 0;
+    if (known && *known) {
+        snprintf(name, 64, "%s", known);
+        return;
+    }
+    FILE *f = popen("timeout 10 scontrol show config 2>/dev/null", "r");
+    while (f &&
+           fgets(line, sizeof line, f)) /* to its end: scontrol is not to die of a closed pipe */
+        (void)sscanf(line, "ClusterName = %63s", name);
+    if (f) pclose(f);
 }

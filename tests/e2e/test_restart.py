@@ -162,22 +162,28 @@ class Restart(Case):
         """Slurm says whether the job that held the folder is gone; that it beats is seen by its beat, not by clocks."""
         self.unfinished()
         self.owned_elsewhere()
-        beats = iter(range(1, 1 << 30))
+        beats, cluster = iter(range(1, 1 << 30)), {}
         over = threading.Event()
 
         def beat():
             while not over.wait(0.2):
-                self.owned_elsewhere(beat=f"{next(beats):012}", heartbeat=1)
+                self.owned_elsewhere(beat=f"{next(beats):012}", heartbeat=1, **cluster)
         beating = threading.Thread(target=beat)
         beating.start()
         try:
             self.bad(MISMATCH, ["host elsewhere", "job 77", "--take-over"], *self.args, out=self.out,
                      env=self.squeue("echo RUNNING"))
+            gone = self.squeue("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+            r = self.bad(MISMATCH, ["host elsewhere"], *self.args, out=self.out, env=gone)  # it is hidden from this user
+            self.assertNotIn("watching for 60 s", r.err)
+            cluster["cluster"] = "there"  # whose jobs are not known to the Slurm of this one
+            r = self.bad(MISMATCH, ["host elsewhere", "watching for 60 s"], *self.args, out=self.out,
+                         env={**gone, "SLURM_CLUSTER_NAME": "here"})
         finally:
             over.set()
             beating.join()
         began = time.monotonic()
-        self.good(*self.args, env=self.squeue("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"))
+        self.good(*self.args, env={**gone, "SLURM_CLUSTER_NAME": "there"})
         self.assertLess(time.monotonic() - began, 60, "it did not ask, but watched")
         self.assertEqual(self.whole(), tar_hashes(self.out))
 

@@ -380,6 +380,37 @@ static void a_watcher_that_was_stopped_begins_anew(void **state) {
     free(path);
 }
 
+/* A job of the same number and another life, on another cluster, is another job: it is looked at,
+ * and since it beats it is left alone. On the same cluster it is this job's earlier life. */
+static void another_cluster_has_other_jobs(void **state) {
+    (void)state;
+    static const char *const names[] = {"SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_RESTART_COUNT",
+                                        "SLURM_STEP_ID"};
+    static const char *const then[] = {"there", "77", "0", "0"};
+    char *path = file_join(out, "run/owner"), *beat, *host;
+    run_state *rs;
+    size_t len;
+    for (int i = 0; i < 4; i++) setenv(names[i], then[i], 1);
+    char *text = left_owner(path, &beat, &len);
+    assert_non_null(host = strstr(text, "\"host\": \""));
+    host[9] = host[9] == 'x' ? 'y' : 'x';
+    assert_int_equal(file_publish(path, text, len).code, 0);
+    setenv("SLURM_RESTART_COUNT", "1", 1);
+    setenv("SLURM_CLUSTER_NAME", "here", 1);
+    json_t *f = fingerprint(4);
+    const pid_t pid = beat_on(path, text, len, beat);
+    const err e = run_state_open(out, f, false, &rs);
+    end_child(pid);
+    assert_int_equal(e.code, ERR_MISMATCH);
+    setenv("SLURM_CLUSTER_NAME", "there", 1);
+    assert_int_equal(run_state_open(out, f, false, &rs).code, 0);
+    assert_int_equal(run_state_close(&rs, true).code, 0);
+    for (int i = 0; i < 4; i++) unsetenv(names[i]);
+    json_decref(f);
+    free(text);
+    free(path);
+}
+
 static void objects_are_named_by_their_contents(void **state) {
     (void)state;
     run_state *rs = open_state(4);
@@ -476,6 +507,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(two_owners_are_one_too_many, fresh_folder, remove_folder),
         cmocka_unit_test_setup_teardown(who_lost_the_folder_stops, fresh_folder, remove_folder),
         cmocka_unit_test_setup_teardown(a_beat_is_seen, fresh_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(another_cluster_has_other_jobs, fresh_folder,
+                                        remove_folder),
         cmocka_unit_test_setup_teardown(a_read_that_fails_is_not_quiet, fresh_folder,
                                         remove_folder),
         cmocka_unit_test_setup_teardown(a_watcher_that_was_stopped_begins_anew, fresh_folder,
