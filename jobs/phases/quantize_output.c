@@ -10,6 +10,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "base/yaml.h"
+#include "io/run_owner.h"
 #include "jobs/run/kept_fingerprint.h"
 #include "jobs/run/run_phase.h"
 #include "jobs/run/stop.h"
@@ -57,20 +58,28 @@ static err check_complete(quantize_run *q) {
                     "holds a complete archive%s%s", list[0] ? " of other settings: " : "", list);
 }
 
+/* Root only. What is there goes, but not under the hands of a run that lives: its folder is owned
+ * first. */
+static err start_over(quantize_run *q) {
+    char *run = in_out(q, "run");
+    run_owner *own = NULL;
+    err e = err_none();
+    if (file_exists(run)) e = run_owner_take(run, options_has(q->o, OPT_TAKE_OVER), &own);
+    if (!e.code) e = archive_remove(q->out);
+    if (!e.code) e = file_remove_tree(run);
+    run_owner_give_back(&own);
+    free(run);
+    return e;
+}
+
 /* Root only. An output that is complete, or a folder that is something else, is not touched. */
 static err check_out(quantize_run *q) {
     if (out_has(q, "config.json"))
         return err_make(ERR_USAGE, q->out, "choose another --out",
                         "is a model folder, not an output folder");
-    if (!options_has(q->o, OPT_FORCE)) {
-        const bool complete = out_has(q, "manifest.json") && !out_has(q, "run/state.json");
-        return complete ? check_complete(q) : err_none();
-    }
-    err e = archive_remove(q->out);
-    char *run = in_out(q, "run");
-    if (!e.code) e = file_remove_tree(run);
-    free(run);
-    return e;
+    if (options_has(q->o, OPT_FORCE)) return start_over(q);
+    const bool complete = out_has(q, "manifest.json") && !out_has(q, "run/state.json");
+    return complete ? check_complete(q) : err_none();
 }
 
 /* Root only. Objects and tars stand side by side until the end. */

@@ -128,6 +128,8 @@ class Restart(Case):
         """A second run on the folder of a live one is refused; of a dead one whose pid lives on, it is not."""
         p = self.paused()
         self.bad(MISMATCH, [f"pid {p.pid}"], *self.args, out=self.out)
+        self.bad(MISMATCH, [f"pid {p.pid}"], *self.args, "--force", out=self.out)
+        self.assertTrue(os.path.isfile(os.path.join(self.out, "run", "state.json")), "the folder of a live run was removed")
         p.kill()
         finish(p)
         path = os.path.join(self.out, "run", "owner")
