@@ -58,16 +58,19 @@ static err check_complete(quantize_run *q) {
                     "holds a complete archive%s%s", list[0] ? " of other settings: " : "", list);
 }
 
-/* Root only. What is there goes, but not under the hands of a run that lives: its folder is owned
- * first. */
+/* Root only. What is there goes, and with it what was told of it, but not under the hands of a run
+ * that lives: its folder is owned first. */
 static err start_over(quantize_run *q) {
-    char *run = in_out(q, "run");
+    char *run = in_out(q, "run"), *told = in_out(q, "events.jsonl");
+    const bool is_output = file_exists(run) || out_has(q, "manifest.json");
     run_owner *own = NULL;
     err e = err_none();
     if (file_exists(run)) e = run_owner_take(run, options_has(q->o, OPT_TAKE_OVER), &own);
     if (!e.code) e = archive_remove(q->out);
     if (!e.code) e = file_remove_tree(run);
+    if (!e.code && is_output) e = file_remove_tree(told);
     run_owner_give_back(&own);
+    free(told);
     free(run);
     return e;
 }

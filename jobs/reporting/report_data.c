@@ -80,12 +80,13 @@ static double wall_s(const json_t *v) {
 /* Starts of the run: when, on what, how long, and how each ended. */
 static json_t *slices_of(const json_t *events) {
     json_t *list = json_array(), *v;
+    event_start start = {0};
     double first = NAN;
     size_t i;
     json_array_foreach((json_t *)(uintptr_t)events, i, v) {
         json_t *last = json_array_get(list, json_array_size(list) - 1);
         const double begin = wall_s(v) - json_real_of(v, "t");
-        if (!last || json_real_of(last, "slice") != json_real_of(v, "slice")) {
+        if (event_start_take(&start, v) == EVENT_BEGINS_START) {
             if (!isfinite(first)) first = begin;
             last = json_pack("{s:O, s:f, s:O, s:i}", "slice", json_object_get(v, "slice"),
                              "begin_s", isfinite(begin) ? begin - first : 0, "wall",
@@ -105,22 +106,21 @@ static json_t *slices_of(const json_t *events) {
 /* Each phase of each start, as far as it went. */
 static json_t *phases_of(const json_t *events, const json_t *slices) {
     json_t *list = json_array(), *v, *open = NULL;
-    size_t i;
+    const json_t *slice = NULL;
+    event_start start = {0};
+    size_t i, starts = 0;
     json_array_foreach((json_t *)(uintptr_t)events, i, v) {
-        const json_t *slice = NULL;
-        size_t k;
-        json_t *s;
-        json_array_foreach((json_t *)(uintptr_t)slices, k,
-                           s) if (json_real_of(s, "slice") == json_real_of(v, "slice")) slice = s;
+        if (event_start_take(&start, v) == EVENT_BEGINS_START) {
+            slice = json_array_get(slices, starts++);
+            open = NULL;
+        }
         if (is_event(v, "start")) {
             open = json_pack("{s:s, s:O, s:f, s:b}", "phase", json_word_of(v, "phase"), "slice",
                              json_object_get(v, "slice"), "begin_s",
                              json_real_of(slice, "begin_s") + json_real_of(v, "t"), "done", false);
             json_array_append_new(list, open);
         }
-        if (!open || strcmp(json_word_of(open, "phase"), json_word_of(v, "phase")) != 0 ||
-            json_real_of(open, "slice") != json_real_of(v, "slice"))
-            continue;
+        if (!open || strcmp(json_word_of(open, "phase"), json_word_of(v, "phase")) != 0) continue;
         json_object_set_new(open, "seconds",
                             json_real(json_real_of(slice, "begin_s") + json_real_of(v, "t") -
                                       json_real_of(open, "begin_s")));

@@ -10,17 +10,32 @@
 
 enum { MAX_EVENTS_BYTES = 1 << 30, MOST_LAYERS = 1 << 20 };
 
+event_place event_start_take(event_start *s, const json_t *event) {
+    const int64_t slice = json_integer_value(json_object_get(event, "slice"));
+    const bool plan = !strcmp(json_word_of(event, "event"), "plan");
+    const bool run = !strcmp(json_word_of(event, "event"), "run");
+    const bool again = slice < s->slice ? plan || run : (plan && s->plan) || (run && s->run);
+    const bool begins = !s->any || slice > s->slice || again;
+    if (!begins && slice < s->slice) return EVENT_LATE;
+    if (begins) *s = (event_start){.slice = slice, .any = true};
+    s->plan |= plan;
+    s->run |= run;
+    return begins ? EVENT_BEGINS_START : EVENT_OF_START;
+}
+
 err event_table_all(const char *out_dir, json_t **out) {
     char *path = file_join(out_dir, "events.jsonl"), *text = NULL;
     size_t len = 0;
+    event_start start = {0};
     *out = json_array();
     err e = file_read_all(path, MAX_EVENTS_BYTES, &text, &len);
     for (char *at = text, *end; at && at < text + len; at = end + 1) {
-        json_t *v;
+        json_t *v = NULL;
         end = memchr(at, '\n', (size_t)(text + len - at));
         if (!end) break; /* a line that is still being written */
-        if (!json_parse(at, (size_t)(end - at), "events.jsonl", &v).code)
-            json_array_append_new(*out, v);
+        if (json_parse(at, (size_t)(end - at), "events.jsonl", &v).code) continue;
+        if (event_start_take(&start, v) != EVENT_LATE) json_array_append(*out, v);
+        json_decref(v);
     }
     free(text);
     free(path);

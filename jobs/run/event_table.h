@@ -6,9 +6,26 @@
 #include "base/err.h"
 #include "base/json.h"
 
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Which start of a run an event is of. A run that was taken over may go on writing for a while:
+ * what is of an older slice than the newest is its late word. But slices may begin again, where
+ * somebody removed the state of the run: a start says `plan` and `run` once and first. Begins as
+ * {0}. */
+typedef struct event_start {
+    int64_t slice;
+    bool any, plan, run; /* what the start at hand said */
+} event_start;
+
+typedef enum event_place { EVENT_LATE, EVENT_OF_START, EVENT_BEGINS_START } event_place;
+
+/* Local. Events in the order of the file. */
+event_place event_start_take(event_start *s, const json_t *event);
+
 /* Local. Every event of an output folder in the order of the file, [] where there is none; a line
- * that a crash cut is left out. Caller owns *out. Fails with ERR_INPUT where the file cannot be
- * read. */
+ * that a crash cut is left out, and so are late words. Caller owns *out. Fails with ERR_INPUT where
+ * the file cannot be read. */
 err event_table_all(const char *out_dir, json_t **out);
 
 /* Local. The newest event of that name of each layer, by rising layer. As event_table_all. */

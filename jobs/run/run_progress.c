@@ -2,6 +2,7 @@
 #include "jobs/run/run_progress.h"
 
 #include "base/file.h"
+#include "jobs/run/event_table.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,7 +11,7 @@
 /* What is read of the start and the phase at hand, beside the result. */
 typedef struct reader {
     run_progress p;
-    int64_t slice;
+    event_start start;
     double nodes, last_t; /* of the start at hand; seconds since it began */
     double first_t;       /* of the first unit of the phase that was told in this start */
     int64_t first_done;   /* and how many were done then; -1: none was told */
@@ -26,13 +27,12 @@ static void end_start(reader *r) {
     r->p.node_hours += r->nodes * r->last_t / 3600;
 }
 
-static void begin_start(reader *r, int64_t slice) {
+static void begin_start(reader *r) {
     if (r->p.last) end_start(r);
     if (r->p.told || r->committed) r->p.deaths = 0;
     r->p.deaths++;
     r->p.starts++;
     r->p.told = r->committed = false;
-    r->slice = slice;
     r->nodes = 1;
     r->last_t = 0;
     r->first_done = -1;
@@ -76,10 +76,14 @@ static void take_units(reader *r, const json_t *v) {
 }
 
 static void take(reader *r, json_t *v) {
-    const int64_t slice = (int64_t)number(v, "slice", 0);
     const char *event = json_word_of(v, "event");
     const json_t *code = json_object_get(v, "exit");
-    if (!r->p.last || slice != r->slice) begin_start(r, slice);
+    const event_place place = event_start_take(&r->start, v);
+    if (place == EVENT_LATE) {
+        json_decref(v);
+        return;
+    }
+    if (place == EVENT_BEGINS_START) begin_start(r);
     r->last_t = number(v, "t", r->last_t);
     if (!strcmp(event, "plan")) {
         json_decref(r->p.plan);

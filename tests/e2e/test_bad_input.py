@@ -2,6 +2,7 @@
 """Bad input: one clear message, the right exit code, no partial output, no hang."""
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -211,6 +212,8 @@ class BadOutput(Case):
                      *CHANNEL, *settings("weights.bits=8"), ranks=ranks)
         self.assertEqual(before, {n: sha256(os.path.join(out, n)) for n in os.listdir(out)})
         self.assertEqual(self.quantize(out, "--force", ranks=2).rc, 0)
+        with open(os.path.join(out, "events.jsonl")) as f:
+            self.assertEqual(len(re.findall(r'"event": ?"run"', f.read())), 1, "events of the output that was replaced")
         self.assertEqual(before["manifest.json"], sha256(os.path.join(out, "manifest.json")))
         (tar,) = (n for n in os.listdir(out) if n.endswith(".tar"))
         with open(os.path.join(out, tar), "r+b") as f:

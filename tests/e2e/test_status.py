@@ -45,6 +45,18 @@ class Status(Case):
         self.line(out, t=5, wall="", slice=1, phase="learn.0", event="stop", exit=75)
         got = self.good("status", out, "--json").json()
         self.assertEqual((got["starts"], got["last_exit"]), (2, 75))
+        # The first start was taken over; it finds that out and says so, late: that is not how the second one is.
+        self.line(out, t=1900, wall="", slice=0, phase="learn.0", event="step", step=90, loss=9.5)
+        self.line(out, t=1900, wall="", slice=0, phase="learn.0", event="stop", exit=7)
+        late = self.good("status", out, "--json").json()
+        self.assertEqual({**late, "owner": None}, {**got, "owner": None})
+        run = self.good("report", out, "--json").json()["run"]
+        self.assertEqual([(s["slice"], s["seconds"], s.get("exit")) for s in run["slices"]], [(0, 1800, None), (1, 5, 75)])
+        # Somebody removed OUT/run: slices begin again, and that is a start like any other.
+        self.line(out, t=0, wall="", slice=0, phase="load", event="plan", phases=phases)
+        self.line(out, t=3, wall="", slice=0, phase="learn.0", event="step", step=1, loss=3.5)
+        got = self.good("status", out, "--json").json()
+        self.assertEqual((got["starts"], got["loss"], got.get("last_exit")), (3, 3.5, None))
 
     def test_of_a_run(self):
         out = self.path("out")
