@@ -23,7 +23,9 @@ void run_owner_give_back(run_owner **o); /* root only; NULL is fine; removes the
 err run_owner_check(run_owner *o);
 void run_owner_heartbeat(run_owner *o); /* root only; cheap; at most one write a second */
 
-/* Local. Watches the file for up to so many seconds; true where the beat did not move. */
+/* Local. Watches the file; true where it is gone or its beat was seen not to move for so many
+ * seconds. Seconds in which it could not be looked at do not count, and false where there were too
+ * many. */
 bool run_owner_is_quiet(const char *run_dir, double seconds);
 
 /* Local. The owner in one line for people; empty where there is none. True where it may be alive:
