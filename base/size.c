@@ -67,7 +67,9 @@ err size_parse_slurm_seconds(const char *text, double *seconds) {
     if (!dash && strpbrk(text, "smh")) return size_parse_seconds(text, seconds);
     const int n = sscanf(rest, "%6d%n:%6d%n:%6d%n", &v[0], &used, &v[1], &used, &v[2], &used);
     bool good = n >= 1 && !rest[used] && strspn(text, "0123456789:-") == strlen(text);
-    if (dash) good = good && dash > text && sscanf(text, "%5d", &d) == 1 && v[0] < 24;
+    int days = 0;
+    if (dash)
+        good = good && sscanf(text, "%5d%n", &d, &days) == 1 && text + days == dash && v[0] < 24;
     const bool hours = dash || n == 3; /* the first number; else minutes */
     good = good && v[1] < 60 && v[2] < 60;
     if (!good)

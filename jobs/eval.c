@@ -107,12 +107,24 @@ static err find_rotations(const eval_job *j, bool fused, const char **file, char
     *file = options_str(j->o, OPT_ROTATIONS);
     *beside = NULL;
     if (!fused) return err_none();
-    const bool needed = quantize_tunes_sites(recipe_settings(j->recipe));
-    if (*file && !needed)
+    const settings *s = recipe_settings(j->recipe);
+    /* A file of rotations that the run began from may hold R3 and clips that its recipe does not
+     * name: they are then in the file that it wrote beside the archive. */
+    const bool needed = quantize_tunes_sites(s), perhaps = settings_quantize_at_run_time(s) &&
+                                                           s->rotate.start.word == START_POINT_FILE;
+    if (*file && !needed && !perhaps)
         return err_make(ERR_USAGE, "--rotations", "leave it out",
                         "the archive holds its rotations already");
-    if (*file || !needed) return err_none();
-    *file = *beside = file_join(j->source.path, "rotations.safetensors");
+    if (*file || (!needed && !perhaps)) return err_none();
+    char *path = file_join(j->source.path, "rotations.safetensors");
+    if (needed || file_exists(path)) {
+        *file = *beside = path;
+        return err_none();
+    }
+    free(path);
+    log_line(LOG_RUN,
+             "the rotations of this archive began in a file; if that held clips or R3, give "
+             "it with --rotations FILE");
     return err_none();
 }
 

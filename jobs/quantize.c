@@ -181,10 +181,10 @@ err job_quantize(const comm *c, const options *o) {
     if (!e.code) e = quantize_finish(&q);
     if (!e.code && q.complete) e = verify_complete(&q);
     if (q.state) {
-        /* A run that began here and failed on its input leaves nothing: what is mended would not be
-         * the same input. Other failures keep what is done. */
+        /* A run that failed on its input before anything was kept leaves nothing: what is mended
+         * would not be the same input. All else keeps what is done. */
         bool hopeless = (e.code == ERR_INPUT || e.code == ERR_USAGE) && !e.of_system &&
-                        !run_state_resumed(q.state);
+                        !run_state_resumed(q.state) && !strcmp(run_state_phase(q.state), "load");
         events_add(q.events, "done", e.code == ERR_STOPPED ? "stop" : "done",
                    json_pack("{s:i}", "exit", e.code));
         err r = run_state_close(&q.state, hopeless);

@@ -209,9 +209,10 @@ err plan_check_job(const plan_job *job, bool needs_text) {
         return err_make(ERR_USAGE, "--calib", "give the text that the job will take: --calib FILE",
                         "the recipe needs calibration text, and none is given");
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        const char *path = options_str(o, files[i]);
-        if (path && !file_exists(path))
-            return err_make(ERR_INPUT, path, "check the path", "there is no such file");
+        for (int k = 0; k < o->n_values[files[i]]; k++)
+            if (!file_exists(o->values[files[i]][k]))
+                return err_make(ERR_INPUT, o->values[files[i]][k], "check the path",
+                                "there is no such file");
     }
     char *manifest = file_join(job->out, "manifest.json");
     const bool complete = file_exists(manifest);

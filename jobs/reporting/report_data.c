@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/size.h"
 #include "io/run_owner.h"
+#include "io/utf8.h"
 #include "jobs/run/event_table.h"
 #include "shard/manifest.h"
 
@@ -215,6 +216,9 @@ err report_collect(const char *out_dir, const char *const *evals, int n_evals, j
     if (file_exists(out_dir) && !file_exists(path))
         e = err_make(ERR_INPUT, out_dir, "give the --out folder of a quantize command",
                      "is not an output folder: it has no events.jsonl");
+    else if (utf8_check(out_dir, strlen(out_dir)) != strlen(out_dir))
+        e = err_make(ERR_INPUT, out_dir, "call the folder by a name in UTF-8",
+                     "its name is not UTF-8, which JSON and the page are");
     free(path);
     if (!e.code) e = event_table_all(out_dir, &events);
     if (!e.code) e = accuracy_of(evals, n_evals, accuracy);

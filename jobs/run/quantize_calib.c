@@ -7,14 +7,28 @@
 #include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
 #include "jobs/setup/source_tokens.h"
+#include "shard/gguf_metadata.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+/* The pairs of a GGUF file are made when the archive is written; a vocabulary that they cannot hold
+ * is found before the work. */
+static err check_described(const quantize_run *q) {
+    layout_metadata m = {0};
+    if (!form_has_files(layout_opts(q->layout)->linears.form)) return err_none();
+    err e = gguf_metadata_create(q->source.files, hf_checkpoint_config(q->source.ck), q->layout,
+                                 q->set->archive.name.text, &m);
+    free((char *)(uintptr_t)m.bytes);
+    return e;
+}
+
 err quantize_check_tokenizer(const quantize_run *q) {
     const source *s = &q->source;
+    err described = check_described(q);
+    if (described.code) return described;
     const bool used = quantize_needs_calibration(q->set) && !options_has(q->o, OPT_CALIB_IDS);
     tokenizer *t = NULL;
     if (!used && !fileset_find(s->files, "tokenizer.json", NULL, NULL, NULL)) {

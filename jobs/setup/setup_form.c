@@ -97,8 +97,26 @@ static err refuse_plain(const settings *s) {
     return err_none();
 }
 
+/* llama.cpp computes a file of the architecture "llama" as LLaMA and nothing else: what a model
+ * does besides would be left out without a word. */
+static err refuse_other_than_llama(const llama_config *cfg) {
+    bool other = cfg->qk_norm || cfg->embed_scale > 0 || cfg->score_scale > 0 ||
+                 cfg->logit_scale > 0 || cfg->rope.kind == ROPE_YARN ||
+                 cfg->rope.kind == ROPE_DYNAMIC;
+    for (int64_t l = 0; l < cfg->layers; l++) other = other || !llama_has_rope(cfg, l);
+    if (!other) return err_none();
+    return err_make(ERR_USAGE, "archive.form",
+                    "use archive.form=auto, and convert the folder with llama.cpp's own script",
+                    "GGUF is written here for models that compute as LLaMA does, and %s as "
+                    "config.json sets it does not (norms of heads, multipliers, layers without "
+                    "RoPE, rope scaling yarn or dynamic)",
+                    cfg->architecture);
+}
+
 err setup_form(recipe *r, const llama_config *cfg) {
     const settings *s = recipe_settings(r);
+    err e = s->archive.form == FORM_GGUF ? refuse_other_than_llama(cfg) : err_none();
+    if (e.code) return e;
     resolve_r4(r, cfg->intermediate);
     if (!settings_round_weights(s) || s->archive.form == FORM_GGUF) return refuse_plain(s);
     const char *want, *key = first_unmet_int8(s, &want);

@@ -117,6 +117,8 @@ class Clips(Case):
         again = self.quantize("again", *settings(f"rotate.start={rotations(out)}", *KEYS), ranks=1)
         self.assertEqual({k: v for k, v in tensors(again).items() if "clip" in k or "R3" in k},
                          {k: v for k, v in found.items() if "clip" in k or "R3" in k})
+        said = self.quantize("said", *settings(f"rotate.start={rotations(out)}", *KEYS, *ends[:2]), ranks=1)
+        self.assertEqual(self.perplexity(again, TEXT, 96)["nll"], self.perplexity(said, TEXT, 96)["nll"])
 
     def test_refused(self):
         for words in (("activations.clip=search",), ("kv.clip=search",), ("rotate.r3=pca",)):

@@ -214,6 +214,23 @@ class Gguf(Case):
                             (["weights.symmetric"], ["weights.symmetric=false"]), (["rotate.online", "R4"], ["rotate.online=[r4]"])):
             self.bad(2, words, "quantize", "--model", model, "--out", self.path("bad"), *settings(*GGUF, *more), out=self.path("bad"))
 
+    def test_other_than_llama(self):
+        """What the reader would compute or split otherwise is refused before the work, by name."""
+        for name, code, words, change in (
+                ("config.json", 2, ["archive.form", "yarn"],
+                 lambda c: c.update(rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64})),
+                ("tokenizer.json", 3, ["tokenizer.json", "pre_tokenizer"],
+                 lambda t: (t["model"].update(byte_fallback=False), t.update(pre_tokenizer={"type": "Whitespace"})))):
+            model = make_model.make(self.path("m-" + name))
+            path = os.path.join(model, name)
+            with open(path) as f:
+                value = json.load(f)
+            change(value)
+            with open(path, "w") as f:
+                json.dump(value, f)
+            r = self.bad(code, words, "quantize", "--model", model, "--out", self.path("bad"), *settings(*GGUF), out=self.path("bad"))
+            self.assertNotIn("pack", r.err)
+
 
 if __name__ == "__main__":
     main()

@@ -136,6 +136,14 @@ class Report(Case):
         self.assertIn("no report", r.err)
         self.good("verify", out)
 
+    def test_folder_of_no_utf8(self):
+        """The archive is complete; the page, which cannot say its folder's name, is not written."""
+        out = os.fsdecode(os.fsencode(self.path("o")) + b"\xff")
+        r = self.good("quantize", "--model", STORIES, "--out", out, *settings())
+        self.assertIn("not UTF-8", r.err)
+        self.assertFalse(os.path.exists(os.path.join(out, "report.html")))
+        self.bad(3, ["not UTF-8"], "report", out)
+
     def test_bad(self):
         out = self.path("out")
         self.good("quantize", "--model", STORIES, "--out", out)

@@ -58,7 +58,7 @@ static void sizes_as_people_write_them(void **state) {
     }
     static const char *bad_slurm[] = {"",     "-5",  "1-",    "1-24",    "1:60", "1:2:3:4",
                                       "10x",  "1d",  "1-2-3", "1.5",     "::",   "-",
-                                      "1:2:", "nan", " 1",    "1:00:60", "+1"};
+                                      "1:2:", "nan", " 1",    "1:00:60", "+1",   "123456-00"};
     for (size_t i = 0; i < sizeof bad_slurm / sizeof bad_slurm[0]; i++)
         assert_int_equal(size_parse_slurm_seconds(bad_slurm[i], &s).code, ERR_USAGE);
 }
