@@ -105,6 +105,6 @@ double optimizer_sgd_factor(double lr, double norm_1);
 
 enum { OPTIMIZER_POLISH_EVERY = 100 };
 #define OPTIMIZER_BETA_1  0.9
-#define OPTIMIZER_PROMISE 0.03
+#define OPTIMIZER_PROMISE 0.05
 
 #endif

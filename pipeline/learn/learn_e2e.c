@@ -201,7 +201,7 @@ err learn_e2e_create(const comm *c, const learn_e2e_options *o, const e2e_wish *
     if (!l) abort();
     *l = (learn_e2e){.c = c, .o = *o, .w = w, .l = layout, .cfg = w->load.cfg};
     l->exponents[0] = l->exponents[1] = FIXED_SUM_UNKNOWN;
-    l->judge = learn_judge_new(w->objective->needs_teacher ? JUDGE_NOISE_KL : JUDGE_NOISE);
+    l->judge = learn_judge_new(w->objective->needs_teacher ? JUDGE_NOISE_KL : JUDGE_NOISE, 0);
     err e = comm_agree(c, join(l), "learning", NULL);
     if (!e.code)
         e = comm_agree(c, array(w->batch, sizeof *l->pick, "batch", &l->pick), "learning", NULL);
@@ -312,7 +312,7 @@ static err move_r1(learn_e2e *l, int exponent, learn_report *report) {
     err e = cayley_dist_step(l->r1, lr, l->judge.rate * report->loss, &r);
     if (e.code) return e;
     report->angle_r1 = r.angle;
-    report->promise = r.promise;
+    report->promise = l->judge.rate * r.promise;
     share_r1(l);
     return cayley_dist_probe(l->r1, l->o.seed, l->step, &report->orthogonality);
 }

@@ -2,8 +2,7 @@
 #include "pipeline/learn/learn_judge.h"
 
 enum {
-    PATIENCE = 2, /* measurements in a row without a better one, before the rate is halved */
-    TRUST = 3     /* measurements in a row that were the best, before it is doubled again */
+    TRUST = 3 /* measurements in a row that were the best, before it is doubled again */
 };
 
 judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last) {
@@ -25,7 +24,7 @@ judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last
     }
     j->gained = 0;
     if (loss <= j->best * (1 + j->noise) && !(last && loss > j->start)) {
-        if (++j->waited >= PATIENCE) j->rate /= 2;
+        if (++j->waited >= j->patience && j->patience) j->rate /= 2;
         return JUDGE_GO_ON;
     }
     j->rate /= 2;
@@ -54,6 +53,7 @@ void learn_judge_save(const learn_judge *j, double *out) {
 
 void learn_judge_load(learn_judge *j, const double *in) {
     *j = (learn_judge){.noise = j->noise,
+                       .patience = j->patience,
                        .begun = in[0] != 0,
                        .start = in[1],
                        .best = in[2],

@@ -1,11 +1,11 @@
 /* learn_judge - whether learning goes the right way: a rotation is measured now and then on rows
  * that it is not learned from, and where it has become worse than the best so far by more than
  * noise, it is taken back to that best one and its rate is halved; so it is where it ends above its
- * start. Where two measurements in a row bring nothing better, steps are too long to get lower, and
- * the rate is halved too, but nothing is taken back; where three in a row are the best, a halved
- * rate is doubled. What a phase ends with is never worse than
- * what it began with, by its own measure. Knows losses alone: who measures and who moves is
- * pipeline/learn/learn_range.h and learn_e2e.h.
+ * start. Where some measurements in a row bring nothing better, steps are too long to get lower,
+ * and the rate is halved too, but nothing is taken back; where three in a row are the best, a
+ * halved rate is doubled. What a phase ends with is never worse than what it began with, by its own
+ * measure. Knows losses alone: who measures and who moves is pipeline/learn/learn_range.h and
+ * learn_e2e.h.
  *
  * All inputs are sums that are the same on every rank, and the state goes into the run state, so
  * verdicts do not depend on ranks, kills or restarts. */
@@ -19,9 +19,10 @@ typedef struct learn_judge {
     bool begun;         /* the start has been measured */
     double start, best; /* losses; best is never above start */
     double noise;       /* share of the best by which a loss may be above it */
-    double rate;        /* factor on the rate of the recipe and on what a step may promise
-                         * (rotations/optimizer.h), which is often what bounds it; 1 at first */
-    int64_t best_step;  /* steps that were done when the best was measured */
+    int64_t patience;  /* measurements in a row without a better one that halve the rate; 0: none */
+    double rate;       /* factor on the rate of the recipe and on what a step may promise
+                        * (rotations/optimizer.h), which is often what bounds it; 1 at first */
+    int64_t best_step; /* steps that were done when the best was measured */
     int64_t taken_back; /* how often */
     int64_t waited;     /* measurements in a row that were close to the best, not better */
     int64_t gained;     /* measurements in a row that were the best, since the rate last changed */
@@ -42,8 +43,12 @@ typedef enum judge_word {
 #define JUDGE_NOISE    0.02
 #define JUDGE_NOISE_KL 0.25
 
-static inline learn_judge learn_judge_new(double noise) {
-    return (learn_judge){.rate = 1, .noise = noise};
+/* Of `range`, whose held-out rows are many. End to end one batch of windows is held out, and
+ * whether it is better is often noise: patience 0. */
+enum { JUDGE_PATIENCE = 2 };
+
+static inline learn_judge learn_judge_new(double noise, int64_t patience) {
+    return (learn_judge){.rate = 1, .noise = noise, .patience = patience};
 }
 
 /* Local. The verdict on a loss measured after `step` steps; `last`: nothing comes after, so it must

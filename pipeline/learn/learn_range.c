@@ -198,7 +198,7 @@ err learn_range_create(const comm *c, const learn_range_options *o, row_pool *po
     if (!l) abort();
     l->c = c;
     l->o = *o;
-    l->judge1 = l->judge2 = learn_judge_new(JUDGE_NOISE);
+    l->judge1 = l->judge2 = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE);
     l->o.r1 = o->r1 && (aquant_on(&o->act) || weights);
     l->pool = pool;
     l->weights = weights;
@@ -295,12 +295,12 @@ double learn_range_loss_r2(const learn_range *l, int64_t loss) {
 static err step_r1(learn_range *l, const range_batch *b, learn_report *report) {
     sum_gradient(l, b);
     optimizer_report r;
-    const double rate = l->judge1.rate,
+    const double rate = l->judge1.rate, share = rate * RANGE_PROMISED,
                  lr = rate * lr_schedule_at(l->o.schedule, l->o.lr_r1, l->step, l->o.steps);
-    err e = cayley_dist_step(l->r1, lr, rate * (double)b->loss * RANGE_LOSS_UNIT, &r);
+    err e = cayley_dist_step(l->r1, lr, share * (double)b->loss * RANGE_LOSS_UNIT, &r);
     if (e.code) return e;
     report->angle_r1 = r.angle;
-    report->promise = r.promise;
+    report->promise = share * r.promise;
     learn_range_share_r1(l);
     return cayley_dist_probe(l->r1, l->o.seed, l->step, &report->orthogonality);
 }
@@ -357,14 +357,14 @@ static err step_r2(learn_range *l, int64_t *loss, learn_report *report) {
     const int64_t dd = l->d * l->d;
     double *G = malloc((size_t)dd * sizeof *G), *each = calloc((size_t)l->n_r2 + 1, sizeof *each);
     if (!G || !each) abort();
-    const double rate = l->judge2.rate,
+    const double rate = l->judge2.rate, share = rate * RANGE_PROMISED,
                  lr = rate * lr_schedule_at(l->o.schedule, l->o.lr_r2, l->step, l->o.steps);
     err e = err_none();
     for (int64_t m = 0; m < l->n_r2 && !e.code; m++) {
         const int64_t mine = gradient_r2(l, m, G);
         *loss += mine;
         /* What rows of weights lose by R2 stands in the loss of R1: the bound needs all or none. */
-        if (!l->G2) each[m] = rate * (double)mine * RANGE_LOSS_UNIT;
+        if (!l->G2) each[m] = share * (double)mine * RANGE_LOSS_UNIT;
         e = cayley_skew(l->d, G, l->R2 + m * dd, l->W2 + m * dd);
     }
     optimizer_report r = {0};

@@ -33,6 +33,11 @@ struct learn_range {
 
 enum { RANGE_BAND = 64 }; /* rows of R1 or its gradient that pass at a time */
 
+/* The share of its loss of which a step of `range` may promise OPTIMIZER_PROMISE, 3 % in all. What
+ * no rotation takes away is most of this loss near its least, so a larger promise cannot be kept
+ * there (docs/MEASUREMENTS.md); an end-to-end distance has no such floor. */
+#define RANGE_PROMISED 0.6
+
 /* Which activations are samples of R2. */
 static inline bool range_values_count(const learn_range_options *o) {
     return aquant_on(&o->kv);

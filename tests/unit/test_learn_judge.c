@@ -11,7 +11,7 @@
 
 static void the_best_is_kept_and_the_worse_taken_back(void **state) {
     (void)state;
-    learn_judge j = learn_judge_new(JUDGE_NOISE);
+    learn_judge j = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE);
     static const struct {
         double loss;
         judge_word word;
@@ -31,7 +31,7 @@ static void the_best_is_kept_and_the_worse_taken_back(void **state) {
     assert_int_equal(j.taken_back, 3);
     /* At the end what is close to the best is good enough, but not what is above the start. */
     assert_int_equal(learn_judge_hear(&j, 8.01, 7, true), JUDGE_GO_ON);
-    learn_judge k = learn_judge_new(JUDGE_NOISE);
+    learn_judge k = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE);
     assert_int_equal(learn_judge_hear(&k, 10, 0, false), JUDGE_KEEP);
     assert_int_equal(learn_judge_hear(&k, 10.1, 1, false), JUDGE_GO_ON);
     assert_int_equal(learn_judge_hear(&k, 10.1, 2, true), JUDGE_TAKE_BACK);
@@ -39,7 +39,7 @@ static void the_best_is_kept_and_the_worse_taken_back(void **state) {
 
 static void a_start_that_nothing_betters_is_kept(void **state) {
     (void)state;
-    learn_judge j = learn_judge_new(JUDGE_NOISE);
+    learn_judge j = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE);
     assert_int_equal(learn_judge_hear(&j, 1, 0, false), JUDGE_KEEP);
     for (int i = 1; i < 5; i++)
         assert_int_equal(learn_judge_hear(&j, 1.5, i, i == 4), JUDGE_TAKE_BACK);
@@ -52,7 +52,7 @@ static void a_start_that_nothing_betters_is_kept(void **state) {
  * row double it, up to 1. */
 static void waiting_halves_the_rate_and_gains_double_it(void **state) {
     (void)state;
-    learn_judge j = learn_judge_new(JUDGE_NOISE);
+    learn_judge j = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE);
     static const struct {
         double loss, rate;
     } heard[] = {{10, 1},      {10.01, 1},    {10.02, 0.5},   {10, 0.5},      {10.1, 0.5},
@@ -66,6 +66,9 @@ static void waiting_halves_the_rate_and_gains_double_it(void **state) {
         assert_true(j.rate == heard[i].rate);
     }
     assert_int_equal(j.taken_back, 1);
+    j = learn_judge_new(JUDGE_NOISE, 0);
+    for (int i = 0; i < 9; i++) learn_judge_hear(&j, i ? 1.01 : 1, i, false);
+    assert_true(j.rate == 1);
 }
 
 static void early_and_then_evenly(void **state) {
@@ -89,7 +92,8 @@ static void short_phases_are_measured_more_often(void **state) {
 
 static void a_state_comes_back(void **state) {
     (void)state;
-    learn_judge j = learn_judge_new(JUDGE_NOISE), k = learn_judge_new(JUDGE_NOISE);
+    learn_judge j = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE),
+                k = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE);
     double s[JUDGE_DOUBLES];
     learn_judge_hear(&j, 3, 0, false);
     learn_judge_hear(&j, 5, 1, false);
