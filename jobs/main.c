@@ -16,6 +16,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -122,14 +123,17 @@ static void on_bus_error(int number) {
 }
 
 /* Small allocations are not worth an error value each: where one fails the program aborts. Whether
- * that was it shows by asking for more; a fault of the program goes on to its end. */
+ * that was it shows by asking for more; a fault of the program goes on to its end. Threads may come
+ * here together: the first one speaks and ends all. */
 static void on_abort(int number) {
+    static atomic_flag said = ATOMIC_FLAG_INIT;
     enum { PROBE = 128 << 20 };
     static const char text[] =
         "spinshard: error: memory: a small allocation failed, so there is none left\n"
         "  try: use more ranks or nodes with more memory, or raise the limit (ulimit -v)\n";
     void *p = mmap(NULL, PROBE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) {
+        while (atomic_flag_test_and_set(&said)) pause();
         (void)!write(STDERR_FILENO, text, sizeof text - 1);
         _exit(ERR_NOFIT);
     }
