@@ -113,8 +113,6 @@ class States(Case):
 
     def stopped(self, after=1):
         """Stop at a commit after that step; at least two commits of steps are behind it then."""
-        self.STEPS = 4000  # it must not end while others try
-        self.args = self.command(self.out)
         p, tail = start(self.args), Tail(self.out)
         while p.poll() is None and not any(e.get("step", 0) >= after for e in tail.new()):
             time.sleep(0.001)
@@ -225,6 +223,8 @@ class States(Case):
         self.assertEqual(named - there, set())
 
     def test_one_writer(self):
+        self.STEPS = 4000  # it must not end while others try
+        self.args = self.command(self.out)
         p, tail = start(self.args), Tail(self.out)
         while p.poll() is None and not any(e["event"] == "step" for e in tail.new()):
             time.sleep(0.001)
