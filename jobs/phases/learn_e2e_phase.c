@@ -246,31 +246,18 @@ static err state_save(void *self, double *common) {
     return learn_e2e_state_save(self, common);
 }
 
-static uint64_t replica_of(void *self, const void **data) {
-    return learn_e2e_replica(self, data);
+static err state_load(void *self, const double *common) {
+    return learn_e2e_state_load(self, common);
 }
 
-/* Collective. A state of this phase and of these sizes on every rank is taken over. */
-static err go_on(const learner *l, learn_e2e *r, int64_t k, const learn_kept *saved,
-                 int64_t *done) {
-    state_piece cell[CAYLEY_STATE_PIECES];
-    const int pieces = learn_e2e_state_cell(r, cell);
-    int64_t misfits = !learn_state_fits(saved, k, learn_e2e_state_count(r), cell, pieces);
-    comm_max_i64(l->q->c, &misfits, 1);
-    *done = 0;
-    if (misfits) return err_none();
-    *done = (int64_t)saved->common[0];
-    log_line(LOG_RUN, "learn.%" PRId64 " goes on after step %" PRId64, k, *done);
-    err e = learn_recall_cell(l->q, saved, cell, pieces);
-    return e.code ? e : learn_e2e_state_load(r, saved->common);
+static uint64_t replica_of(void *self, const void **data) {
+    return learn_e2e_replica(self, data);
 }
 
 static err run(learner *l, int64_t k, const learn_kept *saved, const e2e_phase *p,
                const llama_stage *stage) {
     learn_e2e *r = NULL;
-    int64_t done = 0;
     err e = learn_e2e_create(l->q->c, &p->o, &p->w, &p->l, stage, l->R1, l->R2, &r);
-    if (!e.code) e = go_on(l, r, k, saved, &done);
     const learn_phase ops = {.self = r,
                              .number = k,
                              .steps = p->o.steps,
@@ -281,8 +268,9 @@ static err run(learner *l, int64_t k, const learn_kept *saved, const e2e_phase *
                              .state_count = state_count,
                              .state_cell = state_cell,
                              .state_save = state_save,
+                             .state_load = state_load,
                              .replica = replica_of};
-    if (!e.code) e = learn_run_steps(l, &ops, done);
+    if (!e.code) e = learn_run_steps(l, &ops, saved);
     if (!e.code) learn_e2e_take(r, l->R1, l->R2);
     learn_e2e_destroy(&r);
     return e;

@@ -103,23 +103,12 @@ static err state_save(void *self, double *common) {
     return learn_range_state_save(self, common);
 }
 
-static uint64_t replica_of(void *self, const void **data) {
-    return learn_range_replica(self, data);
+static err state_load(void *self, const double *common) {
+    return learn_range_state_load(self, common);
 }
 
-/* Collective. A state of this phase and of these sizes on every rank is taken over. */
-static err go_on(const learner *l, learn_range *r, int64_t k, const learn_kept *saved,
-                 int64_t *done) {
-    state_piece cell[CAYLEY_STATE_PIECES];
-    const int pieces = learn_range_state_cell(r, cell);
-    int64_t misfits = !learn_state_fits(saved, k, learn_range_state_count(r), cell, pieces);
-    comm_max_i64(l->q->c, &misfits, 1);
-    *done = 0;
-    if (misfits) return err_none();
-    *done = (int64_t)saved->common[0];
-    log_line(LOG_RUN, "learn.%" PRId64 " goes on after step %" PRId64, k, *done);
-    err e = learn_recall_cell(l->q, saved, cell, pieces);
-    return e.code ? e : learn_range_state_load(r, saved->common);
+static uint64_t replica_of(void *self, const void **data) {
+    return learn_range_replica(self, data);
 }
 
 /* The grid that R1 steps on, and what a rank of it holds: to be seen at large hidden sizes. */
@@ -155,20 +144,19 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
         return e;
     }
     tell_grid(name, &o, r);
-    int64_t done = 0;
-    e = go_on(l, r, k, saved, &done);
-    learn_phase ops = {.self = r,
-                       .number = k,
-                       .steps = o.steps,
-                       .commit_steps = COMMIT_STEPS,
-                       .judge_every = learn_judge_every(o.steps),
-                       .step = step,
-                       .judge = o.kind == OPTIMIZER_ADAM ? judge : NULL,
-                       .state_count = state_count,
-                       .state_cell = state_cell,
-                       .state_save = state_save,
-                       .replica = replica_of};
-    if (!e.code) e = learn_run_steps(l, &ops, done);
+    const learn_phase ops = {.self = r,
+                             .number = k,
+                             .steps = o.steps,
+                             .commit_steps = COMMIT_STEPS,
+                             .judge_every = learn_judge_every(o.steps),
+                             .step = step,
+                             .judge = o.kind == OPTIMIZER_ADAM ? judge : NULL,
+                             .state_count = state_count,
+                             .state_cell = state_cell,
+                             .state_save = state_save,
+                             .state_load = state_load,
+                             .replica = replica_of};
+    e = learn_run_steps(l, &ops, saved);
     if (!e.code && l->R1) learn_range_take_r1(r, l->R1);
     if (!e.code && l->r2_heads) {
         memcpy(l->R2 + l->range.first * learner_r2_entries(l), learn_range_r2(r),

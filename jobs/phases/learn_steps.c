@@ -5,7 +5,6 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
-#include "jobs/phases/learn_state.h"
 #include "jobs/run/stop.h"
 #include "mpi/replicas.h"
 
@@ -133,14 +132,30 @@ static void tell_end(const char *name, const learn_phase *p, const learn_verdict
     if (v->r2 && v->loss_r2 > 0) tell_held(name, "R2", &v->j_r2, v->word_r2, v->loss_r2);
 }
 
-err learn_run_steps(learner *l, const learn_phase *p, int64_t done) {
+/* Collective. A state of this phase and of these sizes on every rank is taken over. */
+static err go_on(const learner *l, const learn_phase *p, const learn_kept *saved, int64_t *done) {
+    state_piece cell[CAYLEY_STATE_PIECES];
+    const int pieces = p->state_cell(p->self, cell);
+    int64_t misfits = !learn_state_fits(saved, p->number, p->state_count(p->self), cell, pieces);
+    comm_max_i64(l->q->c, &misfits, 1);
+    *done = 0;
+    if (misfits) return err_none();
+    *done = (int64_t)saved->common[0];
+    log_line(LOG_RUN, "learn.%" PRId64 " goes on after step %" PRId64, p->number, *done);
+    err e = learn_recall_cell(l->q, saved, cell, pieces);
+    return e.code ? e : p->state_load(p->self, saved->common);
+}
+
+err learn_run_steps(learner *l, const learn_phase *p, const learn_kept *saved) {
     quantize_run *q = l->q;
+    int64_t done;
+    err e = go_on(l, p, saved, &done);
+    if (e.code) return e;
     char name[32];
     snprintf(name, sizeof name, "learn.%" PRId64, p->number);
     double start = clock_now_s(), committed = start;
     learn_report report = {.step = done}, first = {0};
     learn_verdict verdict = {0};
-    err e = err_none();
     if (p->judge && done == 0) e = judge_phase(l, p, name, &verdict);
     while (report.step < p->steps && !e.code) {
         e = p->step(p->self, &report);

@@ -2,6 +2,7 @@
 #ifndef SPINSHARD_JOBS_PHASES_LEARN_STEPS_H
 #define SPINSHARD_JOBS_PHASES_LEARN_STEPS_H
 
+#include "jobs/phases/learn_state.h"
 #include "jobs/phases/learner.h"
 #include "pipeline/learn/learn_report.h"
 #include "pipeline/learn/learn_verdict.h"
@@ -20,12 +21,14 @@ typedef struct learn_phase {
      * one rank alone has of it, where it stands: local; how many pieces. */
     int64_t (*state_count)(void *self);
     err (*state_save)(void *self, double *common);
+    err (*state_load)(void *self, const double *common); /* collective; after the pieces */
     int (*state_cell)(void *self, state_piece out[CAYLEY_STATE_PIECES]);
     /* What is the same on every rank that has it; returns its bytes: local. */
     uint64_t (*replica)(void *self, const void **data);
 } learn_phase;
 
-/* Collective. Steps done + 1 .. p->steps with their events, commits, and stops (ERR_STOPPED). */
-err learn_run_steps(learner *l, const learn_phase *p, int64_t done);
+/* Collective. Steps up to p->steps with their events, commits, and stops (ERR_STOPPED), after those
+ * of `saved` where that is a state of this phase and of its sizes on every rank. */
+err learn_run_steps(learner *l, const learn_phase *p, const learn_kept *saved);
 
 #endif
