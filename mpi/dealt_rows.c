@@ -62,6 +62,16 @@ void dealt_rows_get(const dealt_rows *d, int64_t row, int64_t rows, double *out)
     }
 }
 
+void dealt_rows_get_f32(const dealt_rows *d, int64_t row, int64_t rows, void *out) {
+    const double *from = out;
+    float *to = out;
+    dealt_rows_get(d, row, rows, out);
+    for (int64_t i = 0; i < rows * d->width; i++) {
+        const float v = (float)from[i]; /* read before the smaller one is written over it */
+        memcpy(&to[i], &v, sizeof v);
+    }
+}
+
 uint64_t dealt_rows_bytes(const dealt_rows *d) {
     return (uint64_t)(d->share * d->width) * sizeof *d->mine;
 }

@@ -20,6 +20,10 @@ void dealt_rows_put(dealt_rows *d, int64_t row, int64_t rows, const double *from
 /* Collective. Rows [row, row + rows) to every rank as out [rows, width]. */
 void dealt_rows_get(const dealt_rows *d, int64_t row, int64_t rows, double *out);
 
+/* Collective. These rows in fp32 to every rank, in `out` that has room for as many doubles, on
+ * their way through it. */
+void dealt_rows_get_f32(const dealt_rows *d, int64_t row, int64_t rows, void *out);
+
 /* Local. Bytes of this rank. */
 uint64_t dealt_rows_bytes(const dealt_rows *d);
 

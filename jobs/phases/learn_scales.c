@@ -35,9 +35,8 @@ static err r1_in_fp32(const learner *l, float **out) {
     e = comm_agree(l->q->c, e, "scales", NULL);
     for (int64_t row = 0; row < n && !e.code; row += DEALT_ROWS_BAND) {
         const int64_t rows = size_min(DEALT_ROWS_BAND, n - row);
-        dealt_rows_get(l->R1, row, rows, band);
-        for (int64_t i = 0; i < rows * n; i++)
-            ((float *)R)[row * n + i] = (float)((double *)band)[i];
+        dealt_rows_get_f32(l->R1, row, rows, band);
+        memcpy((float *)R + row * n, band, (size_t)(rows * n) * sizeof(float));
     }
     mem_free(band);
     if (e.code) mem_free(R);
