@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/size.h"
 #include "io/safetensors.h"
+#include "jobs/run/event_table.h"
 #include "jobs/run/gptq_table.h"
 #include "jobs/run/noise_table.h"
 #include "jobs/run/site_table.h"
@@ -251,19 +252,22 @@ static bool ends_with(const char *s, const char *end) {
     return n >= m && !strcmp(s + n - m, end);
 }
 
-/* A table that stands in events.jsonl, by layer. */
-static err print_layers(const options *o, err (*read)(const char *out_dir, json_t **out),
-                        void (*print)(const json_t *layers)) {
+static void print_json(const json_t *v) {
+    json_dumpf(v, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
+    puts("");
+}
+
+/* What GPTQ did to each linear. */
+static err print_errors(const options *o) {
     json_t *layers;
-    err e = read(o->target, &layers);
+    err e = gptq_table_read(o->target, &layers);
     if (e.code) return e;
     if (options_has(o, OPT_JSON)) {
         json_t *v = json_pack("{s:s, s:O}", "path", o->target, "layers", layers);
-        json_dumpf(v, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
-        puts("");
+        print_json(v);
         json_decref(v);
     } else {
-        print(layers);
+        gptq_table_print(layers);
     }
     json_decref(layers);
     return e;
@@ -271,20 +275,24 @@ static err print_layers(const options *o, err (*read)(const char *out_dir, json_
 
 /* The inputs that GPTQ saw, and what the noise of quantizers costs: what there is of the two. */
 static err print_sites(const options *o) {
-    json_t *layers = NULL, *noise = NULL;
-    err e = noise_table_read(o->target, &noise);
-    const bool judged = !e.code && json_array_size(noise);
-    if (!e.code) e = site_table_read(o->target, &layers);
-    if (e.code && judged) e = err_none();
-    if (!e.code && options_has(o, OPT_JSON)) {
+    json_t *events;
+    err e = event_table_all(o->target, &events);
+    if (e.code) return e;
+    json_t *layers = event_table_by(events, "sites", "layer"),
+           *noise = event_table_by(events, "noise", "layer");
+    const bool seen = json_array_size(layers) > 0, judged = json_array_size(noise) > 0;
+    json_decref(events);
+    if (!seen && !judged) {
+        e = err_make(ERR_INPUT, o->target, "quantize with weights.method=gptq or gptaq",
+                     "its events.jsonl tells of no inputs: they are looked at where GPTQ runs");
+    } else if (options_has(o, OPT_JSON)) {
         json_t *v = json_pack("{s:s}", "path", o->target);
-        if (layers) json_object_set(v, "layers", layers);
+        if (seen) json_object_set(v, "layers", layers);
         if (judged) json_object_set(v, "noise", noise);
-        json_dumpf(v, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
-        puts("");
+        print_json(v);
         json_decref(v);
-    } else if (!e.code) {
-        if (layers) site_table_print(layers);
+    } else {
+        if (seen) site_table_print(layers);
         if (judged) noise_table_print(noise);
     }
     json_decref(layers);
@@ -293,7 +301,7 @@ static err print_sites(const options *o) {
 }
 
 err job_inspect(const comm *c, const options *o) {
-    if (options_has(o, OPT_ERRORS)) return print_layers(o, gptq_table_read, gptq_table_print);
+    if (options_has(o, OPT_ERRORS)) return print_errors(o);
     if (options_has(o, OPT_SITES)) return print_sites(o);
     if (options_has(o, OPT_EXPORT_SPINQUANT)) {
         err e = export_spinquant(c, o->target, options_str(o, OPT_EXPORT_SPINQUANT));
@@ -310,8 +318,7 @@ err job_inspect(const comm *c, const options *o) {
     e = ends_with(o->target, ".safetensors") ? describe_file(o->target, tensors, v)
                                              : describe_model(c, o->target, tensors, tp, v);
     if (!e.code && options_has(o, OPT_JSON)) {
-        json_dumpf(v, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
-        puts("");
+        print_json(v);
     } else if (!e.code) {
         print_text(v);
     }

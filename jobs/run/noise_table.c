@@ -2,7 +2,6 @@
 #include "jobs/run/noise_table.h"
 
 #include "base/log.h"
-#include "jobs/run/event_table.h"
 #include "rotations/clip_set.h"
 
 #include <stdio.h>
@@ -19,10 +18,6 @@ json_t *noise_table_row(const char *site, const double ends[2], double unclipped
                      "nats_unclipped", unclipped, "nats", clipped);
 }
 
-static double number_of(const json_t *row, const char *key) {
-    return json_number_value(json_object_get(row, key));
-}
-
 /* Of the site of that name; of all where it is NULL. */
 static site_sum sum_of(const json_t *layers, const char *site) {
     site_sum sum = {.rows = 0};
@@ -31,8 +26,8 @@ static site_sum sum_of(const json_t *layers, const char *site) {
     json_array_foreach((json_t *)(uintptr_t)layers, i, layer) {
         json_array_foreach(json_object_get(layer, "noise"), k, row) {
             if (site && strcmp(json_word_of(row, "site"), site) != 0) continue;
-            sum.unclipped += number_of(row, "nats_unclipped");
-            sum.clipped += number_of(row, "nats");
+            sum.unclipped += json_real_of(row, "nats_unclipped");
+            sum.clipped += json_real_of(row, "nats");
             sum.rows++;
         }
     }
@@ -47,10 +42,6 @@ void noise_table_tell(const json_t *layers) {
             log_line(LOG_PHASE, "noise of quantizers: %-4s %.4f nats a token, with clips %.4f",
                      name ? name : "all", sum.unclipped, sum.clipped);
     }
-}
-
-err noise_table_read(const char *out_dir, json_t **out) {
-    return event_table_read(out_dir, "noise", out);
 }
 
 static void print_line(const char *layer, const char *site, const char *clip, double unclipped,
@@ -69,11 +60,11 @@ void noise_table_print(const json_t *layers) {
         json_array_foreach(json_object_get(layer, "noise"), k, row) {
             const json_t *ends = json_object_get(row, "clip");
             char number[24], clip[32];
-            snprintf(number, sizeof number, "%.0f", number_of(layer, "layer"));
+            snprintf(number, sizeof number, "%.0f", json_real_of(layer, "layer"));
             snprintf(clip, sizeof clip, "%.2f %.2f", json_number_value(json_array_get(ends, 0)),
                      json_number_value(json_array_get(ends, 1)));
-            print_line(number, json_word_of(row, "site"), clip, number_of(row, "nats_unclipped"),
-                       number_of(row, "nats"));
+            print_line(number, json_word_of(row, "site"), clip, json_real_of(row, "nats_unclipped"),
+                       json_real_of(row, "nats"));
         }
     }
     for (int p = 0; p <= CLIP_PLACES; p++) {

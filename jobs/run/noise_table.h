@@ -14,9 +14,6 @@ json_t *noise_table_row(const char *site, const double ends[2], double unclipped
 /* Root only. Sums of each site over the layers, [{"layer", "noise"}], as lines of the log. */
 void noise_table_tell(const json_t *layers);
 
-/* Local. The layers of an output folder, [] where its events tell of none; caller owns *out.
- * ERR_INPUT where they cannot be read. */
-err noise_table_read(const char *out_dir, json_t **out);
 void noise_table_print(const json_t *layers); /* root only; on stdout */
 
 #endif

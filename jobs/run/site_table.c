@@ -1,8 +1,6 @@
 /* Numbers keep four digits: they are for eyes, and a model has hundreds of sites. */
 #include "jobs/run/site_table.h"
 
-#include "jobs/run/event_table.h"
-
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,15 +73,6 @@ json_t *site_table_of(int64_t layer, const gptq_site sites[STEP_COUNT]) {
     json_t *table = json_pack("{s:I, s:o}", "layer", (json_int_t)layer, "sites", list);
     if (!table) abort();
     return table;
-}
-
-err site_table_read(const char *out_dir, json_t **out) {
-    err e = event_table_read(out_dir, "sites", out);
-    if (e.code || json_array_size(*out)) return e;
-    json_decref(*out);
-    *out = NULL;
-    return err_make(ERR_INPUT, out_dir, "quantize with weights.method=gptq or gptaq",
-                    "its events.jsonl tells of no inputs: they are looked at where GPTQ runs");
 }
 
 static void print_pair(const json_t *site, const char *key, double times, const char *form) {

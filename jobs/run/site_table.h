@@ -18,9 +18,6 @@
  * log2 of the largest |x| over the rms of all. New reference. */
 json_t *site_table_of(int64_t layer, const gptq_site sites[STEP_COUNT]);
 
-/* Local. [site_table_of of each layer] of an output folder; caller owns *out. ERR_INPUT where the
- * file is missing or tells of none. */
-err site_table_read(const char *out_dir, json_t **out);
-void site_table_print(const json_t *layers); /* root only; on stdout */
+void site_table_print(const json_t *layers); /* root only; [site_table_of of each] on stdout */
 
 #endif
