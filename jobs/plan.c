@@ -32,6 +32,7 @@ typedef struct plan_command {
     plan_job job;
     int64_t files; /* of the source */
     run_plan plan;
+    plan_slices slices;  /* of the plan */
     plan_place smallest; /* .nodes 0: none that was tried fits */
 } plan_command;
 
@@ -150,20 +151,20 @@ static void tell_smallest(const plan_command *k, char *text, size_t size) {
 }
 
 static json_t *slices_json(const plan_command *k) {
-    const plan_slices s = plan_slices_of(&k->plan, k->job.limit_s);
+    const plan_slices *s = &k->slices;
     return json_pack("{s:f, s:f, s:s, s:I, s:f, s:s, s:f}", "limit_s", k->job.limit_s, "lead_s",
-                     s.lead_s, "waits_for", s.waits->name, "n", (json_int_t)(s.stuck ? 0 : s.n),
-                     "again_s", s.again_s, "stuck", s.stuck ? s.stuck->name : "", "least_s",
-                     s.stuck ? s.least_s : 0.0);
+                     s->lead_s, "waits_for", s->waits->name, "n", (json_int_t)(s->stuck ? 0 : s->n),
+                     "again_s", s->again_s, "stuck", s->stuck ? s->stuck->name : "", "least_s",
+                     s->stuck ? s->least_s : 0.0);
 }
 
 static void print_slices(const plan_command *k) {
-    const plan_slices s = plan_slices_of(&k->plan, k->job.limit_s);
+    const plan_slices *s = &k->slices;
     printf("jobs       ");
-    if (k->job.limit_s > 0 && !s.stuck)
-        printf("up to %" PRId64 " of %.0f min, in which %.0f min of work are done again; ", s.n,
-               k->job.limit_s / 60, s.again_s / 60);
-    printf("told to stop %.0f s before the end (a unit of %s)\n", s.lead_s, s.waits->name);
+    if (k->job.limit_s > 0 && !s->stuck)
+        printf("up to %" PRId64 " of %.0f min, in which %.0f min of work are done again; ", s->n,
+               k->job.limit_s / 60, s->again_s / 60);
+    printf("told to stop %.0f s before the end (a unit of %s)\n", s->lead_s, s->waits->name);
 }
 
 static void print(const plan_command *k) {
@@ -188,12 +189,12 @@ static void print(const plan_command *k) {
 
 static void warn_of_time(const plan_command *k) {
     const double high = plan_seconds(&k->plan) * k->rates.spread, limit = k->job.limit_s;
-    const plan_slices s = plan_slices_of(&k->plan, limit);
-    if (s.n > 1)
+    const plan_slices *s = &k->slices;
+    if (s->n > 1)
         log_line(LOG_WARN,
                  "it may take %.1f h, a job has %.1f h: it will go on in up to %" PRId64
                  " slices, in which %.1f h of work are done again",
-                 high / 3600, limit / 3600, s.n, s.again_s / 3600);
+                 high / 3600, limit / 3600, s->n, s->again_s / 3600);
 }
 
 /* The plan of a cluster made on its login node. */
@@ -214,6 +215,8 @@ err job_plan(const comm *c, const options *o) {
     if (!e.code) find_smallest(&k);
     if (!e.code) e = plan_make(quantize_phases(), &k.q, &k.place, &k.rates, 0, &k.plan);
     if (!e.code) {
+        k.slices = plan_slices_of(&k.plan, k.job.limit_s);
+        k.job.lead_s = k.slices.lead_s;
         k.plan.read_files = k.files;
         tell_smallest(&k, smallest, sizeof smallest);
         print(&k);
@@ -222,7 +225,6 @@ err job_plan(const comm *c, const options *o) {
     if (!e.code) e = plan_slices_refuse(&k.plan, k.job.limit_s);
     if (!e.code) warn_of_time(&k);
     if (!e.code) warn_of_cpu(&k);
-    if (!e.code) k.job.lead_s = plan_slices_of(&k.plan, k.job.limit_s).lead_s;
     k.job.name = k.q.set ? k.q.set->archive.name.text : NULL;
     if (!e.code && options_has(o, OPT_SCRIPT))
         e = plan_check_job(&k.job, quantize_needs_calibration(k.q.set));
