@@ -19,11 +19,10 @@ double *learn_site_r3(const learner *l, int64_t layer) {
 }
 
 static uint32_t places_of(const settings *s) {
-    const int64_t down = s->activations.down_bits ? s->activations.down_bits : s->activations.bits;
     const bool act = s->activations.bits < 16;
     uint32_t places = 0;
     if (act) places |= 1u << CLIP_ATTN | 1u << CLIP_MLP | 1u << CLIP_O;
-    if (down < 16) places |= 1u << CLIP_DOWN;
+    if (settings_down_bits(s) < 16) places |= 1u << CLIP_DOWN;
     if (s->kv.bits < 16) places |= 1u << CLIP_KEY | 1u << CLIP_VALUE;
     return places;
 }

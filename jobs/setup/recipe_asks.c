@@ -24,8 +24,7 @@ bool quantize_learns_r3(const settings *s) {
 }
 
 bool quantize_tunes_sites(const settings *s) {
-    const bool inputs =
-        s->activations.bits < 16 || (s->activations.down_bits && s->activations.down_bits < 16);
+    const bool inputs = s->activations.bits < 16 || settings_down_bits(s) < 16;
     return quantize_learns_r3(s) || (inputs && s->activations.clip.from == CLIPS_SEARCH) ||
            (s->kv.bits < 16 && s->kv.clip.from == CLIPS_SEARCH);
 }

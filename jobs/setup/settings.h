@@ -146,11 +146,16 @@ typedef struct settings {
 static inline bool settings_quantize_inputs(const settings *s) {
     return s->activations.bits < 16 || s->kv.bits < 16;
 }
+
+/* Local. Bits of the inputs of down_proj. */
+static inline int64_t settings_down_bits(const settings *s) {
+    return s->activations.down_bits ? s->activations.down_bits : s->activations.bits;
+}
+
 /* Local. Something is quantized while the model runs: activations, the cache, or the inputs of down
  * alone. */
 static inline bool settings_quantize_at_run_time(const settings *s) {
-    return settings_quantize_inputs(s) ||
-           (s->activations.down_bits && s->activations.down_bits < 16);
+    return settings_quantize_inputs(s) || settings_down_bits(s) < 16;
 }
 /* Local. Weights are rounded to codes; else the archive is a plain folder of the fused model. */
 static inline bool settings_round_weights(const settings *s) {

@@ -114,9 +114,8 @@ err setup_refuse_missing(const settings *s) {
 /* A pair helps where what stands between its two layers is quantized. */
 static uint32_t pairs_that_help(const settings *s) {
     const bool act = s->activations.bits < 16, kv = s->kv.bits < 16;
-    const int64_t down = s->activations.down_bits ? s->activations.down_bits : s->activations.bits;
     return (act ? PAIR_NORM : 0u) | (act || kv ? PAIR_VO : 0u) | (kv ? PAIR_QK : 0u) |
-           (down < 16 ? PAIR_UD : 0u);
+           (settings_down_bits(s) < 16 ? PAIR_UD : 0u);
 }
 
 void setup_resolve_scales(recipe *r) {
