@@ -35,12 +35,23 @@ bool form_has_files(const form *f) {
     return f && f->file.ending;
 }
 
+int64_t form_row_run(const form *f, const llama_config *cfg, llama_role role, int64_t row,
+                     int64_t n, int64_t *place) {
+    int64_t run = 1;
+    *place = row;
+    if (!form_has_files(f)) return n;
+    *place = f->file.row_place(cfg, role, row);
+    while (run < n && f->file.row_place(cfg, role, row + run) == *place + run) run++;
+    return run;
+}
+
 void form_order_rows(const form *f, const llama_config *cfg, llama_role role, const void *from,
                      int64_t n, int64_t size, bool back, void *to) {
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t place = form_has_files(f) ? f->file.row_place(cfg, role, i) : i;
+    for (int64_t i = 0, run; i < n; i += run) {
+        int64_t place;
+        run = form_row_run(f, cfg, role, i, n - i, &place);
         memcpy((char *)to + (back ? i : place) * size,
-               (const char *)from + (back ? place : i) * size, (size_t)size);
+               (const char *)from + (back ? place : i) * size, (size_t)(run * size));
     }
 }
 

@@ -116,6 +116,11 @@ static inline bool form_rounds(const form_scheme *s) {
 /* Local. Has the form files of its own? NULL is fine. Its archives are not read back here. */
 bool form_has_files(const form *f);
 
+/* Local. How many of n rows from `row` on stand one behind the other in the file too; *place: where
+ * the first of them stands. n >= 1. */
+int64_t form_row_run(const form *f, const llama_config *cfg, llama_role role, int64_t row,
+                     int64_t n, int64_t *place);
+
 /* Local. The n rows of a tensor of `role`, of `size` bytes each, from their order in the checkpoint
  * to that in the file; back: the other way. to [n * size] is not `from`. */
 void form_order_rows(const form *f, const llama_config *cfg, llama_role role, const void *from,

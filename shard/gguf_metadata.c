@@ -276,7 +276,7 @@ static err put_tokenizer(pairs *p, const fileset *source, const json_t *config, 
             v.kinds[i] = KIND_UNUSED;
         }
         take_tokens(&v, root, bytes_left);
-        score_tokens(&v);
+        if (bytes_left) score_tokens(&v);
         e = put_kind(p, root, &v, bytes_left);
     }
     if (!e.code) e = put_ends(p, source, config, c, t);

@@ -98,7 +98,7 @@ static err add_tensor(layout *l, const llama_tensor *t) {
         err e = add_slot(l, &pairs, &form_rope_slot, 1);
         if (e.code) return e;
     }
-    if (!s->form || s->bits == 16 || !llama_role_is_linear(t->role)) return add_slot(l, t, NULL, 0);
+    if (!form_rounds(s) || !llama_role_is_linear(t->role)) return add_slot(l, t, NULL, 0);
     const int n = s->form->n_slots;
     err e = check_group(s, t);
     for (int i = 0; i < n && !e.code; i++)
@@ -245,7 +245,7 @@ void layout_destroy(layout **l) {
     mem_free((*l)->by_name);
     mem_free((*l)->part_first);
     mem_free((*l)->unit_first);
-    free((char *)(uintptr_t)(*l)->meta.bytes);
+    free((*l)->meta.bytes);
     free(*l);
     *l = NULL;
 }
@@ -331,11 +331,8 @@ const layout_slot *layout_part_tensor(const layout *l, int64_t part, int64_t i) 
 }
 
 void layout_put_meta(layout *l, const layout_metadata *m) {
-    char *bytes = malloc(m->len + 1);
-    if (!bytes) abort();
-    if (m->len) memcpy(bytes, m->bytes, m->len);
-    free((char *)(uintptr_t)l->meta.bytes);
-    l->meta = (layout_metadata){.pairs = m->pairs, .bytes = bytes, .len = m->len};
+    free(l->meta.bytes);
+    l->meta = *m;
 }
 
 const layout_metadata *layout_meta(const layout *l) {
@@ -347,13 +344,13 @@ err layout_shard_header(const layout *l, int64_t part, char **out, size_t *len) 
         return l->opts.linears.form->file.header(l, part, out, len);
     /* transformers refuses a file that does not say which framework it is for. */
     static const char *const metadata[] = {"format", "pt", NULL};
-    int64_t first = l->part_first[part], n = l->part_first[part + 1] - first;
+    const int64_t n = layout_part_count(l, part);
     st_tensor *tensors;
     *out = NULL;
     err e = mem_alloc(n, sizeof *tensors, "shard header", (void **)&tensors);
     if (e.code) return e;
     for (int64_t i = 0; i < n; i++) {
-        const layout_slot *s = &l->slots[l->by_part[first + i]];
+        const layout_slot *s = layout_part_tensor(l, part, i);
         tensors[i] = (st_tensor){.name = s->name,
                                  .dtype = s->dtype,
                                  .n_dims = s->n_dims,

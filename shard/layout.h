@@ -43,7 +43,7 @@ typedef struct layout_slot {
 /* Key-value pairs of the header of files that have them, ready to be written. */
 typedef struct layout_metadata {
     uint64_t pairs;
-    const char *bytes; /* [len] */
+    char *bytes; /* [len]; owned by the layout that it is given to */
     size_t len;
 } layout_metadata;
 
@@ -80,8 +80,8 @@ void layout_shard_name(const layout *l, int64_t part, char name[64]);
 /* Local. Tensors of a part, in the order of the file. Borrowed. */
 int64_t layout_part_count(const layout *l, int64_t part);
 const layout_slot *layout_part_tensor(const layout *l, int64_t part, int64_t i);
-/* Local. Give the layout the pairs of its first header (copied), before layout_shard_header; and
- * what it was given. */
+/* Local. Give the layout the pairs of its first header, before layout_shard_header: it takes
+ * m->bytes over (free); and what it was given. */
 void layout_put_meta(layout *l, const layout_metadata *m);
 const layout_metadata *layout_meta(const layout *l);
 /* Local. First bytes of the shard: length and JSON header, or what the form's files begin with; its

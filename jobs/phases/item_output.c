@@ -77,13 +77,13 @@ static err take_plain(void *arg, const llama_tensor *t, int64_t row0, int64_t ro
     const layout_slot *slot = layout_find_role(out->q->layout, t->role, t->layer, NULL);
     if (!slot) return err_make(ERR_BUG, t->name, NULL, "no place in the archive");
     err e = err_none();
-    if (!form_has_files(form_of(out)))
-        return put_floats(out, slot, w, rows * t->cols, row0 * t->cols);
-    for (int64_t r = 0; r < rows && !e.code; r++) {
-        const int64_t place = form_of(out)->file.row_place(&out->q->source.cfg, t->role, row0 + r);
-        e = put_floats(out, slot, w + r * t->cols, t->cols, place * t->cols);
+    const bool files = form_has_files(form_of(out));
+    for (int64_t r = 0, run; r < rows && !e.code; r += run) {
+        int64_t place;
+        run = form_row_run(form_of(out), &out->q->source.cfg, t->role, row0 + r, rows - r, &place);
+        e = put_floats(out, slot, w + r * t->cols, run * t->cols, place * t->cols);
     }
-    if (!e.code && t->role == ROLE_FINAL_NORM && row0 == 0) e = put_rope(out);
+    if (!e.code && files && t->role == ROLE_FINAL_NORM && row0 == 0) e = put_rope(out);
     return e;
 }
 

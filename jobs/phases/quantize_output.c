@@ -22,7 +22,6 @@
 #include "shard/archive_writer.h"
 #include "shard/card_front.h"
 #include "shard/digest.h"
-#include "shard/gguf_metadata.h"
 #include "version.h"
 
 #include <errno.h>
@@ -346,23 +345,16 @@ static err enter_phase(quantize_run *q, const char *phase) {
     return q->state ? run_state_commit(q->state, phase) : err_none();
 }
 
-/* Collective. The header of files that are not safetensors begins with what rank 0 reads. */
-static err share_meta(quantize_run *q) {
-    layout_metadata m = {0};
-    if (!form_has_files(layout_opts(q->layout)->linears.form)) return err_none();
-    err e = err_none();
-    if (q->state)
-        e = gguf_metadata_create(q->source.files, hf_checkpoint_config(q->source.ck), q->layout,
-                                 q->set->archive.name.text, &m);
-    e = comm_agree(q->c, e, "describing the model", NULL);
-    if (e.code) return e;
-    void *bytes = (char *)(uintptr_t)m.bytes;
+/* Collective. What rank 0 read at the start stands at the beginning of files that are not
+ * safetensors, whoever writes them. */
+static void share_meta(quantize_run *q) {
+    if (!form_has_files(layout_opts(q->layout)->linears.form)) return;
+    layout_metadata m = *layout_meta(q->layout);
+    void *bytes = m.bytes;
     comm_bcast(q->c, &m.pairs, sizeof m.pairs, 0);
     comm_bcast_blob(q->c, &bytes, &m.len, 0);
     m.bytes = bytes;
-    layout_put_meta(q->layout, &m);
-    free(bytes);
-    return e;
+    if (comm_rank(q->c) != 0) layout_put_meta(q->layout, &m);
 }
 
 err quantize_pack(quantize_run *q) {
@@ -371,7 +363,7 @@ err quantize_pack(quantize_run *q) {
     quantize_phase_start(q, "pack");
     err e = enter_phase(q, "pack");
     e = comm_agree(q->c, e, "preparing the archive", NULL);
-    if (!e.code) e = share_meta(q);
+    if (!e.code) share_meta(q);
     if (!e.code && q->state) e = make_small_files(q, &files);
     if (!e.code && q->state) e = write_companions(q);
     e = comm_agree(q->c, e, "preparing the archive", NULL);

@@ -14,28 +14,28 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The pairs of a GGUF file are made when the archive is written; a vocabulary that they cannot hold
- * is found before the work. */
-static err check_described(const quantize_run *q) {
+/* The pairs that a GGUF file begins with: a vocabulary that they cannot hold is found before the
+ * work, and the layout keeps them until the archive is written. */
+static err describe_model(const quantize_run *q) {
     layout_metadata m = {0};
     if (!form_has_files(layout_opts(q->layout)->linears.form)) return err_none();
     err e = gguf_metadata_create(q->source.files, hf_checkpoint_config(q->source.ck), q->layout,
                                  q->set->archive.name.text, &m);
-    free((char *)(uintptr_t)m.bytes);
+    if (!e.code) layout_put_meta(q->layout, &m);
     return e;
 }
 
 err quantize_check_tokenizer(const quantize_run *q) {
     const source *s = &q->source;
-    err described = check_described(q);
-    if (described.code) return described;
+    err e = describe_model(q);
+    if (e.code) return e;
     const bool used = quantize_needs_calibration(q->set) && !options_has(q->o, OPT_CALIB_IDS);
     tokenizer *t = NULL;
     if (!used && !fileset_find(s->files, "tokenizer.json", NULL, NULL, NULL)) {
         log_line(LOG_WARN, "%s has no tokenizer.json; the archive will have none", s->path);
         return err_none();
     }
-    err e = source_tokenizer(s, &t);
+    e = source_tokenizer(s, &t);
     if (!e.code) source_warn_tokens(s->files, hf_checkpoint_config(s->ck), t);
     tokenizer_destroy(&t);
     if (!e.code) return e;
