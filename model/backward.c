@@ -268,20 +268,6 @@ uint64_t llama_work_bytes(const llama_config *cfg, const llama_sites *sites,
            (shape->through ? n * n * compute_sum_bytes(shape->compute) : 0);
 }
 
-static err fill_rope_tables(llama_work *w) {
-    void *inv;
-    const int64_t half = w->cfg.head_dim / 2;
-    err e = mem_alloc(half, sizeof(double), "rotary frequencies", &inv);
-    if (e.code) return e;
-    llama_inv_freq(&w->cfg, inv);
-    if (w->shape.compute == COMPUTE_F64)
-        rope_tables_f64(inv, llama_rope_gain(&w->cfg), half, w->shape.window, w->cos_t, w->sin_t);
-    else
-        rope_tables_f32(inv, llama_rope_gain(&w->cfg), half, w->shape.window, w->cos_t, w->sin_t);
-    mem_free(inv);
-    return err_none();
-}
-
 err llama_work_create(const llama_config *cfg, const llama_sites *sites,
                       const llama_pass_shape *shape, llama_work **out) {
     void *mine, *block;
@@ -295,7 +281,7 @@ err llama_work_create(const llama_config *cfg, const llama_sites *sites,
     w->block = e.code ? NULL : block;
     if (!e.code) {
         lay_out_work(w, sites, block);
-        e = fill_rope_tables(w);
+        e = rope_tables(&w->cfg, w->shape.compute, w->shape.window, w->cos_t, w->sin_t);
     }
     if (e.code) llama_work_destroy(&w);
     *out = w;

@@ -166,20 +166,6 @@ uint64_t llama_scratch_bytes(const llama_config *cfg, const llama_sites *sites,
     return lay_out(&s, NULL);
 }
 
-static err fill_rope_tables(llama_scratch *s) {
-    void *inv;
-    const int64_t half = s->cfg.head_dim / 2;
-    err e = mem_alloc(half, sizeof(double), "rotary frequencies", &inv);
-    if (e.code) return e;
-    llama_inv_freq(&s->cfg, inv);
-    if (s->compute == COMPUTE_F64)
-        rope_tables_f64(inv, llama_rope_gain(&s->cfg), half, s->max_tokens, s->cos_t, s->sin_t);
-    else
-        rope_tables_f32(inv, llama_rope_gain(&s->cfg), half, s->max_tokens, s->cos_t, s->sin_t);
-    mem_free(inv);
-    return err_none();
-}
-
 err llama_scratch_create(const llama_config *cfg, const llama_sites *sites, compute_type compute,
                          int64_t max_tokens, llama_scratch **out) {
     *out = NULL;
@@ -195,7 +181,7 @@ err llama_scratch_create(const llama_config *cfg, const llama_sites *sites, comp
     s->block = e.code ? NULL : block;
     if (!e.code) {
         lay_out(s, block);
-        e = fill_rope_tables(s);
+        e = rope_tables(&s->cfg, s->compute, s->max_tokens, s->cos_t, s->sin_t);
     }
     if (e.code) llama_scratch_destroy(&s);
     *out = s;

@@ -2,8 +2,28 @@
  * times frequency. */
 #include "model/rope.h"
 
+#include "base/mem.h"
+
+#include <math.h>
+
 #define REAL_BITS 32
 #include "model/rope_body.h"
 #undef REAL_BITS
 #define REAL_BITS 64
 #include "model/rope_body.h"
+
+err rope_tables(const llama_config *cfg, compute_type compute, int64_t n_tokens, void *cos_t,
+                void *sin_t) {
+    const int64_t half = cfg->head_dim / 2;
+    const double gain = llama_rope_gain(cfg);
+    void *inv;
+    err e = mem_alloc(half, sizeof(double), "rotary frequencies", &inv);
+    if (e.code) return e;
+    llama_inv_freq(cfg, inv);
+    if (compute == COMPUTE_F64)
+        fill_tables_f64(inv, gain, half, n_tokens, cos_t, sin_t);
+    else
+        fill_tables_f32(inv, gain, half, n_tokens, cos_t, sin_t);
+    mem_free(inv);
+    return e;
+}

@@ -4,14 +4,15 @@
 #ifndef SPINSHARD_MODEL_ROPE_H
 #define SPINSHARD_MODEL_ROPE_H
 
+#include "model/config.h"
+#include "model/wmat.h"
+
 #include <stdint.h>
 
-/* Local, threaded. Tables [n_tokens, half] of cos and sin of t inv_freq[i], times gain; angles in
- * double; inv_freq [half] from llama_inv_freq, gain from llama_rope_gain, half = head_dim / 2. */
-void rope_tables_f32(const double *inv_freq, double gain, int64_t half, int64_t n_tokens,
-                     float *cos_t, float *sin_t);
-void rope_tables_f64(const double *inv_freq, double gain, int64_t half, int64_t n_tokens,
-                     double *cos_t, double *sin_t);
+/* Local, threaded. Tables [n_tokens, head_dim / 2] of cos and sin of t llama_inv_freq[i], times
+ * llama_rope_gain, as reals of `compute`; angles in double. Fails with ERR_NOFIT. */
+err rope_tables(const llama_config *cfg, compute_type compute, int64_t n_tokens, void *cos_t,
+                void *sin_t);
 
 /* Local. One head in place: x [2 half], with the table rows of its position. */
 void rope_head_f32(float *x, int64_t half, const float *cos_t, const float *sin_t);

@@ -1,8 +1,8 @@
 /* rope_body - the body of rope.c for one type of reals. */
 #include "model/real.h"
 
-void REAL_FN(rope_tables)(const double *inv_freq, double gain, int64_t half, int64_t n_tokens,
-                          REAL *cos_t, REAL *sin_t) {
+static void REAL_FN(fill_tables)(const double *inv_freq, double gain, int64_t half,
+                                 int64_t n_tokens, REAL *cos_t, REAL *sin_t) {
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < n_tokens; t++) {
         for (int64_t i = 0; i < half; i++) {

@@ -88,14 +88,8 @@ static err take_r1(const learner *l, rotation **out) {
     e = comm_agree(l->q->c, e, "clips", NULL);
     for (int64_t row = 0; row < n && !e.code; row += DEALT_ROWS_BAND) {
         const int64_t rows = size_min(DEALT_ROWS_BAND, n - row);
-        double *from = band;
-        float *to = band;
-        dealt_rows_get(l->R1, row, rows, from);
-        for (int64_t i = 0; i < rows * n; i++) {
-            const float v = (float)from[i]; /* read before the smaller one is written over it */
-            memcpy(&to[i], &v, sizeof v);
-        }
-        rotation_put_rows_f32(*out, row, rows, to);
+        dealt_rows_get_f32(l->R1, row, rows, band);
+        rotation_put_rows_f32(*out, row, rows, band);
     }
     mem_free(band);
     return e;
@@ -154,11 +148,11 @@ static site site_at(const llama_sites *s, const llama_config *cfg, clip_place pl
 
 /* ---- clips ---- */
 
-static int64_t most_numbers(const learner *l) {
+static int64_t most_width(const learner *l) {
     int64_t most = 0;
     for (int k = 0; k < CLIP_PLACES; k++)
         if (l->noise_places >> k & 1u)
-            most = size_max(most, LEARN_SITE_ROWS * noise_width(learner_cfg(l), (clip_place)k));
+            most = size_max(most, noise_width(learner_cfg(l), (clip_place)k));
     return most;
 }
 
@@ -200,7 +194,7 @@ static err find_clips(learner *l) {
     current now;
     noise_cost *c = NULL;
     err e = current_make(l, &now);
-    if (!e.code) e = noise_cost_create(LEARN_SITE_ROWS, most_numbers(l), &c);
+    if (!e.code) e = noise_cost_create(LEARN_SITE_ROWS, most_width(l), &c);
     if (!e.code && l->noise) noise_rows_finish(l->noise);
     e = comm_agree(l->q->c, e, "clips", NULL);
     for (int64_t i = 0; i < n && !e.code; i++) {
@@ -252,7 +246,7 @@ static void sites_memory(const learner *l, memory_plan *p) {
     const int64_t n = learner_cfg(l)->hidden;
     memory_plan_add(p, "clips and R3", (uint64_t)l->n_sites * sizeof(double));
     memory_plan_add(p, "rows of a quantizer",
-                    noise_cost_bytes(LEARN_SITE_ROWS, most_numbers(l), gemm_threads()));
+                    noise_cost_bytes(LEARN_SITE_ROWS, most_width(l), gemm_threads()));
     if (rotation_set_r1(l->q->rotations))
         memory_plan_add(p, "R1 in fp32", (uint64_t)(n * n) * sizeof(float));
 }

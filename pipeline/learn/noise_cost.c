@@ -9,42 +9,33 @@
 #include <string.h>
 
 struct noise_cost {
-    int64_t room;
     int64_t n, tokens;
-    const noise_set *rows;
     site at;
-    float *u, *h; /* [n, width]: the row, and the square of its gradient */
-    float *error; /* [threads, width] */
-    int64_t error_room;
+    float *u, *h;  /* [rows, width]: the row, and the square of its gradient */
+    float *error;  /* [threads, width] */
+    int64_t width; /* room of a row */
     double *parts; /* [rows] what each row adds */
     double *weight;
 };
 
-uint64_t noise_cost_bytes(int64_t rows, int64_t most, int threads) {
-    const uint64_t width = rows ? (uint64_t)(most / rows) : 0;
-    return (2 * (uint64_t)most + (uint64_t)threads * width) * sizeof(float) +
+uint64_t noise_cost_bytes(int64_t rows, int64_t width, int threads) {
+    return (uint64_t)((2 * rows + threads) * width) * sizeof(float) +
            2 * (uint64_t)rows * sizeof(double);
 }
 
-err noise_cost_create(int64_t rows, int64_t most, noise_cost **out) {
+err noise_cost_create(int64_t rows, int64_t width, noise_cost **out) {
     void *body, *p[5] = {NULL};
     *out = NULL;
     err e = mem_alloc(1, sizeof(noise_cost), "noise of a quantizer", &body);
     if (e.code) return e;
     noise_cost *c = body;
-    const int64_t width = rows ? most / rows : 0;
-    e = mem_alloc(most, sizeof(float), "rows of a quantizer", &p[0]);
-    if (!e.code) e = mem_alloc(most, sizeof(float), "their gradients", &p[1]);
+    e = mem_alloc(rows * width, sizeof(float), "rows of a quantizer", &p[0]);
+    if (!e.code) e = mem_alloc(rows * width, sizeof(float), "their gradients", &p[1]);
     if (!e.code) e = mem_alloc(gemm_threads() * width, sizeof(float), "errors of a row", &p[2]);
     if (!e.code) e = mem_alloc(rows, sizeof(double), "noise of rows", &p[3]);
     if (!e.code) e = mem_alloc(rows, sizeof(double), "weights of rows", &p[4]);
-    *c = (noise_cost){.room = most,
-                      .u = p[0],
-                      .h = p[1],
-                      .error = p[2],
-                      .error_room = width,
-                      .parts = p[3],
-                      .weight = p[4]};
+    *c = (noise_cost){
+        .u = p[0], .h = p[1], .error = p[2], .width = width, .parts = p[3], .weight = p[4]};
     if (e.code) noise_cost_destroy(&c);
     *out = c;
     return e;
@@ -89,7 +80,7 @@ double noise_cost_of(noise_cost *c, const double ends[2]) {
     for (int k = 0; k < 2; k++) q.clip[k] = (float)ends[k];
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < c->n; i++) {
-        float *to = c->error + (int64_t)gemm_thread() * c->error_room;
+        float *to = c->error + (int64_t)gemm_thread() * c->width;
         const float *u = c->u + i * width, *h = c->h + i * width;
         fake_quant_rows(&q, c->at.include_zero, u, width / range, range, range, to);
         double sum = 0;

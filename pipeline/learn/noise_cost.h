@@ -16,10 +16,11 @@
 
 typedef struct noise_cost noise_cost;
 
-/* Local. Room for rows of a site, `most` numbers in all. Caller owns *out. Fails with ERR_NOFIT. */
-err noise_cost_create(int64_t rows, int64_t most, noise_cost **out);
+/* Local. Room for so many rows of a site of at most `width` entries. Caller owns *out. Fails with
+ * ERR_NOFIT. */
+err noise_cost_create(int64_t rows, int64_t width, noise_cost **out);
 void noise_cost_destroy(noise_cost **c); /* local; NULL is fine; sets NULL */
-uint64_t noise_cost_bytes(int64_t rows, int64_t most, int threads); /* local */
+uint64_t noise_cost_bytes(int64_t rows, int64_t width, int threads); /* local */
 
 /* Local, threaded. The rows of a site in its quantizer's basis; `tokens`: how many the capture
  * offered. `at` is borrowed until the next call. */

@@ -192,7 +192,7 @@ static void check_cost(const site *s, double *const *R) {
     enum { ROWS = 60, TOKENS_SEEN = 1000 };
     some_rows r = rows_for(ROWS, s->n);
     noise_cost *c;
-    assert_ok(noise_cost_create(ROWS, ROWS * s->n, &c));
+    assert_ok(noise_cost_create(ROWS, s->n, &c));
     noise_cost_take(c, &r.set, s, TOKENS_SEEN);
     const double ends[2] = {(double)s->quant.clip[0], (double)s->quant.clip[1]};
     const double want = long_way(s, R, &r.set, TOKENS_SEEN), got = noise_cost_of(c, ends);
