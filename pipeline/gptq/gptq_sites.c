@@ -35,7 +35,7 @@ uint64_t gptq_sites_bytes(const llama_config *cfg) {
 }
 
 /* Windows begin at different tokens, for the first of a window is unlike all others and would come
- * too often. Returns the rows taken. */
+ * too often. *n: the rows taken. */
 static err gather(gptq_windows *w, int stream, int64_t rows, int64_t width, float *x, int64_t *n) {
     const int64_t own = gptq_windows_own(w), length = gptq_windows_get_options(w)->length,
                   quota = size_min(length, size_ceil_div(rows, own)), stride = length / quota;
@@ -46,7 +46,7 @@ static err gather(gptq_windows *w, int stream, int64_t rows, int64_t width, floa
         e = gptq_windows_get_input(w, stream, i, &in);
         for (int64_t k = 0; k < quota && *n < rows && !e.code; k++, ++*n) {
             const bf16 *from = in + (i % stride + k * stride) * width;
-            for (int64_t j = 0; j < width; j++) x[*n * width + j] = half_from_bf16(from[j]);
+            half_array_from_bf16(from, width, x + *n * width);
         }
     }
     return e;

@@ -216,7 +216,7 @@ static err do_head_norm(gptq_source *s, int k, llama_layer *to) {
     err e = mem_alloc(t.rows, sizeof(float), t.name, &v);
     if (e.code) return e;
     *llama_layer_vector(to, k) = v;
-    return fuse_vector(s, HASHES - LLAMA_VECTORS + k, &t, v);
+    return fuse_vector(s, LLAMA_LINEARS + k, &t, v);
 }
 
 static bool has_bias(const gptq_source *s, int k, llama_tensor *t) {
