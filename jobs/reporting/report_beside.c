@@ -46,10 +46,13 @@ static double mean_of(const json_t *list, const char *key) {
     return n ? sum / (double)n : NAN;
 }
 
-static void cell(FILE *f, const char *form, double v) {
+void report_cell(FILE *f, const char *form, double v) {
     fputs("<td class=\"r\">", f);
-    if (isfinite(v)) fprintf(f, form, v);
-    fputs(isfinite(v) ? "</td>" : "-</td>", f);
+    if (isfinite(v))
+        fprintf(f, form, v);
+    else
+        fputs("-", f);
+    fputs("</td>", f);
 }
 
 /* Of the evaluations that were given, the first text of the one whose model is this folder. */
@@ -78,13 +81,14 @@ static void table(FILE *f, const runs *r) {
         fputs("<tr><td>", f);
         svg_text(f, r->name[i]);
         fputs("</td>", f);
-        cell(f, "%.1f", json_real_of(s, "seconds"));
-        cell(f, "%.4f", json_real_of(s, "node_hours"));
-        cell(f, "%.2f", json_real_of(s, "tar_bytes") / 1048576);
-        cell(f, "%.2f", 100 * mean_of(json_object_get(r->run[i], "weights"), "relative_error"));
-        cell(f, "%.3f", json_real_of(text, "ppl"));
-        cell(f, "%.3f", json_real_of(text, "ppl_stderr"));
-        cell(f, "%.4f", json_real_of(json_object_get(text, "against"), "kl_mean"));
+        report_cell(f, "%.1f", json_real_of(s, "seconds"));
+        report_cell(f, "%.4f", json_real_of(s, "node_hours"));
+        report_cell(f, "%.2f", json_real_of(s, "tar_bytes") / 1048576);
+        report_cell(f, "%.2f",
+                    100 * mean_of(json_object_get(r->run[i], "weights"), "relative_error"));
+        report_cell(f, "%.3f", json_real_of(text, "ppl"));
+        report_cell(f, "%.3f", json_real_of(text, "ppl_stderr"));
+        report_cell(f, "%.4f", json_real_of(json_object_get(text, "against"), "kl_mean"));
         fputs("</tr>\n", f);
     }
     fputs("</table></div>\n", f);
@@ -99,8 +103,7 @@ static void draw(FILE *f, const runs *r, series *s, const char *title, svg_axis 
 
 static void weights(FILE *f, const runs *r) {
     series s[RUNS];
-    svg_axis y = svg_axis_of("% of the norm", false);
-    y.from_zero = true;
+    svg_axis y = svg_axis_from_zero("% of the norm");
     for (int i = 0; i < r->n; i++)
         s[i] = series_take(json_object_get(r->run[i], "weights"), "item", "relative_error", 100);
     draw(f, r, s, "Error of the weights", svg_axis_of("item", false), y);
@@ -119,8 +122,7 @@ static void losses(FILE *f, const runs *r) {
 
 static void gptq(FILE *f, const runs *r, size_t k, const char *title) {
     series s[RUNS];
-    svg_axis y = svg_axis_of("% of the norm of the output", false);
-    y.from_zero = true;
+    svg_axis y = svg_axis_from_zero("% of the norm of the output");
     for (int i = 0; i < r->n; i++)
         s[i] = series_over_layers(json_object_get(r->run[i], "gptq"), "tensors", k, NULL, "after",
                                   100);

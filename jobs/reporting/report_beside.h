@@ -12,4 +12,7 @@ enum { BESIDE_MOST = 3 }; /* other runs: as many as lines that can be told apart
 /* Local. The report of a run, with "beside": [reports] in it; nothing where it has none. */
 void report_beside(FILE *f, const json_t *report);
 
+/* Local. A number as a cell of a table of the page, "-" for NaN. */
+void report_cell(FILE *f, const char *form, double v);
+
 #endif

@@ -42,8 +42,7 @@ void chart_learning(FILE *f, const json_t *phase) {
                       series_take(steps, "step", "angle_r2", 1)},
            orth = series_take(steps, "step", "orth", 1);
     chart_losses(f, phase);
-    svg_axis y = svg_axis_of("radians", false);
-    y.from_zero = true;
+    svg_axis y = svg_axis_from_zero("radians");
     chart_figure(f, "Angle of the step", svg_axis_of("step", false), y,
                  any_positive(&angle[1]) ? 2 : 1, angle, angles);
     chart_figure(f, "Distance from orthogonal", svg_axis_of("step", false),
@@ -61,15 +60,21 @@ void chart_learning(FILE *f, const json_t *phase) {
 
 static const char *const sides[] = {"before", "after"};
 
-static void chart_site(FILE *f, const json_t *layers, size_t k, const char *key, const char *title,
-                       const char *unit, bool log, double times) {
-    series s[] = {series_over_layers(layers, "sites", k, sides[0], key, times),
-                  series_over_layers(layers, "sites", k, sides[1], key, times)};
-    svg_axis y = svg_axis_of(unit, log);
-    y.from_zero = times > 1;
-    chart_figure(f, title, svg_axis_of("layer", false), y, 2, s, sides);
+/* Lines over layers of the two sides of something; both are cleared. */
+static void two_over_layers(FILE *f, const char *title, svg_axis y, series a, series b,
+                            const char *const *names) {
+    series s[] = {a, b};
+    chart_figure(f, title, svg_axis_of("layer", false), y, 2, s, names);
     series_clear(&s[0]);
     series_clear(&s[1]);
+}
+
+static void chart_site(FILE *f, const json_t *layers, size_t k, const char *key, const char *title,
+                       const char *unit, bool log, double times) {
+    svg_axis y = svg_axis_of(unit, log);
+    y.from_zero = times > 1;
+    two_over_layers(f, title, y, series_over_layers(layers, "sites", k, sides[0], key, times),
+                    series_over_layers(layers, "sites", k, sides[1], key, times), sides);
 }
 
 /* The share of the entries in each bin for an octave, drawn at the middle of the bin. */
@@ -156,21 +161,15 @@ void chart_sites(FILE *f, const json_t *layers) {
 
 /* What the noise of each quantizer costs, in a thousandth of a nat: a token's loss is some nats. */
 void chart_noise(FILE *f, const json_t *layers) {
-    static const char *const names[] = {"full range", "with the clip"}, *const keys[] = {
-                                                                            "nats_unclipped",
-                                                                            "nats"};
+    static const char *const names[] = {"full range", "with the clip"};
     const json_t *first = json_object_get(json_array_get(layers, 0), "noise");
     for (size_t k = 0; k < json_array_size(first); k++) {
         const char *site = json_string_value(json_object_get(json_array_get(first, k), "site"));
-        series s[2];
         char title[64];
-        for (int i = 0; i < 2; i++)
-            s[i] = series_over_layers(layers, "noise", k, NULL, keys[i], 1000);
         snprintf(title, sizeof title, "Cost of the quantizer: %s", site ? site : "");
-        chart_figure(f, title, svg_axis_of("layer", false),
-                     svg_axis_of("nats a token / 1000", true), 2, s, names);
-        series_clear(&s[0]);
-        series_clear(&s[1]);
+        two_over_layers(f, title, svg_axis_of("nats a token / 1000", true),
+                        series_over_layers(layers, "noise", k, NULL, "nats_unclipped", 1000),
+                        series_over_layers(layers, "noise", k, NULL, "nats", 1000), names);
     }
 }
 
@@ -179,37 +178,30 @@ void chart_noise(FILE *f, const json_t *layers) {
 void chart_weights(FILE *f, const json_t *items) {
     const char *const one[] = {NULL};
     series s = series_take(items, "item", "relative_error", 100);
-    svg_axis y = svg_axis_of("% of the norm", false);
-    y.from_zero = true;
+    svg_axis y = svg_axis_from_zero("% of the norm");
     chart_figure(f, "Error of the weights", svg_axis_of("item", false), y, 1, &s, one);
     series_clear(&s);
 }
 
 void chart_gptq(FILE *f, const json_t *layers) {
-    static const char *const names[] = {"nearest", "GPTQ"}, *const keys[] = {"before", "after"};
+    static const char *const names[] = {"nearest", "GPTQ"};
     const json_t *first = json_object_get(json_array_get(layers, 0), "tensors");
     for (size_t k = 0; k < json_array_size(first); k++) {
-        series s[2];
-        for (int side = 0; side < 2; side++)
-            s[side] = series_over_layers(layers, "tensors", k, NULL, keys[side], 100);
         const char *name = json_string_value(json_object_get(json_array_get(first, k), "tensor"));
         char title[64] = "";
         const char *tail = name ? strstr(name, "_proj") : NULL;
         while (tail && tail > name && tail[-1] != '.') tail--;
         snprintf(title, sizeof title, "%.*s", tail ? (int)strcspn(tail, ".") : 0, tail ? tail : "");
-        svg_axis y = svg_axis_of("% of the norm of the output", false);
-        y.from_zero = true;
-        chart_figure(f, title, svg_axis_of("layer", false), y, 2, s, names);
-        series_clear(&s[0]);
-        series_clear(&s[1]);
+        two_over_layers(f, title, svg_axis_from_zero("% of the norm of the output"),
+                        series_over_layers(layers, "tensors", k, NULL, "before", 100),
+                        series_over_layers(layers, "tensors", k, NULL, "after", 100), names);
     }
 }
 
 void chart_gptq_time(FILE *f, const json_t *layers) {
     const char *const one[] = {NULL};
     series s = series_take(layers, "layer", "seconds", 1);
-    svg_axis y = svg_axis_of("seconds", false);
-    y.from_zero = true;
+    svg_axis y = svg_axis_from_zero("seconds");
     chart_figure(f, "Time of a layer", svg_axis_of("layer", false), y, 1, &s, one);
     series_clear(&s);
 }

@@ -20,6 +20,15 @@ static bool is_event(const json_t *v, const char *name) {
     return !strcmp(json_word_of(v, "event"), name);
 }
 
+/* What an event tells beside what every event has. */
+static void take_own(json_t *to, const json_t *event) {
+    static const char *const common[] = {"t", "wall", "slice", "phase", "event"};
+    json_t *own = json_deep_copy(event);
+    for (size_t d = 0; d < 5; d++) json_object_del(own, common[d]);
+    json_object_update(to, own);
+    json_decref(own);
+}
+
 /* ---- sections from events ---- */
 
 static json_t *phase_named(json_t *list, const char *name) {
@@ -126,12 +135,8 @@ static json_t *phases_of(const json_t *events, const json_t *slices) {
                             json_real(json_real_of(slice, "begin_s") + json_real_of(v, "t") -
                                       json_real_of(open, "begin_s")));
         if (!is_event(v, "end")) continue;
-        json_t *more = json_deep_copy(v);
-        static const char *const drop[] = {"t", "wall", "slice", "phase", "event"};
-        for (size_t d = 0; d < 5; d++) json_object_del(more, drop[d]);
-        json_object_update(open, more);
+        take_own(open, v);
         json_object_set_new(open, "done", json_true());
-        json_decref(more);
     }
     return list;
 }
@@ -173,12 +178,7 @@ static json_t *summary_of(const char *out_dir, const json_t *events, const json_
     double seconds = 0, node_s = 0;
     size_t i;
     json_array_foreach((json_t *)(uintptr_t)events, i, v) {
-        if (!is_event(v, "run")) continue;
-        json_t *copy = json_deep_copy(v);
-        static const char *const drop[] = {"t", "wall", "slice", "phase", "event"};
-        for (size_t d = 0; d < 5; d++) json_object_del(copy, drop[d]);
-        json_object_update(to, copy);
-        json_decref(copy);
+        if (is_event(v, "run")) take_own(to, v);
     }
     add_archive(out_dir, to);
     json_array_foreach((json_t *)(uintptr_t)slices, i, v) {

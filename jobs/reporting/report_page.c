@@ -70,15 +70,6 @@ static void bytes_row(FILE *f, const char *name, double v) {
 }
 
 /* A cell: a number, or a dash. */
-static void cell(FILE *f, const char *form, double v) {
-    fputs("<td class=\"r\">", f);
-    if (isfinite(v))
-        fprintf(f, form, v);
-    else
-        fputs("-", f);
-    fputs("</td>", f);
-}
-
 static void section(FILE *f, const char *name, const char *what) {
     fputs("<h2>", f);
     svg_text(f, name);
@@ -241,7 +232,7 @@ static void accuracy_text(FILE *f, const json_t *eval) {
         with_error(f, a, "ppl", 1, "%.3f");
         with_error(f, a, "kl_mean", 1, "%.4f");
         with_error(f, a, "kl_99", 1, "%.3f");
-        cell(f, "%.2f", json_real_of(a, "kl_max"));
+        report_cell(f, "%.2f", json_real_of(a, "kl_max"));
         with_error(f, a, "same_top", 100, "%.2f");
         fputs("</tr>\n", f);
     }
@@ -261,7 +252,7 @@ static void accuracy_tasks(FILE *f, const json_t *eval) {
         fputs("</td><td>", f);
         svg_text(f, json_word_of(x, "task"));
         fputs("</td>", f);
-        cell(f, "%.0f", json_real_of(x, "n"));
+        report_cell(f, "%.0f", json_real_of(x, "n"));
         with_error(f, x, "acc", 100, "%.2f");
         with_error(f, x, "acc_norm", 100, "%.2f");
         fputs("</tr>\n", f);
@@ -286,10 +277,10 @@ static void phase_row(FILE *f, const json_t *p) {
     fputs("<tr><td>", f);
     svg_text(f, json_word_of(p, "phase"));
     fprintf(f, "</td><td class=\"r\">%.0f</td>", json_real_of(p, "slice"));
-    cell(f, "%.2f", json_real_of(p, "seconds"));
-    cell(f, "%.2f", json_real_of(p, "planned_seconds"));
-    cell(f, "%.0f", json_real_of(p, "peak_rss_bytes") / 1048576);
-    cell(f, "%.0f", json_real_of(p, "planned_bytes") / 1048576);
+    report_cell(f, "%.2f", json_real_of(p, "seconds"));
+    report_cell(f, "%.2f", json_real_of(p, "planned_seconds"));
+    report_cell(f, "%.0f", json_real_of(p, "peak_rss_bytes") / 1048576);
+    report_cell(f, "%.0f", json_real_of(p, "planned_bytes") / 1048576);
     fprintf(f, "<td>%s</td></tr>\n",
             json_is_true(json_object_get(p, "done")) ? "" : "did not end in this start");
 }
@@ -315,9 +306,9 @@ static void run(FILE *f, const json_t *r) {
         fprintf(f, "<tr><td class=\"r\">%.0f</td><td>", json_real_of(p, "slice"));
         svg_text(f, json_word_of(p, "wall"));
         fputs("</td>", f);
-        cell(f, "%.1f", json_real_of(p, "seconds"));
-        cell(f, "%.0f", json_real_of(p, "nodes"));
-        cell(f, "%.0f", json_real_of(p, "exit"));
+        report_cell(f, "%.1f", json_real_of(p, "seconds"));
+        report_cell(f, "%.0f", json_real_of(p, "nodes"));
+        report_cell(f, "%.0f", json_real_of(p, "exit"));
         fputs("</tr>\n", f);
     }
     fputs("</table></div>\n", f);

@@ -31,6 +31,12 @@ svg_axis svg_axis_of(const char *label, bool log) {
     return (svg_axis){.label = label, .log = log, .lo = INFINITY, .hi = -INFINITY};
 }
 
+svg_axis svg_axis_from_zero(const char *label) {
+    svg_axis a = svg_axis_of(label, false);
+    a.from_zero = true;
+    return a;
+}
+
 static bool drawable(const svg_axis *a, double v) {
     return isfinite(v) && (!a->log || v > 0);
 }
@@ -177,14 +183,6 @@ static bool both_drawable(const svg_chart *c, double x, double y) {
     return drawable(&c->x, x) && drawable(&c->y, y);
 }
 
-void svg_marks(svg_chart *c, int series, int64_t n, const double *x, const double *y,
-               const char *name) {
-    for (int64_t i = 0; i < n; i++)
-        if (both_drawable(c, x[i], y[i])) mark(c, series, x[i], y[i]);
-    fputc('\n', c->f);
-    legend(c, series, name);
-}
-
 void svg_lines(svg_chart *c, int series, int64_t n, const double *x, const double *y,
                const char *name) {
     bool pen = false;
@@ -195,7 +193,9 @@ void svg_lines(svg_chart *c, int series, int64_t n, const double *x, const doubl
         pen = there;
     }
     fputs("\"/>\n", c->f);
-    if (n <= FEW) svg_marks(c, series, n, x, y, NULL);
+    for (int64_t i = 0; n <= FEW && i < n; i++)
+        if (both_drawable(c, x[i], y[i])) mark(c, series, x[i], y[i]);
+    if (n <= FEW) fputc('\n', c->f);
     legend(c, series, name);
 }
 

@@ -26,6 +26,7 @@ typedef struct svg_chart {
 
 /* Local. An axis that nothing was taken for. */
 svg_axis svg_axis_of(const char *label, bool log);
+svg_axis svg_axis_from_zero(const char *label); /* local; linear */
 
 /* Local. Make the axis hold n values; NAN, and what is not positive on a log axis, are passed over.
  */
@@ -37,9 +38,6 @@ void svg_begin(svg_chart *c);
 /* Local. A line through n points, broken where one is NAN, with marks where they are few; series 0
  * .. 3 is its look; name: a word of the legend, or NULL. */
 void svg_lines(svg_chart *c, int series, int64_t n, const double *x, const double *y,
-               const char *name);
-/* Local. Marks alone. */
-void svg_marks(svg_chart *c, int series, int64_t n, const double *x, const double *y,
                const char *name);
 /* Local. A bar over x0 .. x1 in a lane of so many, its name beside it, and the text that a browser
  * shows on it. */
