@@ -107,9 +107,16 @@ def helped(r):
     return [p for p in r["scale.pairs"] if helps[p]]
 
 
+def tunes_sites(r):
+    """Clips by search, or R3 from keys, of something that is quantized."""
+    inputs, kv = min(r["activations.bits"], down_bits(r)) < BELOW, r["kv.bits"] < BELOW
+    return (inputs and r["activations.clip"] == "search") or (kv and (
+        r["kv.clip"] == "search" or (r["rotate.r3"] != "had" and "r3" in r["rotate.online"])))
+
+
 def needs_text(r):
     return bool(r["learn"] or r["weights.method"] != "rtn" or "pca" in (r["rotate.start"], r["rotate.start_r2"])
-                or (r["scale.start"] != "ones" and helped(r)))
+                or (r["scale.start"] != "ones" and helped(r)) or tunes_sites(r))
 
 
 def refusals(r, m):
