@@ -69,11 +69,13 @@ if $quick; then
     run_preset release --label-exclude slow
 else
     run_preset release
-    # What hangs on the kernels of this CPU shows on those of an old one; tests/kernels.sh has them all.
+    sources='format_check|include_table|headers_alone|call_circles|tour_check'
+    # Checks of the sources have no presets. What hangs on the kernels of this CPU shows on those of an old one;
+    # tests/kernels.sh has them all.
     OPENBLAS_CORETYPE=Prescott ONEDNN_MAX_CPU_ISA=AVX2 \
-        run_preset release --label-regex '^(unit|mpi)$' --exclude-regex 'format_check|include_table|tour_check'
+        run_preset release --label-regex '^(unit|mpi)$' --exclude-regex "$sources"
     for preset in asan ubsan; do
-        run_preset "$preset" --label-regex '^(unit|mpi)$' --exclude-regex 'format_check|include_table'
+        run_preset "$preset" --label-regex '^(unit|mpi)$' --exclude-regex "$sources"
         run_preset "$preset" --tests-regex '^e2e\.test_main_job$'
     done
     if need_packages "${fuzz_packages[@]}"; then
