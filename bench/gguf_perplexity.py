@@ -31,7 +31,7 @@ static void quiet(enum ggml_log_level level, const char *text, void *arg) {
     if (level >= GGML_LOG_LEVEL_ERROR) fputs(text, stderr);
 }
 
-/* reader MODEL.gguf IDS WINDOW WINDOWS TEXT: IDS are int32; prints the mean nll, and whether the tokens of TEXT begin so. */
+/* reader MODEL.gguf IDS WINDOW WINDOWS TEXT IDS_OF_TEXT: IDS are int32; prints the mean nll, and whether the tokens of TEXT begin so. */
 int main(int argc, char **argv) {
     const int window = atoi(argv[3]), windows = atoi(argv[4]);
     llama_log_set(quiet, NULL);

@@ -28,7 +28,8 @@ def capture(folder, path, count, out):
 
 
 def chi2_point(d, share):
-    """By throwing numbers: the sum of d squares of normal ones, which for many d is what the volume depends on least."""
+    """The point below which a share of all chi^2 numbers of d degrees lie, from 2^20 draws, so that it shares no method with the
+    program's; log QSUR / d takes half of its relative error."""
     draws = numpy.random.default_rng(1).chisquare(d, 1 << 20)
     return float(numpy.quantile(draws, share))
 
