@@ -1,5 +1,6 @@
 /* vecmath - exp and what is made of it, in forms that compilers vectorise, with the same bits on
- * every machine that rounds as IEEE says. Not a libm: float only, accurate to about 1 ulp. */
+ * every machine that rounds as IEEE says. Not a libm: float alone, accurate to about 1 ulp; fp64 is
+ * for tests and takes libm's exp. */
 #ifndef SPINSHARD_BASE_VECMATH_H
 #define SPINSHARD_BASE_VECMATH_H
 
@@ -34,6 +35,9 @@ static inline float vec_exp(float x) {
 /* Local. x / (1 + e^-x). */
 static inline float vec_silu(float x) {
     return x / (1.0f + vec_exp(-x));
+}
+static inline double vec_silu_f64(double x) {
+    return x / (1 + exp(-x));
 }
 
 #endif

@@ -1,8 +1,8 @@
 /* attention - causal attention of one window, grouped queries, in blocks with an online softmax, so
  * that scores exist only for one block of queries and one of keys (Milakov, Gimelshein: Online
  * normalizer calculation for softmax, 2018; Dao and others: FlashAttention, 2022); and its
- * backward, which makes the scores again. Not projections, RoPE or the cache's quantizers: block.c
- * does these. */
+ * backward, which makes the scores again. Not projections, RoPE or the cache's quantizers:
+ * block_real.c does these. */
 #ifndef SPINSHARD_MODEL_ATTENTION_H
 #define SPINSHARD_MODEL_ATTENTION_H
 

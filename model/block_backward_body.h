@@ -1,6 +1,6 @@
 /* block_backward_body - the backward of block_keep_body.h, for one type of reals: its steps undone
  * from the last to the first. g is always the gradient of what the step named there gave. */
-#include "model/real.h"
+#include "model/body_type.h"
 
 /* Rows for the tap, as floats. */
 static err REAL_FN(tell)(const llama_tap *tap, int64_t layer, tap_place place, int64_t t0,

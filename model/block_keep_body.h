@@ -1,7 +1,7 @@
 /* block_keep_body - the forward of a block that keeps what its backward needs, for one type of
  * reals: block_body.h with every intermediate that block_backward_body.h names. Slice t0 .. t0 + n.
  */
-#include "model/real.h"
+#include "model/body_type.h"
 
 static attention_shape REAL_FN(shape_of)(const llama_work *w, int64_t layer, int64_t t0,
                                          int64_t n) {

@@ -1,5 +1,5 @@
 /* Stage and scratch memory, and the loop over layers; the arithmetic of a block is in
- * block_body.h. */
+ * block_real.c. */
 #include "model/forward.h"
 
 #include "base/gemm.h"

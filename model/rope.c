@@ -1,16 +1,7 @@
-/* The instances of rope_body.h: a rotation of the channel pairs (i, i + head_dim/2) by position
- * times frequency. */
+/* Frequencies in double, from which the tables of both types are filled. */
 #include "model/rope.h"
 
 #include "base/mem.h"
-
-#include <math.h>
-
-#define REAL_BITS 32
-#include "model/rope_body.h"
-#undef REAL_BITS
-#define REAL_BITS 64
-#include "model/rope_body.h"
 
 err rope_tables(const llama_config *cfg, compute_type compute, int64_t n_tokens, void *cos_t,
                 void *sin_t) {
@@ -21,9 +12,9 @@ err rope_tables(const llama_config *cfg, compute_type compute, int64_t n_tokens,
     if (e.code) return e;
     llama_inv_freq(cfg, inv);
     if (compute == COMPUTE_F64)
-        fill_tables_f64(inv, gain, half, n_tokens, cos_t, sin_t);
+        rope_fill_tables_f64(inv, gain, half, n_tokens, cos_t, sin_t);
     else
-        fill_tables_f32(inv, gain, half, n_tokens, cos_t, sin_t);
+        rope_fill_tables_f32(inv, gain, half, n_tokens, cos_t, sin_t);
     mem_free(inv);
     return e;
 }

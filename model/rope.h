@@ -14,6 +14,12 @@
 err rope_tables(const llama_config *cfg, compute_type compute, int64_t n_tokens, void *cos_t,
                 void *sin_t);
 
+/* Local, threaded. As rope_tables, of frequencies inv_freq [half] and times `gain`. */
+void rope_fill_tables_f32(const double *inv_freq, double gain, int64_t half, int64_t n_tokens,
+                          float *cos_t, float *sin_t);
+void rope_fill_tables_f64(const double *inv_freq, double gain, int64_t half, int64_t n_tokens,
+                          double *cos_t, double *sin_t);
+
 /* Local. One head in place: x [2 half], with the table rows of its position. */
 void rope_head_f32(float *x, int64_t half, const float *cos_t, const float *sin_t);
 void rope_head_f64(double *x, int64_t half, const double *cos_t, const double *sin_t);

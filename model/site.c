@@ -1,13 +1,8 @@
 /* Which quantizers are the identity and which are plain (no rotation, no scale); applying them is
- * in site_body.h. */
+ * in site_real.c. */
 #include "model/site.h"
 
-#include "base/gemm.h"
-#include "base/size.h"
-
-#include <string.h>
-
-static bool site_is_identity(const site *s) {
+bool site_is_identity(const site *s) {
     if (!s->R) return true;
     const int64_t segments = s->n / s->segment;
     for (int64_t i = 0; i < segments; i += s->share) {
@@ -24,9 +19,3 @@ bool site_is_plain(const site *s) {
 bool site_acts(const site *s) {
     return aquant_on(&s->quant) || (s->turned && !site_is_identity(s));
 }
-
-#define REAL_BITS 32
-#include "model/site_body.h"
-#undef REAL_BITS
-#define REAL_BITS 64
-#include "model/site_body.h"

@@ -1,7 +1,7 @@
 /* site - an activation quantizer ("site") on rows: x -> x + (Q(xR) - xR) R^T (DESIGN.md 2.2), with
  * R in equal segments along the row (heads), or x -> Q(xR) where the weights that follow already
  * hold R^-1. Scales stand before or after R: x -> x + (Q(x S^-1 R) - x S^-1 R) R^T S, and x -> x +
- * (Q(x R S^-1) - x R S^-1) S R^T. Not the placing of sites in a block (block.c). */
+ * (Q(x R S^-1) - x R S^-1) S R^T. Not the placing of sites in a block (block_real.c). */
 #ifndef SPINSHARD_MODEL_SITE_H
 #define SPINSHARD_MODEL_SITE_H
 
@@ -46,7 +46,8 @@ typedef struct site_scratch {
 /* Local. True where applying the site changes anything. */
 bool site_acts(const site *s);
 
-bool site_is_plain(const site *s); /* local; no rotation and no scale: x -> Q(x) */
+bool site_is_identity(const site *s); /* local; true where no segment has a rotation */
+bool site_is_plain(const site *s);    /* local; no rotation and no scale: x -> Q(x) */
 
 /* Local, threaded. Rows [rows, s->n] times R, or R^T where `back`, segment by segment. */
 void site_turn_f32(const site *s, float *x, int64_t rows, bool back);

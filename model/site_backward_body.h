@@ -1,5 +1,5 @@
 /* site_backward_body - the body of site_backward.c for one type of reals. */
-#include "model/real.h"
+#include "model/body_type.h"
 
 #if REAL_BITS == 32
 #define FAKE_QUANT fake_quant_rows

@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "rotations/fwht.h"
+#include "rotations/rotation_internal.h"
 
 #include <assert.h>
 #include <inttypes.h>
@@ -13,26 +14,10 @@
 #include <string.h>
 
 enum {
-    SMALL = 256,           /* dense orders up to this work in panels on the stack */
-    SMALL_PANEL = 1 << 12, /* numbers in such a panel */
-    F32_COPY = 2048,       /* dense orders up to this hold R in fp32 too */
-    F32_COLUMNS = 512,     /* larger ones round so many columns of R at a time */
-    BLOCK = 1 << 13,       /* numbers in a block of rows of a Hadamard rotation */
-    PARALLEL_FROM = 1 << 14,
+    F32_COPY = 2048,   /* dense orders up to this hold R in fp32 too */
+    F32_COLUMNS = 512, /* larger ones round so many columns of R at a time */
 };
 static const int64_t PANEL_BYTES = 32 << 20; /* of a large dense rotation's copy of rows */
-
-struct rotation {
-    rotation_kind kind;
-    int64_t n, block;
-    int8_t *signs; /* Hadamard: [n] or NULL */
-    fwht *hadamard;
-    double *dense;  /* [n, n]; NULL where R is held in fp32 alone */
-    float *dense32; /* [n, n] up to F32_COPY, or where dense is NULL; else NULL */
-    void *panel;    /* n > SMALL: [panel_rows, n] doubles */
-    float *columns; /* n > F32_COPY: [n, F32_COLUMNS] */
-    int64_t panel_rows;
-};
 
 static err create(int64_t n, rotation_kind kind, rotation **out) {
     *out = NULL;
@@ -97,7 +82,7 @@ static int64_t panel_rows(int64_t n) {
 
 uint64_t rotation_dense_bytes(int64_t n) {
     const uint64_t rounded = (uint64_t)(n <= F32_COPY ? n : F32_COLUMNS) * sizeof(float),
-                   panel = n > SMALL ? (uint64_t)panel_rows(n) * sizeof(double) : 0;
+                   panel = n > ROTATION_SMALL ? (uint64_t)panel_rows(n) * sizeof(double) : 0;
     return (uint64_t)n * ((uint64_t)n * sizeof(double) + rounded + panel);
 }
 
@@ -114,7 +99,7 @@ static err dense_alloc(rotation *r, bool f32) {
         e = mem_alloc(n * F32_COLUMNS, sizeof(float), "columns of a rotation", &p);
         r->columns = p;
     }
-    if (!e.code && n > SMALL) {
+    if (!e.code && n > ROTATION_SMALL) {
         r->panel_rows = panel_rows(n);
         e = mem_alloc(r->panel_rows * n, sizeof(double), "rows to rotate", &r->panel);
     }
@@ -173,33 +158,13 @@ const int8_t *rotation_signs(const rotation *r) {
     return r->signs;
 }
 
-#define REAL      float
-#define NAME(x)   x##_f32
-#define FWHT      fwht_rows_f32
-#define GEMM_TILE gemm_tile_f32
-#include "rotations/rotation_body.h"
-#undef REAL
-#undef NAME
-#undef FWHT
-#undef GEMM_TILE
-
-#define REAL      double
-#define NAME(x)   x##_f64
-#define FWHT      fwht_rows_f64
-#define GEMM_TILE gemm_tile_f64
-#include "rotations/rotation_body.h"
-#undef REAL
-#undef NAME
-#undef FWHT
-#undef GEMM_TILE
-
 static void large_dense_rows_f64(const rotation *r, double *x, int64_t rows, int64_t ld,
                                  bool transpose) {
     const int64_t n = r->n;
 #pragma omp critical(rotation_panel)
     for (int64_t i = 0; i < rows; i += r->panel_rows) {
         int64_t m = size_min(r->panel_rows, rows - i);
-        copy_rows_f64(x + i * ld, m, ld, n, r->panel);
+        rotation_copy_rows_f64(x + i * ld, m, ld, n, r->panel);
         gemm_f64(false, transpose, m, n, n, r->panel, n, r->dense, n, false, x + i * ld, ld);
     }
 }
@@ -221,7 +186,7 @@ static void large_dense_rows_f32(const rotation *r, float *x, int64_t rows, int6
     for (int64_t i = 0; i < rows; i += r->panel_rows) {
         int64_t m = size_min(r->panel_rows, rows - i);
         float *part = x + i * ld;
-        copy_rows_f32(part, m, ld, n, r->panel);
+        rotation_copy_rows_f32(part, m, ld, n, r->panel);
         if (r->dense32)
             gemm_f32(false, transpose, m, n, n, r->panel, n, r->dense32, n, false, part, ld);
         for (int64_t j = 0; j < n && !r->dense32; j += F32_COLUMNS) {
@@ -237,9 +202,9 @@ void rotation_apply_f64(const rotation *r, double *x, int64_t rows, int64_t ld, 
     if (!r || r->kind == ROTATION_IDENTITY) return;
     assert(r->kind == ROTATION_HADAMARD || r->dense);
     if (r->kind == ROTATION_HADAMARD)
-        hadamard_rows_f64(r, x, rows, ld, transpose);
-    else if (r->n <= SMALL)
-        small_dense_rows_f64(r, r->dense, x, rows, ld, transpose);
+        rotation_hadamard_rows_f64(r, x, rows, ld, transpose);
+    else if (r->n <= ROTATION_SMALL)
+        rotation_small_dense_rows_f64(r, r->dense, x, rows, ld, transpose);
     else
         large_dense_rows_f64(r, x, rows, ld, transpose);
 }
@@ -247,9 +212,9 @@ void rotation_apply_f64(const rotation *r, double *x, int64_t rows, int64_t ld, 
 void rotation_apply_f32(const rotation *r, float *x, int64_t rows, int64_t ld, bool transpose) {
     if (!r || r->kind == ROTATION_IDENTITY) return;
     if (r->kind == ROTATION_HADAMARD)
-        hadamard_rows_f32(r, x, rows, ld, transpose);
-    else if (r->n <= SMALL)
-        small_dense_rows_f32(r, r->dense32, x, rows, ld, transpose);
+        rotation_hadamard_rows_f32(r, x, rows, ld, transpose);
+    else if (r->n <= ROTATION_SMALL)
+        rotation_small_dense_rows_f32(r, r->dense32, x, rows, ld, transpose);
     else
         large_dense_rows_f32(r, x, rows, ld, transpose);
 }

@@ -49,7 +49,7 @@ def symbols(library):
     for line in text.splitlines():
         words = line.split()
         if line.endswith(":"):
-            now = out.setdefault(line[:-1], (set(), set()))
+            now = out.setdefault(line[:-1], (set(), set()))  # *_real.c: two members, one source
         elif len(words) >= 2:
             kind, name = words[-2], words[-1]
             if kind == "U":

@@ -1,6 +1,6 @@
-/* real - the type of the *_body.h headers, which are compiled once for float and once for double.
- * Not guarded: the includer defines REAL_BITS as 32 or 64 and includes a body, which includes this.
- * A function written REAL_FN(name) becomes name_f32 or name_f64. */
+/* body_type - the type of the *_body.h headers, which are compiled once for float and once for
+ * double. Not guarded: the includer defines REAL_BITS as 32 or 64 and includes a body, which
+ * includes this. A function written REAL_FN(name) becomes name_f32 or name_f64. */
 #include "base/half.h"
 #include "base/vecmath.h"
 
