@@ -7,6 +7,7 @@
 #include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 struct sha256 {
     EVP_MD_CTX *ctx;
@@ -53,5 +54,16 @@ err sha256_of_range(int fd, const char *path, uint64_t offset, uint64_t n, char 
     }
     sha256_finish(&h, hex);
     free(buf);
+    return e;
+}
+
+err sha256_of_file(const char *path, char hex[SHA256_HEX]) {
+    uint64_t bytes;
+    int fd;
+    hex[0] = 0;
+    err e = file_open_read(path, &fd, &bytes);
+    if (e.code) return e;
+    e = sha256_of_range(fd, path, 0, bytes, hex);
+    close(fd);
     return e;
 }

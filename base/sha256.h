@@ -20,4 +20,7 @@ void sha256_of(const void *data, size_t len, char hex[SHA256_HEX]);
 /* Local. Hash n bytes of an open file from offset. */
 err sha256_of_range(int fd, const char *path, uint64_t offset, uint64_t n, char hex[SHA256_HEX]);
 
+/* Local. Hash a whole regular file. Fails with ERR_INPUT. */
+err sha256_of_file(const char *path, char hex[SHA256_HEX]);
+
 #endif

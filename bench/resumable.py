@@ -1,4 +1,4 @@
-"""What the scripts that measure many runs share (compare.py, spread.py, bench/*.py): the program on so many
+"""What the scripts that measure many runs share (bench/*.py): the program on so many
 ranks, results that are kept as soon as they are there, and a work folder that holds those of one setting. Whatever
 interrupts a script, the same command goes on."""
 import hashlib

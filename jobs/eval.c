@@ -13,6 +13,7 @@
 #include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
 #include "jobs/setup/source_tokens.h"
+#include "jobs/setup/text_word.h"
 #include "pipeline/plan/memory_plan.h"
 #include "pipeline/stages/eval_against.h"
 #include "pipeline/stages/eval_run.h"
@@ -26,7 +27,7 @@
 #include <string.h>
 
 typedef struct eval_text {
-    const char *path;
+    text_word from;
     text_windows *windows; /* root only */
     int64_t first, n;      /* its windows among all */
 } eval_text;
@@ -83,7 +84,13 @@ static err read_flags(eval_job *j) {
     else if (!e.code)
         e = err_make(ERR_USAGE, "--dtype", NULL, "\"%s\" is not bf16, fp32 or fp64", dtype);
     j->n_texts = o->n_values[OPT_TEXT];
-    for (int i = 0; i < j->n_texts; i++) j->texts[i].path = o->values[OPT_TEXT][i];
+    for (int i = 0; i < j->n_texts; i++) {
+        text_word *t = &j->texts[i].from;
+        err t_err = text_word_parse(o->values[OPT_TEXT][i], t);
+        if (!e.code) e = t_err;
+        if (!t->limit) t->limit = j->limit;
+        if (!t->tail) t->tail = j->tail;
+    }
     return e;
 }
 
@@ -213,12 +220,12 @@ static err read_texts(eval_job *j) {
         size_t len;
         int32_t *ids = NULL;
         int64_t n;
-        e = text_read(x->path, &text, &len);
-        if (!e.code) e = source_encode(&j->source, t, text, len, x->path, &ids, &n);
+        e = text_read(x->from.path, &text, &len);
+        if (!e.code) e = source_encode(&j->source, t, text, len, x->from.path, &ids, &n);
         if (!e.code)
-            e = text_windows_create(ids, n, j->window, j->limit, j->tail,
+            e = text_windows_create(ids, n, j->window, x->from.limit, x->from.tail,
                                     recipe_settings(j->recipe)->calib.bos,
-                                    (int32_t)j->source.cfg.bos, t, x->path, &x->windows);
+                                    (int32_t)j->source.cfg.bos, t, x->from.path, &x->windows);
         free(text);
         free(ids);
         if (e.code) break;
@@ -421,15 +428,15 @@ static double tokens_per_s(const eval_job *j) {
     return (double)(j->n_windows * j->window + j->tasks.n_ids) / j->seconds;
 }
 
-static void print_json(const eval_job *j) {
+static json_t *result_json(const eval_job *j) {
     json_t *list = json_array();
     for (int i = 0; i < j->n_texts; i++) {
         const eval_text *x = &j->texts[i];
         const double nll = text_nll(j, x), error = text_error(j, x);
-        json_t *v = json_pack("{s:s, s:I, s:I, s:I, s:f, s:o, s:f, s:o}", "text", x->path, "window",
-                              (json_int_t)j->window, "windows", (json_int_t)x->n, "tokens",
-                              (json_int_t)(x->n * (j->window - 1)), "nll", nll, "nll_stderr",
-                              eval_number(error), "ppl", exp(nll), "ppl_stderr",
+        json_t *v = json_pack("{s:s, s:I, s:I, s:I, s:f, s:o, s:f, s:o}", "text", x->from.path,
+                              "window", (json_int_t)j->window, "windows", (json_int_t)x->n,
+                              "tokens", (json_int_t)(x->n * (j->window - 1)), "nll", nll,
+                              "nll_stderr", eval_number(error), "ppl", exp(nll), "ppl_stderr",
                               eval_number(exp(nll) * error));
         if (j->distance) {
             const eval_distance d = text_distance(j, x);
@@ -443,6 +450,11 @@ static void print_json(const eval_job *j) {
                           tokens_per_s(j), "peak_rss_bytes", j->peaks, "perplexity", list);
     json_object_set_new(v, "tasks", eval_tasks_json(&j->tasks));
     json_object_set_new(v, "tasks_average", eval_tasks_average(&j->tasks));
+    return v;
+}
+
+static void print_json(const eval_job *j) {
+    json_t *v = result_json(j);
     json_dumpf(v, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
     puts("");
     json_decref(v);
@@ -458,7 +470,7 @@ static void print_table(const eval_job *j) {
     for (int i = 0; i < j->n_texts; i++) {
         const eval_text *x = &j->texts[i];
         const double nll = text_nll(j, x), error = text_error(j, x);
-        printf("%-40s %8" PRId64 " %8" PRId64 " %12.6f %10.4f", x->path, j->window, x->n, nll,
+        printf("%-40s %8" PRId64 " %8" PRId64 " %12.6f %10.4f", x->from.path, j->window, x->n, nll,
                exp(nll));
         if (isfinite(error)) printf(" %10.4f", exp(nll) * error);
         puts("");
@@ -466,7 +478,7 @@ static void print_table(const eval_job *j) {
     if (j->distance) eval_distance_head(j->against.path);
     for (int i = 0; j->distance && i < j->n_texts; i++) {
         const eval_distance d = text_distance(j, &j->texts[i]);
-        eval_distance_print(&d, j->texts[i].path);
+        eval_distance_print(&d, j->texts[i].from.path);
     }
     eval_tasks_print(&j->tasks);
 }
@@ -486,7 +498,12 @@ static err refuse_nan(const eval_job *j) {
 }
 
 err job_eval(const comm *c, const options *o) {
+    return eval_measure(c, o, NULL);
+}
+
+err eval_measure(const comm *c, const options *o, json_t **told) {
     eval_job j = {.c = c, .o = o};
+    if (told) *told = NULL;
     err e = comm_agree(c, read_flags(&j), "reading the flags", NULL);
     if (!e.code) e = source_open(c, options_str(o, OPT_MODEL), &j.source);
     if (!e.code) e = setup_recipe(c, o, j.source.recipe, &j.recipe);
@@ -501,7 +518,9 @@ err job_eval(const comm *c, const options *o) {
         e = comm_agree(c, comm_rank(c) == 0 ? refuse_nan(&j) : err_none(), "evaluating", NULL);
     if (!e.code) gather_peaks(&j);
     if (!e.code && comm_rank(c) == 0) {
-        if (options_has(o, OPT_JSON))
+        if (told)
+            *told = result_json(&j);
+        else if (options_has(o, OPT_JSON))
             print_json(&j);
         else
             print_table(&j);
@@ -513,7 +532,10 @@ err job_eval(const comm *c, const options *o) {
     /* Verification fails of what has hashes; a folder of another program's is input that is not
      * read. */
     if (e.code == ERR_VERIFY && !j.source.ar) e.code = ERR_INPUT;
-    for (int i = 0; i < j.n_texts; i++) text_windows_destroy(&j.texts[i].windows);
+    for (int i = 0; i < j.n_texts; i++) {
+        text_windows_destroy(&j.texts[i].windows);
+        free(j.texts[i].from.path);
+    }
     eval_tasks_clear(&j.tasks);
     free(j.ids);
     free(j.starts);

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "base/machine.h"
 #include "base/restart.h"
+#include "jobs/compare.h"
 #include "jobs/eval.h"
 #include "jobs/inspect.h"
 #include "jobs/plan.h"
@@ -32,7 +33,7 @@ static const struct {
     [CMD_PLAN] = {job_plan, false},       [CMD_QUANTIZE] = {job_quantize, true},
     [CMD_EVAL] = {job_eval, true},        [CMD_VERIFY] = {job_verify, true},
     [CMD_INSPECT] = {job_inspect, false}, [CMD_STATUS] = {job_status, false},
-    [CMD_REPORT] = {job_report, false},
+    [CMD_REPORT] = {job_report, false},   [CMD_COMPARE] = {job_compare, true},
 };
 
 static int print_version(void) {

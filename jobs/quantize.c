@@ -28,7 +28,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* What a run does between its opening and its end, in this order. */
 static const quantize_phase PHASES[] = {
@@ -57,16 +56,9 @@ static err check_flags(quantize_run *q) {
 
 /* Root only. Hash of the file that rotations start from; "" where there is none. */
 static err hash_start(const quantize_run *q, char hex[SHA256_HEX]) {
-    const char *path = q->set->rotate.start.text;
-    uint64_t bytes;
-    int fd;
     hex[0] = 0;
     if (q->set->rotate.start.word != START_POINT_FILE) return err_none();
-    err e = file_open_read(path, &fd, &bytes);
-    if (e.code) return e;
-    e = sha256_of_range(fd, path, 0, bytes, hex);
-    close(fd);
-    return e;
+    return sha256_of_file(q->set->rotate.start.text, hex);
 }
 
 /* Collective. What the bytes depend on; a restart under another one is refused. */
@@ -152,7 +144,7 @@ static err prepare(quantize_run *q) {
 
 /* Collective. What an earlier start completed is verified as by hand. */
 static err verify_complete(const quantize_run *q) {
-    options verify = {.cmd = CMD_VERIFY, .target = q->out};
+    options verify = {.cmd = q->o->cmd == CMD_COMPARE ? CMD_COMPARE : CMD_VERIFY, .target = q->out};
     verify.n_values[OPT_JSON] = options_has(q->o, OPT_JSON);
     return job_verify(q->c, &verify);
 }

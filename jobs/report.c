@@ -2,7 +2,6 @@
 #include "jobs/report.h"
 
 #include "base/file.h"
-#include "jobs/reporting/report_beside.h"
 #include "jobs/reporting/report_data.h"
 #include "jobs/reporting/report_page.h"
 
@@ -25,8 +24,6 @@ static err write_page(const options *o, const json_t *report) {
 static err add_beside(const options *o, json_t *report) {
     json_t *list = json_array();
     err e = err_none();
-    if (o->n_values[OPT_BESIDE] > BESIDE_MOST)
-        e = err_make(ERR_USAGE, "--beside", NULL, "at most %d other runs", BESIDE_MOST);
     for (int i = 0; i < o->n_values[OPT_BESIDE] && !e.code; i++) {
         json_t *other;
         e = report_collect(o->values[OPT_BESIDE][i], NULL, 0, &other);

@@ -246,7 +246,7 @@ err job_verify(const comm *c, const options *o) {
         e = comm_agree(c, comm_rank(c) == 0 ? compare_recipes(&v) : err_none(), "the recipe", NULL);
     if (!e.code && !v.gguf) e = check_loaders(&v);
     if (!e.code && options_has(o, OPT_SOURCE)) e = check_source(&v);
-    if (!e.code && comm_rank(c) == 0) {
+    if (!e.code && comm_rank(c) == 0 && o->cmd != CMD_COMPARE) {
         if (options_has(o, OPT_JSON))
             print_json(&v);
         else

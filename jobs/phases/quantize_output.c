@@ -418,6 +418,7 @@ static err write_run_json(const quantize_run *q, double seconds) {
 
 static void print_result(const quantize_run *q, double seconds) {
     char text[32];
+    if (q->o->cmd == CMD_COMPARE) return; /* its table tells it */
     if (options_has(q->o, OPT_JSON)) {
         json_t *v = json_pack("{s:s, s:s, s:I, s:I, s:i, s:f}", "out", q->out, "name",
                               q->set->archive.name.text, "tensor_bytes",

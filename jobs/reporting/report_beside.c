@@ -68,29 +68,34 @@ static const json_t *text_of(const json_t *evals, const json_t *run) {
     return NULL;
 }
 
-static void table(FILE *f, const runs *r) {
-    const json_t *evals = json_object_get(r->run[0], "accuracy");
+static void table_row(FILE *f, const json_t *run, const json_t *evals) {
+    const json_t *s = json_object_get(run, "summary"), *text = text_of(evals, run);
+    fputs("<tr><td>", f);
+    svg_text(f, name_of(run));
+    fputs("</td>", f);
+    report_cell(f, "%.1f", json_real_of(s, "seconds"));
+    report_cell(f, "%.4f", json_real_of(s, "node_hours"));
+    report_cell(f, "%.2f", json_real_of(s, "tar_bytes") / 1048576);
+    report_cell(f, "%.2f", 100 * mean_of(json_object_get(run, "weights"), "relative_error"));
+    report_cell(f, "%.3f", json_real_of(text, "ppl"));
+    report_cell(f, "%.3f", json_real_of(text, "ppl_stderr"));
+    report_cell(f, "%.4f", json_real_of(json_object_get(text, "against"), "kl_mean"));
+    fputs("</tr>\n", f);
+}
+
+static void table(FILE *f, const json_t *report) {
+    const json_t *evals = json_object_get(report, "accuracy"),
+                 *beside = json_object_get(report, "beside");
+    size_t i;
+    json_t *run;
     fputs(
         "<div class=\"scroll\"><table>\n<tr><th>run</th><th class=\"r\">seconds</th><th "
         "class=\"r\">node "
         "hours</th><th class=\"r\">MiB</th><th class=\"r\">error of weights, %</th><th class=\"r\">"
         "perplexity</th><th class=\"r\">&plusmn;</th><th class=\"r\">KL, nats</th></tr>\n",
         f);
-    for (int i = 0; i < r->n; i++) {
-        const json_t *s = json_object_get(r->run[i], "summary"), *text = text_of(evals, r->run[i]);
-        fputs("<tr><td>", f);
-        svg_text(f, r->name[i]);
-        fputs("</td>", f);
-        report_cell(f, "%.1f", json_real_of(s, "seconds"));
-        report_cell(f, "%.4f", json_real_of(s, "node_hours"));
-        report_cell(f, "%.2f", json_real_of(s, "tar_bytes") / 1048576);
-        report_cell(f, "%.2f",
-                    100 * mean_of(json_object_get(r->run[i], "weights"), "relative_error"));
-        report_cell(f, "%.3f", json_real_of(text, "ppl"));
-        report_cell(f, "%.3f", json_real_of(text, "ppl_stderr"));
-        report_cell(f, "%.4f", json_real_of(json_object_get(text, "against"), "kl_mean"));
-        fputs("</tr>\n", f);
-    }
+    table_row(f, report, evals);
+    json_array_foreach(beside, i, run) table_row(f, run, evals);
     fputs("</table></div>\n", f);
 }
 
@@ -144,9 +149,12 @@ void report_beside(FILE *f, const json_t *report) {
     const runs r = runs_of(report);
     fputs("<h2>Beside other runs</h2>\n<p class=\"dim\">Inputs are as the quantizer sees them; "
           "errors are "
-          "those that were kept.</p>\n",
+          "those that were kept.",
           f);
-    table(f, &r);
+    if (json_array_size(json_object_get(report, "beside")) > BESIDE_MOST)
+        fprintf(f, " Curves are of the first %d runs.", RUNS);
+    fputs("</p>\n", f);
+    table(f, report);
     fputs("<div class=\"grid\">\n", f);
     losses(f, &r);
     weights(f, &r);

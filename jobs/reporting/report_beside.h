@@ -7,9 +7,10 @@
 
 #include <stdio.h>
 
-enum { BESIDE_MOST = 3 }; /* other runs: as many as lines that can be told apart without colour */
+enum { BESIDE_MOST = 3 }; /* other runs with curves: lines that can be told apart without colour */
 
-/* Local. The report of a run, with "beside": [reports] in it; nothing where it has none. */
+/* Local. The report of a run, with "beside": [reports] in it, of which the first BESIDE_MOST have
+ * curves and all a row; nothing where it has none. */
 void report_beside(FILE *f, const json_t *report);
 
 /* Local. A number as a cell of a table of the page, "-" for NaN. */

@@ -29,6 +29,10 @@ static const struct {
     [CMD_INSPECT] = {"inspect", "OUT|DIR|TAR|FILE.safetensors", "Print what is inside."},
     [CMD_STATUS] = {"status", "OUT", "How far a run is; works while it runs."},
     [CMD_REPORT] = {"report", "OUT", "A run in pictures, as one HTML file; works while it runs."},
+    [CMD_COMPARE] =
+        {"compare", NULL,
+         "Several recipes on one model in one table and one page: quantize and eval for "
+         "each; goes on where it was (mpirun, srun or alone)."},
 };
 
 static const struct {
@@ -38,32 +42,40 @@ static const struct {
 } table[OPT_COUNT] = {
     [OPT_MODEL] = {"--model", "DIR",
                    "Hugging Face folder of a LLaMA-family model; for eval also an output folder",
-                   BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL), false},
-    [OPT_OUT] = {"--out", "OUT", "output folder", BIT(CMD_PLAN) | BIT(CMD_QUANTIZE), false},
+                   BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL) | BIT(CMD_COMPARE), false},
+    [OPT_OUT] = {"--out", "OUT", "output folder",
+                 BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_COMPARE), false},
     [OPT_RECIPE] = {"--recipe", "FILE|NAME", "YAML recipe: a file, or the name of a built-in one",
                     BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL), false},
+    [OPT_RECIPES] = {"--recipes", "NAME,FILE,..",
+                     "recipes with commas between (default: of each setting the common ways and "
+                     "ours)",
+                     BIT(CMD_COMPARE), false},
     [OPT_SET] =
         {"--set", "KEY=VALUE",
          "set a recipe key, as weights.group=64, or some of a section, as 'rotate={r1: true, r2: "
          "none}' (repeatable)",
-         BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL), true},
+         BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL) | BIT(CMD_COMPARE), true},
     [OPT_SEED] = {"--seed", "N", "seed of everything random (recipe key seed)",
-                  BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL), false},
-    [OPT_TEXT] = {"--text", "FILE", "UTF-8 text to measure perplexity on (repeatable)",
-                  BIT(CMD_EVAL), true},
+                  BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL) | BIT(CMD_COMPARE), false},
+    [OPT_TEXT] =
+        {"--text", "FILE",
+         "UTF-8 text to measure perplexity on, FILE[,limit=WINDOWS][,tail=TOKENS] (repeatable)",
+         BIT(CMD_EVAL) | BIT(CMD_COMPARE), true},
     [OPT_TASKS] = {"--tasks", "FILE",
                    "questions as JSON lines, a file or several with commas (repeatable); "
                    "bench/tasks.py makes them",
-                   BIT(CMD_EVAL), true},
+                   BIT(CMD_EVAL) | BIT(CMD_COMPARE), true},
     [OPT_ITEMS] = {"--items", "FILE", "write the log likelihoods of each item of the tasks",
                    BIT(CMD_EVAL), false},
-    [OPT_WINDOW] = {"--window", "N", "tokens a window (default 2048)", BIT(CMD_EVAL), false},
+    [OPT_WINDOW] = {"--window", "N", "tokens a window (default 2048)",
+                    BIT(CMD_EVAL) | BIT(CMD_COMPARE), false},
     [OPT_LIMIT] = {"--limit", "WINDOWS", "at most so many windows of each text, items of each task",
-                   BIT(CMD_EVAL), false},
-    [OPT_TAIL] = {"--tail", "TOKENS", "keep only the last TOKENS of each text", BIT(CMD_EVAL),
-                  false},
+                   BIT(CMD_EVAL) | BIT(CMD_COMPARE), false},
+    [OPT_TAIL] = {"--tail", "TOKENS", "keep only the last TOKENS of each text",
+                  BIT(CMD_EVAL) | BIT(CMD_COMPARE), false},
     [OPT_DTYPE] = {"--dtype", "bf16|fp32|fp64", "type of the matrix products (default bf16)",
-                   BIT(CMD_EVAL), false},
+                   BIT(CMD_EVAL) | BIT(CMD_COMPARE), false},
     [OPT_ROTATIONS] = {"--rotations", "FILE", "rotations.safetensors for the quantization sites",
                        BIT(CMD_EVAL), false},
     [OPT_AGAINST] = {"--against", "DIR",
@@ -71,19 +83,19 @@ static const struct {
                      "its own (KL, likeliest token)",
                      BIT(CMD_EVAL), false},
     [OPT_CALIB] = {"--calib", "FILE", "calibration text (for learning and GPTQ; repeatable)",
-                   BIT(CMD_PLAN) | BIT(CMD_QUANTIZE), true},
+                   BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_COMPARE), true},
     [OPT_CALIB_MIX] = {"--calib-mix", "A:B:..",
                        "parts of the windows that the texts of --calib give, in their order "
                        "(default: equal)",
-                       BIT(CMD_PLAN) | BIT(CMD_QUANTIZE), false},
+                       BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_COMPARE), false},
     [OPT_CALIB_IDS] = {"--calib-ids", "FILE", "calibration text as token ids",
-                       BIT(CMD_PLAN) | BIT(CMD_QUANTIZE), false},
+                       BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_COMPARE), false},
     [OPT_MEM] = {"--mem", "BYTES", "memory a rank may use (default: its share of the node)",
-                 BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL), false},
+                 BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL) | BIT(CMD_COMPARE), false},
     [OPT_SCRATCH] =
         {"--scratch", "DIR",
          "folder for activations of GPTQ (default: memory, or where that is short OUT/run)",
-         BIT(CMD_PLAN) | BIT(CMD_QUANTIZE), false},
+         BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_COMPARE), false},
     [OPT_REPLICAS] = {"--replicas", "N", "copies of the model over the ranks (ce, kl-top)",
                       BIT(CMD_PLAN) | BIT(CMD_QUANTIZE), false},
     [OPT_STAGES] = {"--stages", "N", "cut of the layers over the ranks (ce, kl-top)",
@@ -97,11 +109,11 @@ static const struct {
     [OPT_KEEP_RUN] = {"--keep-run", NULL, "keep OUT/run when done", BIT(CMD_QUANTIZE), false},
     [OPT_TAKE_OVER] = {"--take-over", NULL,
                        "the run that holds OUT is dead for certain, though nobody here can tell",
-                       BIT(CMD_QUANTIZE), false},
+                       BIT(CMD_QUANTIZE) | BIT(CMD_COMPARE), false},
     [OPT_LOST_AFTER] =
         {"--lost-after", "TIME",
          "a rank of which nothing is heard for TIME ends the run, exit 9 (default 30s; 0s: never)",
-         BIT(CMD_QUANTIZE), false},
+         BIT(CMD_QUANTIZE) | BIT(CMD_COMPARE), false},
     [OPT_DRY_RUN] = {"--dry-run", NULL, "print the plan and stop", BIT(CMD_QUANTIZE), false},
     [OPT_REPORT] =
         {"--report", "on|off",
@@ -110,7 +122,7 @@ static const struct {
     [OPT_STOP_BEFORE] =
         {"--stop-before", "TIME",
          "stop at a commit when less than TIME of the Slurm job is left (90s, 10m, 2h), exit 75",
-         BIT(CMD_QUANTIZE), false},
+         BIT(CMD_QUANTIZE) | BIT(CMD_COMPARE), false},
     [OPT_NODES] = {"--nodes", "N", "nodes of the job (default 1)", BIT(CMD_PLAN), false},
     [OPT_RANKS_PER_NODE] = {"--ranks-per-node", "R",
                             "ranks of a node (default: one on each NUMA domain of this machine)",
@@ -175,18 +187,22 @@ static const struct {
                   "what eval --json printed, for the section on accuracy "
                   "(repeatable)",
                   BIT(CMD_REPORT), true},
-    [OPT_BESIDE] = {"--beside", "OUT",
-                    "another run, for one table and curves in the same charts (up to 3)",
-                    BIT(CMD_REPORT), true},
+    [OPT_BESIDE] =
+        {"--beside", "OUT",
+         "another run, for one table, and of the first 3 curves in the same charts (repeatable)",
+         BIT(CMD_REPORT), true},
+    [OPT_DROP_ARCHIVES] = {"--drop-archives", NULL, "remove each archive once it is measured",
+                           BIT(CMD_COMPARE), false},
     [OPT_JSON] = {"--json", NULL, "one JSON object on stdout and nothing else",
                   BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL) | BIT(CMD_VERIFY) |
-                      BIT(CMD_INSPECT) | BIT(CMD_STATUS) | BIT(CMD_REPORT),
+                      BIT(CMD_INSPECT) | BIT(CMD_STATUS) | BIT(CMD_REPORT) | BIT(CMD_COMPARE),
                   false},
     [OPT_QUIET] = {"--quiet", NULL, "only warnings and errors on stderr",
-                   BIT(CMD_QUANTIZE) | BIT(CMD_EVAL) | BIT(CMD_VERIFY), false},
+                   BIT(CMD_QUANTIZE) | BIT(CMD_EVAL) | BIT(CMD_VERIFY) | BIT(CMD_COMPARE), false},
     [OPT_KEEP_KERNELS] = {"--keep-kernels", NULL,
                           "run the kernels that OpenBLAS chose, though the CPU has better ones",
-                          BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL) | BIT(CMD_VERIFY),
+                          BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL) | BIT(CMD_VERIFY) |
+                              BIT(CMD_COMPARE),
                           false},
 };
 

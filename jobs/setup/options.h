@@ -16,6 +16,7 @@ typedef enum command {
     CMD_INSPECT,
     CMD_STATUS,
     CMD_REPORT,
+    CMD_COMPARE,
     CMD_COUNT,
 } command;
 
@@ -23,6 +24,7 @@ typedef enum option {
     OPT_MODEL,
     OPT_OUT,
     OPT_RECIPE,
+    OPT_RECIPES,
     OPT_SET,
     OPT_SEED,
     OPT_TEXT,
@@ -76,6 +78,7 @@ typedef enum option {
     OPT_HTML,
     OPT_EVAL,
     OPT_BESIDE,
+    OPT_DROP_ARCHIVES,
     OPT_JSON,
     OPT_QUIET,
     OPT_KEEP_KERNELS,

@@ -126,7 +126,9 @@ class Report(Case):
         page = self.page(self.path("page.html"), 3)
         self.assertIn("Beside other runs", page.words)
         self.assertTrue({"a", "b", "c"} <= set(page.words))
-        self.bad(2, ["at most 3"], "report", outs[0], *(words * 2))
+        self.good("report", outs[0], *(words * 2), "--html", self.path("page.html"))  # more than have curves
+        with open(self.path("page.html"), encoding="utf-8") as f:
+            self.assertIn("Curves are of the first 4 runs", f.read())
         self.bad(3, ["nothing-here"], "report", outs[0], "--beside", self.path("nothing-here"))
 
     def test_spoils_nothing(self):
