@@ -63,8 +63,13 @@ typedef double real;
 #define rope_head_back_f32            rope_head_back_f64
 #define rope_head_f32                 rope_head_f64
 #define site_apply_f32                site_apply_f64
+#define site_end_slopes_f32           site_end_slopes_f64
+#define site_ends_f32                 site_ends_f64
+#define site_range_rows_f32           site_range_rows_f64
+#define site_scale_back_f32           site_scale_back_f64
 #define site_scale_f32                site_scale_f64
 #define site_turn_f32                 site_turn_f64
+#define site_widen_f32                site_widen_f64
 #define wmat_expand_f32               wmat_expand_f64
 
 #endif

@@ -49,16 +49,25 @@ static unsigned sites_on(const llama_config *cfg, const llama_sites *sites) {
            (aquant_on(&down.quant) ? ON_DOWN : 0u);
 }
 
-static site_kept cut_kept(cutter *c, const site *s, const llama_pass_shape *shape, bool learned) {
+/* learned: its rotation; scaled: its scales. */
+static site_kept cut_kept(cutter *c, const site *s, const llama_pass_shape *shape, bool learned,
+                          bool scaled) {
     const uint64_t factor = compute_factor_bytes(shape->compute);
     const int64_t rows = shape->window;
     site_kept kept = {0};
     if (!aquant_on(&s->quant)) return kept;
-    if (learned) kept.error = cut(c, rows * s->n, factor);
-    if (!shape->through) return kept;
+    const bool range = shape->through || scaled;
+    if (learned || (scaled && s->after) || (range && site_cuts_segments(s)))
+        kept.error = cut(c, rows * s->n, factor);
+    if (!range) return kept;
     kept.moved = cut(c, rows * s->n, factor);
     kept.ends = cut(c, rows * site_ranges(s), site_ends_bytes(shape->compute));
     return kept;
+}
+
+static bool learns_scales(const llama_pass_shape *shape, const llama_sites *sites,
+                          scale_kind kind) {
+    return (shape->scales >> kind & 1u) && sites && scale_set_has(sites->scales, kind);
 }
 
 /* The stash. */
@@ -76,7 +85,8 @@ static uint64_t lay_out_stash(llama_stash *s, const llama_sites *sites, char *ba
     for (int i = 0; i < NORMS; i++) {
         s->y[i] = cut(&c, w * g->hidden, factor);
         s->scale[i] = cut(&c, w, real);
-        s->input[i] = cut_kept(&c, &input, shape, shape->r1);
+        const scale_kind kind = i == NORM_ATTN ? SCALE_ATTN : SCALE_MLP;
+        s->input[i] = cut_kept(&c, &input, shape, shape->r1, learns_scales(shape, sites, kind));
     }
     if (g->qk_norm) {
         s->q_norm.y = cut(&c, w * g->heads * d, factor);
@@ -89,14 +99,17 @@ static uint64_t lay_out_stash(llama_stash *s, const llama_sites *sites, char *ba
     s->v = cut(&c, w * g->kv_heads * d, factor);
     s->lse = cut(&c, w * g->heads, real);
     s->o = cut(&c, w * g->heads * d, factor);
-    s->keys = cut_kept(&c, &keys, shape, false);
-    s->values = cut_kept(&c, &values, shape, shape->r2);
-    if (aquant_on(&values.quant) && shape->r2 && shape->through)
+    const bool qk = learns_scales(shape, sites, SCALE_QK),
+               vo = learns_scales(shape, sites, SCALE_VO);
+    s->keys = cut_kept(&c, &keys, shape, false, qk);
+    if (aquant_on(&keys.quant) && qk) s->k_in = cut(&c, w * keys.n, factor);
+    s->values = cut_kept(&c, &values, shape, shape->r2, vo);
+    if (aquant_on(&values.quant) && ((shape->r2 && shape->through) || vo))
         s->v_in = cut(&c, w * values.n, factor);
-    s->out = cut_kept(&c, &out, shape, shape->r2);
+    s->out = cut_kept(&c, &out, shape, shape->r2, vo);
     s->gate = cut(&c, w * g->intermediate, factor);
     s->up = cut(&c, w * g->intermediate, factor);
-    s->down = cut_kept(&c, &down, shape, false);
+    s->down = cut_kept(&c, &down, shape, false, learns_scales(shape, sites, SCALE_UD));
     s->dk = cut(&c, w * g->kv_heads * d, real);
     s->dv = cut(&c, w * g->kv_heads * d, real);
     return c.used;
@@ -191,7 +204,8 @@ static void lay_out_site(llama_work *w, const llama_sites *sites, cutter *c) {
                                   size_min(rows, WMAT_TILE_ROWS) * g->intermediate);
     w->site.panel = cut(c, w->site.panel_room, real);
     if (w->shape.compute == COMPUTE_BF16) w->site.half = cut(c, rows * g->hidden, sizeof(bf16));
-    if (w->shape.through) w->site.slopes = cut(c, 2 * rows * most_ranges(sites, g), real);
+    if (w->shape.through || w->shape.scales)
+        w->site.slopes = cut(c, 2 * rows * most_ranges(sites, g), real);
     int64_t parts = size_max(site_parts_room(&values, rows), site_parts_room(&out, rows));
     if (w->shape.r2) w->site.parts = cut(c, parts, real);
 }

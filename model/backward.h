@@ -17,8 +17,8 @@
  * du has two non-zeros per range: b c at the greatest and -a c at the least, (a, b) the clips of
  * the two ends, c = <g, x^ - x> / ((2^b - 1) scale); an end held at 0 has none; symmetric: sign(u)
  * c times the end's clip at the argmax of |u| clipped, over 2^(b-1) - 1. Scales before or after R
- * change both as site_backward_body.h derives; they get no gradient. R3 and R4 are fixed and have
- * no gradient of their own. */
+ * change both as site_backward_body.h derives; their own gradient, always through the range, is in
+ * model/site_scale.h. R3 and R4 are fixed and have no gradient of their own. */
 #ifndef SPINSHARD_MODEL_BACKWARD_H
 #define SPINSHARD_MODEL_BACKWARD_H
 
@@ -28,12 +28,13 @@
  * for COMPUTE_BF16 and COMPUTE_F32, double for COMPUTE_F64. */
 typedef struct llama_pass_shape {
     compute_type compute;
-    int64_t window; /* tokens of a window at most */
-    int64_t slice;  /* tokens of one call at most; window where it is not cut */
-    bool through;   /* gradient through the range of the quantizer */
-    bool r1, r2;    /* gradients of these are wanted */
-    bool head;      /* the final norm and the head are here: room for losses (work only) */
-    int64_t top_k;  /* of kl-top; 0: cross entropy only (work only) */
+    int64_t window;  /* tokens of a window at most */
+    int64_t slice;   /* tokens of one call at most; window where it is not cut */
+    bool through;    /* gradient through the range of the quantizer */
+    bool r1, r2;     /* gradients of these are wanted */
+    uint32_t scales; /* bit 1 << scale_kind: and of these, where their sites quantize */
+    bool head;       /* the final norm and the head are here: room for losses (work only) */
+    int64_t top_k;   /* of kl-top; 0: cross entropy only (work only) */
 } llama_pass_shape;
 
 /* What one block keeps of one window. */
@@ -70,11 +71,13 @@ err llama_block_forward_keep(const llama_stage *stage, int64_t layer, const llam
                              int64_t t0, int64_t n_tokens, void *x, llama_stash *stash,
                              llama_work *work);
 
-/* Where gradients of rotations are added to, real, row-major; NULL: not wanted. */
+/* Where gradients of rotations and scales are added to, real, row-major; NULL: not wanted. */
 typedef struct rotation_grads {
     void *R1; /* [hidden, hidden] */
     void *R2; /* of this layer: [head_dim, head_dim], or [kv_heads, head_dim, head_dim] with
                  r2_per_head */
+    void *scales[SCALE_KINDS]; /* of this layer: dL / d log s of each channel, as scale_vector; only
+                                  kinds of the pass's shape that the sites have */
 } rotation_grads;
 
 /* Places of a block where rows can be looked at during backward. */

@@ -7,6 +7,7 @@
 #include "model/attention.h"
 #include "model/backward.h"
 #include "model/site_backward.h"
+#include "model/site_scale.h"
 #include "model/sites.h"
 
 /* Of the norm of heads: rows before the gain, and 1 / rms; NULL where the model has no such norm.
@@ -27,7 +28,7 @@ struct llama_stash {
     void *q, *k, *v;                   /* factor, by KV head, see attention.h */
     void *lse;                         /* real [kv_heads, W, heads / kv_heads] */
     void *o;                           /* factor [W, heads head_dim]: before the site */
-    void *v_in;                        /* factor [W, kv_heads head_dim]: before the site, or NULL */
+    void *k_in, *v_in;                 /* factor [W, kv_heads head_dim]: before the site, or NULL */
     site_kept keys, values, out;       /* [W, ...] */
     void *gate, *up;                   /* factor [W, intermediate] */
     site_kept down;                    /* [W, intermediate] */

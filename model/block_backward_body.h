@@ -23,6 +23,18 @@ static bool REAL_FN(wants)(const llama_tap *tap, tap_place place) {
     return tap && (tap->places >> place & 1u);
 }
 
+/* Back through a site whose scales are of `kind`: their gradient, then g from dL/dx^ to dL/dx. What
+ * is kept of the range for scales alone is not for the others. */
+static void REAL_FN(back_site)(const site *at, scale_kind kind, REAL *g, int64_t rows,
+                               const void *x, const site_kept *kept, const rotation_grads *grads,
+                               REAL *dR, const site_work *work, const llama_work *w) {
+    REAL *dS = grads ? grads->scales[kind] : NULL;
+    site_kept seen = *kept;
+    if (dS) REAL_FN(site_scale_back)(at, g, rows, x, kept, dS, work);
+    if (!w->shape.through) seen.moved = seen.ends = NULL;
+    REAL_FN(site_back)(at, g, rows, x, &seen, dR, work);
+}
+
 /* Factors by head of the slice as rows [n, kv_heads head_dim]. */
 static void REAL_FN(rows_of_heads)(const void *from, int64_t t0, int64_t n_tokens, void *to,
                                    const llama_work *w) {
@@ -53,14 +65,14 @@ static void REAL_FN(swiglu_back)(const REAL *g, const void *gate, const void *up
 
 /* The site before down_proj, when its rows are needed whole: g = dL/dx^ in w->mid. */
 static err REAL_FN(back_down_site)(int64_t layer, const llama_sites *sites, int64_t t0,
-                                   int64_t n_tokens, llama_stash *st, const llama_tap *tap,
-                                   llama_work *w) {
+                                   int64_t n_tokens, llama_stash *st, const rotation_grads *grads,
+                                   const llama_tap *tap, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const int64_t width = w->cfg.intermediate;
     const size_t factor = compute_factor_bytes(compute);
     const site down = sites_down(sites, &w->cfg, layer);
     err e = err_none();
-    if (REAL_FN(wants)(tap, TAP_DOWN_IN)) {
+    if (REAL_FN(wants)(tap, TAP_DOWN_IN) || (grads && grads->scales[SCALE_UD])) {
 #pragma omp parallel for schedule(static)
         for (int64_t t = 0; t < n_tokens; t++) {
             REAL *a = work_of_thread(w), *b = a + width;
@@ -70,18 +82,20 @@ static err REAL_FN(back_down_site)(int64_t layer, const llama_sites *sites, int6
             for (int64_t j = 0; j < width; j++) a[j] = REAL_SILU(a[j]) * b[j];
             REAL_FN(norm_factors)(a, width, NULL, compute, bytes_at(w->mid_a, t * width, factor));
         }
-        e = REAL_FN(tell)(tap, layer, TAP_DOWN_IN, t0, n_tokens, width, w->mid_a, w->mid, w);
     }
+    if (REAL_FN(wants)(tap, TAP_DOWN_IN))
+        e = REAL_FN(tell)(tap, layer, TAP_DOWN_IN, t0, n_tokens, width, w->mid_a, w->mid, w);
     const site_kept kept = site_kept_at(&st->down, &down, t0, compute);
     const site_work work = REAL_FN(work_of_site)(w, sites, false);
-    REAL_FN(site_back)(&down, w->mid, n_tokens, NULL, &kept, NULL, &work);
+    REAL_FN(back_site)
+    (&down, SCALE_UD, w->mid, n_tokens, w->mid_a, &kept, grads, NULL, &work, w);
     return e;
 }
 
 /* x + down_proj(mid): w->mid_a, mid_b = factors of the gradients of gate and up. */
 static err REAL_FN(back_mid)(const llama_layer *l, int64_t layer, const llama_sites *sites,
-                             int64_t t0, int64_t n_tokens, llama_stash *st, const llama_tap *tap,
-                             llama_work *w) {
+                             int64_t t0, int64_t n_tokens, llama_stash *st,
+                             const rotation_grads *grads, const llama_tap *tap, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const size_t factor = compute_factor_bytes(compute);
     const int64_t width = w->cfg.intermediate, hidden = w->cfg.hidden;
@@ -91,7 +105,7 @@ static err REAL_FN(back_mid)(const llama_layer *l, int64_t layer, const llama_si
     if (whole) {
         const wmat_back_term term = {&l->down, w->input};
         wmat_back_products(&term, 1, compute, n_tokens, w->mid, w->per_thread, w->thread_bytes);
-        e = REAL_FN(back_down_site)(layer, sites, t0, n_tokens, st, tap, w);
+        e = REAL_FN(back_down_site)(layer, sites, t0, n_tokens, st, grads, tap, w);
         if (e.code) return e;
     }
 #pragma omp parallel for schedule(dynamic)
@@ -124,7 +138,8 @@ static err REAL_FN(tell_factors)(const llama_tap *tap, int64_t layer, tap_place 
 /* rms, site, gain: w->dh = gradient of the products' input. dx gets the gradient of x added. */
 static err REAL_FN(back_normed)(int64_t layer, const llama_sites *sites, int which,
                                 const float *gain, int64_t t0, int64_t n_tokens, REAL *dx,
-                                llama_stash *st, REAL *dR, const llama_tap *tap, llama_work *w) {
+                                llama_stash *st, const rotation_grads *grads, const llama_tap *tap,
+                                llama_work *w) {
     const compute_type compute = w->shape.compute;
     const tap_place place = which == NORM_ATTN ? TAP_ATTN_IN : TAP_MLP_IN;
     const site at = sites_input(sites, &w->cfg, layer, which);
@@ -143,7 +158,9 @@ static err REAL_FN(back_normed)(int64_t layer, const llama_sites *sites, int whi
     }
     const site_kept kept = site_kept_at(&st->input[which], &at, t0, compute);
     const site_work work = REAL_FN(work_of_site)(w, sites, true);
-    REAL_FN(site_back)(&at, g, n_tokens, y, &kept, dR, &work);
+    REAL_FN(back_site)
+    (&at, which == NORM_ATTN ? SCALE_ATTN : SCALE_MLP, g, n_tokens, y, &kept, grads,
+     grads ? grads->R1 : NULL, &work, w);
     const REAL *scale = (REAL *)st->scale[which] + t0;
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < n_tokens; t++) {
@@ -179,8 +196,8 @@ static void REAL_FN(back_heads)(int64_t t0, int64_t n_tokens, const llama_stash 
 }
 
 static err REAL_FN(back_output)(const llama_layer *l, int64_t layer, const llama_sites *sites,
-                                int64_t t0, int64_t n_tokens, llama_stash *st, REAL *dR,
-                                const llama_tap *tap, llama_work *w) {
+                                int64_t t0, int64_t n_tokens, llama_stash *st,
+                                const rotation_grads *grads, const llama_tap *tap, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const int64_t n = w->cfg.heads * w->cfg.head_dim;
     const site out = sites_output(sites, &w->cfg, layer);
@@ -193,7 +210,8 @@ static err REAL_FN(back_output)(const llama_layer *l, int64_t layer, const llama
     }
     const site_kept kept = site_kept_at(&st->out, &out, t0, compute);
     const site_work work = REAL_FN(work_of_site)(w, sites, false);
-    REAL_FN(site_back)(&out, w->wide, n_tokens, o, &kept, dR, &work);
+    REAL_FN(back_site)
+    (&out, SCALE_VO, w->wide, n_tokens, o, &kept, grads, grads ? grads->R2 : NULL, &work, w);
     REAL_FN(back_heads)(t0, n_tokens, st, w);
     return err_none();
 }
@@ -213,7 +231,7 @@ static void REAL_FN(gather_heads)(const REAL *from, int64_t t0, int64_t n_tokens
 
 /* Sites of keys and values: w->k and w->v from dL/dx^ to dL/dx. */
 static err REAL_FN(back_keys_values)(int64_t layer, const llama_sites *sites, int64_t t0,
-                                     int64_t n_tokens, llama_stash *st, REAL *dR,
+                                     int64_t n_tokens, llama_stash *st, const rotation_grads *grads,
                                      const llama_tap *tap, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const site keys = sites_keys(sites, &w->cfg, layer),
@@ -221,6 +239,7 @@ static err REAL_FN(back_keys_values)(int64_t layer, const llama_sites *sites, in
     const site_kept keys_kept = site_kept_at(&st->keys, &keys, t0, compute);
     const site_kept values_kept = site_kept_at(&st->values, &values, t0, compute);
     const site_work work = REAL_FN(work_of_site)(w, sites, false);
+    const void *k_in = bytes_at(st->k_in, t0 * keys.n, compute_factor_bytes(compute));
     const void *v_in = bytes_at(st->v_in, t0 * values.n, compute_factor_bytes(compute));
     err e = err_none();
     REAL_FN(gather_heads)(st->dk, t0, n_tokens, w->k, w);
@@ -234,8 +253,11 @@ static err REAL_FN(back_keys_values)(int64_t layer, const llama_sites *sites, in
         e = REAL_FN(tell)(tap, layer, TAP_VALUE, t0, n_tokens, values.n, w->v_half, w->v, w);
     }
     if (e.code) return e;
-    REAL_FN(site_back)(&keys, w->k, n_tokens, NULL, &keys_kept, NULL, &work);
-    REAL_FN(site_back)(&values, w->v, n_tokens, v_in, &values_kept, dR, &work);
+    REAL_FN(back_site)
+    (&keys, SCALE_QK, w->k, n_tokens, k_in, &keys_kept, grads, NULL, &work, w);
+    REAL_FN(back_site)
+    (&values, SCALE_VO, w->v, n_tokens, v_in, &values_kept, grads, grads ? grads->R2 : NULL, &work,
+     w);
     return e;
 }
 
@@ -296,7 +318,7 @@ static err REAL_FN(back_mlp)(const llama_layer *l, int64_t layer, const llama_si
     const compute_type compute = w->shape.compute;
     const int64_t width = w->cfg.intermediate;
     REAL_FN(to_factors)(dx, n_tokens, w->cfg.hidden, NULL, compute, w->input);
-    err e = REAL_FN(back_mid)(l, layer, sites, t0, n_tokens, st, tap, w);
+    err e = REAL_FN(back_mid)(l, layer, sites, t0, n_tokens, st, grads, tap, w);
     if (!e.code)
         e = REAL_FN(tell_factors)(tap, layer, TAP_GATE_OUT, t0, n_tokens, width, w->mid_a, w);
     if (!e.code)
@@ -304,8 +326,8 @@ static err REAL_FN(back_mlp)(const llama_layer *l, int64_t layer, const llama_si
     if (e.code) return e;
     const wmat_back_term terms[] = {{&l->gate, w->mid_a}, {&l->up, w->mid_b}};
     wmat_back_products(terms, 2, compute, n_tokens, w->dh, w->per_thread, w->thread_bytes);
-    return REAL_FN(back_normed)(layer, sites, NORM_MLP, l->mlp_norm, t0, n_tokens, dx, st,
-                                grads ? grads->R1 : NULL, tap, w);
+    return REAL_FN(back_normed)(layer, sites, NORM_MLP, l->mlp_norm, t0, n_tokens, dx, st, grads,
+                                tap, w);
 }
 
 static err REAL_FN(back_attention)(const llama_layer *l, int64_t layer, const llama_sites *sites,
@@ -315,14 +337,13 @@ static err REAL_FN(back_attention)(const llama_layer *l, int64_t layer, const ll
     const compute_type compute = w->shape.compute;
     const llama_config *c = &w->cfg;
     const attention_shape shape = REAL_FN(shape_of)(w, layer, t0, n_tokens);
-    REAL *dR2 = grads ? grads->R2 : NULL;
     REAL_FN(to_factors)(dx, n_tokens, c->hidden, NULL, compute, w->input);
-    err e = REAL_FN(back_output)(l, layer, sites, t0, n_tokens, st, dR2, tap, w);
+    err e = REAL_FN(back_output)(l, layer, sites, t0, n_tokens, st, grads, tap, w);
     if (e.code) return e;
     REAL_FN(attention_back)
     (&shape, st->q, st->k, st->v, st->lse, w->d_out, w->dot, w->dq, st->dk, st->dv, w->per_thread,
      w->thread_bytes);
-    e = REAL_FN(back_keys_values)(layer, sites, t0, n_tokens, st, dR2, tap, w);
+    e = REAL_FN(back_keys_values)(layer, sites, t0, n_tokens, st, grads, tap, w);
     if (e.code) return e;
     REAL_FN(back_positions)(l, layer, &shape, t0, n_tokens, st, w);
     if (REAL_FN(wants)(tap, TAP_QUERY_OUT))
@@ -337,8 +358,8 @@ static err REAL_FN(back_attention)(const llama_layer *l, int64_t layer, const ll
     if (e.code) return e;
     const wmat_back_term terms[] = {{&l->q, w->input}, {&l->k, w->k_half}, {&l->v, w->v_half}};
     wmat_back_products(terms, 3, compute, n_tokens, w->dh, w->per_thread, w->thread_bytes);
-    return REAL_FN(back_normed)(layer, sites, NORM_ATTN, l->attn_norm, t0, n_tokens, dx, st,
-                                grads ? grads->R1 : NULL, tap, w);
+    return REAL_FN(back_normed)(layer, sites, NORM_ATTN, l->attn_norm, t0, n_tokens, dx, st, grads,
+                                tap, w);
 }
 
 err REAL_FN(block_back)(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,

@@ -127,6 +127,10 @@ static void REAL_FN(keep_keys_values)(const llama_sites *sites, int64_t layer, i
     const site_kept keys_kept = site_kept_at(&st->keys, &keys, t0, compute);
     const site_kept values_kept = site_kept_at(&st->values, &values, t0, compute);
     const site_work work = REAL_FN(work_of_site)(w, sites, false);
+    if (st->k_in) {
+        void *to = bytes_at(st->k_in, t0 * keys.n, compute_factor_bytes(compute));
+        REAL_FN(to_factors)(w->k, n_tokens, keys.n, NULL, compute, to);
+    }
     if (st->v_in) {
         void *to = bytes_at(st->v_in, t0 * values.n, compute_factor_bytes(compute));
         REAL_FN(to_factors)(w->v, n_tokens, values.n, NULL, compute, to);

@@ -20,6 +20,10 @@ static bool site_is_whole(const site *s) {
     return s->segment == s->n && !s->before;
 }
 
+bool site_cuts_segments(const site *s) {
+    return site_range(s) % s->segment != 0 && !site_is_identity(s);
+}
+
 int64_t site_rotations(const site *s) {
     return size_max(1, s->n / s->segment / s->share);
 }

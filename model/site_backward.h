@@ -11,19 +11,21 @@
 
 /* The ends of one range: u[hi] and u[lo], as places in the row, and dscale / du there, over scale:
  * with clips (a, b) b / (b max - a min) and -a / (b max - a min), or sign / max|u|, the clip in the
- * greater of b max and -a min; 0 where the end is held at 0. */
+ * greater of b max and -a min; 0 where the end is held at 0. u at both, where scales stand after
+ * the rotation. */
 typedef struct site_ends_f32 {
     int32_t hi, lo;
-    float hi_slope, lo_slope;
+    float hi_slope, lo_slope, hi_u, lo_u;
 } site_ends_f32;
 typedef struct site_ends_f64 {
     int32_t hi, lo;
-    double hi_slope, lo_slope;
+    double hi_slope, lo_slope, hi_u, lo_u;
 } site_ends_f64;
 
 /* What rows leave behind; NULL: not kept. Factors are bf16 or real, by compute. */
 typedef struct site_kept {
-    void *error; /* factor [rows, n]: e = Q(xR) - xR, for dR */
+    void *error; /* factor [rows, n]: e = Q(xR) - xR, for dR, and for the range where it cuts
+                    segments */
     void *moved; /* factor [rows, n]: x^ - x, for the range */
     void *ends;  /* site_ends [rows, n / range], for the range */
 } site_kept;
@@ -50,6 +52,10 @@ int64_t site_chunk_reals(const site *s);
 size_t site_ends_bytes(compute_type compute);
 site_kept site_kept_at(const site_kept *kept, const site *s, int64_t row, compute_type compute);
 
+/* Local. A range is a part of a segment that a rotation mixes, so that no basis but the rotated one
+ * has what moved in it. */
+bool site_cuts_segments(const site *s);
+
 /* Local. How many rotations the segments of a row share. */
 int64_t site_rotations(const site *s);
 
@@ -67,6 +73,19 @@ void site_back_f32(const site *s, float *g, int64_t rows, const void *x, const s
                    float *dR, const site_work *work);
 void site_back_f64(const site *s, double *g, int64_t rows, const void *x, const site_kept *kept,
                    double *dR, const site_work *work);
+
+/* Local, threaded. What a gradient through the range begins with, from g = dL/dx^ [rows, n] and the
+ * moved and ends that were kept: work->slopes [rows, ranges, 2] = du at the two ends of each range;
+ * then work->panel [m, n] = rows i0 .. i0 + m of (du R^T) S^-1, S the scales before R, which is
+ * what dL/dx has beyond g. */
+void site_end_slopes_f32(const site *s, const float *g, int64_t rows, const site_kept *kept,
+                         const site_work *work);
+void site_end_slopes_f64(const site *s, const double *g, int64_t rows, const site_kept *kept,
+                         const site_work *work);
+void site_range_rows_f32(const site *s, int64_t i0, int64_t m, const site_kept *kept,
+                         const site_work *work);
+void site_range_rows_f64(const site *s, int64_t i0, int64_t m, const site_kept *kept,
+                         const site_work *work);
 
 /* Local. n factors as reals. */
 void site_widen_f32(const void *from, int64_t n, compute_type compute, float *to);

@@ -75,6 +75,8 @@ static void REAL_FN(keep_row)(const site *s, REAL *u, int64_t i, REAL *x, const 
             ends[r].hi += (int32_t)(r * range);
             ends[r].lo += (int32_t)(r * range);
             if (!s->after) continue;
+            ends[r].hi_u = u[ends[r].hi] * s->after->REAL_SCALE[ends[r].hi];
+            ends[r].lo_u = u[ends[r].lo] * s->after->REAL_SCALE[ends[r].lo];
             ends[r].hi_slope *= s->after->REAL_INVERSE[ends[r].hi];
             ends[r].lo_slope *= s->after->REAL_INVERSE[ends[r].lo];
         }
@@ -174,18 +176,20 @@ void REAL_FN(site_keep)(const site *s, REAL *x, int64_t rows, const void *factor
  * after it, u = x R S^-1 and x^ = x + (e S) R^T: kept are e S and slopes over S, so that
  * dR += g^T (e S) + x^T (du S^-1) and dL/dx = g + (du S^-1) R^T are the formulas without scales. */
 
-/* slopes [rows, ranges, 2]: du at the two ends of each range, from <g, x^ - x> over the range. */
-static void REAL_FN(end_slopes)(const site *s, const REAL *g, int64_t rows, const site_kept *kept,
-                                const site_work *work) {
+/* Of rows i0 .. i0 + m, whose gradient is g [m, n], from factors of what moved in the same basis.
+ */
+static void REAL_FN(slopes_of_rows)(const site *s, const REAL *g, int64_t i0, int64_t m,
+                                    const void *factors, const site_kept *kept,
+                                    const site_work *work) {
     const int64_t n = s->n, range = site_range(s), ranges = n / range;
-    const REAL_FN(site_ends) *ends = kept->ends;
-    REAL *slopes = work->slopes;
+    const REAL_FN(site_ends) *ends = (REAL_FN(site_ends) *)kept->ends + i0 * ranges;
+    REAL *slopes = (REAL *)work->slopes + 2 * i0 * ranges;
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < rows; i++) {
+    for (int64_t i = 0; i < m; i++) {
         REAL *moved =
             (REAL *)((char *)work->threads + work->thread_bytes * (uint64_t)gemm_thread());
         REAL_FN(site_widen)
-        (REAL_FN(factors_at)(kept->moved, i * n, work->compute), n, work->compute, moved);
+        (REAL_FN(factors_at)(factors, (i0 + i) * n, work->compute), n, work->compute, moved);
         for (int64_t r = 0; r < ranges; r++) {
             const REAL *gr = g + i * n + r * range, *mr = moved + r * range;
             REAL c = 0;
@@ -194,6 +198,26 @@ static void REAL_FN(end_slopes)(const site *s, const REAL *g, int64_t rows, cons
             slopes[2 * (i * ranges + r)] = c * ends[i * ranges + r].hi_slope;
             slopes[2 * (i * ranges + r) + 1] = c * ends[i * ranges + r].lo_slope;
         }
+    }
+}
+
+/* du at the two ends of each range, from <dL/dq, q - u> over the range. Where a range is made of
+ * whole segments that is <g, x^ - x>, since R turns each segment in itself; a part of a segment has
+ * to be looked at in the rotated basis, where dL/dq is g S R and the error is e. */
+void REAL_FN(site_end_slopes)(const site *s, const REAL *g, int64_t rows, const site_kept *kept,
+                              const site_work *work) {
+    const int64_t n = s->n, at_once = size_max(1, work->panel_room / n);
+    if (!site_cuts_segments(s)) {
+        REAL_FN(slopes_of_rows)(s, g, 0, rows, kept->moved, kept, work);
+        return;
+    }
+    REAL *u = work->panel;
+    for (int64_t i0 = 0; i0 < rows; i0 += at_once) {
+        const int64_t m = size_min(at_once, rows - i0);
+        memcpy(u, g + i0 * n, (size_t)(m * n) * sizeof *u);
+        REAL_FN(site_scale)(s, u, m, false);
+        REAL_FN(site_turn)(s, u, m, false);
+        REAL_FN(slopes_of_rows)(s, u, i0, m, kept->error, kept, work);
     }
 }
 
@@ -315,6 +339,22 @@ static void REAL_FN(segments_gradient)(const site *s, const REAL *g, int64_t row
     }
 }
 
+void REAL_FN(site_range_rows)(const site *s, int64_t i0, int64_t m, const site_kept *kept,
+                              const site_work *work) {
+    const int64_t n = s->n, ranges = site_ranges(s);
+    const REAL_FN(site_ends) *ends = kept->ends;
+    const REAL *slopes = work->slopes;
+    REAL *u = work->panel;
+    memset(u, 0, (size_t)(m * n) * sizeof *u);
+    for (int64_t k = 0; k < m * ranges; k++) {
+        const int64_t at = i0 * ranges + k;
+        u[k / ranges * n + ends[at].hi] += slopes[2 * at];
+        u[k / ranges * n + ends[at].lo] += slopes[2 * at + 1];
+    }
+    REAL_FN(site_turn)(s, u, m, true);
+    REAL_FN(site_scale)(s, u, m, true);
+}
+
 /* g += du R^T, over the scales before R. */
 static void REAL_FN(add_range)(const site *s, REAL *g, int64_t rows, const site_kept *kept,
                                const site_work *work) {
@@ -334,17 +374,10 @@ static void REAL_FN(add_range)(const site *s, REAL *g, int64_t rows, const site_
         return;
     }
     const int64_t at_once = size_max(1, work->panel_room / n);
-    REAL *u = work->panel;
+    const REAL *u = work->panel;
     for (int64_t i0 = 0; i0 < rows; i0 += at_once) {
         const int64_t m = size_min(at_once, rows - i0);
-        memset(u, 0, (size_t)(m * n) * sizeof *u);
-        for (int64_t k = 0; k < m * ranges; k++) {
-            const int64_t at = i0 * ranges + k;
-            u[k / ranges * n + ends[at].hi] += slopes[2 * at];
-            u[k / ranges * n + ends[at].lo] += slopes[2 * at + 1];
-        }
-        REAL_FN(site_turn)(s, u, m, true);
-        REAL_FN(site_scale)(s, u, m, true);
+        REAL_FN(site_range_rows)(s, i0, m, kept, work);
 #pragma omp parallel for simd schedule(static)
         for (int64_t j = 0; j < m * n; j++) g[i0 * n + j] += u[j];
     }
@@ -354,7 +387,7 @@ void REAL_FN(site_back)(const site *s, REAL *g, int64_t rows, const void *x, con
                         REAL *dR, const site_work *work) {
     if (!aquant_on(&s->quant)) return;
     const bool through = kept->moved && kept->ends;
-    if (through) REAL_FN(end_slopes)(s, g, rows, kept, work);
+    if (through) REAL_FN(site_end_slopes)(s, g, rows, kept, work);
     if (dR && kept->error && site_is_whole(s)) {
         REAL_FN(whole_error)(s, g, rows, kept, dR, work);
         if (through) REAL_FN(whole_range)(s, rows, x, kept, dR, work);

@@ -9,7 +9,7 @@
 #include "model/backward.h"
 #include "model/site_backward.h"
 #include "rotations/rotation.h"
-#include "tests/unit/small_sites.h"
+#include "tests/unit/slow_block.h"
 
 #include <omp.h>
 
@@ -195,160 +195,6 @@ static void test_identity(void **state) {
     }
 }
 
-/* A slow block in double whose quantizers are held. */
-
-typedef struct held {
-    bool record, through;
-    int64_t at;
-    double v[60000]; /* residual in steps (through), or the error */
-} held;
-
-typedef struct block_case {
-    small_model m;
-    llama_sites sites;
-    bool through;
-    double *R1, *R2[2], *R3, *R4; /* R2: one, or one per KV head */
-    held *h;
-    double x[TOKENS * HIDDEN], c[TOKENS * HIDDEN];
-} block_case;
-
-static void turn(const double *R, int64_t n, double *x, bool back) {
-    double y[128];
-    for (int64_t j = 0; j < n; j++) {
-        y[j] = 0;
-        for (int64_t k = 0; k < n; k++) y[j] += x[k] * (back ? R[j * n + k] : R[k * n + j]);
-    }
-    memcpy(x, y, (size_t)n * sizeof *x);
-}
-
-/* x + e R^T for a row of equal heads (heads 1: the whole row), a range each or one for all; with
- * scales, before the rotation (of heads / parts heads together) or after it. */
-typedef struct slow_scales {
-    const scale_vector *before, *after;
-    int64_t parts;
-} slow_scales;
-
-static void slow_site(block_case *b, const aquant *q, bool zero, bool per_head, int64_t heads,
-                      int64_t d, double *const *R, int64_t share, slow_scales sc, double *x) {
-    double u[128], before[128], after[128];
-    const int64_t n = heads * d, range = per_head ? d : n;
-    held *h = b->h;
-    if (q->bits >= 16) return;
-    for (int64_t j = 0; j < n; j++) {
-        const int64_t part = sc.before ? j / d / (heads / sc.parts) * d + j % d : 0;
-        before[j] = sc.before ? sc.before->s[part] : 1;
-        after[j] = sc.after ? sc.after->s[j] : 1;
-        u[j] = x[j] / before[j];
-    }
-    for (int64_t i = 0; i < heads; i++) turn(R[i / share], d, u + i * d, false);
-    for (int64_t j = 0; j < n; j++) u[j] /= after[j];
-    for (int64_t r = 0; r < n; r += range) {
-        const double step = step_of(q, zero, u + r, range);
-        if (h->record) {
-            double e[128];
-            fake_quant_rows_f64(q, zero, u + r, 1, range, range, e);
-            for (int64_t j = 0; j < range; j++)
-                h->v[h->at + j] = (e[j] - u[r + j]) / (h->through ? step : 1);
-        }
-        for (int64_t j = 0; j < range; j++) u[r + j] = h->v[h->at++] * (h->through ? step : 1);
-        assert_true(h->at < (int64_t)(sizeof h->v / sizeof *h->v));
-    }
-    for (int64_t j = 0; j < n; j++) u[j] *= after[j];
-    for (int64_t i = 0; i < heads; i++) turn(R[i / share], d, u + i * d, true);
-    for (int64_t j = 0; j < n; j++) x[j] += u[j] * before[j];
-}
-
-static void slow_linear(const wmat *w, const float *bias, const double *x, double *y) {
-    const float *v = w->data;
-    for (int64_t i = 0; i < w->rows; i++) {
-        y[i] = bias ? (double)bias[i] : 0;
-        for (int64_t j = 0; j < w->cols; j++) y[i] += x[j] * (double)v[i * w->cols + j];
-    }
-}
-
-static const scale_vector *scales_at(const block_case *b, scale_kind kind) {
-    return scale_set_get(b->sites.scales, kind, 0);
-}
-
-static void slow_norm_site(block_case *b, const double *x, const float *gain, scale_kind kind,
-                           double *y) {
-    double sum = 0;
-    for (int64_t j = 0; j < HIDDEN; j++) sum += x[j] * x[j];
-    for (int64_t j = 0; j < HIDDEN; j++) y[j] = x[j] / sqrt(sum / HIDDEN + b->m.cfg.rms_eps);
-    const slow_scales sc = {.after = scales_at(b, kind)};
-    slow_site(b, &b->sites.act, true, false, 1, HIDDEN, &b->R1, 1, sc, y);
-    for (int64_t j = 0; j < HIDDEN; j++) y[j] *= (double)gain[j];
-}
-
-static void slow_rope(double *x, int64_t d, int64_t t) {
-    for (int64_t i = 0; i < d / 2; i++) {
-        const double a = (double)t * pow(10000, -2.0 * (double)i / (double)d);
-        const double u = x[i], v = x[i + d / 2];
-        x[i] = u * cos(a) - v * sin(a);
-        x[i + d / 2] = v * cos(a) + u * sin(a);
-    }
-}
-
-/* A head of queries or keys, through its norm and by its position. */
-static void slow_place(const llama_config *c, const float *gain, int64_t t, double *x) {
-    const int64_t d = c->head_dim;
-    const double rms = sqrt(dot_f64(x, x, d) / (double)d + c->rms_eps);
-    for (int64_t j = 0; gain && j < d; j++) x[j] *= (double)gain[j] / rms;
-    slow_rope(x, d, t);
-}
-
-/* <c, block(x)>. */
-static double slow_block(block_case *b, const double *x) {
-    const llama_layer *l = &b->m.stage.layers[0];
-    const llama_config *c = &b->m.cfg;
-    const int64_t d = c->head_dim, kv = c->kv_heads * d;
-    const int64_t group = c->heads / c->kv_heads;
-    const int64_t share = b->sites.r2_per_head ? 1 : c->kv_heads;
-    static double k[TOKENS][16], v[TOKENS][16];
-    double h[HIDDEN], q[48], o[48], y[HIDDEN], gate[80], up[80], sum = 0;
-    b->h->at = 0;
-    for (int64_t t = 0; t < TOKENS; t++) {
-        double *R3[1] = {b->R3}, *R4[1] = {b->R4}, xt[HIDDEN];
-        memcpy(xt, x + t * HIDDEN, sizeof xt);
-        const slow_scales qk = {.before = scales_at(b, SCALE_QK), .parts = c->kv_heads};
-        const slow_scales vo = {.before = scales_at(b, SCALE_VO), .parts = c->kv_heads};
-        const slow_scales ud = {.before = scales_at(b, SCALE_UD), .parts = 1};
-        slow_norm_site(b, xt, l->attn_norm, SCALE_ATTN, h);
-        slow_linear(&l->q, l->bq, h, q);
-        slow_linear(&l->k, l->bk, h, k[t]);
-        slow_linear(&l->v, l->bv, h, v[t]);
-        for (int64_t i = 0; i < c->heads; i++) slow_place(c, l->q_norm, t, q + i * d);
-        for (int64_t i = 0; i < c->kv_heads; i++) slow_place(c, l->k_norm, t, k[t] + i * d);
-        slow_site(b, &b->sites.kv, true, true, c->kv_heads, d, R3, kv, qk, k[t]);
-        slow_site(b, &b->sites.kv, false, true, c->kv_heads, d, b->R2, share, vo, v[t]);
-        for (int64_t i = 0; i < c->heads; i++) {
-            double p[TOKENS], total = 0;
-            for (int64_t s = 0; s <= t; s++) {
-                p[s] = exp(dot_f64(q + i * d, k[s] + i / group * d, d) / sqrt((double)d));
-                total += p[s];
-            }
-            for (int64_t j = 0; j < d; j++) {
-                o[i * d + j] = 0;
-                for (int64_t s = 0; s <= t; s++)
-                    o[i * d + j] += p[s] / total * v[s][i / group * d + j];
-            }
-        }
-        slow_site(b, &b->sites.act, !b->sites.o_per_head, b->sites.o_per_head, c->heads, d, b->R2,
-                  share * group, vo, o);
-        slow_linear(&l->o, l->bo, o, y);
-        for (int64_t j = 0; j < HIDDEN; j++) xt[j] += y[j];
-        slow_norm_site(b, xt, l->mlp_norm, SCALE_MLP, h);
-        slow_linear(&l->gate, l->bgate, h, gate);
-        slow_linear(&l->up, l->bup, h, up);
-        for (int64_t j = 0; j < c->intermediate; j++) up[j] *= gate[j] / (1 + exp(-gate[j]));
-        slow_site(b, &b->sites.act, true, false, 1, c->intermediate, R4, 1, ud, up);
-        slow_linear(&l->down, l->bdown, up, y);
-        for (int64_t j = 0; j < HIDDEN; j++) xt[j] += y[j];
-        sum += dot_f64(xt, b->c + t * HIDDEN, HIDDEN);
-    }
-    return sum;
-}
-
 /* R <- e^(t S) R for a skew S, by the series. */
 static void move_rotation(const double *S, int64_t n, double t, const double *from, double *to) {
     double *term = room(n * n, sizeof *term);
@@ -381,51 +227,6 @@ static double along_skew(const double *dR, const double *S, const double *R, int
     const double sum = dot_f64(dR, m, n * n);
     mem_free(m);
     return sum;
-}
-
-/* The program's gradients. */
-static void fast_gradients(block_case *b, int64_t slice, double *g, double *G1, double *G2) {
-    const llama_config *c = &b->m.cfg;
-    const llama_pass_shape shape = {.compute = COMPUTE_F64,
-                                    .window = TOKENS,
-                                    .slice = slice,
-                                    .through = b->through,
-                                    .r1 = true,
-                                    .r2 = true};
-    rotation *r1 = dense(b->R1, HIDDEN), *r3 = dense(b->R3, 8), *r4 = dense(b->R4, c->intermediate);
-    rotation *r2[2] = {dense(b->R2[0], 8), dense(b->R2[1], 8)};
-    const rotation *layers[2] = {r2[0], r2[1]};
-    llama_sites s = b->sites;
-    s.R1 = r1;
-    s.R2 = layers;
-    s.R3 = r3;
-    s.R4 = r4;
-    llama_work *work;
-    llama_stash *stash;
-    assert_ok(llama_work_create(c, &s, &shape, &work));
-    assert_ok(llama_work_put_r1(work, r1));
-    assert_ok(llama_stash_create(c, &s, &shape, &stash));
-    const rotation_grads grads = {.R1 = G1, .R2 = G2};
-    double *x = room(TOKENS * HIDDEN, sizeof *x);
-    memcpy(x, b->x, sizeof b->x);
-    memcpy(g, b->c, sizeof b->c);
-    for (int64_t t = 0; t < TOKENS; t += slice)
-        assert_ok(
-            llama_block_forward_keep(&b->m.stage, 0, &s, t, slice, x + t * HIDDEN, stash, work));
-    for (int64_t t = TOKENS - slice; t >= 0; t -= slice)
-        assert_ok(llama_block_backward(&b->m.stage, 0, &s, t, slice, g + t * HIDDEN, stash, &grads,
-                                       NULL, work));
-    /* the same function as the slow block's */
-    b->h->record = true;
-    b->h->through = b->through;
-    const double slow = slow_block(b, b->x), fast = dot_f64(x, b->c, TOKENS * HIDDEN);
-    b->h->record = false;
-    assert_true(fabs(slow - fast) <= 1e-11 * (1 + fabs(slow)));
-    mem_free(x);
-    llama_stash_destroy(&stash);
-    llama_work_destroy(&work);
-    rotation *all[] = {r1, r2[0], r2[1], r3, r4};
-    for (int i = 0; i < 5; i++) rotation_destroy(&all[i]);
 }
 
 /* Moves x, R1 or R2 by t along v. */
@@ -461,7 +262,7 @@ static double five_point(const direction *dir, double h) {
 static void check_directions(block_case *b, int count) {
     double *g = room(TOKENS * HIDDEN, sizeof *g), *G1 = room(HIDDEN * HIDDEN, sizeof *G1);
     double *G2 = room(2 * 64, sizeof *G2);
-    fast_gradients(b, TOKENS, g, G1, G2);
+    fast_gradients(b, TOKENS, g, &(rotation_grads){.R1 = G1, .R2 = G2});
     double worst[4] = {0};
     for (int i = 0; i < count; i++) {
         direction dir = {.b = b, .what = i % (b->sites.r2_per_head ? 4 : 3)};
@@ -483,24 +284,25 @@ static void check_directions(block_case *b, int count) {
         mem_free(dir.v);
     }
     print_message(
-        "%s, %d bits%s%s%s%s: x %.1g, R1 %.1g, R2 %.1g\n", b->through ? "through" : "detached",
+        "%s, %d bits%s%s%s%s%s: x %.1g, R1 %.1g, R2 %.1g\n", b->through ? "through" : "detached",
         b->sites.act.bits, b->sites.act.symmetric ? ", symmetric" : "",
         b->sites.o_per_head ? "" : ", o per token", b->sites.r2_per_head ? ", R2 per head" : "",
-        b->sites.scales ? ", scales" : "", worst[0], worst[1], fmax(worst[2], worst[3]));
+        b->sites.scales ? ", scales" : "", b->sites.act.group ? ", groups" : "", worst[0], worst[1],
+        fmax(worst[2], worst[3]));
     for (int i = 0; i < 4; i++) assert_true(worst[i] <= 1e-6);
 
     double *g2 = room(TOKENS * HIDDEN, sizeof *g), *H1 = room(HIDDEN * HIDDEN, sizeof *G1);
     double *H2 = room(2 * 64, sizeof *G2);
     const int threads = omp_get_max_threads();
     omp_set_num_threads(threads == 1 ? 3 : 1);
-    fast_gradients(b, TOKENS, g2, H1, H2);
+    fast_gradients(b, TOKENS, g2, &(rotation_grads){.R1 = H1, .R2 = H2});
     assert_memory_equal(g, g2, TOKENS * HIDDEN * sizeof *g);
     assert_memory_equal(G1, H1, HIDDEN * HIDDEN * sizeof *g);
     assert_memory_equal(G2, H2, 2 * 64 * sizeof *g);
     omp_set_num_threads(threads);
     memset(H1, 0, HIDDEN * HIDDEN * sizeof *H1);
     memset(H2, 0, 2 * 64 * sizeof *H2);
-    fast_gradients(b, 7, g2, H1, H2);
+    fast_gradients(b, 7, g2, &(rotation_grads){.R1 = H1, .R2 = H2});
     for (int64_t i = 0; i < HIDDEN * HIDDEN; i++)
         assert_true(fabs(G1[i] - H1[i]) <= 1e-11 * (1 + fabs(G1[i])));
     for (int64_t i = 0; i < 128; i++) assert_true(fabs(G2[i] - H2[i]) <= 1e-11 * (1 + fabs(G2[i])));
@@ -538,6 +340,7 @@ static void test_range(void **state) {
         b->sites.act.bits = b->sites.kv.bits = k % 3 == 2 ? 6 : 4;
         b->sites.act.symmetric = b->sites.kv.symmetric = k / 2 % 2;
         set_clips(&b->sites, k >= 4);
+        b->sites.act.group = k == 2 || k == 4 ? 16 : 0; /* parts of what R1 and R4 mix; two heads */
         b->sites.o_per_head = k % 4 != 1;
         b->sites.r2_per_head = k >= 4;
         b->through = k % 2 == 0 || k == 5;
