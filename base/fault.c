@@ -70,10 +70,10 @@ bool fault_hit(const char *kind) {
     if (plan.rank >= 0 && plan.rank != my_rank) return false;
     if (atomic_fetch_sub(&left, 1) != 1) return false;
     if (!strcmp(plan.action, "kill")) raise(SIGKILL);
-    if (!strcmp(plan.action, "stop")) {
-        raise(SIGSTOP); /* until somebody sends SIGCONT; then all goes on */
-        return false;
-    }
+    const bool stop = !strcmp(plan.action, "stop"), term = !strcmp(plan.action, "term");
+    if (stop) raise(SIGSTOP); /* until somebody sends SIGCONT; then all goes on */
+    if (term) raise(SIGTERM); /* its handler has run when this returns */
+    if (stop || term) return false;
     errno = strcmp(plan.action, "enospc") ? EIO : ENOSPC;
     return true;
 }

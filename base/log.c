@@ -4,6 +4,7 @@
 #include "base/log.h"
 
 #include "base/clock.h"
+#include "base/size.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -51,8 +52,8 @@ static const char *time_left(double seconds, long done, long todo, char text[48]
     text[0] = 0;
     if (done <= 0 || seconds <= 0 || todo <= 0) return text;
     const double left = seconds / (double)done * (double)todo;
-    const int s = left < 1e7 ? (int)(left + 0.5) : 9999999;
-    snprintf(text, 48, ", %d:%02d:%02d left", s / 3600, s / 60 % 60, s % 60);
+    char time[32];
+    snprintf(text, 48, ", %s left", size_seconds_text(left, time));
     return text;
 }
 

@@ -36,6 +36,12 @@ err size_parse(const char *text, uint64_t *bytes) {
     return err_none();
 }
 
+const char *size_seconds_text(double seconds, char buf[32]) {
+    const int64_t s = seconds < 1e12 ? (int64_t)ceil(seconds) : (int64_t)1e12;
+    snprintf(buf, 32, "%" PRId64 ":%02d:%02d", s / 3600, (int)(s / 60 % 60), (int)(s % 60));
+    return buf;
+}
+
 err size_parse_seconds(const char *text, double *seconds) {
     static const char hint[] = "write a time as 90s, 10m, 2h or HH:MM:SS";
     int h, m, s, used = 0;

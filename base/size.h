@@ -38,6 +38,9 @@ err size_to_int(int64_t n, const char *what, int *out);
 /* Local. "4G", "512M", "1048576" (1024-based K M G T) to bytes. Fails with ERR_USAGE. */
 err size_parse(const char *text, uint64_t *bytes);
 
+/* Local. Rounded up to whole seconds, as "1:05:00". */
+const char *size_seconds_text(double seconds, char buf[32]);
+
 /* Local. "90s", "10m", "2h", "HH:MM:SS" or plain seconds to seconds. Fails with ERR_USAGE. */
 err size_parse_seconds(const char *text, double *seconds);
 /* Local. Also the forms that Slurm's --time takes: there a plain number and the first of "MM:SS"

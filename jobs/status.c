@@ -25,8 +25,7 @@ static const char *advice(const run_progress *x) {
     if (x->told && x->exit_code == ERR_RANK)
         return "a rank was lost; run the same command again: it goes on from the last commit";
     if (!x->told && x->deaths <= 1)
-        return "run the same command again: it goes on from the last commit; its last start ended "
-               "without a word, so it was killed, perhaps for memory, or its node failed";
+        return "run the same command again: it goes on from the last commit";
     if (x->deaths > 1)
         return "it ended several times at the same place without a word: the same command will not "
                "help; look at what the node and the batch system say, else report a bug";
@@ -48,8 +47,13 @@ static void add_progress(json_t *v, const run_progress *x, bool complete, bool a
     if (!x->last) return;
     json_object_set_new(v, "starts", json_integer(x->starts));
     json_object_set_new(v, "node_hours", json_real(x->node_hours));
+    json_object_set_new(v, "seconds", json_real(x->seconds));
     if (x->last_commit[0]) json_object_set_new(v, "last_commit", json_string(x->last_commit));
     if (!alive && x->told) json_object_set_new(v, "last_exit", json_integer(x->exit_code));
+    if (!complete && !alive && !x->told) {
+        char text[256];
+        json_object_set_new(v, "death", json_string(run_progress_death(x, text)));
+    }
     if (complete || !x->phase_number) return;
     json_object_set_new(v, "running", json_string(x->phase));
     json_object_set_new(v, "phase_number", json_integer(x->phase_number));
@@ -112,7 +116,7 @@ static void print_progress(const json_t *v) {
     const char *phase = json_string_value(json_object_get(v, "phase")),
                *running = json_string_value(json_object_get(v, "running")),
                *commit = json_string_value(json_object_get(v, "last_commit"));
-    char bytes[32];
+    char time[32];
     if (running) {
         printf("  %s, phase %" PRId64 " of %" PRId64, running, whole(v, "phase_number"),
                whole(v, "phases"));
@@ -129,16 +133,15 @@ static void print_progress(const json_t *v) {
                whole(v, "units_done"), whole(v, "restarts"));
     if (phase) printf(commit ? ", last commit %s\n" : "\n", commit);
     if (json_object_get(v, "node_hours"))
-        printf("  %.3g node hours in %" PRId64 " starts",
+        printf("  %s and %.3g node hours in %" PRId64 " starts",
+               size_seconds_text(json_number_value(json_object_get(v, "seconds")), time),
                json_number_value(json_object_get(v, "node_hours")), whole(v, "starts"));
     if (json_object_get(v, "node_hours") && json_object_get(v, "last_exit"))
-        printf(", the last ended with exit code %" PRId64, whole(v, "last_exit"));
+        printf(", the last ended with exit code %" PRId64 "%s", whole(v, "last_exit"),
+               whole(v, "last_exit") == ERR_STOPPED ? ", a stop that was asked for" : "");
     if (json_object_get(v, "node_hours")) puts("");
-    if (json_object_get(v, "planned_bytes"))
-        printf(
-            "  the phase is planned to take %s on its largest rank: if the node has less, that was "
-            "it\n",
-            size_text((uint64_t)whole(v, "planned_bytes"), bytes));
+    if (json_object_get(v, "death"))
+        printf("  %s\n", json_string_value(json_object_get(v, "death")));
 }
 
 static void print_text(const json_t *v) {

@@ -5,6 +5,7 @@
 #include "base/fault.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "jobs/setup/recipe_asks.h"
 #include "shard/stored_floats.h"
 
 #include <inttypes.h>
@@ -193,6 +194,6 @@ err item_note(quantize_run *q, const item_report *r) {
         json_object_set_new(
             more, "relative_error",
             json_real(sqrt(r->result.error.sum_sq_error / r->result.error.sum_sq_weight)));
-    events_add(q->events, "gptq", "layer", more);
+    events_add(q->events, quantize_items_phase(q->set), "layer", more);
     return err_none();
 }

@@ -161,7 +161,8 @@ static err check_replicas(const quantize_run *q) {
 err quantize_do_items(quantize_run *q) {
     int64_t done = 0, at = 0, round = 0, n_own;
     for (int64_t i = 0; i < q->n_items; i++) done += quantize_item_done(q, i);
-    if (!quantize_uses_gptq(q->set)) quantize_phase_start(q, "gptq"); /* else it is on */
+    const char *phase = quantize_items_phase(q->set);
+    if (!quantize_uses_gptq(q->set)) quantize_phase_start(q, phase); /* else it is on */
     const int64_t before = done;
     bool first = true; /* what is done first is kept at once: a run that dies young has begun */
     double last_commit_s = clock_now_s();
@@ -173,7 +174,7 @@ err quantize_do_items(quantize_run *q) {
     memory_plan plan = {.n = 0};
     memory_plan_add(&plan, "program", q->base_bytes);
     const bool ahead = items_memory(q, comm_rank(q->c), memory_plan_limit(q->flags.limit), &plan);
-    if (!ahead) log_line(LOG_PHASE, "gptq: no tensor is read ahead: memory is short");
+    if (!ahead) log_line(LOG_PHASE, "%s: no tensor is read ahead: memory is short", phase);
     err e = quantize_item_read_ahead(&q->job, own, n_own, ahead, &reader);
     e = comm_agree(q->c, e, "reading the weights", NULL);
     while (done < q->n_items && !e.code) {
@@ -189,8 +190,8 @@ err quantize_do_items(quantize_run *q) {
         bool due = stop || done == q->n_items || (first && done > before) ||
                    clock_now_s() - last_commit_s > COMMIT_EVERY_S;
         if (q->state && due && !e.code) {
-            e = run_state_commit(q->state, "gptq");
-            events_add(q->events, "gptq", "commit", json_pack("{s:I}", "done", (json_int_t)done));
+            e = run_state_commit(q->state, phase);
+            events_add(q->events, phase, "commit", json_pack("{s:I}", "done", (json_int_t)done));
             last_commit_s = clock_now_s();
             first = first && done == before;
             if (!e.code && fault_hit("commit"))
@@ -198,7 +199,7 @@ err quantize_do_items(quantize_run *q) {
         }
         if (q->state) run_state_heartbeat(q->state);
         e = comm_agree(q->c, e, "committing", NULL);
-        log_progress("gptq", done, q->n_items);
+        log_progress(phase, done, q->n_items);
         if (stop && !e.code && done < q->n_items)
             e = comm_agree(q->c, stop_error(q->out), "stopping", NULL);
     }
@@ -214,7 +215,7 @@ err quantize_do_items(quantize_run *q) {
         log_line(LOG_PHASE, "weights: relative error %.4f", relative);
         more = json_pack("{s:f}", "relative_error", relative);
     }
-    quantize_phase_end(q, "gptq", more);
+    quantize_phase_end(q, phase, more);
     return e;
 }
 
@@ -227,7 +228,7 @@ err quantize_items_plan(plan_maker *m) {
     const bool gptq = quantize_uses_gptq(q->set);
     err e = err_none();
     plan_phase *f = &m->p->phases[m->p->n_phases - 1]; /* that of GPTQ, which is completed */
-    if (!gptq) e = plan_add_phase(m, "gptq", &f);
+    if (!gptq) e = plan_add_phase(m, quantize_items_phase(q->set), &f);
     for (int64_t i = 0; i < q->n_items; i++) {
         const bool layer = i >= 1 && i <= plan_config(m)->layers;
         if (gptq && layer) continue;

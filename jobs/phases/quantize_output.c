@@ -12,6 +12,7 @@
 #include "base/yaml.h"
 #include "io/run_owner.h"
 #include "jobs/run/kept_fingerprint.h"
+#include "jobs/run/run_end.h"
 #include "jobs/run/run_phase.h"
 #include "jobs/run/stop.h"
 #include "jobs/setup/setup.h"
@@ -111,6 +112,7 @@ static err open_state(quantize_run *q) {
     json_t *work = run_state_work(q->state);
     if (!json_object_get(work, "units")) json_object_set_new(work, "units", json_object());
     if (!json_object_get(work, "sources")) json_object_set_new(work, "sources", json_object());
+    run_tell_death(q->out);
     char *path = in_out(q, "events.jsonl");
     e = events_open(path, run_state_slice(q->state), &q->events);
     free(path);
@@ -448,7 +450,10 @@ err quantize_finish(quantize_run *q) {
             e = run_state_close(&q->state, !options_has(q->o, OPT_KEEP_RUN));
         }
     }
-    if (!e.code && comm_rank(q->c) == 0) log_line(LOG_RUN, "complete: %s", q->out);
+    if (!e.code && comm_rank(q->c) == 0) {
+        if (!q->complete) run_tell_totals(q->out);
+        log_line(LOG_RUN, "complete: %s", q->out);
+    }
     return comm_agree(q->c, e, "finishing", NULL);
 }
 

@@ -59,9 +59,8 @@ static void add_path(script *s, const char *path) {
 }
 
 static void add_time(script *s, double seconds) {
-    const int64_t t = (int64_t)ceil(seconds);
-    add(s, "#SBATCH --time=%" PRId64 ":%02" PRId64 ":%02" PRId64 "\n", t / 3600, t / 60 % 60,
-        t % 60);
+    char text[32];
+    add(s, "#SBATCH --time=%s\n", size_seconds_text(seconds, text));
 }
 
 /* What differs from site to site. */

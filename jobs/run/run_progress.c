@@ -2,6 +2,7 @@
 #include "jobs/run/run_progress.h"
 
 #include "base/file.h"
+#include "base/size.h"
 #include "jobs/run/event_table.h"
 
 #include <stdio.h>
@@ -24,6 +25,7 @@ static double number(const json_t *v, const char *key, double other) {
 }
 
 static void end_start(reader *r) {
+    r->p.seconds += r->last_t;
     r->p.node_hours += r->nodes * r->last_t / 3600;
 }
 
@@ -147,6 +149,20 @@ run_progress run_progress_read(const char *out_dir) {
     if (r.p.told || r.committed) r.p.deaths = 0;
     estimate(&r);
     return r.p;
+}
+
+const char *run_progress_death(const run_progress *p, char text[256]) {
+    const json_t *list = json_object_get(p->plan, "phases");
+    const json_t *f = p->phase_number ? json_array_get(list, (size_t)p->phase_number - 1) : NULL;
+    char planned[96] = "", bytes[32];
+    if (f)
+        snprintf(planned, sizeof planned, ", where %s are planned on the largest rank",
+                 size_text((uint64_t)number(f, "bytes", 0), bytes));
+    snprintf(text, 256,
+             "the last start ended without a word in %s%s: it was killed, perhaps for memory, or "
+             "its node failed",
+             f ? p->phase : json_word_of(p->last, "phase"), planned);
+    return text;
 }
 
 void run_progress_clear(run_progress *p) {

@@ -19,12 +19,17 @@ typedef struct run_progress {
     double phase_left_s;  /* by its pace in this start, else by the plan; below 0: not known */
     double run_left_s;    /* with the phases behind it, by the plan; below 0: not known */
     char last_commit[32]; /* wall clock; "": none */
+    double seconds;       /* of all starts, one after the other */
     double node_hours;    /* of all starts */
     int64_t starts;       /* that wrote events */
     int64_t deaths;       /* starts at the end that ended without a word and without a commit */
     bool told;            /* the last start said how it ended: exit_code */
     int64_t exit_code;
 } run_progress;
+
+/* Local. In which phase the last start ended without a word, and what that was planned to take, for
+ * who wonders about memory; to be shown where there is a last event and !told. */
+const char *run_progress_death(const run_progress *p, char text[256]);
 
 /* Local. A folder without events gives a progress of nothing. Caller clears it. */
 run_progress run_progress_read(const char *out_dir);

@@ -33,6 +33,11 @@ bool quantize_uses_gptq(const settings *s) {
     return s->weights.method != METHOD_RTN && settings_round_weights(s);
 }
 
+const char *quantize_items_phase(const settings *s) {
+    if (!settings_round_weights(s)) return "fuse";
+    return quantize_uses_gptq(s) ? "gptq" : "round";
+}
+
 bool learn_e2e_is(const learn_settings *phase) {
     return e2e_objective_of(phase->objective) != NULL;
 }

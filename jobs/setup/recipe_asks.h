@@ -18,6 +18,9 @@ bool quantize_learns(const settings *s);
 bool quantize_learns_r3(const settings *s);
 bool quantize_tunes_sites(const settings *s);
 bool quantize_uses_gptq(const settings *s); /* local; weights are rounded by gptq or gptaq */
+/* Local. Name of the phase that makes the items of the archive, as plans, log and events say it, by
+ * what it does to weights: "gptq", "round" (to nearest), or "fuse" where they are not rounded. */
+const char *quantize_items_phase(const settings *s);
 
 /* Local. True where the objective of a phase stands at the end of the model: ce, kl-top. */
 bool learn_e2e_is(const learn_settings *phase);

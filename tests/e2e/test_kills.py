@@ -19,7 +19,7 @@ from spin import Case, main, result_hashes, settings, spin, start  # noqa: E402
 KILLS = int(os.environ.get("SPINSHARD_KILLS", "8"))
 SEED = int(os.environ.get("SPINSHARD_KILL_SEED", "1"))
 RANKS = 3
-PHASES = ("load", "gptq", "pack", "verify")
+PHASES = ("load", "round", "pack", "verify")
 HOW = settings("weights.group=64", "weights.scale=search", "archive.shard_bytes=1M")  # some seconds of search
 
 

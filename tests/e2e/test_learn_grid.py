@@ -97,7 +97,7 @@ class Grid(Case):
         want, out = self.result(want_out, LONG), self.path("out")
         for step in (1, 50, 115, 175, 250):
             p, tail = start(how(out, grid=rng.choice(("", "2x2")) if step > 1 else "2x2", steps=LONG), ranks=rng.choice((4, 5, 6))), Tail(out)
-            while p.poll() is None and not any(e.get("step", 0) >= step or e["phase"] == "gptq" for e in tail.new()):
+            while p.poll() is None and not any(e.get("step", 0) >= step or e["phase"] == "round" for e in tail.new()):
                 time.sleep(0.0005)
             kills += kill_a_rank(p, rng).rc != 0
         if not os.path.exists(os.path.join(out, "manifest.json")) or os.path.exists(os.path.join(out, "run")):

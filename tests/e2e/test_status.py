@@ -3,6 +3,7 @@
 how the last start ended; a stop that was asked for is no error."""
 import json
 import os
+import re
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
@@ -37,10 +38,11 @@ class Status(Case):
                 "planned_bytes": 1 << 30}
         self.assertEqual({k: got.get(k) for k in want}, want)
         self.assertNotIn("last_exit", got)
-        self.assertIn("perhaps for memory", got["advice"])
+        self.assertIn("perhaps for memory", got["death"])
         text = self.good("status", out).out
         for words in ("phase 2 of 3: 20 of 100 done, loss 1.5, 7 min of the phase left, 8 min of the run left",
-                      "1 node hours in 1 starts", "1.00 GiB on its largest rank"):
+                      "0:30:00 and 1 node hours in 1 starts",
+                      "in learn.0, where 1.00 GiB are planned on the largest rank: it was killed, perhaps for memory"):
             self.assertIn(words, text)
         self.line(out, t=5, wall="", slice=1, phase="learn.0", event="stop", exit=75)
         got = self.good("status", out, "--json").json()
@@ -63,12 +65,26 @@ class Status(Case):
         r = spin("quantize", "--out", out, *HOW, env={"SPINSHARD_FAULT": "commit:1"})  # learns, and fails where it rounds
         self.assertEqual(r.rc, 1, r)
         got = self.good("status", out, "--json").json()
-        self.assertEqual((got["state"], got["running"], got["last_exit"], got["starts"]), ("unfinished", "gptq", 1, 1))
+        self.assertEqual((got["state"], got["running"], got["last_exit"], got["starts"]), ("unfinished", "round", 1, 1))
         plan = [e for e in events(out) if e["event"] == "plan"]
-        self.assertEqual([p["phase"] for p in plan[0]["phases"]], ["capture", "learn.0", "gptq", "pack", "verify"])
-        self.good("quantize", "--out", out, *HOW)
+        self.assertEqual([p["phase"] for p in plan[0]["phases"]], ["capture", "learn.0", "round", "pack", "verify"])
+        r = spin("quantize", "--out", out, *HOW, env={"SPINSHARD_FAULT": "unit:2:0:kill"})
+        self.assertEqual(r.rc, -9, r)
+        died = self.good("status", out, "--json").json()
+        self.assertRegex(died["death"], "in (learn.0|round), where .* are planned on the largest rank")
+        r = self.good("quantize", "--out", out, *HOW)
+        self.assertIn(died["death"], r.err)
+        self.assertNotIn("error:", r.err)
+        told = [e for e in events(out) if e["event"] == "layer" and "relative_error" in e]
+        by_layer = {e["item"] - 1: 100 * e["relative_error"] for e in told}
+        worst = max(by_layer, key=by_layer.get)
+        said = re.search(r"off by (\S+) % of their norm in the mean of (\d+) layers, most by (\S+) % in layer (\d+)", r.err)
+        self.assertEqual((int(said[2]), int(said[4])), (len(by_layer), worst))
+        self.assertAlmostEqual(float(said[1]), sum(by_layer.values()) / len(by_layer), delta=0.006 * by_layer[worst])
+        self.assertAlmostEqual(float(said[3]), by_layer[worst], delta=0.006 * by_layer[worst])
+        self.assertRegex(r.err, r"in all: 0:00:\d\d and \S+ node hours in 3 starts")
         got = self.good("status", out, "--watch", "--json").json()  # at once: it does not run
-        self.assertEqual((got["state"], got["last_exit"], got["starts"]), ("complete", 0, 2))
+        self.assertEqual((got["state"], got["last_exit"], got["starts"]), ("complete", 0, 3))
 
 
 if __name__ == "__main__":
