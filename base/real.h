@@ -68,6 +68,7 @@ typedef double real;
 #define site_range_rows_f32           site_range_rows_f64
 #define site_scale_back_f32           site_scale_back_f64
 #define site_scale_f32                site_scale_f64
+#define site_then_f32                 site_then_f64
 #define site_turn_f32                 site_turn_f64
 #define site_widen_f32                site_widen_f64
 #define wmat_expand_f32               wmat_expand_f64

@@ -13,7 +13,7 @@ bool site_is_identity(const site *s) {
 }
 
 bool site_is_plain(const site *s) {
-    return !s->before && !s->after && site_is_identity(s);
+    return !s->before && !s->after && !s->then && site_is_identity(s);
 }
 
 bool site_acts(const site *s) {

@@ -20,6 +20,8 @@ typedef struct site {
     int64_t n, segment;       /* row length; segment divides it */
     const rotation *const *R; /* segment i uses R[i / share]; a NULL one is the identity */
     int64_t share;
+    const rotation *then; /* [segment] behind R, the same for all segments, with no gradient of its
+                             own; NULL: the identity. R above is then R then */
     const scale_vector *before; /* [n / before_share] by segments: segment i takes part i /
                                    before_share; NULL: ones */
     int64_t before_share;
@@ -46,12 +48,16 @@ typedef struct site_scratch {
 /* Local. True where applying the site changes anything. */
 bool site_acts(const site *s);
 
-bool site_is_identity(const site *s); /* local; true where no segment has a rotation */
+bool site_is_identity(const site *s); /* local; true where no segment has an R */
 bool site_is_plain(const site *s);    /* local; no rotation and no scale: x -> Q(x) */
 
 /* Local, threaded. Rows [rows, s->n] times R, or R^T where `back`, segment by segment. */
 void site_turn_f32(const site *s, float *x, int64_t rows, bool back);
 void site_turn_f64(const site *s, double *x, int64_t rows, bool back);
+
+/* Local, threaded. Rows times s->then alone. */
+void site_then_f32(const site *s, float *x, int64_t rows, bool back);
+void site_then_f64(const site *s, double *x, int64_t rows, bool back);
 
 /* Local, threaded. Rows [rows, s->n] times the scales before the rotation, or (inverse) over them;
  * nothing without these. */

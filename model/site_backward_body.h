@@ -86,21 +86,20 @@ static void REAL_FN(keep_row)(const site *s, REAL *u, int64_t i, REAL *x, const 
 #pragma omp simd
     for (int64_t j = 0; j < n; j++) u[j] = q[j] - u[j];
     if (s->after) REAL_FN(scale_times)(s->after->REAL_SCALE, n, u);
-    if (kept->error) {
+    if (kept->error && !s->then) {
         char *to = (char *)kept->error + (size_t)(i * n) * compute_factor_bytes(work->compute);
         REAL_FN(norm_factors)(u, n, NULL, work->compute, to);
     }
 }
 
-static void REAL_FN(keep_moved)(const REAL *moved, int64_t rows, int64_t n, const site_kept *kept,
-                                const site_work *work) {
-    if (!kept->moved) return;
+/* Rows as factors; `to` may be NULL: not kept. */
+static void REAL_FN(keep_rows)(const REAL *rows_of, int64_t rows, int64_t n, void *to,
+                               const site_work *work) {
+    if (!to) return;
     const size_t factor = compute_factor_bytes(work->compute);
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < rows; i++) {
-        char *to = (char *)kept->moved + (size_t)(i * n) * factor;
-        REAL_FN(norm_factors)(moved + i * n, n, NULL, work->compute, to);
-    }
+    for (int64_t i = 0; i < rows; i++) REAL_FN(norm_factors)
+    (rows_of + i * n, n, NULL, work->compute, (char *)to + (size_t)(i * n) * factor);
 }
 
 #if REAL_BITS == 32
@@ -161,17 +160,25 @@ void REAL_FN(site_keep)(const site *s, REAL *x, int64_t rows, const void *factor
         for (int64_t i = 0; i < m; i++) {
             REAL_FN(keep_row)(s, u + i * n, i, plain ? part + i * n : NULL, &at, work);
         }
+        if (s->then) { /* e then^T is what stands beside R alone */
+            REAL_FN(site_then)(s, u, m, true);
+            REAL_FN(keep_rows)(u, m, n, at.error, work);
+        }
         if (!plain) {
-            REAL_FN(site_turn)(s, u, m, true);
+            site first = *s;
+            first.then = NULL;
+            REAL_FN(site_turn)(&first, u, m, true);
             REAL_FN(site_scale)(s, u, m, false);
 #pragma omp parallel for simd schedule(static)
             for (int64_t j = 0; j < m * n; j++) part[j] += u[j];
         }
-        REAL_FN(keep_moved)(u, m, n, &at, work);
+        REAL_FN(keep_rows)(u, m, n, at.moved, work);
     }
 }
 
-/* Backward. With scales before the rotation, x~ = x S^-1 and g~ = g S are what the site of x~ sees:
+/* Backward. A second rotation T behind R is no variable: u = x R T and x^ = x + (Q(u) - u) T^T R^T
+ * are the formulas of R alone with e T^T, which is kept, for e and du T^T for du.
+ * With scales before the rotation, x~ = x S^-1 and g~ = g S are what the site of x~ sees:
  * dR += g~^T e + x~^T du, dL/dx = g + (du R^T) S^-1, and <g~, x~^ - x~> = <g, x^ - x>. With scales
  * after it, u = x R S^-1 and x^ = x + (e S) R^T: kept are e S and slopes over S, so that
  * dR += g^T (e S) + x^T (du S^-1) and dL/dx = g + (du S^-1) R^T are the formulas without scales. */
@@ -282,6 +289,20 @@ static void REAL_FN(scale_segments)(const site *s, int64_t rows, bool inverse, R
         REAL_FN(scale_times)(all + i % segments / s->before_share * d, d, v + i * d);
 }
 
+/* du of rows i0 .. i0 + m, as u [m, n]. */
+static void REAL_FN(rows_of_slopes)(const site *s, int64_t i0, int64_t m, const site_kept *kept,
+                                    REAL *u, const site_work *work) {
+    const int64_t n = s->n, ranges = site_ranges(s);
+    const REAL_FN(site_ends) *ends = kept->ends;
+    const REAL *slopes = work->slopes;
+    memset(u, 0, (size_t)(m * n) * sizeof *u);
+    for (int64_t k = 0; k < m * ranges; k++) {
+        const int64_t at = i0 * ranges + k;
+        u[k / ranges * n + ends[at].hi] += slopes[2 * at];
+        u[k / ranges * n + ends[at].lo] += slopes[2 * at + 1];
+    }
+}
+
 /* The share of rows i0 .. i0 + m in the gradients of the segments' rotations: part [rotations,
  * segment, segment]. */
 static void REAL_FN(segments_part)(const site *s, const REAL *g, int64_t i0, int64_t m,
@@ -313,6 +334,16 @@ static void REAL_FN(segments_part)(const site *s, const REAL *g, int64_t i0, int
     REAL_FN(site_widen)
     (REAL_FN(factors_at)(x, i0 * n, work->compute), m * n, work->compute, xs);
     if (s->before) REAL_FN(scale_segments)(s, m, true, xs);
+    if (s->then) { /* du T^T has no zeros: its rows take the room of the errors */
+        REAL_FN(rows_of_slopes)(s, i0, m, kept, errors, work);
+        REAL_FN(site_then)(s, errors, m, true);
+        for (int64_t h = 0; h < segments; h++) {
+            REAL *to = part + (s->share >= segments ? 0 : h / s->share) * d * d;
+            REAL_FN(gemm_tile)
+            (true, false, d, d, m, xs + h * d, n, errors + h * d, n, true, to, d);
+        }
+        return;
+    }
     for (int64_t k = 0; k < 2 * m * ranges; k++) {
         const int64_t i = k / (2 * ranges);
         const REAL_FN(site_ends) *e = (REAL_FN(site_ends) *)kept->ends + i0 * ranges + k / 2;
@@ -341,16 +372,8 @@ static void REAL_FN(segments_gradient)(const site *s, const REAL *g, int64_t row
 
 void REAL_FN(site_range_rows)(const site *s, int64_t i0, int64_t m, const site_kept *kept,
                               const site_work *work) {
-    const int64_t n = s->n, ranges = site_ranges(s);
-    const REAL_FN(site_ends) *ends = kept->ends;
-    const REAL *slopes = work->slopes;
     REAL *u = work->panel;
-    memset(u, 0, (size_t)(m * n) * sizeof *u);
-    for (int64_t k = 0; k < m * ranges; k++) {
-        const int64_t at = i0 * ranges + k;
-        u[k / ranges * n + ends[at].hi] += slopes[2 * at];
-        u[k / ranges * n + ends[at].lo] += slopes[2 * at + 1];
-    }
+    REAL_FN(rows_of_slopes)(s, i0, m, kept, u, work);
     REAL_FN(site_turn)(s, u, m, true);
     REAL_FN(site_scale)(s, u, m, true);
 }

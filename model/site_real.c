@@ -9,8 +9,12 @@
 
 #include "base/real.h"
 
+void site_then_f32(const site *s, real *x, int64_t rows, bool back) {
+    rotation_apply_f32(s->then, x, rows * (s->n / s->segment), s->segment, back);
+}
+
 /* One rotation for all segments sees them as more rows. */
-void site_turn_f32(const site *s, real *x, int64_t rows, bool back) {
+static void turn_by_R(const site *s, real *x, int64_t rows, bool back) {
     if (site_is_identity(s)) return;
     const int64_t segments = s->n / s->segment;
     if (s->share >= segments) {
@@ -20,6 +24,12 @@ void site_turn_f32(const site *s, real *x, int64_t rows, bool back) {
     for (int64_t i = 0; i < segments; i++) {
         rotation_apply_f32(s->R[i / s->share], x + i * s->segment, rows, s->n, back);
     }
+}
+
+void site_turn_f32(const site *s, real *x, int64_t rows, bool back) {
+    if (back) site_then_f32(s, x, rows, true);
+    turn_by_R(s, x, rows, back);
+    if (!back) site_then_f32(s, x, rows, false);
 }
 
 void site_scale_f32(const site *s, real *x, int64_t rows, bool inverse) {

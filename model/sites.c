@@ -5,8 +5,9 @@ static site nothing(int64_t n) {
     return (site){.quant = {.bits = 16}, .n = n, .segment = n, .share = 1, .before_share = 1};
 }
 
-/* Quantizer q with the clips of its place. */
+/* Quantizer q with the clips of its place; the runtime's cache has none. */
 static aquant clipped(aquant q, const llama_sites *s, clip_place place, int64_t layer) {
+    if (q.rule != AQUANT_GRID) return q;
     const double *ends = clip_set_get(s->clips, place, layer);
     for (int i = 0; ends && i < 2; i++) q.clip[i] = (float)ends[i];
     return q;
@@ -36,11 +37,12 @@ site sites_keys(const llama_sites *s, const llama_config *cfg, int64_t layer) {
     site p = nothing(cfg->kv_heads * cfg->head_dim);
     if (!s) return p;
     p.quant = clipped(s->kv, s, CLIP_KEY, layer);
-    p.include_zero = true;
+    p.include_zero = p.quant.rule == AQUANT_GRID;
     p.range_per_segment = true;
     p.segment = cfg->head_dim;
     p.share = s->R3_heads ? 1 : cfg->kv_heads;
     p.R = s->R3_heads ? s->R3_heads + layer * cfg->kv_heads : &s->R3;
+    p.then = s->cache_turn;
     p.before = scale_set_get(s->scales, SCALE_QK, layer);
     return p;
 }
@@ -51,6 +53,7 @@ site sites_values(const llama_sites *s, const llama_config *cfg, int64_t layer) 
     p.quant = clipped(s->kv, s, CLIP_VALUE, layer);
     p.range_per_segment = true;
     put_r2(&p, s, cfg, layer, cfg->kv_heads);
+    p.then = s->cache_turn;
     p.before = scale_set_get(s->scales, SCALE_VO, layer);
     return p;
 }

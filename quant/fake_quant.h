@@ -9,7 +9,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* How a row becomes numbers of few bits. */
+typedef enum aquant_rule {
+    AQUANT_GRID,       /* the grid of quant/grid.h */
+    AQUANT_CACHE_INT4, /* the 4-bit cache of vLLM, fake_quant_real.c; `symmetric` and `clip` do not
+                          count, and include_zero is false for it */
+} aquant_rule;
+
 typedef struct aquant {
+    aquant_rule rule;
     int bits;       /* 2..8; 16 and more: off */
     bool symmetric; /* codes -2^(b-1) .. 2^(b-1) - 1, no zero point */
     float clip[2];  /* shrinks the low and the high end of the range; 1 is no clipping. A range that

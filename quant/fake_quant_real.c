@@ -4,6 +4,9 @@
 
 #include "quant/grid.h"
 
+#include <math.h>
+#include <string.h>
+
 #include "base/real.h"
 
 typedef struct range {
@@ -59,12 +62,67 @@ static void row_asymmetric(const aquant *q, range r, const real *x, int64_t n, r
     row_to_grid(x, n, s, z, 0, (real)grid_top(q->bits), out);
 }
 
+#ifndef SPINSHARD_F64
+static float cut_off(float v) {
+    return truncf(v);
+}
+
+/* v without the low four bits of its significand. */
+static float without_zero_point(float v) {
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    bits &= ~UINT32_C(15);
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+#else
+static double cut_off(double v) {
+    return trunc(v);
+}
+
+/* A scale in double has no room for a zero point, and gives none up. */
+static double without_zero_point(double v) {
+    return v;
+}
+#endif
+
+/* Half away from zero as kernels do it: half is added, and the rest cut off. */
+static inline real half_away(real v) {
+    return cut_off(v >= 0 ? v + (real)0.5 : v - (real)0.5);
+}
+
+/* One token of one head as vLLM 0.32 stores it with --kv-cache-dtype int4_per_token_head
+ * (vllm/v1/attention/ops/int4_per_token_head.py): s = max((hi - lo)/15, 1e-6), z = -lo/s and codes
+ * x (1/s) + z are rounded half away from zero and held to 0..15, zero point and all, so that a row
+ * without 0 in its range is cut off. The zero point lies in the low four bits of the fp32 scale:
+ * codes are read by the scale without these. */
+static void row_cache_int4(range r, const real *x, int64_t n, real *out) {
+    const real least = (real)1e-6, top = 15;
+    real s = (r.hi - r.lo) / top;
+    s = s > least ? s : least;
+    real z = half_away(-r.lo / s);
+    z = z > 0 ? z : 0;
+    z = z < top ? z : top;
+    const real inverse = 1 / s, back = without_zero_point(s);
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) {
+        real v = half_away(x[j] * inverse + z);
+        v = v < 0 ? 0 : v;
+        v = v > top ? top : v;
+        out[j] = (v - z) * back;
+    }
+}
+
 void fake_quant_rows(const aquant *q, bool include_zero, const real *x, int64_t rows, int64_t n,
                      int64_t stride, real *out) {
     if (n == 0) return;
     for (int64_t i = 0; i < rows; i++) {
         const real *row = x + i * stride;
         range r = row_range(row, n);
+        if (q->rule == AQUANT_CACHE_INT4) {
+            row_cache_int4(r, row, n, out + i * stride);
+            continue;
+        }
         if (include_zero) {
             r.lo = r.lo < 0 ? r.lo : 0;
             r.hi = r.hi > 0 ? r.hi : 0;

@@ -40,17 +40,6 @@ err rotation_create_identity(int64_t n, rotation **out) {
     return create(n, ROTATION_IDENTITY, out);
 }
 
-err rotation_create_blocks(int64_t n, int64_t block, rotation **out) {
-    *out = NULL;
-    if (block < 1 || n % block)
-        return err_make(ERR_USAGE, "rotation", "choose a block that divides the size",
-                        "blocks of %" PRId64 " do not divide %" PRId64, block, n);
-    err e = create(n, ROTATION_HADAMARD, out);
-    if (e.code) return e;
-    (*out)->block = block;
-    return finish(fwht_create(block, &(*out)->hadamard), out);
-}
-
 static err add_signs(rotation *r) {
     void *p;
     err e = mem_alloc(r->n, 1, "signs of a rotation", &p);
@@ -58,17 +47,27 @@ static err add_signs(rotation *r) {
     return e;
 }
 
-err rotation_create_hadamard(int64_t n, const int8_t *signs, rotation **out) {
-    err e = rotation_create_blocks(n, n, out);
-    if (e.code || !signs) return e;
-    e = add_signs(*out);
-    if (!e.code) memcpy((*out)->signs, signs, (size_t)n);
+err rotation_create_blocks(int64_t n, int64_t block, const int8_t *signs, rotation **out) {
+    *out = NULL;
+    if (block < 1 || n % block)
+        return err_make(ERR_USAGE, "rotation", "choose a block that divides the size",
+                        "blocks of %" PRId64 " do not divide %" PRId64, block, n);
+    err e = create(n, ROTATION_HADAMARD, out);
+    if (e.code) return e;
+    (*out)->block = block;
+    e = fwht_create(block, &(*out)->hadamard);
+    if (!e.code && signs) e = add_signs(*out);
+    if (!e.code && signs) memcpy((*out)->signs, signs, (size_t)n);
     return finish(e, out);
+}
+
+err rotation_create_hadamard(int64_t n, const int8_t *signs, rotation **out) {
+    return rotation_create_blocks(n, n, signs, out);
 }
 
 err rotation_create_random_hadamard(int64_t n, uint64_t seed, rng_purpose purpose,
                                     uint64_t first_index, rotation **out) {
-    err e = rotation_create_blocks(n, n, out);
+    err e = rotation_create_blocks(n, n, NULL, out);
     if (e.code) return e;
     e = add_signs(*out);
     for (int64_t i = 0; i < n && !e.code; i++)

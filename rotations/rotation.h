@@ -24,8 +24,8 @@ err rotation_create_hadamard(int64_t n, const int8_t *signs, rotation **out);
 /* Signs are rng_sign(seed, purpose, first_index + channel). */
 err rotation_create_random_hadamard(int64_t n, uint64_t seed, rng_purpose purpose,
                                     uint64_t first_index, rotation **out);
-/* n / block equal Hadamard blocks of order `block`. */
-err rotation_create_blocks(int64_t n, int64_t block, rotation **out);
+/* n / block Hadamard blocks of order `block`, the signs before them as above. */
+err rotation_create_blocks(int64_t n, int64_t block, const int8_t *signs, rotation **out);
 /* R [n, n] row-major, copied; not checked for orthogonality (rotation_orthogonality). NULL: zeros,
  * until rotation_put_rows has filled it. */
 err rotation_create_dense(int64_t n, const double *R, rotation **out);

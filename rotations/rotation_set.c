@@ -4,6 +4,7 @@
 #include "rotations/rotation_set.h"
 
 #include "base/mem.h"
+#include "rotations/cache_turn.h"
 #include "rotations/hadamard.h"
 
 #include <assert.h>
@@ -13,7 +14,7 @@
 struct rotation_set {
     rotation_options opts;
     rotation_sizes sizes;
-    rotation *r1, *r3, *r4;
+    rotation *r1, *r3, *r4, *cache;
     rotation **r2;  /* [layers, r2_count] */
     bool *prepared; /* [layers] */
     int64_t r2_count;
@@ -75,7 +76,8 @@ static err fill(rotation_set *s) {
     if (!e.code && s->opts.r4)
         e = rotation_create_blocks(s->sizes.intermediate,
                                    s->opts.r4_block ? s->opts.r4_block : s->sizes.intermediate,
-                                   &s->r4);
+                                   NULL, &s->r4);
+    if (!e.code && s->opts.cache) e = cache_turn_create(s->sizes.head_dim, &s->cache);
     return e;
 }
 
@@ -104,6 +106,7 @@ void rotation_set_destroy(rotation_set **set) {
     rotation_destroy(&s->r1);
     rotation_destroy(&s->r3);
     rotation_destroy(&s->r4);
+    rotation_destroy(&s->cache);
     for (int64_t i = 0; s->r2 && i < s->sizes.layers * s->r2_count; i++)
         rotation_destroy(&s->r2[i]);
     mem_free(s->r2);
@@ -127,6 +130,10 @@ const rotation *rotation_set_r3(const rotation_set *s) {
 
 const rotation *rotation_set_r4(const rotation_set *s) {
     return s->r4;
+}
+
+const rotation *rotation_set_cache(const rotation_set *s) {
+    return s->cache;
 }
 
 int64_t rotation_set_r2_count(const rotation_set *s) {

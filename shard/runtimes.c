@@ -1,6 +1,8 @@
 /* Each rule is a question about the scheme and the sizes; runtimes ask all rules of their own. */
 #include "shard/runtimes.h"
 
+#include <string.h>
+
 enum { VLLM_CUDA, VLLM_CPU, TRANSFORMERS, LLAMA_CPP, SGLANG, RUNTIMES };
 
 static const struct {
@@ -113,6 +115,24 @@ static bool group_over_ranks(const runtime_facts *f) {
     return g && f->tp > 1 && !cuts(f, g, 1);
 }
 
+static bool cache_vllm(const runtime_facts *f) {
+    return f->cache == CACHE_VLLM_INT4;
+}
+static bool cache_of_small_heads(const runtime_facts *f) {
+    return cache_vllm(f) && f->cfg->head_dim < 32;
+}
+static bool cache_eval(const runtime_facts *f) {
+    return f->cache == CACHE_EVAL;
+}
+
+runtime_cache runtime_cache_of(const json_t *spinshard) {
+    const json_t *kv = json_object_get(json_object_get(spinshard, "eval"), "kv");
+    const json_t *bits = json_object_get(kv, "bits"), *rotate = json_object_get(kv, "rotate");
+    if (!json_is_integer(bits) || json_integer_value(bits) >= 16) return CACHE_PLAIN;
+    return json_is_string(rotate) && !strcmp(json_string_value(rotate), "runtime") ? CACHE_VLLM_INT4
+                                                                                   : CACHE_EVAL;
+}
+
 typedef struct rule {
     unsigned runtimes; /* bits */
     runtime_verdict verdict;
@@ -121,7 +141,7 @@ typedef struct rule {
 } rule;
 
 #define ON(x) (1u << (x))
-enum { VLLM = ON(VLLM_CUDA) | ON(VLLM_CPU) };
+enum { VLLM = ON(VLLM_CUDA) | ON(VLLM_CPU), ALL = ON(RUNTIMES) - 1 };
 
 static const rule rules[] = {
     {VLLM | ON(SGLANG), RUNTIME_STOPS, odd_bits, "there are kernels for 4 and 8 bits alone"},
@@ -168,6 +188,12 @@ static const rule rules[] = {
      "words of 3, 5, 6, 7 bits need compressed-tensors 0.17 or newer"},
     {ON(LLAMA_CPP), RUNTIME_STOPS, by_channel_4, "takes 4-bit weights by groups, not by channel"},
     {ON(LLAMA_CPP), RUNTIME_STOPS, byte_4, "takes no 4-bit weights as int-quantized"},
+    {ON(VLLM_CUDA), RUNTIME_NOTE, cache_vllm,
+     "the 4-bit cache is an option: --kv-cache-dtype int4_per_token_head"},
+    {ON(VLLM_CUDA), RUNTIME_NOTE, cache_of_small_heads,
+     "the 4-bit cache takes heads of 32 and more"},
+    {ALL & ~ON(VLLM_CUDA), RUNTIME_NOTE, cache_vllm, "the cache stays at 16 bits"},
+    {ALL, RUNTIME_NOTE, cache_eval, "the cache is quantized in spinshard eval alone"},
     {ON(LLAMA_CPP), RUNTIME_NOTE, says_inputs, "inputs are not rounded as the archive says"},
 };
 

@@ -7,6 +7,7 @@
 #include "base/yaml.h"
 #include "shard/card_front.h"
 #include "shard/entry_names.h"
+#include "shard/runtimes.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -232,6 +233,24 @@ static void card_llama_cpp(FILE *f, const layout *l, const char *name) {
             name, first);
 }
 
+/* Options of `vllm serve` without which it would compute otherwise than was learned. */
+static void card_serve(FILE *f, const layout *l, const small_options *opts) {
+    const form_scheme *s = &layout_opts(l)->linears;
+    const runtime_cache cache = runtime_cache_of(opts->spinshard);
+    const bool humming = s->form && s->inputs.bits < 16 && !s->form->byte_codes;
+    fprintf(f, "    vllm serve ./%s%s%s%s\n", opts->name,
+            humming ? " --linear-backend humming" : "",
+            cache == CACHE_VLLM_INT4 ? " --kv-cache-dtype int4_per_token_head" : "",
+            s->online.r4 ? " --tensor-parallel-size 1" : "");
+    if (humming)
+        fprintf(f,
+                "\nWithout `--linear-backend humming`, and on GPUs that it does not know, inputs "
+                "stay at 16 bits.\n");
+    if (cache == CACHE_VLLM_INT4)
+        fprintf(f, "\nThe archive was made for the 4-bit cache of that option (GPUs, Triton "
+                   "attention); without it keys and values\nstay at 16 bits.\n");
+}
+
 static void card_use(FILE *f, const layout *l, const small_options *opts) {
     const char *name = opts->name;
     fprintf(f, "\n## Load\n\nEach tar holds a part of one folder:\n\n");
@@ -246,9 +265,12 @@ static void card_use(FILE *f, const layout *l, const small_options *opts) {
         if (online->r4_block)
             fprintf(f,
                     "vLLM on CUDA GPUs does so (`transform_config` in config.json: Hadamard blocks "
-                    "of %" PRId64 "), with\ntensor parallelism 1:\n\n    vllm serve ./%s "
-                    "--tensor-parallel-size 1\n\n",
-                    online->r4_block, name);
+                    "of %" PRId64 "), with\ntensor parallelism 1:\n\n",
+                    online->r4_block);
+        if (online->r4_block) {
+            card_serve(f, l, opts);
+            fprintf(f, "\n");
+        }
         fprintf(
             f,
             "%s `spinshard eval` does; transformers, which would give wrong results, refuses to "
@@ -256,7 +278,8 @@ static void card_use(FILE *f, const layout *l, const small_options *opts) {
             online->r4_block ? "So" : "Only");
     } else {
         card_transformers(f, &layout_opts(l)->linears, name);
-        fprintf(f, "With vLLM:\n\n    vllm serve ./%s\n", name);
+        fprintf(f, "With vLLM:\n\n");
+        card_serve(f, l, opts);
     }
     fprintf(
         f,

@@ -39,6 +39,7 @@ static err phase_options(const learner *l, const learn_settings *phase, int rank
         .schedule = phase->schedule,
         .act = sites.act,
         .kv = sites.kv,
+        .cache_turn = sites.cache_turn,
         .o_rows =
             sites.act.group ? learner_cfg(l)->head_dim % sites.act.group == 0 : sites.o_per_head,
         .r1 = rotation_set_r1(l->q->rotations) != NULL,

@@ -101,6 +101,9 @@ static const key keys[] = {
     {AT(kv.symmetric), KIND_BOOL, "false", 0, 0, NULL, "no zero points"},
     {AT(kv.clip), KIND_CLIP, "1.0", CLIP_LEAST, CLIP_MOST, "k|v",
      "shrinks ranges of the cache, in the same way"},
+    {AT(kv.rotate), KIND_WORD, "r3", 0, 0, "r3|runtime",
+     "r3: as rotate.online says; runtime: as vLLM's --kv-cache-dtype int4_per_token_head does it, "
+     "keys and values (4 bits with zero points)"},
     {AT(calib.windows), KIND_INT, "128", 1, 1 << 24, NULL, "calibration windows"},
     {AT(calib.window), KIND_INT, "2048", 2, 1 << 24, NULL, "tokens of a calibration window"},
     {AT(calib.bos), KIND_WORD, "auto", 0, 0, "auto|none|each-window",

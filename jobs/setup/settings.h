@@ -38,6 +38,7 @@ typedef enum weights_scale { WEIGHTS_SCALE_MAX, WEIGHTS_SCALE_SEARCH } weights_s
 typedef enum weights_stream { STREAM_FULL, STREAM_QUANTIZED } weights_stream;
 typedef enum weights_target { TARGET_LAYER, TARGET_FULL } weights_target;
 typedef enum o_group { O_GROUP_HEAD, O_GROUP_TOKEN } o_group;
+typedef enum kv_rotate { KV_ROTATE_R3, KV_ROTATE_RUNTIME } kv_rotate;
 typedef enum input_scale { INPUT_SCALE_PUBLISHED, INPUT_SCALE_COMPRESSED_TENSORS } input_scale;
 typedef enum archive_dtype { DTYPE_SAME, DTYPE_BF16, DTYPE_FP16 } archive_dtype;
 typedef enum archive_form {
@@ -123,6 +124,7 @@ typedef struct settings {
         int64_t bits;
         bool symmetric;
         clip_setting clip;
+        kv_rotate rotate;
     } kv;
     struct {
         int64_t windows, window;
@@ -145,6 +147,11 @@ typedef struct settings {
 /* Local. Activations or the cache go below 16 bits. */
 static inline bool settings_quantize_inputs(const settings *s) {
     return s->activations.bits < 16 || s->kv.bits < 16;
+}
+
+/* Local. The cache is quantized as vLLM does it (--kv-cache-dtype int4_per_token_head). */
+static inline bool settings_runtime_cache(const settings *s) {
+    return s->kv.bits < 16 && s->kv.rotate == KV_ROTATE_RUNTIME;
 }
 
 /* Local. Bits of the inputs of down_proj. */

@@ -91,6 +91,26 @@ static err refuse_smooth(const settings *s) {
     return err_none();
 }
 
+/* The runtime's cache has one way alone. */
+static err check_cache(const settings *s) {
+    const struct {
+        const char *key, *want;
+        bool met;
+    } all[] = {{"kv.bits", "4", s->kv.bits == 4},
+               {"kv.symmetric", "false", !s->kv.symmetric},
+               {"kv.clip", "1.0", clip_setting_none(&s->kv.clip)},
+               {"rotate.online", "[r4] or []", !(s->rotate.online & ONLINE_R3)}};
+    for (size_t i = 0; settings_runtime_cache(s) && i < sizeof all / sizeof *all; i++) {
+        char hint[96];
+        snprintf(hint, sizeof hint, "set %s=%s, or leave out kv.rotate", all[i].key, all[i].want);
+        if (!all[i].met)
+            return err_make(ERR_USAGE, all[i].key, hint,
+                            "kv.rotate is runtime: keys and values of 4 bits with zero points, not "
+                            "clipped, turned by the runtime itself and not by R3");
+    }
+    return err_none();
+}
+
 err setup_refuse_missing(const settings *s) {
     if (s->n_learn && !s->rotate.r1 && s->rotate.r2 == R2_NONE)
         return err_make(ERR_USAGE, "learn", "set rotate.r1=true or rotate.r2=layer",
@@ -99,6 +119,8 @@ err setup_refuse_missing(const settings *s) {
         err e = refuse_phase(s, &s->learn[k]);
         if (e.code) return e;
     }
+    err cache = check_cache(s);
+    if (cache.code) return cache;
     if (s->scale.start == SCALES_SMOOTH) return refuse_smooth(s);
     const bool pairs = s->scale.pairs > 0;
     if (pairs && s->scale.start == SCALES_ONES)
@@ -205,6 +227,7 @@ err setup_rotations(const comm *c, const settings *s, const source *from, bool r
         .r2 = s->rotate.r2,
         .r3 = (s->rotate.online & ONLINE_R3),
         .r4 = (s->rotate.online & ONLINE_R4),
+        .cache = settings_runtime_cache(s),
         .r4_block = s->rotate.r4_block == R4_BLOCK_AUTO ? 0 : setup_r4_block(s, cfg->intermediate),
         .start = s->rotate.start.word == START_POINT_HAD ? START_HAD : START_IDENTITY,
         .r2_later = s->rotate.start_r2 != START_R2_SAME,
@@ -334,13 +357,16 @@ err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, b
     out->act = aquant_of(s, s->activations.bits, s->activations.symmetric);
     out->act.group = inputs_group(s, cfg);
     out->kv = aquant_of(s, s->kv.bits, s->kv.symmetric);
+    if (settings_runtime_cache(s)) out->kv.rule = AQUANT_CACHE_INT4;
     out->down_bits = (int)s->activations.down_bits;
     out->o_per_head = s->activations.o_group == O_GROUP_HEAD;
     err e = check_inputs_group(out->act.group, cfg);
     if (!e.code) e = check_bits("activations.bits", out->act.bits);
     if (!e.code) e = check_bits("kv.bits", out->kv.bits);
+    if (!e.code) e = check_cache(s);
     if (!e.code && out->down_bits) e = check_bits("activations.down_bits", out->down_bits);
     if (e.code) return e;
+    out->cache_turn = rotation_set_cache(set);
     out->R3 = rotation_set_r3(set);
     out->R3_heads = rotation_set_r3_heads(set);
     out->clips = rotation_set_clips(set);

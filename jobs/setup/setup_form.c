@@ -148,7 +148,11 @@ void setup_form_say(const settings *s) {
     if ((s->rotate.online & ONLINE_R4) && !setup_online(s).r4_block)
         log_line(LOG_RUN, "R4 in these blocks runs in `spinshard eval` alone; with "
                           "rotate.r4_block=pow2 vLLM applies it on GPUs");
-    if (s->kv.bits < 16)
+    if (settings_runtime_cache(s))
+        log_line(LOG_RUN, "the 4-bit cache is no part of an archive: vLLM has it on GPUs with "
+                          "--kv-cache-dtype int4_per_token_head, and `spinshard eval` does the "
+                          "same");
+    else if (s->kv.bits < 16)
         log_line(LOG_RUN, "a cache below 16 bits is no part of an archive: `spinshard eval` "
                           "quantizes it; runtimes do so by an option of theirs, if at all");
 }
@@ -170,12 +174,14 @@ json_t *setup_eval_keys(const recipe *r) {
     const char *const *rotate = s->rotate.r3 == R3_HAD ? all + 1 : all;
     static const char *const inputs[] = {"bits",    "symmetric", "clip",  "group",
                                          "o_group", "down_bits", "scale", NULL};
-    static const char *const cache[] = {"bits", "symmetric", "clip", NULL};
+    static const char *const cache[] = {"bits", "symmetric", "clip", "rotate", NULL};
+    static const char *const own_cache[] = {"bits", "symmetric", "clip", NULL};
     /* A plain folder runs as it is, and no GGUF is read here. */
     if (!settings_round_weights(s) || s->archive.form == FORM_GGUF) return NULL;
     if (!settings_quantize_at_run_time(s) && !s->rotate.online) return NULL;
     return json_pack("{s:o, s:o, s:o}", "rotate", section(r, "rotate", rotate), "activations",
-                     section(r, "activations", inputs), "kv", section(r, "kv", cache));
+                     section(r, "activations", inputs), "kv",
+                     section(r, "kv", settings_runtime_cache(s) ? cache : own_cache));
 }
 
 json_t *setup_eval_keys_of(const json_t *config, const form_inputs *inputs) {

@@ -140,7 +140,12 @@ static err check_ids(const source *s, const tokenizer *t, const int32_t *ids, in
 runtime_facts source_facts(const source *s, int64_t tp) {
     const hf_tensor *t = hf_checkpoint_find(s->ck, "model.embed_tokens.weight");
     return (runtime_facts){
-        .linears = s->linears, .dtype = t ? t->info.dtype : ST_BF16, .cfg = &s->cfg, .tp = tp};
+        .linears = s->linears,
+        .dtype = t ? t->info.dtype : ST_BF16,
+        .cfg = &s->cfg,
+        .cache = runtime_cache_of(json_object_get(hf_checkpoint_config(s->ck), "spinshard")),
+        .tp = tp,
+    };
 }
 
 err source_tokenizer(const source *s, tokenizer **out) {

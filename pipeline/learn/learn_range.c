@@ -305,7 +305,27 @@ static err step_r1(learn_range *l, const range_batch *b, learn_report *report) {
     return cayley_dist_probe(l->r1, l->o.seed, l->step, &report->orthogonality);
 }
 
-void learn_range_draw_r2(learn_range *l, int64_t matrix, range_part part) {
+int learn_range_passes_r2(const learn_range *l) {
+    return l->o.cache_turn ? 2 : 1;
+}
+
+/* R2, or R2 T where the rows are values that the runtime turns. */
+static void begin_r2(learn_range *l, int64_t matrix, bool turned) {
+    const int64_t dd = l->d * l->d;
+    const double *R2 = l->R2 + matrix * dd;
+    if (!turned) {
+        range_begin(l->work2, R2);
+        return;
+    }
+    double *both = malloc((size_t)dd * sizeof *both);
+    if (!both) abort();
+    memcpy(both, R2, (size_t)dd * sizeof *both);
+    rotation_apply_f64(l->o.cache_turn, both, l->d, l->d, false);
+    range_begin(l->work2, both);
+    free(both);
+}
+
+void learn_range_draw_r2(learn_range *l, int64_t matrix, range_part part, int pass) {
     int64_t heads = l->o.r2_heads, layer = matrix / heads, head = matrix % heads;
     int64_t global = (l->pool->first_layer + layer) * heads + head, all = l->o.layers * heads;
     const bool held = part == RANGE_HELD;
@@ -315,7 +335,9 @@ void learn_range_draw_r2(learn_range *l, int64_t matrix, range_part part) {
                     .order = held ? RANGE_HELD_AT_RANDOM : RANGE_AT_RANDOM};
     uint64_t first = (uint64_t)((step * all + global) * 2 * R2_ROWS);
     int64_t kv = l->pool->kv_heads, q = l->pool->heads;
-    if (range_values_count(&l->o)) {
+    const bool apart = learn_range_passes_r2(l) > 1;
+    begin_r2(l, matrix, apart && pass == 0);
+    if (range_values_count(&l->o) && pass == 0) {
         d.rule = (range_rule){.symmetric = l->o.kv.symmetric, .include_zero = false};
         d.weight = site_weight(&l->o, &l->o.kv);
         d.first_index = first;
@@ -324,7 +346,7 @@ void learn_range_draw_r2(learn_range *l, int64_t matrix, range_part part) {
         d.offset = heads > 1 ? head : 0;
         range_add(l->work2, &l->pool->sets[POOL_VALUE][layer], d, R2_ROWS);
     }
-    if (range_outputs_count(&l->o)) {
+    if (range_outputs_count(&l->o) && pass == (apart ? 1 : 0)) {
         d.rule = (range_rule){.symmetric = l->o.act.symmetric,
                               .include_zero = l->o.act.group > 0,
                               .group = group_of(&l->o.act, l->d)};
@@ -341,16 +363,20 @@ void learn_range_draw_r2(learn_range *l, int64_t matrix, range_part part) {
 static int64_t gradient_r2(learn_range *l, int64_t m, double *G) {
     const int64_t d = l->d, dd = d * d;
     range_batch b = {.grad = l->grad2};
+    int64_t loss = 0;
+    const bool any = range_values_count(&l->o) || range_outputs_count(&l->o);
     memset(G, 0, (size_t)dd * sizeof *G);
-    if (range_values_count(&l->o) || range_outputs_count(&l->o)) {
-        range_begin(l->work2, l->R2 + m * dd);
-        learn_range_draw_r2(l, m, RANGE_LEARNED);
+    for (int pass = 0; any && pass < learn_range_passes_r2(l); pass++) {
+        learn_range_draw_r2(l, m, RANGE_LEARNED, pass);
         range_finish(l->work2, l->w_max2, &b);
+        loss += b.loss;
         for (int64_t i = 0; i < d; i++)
-            for (int64_t j = 0; j < d; j++) G[i * d + j] = (double)b.grad[j * d + i] * b.unit;
+            for (int64_t j = 0; j < d; j++) G[i * d + j] += (double)b.grad[j * d + i] * b.unit;
+        /* The sums of the values are by R2 T: by R2 they are these times T^T. */
+        if (pass == 0) rotation_apply_f64(l->o.cache_turn, G, d, d, true);
     }
     for (int64_t k = 0; l->G2 && k < dd; k++) G[k] += l->G2[m * dd + k] * (l->factor2 / l->factor1);
-    return b.loss;
+    return loss;
 }
 
 static err step_r2(learn_range *l, int64_t *loss, learn_report *report) {

@@ -62,12 +62,12 @@ static int64_t held_loss_r1(learn_range *l, learn_verdict *v) {
 
 /* Collective. */
 static int64_t held_loss_r2(learn_range *l) {
-    const int64_t dd = l->d * l->d;
     int64_t loss = 0;
     for (int64_t m = 0; m < l->n_r2; m++) {
-        range_begin(l->work2, l->R2 + m * dd);
-        learn_range_draw_r2(l, m, RANGE_HELD);
-        loss += range_loss(l->work2);
+        for (int pass = 0; pass < learn_range_passes_r2(l); pass++) {
+            learn_range_draw_r2(l, m, RANGE_HELD, pass);
+            loss += range_loss(l->work2);
+        }
     }
     comm_sum_i64(l->c, &loss, 1);
     return loss;

@@ -124,6 +124,43 @@ class Forms(Case):
                 self.assertNotEqual(got, self.perplexity(folder, TEXT, 96, *FP32, *settings("activations.group=token")))
             self.good("verify", outs[0], "--source", model, "--equivalence")
 
+    def test_runtime_cache(self):
+        """kv.rotate: runtime, through learning of both kinds and GPTQ: the same bytes on any ranks; archive and folder are
+        evaluated alike and not as with R3; the card has the option, verify --for and inspect speak of it."""
+        words = ("activations.bits=4", "activations.symmetric=true", "activations.o_group=token", "weights.method=gptaq",
+                 "weights.stream=quantized", "calib.windows=8", "calib.window=96", "rotate.r2=head", "kv.bits=4",
+                 "scale.pairs=[vo, qk]", "scale.start=closed",
+                 "learn=[{objective: range, steps: 3, rows: 256}, {objective: ce, steps: 1, batch: 2, window: 64}]")
+        outs = [self.path(f"o{ranks}") for ranks in (1, 3)]
+        for out, ranks in zip(outs, (1, 3)):
+            self.good("quantize", "--model", STORIES, "--out", out, "--calib", TEXT, *settings(*words, "kv.rotate=runtime"),
+                      ranks=ranks)
+        self.assertEqual(tar_hashes(outs[0]), tar_hashes(outs[1]))
+        folder = unpack(outs[0], outs[0] + "-hf")
+        self.assertEqual(config_of(folder)["spinshard"]["eval"]["kv"]["rotate"], "runtime")
+        got = self.perplexity(outs[0], TEXT, 96, *FP32)
+        self.assertEqual(got, self.perplexity(folder, TEXT, 96, *FP32))
+        plain = self.perplexity(folder, TEXT, 96, *FP32, *settings("kv.bits=16"))
+        for other in (plain, self.perplexity(folder, TEXT, 96, *FP32, *settings("kv.rotate=r3"))):
+            self.assertNotEqual(got, other)
+        # the weights hold R2, the source does not: the same function, where nothing else is rounded
+        whole = settings("activations.bits=16", "rotate.r2=head", "kv.bits=4", "kv.rotate=runtime")
+        there = ["--rotations", os.path.join(outs[0], "rotations.safetensors")]
+        fused, _ = self.quantize("f", *whole[1::2], "weights.bits=16", "archive.dtype=same", "rotate.r1=false",
+                                 f"rotate.start={there[1]}")
+        a = self.perplexity(fused, TEXT, 96, "--dtype", "fp64", *settings("kv.bits=4", "kv.rotate=runtime"))
+        b = self.perplexity(STORIES, TEXT, 96, "--dtype", "fp64", *there, *whole)
+        self.assertAlmostEqual(a["nll"], b["nll"], delta=2e-4)  # codes that change by the weights' rounding to fp32
+        with open(os.path.join(folder, "README.md")) as f:
+            self.assertIn("--linear-backend humming --kv-cache-dtype int4_per_token_head\n", f.read())
+        told = self.good("inspect", outs[0], "--json").json()["runtimes"]
+        for runtime, says in told.items():
+            self.assertIn("int4_per_token_head" if runtime == "vllm-cuda" else "cache stays at 16", str(says["notes"]))
+        for word, key in (("kv.bits=8", "kv.bits"), ("kv.symmetric=true", "kv.symmetric"), ("kv.clip=0.9", "kv.clip"),
+                          ("rotate.online=[r3]", "rotate.online")):
+            self.bad(2, [key, "kv.rotate"], "quantize", "--model", STORIES, "--out", self.path("bad"),
+                     *settings("kv.bits=4", "kv.rotate=runtime", word), out=self.path("bad"))
+
     def test_runtimes(self):
         """verify --for: exit code and reason; inspect has the same verdicts."""
         model = make_model.make(self.path("m"), "--dtype", "BF16")

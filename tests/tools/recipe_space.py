@@ -40,6 +40,7 @@ VALUES = {
     "activations.scale": ["published", "compressed-tensors"],
     "kv.bits": [16, 2, 4, 8],
     "kv.symmetric": [False, True],
+    "kv.rotate": ["r3", "runtime"],
     "kv.clip": [1.0, 0.01, 0.9, "search", {"k": [0.95, 1], "v": 1.05}],
     "calib.windows": [2, 1, 5],
     "calib.window": [48, 33],
@@ -134,6 +135,9 @@ def refusals(r, m):
         act, kv = r["activations.bits"] < BELOW or weights, r["kv.bits"] < BELOW
         if rotated and not (r["rotate.r1"] and act) and not (r["rotate.r2"] != "none" and (act or kv)):
             out.append((2, "nothing to learn"))
+    if r["kv.rotate"] == "runtime" and r["kv.bits"] < BELOW and (
+            r["kv.bits"] != 4 or r["kv.symmetric"] or r["kv.clip"] != 1 or "r3" in r["rotate.online"]):
+        out.append((2, "kv.rotate is runtime"))
     if r["scale.start"] == "smooth":
         mixed = {"norm": r["rotate.r1"], "vo": r["rotate.r2"] != "none", "ud": "r4" in r["rotate.online"], "qk": True}
         if not pairs or any(mixed[p] for p in pairs):
@@ -155,6 +159,8 @@ def refusals(r, m):
         out.append((3, "no Hadamard matrix"))
     if "r3" in r["rotate.online"] and not has_hadamard(m["head_dim"]):
         out.append((3, "no Hadamard matrix"))
+    if r["kv.rotate"] == "runtime" and r["kv.bits"] < BELOW and m["head_dim"] % 2:
+        out.append((2, "even head sizes"))
     if "r4" in r["rotate.online"]:
         block = r4_block(r, m["intermediate"])
         if m["intermediate"] % block:

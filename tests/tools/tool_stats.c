@@ -31,7 +31,7 @@ int main(int argc, char **argv) {
     printf("{");
     tell("before", x, rows, width);
     if (rotation_create_hadamard(width, NULL, &r).code &&
-        rotation_create_blocks(width, width & -width, &r).code)
+        rotation_create_blocks(width, width & -width, NULL, &r).code)
         return 1;
     rotation_apply_f32(r, x, rows, width, false);
     printf(", ");

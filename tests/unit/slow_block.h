@@ -22,6 +22,7 @@ typedef struct block_case {
     bool through;
     uint32_t scales;              /* as in the pass's shape */
     double *R1, *R2[2], *R3, *R4; /* R2: one, or one per KV head */
+    double *T; /* what the runtime turns keys, in place of R3, and values by; NULL: it does not */
     held *h;
     double x[TOKENS * HIDDEN], c[TOKENS * HIDDEN];
 } block_case;
@@ -123,7 +124,13 @@ static inline double slow_block(block_case *b, const double *x) {
     double h[HIDDEN], q[48], o[48], y[HIDDEN], gate[80], up[80], sum = 0;
     b->h->at = 0;
     for (int64_t t = 0; t < TOKENS; t++) {
-        double *R3[1] = {b->R3}, *R4[1] = {b->R4}, xt[HIDDEN];
+        double *R3[1] = {b->T ? b->T : b->R3}, *R4[1] = {b->R4}, xt[HIDDEN], RT[2][64];
+        double *values[2] = {b->R2[0], b->R2[1]};
+        for (int64_t i = 0; b->T && i < 2; i++) {
+            memcpy(RT[i], b->R2[i], sizeof RT[i]);
+            for (int64_t j = 0; j < d; j++) turn(b->T, d, RT[i] + j * d, false);
+            values[i] = RT[i];
+        }
         memcpy(xt, x + t * HIDDEN, sizeof xt);
         const slow_scales qk = {.before = scales_at(b, SCALE_QK), .parts = c->kv_heads};
         const slow_scales vo = {.before = scales_at(b, SCALE_VO), .parts = c->kv_heads};
@@ -134,8 +141,8 @@ static inline double slow_block(block_case *b, const double *x) {
         slow_linear(&l->v, l->bv, h, v[t]);
         for (int64_t i = 0; i < c->heads; i++) slow_place(c, l->q_norm, t, q + i * d);
         for (int64_t i = 0; i < c->kv_heads; i++) slow_place(c, l->k_norm, t, k[t] + i * d);
-        slow_site(b, &b->sites.kv, true, true, c->kv_heads, d, R3, kv, qk, k[t]);
-        slow_site(b, &b->sites.kv, false, true, c->kv_heads, d, b->R2, share, vo, v[t]);
+        slow_site(b, &b->sites.kv, !b->T, true, c->kv_heads, d, R3, kv, qk, k[t]);
+        slow_site(b, &b->sites.kv, false, true, c->kv_heads, d, values, share, vo, v[t]);
         for (int64_t i = 0; i < c->heads; i++) {
             double p[TOKENS], total = 0;
             for (int64_t s = 0; s <= t; s++) {
@@ -177,11 +184,13 @@ static inline void fast_gradients(block_case *b, int64_t slice, double *g,
                                     .scales = b->scales};
     rotation *r1 = dense(b->R1, HIDDEN), *r3 = dense(b->R3, 8), *r4 = dense(b->R4, c->intermediate);
     rotation *r2[2] = {dense(b->R2[0], 8), dense(b->R2[1], 8)};
+    rotation *turned = b->T ? dense(b->T, 8) : NULL;
     const rotation *layers[2] = {r2[0], r2[1]};
     llama_sites s = b->sites;
+    s.cache_turn = turned;
     s.R1 = r1;
     s.R2 = layers;
-    s.R3 = r3;
+    s.R3 = b->T ? NULL : r3;
     s.R4 = r4;
     llama_work *work;
     llama_stash *stash;
@@ -206,8 +215,8 @@ static inline void fast_gradients(block_case *b, int64_t slice, double *g,
     mem_free(x);
     llama_stash_destroy(&stash);
     llama_work_destroy(&work);
-    rotation *all[] = {r1, r2[0], r2[1], r3, r4};
-    for (int i = 0; i < 5; i++) rotation_destroy(&all[i]);
+    rotation *all[] = {r1, r2[0], r2[1], r3, r4, turned};
+    for (int i = 0; i < 6; i++) rotation_destroy(&all[i]);
 }
 
 #endif

@@ -52,6 +52,32 @@ static void test_by_hand(void **state) {
               (float[]){4, 5, 6, 7});
 }
 
+/* The 4-bit cache of vLLM: halves go away from zero, the zero point is held to 0..15. */
+static void test_runtime_cache(void **state) {
+    (void)state;
+    const aquant q = {.rule = AQUANT_CACHE_INT4, .bits = 4, .clip = {1, 1}};
+    /* lo -3, hi 12, s 1, z 3: 0.5 + 3 -> 4, 1.5 + 3 -> 5, 0.5 -> 1, 2.5 -> 3 */
+    check_row(&q, false, 6, (float[]){-3, 12, 0.5f, 1.5f, -2.5f, -0.5f},
+              (float[]){-3, 12, 1, 2, -2, 0});
+    /* z = 2.5 -> 3: the low end is at code 1, the high end at 16, held at 15 */
+    check_row(&q, false, 2, (float[]){-2.5f, 12.5f}, (float[]){-2, 12});
+    /* a range above zero has z -1, held at 0, and loses what is above 15 s; below zero likewise */
+    check_row(&q, false, 3, (float[]){1, 16, 4}, (float[]){1, 15, 4});
+    check_row(&q, false, 3, (float[]){-1, -16, -4}, (float[]){-1, -15, -4});
+    /* s = 1.5/15 = 0x1.99999ap-4 in fp32: codes are read by it without its low four bits */
+    const float x[3] = {0, 1.5f, 0.3f}, want = 0x1.99998p-4f;
+    float out[3];
+    fake_quant_rows(&q, false, x, 1, 3, 3, out);
+    assert_true(out[0] == 0 && out[1] == 15 * want && out[2] == 3 * want);
+    /* s is 1e-6 at least: of equal numbers little is left */
+    const float flat[2] = {5, 5};
+    fake_quant_rows(&q, false, flat, 1, 2, 2, out);
+    assert_true(out[0] > 0 && out[0] <= 15e-6f && out[1] == out[0]);
+    const float broken[3] = {1, NAN, 2};
+    fake_quant_rows(&q, false, broken, 1, 3, 3, out);
+    assert_true(isnan(out[1]));
+}
+
 static void test_flat_rows(void **state) {
     (void)state;
     const aquant q = {.bits = 4, .clip = {1, 1}},
@@ -158,11 +184,9 @@ static void test_bounds(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_by_hand),
-        cmocka_unit_test(test_flat_rows),
-        cmocka_unit_test(test_nan_is_not_hidden),
-        cmocka_unit_test(test_against_slow),
-        cmocka_unit_test(test_bounds),
+        cmocka_unit_test(test_by_hand),      cmocka_unit_test(test_runtime_cache),
+        cmocka_unit_test(test_flat_rows),    cmocka_unit_test(test_nan_is_not_hidden),
+        cmocka_unit_test(test_against_slow), cmocka_unit_test(test_bounds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,7 @@
 /* Hadamard matrices, the fast transform and rotations, against identities and the long way. */
 #include "base/err.h"
 #include "base/rng.h"
+#include "rotations/cache_turn.h"
 #include "rotations/fwht.h"
 #include "rotations/hadamard.h"
 #include "rotations/rotation.h"
@@ -16,6 +17,7 @@
 #include <string.h>
 
 #include <cmocka.h>
+#include <float.h>
 
 static void *room(int64_t count, size_t size) {
     void *p = calloc((size_t)(count > 0 ? count : 1), size);
@@ -283,14 +285,14 @@ static void hadamard_rotations(void **state) {
     check_rotation(r, R);
     rotation_destroy(&r);
     assert_ok(hadamard_matrix(24, small));
-    assert_ok(rotation_create_blocks(N, 24, &r));
+    assert_ok(rotation_create_blocks(N, 24, NULL, &r));
     assert_int_equal(rotation_block(r), 24);
     for (int i = 0; i < N; i++)
         for (int j = 0; j < N; j++)
             R[i * N + j] = i / 24 == j / 24 ? small[i % 24 * 24 + j % 24] / sqrt(24) : 0;
     check_rotation(r, R);
     rotation_destroy(&r);
-    assert_int_equal(rotation_create_blocks(N, 36, &r).code, ERR_USAGE);
+    assert_int_equal(rotation_create_blocks(N, 36, NULL, &r).code, ERR_USAGE);
     assert_null(r);
     assert_int_equal(rotation_create_hadamard(172, NULL, &r).code, ERR_INPUT);
     assert_null(r);
@@ -312,6 +314,30 @@ static void orthogonal_to_twelve_digits(void **state) {
 static rotation_options all_on(void) {
     return (rotation_options){
         .r1 = true, .r2 = R2_HEAD, .r3 = true, .r4 = true, .start = START_HAD, .seed = 5};
+}
+
+/* Signs that PyTorch 2.15 gives for vLLM's seed, bit i for channel i, 1 for +1; and a head size of
+ * five blocks of 16, which have the same signs each. */
+static void the_turn_of_a_cache(void **state) {
+    (void)state;
+    const uint64_t low = UINT64_C(0x808035b16573590d), high = UINT64_C(0x6b7f5438a6443d6c);
+    int8_t signs[128];
+    cache_turn_signs(128, signs);
+    for (int i = 0; i < 128; i++) {
+        const uint64_t word = i < 64 ? low : high;
+        assert_int_equal(signs[i], word >> (i % 64) & 1 ? 1 : -1);
+    }
+    rotation *r;
+    assert_ok(cache_turn_create(80, &r));
+    double got[80] = {0};
+    got[17] = 1; /* channel 1 of the second block */
+    rotation_apply_f64(r, got, 1, 80, false);
+    for (int j = 0; j < 80; j++) {
+        const double want = j / 16 == 1 ? signs[1] * (j & 1 ? -0.25 : 0.25) : 0;
+        assert_true(fabs(got[j] - want) <= 4 * DBL_EPSILON);
+    }
+    rotation_destroy(&r);
+    assert_int_equal(cache_turn_create(65, &r).code, ERR_USAGE);
 }
 
 static void set_of_a_model(void **state) {
@@ -454,6 +480,7 @@ int main(void) {
         cmocka_unit_test(hadamard_rotations),
         cmocka_unit_test(orthogonal_to_twelve_digits),
         cmocka_unit_test(dense_in_rows),
+        cmocka_unit_test(the_turn_of_a_cache),
         cmocka_unit_test(set_of_a_model),
         cmocka_unit_test(set_at_identity),
         cmocka_unit_test(set_refuses_by_name),

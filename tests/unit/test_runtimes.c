@@ -101,6 +101,34 @@ static void test_inputs_and_r4(void **state) {
     check(&f, "vllm-cuda vllm-cpu transformers llama.cpp sglang");
 }
 
+/* The cache is not in the archive: each runtime is told of, and none stops. */
+static void test_cache(void **state) {
+    (void)state;
+    llama_config c = large();
+    runtime_facts f = {
+        .linears = layout_plain(4, 128, true, 1).linears, .dtype = ST_BF16, .cfg = &c, .tp = 1};
+    const struct {
+        const char *text;
+        runtime_cache cache;
+    } all[] = {{"{}", CACHE_PLAIN},
+               {"{\"eval\": {\"kv\": {\"bits\": 16, \"rotate\": \"runtime\"}}}", CACHE_PLAIN},
+               {"{\"eval\": {\"kv\": {\"bits\": 4}}}", CACHE_EVAL},
+               {"{\"eval\": {\"kv\": {\"bits\": 4, \"rotate\": \"runtime\"}}}", CACHE_VLLM_INT4}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        json_t *o = json_loads(all[i].text, 0, NULL);
+        assert_non_null(o);
+        f.cache = runtime_cache_of(o);
+        json_decref(o);
+        assert_int_equal(f.cache, all[i].cache);
+        check(&f, "");
+        for (int k = 0; runtime_name(k); k++)
+            assert_int_equal(judge(runtime_name(k), &f).notes, f.cache != CACHE_PLAIN);
+    }
+    assert_int_equal(runtime_cache_of(NULL), CACHE_PLAIN);
+    c.head_dim = 16;
+    assert_int_equal(judge("vllm-cuda", &f).notes, 2);
+}
+
 static void test_sizes(void **state) {
     (void)state;
     llama_config c = large();
@@ -125,6 +153,6 @@ static void test_sizes(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_forms),
                                        cmocka_unit_test(test_inputs_and_r4),
-                                       cmocka_unit_test(test_sizes)};
+                                       cmocka_unit_test(test_cache), cmocka_unit_test(test_sizes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

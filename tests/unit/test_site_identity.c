@@ -346,6 +346,19 @@ static void test_range(void **state) {
         b->through = k % 2 == 0 || k == 5;
         check_directions(b, k == 0 ? 100 : 40);
     }
+    /* The 4-bit cache as the runtime has it: turned once more behind R2. */
+    double *T = b->T = random_orthogonal(8);
+    for (int k = 0; k < 4; k++) {
+        b->sites = llama_sites_none();
+        b->sites.act.bits = b->sites.kv.bits = 4;
+        b->sites.kv.rule = AQUANT_CACHE_INT4;
+        b->sites.o_per_head = true;
+        b->sites.r2_per_head = k >= 2;
+        b->sites.scales = k % 3 ? scales : NULL;
+        b->through = k % 2 == 0;
+        check_directions(b, 40);
+    }
+    mem_free(T);
     scale_set_destroy(&scales);
     double *all[] = {b->R1, b->R2[0], b->R2[1], b->R3, b->R4};
     for (int i = 0; i < 5; i++) mem_free(all[i]);
