@@ -15,6 +15,7 @@ typedef double real;
 /* base/ and the compiler's */
 #define __m512                        __m512d
 #define _mm512_fmadd_ps               _mm512_fmadd_pd
+#define gemm_f32                      gemm_f64
 #define gemm_tile_f32                 gemm_tile_f64
 #define logf                          log
 #define vec_exp                       exp
@@ -45,7 +46,9 @@ typedef double real;
 #define attention_back_query_f32      attention_back_query_f64
 #define attention_f32                 attention_f64
 #define attention_product_f32         attention_product_f64
+#define block_back_f32                block_back_f64
 #define block_forward_f32             block_forward_f64
+#define block_keep_f32                block_keep_f64
 #define block_step_add_f32            block_step_add_f64
 #define block_step_input_f32          block_step_input_f64
 #define loss_logits_f32               loss_logits_f64
@@ -54,6 +57,7 @@ typedef double real;
 #define norm_add_bias_f32             norm_add_bias_f64
 #define norm_back_f32                 norm_back_f64
 #define norm_factors_f32              norm_factors_f64
+#define norm_row_factors_f32          norm_row_factors_f64
 #define norm_rows_f32                 norm_rows_f64
 #define norm_scale_f32                norm_scale_f64
 #define objective_ce_f32              objective_ce_f64
@@ -63,8 +67,10 @@ typedef double real;
 #define rope_head_back_f32            rope_head_back_f64
 #define rope_head_f32                 rope_head_f64
 #define site_apply_f32                site_apply_f64
+#define site_back_f32                 site_back_f64
 #define site_end_slopes_f32           site_end_slopes_f64
 #define site_ends_f32                 site_ends_f64
+#define site_keep_f32                 site_keep_f64
 #define site_range_rows_f32           site_range_rows_f64
 #define site_scale_back_f32           site_scale_back_f64
 #define site_scale_f32                site_scale_f64

@@ -23,7 +23,7 @@ typedef struct attention_shape {
 uint64_t attention_thread_bytes(const attention_shape *s);
 
 /* Local, threaded. out [tokens - first, heads * head_dim] = softmax(scale q k^T) v.
- * Factors, bf16 or REAL by compute: q [kv_heads, room, heads / kv_heads, head_dim], k and v
+ * Factors, bf16 or real by compute: q [kv_heads, room, heads / kv_heads, head_dim], k and v
  * [kv_heads, room, head_dim]. lse [kv_heads, room, heads / kv_heads]: log of the softmax's sum, for
  * the backward; NULL: not wanted. threads: a part of thread_bytes for each thread. */
 void attention_f32(const attention_shape *s, const void *q, const void *k, const void *v,

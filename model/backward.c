@@ -1,5 +1,6 @@
 /* Buffers of saved activations and of the passes are laid out in one allocation each; the passes,
- * forward with saving and the chain rule backward, are in backward_body.h for float and double. */
+ * forward with saving and the chain rule backward, are in block_keep_real.c and
+ * block_backward_real.c. */
 #include "model/backward.h"
 
 #include "base/gemm.h"
@@ -13,16 +14,6 @@
 
 #include <inttypes.h>
 #include <string.h>
-
-#define REAL_BITS 32
-#include "model/block_keep_body.h"
-
-#include "model/block_backward_body.h"
-#undef REAL_BITS
-#define REAL_BITS 64
-#include "model/block_keep_body.h"
-
-#include "model/block_backward_body.h"
 
 /* Cuts a block, or, with base NULL, measures it. */
 typedef struct cutter {
@@ -317,6 +308,27 @@ void *work_tile_of_thread(const llama_work *w) {
 
 void *work_of_thread(const llama_work *w) {
     return (char *)work_tile_of_thread(w) + wmat_tile_scratch_bytes(w->shape.compute);
+}
+
+attention_shape work_attention(const llama_work *w, int64_t layer, int64_t t0, int64_t n) {
+    return (attention_shape){.tokens = t0 + n,
+                             .heads = w->cfg.heads,
+                             .kv_heads = w->cfg.kv_heads,
+                             .head_dim = w->cfg.head_dim,
+                             .first = t0,
+                             .room = w->shape.window,
+                             .sliding_window = llama_window_of(&w->cfg, layer),
+                             .scale = w->cfg.score_scale,
+                             .compute = w->shape.compute};
+}
+
+site_work work_site(const llama_work *w, const llama_sites *sites, bool r1) {
+    site_work s = w->site;
+    if (r1 && sites && sites->R1 && sites->R1 == w->r1) {
+        s.R_half = w->r1_half;
+        s.R_t = w->r1_t;
+    }
+    return s;
 }
 
 /* Copies of R1. */

@@ -17,7 +17,7 @@
  * du has two non-zeros per range: b c at the greatest and -a c at the least, (a, b) the clips of
  * the two ends, c = <g, x^ - x> / ((2^b - 1) scale); an end held at 0 has none; symmetric: sign(u)
  * c times the end's clip at the argmax of |u| clipped, over 2^(b-1) - 1. Scales before or after R
- * change both as site_backward_body.h derives; their own gradient, always through the range, is in
+ * change both as site_backward_real.c derives; their own gradient, always through the range, is in
  * model/site_scale.h. R3 and R4 are fixed and have no gradient of their own. */
 #ifndef SPINSHARD_MODEL_BACKWARD_H
 #define SPINSHARD_MODEL_BACKWARD_H

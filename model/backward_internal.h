@@ -1,6 +1,7 @@
-/* backward_internal - the buffers of backward.h, shared by backward.c, objective.c and their
- * bodies. Nobody else includes it. "Real" is float or double, "factor" what products take: bf16,
- * float or double. W is shape.window, S shape.slice. Rows are tokens. */
+/* backward_internal - the buffers of backward.h, shared by backward.c, tap.c, objective.c and the
+ * passes (block_keep_real.c, block_backward_real.c, objective_real.c). Nobody else includes it.
+ * "Real" is float or double, "factor" what products take: bf16, float or double. W is shape.window,
+ * S shape.slice. Rows are tokens. */
 #ifndef SPINSHARD_MODEL_BACKWARD_INTERNAL_H
 #define SPINSHARD_MODEL_BACKWARD_INTERNAL_H
 
@@ -75,6 +76,18 @@ struct llama_work {
 /* Local. The part of the calling thread, after the tile scratch of wmat_tile. */
 void *work_of_thread(const llama_work *w);
 void *work_tile_of_thread(const llama_work *w);
+
+/* Local. The attention of tokens t0 .. t0 + n of a window. */
+attention_shape work_attention(const llama_work *w, int64_t layer, int64_t t0, int64_t n);
+
+/* Local. The work of a site; with r1 it has the copies of R1, for the sites at the norms. */
+site_work work_site(const llama_work *w, const llama_sites *sites, bool r1);
+
+/* Local. True where the tap listens at `place`; and its call, with x (factors, or NULL) and g
+ * (reals) as floats. */
+bool tap_wants(const llama_tap *tap, tap_place place);
+err tap_tell(const llama_tap *tap, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
+             int64_t width, const void *x, const void *g, llama_work *w);
 
 /* Local. `base` moved by `count` elements of `size` bytes; NULL stays. */
 static inline void *bytes_at(const void *base, int64_t count, size_t size) {

@@ -30,6 +30,12 @@ void norm_factors_f32(const float *x, int64_t n, const float *gain, compute_type
 void norm_factors_f64(const double *x, int64_t n, const float *gain, compute_type compute,
                       void *to);
 
+/* Local, threaded. norm_factors of `rows` rows of n without gaps. */
+void norm_row_factors_f32(const float *from, int64_t rows, int64_t n, const float *gain,
+                          compute_type compute, void *to);
+void norm_row_factors_f64(const double *from, int64_t rows, int64_t n, const float *gain,
+                          compute_type compute, void *to);
+
 /* Local. x[0..n] += b[0..n]; b NULL: nothing. */
 void norm_add_bias_f32(float *x, const float *b, int64_t n);
 void norm_add_bias_f64(double *x, const float *b, int64_t n);

@@ -58,6 +58,15 @@ void norm_factors_f32(const real *x, int64_t n, const float *gain, compute_type 
     }
 }
 
+void norm_row_factors_f32(const real *from, int64_t rows, int64_t n, const float *gain,
+                          compute_type compute, void *to) {
+    const size_t row = (size_t)n * compute_factor_bytes(compute);
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < rows; t++) {
+        norm_factors_f32(from + t * n, n, gain, compute, (char *)to + (size_t)t * row);
+    }
+}
+
 void norm_add_bias_f32(real *x, const float *b, int64_t n) {
     if (!b) return;
 #pragma omp simd

@@ -1,22 +1,17 @@
 /* Cuts of rows into chunks whose gradients are summed in order; the chain rule of DESIGN.md 2.2 is
- * in site_backward_body.h. */
+ * in site_backward_real.c. */
 #include "model/site_backward.h"
 
-#include "base/gemm.h"
 #include "base/size.h"
-#include "model/norm.h"
-
-#include <string.h>
 
 /* Rows whose share in the gradient of the segments' rotations is summed by one thread. */
 enum { CHUNK_REALS = 1 << 16 };
 
-static int64_t chunk_rows(const site *s) {
+int64_t site_chunk_rows(const site *s) {
     return size_max(8, CHUNK_REALS / s->n);
 }
 
-/* One rotation of whole rows, with large products of its own; scales before it go by segments. */
-static bool site_is_whole(const site *s) {
+bool site_is_whole(const site *s) {
     return s->segment == s->n && !s->before;
 }
 
@@ -29,12 +24,12 @@ int64_t site_rotations(const site *s) {
 }
 
 int64_t site_chunk_reals(const site *s) {
-    return 2 * chunk_rows(s) * s->n;
+    return 2 * site_chunk_rows(s) * s->n;
 }
 
 int64_t site_parts_room(const site *s, int64_t rows) {
     if (site_is_whole(s)) return 0;
-    return size_ceil_div(rows, chunk_rows(s)) * site_rotations(s) * s->segment * s->segment;
+    return size_ceil_div(rows, site_chunk_rows(s)) * site_rotations(s) * s->segment * s->segment;
 }
 
 size_t site_ends_bytes(compute_type compute) {
@@ -53,9 +48,3 @@ site_kept site_kept_at(const site_kept *kept, const site *s, int64_t row, comput
         .ends = moved_by(kept->ends, row * site_ranges(s), site_ends_bytes(compute)),
     };
 }
-
-#define REAL_BITS 32
-#include "model/site_backward_body.h"
-#undef REAL_BITS
-#define REAL_BITS 64
-#include "model/site_backward_body.h"

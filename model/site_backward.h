@@ -43,6 +43,13 @@ typedef struct site_work {
     const void *R_t;       /* a dense R of one segment, transposed, real [n, n]; NULL */
 } site_work;
 
+/* Local. Rows whose share in the gradient of the segments' rotations is summed by one thread. */
+int64_t site_chunk_rows(const site *s);
+
+/* Local. True with one rotation of whole rows, which has large products of its own; scales before
+ * it go by segments. */
+bool site_is_whole(const site *s);
+
 /* Local. Reals that `parts` holds for gradients of the segments' rotations of `rows` rows, and
  * those of a thread. */
 int64_t site_parts_room(const site *s, int64_t rows);

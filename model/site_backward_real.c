@@ -1,13 +1,17 @@
-/* site_backward_body - the body of site_backward.c for one type of reals. */
-#include "model/body_type.h"
+/* The chain rule of DESIGN.md 2.2, by rows forward and by chunks of rows backward. bf16 products
+ * have fp32 sums: fp64 never comes to them. */
+#include "model/site_backward.h"
 
-#if REAL_BITS == 32
-#define FAKE_QUANT fake_quant_rows
-#else
-#define FAKE_QUANT fake_quant_rows_f64
-#endif
+#include "base/gemm.h"
+#include "base/half.h"
+#include "base/size.h"
+#include "model/norm.h"
 
-void REAL_FN(site_widen)(const void *from, int64_t n, compute_type compute, REAL *to) {
+#include <string.h>
+
+#include "base/real.h"
+
+void site_widen_f32(const void *from, int64_t n, compute_type compute, real *to) {
     if (compute == COMPUTE_BF16) {
         const bf16 *half = from;
 #pragma omp simd
@@ -17,14 +21,14 @@ void REAL_FN(site_widen)(const void *from, int64_t n, compute_type compute, REAL
     }
 }
 
-static const char *REAL_FN(factors_at)(const void *base, int64_t at, compute_type compute) {
+static const char *factors_at(const void *base, int64_t at, compute_type compute) {
     return (const char *)base + (size_t)at * compute_factor_bytes(compute);
 }
 
 /* Forward. */
 
 /* The first place of the value v, which is there. */
-static int32_t REAL_FN(place_of)(const REAL *u, int64_t n, REAL v) {
+static int32_t place_of(const real *u, int64_t n, real v) {
     int32_t place = INT32_MAX;
 #pragma omp simd reduction(min : place)
     for (int32_t j = 0; j < (int32_t)n; j++) {
@@ -34,28 +38,27 @@ static int32_t REAL_FN(place_of)(const REAL *u, int64_t n, REAL v) {
     return place < n ? place : 0; /* NaN is nowhere */
 }
 
-static REAL_FN(site_ends) REAL_FN(ends_of_range)(const site *s, const REAL *u, int64_t n) {
-    REAL lo = u[0], hi = u[0];
+static site_ends_f32 ends_of_range(const site *s, const real *u, int64_t n) {
+    real lo = u[0], hi = u[0];
 #pragma omp simd reduction(min : lo) reduction(max : hi)
     for (int64_t j = 0; j < n; j++) {
         lo = u[j] < lo ? u[j] : lo;
         hi = u[j] > hi ? u[j] : hi;
     }
-    REAL_FN(site_ends)
-    e = {.hi = REAL_FN(place_of)(u, n, hi), .lo = REAL_FN(place_of)(u, n, lo)};
+    site_ends_f32 e = {.hi = place_of(u, n, hi), .lo = place_of(u, n, lo)};
     /* A clip about the middle leaves (a + b)/2 of the whole range, which cancels in the slopes. */
     const bool about_zero = s->include_zero || s->quant.symmetric;
-    const REAL a = about_zero ? (REAL)s->quant.clip[0] : 1,
-               b = about_zero ? (REAL)s->quant.clip[1] : 1;
+    const real a = about_zero ? (real)s->quant.clip[0] : 1,
+               b = about_zero ? (real)s->quant.clip[1] : 1;
     if (s->quant.symmetric) {
         const bool at_hi = b * hi >= -a * lo;
-        const REAL top = at_hi ? b * hi : -a * lo;
+        const real top = at_hi ? b * hi : -a * lo;
         if (top > 0 && at_hi) e.hi_slope = b / top;
         if (top > 0 && !at_hi) e.lo_slope = -a / top;
         return e;
     }
     const bool low_held = s->include_zero && lo >= 0, high_held = s->include_zero && hi <= 0;
-    const REAL width = (high_held ? 0 : b * hi) - (low_held ? 0 : a * lo);
+    const real width = (high_held ? 0 : b * hi) - (low_held ? 0 : a * lo);
     if (width > 0 && !high_held) e.hi_slope = b / width;
     if (width > 0 && !low_held) e.lo_slope = -a / width;
     return e;
@@ -63,51 +66,51 @@ static REAL_FN(site_ends) REAL_FN(ends_of_range)(const site *s, const REAL *u, i
 
 /* One row: u = xR -> (Q(u/S) - u/S) S with the scales after the rotation, or Q(u) - u; Q(u) to x
  * where the basis is x's own. The ends are of u/S and their slopes those of u. */
-static void REAL_FN(keep_row)(const site *s, REAL *u, int64_t i, REAL *x, const site_kept *kept,
-                              const site_work *work) {
+static void keep_row(const site *s, real *u, int64_t i, real *x, const site_kept *kept,
+                     const site_work *work) {
     const int64_t n = s->n, range = site_range(s), ranges = n / range;
-    REAL *q = (REAL *)((char *)work->threads + work->thread_bytes * (uint64_t)gemm_thread());
-    if (s->after) REAL_FN(scale_times)(s->after->REAL_INVERSE, n, u);
+    real *q = (real *)((char *)work->threads + work->thread_bytes * (uint64_t)gemm_thread());
+    if (s->after) scale_times_f32(s->after->inverse32, n, u);
     if (kept->ends) {
-        REAL_FN(site_ends) *ends = (REAL_FN(site_ends) *)kept->ends + i * ranges;
+        site_ends_f32 *ends = (site_ends_f32 *)kept->ends + i * ranges;
         for (int64_t r = 0; r < ranges; r++) {
-            ends[r] = REAL_FN(ends_of_range)(s, u + r * range, range);
+            ends[r] = ends_of_range(s, u + r * range, range);
             ends[r].hi += (int32_t)(r * range);
             ends[r].lo += (int32_t)(r * range);
             if (!s->after) continue;
-            ends[r].hi_u = u[ends[r].hi] * s->after->REAL_SCALE[ends[r].hi];
-            ends[r].lo_u = u[ends[r].lo] * s->after->REAL_SCALE[ends[r].lo];
-            ends[r].hi_slope *= s->after->REAL_INVERSE[ends[r].hi];
-            ends[r].lo_slope *= s->after->REAL_INVERSE[ends[r].lo];
+            ends[r].hi_u = u[ends[r].hi] * s->after->s32[ends[r].hi];
+            ends[r].lo_u = u[ends[r].lo] * s->after->s32[ends[r].lo];
+            ends[r].hi_slope *= s->after->inverse32[ends[r].hi];
+            ends[r].lo_slope *= s->after->inverse32[ends[r].lo];
         }
     }
-    FAKE_QUANT(&s->quant, s->include_zero, u, ranges, range, range, q);
+    fake_quant_rows(&s->quant, s->include_zero, u, ranges, range, range, q);
     if (x) memcpy(x, q, (size_t)n * sizeof *x);
 #pragma omp simd
     for (int64_t j = 0; j < n; j++) u[j] = q[j] - u[j];
-    if (s->after) REAL_FN(scale_times)(s->after->REAL_SCALE, n, u);
+    if (s->after) scale_times_f32(s->after->s32, n, u);
     if (kept->error && !s->then) {
         char *to = (char *)kept->error + (size_t)(i * n) * compute_factor_bytes(work->compute);
-        REAL_FN(norm_factors)(u, n, NULL, work->compute, to);
+        norm_factors_f32(u, n, NULL, work->compute, to);
     }
 }
 
 /* Rows as factors; `to` may be NULL: not kept. */
-static void REAL_FN(keep_rows)(const REAL *rows_of, int64_t rows, int64_t n, void *to,
-                               const site_work *work) {
+static void keep_rows(const real *rows_of, int64_t rows, int64_t n, void *to,
+                      const site_work *work) {
     if (!to) return;
     const size_t factor = compute_factor_bytes(work->compute);
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < rows; i++) REAL_FN(norm_factors)
-    (rows_of + i * n, n, NULL, work->compute, (char *)to + (size_t)(i * n) * factor);
+    for (int64_t i = 0; i < rows; i++)
+        norm_factors_f32(rows_of + i * n, n, NULL, work->compute,
+                         (char *)to + (size_t)(i * n) * factor);
 }
 
-#if REAL_BITS == 32
 /* A dense R of whole rows turns in bf16: rows and errors as factors, which are kept anyway. */
-static void site_keep_half(const site *s, float *x, int64_t rows, const void *factors,
+static void site_keep_half(const site *s, real *x, int64_t rows, const void *factors,
                            const site_kept *kept, const site_work *work) {
     const int64_t n = s->n;
-    float *u = work->panel;
+    real *u = work->panel;
     if (!factors) {
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < rows; i++) {
@@ -115,64 +118,60 @@ static void site_keep_half(const site *s, float *x, int64_t rows, const void *fa
         }
         factors = work->half;
     }
-    gemm_bf16(false, rows, n, n, factors, n, work->R_half, n, false, u, n);
+    gemm_bf16(false, rows, n, n, factors, n, work->R_half, n, false, (void *)u, n);
     site_kept errors = *kept;
     if (!errors.error) errors.error = work->half;
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < rows; i++) keep_row_f32(s, u + i * n, i, NULL, &errors, work);
+    for (int64_t i = 0; i < rows; i++) keep_row(s, u + i * n, i, NULL, &errors, work);
     if (!kept->moved) {
-        gemm_bf16(true, rows, n, n, errors.error, n, work->R_half, n, true, x, n);
+        gemm_bf16(true, rows, n, n, errors.error, n, work->R_half, n, true, (void *)x, n);
         return;
     }
-    gemm_bf16(true, rows, n, n, errors.error, n, work->R_half, n, false, u, n);
+    gemm_bf16(true, rows, n, n, errors.error, n, work->R_half, n, false, (void *)u, n);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < rows; i++) {
-        const float *row = u + i * n;
+        const real *row = u + i * n;
         norm_factors_f32(row, n, NULL, COMPUTE_BF16, (bf16 *)kept->moved + i * n);
 #pragma omp simd
         for (int64_t j = 0; j < n; j++) x[i * n + j] += row[j];
     }
 }
-#endif
 
-void REAL_FN(site_keep)(const site *s, REAL *x, int64_t rows, const void *factors,
-                        const site_kept *kept, const site_work *work) {
+void site_keep_f32(const site *s, real *x, int64_t rows, const void *factors, const site_kept *kept,
+                   const site_work *work) {
     if (!aquant_on(&s->quant)) return;
-#if REAL_BITS == 32
     if (work->R_half) {
         site_keep_half(s, x, rows, factors, kept, work);
         return;
     }
-#endif
-    (void)factors;
     const bool plain = site_is_plain(s);
     const int64_t n = s->n, at_once = size_max(1, work->panel_room / n);
-    REAL *u = work->panel;
+    real *u = work->panel;
     for (int64_t i0 = 0; i0 < rows; i0 += at_once) {
         const int64_t m = size_min(at_once, rows - i0);
-        REAL *part = x + i0 * n;
+        real *part = x + i0 * n;
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < m; i++) memcpy(u + i * n, part + i * n, (size_t)n * sizeof *u);
-        REAL_FN(site_scale)(s, u, m, true);
-        REAL_FN(site_turn)(s, u, m, false);
+        site_scale_f32(s, u, m, true);
+        site_turn_f32(s, u, m, false);
         const site_kept at = site_kept_at(kept, s, i0, work->compute);
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < m; i++) {
-            REAL_FN(keep_row)(s, u + i * n, i, plain ? part + i * n : NULL, &at, work);
+            keep_row(s, u + i * n, i, plain ? part + i * n : NULL, &at, work);
         }
         if (s->then) { /* e then^T is what stands beside R alone */
-            REAL_FN(site_then)(s, u, m, true);
-            REAL_FN(keep_rows)(u, m, n, at.error, work);
+            site_then_f32(s, u, m, true);
+            keep_rows(u, m, n, at.error, work);
         }
         if (!plain) {
             site first = *s;
             first.then = NULL;
-            REAL_FN(site_turn)(&first, u, m, true);
-            REAL_FN(site_scale)(s, u, m, false);
+            site_turn_f32(&first, u, m, true);
+            site_scale_f32(s, u, m, false);
 #pragma omp parallel for simd schedule(static)
             for (int64_t j = 0; j < m * n; j++) part[j] += u[j];
         }
-        REAL_FN(keep_rows)(u, m, n, at.moved, work);
+        keep_rows(u, m, n, at.moved, work);
     }
 }
 
@@ -185,21 +184,19 @@ void REAL_FN(site_keep)(const site *s, REAL *x, int64_t rows, const void *factor
 
 /* Of rows i0 .. i0 + m, whose gradient is g [m, n], from factors of what moved in the same basis.
  */
-static void REAL_FN(slopes_of_rows)(const site *s, const REAL *g, int64_t i0, int64_t m,
-                                    const void *factors, const site_kept *kept,
-                                    const site_work *work) {
+static void slopes_of_rows(const site *s, const real *g, int64_t i0, int64_t m, const void *factors,
+                           const site_kept *kept, const site_work *work) {
     const int64_t n = s->n, range = site_range(s), ranges = n / range;
-    const REAL_FN(site_ends) *ends = (REAL_FN(site_ends) *)kept->ends + i0 * ranges;
-    REAL *slopes = (REAL *)work->slopes + 2 * i0 * ranges;
+    const site_ends_f32 *ends = (site_ends_f32 *)kept->ends + i0 * ranges;
+    real *slopes = (real *)work->slopes + 2 * i0 * ranges;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < m; i++) {
-        REAL *moved =
-            (REAL *)((char *)work->threads + work->thread_bytes * (uint64_t)gemm_thread());
-        REAL_FN(site_widen)
-        (REAL_FN(factors_at)(factors, (i0 + i) * n, work->compute), n, work->compute, moved);
+        real *moved =
+            (real *)((char *)work->threads + work->thread_bytes * (uint64_t)gemm_thread());
+        site_widen_f32(factors_at(factors, (i0 + i) * n, work->compute), n, work->compute, moved);
         for (int64_t r = 0; r < ranges; r++) {
-            const REAL *gr = g + i * n + r * range, *mr = moved + r * range;
-            REAL c = 0;
+            const real *gr = g + i * n + r * range, *mr = moved + r * range;
+            real c = 0;
 #pragma omp simd reduction(+ : c)
             for (int64_t j = 0; j < range; j++) c += gr[j] * mr[j];
             slopes[2 * (i * ranges + r)] = c * ends[i * ranges + r].hi_slope;
@@ -211,28 +208,27 @@ static void REAL_FN(slopes_of_rows)(const site *s, const REAL *g, int64_t i0, in
 /* du at the two ends of each range, from <dL/dq, q - u> over the range. Where a range is made of
  * whole segments that is <g, x^ - x>, since R turns each segment in itself; a part of a segment has
  * to be looked at in the rotated basis, where dL/dq is g S R and the error is e. */
-void REAL_FN(site_end_slopes)(const site *s, const REAL *g, int64_t rows, const site_kept *kept,
-                              const site_work *work) {
+void site_end_slopes_f32(const site *s, const real *g, int64_t rows, const site_kept *kept,
+                         const site_work *work) {
     const int64_t n = s->n, at_once = size_max(1, work->panel_room / n);
     if (!site_cuts_segments(s)) {
-        REAL_FN(slopes_of_rows)(s, g, 0, rows, kept->moved, kept, work);
+        slopes_of_rows(s, g, 0, rows, kept->moved, kept, work);
         return;
     }
-    REAL *u = work->panel;
+    real *u = work->panel;
     for (int64_t i0 = 0; i0 < rows; i0 += at_once) {
         const int64_t m = size_min(at_once, rows - i0);
         memcpy(u, g + i0 * n, (size_t)(m * n) * sizeof *u);
-        REAL_FN(site_scale)(s, u, m, false);
-        REAL_FN(site_turn)(s, u, m, false);
-        REAL_FN(slopes_of_rows)(s, u, i0, m, kept->error, kept, work);
+        site_scale_f32(s, u, m, false);
+        site_turn_f32(s, u, m, false);
+        slopes_of_rows(s, u, i0, m, kept->error, kept, work);
     }
 }
 
 /* dR += g^T e for one rotation of whole rows. */
-static void REAL_FN(whole_error)(const site *s, const REAL *g, int64_t rows, const site_kept *kept,
-                                 REAL *dR, const site_work *work) {
+static void whole_error(const site *s, const real *g, int64_t rows, const site_kept *kept, real *dR,
+                        const site_work *work) {
     const int64_t n = s->n;
-#if REAL_BITS == 32
     if (work->compute == COMPUTE_BF16) {
         bf16 *g_t = work->half; /* [n, rows] */
         enum { SIDE = 32 };
@@ -243,36 +239,33 @@ static void REAL_FN(whole_error)(const site *s, const REAL *g, int64_t rows, con
                 const int64_t k = size_min(SIDE, rows - i0);
                 for (int64_t j = j0; j < j0 + m; j++) {
                     for (int64_t i = i0; i < i0 + k; i++) {
-                        g_t[j * rows + i] = half_to_bf16(g[i * n + j]);
+                        g_t[j * rows + i] = half_to_bf16((float)g[i * n + j]);
                     }
                 }
             }
         }
-        gemm_bf16(false, n, n, rows, g_t, rows, kept->error, n, true, dR, n);
+        gemm_bf16(false, n, n, rows, g_t, rows, kept->error, n, true, (void *)dR, n);
         return;
     }
-#endif
-    (void)work;
-    REAL_FN(gemm)(true, false, n, n, rows, g, n, kept->error, n, true, dR, n);
+    gemm_f32(true, false, n, n, rows, g, n, kept->error, n, true, dR, n);
 }
 
 /* dR += x^T du for one rotation of whole rows: two columns of dR a range. A unit is a few rows of
  * dR, so that its sums run over tokens in order. */
-static void REAL_FN(whole_range)(const site *s, int64_t rows, const void *x, const site_kept *kept,
-                                 REAL *dR, const site_work *work) {
+static void whole_range(const site *s, int64_t rows, const void *x, const site_kept *kept, real *dR,
+                        const site_work *work) {
     enum { SIDE = 16 };
     const int64_t n = s->n, ranges = site_ranges(s);
-    const REAL_FN(site_ends) *ends = kept->ends;
-    const REAL *slopes = work->slopes;
+    const site_ends_f32 *ends = kept->ends;
+    const real *slopes = work->slopes;
 #pragma omp parallel for schedule(static)
     for (int64_t j0 = 0; j0 < n; j0 += SIDE) {
         const int64_t m = size_min(SIDE, n - j0);
-        REAL xs[SIDE];
+        real xs[SIDE];
         for (int64_t i = 0; i < rows * ranges; i++) {
-            REAL_FN(site_widen)
-            (REAL_FN(factors_at)(x, i / ranges * n + j0, work->compute), m, work->compute, xs);
-            REAL *hi = dR + j0 * n + ends[i].hi, *lo = dR + j0 * n + ends[i].lo;
-            const REAL at_hi = slopes[2 * i], at_lo = slopes[2 * i + 1];
+            site_widen_f32(factors_at(x, i / ranges * n + j0, work->compute), m, work->compute, xs);
+            real *hi = dR + j0 * n + ends[i].hi, *lo = dR + j0 * n + ends[i].lo;
+            const real at_hi = slopes[2 * i], at_lo = slopes[2 * i + 1];
             for (int64_t j = 0; j < m; j++) {
                 hi[j * n] += xs[j] * at_hi;
                 lo[j * n] += xs[j] * at_lo;
@@ -282,19 +275,19 @@ static void REAL_FN(whole_range)(const site *s, int64_t rows, const void *x, con
 }
 
 /* v times the scales of each segment, or over them. */
-static void REAL_FN(scale_segments)(const site *s, int64_t rows, bool inverse, REAL *v) {
-    const REAL *all = inverse ? s->before->REAL_INVERSE : s->before->REAL_SCALE;
+static void scale_segments(const site *s, int64_t rows, bool inverse, real *v) {
+    const real *all = inverse ? s->before->inverse32 : s->before->s32;
     const int64_t d = s->segment, segments = s->n / d;
     for (int64_t i = 0; i < rows * segments; i++)
-        REAL_FN(scale_times)(all + i % segments / s->before_share * d, d, v + i * d);
+        scale_times_f32(all + i % segments / s->before_share * d, d, v + i * d);
 }
 
 /* du of rows i0 .. i0 + m, as u [m, n]. */
-static void REAL_FN(rows_of_slopes)(const site *s, int64_t i0, int64_t m, const site_kept *kept,
-                                    REAL *u, const site_work *work) {
+static void rows_of_slopes(const site *s, int64_t i0, int64_t m, const site_kept *kept, real *u,
+                           const site_work *work) {
     const int64_t n = s->n, ranges = site_ranges(s);
-    const REAL_FN(site_ends) *ends = kept->ends;
-    const REAL *slopes = work->slopes;
+    const site_ends_f32 *ends = kept->ends;
+    const real *slopes = work->slopes;
     memset(u, 0, (size_t)(m * n) * sizeof *u);
     for (int64_t k = 0; k < m * ranges; k++) {
         const int64_t at = i0 * ranges + k;
@@ -305,64 +298,58 @@ static void REAL_FN(rows_of_slopes)(const site *s, int64_t i0, int64_t m, const 
 
 /* The share of rows i0 .. i0 + m in the gradients of the segments' rotations: part [rotations,
  * segment, segment]. */
-static void REAL_FN(segments_part)(const site *s, const REAL *g, int64_t i0, int64_t m,
-                                   const void *x, const site_kept *kept, REAL *part,
-                                   const site_work *work) {
+static void segments_part(const site *s, const real *g, int64_t i0, int64_t m, const void *x,
+                          const site_kept *kept, real *part, const site_work *work) {
     const int64_t n = s->n, d = s->segment, segments = n / d, ranges = site_ranges(s);
-    REAL *errors = (REAL *)((char *)work->threads + work->thread_bytes * (uint64_t)gemm_thread());
-    REAL *xs = errors + m * n;
-    REAL_FN(site_widen)
-    (REAL_FN(factors_at)(kept->error, i0 * n, work->compute), m * n, work->compute, errors);
+    real *errors = (real *)((char *)work->threads + work->thread_bytes * (uint64_t)gemm_thread());
+    real *xs = errors + m * n;
+    site_widen_f32(factors_at(kept->error, i0 * n, work->compute), m * n, work->compute, errors);
     memset(part, 0, (size_t)(site_rotations(s) * d * d) * sizeof *part);
-    const REAL *gs = g + i0 * n;
+    const real *gs = g + i0 * n;
     if (s->before) { /* xs is free until the range */
         memcpy(xs, gs, (size_t)(m * n) * sizeof *xs);
-        REAL_FN(scale_segments)(s, m, false, xs);
+        scale_segments(s, m, false, xs);
         gs = xs;
     }
     if (s->share >= segments) {
-        REAL_FN(gemm_tile)
-        (true, false, d, d, m * segments, gs, d, errors, d, true, part, d);
+        gemm_tile_f32(true, false, d, d, m * segments, gs, d, errors, d, true, part, d);
     } else {
         for (int64_t h = 0; h < segments; h++) {
-            REAL *to = part + h / s->share * d * d;
-            REAL_FN(gemm_tile)
-            (true, false, d, d, m, gs + h * d, n, errors + h * d, n, true, to, d);
+            real *to = part + h / s->share * d * d;
+            gemm_tile_f32(true, false, d, d, m, gs + h * d, n, errors + h * d, n, true, to, d);
         }
     }
     if (!kept->moved) return;
-    REAL_FN(site_widen)
-    (REAL_FN(factors_at)(x, i0 * n, work->compute), m * n, work->compute, xs);
-    if (s->before) REAL_FN(scale_segments)(s, m, true, xs);
+    site_widen_f32(factors_at(x, i0 * n, work->compute), m * n, work->compute, xs);
+    if (s->before) scale_segments(s, m, true, xs);
     if (s->then) { /* du T^T has no zeros: its rows take the room of the errors */
-        REAL_FN(rows_of_slopes)(s, i0, m, kept, errors, work);
-        REAL_FN(site_then)(s, errors, m, true);
+        rows_of_slopes(s, i0, m, kept, errors, work);
+        site_then_f32(s, errors, m, true);
         for (int64_t h = 0; h < segments; h++) {
-            REAL *to = part + (s->share >= segments ? 0 : h / s->share) * d * d;
-            REAL_FN(gemm_tile)
-            (true, false, d, d, m, xs + h * d, n, errors + h * d, n, true, to, d);
+            real *to = part + (s->share >= segments ? 0 : h / s->share) * d * d;
+            gemm_tile_f32(true, false, d, d, m, xs + h * d, n, errors + h * d, n, true, to, d);
         }
         return;
     }
     for (int64_t k = 0; k < 2 * m * ranges; k++) {
         const int64_t i = k / (2 * ranges);
-        const REAL_FN(site_ends) *e = (REAL_FN(site_ends) *)kept->ends + i0 * ranges + k / 2;
+        const site_ends_f32 *e = (site_ends_f32 *)kept->ends + i0 * ranges + k / 2;
         const int64_t at = k % 2 ? e->lo : e->hi, h = at / d;
-        const REAL du = ((REAL *)work->slopes)[2 * i0 * ranges + k];
-        REAL *to = part + h / s->share * d * d + at % d;
+        const real du = ((real *)work->slopes)[2 * i0 * ranges + k];
+        real *to = part + h / s->share * d * d + at % d;
         for (int64_t j = 0; j < d; j++) to[j * d] += xs[i * n + h * d + j] * du;
     }
 }
 
-static void REAL_FN(segments_gradient)(const site *s, const REAL *g, int64_t rows, const void *x,
-                                       const site_kept *kept, REAL *dR, const site_work *work) {
-    const int64_t per = chunk_rows(s), chunks = size_ceil_div(rows, per);
+static void segments_gradient(const site *s, const real *g, int64_t rows, const void *x,
+                              const site_kept *kept, real *dR, const site_work *work) {
+    const int64_t per = site_chunk_rows(s), chunks = size_ceil_div(rows, per);
     const int64_t size = site_rotations(s) * s->segment * s->segment;
-    REAL *parts = work->parts;
+    real *parts = work->parts;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t c = 0; c < chunks; c++) {
-        REAL_FN(segments_part)
-        (s, g, c * per, size_min(per, rows - c * per), x, kept, parts + c * size, work);
+        segments_part(s, g, c * per, size_min(per, rows - c * per), x, kept, parts + c * size,
+                      work);
     }
     for (int64_t c = 0; c < chunks; c++) {
 #pragma omp simd
@@ -370,26 +357,26 @@ static void REAL_FN(segments_gradient)(const site *s, const REAL *g, int64_t row
     }
 }
 
-void REAL_FN(site_range_rows)(const site *s, int64_t i0, int64_t m, const site_kept *kept,
-                              const site_work *work) {
-    REAL *u = work->panel;
-    REAL_FN(rows_of_slopes)(s, i0, m, kept, u, work);
-    REAL_FN(site_turn)(s, u, m, true);
-    REAL_FN(site_scale)(s, u, m, true);
+void site_range_rows_f32(const site *s, int64_t i0, int64_t m, const site_kept *kept,
+                         const site_work *work) {
+    real *u = work->panel;
+    rows_of_slopes(s, i0, m, kept, u, work);
+    site_turn_f32(s, u, m, true);
+    site_scale_f32(s, u, m, true);
 }
 
 /* g += du R^T, over the scales before R. */
-static void REAL_FN(add_range)(const site *s, REAL *g, int64_t rows, const site_kept *kept,
-                               const site_work *work) {
+static void add_range(const site *s, real *g, int64_t rows, const site_kept *kept,
+                      const site_work *work) {
     const int64_t n = s->n, ranges = site_ranges(s);
-    const REAL_FN(site_ends) *ends = kept->ends;
-    const REAL *slopes = work->slopes, *R_t = work->R_t;
+    const site_ends_f32 *ends = kept->ends;
+    const real *slopes = work->slopes, *R_t = work->R_t;
     if (R_t) {
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < rows; i++) {
             for (int64_t k = i * ranges; k < (i + 1) * ranges; k++) {
-                const REAL at_hi = slopes[2 * k], at_lo = slopes[2 * k + 1];
-                const REAL *hi = R_t + ends[k].hi * n, *lo = R_t + ends[k].lo * n;
+                const real at_hi = slopes[2 * k], at_lo = slopes[2 * k + 1];
+                const real *hi = R_t + ends[k].hi * n, *lo = R_t + ends[k].lo * n;
 #pragma omp simd
                 for (int64_t j = 0; j < n; j++) g[i * n + j] += at_hi * hi[j] + at_lo * lo[j];
             }
@@ -397,27 +384,25 @@ static void REAL_FN(add_range)(const site *s, REAL *g, int64_t rows, const site_
         return;
     }
     const int64_t at_once = size_max(1, work->panel_room / n);
-    const REAL *u = work->panel;
+    const real *u = work->panel;
     for (int64_t i0 = 0; i0 < rows; i0 += at_once) {
         const int64_t m = size_min(at_once, rows - i0);
-        REAL_FN(site_range_rows)(s, i0, m, kept, work);
+        site_range_rows_f32(s, i0, m, kept, work);
 #pragma omp parallel for simd schedule(static)
         for (int64_t j = 0; j < m * n; j++) g[i0 * n + j] += u[j];
     }
 }
 
-void REAL_FN(site_back)(const site *s, REAL *g, int64_t rows, const void *x, const site_kept *kept,
-                        REAL *dR, const site_work *work) {
+void site_back_f32(const site *s, real *g, int64_t rows, const void *x, const site_kept *kept,
+                   real *dR, const site_work *work) {
     if (!aquant_on(&s->quant)) return;
     const bool through = kept->moved && kept->ends;
-    if (through) REAL_FN(site_end_slopes)(s, g, rows, kept, work);
+    if (through) site_end_slopes_f32(s, g, rows, kept, work);
     if (dR && kept->error && site_is_whole(s)) {
-        REAL_FN(whole_error)(s, g, rows, kept, dR, work);
-        if (through) REAL_FN(whole_range)(s, rows, x, kept, dR, work);
+        whole_error(s, g, rows, kept, dR, work);
+        if (through) whole_range(s, rows, x, kept, dR, work);
     } else if (dR && kept->error) {
-        REAL_FN(segments_gradient)(s, g, rows, x, kept, dR, work);
+        segments_gradient(s, g, rows, x, kept, dR, work);
     }
-    if (through) REAL_FN(add_range)(s, g, rows, kept, work);
+    if (through) add_range(s, g, rows, kept, work);
 }
-
-#undef FAKE_QUANT
