@@ -52,4 +52,8 @@ err json_opt_str(const json_t *o, const char *key, const char *where, const char
 const char *json_word_of(const json_t *o, const char *key);
 double json_real_of(const json_t *o, const char *key);
 
+/* Local. A number for people, rounded to four digits; null where it is not finite. New reference.
+ */
+json_t *json_four_digits(double x);
+
 #endif

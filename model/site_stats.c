@@ -20,11 +20,7 @@ double site_bin_from(int bin) {
 
 /* ---- entries and rows ---- */
 
-typedef struct row_part {
-    double sum[5], most;
-} row_part;
-
-static row_part of_row(const float *x, int64_t n) {
+site_row site_row_of(const float *x, int64_t n) {
     double s1 = 0, s2 = 0, s3 = 0, s4 = 0;
     float most = 0;
 #pragma omp simd reduction(+ : s1, s2, s3, s4) reduction(max : most)
@@ -37,10 +33,10 @@ static row_part of_row(const float *x, int64_t n) {
         s4 += vv * vv;
         most = a > most ? a : most;
     }
-    return (row_part){{(double)n, s1, s2, s3, s4}, (double)most};
+    return (site_row){{(double)n, s1, s2, s3, s4}, (double)most};
 }
 
-static void add_part(site_stats *s, const row_part *p) {
+void site_stats_add_row(site_stats *s, const site_row *p) {
     const double rms = sqrt(p->sum[2] / p->sum[0]), peak = rms > 0 ? p->most / rms : 0;
     for (int k = 0; k < 5; k++) s->sum[k] += p->sum[k];
     s->most = fmax(s->most, p->most);
@@ -51,21 +47,21 @@ static void add_part(site_stats *s, const row_part *p) {
 
 void site_stats_add(site_stats *s, const float *x, int64_t rows) {
     const int64_t n = s->width;
-    row_part *parts = calloc((size_t)rows + 1, sizeof *parts);
+    site_row *parts = calloc((size_t)rows + 1, sizeof *parts);
     if (!parts) abort();
 #pragma omp parallel
     {
         int64_t bins[SITE_BINS] = {0};
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < rows; t++) {
-            parts[t] = of_row(x + t * n, n);
+            parts[t] = site_row_of(x + t * n, n);
             for (int64_t j = 0; j < n; j++)
                 bins[(half_bits(x[t * n + j]) & 0x7fffffffu) >> BIN_SHIFT]++;
         }
 #pragma omp critical(site_bins)
         for (int b = 0; b < SITE_BINS; b++) s->bins[b] += bins[b];
     }
-    for (int64_t t = 0; t < rows; t++) add_part(s, &parts[t]);
+    for (int64_t t = 0; t < rows; t++) site_stats_add_row(s, &parts[t]);
     free(parts);
 }
 

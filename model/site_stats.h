@@ -31,6 +31,14 @@ typedef struct site_stats {
 /* Local, threaded. Add rows x [rows, width] to *s, which begins as {.width = width}. */
 void site_stats_add(site_stats *s, const float *x, int64_t rows);
 
+/* One row, for whoever has rows one by one, from several threads; adding them in their order gives
+ * all of *s but its bins. Local. */
+typedef struct site_row {
+    double sum[5], most; /* as in site_stats */
+} site_row;
+site_row site_row_of(const float *x, int64_t width);
+void site_stats_add_row(site_stats *s, const site_row *row);
+
 double site_rms(const site_stats *s); /* local */
 double
 site_kurtosis(const site_stats *s); /* local; E (x - mean)^4 / variance^2: 3 of normal ones */

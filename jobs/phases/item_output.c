@@ -167,6 +167,22 @@ void item_output_abandon(item_output *out) {
     for (int i = 0; i < out->n_units; i++) run_object_abandon(&out->objects[i]);
 }
 
+/* [{"tensor", "before": {"kurtosis", "max_over_rms"}, "after"}], null where nothing is known. */
+static json_t *spreads_json(const fused_spread spreads[LLAMA_LINEARS]) {
+    json_t *list = json_array();
+    for (int k = 0; k < LLAMA_LINEARS && spreads[k].known; k++) {
+        const spread *side[] = {&spreads[k].before, &spreads[k].after};
+        json_t *v = json_pack("{s:s}", "tensor", llama_role_name(llama_linears[k]));
+        for (int i = 0; i < 2; i++)
+            json_object_set_new(v, i ? "after" : "before",
+                                json_pack("{s:o, s:o}", "kurtosis",
+                                          json_four_digits(side[i]->kurtosis), "max_over_rms",
+                                          json_four_digits(side[i]->max_over_rms)));
+        json_array_append_new(list, v);
+    }
+    return list;
+}
+
 err item_note(quantize_run *q, const item_report *r) {
     int64_t units[2];
     int n = quantize_item_units(&q->job, r->item, units);
@@ -194,6 +210,8 @@ err item_note(quantize_run *q, const item_report *r) {
         json_object_set_new(
             more, "relative_error",
             json_real(sqrt(r->result.error.sum_sq_error / r->result.error.sum_sq_weight)));
+    if (r->result.spreads[0].known)
+        json_object_set_new(more, "linears", spreads_json(r->result.spreads));
     events_add(q->events, quantize_items_phase(q->set), "layer", more);
     return err_none();
 }

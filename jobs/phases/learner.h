@@ -34,8 +34,8 @@ typedef struct learner {
     int64_t n_scales;
     scale_moments *scale_moments; /* of the rank's layers; NULL: not needed */
     scale_peaks *scale_peaks;     /* the same for scale.start: smooth */
-    double *sites;                /* [0] 1 once clips and R3 are known; then they, learn_site_state.c; on
-                                     every rank; NULL: none asked for */
+    double *sites; /* [0] 1 once clips and R3 are known; then they, learn_site_state.c; on
+                      every rank; NULL: none asked for */
     int64_t n_sites;
     uint32_t noise_places; /* bit 1 << clip_place: quantized, and judged */
     bool r3_wanted;

@@ -281,6 +281,7 @@ static err quantize_layer(quantize_run *q, gptq_run *run, int64_t layer, bool la
     memcpy(q->units[item].hex, done->hex[0], SHA256_HEX);
     memcpy(done->result.source_sha256, report->source_sha256, SHA256_HEX);
     done->result.error = report->error;
+    memcpy(done->result.spreads, report->spreads, sizeof report->spreads);
     done->seconds = clock_now_s() - start;
     return e;
 }

@@ -183,6 +183,31 @@ void chart_weights(FILE *f, const json_t *items) {
     series_clear(&s);
 }
 
+static const json_t *first_linears(const json_t *items) {
+    size_t i;
+    json_t *v;
+    json_array_foreach((json_t *)(uintptr_t)items, i,
+                       v) if (json_object_get(v, "linears")) return json_object_get(v, "linears");
+    return NULL;
+}
+
+void chart_spreads(FILE *f, const json_t *items) {
+    const json_t *first = first_linears(items);
+    for (size_t k = 0; k < json_array_size(first); k++) {
+        const char *name = json_word_of(json_array_get(first, k), "tensor");
+        char title[64];
+        snprintf(title, sizeof title, "Kurtosis of %s", name);
+        two_over_layers(f, title, svg_axis_of("E x^4 / (E x^2)^2", true),
+                        series_over_layers(items, "linears", k, sides[0], "kurtosis", 1),
+                        series_over_layers(items, "linears", k, sides[1], "kurtosis", 1), sides);
+        snprintf(title, sizeof title, "Largest entry of %s", name);
+        two_over_layers(f, title, svg_axis_of("largest |w| / rms", true),
+                        series_over_layers(items, "linears", k, sides[0], "max_over_rms", 1),
+                        series_over_layers(items, "linears", k, sides[1], "max_over_rms", 1),
+                        sides);
+    }
+}
+
 void chart_gptq(FILE *f, const json_t *layers) {
     static const char *const names[] = {"nearest", "GPTQ"};
     const json_t *first = json_object_get(json_array_get(layers, 0), "tensors");

@@ -11,6 +11,7 @@ void chart_learning(FILE *f, const json_t *phase);   /* local; a phase with step
 void chart_sites(FILE *f, const json_t *layers);     /* local; with headings, by kind of input */
 void chart_noise(FILE *f, const json_t *layers);     /* local; one for each quantizer */
 void chart_weights(FILE *f, const json_t *items);    /* local */
+void chart_spreads(FILE *f, const json_t *items);    /* local; two for each linear */
 void chart_gptq(FILE *f, const json_t *layers);      /* local; one for each linear */
 void chart_gptq_time(FILE *f, const json_t *layers); /* local */
 void chart_phases(FILE *f, const json_t *phases);    /* local; a timeline */

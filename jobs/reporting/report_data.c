@@ -72,10 +72,13 @@ static json_t *weights_of(const json_t *events) {
     json_t *items = event_table_by(events, "layer", "item"), *list = json_array(), *v;
     size_t i;
     json_array_foreach(items, i, v) {
-        json_t *error = json_object_get(v, "relative_error");
-        if (error)
-            json_array_append_new(list, json_pack("{s:O, s:O}", "item", json_object_get(v, "item"),
-                                                  "relative_error", error));
+        json_t *error = json_object_get(v, "relative_error"),
+               *linears = json_object_get(v, "linears");
+        if (error || linears)
+            json_array_append_new(list, json_pack("{s:O, s:f, s:O*, s:O*}", "item",
+                                                  json_object_get(v, "item"), "layer",
+                                                  json_real_of(v, "item") - 1, "relative_error",
+                                                  error, "linears", linears));
     }
     json_decref(items);
     return list;

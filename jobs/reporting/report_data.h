@@ -8,10 +8,11 @@
 #include "base/json.h"
 
 /* Local. {"out", "state": complete, running or unfinished, "summary", "learning": [phases],
- * "sites": [layers], "noise": [layers], "weights": [{"item", "relative_error"}], "gptq": [layers],
- * "accuracy": [what eval --json printed], "run": {"phases", "slices"}}; docs/FORMATS.md has the
- * keys. evals [n_evals]: files that eval --json wrote. Caller owns *out. Fails with ERR_INPUT where
- * the folder is no output folder, or a file of evals is not what eval prints. */
+ * "sites": [layers], "noise": [layers], "weights": [{"item", "layer", "relative_error",
+ * "linears"}], "gptq": [layers], "accuracy": [what eval --json printed], "run": {"phases",
+ * "slices"}}; docs/FORMATS.md has the keys. evals [n_evals]: files that eval --json wrote. Caller
+ * owns *out. Fails with ERR_INPUT where the folder is no output folder, or a file of evals is not
+ * what eval prints. */
 err report_collect(const char *out_dir, const char *const *evals, int n_evals, json_t **out);
 
 #endif

@@ -168,9 +168,13 @@ static void sites(FILE *f, const json_t *layers) {
 static void weights(FILE *f, const json_t *items) {
     section(f, "Weights",
             "Error of the quantized weights over the norm of the fused ones, by item: 0 is the "
-            "embedding, then the layers, then the head.");
+            "embedding, then the layers, then the head. Below, the linears as the checkpoint has "
+            "them (before) and as they are quantized, with scales and rotations folded in "
+            "(after): normal entries have a kurtosis of 3.");
     fputs("<div class=\"wide\">\n", f);
     chart_weights(f, items);
+    fputs("</div>\n<div class=\"grid\">\n", f);
+    chart_spreads(f, items);
     fputs("</div>\n", f);
 }
 

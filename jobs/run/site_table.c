@@ -11,20 +11,14 @@
 
 static const char *const names[STEP_COUNT] = {"attention", "o", "mlp", "down"};
 
-static json_t *four_digits(double x) {
-    char text[32];
-    snprintf(text, sizeof text, "%.4g", x);
-    return isfinite(x) ? json_real(strtod(text, NULL)) : json_null();
-}
-
 static void put_histogram(json_t *to, const site_stats *s, double rms) {
     json_t *edges = json_array(), *shares = json_array();
     int first = 0, last = SITE_BINS - 1;
     while (first < last && site_bin_from(first) < LEAST_EDGE * rms) first++;
     while (last >= first && !s->bins[last]) last--;
     for (int b = first; b <= last; b++) {
-        json_array_append_new(edges, four_digits(site_bin_from(b) / rms));
-        json_array_append_new(shares, four_digits((double)s->bins[b] / s->sum[0]));
+        json_array_append_new(edges, json_four_digits(site_bin_from(b) / rms));
+        json_array_append_new(shares, json_four_digits((double)s->bins[b] / s->sum[0]));
     }
     json_object_set_new(to, "edges", edges);
     json_object_set_new(to, "shares", shares);
@@ -33,12 +27,12 @@ static void put_histogram(json_t *to, const site_stats *s, double rms) {
 static json_t *stats_json(const site_stats *s, double log_det) {
     const double rms = site_rms(s), rows = (double)s->rows;
     json_t *v = json_object();
-    json_object_set_new(v, "rms", four_digits(rms));
-    json_object_set_new(v, "max_over_rms", four_digits(rms > 0 ? s->most / rms : 0));
-    json_object_set_new(v, "kurtosis", four_digits(site_kurtosis(s)));
-    json_object_set_new(v, "token_max_over_rms", four_digits(s->peaks / rows));
-    json_object_set_new(v, "outlier_tokens", four_digits((double)s->outlier / rows));
-    json_object_set_new(v, "log_qsur", four_digits(site_log_qsur(s->width, log_det, s->most)));
+    json_object_set_new(v, "rms", json_four_digits(rms));
+    json_object_set_new(v, "max_over_rms", json_four_digits(rms > 0 ? s->most / rms : 0));
+    json_object_set_new(v, "kurtosis", json_four_digits(site_kurtosis(s)));
+    json_object_set_new(v, "token_max_over_rms", json_four_digits(s->peaks / rows));
+    json_object_set_new(v, "outlier_tokens", json_four_digits((double)s->outlier / rows));
+    json_object_set_new(v, "log_qsur", json_four_digits(site_log_qsur(s->width, log_det, s->most)));
     if (rms > 0) put_histogram(v, s, rms);
     return v;
 }

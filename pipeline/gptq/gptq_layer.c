@@ -266,6 +266,7 @@ err gptq_run_layer(gptq_run *r, int64_t layer, const quantize_sink *sink, bool l
     if (!e.code && two && r->s.from_layer) e = begin_anew(r);
     if (!e.code) e = gptq_source_next(r->source, layer, &stage.layers[0], report->source_sha256);
     if (!e.code) {
+        memcpy(report->spreads, gptq_source_spreads(r->source), sizeof report->spreads);
         if (two) e = gptq_layer_copy_vectors(cfg, &stage.layers[0], &full.layers[0]);
         if (!e.code && sink) e = hand_over_vectors(r, layer, &stage.layers[0], sink);
         e = comm_agree(r->s.c, e, "a layer", NULL);

@@ -48,6 +48,7 @@ typedef struct gptq_layer_report {
     gptq_linear_report linears[LLAMA_LINEARS];
     double step_s[STEP_COUNT];   /* of the step: inputs, sums, factor, rows */
     gptq_site sites[STEP_COUNT]; /* on the first rank: of the stream of full precision, if any */
+    fused_spread spreads[LLAMA_LINEARS];
     char source_sha256[SHA256_HEX];
     qerror error; /* of the codes against the fused weights, as rounding to nearest tells it */
 } gptq_layer_report;

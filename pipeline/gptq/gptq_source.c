@@ -25,6 +25,7 @@ struct gptq_source {
     int64_t layer;
     float *fused[LLAMA_LINEARS]; /* owned; of this rank's linears until they are shared */
     char hashes[HASHES][SHA256_HEX];
+    fused_spread spreads[LLAMA_LINEARS]; /* of the layer, on every rank */
 };
 
 int gptq_step_first(llama_step step) {
@@ -191,7 +192,7 @@ static err read_norm(gptq_source *s, llama_role role, int64_t layer, int hash, f
 
 static err fuse_linear(gptq_source *s, int k, const float *gain) {
     llama_tensor t;
-    fused_source from = {.gain = gain};
+    fused_source from = {.gain = gain, .spread = &s->spreads[k]};
     void *p = NULL;
     llama_tensor_of(s->job->cfg, llama_linears[k], s->layer, &t);
     err e = mem_alloc(t.rows * t.cols, sizeof(float), t.name, &p);
@@ -252,6 +253,7 @@ err gptq_source_next(gptq_source *s, int64_t layer, llama_layer *to, char hex[SH
     for (int k = 0; k < LLAMA_LINEARS; k++) {
         llama_tensor bias;
         comm_bcast(s->c, s->hashes[hash_of(k)], 2 * SHA256_HEX, s->owner[k]);
+        comm_bcast(s->c, &s->spreads[k], sizeof s->spreads[k], s->owner[k]);
         if (has_bias(s, k, &bias))
             comm_bcast(s->c, *llama_layer_bias(to, k), (uint64_t)bias.rows * sizeof(float),
                        s->owner[k]);
@@ -261,6 +263,10 @@ err gptq_source_next(gptq_source *s, int64_t layer, llama_layer *to, char hex[SH
         if (s->hashes[i][0]) sha256_add(hash, s->hashes[i], 64);
     sha256_finish(&hash, hex);
     return e;
+}
+
+const fused_spread *gptq_source_spreads(const gptq_source *s) {
+    return s->spreads;
 }
 
 err gptq_source_share(gptq_source *s, int k, gptq_band_sink take, void *arg) {

@@ -33,6 +33,9 @@ void gptq_source_destroy(gptq_source **s); /* local; NULL is fine; sets NULL */
  * (NaN or Inf, by tensor), ERR_NOFIT, and what reading gives. */
 err gptq_source_next(gptq_source *s, int64_t layer, llama_layer *to, char hex[SHA256_HEX]);
 
+/* Local. [LLAMA_LINEARS] of that layer, on every rank; borrowed, until the next layer. */
+const fused_spread *gptq_source_spreads(const gptq_source *s);
+
 /* Collective. Broadcast the rows of a linear of that layer in bands, which every rank gets by
  * `take`. Each linear can be had once, since its memory is freed. `take` may fail; errors are
  * agreed. */

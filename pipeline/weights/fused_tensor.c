@@ -5,9 +5,11 @@
 
 #include "base/fault.h"
 #include "base/mem.h"
+#include "model/site_stats.h"
 #include "pipeline/weights/source_tensor.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 const float *fused_gain_of(llama_role linear, float *const gains[LLAMA_NORMS]) {
@@ -26,6 +28,7 @@ typedef struct passage {
     int64_t cols;
     float *signs;   /* [cols] of the probe; NULL: nothing is turned, nothing probed */
     double *probes; /* [rows, 2]: a fused row times the signs; its squared norm */
+    site_row *rows; /* [rows] as they come out; NULL: not wanted */
 } passage;
 
 static bool turns(const fuse_job *job) {
@@ -47,6 +50,8 @@ static err pass_rows(void *arg, int64_t row0, int64_t rows, const float *w) {
     const passage *p = arg;
     for (int64_t i = 0; p->signs && i < rows; i++)
         probe_row(w + i * p->cols, p->signs, p->cols, p->probes + 2 * (row0 + i));
+    for (int64_t i = 0; p->rows && i < rows; i++)
+        p->rows[row0 + i] = site_row_of(w + i * p->cols, p->cols);
     return p->take(p->arg, row0, rows, w);
 }
 
@@ -75,6 +80,50 @@ static err end_probe(const fuse_job *job, passage *p) {
     return e.code ? e : fuse_probe_check(before, after, square, job->cols);
 }
 
+/* ---- how entries are spread ---- */
+
+static err begin_spread(const fuse_job *job, bool wanted, passage *p) {
+    void *rows = NULL;
+    err e = wanted ? mem_alloc(job->rows, sizeof(site_row), "spread of rows", &rows) : err_none();
+    p->rows = rows;
+    return e;
+}
+
+static spread spread_of(const site_row *rows, int64_t n, int64_t width) {
+    site_stats s = {.width = width};
+    for (int64_t i = 0; i < n; i++) site_stats_add_row(&s, &rows[i]);
+    const double rms = site_rms(&s);
+    return (spread){site_kurtosis(&s), rms > 0 ? s.most / rms : NAN};
+}
+
+/* The rows of the source, each as fp32 in a buffer of its thread. */
+static err source_rows(const fuse_job *job, site_row *rows) {
+    const int64_t bytes = job->cols * (job->dtype == FUSE_F32 ? 4 : 2);
+    int failed = 0;
+#pragma omp parallel reduction(| : failed)
+    {
+        float *x = malloc((size_t)job->cols * sizeof *x);
+        failed = x == NULL;
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < job->rows; i++) {
+            if (!x) continue;
+            fuse_to_f32((const char *)job->source + i * bytes, job->dtype, job->cols, x);
+            rows[i] = site_row_of(x, job->cols);
+        }
+        free(x);
+    }
+    return failed ? err_make(ERR_NOFIT, "spread of rows", NULL, "no memory for a row") : err_none();
+}
+
+static err end_spread(const fuse_job *job, passage *p, fused_spread *to) {
+    if (!p->rows) return err_none();
+    to->after = spread_of(p->rows, job->rows, job->cols);
+    err e = source_rows(job, p->rows);
+    if (!e.code) to->before = spread_of(p->rows, job->rows, job->cols);
+    to->known = !e.code;
+    return e;
+}
+
 typedef err (*fuse_way)(fuse_job *job, fuse_sink sink, void *arg);
 
 static err fuse_by(fuse_way way, rotation_set *set, const llama_tensor *t, const fused_source *from,
@@ -90,12 +139,15 @@ static err fuse_by(fuse_way way, rotation_set *set, const llama_tensor *t, const
         job->cols = t->cols;
         job->in_gain = from->gain;
         e = begin_probe(job, &p);
+        if (!e.code) e = begin_spread(job, from->spread != NULL, &p);
     }
     if (!e.code) e = way(job, pass_rows, &p);
     if (!e.code) e = source_tensor_refuse(t->name, job->non_finite);
     if (!e.code) e = err_at(end_probe(job, &p), t->name);
+    if (!e.code) e = end_spread(job, &p, from->spread);
     mem_free(p.signs);
     mem_free(p.probes);
+    mem_free(p.rows);
     fuse_plan_clear(&plan);
     return e;
 }
@@ -149,6 +201,7 @@ uint64_t fused_tensor_bytes(rotation_set *set, const llama_tensor *t, fuse_dtype
         if (turns(&plan.job))
             bytes = (fusion > source ? fusion : source) + (uint64_t)t->cols * sizeof(float) +
                     2 * (uint64_t)t->rows * sizeof(double);
+        bytes += (uint64_t)t->rows * sizeof(site_row);
     }
     fuse_plan_clear(&plan);
     return bytes;

@@ -11,13 +11,25 @@
 #include "model/tensors.h"
 #include "rotations/rotation_set.h"
 
+#include <stdbool.h>
 #include <stdint.h>
+
+/* How the entries of a matrix are spread, as the checkpoint has it and as it is quantized: tails
+ * (kurtosis: 3 of normal ones) and reach. For people; nothing of an archive depends on it. */
+typedef struct spread {
+    double kurtosis, max_over_rms; /* NAN: of a constant matrix, or not known */
+} spread;
+typedef struct fused_spread {
+    bool known;
+    spread before, after;
+} fused_spread;
 
 /* A matrix before fusion; all pointers are borrowed. */
 typedef struct fused_source {
     const void *raw; /* [rows, cols] of the tensor, as on disk */
     fuse_dtype dtype;
-    const float *gain; /* [cols] of the norm before it, to be folded in; NULL: none */
+    const float *gain;    /* [cols] of the norm before it, to be folded in; NULL: none */
+    fused_spread *spread; /* filled where it is not NULL */
 } fused_source;
 
 /* Local. Of the gains of the norms of a layer, in the order of llama_vectors, that which goes into

@@ -4,7 +4,6 @@
 
 #include "base/mem.h"
 #include "model/fuse.h"
-#include "pipeline/weights/fused_tensor.h"
 #include "pipeline/weights/source_tensor.h"
 
 #include <inttypes.h>
@@ -119,10 +118,11 @@ static err target_codes(row_target *r) {
     return e;
 }
 
-static err do_linear(worker *w, llama_role role, int64_t layer, const float *gain) {
+static err do_linear(worker *w, int k, int64_t layer, const float *gain) {
+    const llama_role role = llama_linears[k];
     llama_tensor t;
     llama_tensor_of(w->job->cfg, role, layer, &t);
-    fused_source from = {.gain = gain};
+    fused_source from = {.gain = gain, .spread = &w->result->spreads[k]};
     row_target target = {.w = w, .tensor = &t};
     err e = err_none();
     if (w->sink->quantized) e = target_codes(&target);
@@ -144,7 +144,7 @@ static err do_layer(worker *w, int64_t layer) {
     for (int i = LLAMA_HEAD_NORMS_AT; i < LLAMA_VECTORS && !e.code; i++)
         e = do_vector(w, llama_vectors[i], layer);
     for (int i = 0; i < LLAMA_LINEARS && !e.code; i++)
-        e = do_linear(w, llama_linears[i], layer, fused_gain_of(llama_linears[i], gains));
+        e = do_linear(w, i, layer, fused_gain_of(llama_linears[i], gains));
     for (int i = 0; i < LLAMA_NORMS; i++) mem_free(gains[i]);
     return e;
 }

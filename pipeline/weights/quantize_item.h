@@ -10,6 +10,7 @@
 #include "base/sha256.h"
 #include "io/hf_checkpoint.h"
 #include "model/tensors.h"
+#include "pipeline/weights/fused_tensor.h"
 #include "pipeline/weights/read_ahead.h"
 #include "quant/rtn.h"
 #include "rotations/rotation_set.h"
@@ -41,7 +42,8 @@ typedef struct quantize_sink {
 /* Error of the linears of an item against the fused weights, and the hash of what was read. */
 typedef struct quantize_result {
     qerror error;
-    char source_sha256[SHA256_HEX]; /* over the sha256 of each tensor read, in order */
+    fused_spread spreads[LLAMA_LINEARS]; /* of a layer's linears */
+    char source_sha256[SHA256_HEX];      /* over the sha256 of each tensor read, in order */
 } quantize_result;
 
 /* Local. Items 0 .. count-1: 0 the embedding, 1..L the layers, L+1 norm and head (in item 0 if

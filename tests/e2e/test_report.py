@@ -2,15 +2,18 @@
 """report: the page of a finished, an interrupted and a plain run has every section, is well formed, asks for nothing and is
 small; its numbers are those of events.jsonl; a page that cannot be written spoils no run. In a browser:
 test_report_browser.py."""
+import array
 import html.parser
 import json
+import math
 import os
 import re
 import shutil
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
-from spin import STORIES, TEXT, Case, main, settings, spin  # noqa: E402
+import make_model  # noqa: E402
+from spin import STORIES, TEXT, Case, main, settings, spin, unpack  # noqa: E402
 
 SECTIONS = ["Learning", "Before and after", "Weights", "GPTQ", "Accuracy", "Run"]
 VOID = {"meta", "br", "path"}
@@ -114,6 +117,34 @@ class Report(Case):
         off = self.path("off")
         self.good("quantize", "--model", STORIES, "--out", off, "--report", "off")
         self.assertFalse(os.path.exists(os.path.join(off, "report.html")))
+
+    def spread(self, tensor):
+        dtype, _, data = tensor
+        self.assertEqual(dtype, "F32")
+        x = array.array("f", data)
+        mean = math.fsum(x) / len(x)
+        two, four = (math.fsum((v - mean) ** k for v in x) / len(x) for k in (2, 4))
+        rms = math.sqrt(math.fsum(v * v for v in x) / len(x))
+        return {"kurtosis": four / two ** 2, "max_over_rms": max(map(abs, x)) / rms}
+
+    def test_spread_of_weights(self):
+        """As computed from the tensors of the checkpoint, and from the fused ones of a 16-bit archive of the same rotations."""
+        plain, had = self.path("plain"), ["rotate.start=had", "weights.group=channel"]
+        self.good("quantize", "--model", STORIES, "--out", plain, *settings(*had, "weights.bits=16"))
+        fused, _ = make_model.read_safetensors(os.path.join(unpack(plain, self.path("hf")), "model-00001-of-00001.safetensors"))
+        source, _ = make_model.read_safetensors(os.path.join(STORIES, "model.safetensors"))
+        gptq = ["weights.method=gptq", "calib.windows=4", "calib.window=96"]
+        for name, more, ranks in (("rtn", [], 1), ("gptq", gptq, 2)):
+            out = self.path(name)
+            self.good("quantize", "--model", STORIES, "--out", out, "--calib", TEXT, *settings(*had, *more), ranks=ranks)
+            told = self.good("report", out, "--json").json()["weights"]
+            (layer,) = (w for w in told if w["layer"] == 0)
+            for linear in layer["linears"]:
+                (tensor,) = (t for t in source if t.startswith("model.layers.0.") and t.endswith(f".{linear['tensor']}.weight"))
+                for side, weights in (("before", source), ("after", fused)):
+                    want = self.spread(weights[tensor])
+                    for key, value in linear[side].items():
+                        self.assertLess(abs(value - want[key]), 6e-4 * want[key], (name, tensor, side, key))  # four digits
 
     def test_beside(self):
         outs = [self.path(name) for name in ("a", "b", "c")]
