@@ -40,7 +40,7 @@ static unsigned sites_on(const llama_config *cfg, const llama_sites *sites) {
            (aquant_on(&down.quant) ? ON_DOWN : 0u);
 }
 
-/* learned: its rotation; scaled: its scales. */
+/* learned: its rotation, or scales after it; scaled: its scales. */
 static site_kept cut_kept(cutter *c, const site *s, const llama_pass_shape *shape, bool learned,
                           bool scaled) {
     const uint64_t factor = compute_factor_bytes(shape->compute);
@@ -48,17 +48,16 @@ static site_kept cut_kept(cutter *c, const site *s, const llama_pass_shape *shap
     site_kept kept = {0};
     if (!aquant_on(&s->quant)) return kept;
     const bool range = shape->through || scaled;
-    if (learned || (scaled && s->after) || (range && site_cuts_segments(s)))
-        kept.error = cut(c, rows * s->n, factor);
+    if (learned || (range && site_cuts_segments(s))) kept.error = cut(c, rows * s->n, factor);
     if (!range) return kept;
     kept.moved = cut(c, rows * s->n, factor);
     kept.ends = cut(c, rows * site_ranges(s), site_ends_bytes(shape->compute));
     return kept;
 }
 
-static bool learns_scales(const llama_pass_shape *shape, const llama_sites *sites,
-                          scale_kind kind) {
-    return (shape->scales >> kind & 1u) && sites && scale_set_has(sites->scales, kind);
+/* By the shape alone: plans lay out before there are scales. */
+static bool learns_scales(const llama_pass_shape *shape, scale_kind kind) {
+    return shape->scales >> kind & 1u;
 }
 
 /* The stash. */
@@ -76,8 +75,8 @@ static uint64_t lay_out_stash(llama_stash *s, const llama_sites *sites, char *ba
     for (int i = 0; i < NORMS; i++) {
         s->y[i] = cut(&c, w * g->hidden, factor);
         s->scale[i] = cut(&c, w, real);
-        const scale_kind kind = i == NORM_ATTN ? SCALE_ATTN : SCALE_MLP;
-        s->input[i] = cut_kept(&c, &input, shape, shape->r1, learns_scales(shape, sites, kind));
+        const bool scaled = learns_scales(shape, i == NORM_ATTN ? SCALE_ATTN : SCALE_MLP);
+        s->input[i] = cut_kept(&c, &input, shape, shape->r1 || scaled, scaled);
     }
     if (g->qk_norm) {
         s->q_norm.y = cut(&c, w * g->heads * d, factor);
@@ -90,8 +89,7 @@ static uint64_t lay_out_stash(llama_stash *s, const llama_sites *sites, char *ba
     s->v = cut(&c, w * g->kv_heads * d, factor);
     s->lse = cut(&c, w * g->heads, real);
     s->o = cut(&c, w * g->heads * d, factor);
-    const bool qk = learns_scales(shape, sites, SCALE_QK),
-               vo = learns_scales(shape, sites, SCALE_VO);
+    const bool qk = learns_scales(shape, SCALE_QK), vo = learns_scales(shape, SCALE_VO);
     s->keys = cut_kept(&c, &keys, shape, false, qk);
     if (aquant_on(&keys.quant) && qk) s->k_in = cut(&c, w * keys.n, factor);
     s->values = cut_kept(&c, &values, shape, shape->r2, vo);
@@ -100,7 +98,7 @@ static uint64_t lay_out_stash(llama_stash *s, const llama_sites *sites, char *ba
     s->out = cut_kept(&c, &out, shape, shape->r2, vo);
     s->gate = cut(&c, w * g->intermediate, factor);
     s->up = cut(&c, w * g->intermediate, factor);
-    s->down = cut_kept(&c, &down, shape, false, learns_scales(shape, sites, SCALE_UD));
+    s->down = cut_kept(&c, &down, shape, false, learns_scales(shape, SCALE_UD));
     s->dk = cut(&c, w * g->kv_heads * d, real);
     s->dv = cut(&c, w * g->kv_heads * d, real);
     return c.used;

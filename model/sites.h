@@ -6,6 +6,16 @@
 #include "model/forward.h"
 #include "model/site.h"
 
+/* Local. The sizes of the scales of a model. */
+static inline scale_sizes llama_scale_sizes(const llama_config *cfg) {
+    return (scale_sizes){.hidden = cfg->hidden,
+                         .layers = cfg->layers,
+                         .kv_heads = cfg->kv_heads,
+                         .head_dim = cfg->head_dim,
+                         .intermediate = cfg->intermediate,
+                         .qk_norm = cfg->qk_norm};
+}
+
 /* Local. Attention or MLP input: R1; which: NORM_ATTN, NORM_MLP. */
 enum { NORM_ATTN, NORM_MLP, NORMS };
 site sites_input(const llama_sites *s, const llama_config *cfg, int64_t layer, int which);

@@ -37,9 +37,20 @@ void scale_set_destroy(scale_set **set) {
     *set = NULL;
 }
 
+int64_t scale_sizes_length(const scale_sizes *z, scale_kind kind) {
+    if (kind == SCALE_ATTN || kind == SCALE_MLP) return z->hidden;
+    return kind == SCALE_UD ? z->intermediate : z->kv_heads * z->head_dim;
+}
+
+int64_t scale_sizes_at(const scale_sizes *z, uint32_t kinds, int kind) {
+    int64_t at = 0;
+    for (int k = 0; k < kind; k++)
+        if (kinds >> k & 1u) at += scale_sizes_length(z, (scale_kind)k);
+    return at;
+}
+
 int64_t scale_set_length(const scale_set *s, scale_kind kind) {
-    if (kind == SCALE_ATTN || kind == SCALE_MLP) return s->sizes.hidden;
-    return kind == SCALE_UD ? s->sizes.intermediate : s->sizes.kv_heads * s->sizes.head_dim;
+    return scale_sizes_length(&s->sizes, kind);
 }
 
 bool scale_set_has(const scale_set *s, scale_kind kind) {

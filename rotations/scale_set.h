@@ -51,14 +51,19 @@ typedef struct scale_sizes {
     bool qk_norm; /* SCALE_QK goes into the gains of norms that all heads share */
 } scale_sizes;
 
+/* Local. Entries of a vector of that kind: hidden, kv_heads head_dim, or intermediate. */
+int64_t scale_sizes_length(const scale_sizes *z, scale_kind kind);
+/* Local. The vectors of a layer one after the other, of the kinds in `kinds` (bits 1 << kind)
+ * alone: where that of `kind` begins; SCALE_KINDS: how many entries they are. */
+int64_t scale_sizes_at(const scale_sizes *z, uint32_t kinds, int kind);
+
 typedef struct scale_set scale_set;
 
 /* Local. Of no kind yet. Caller owns *out. Fails with ERR_NOFIT. */
 err scale_set_create(const scale_sizes *sizes, scale_set **out);
 void scale_set_destroy(scale_set **s); /* local; NULL is fine; sets NULL */
 
-/* Local. Entries of a vector: hidden, kv_heads head_dim, or intermediate. */
-int64_t scale_set_length(const scale_set *s, scale_kind kind);
+int64_t scale_set_length(const scale_set *s, scale_kind kind); /* local; scale_sizes_length */
 
 /* Local. Give all layers scales of this kind, ones, if they have none. Fails with ERR_NOFIT. */
 err scale_set_add(scale_set *s, scale_kind kind);

@@ -4,8 +4,11 @@
 
 #include "base/log.h"
 #include "base/machine.h"
+#include "base/mem.h"
 #include "base/size.h"
 #include "jobs/phases/learn_capture.h"
+#include "jobs/phases/learn_scale_state.h"
+#include "jobs/phases/learn_scales.h"
 #include "jobs/phases/learn_steps.h"
 #include "jobs/run/run_phase.h"
 #include "jobs/setup/recipe_asks.h"
@@ -47,6 +50,8 @@ static err phase_options(const quantize_run *q, const learn_settings *phase, int
         .blas_threads = settings_blas_threads(s),
         .r1 = rotation_set_r1(q->rotations) != NULL,
         .r2_heads = rotation_set_r2_count(q->rotations),
+        .scales = learn_scales_by(s, phase) ? learn_scale_kinds(s) : 0,
+        .lr_scale = phase->lr_scale,
         .ids = q->calib_ids,
         .n_windows = q->calib_windows,
         .length = s->calib.window,
@@ -98,7 +103,9 @@ static err phase_wish(const quantize_run *q, const learn_settings *phase, int ra
     err e = phase_options(q, phase, ranks, &p->o);
     p->w.weights = p->o.weights != NULL;
     if (!e.code) e = learn_e2e_check(&p->o, &p->w.shape);
-    if (!e.code) p->w.fixed_bytes = learn_e2e_fixed_bytes(cfg, &p->o);
+    if (!e.code)
+        p->w.fixed_bytes =
+            learn_e2e_fixed_bytes(cfg, &p->o) + (p->o.scales ? learn_scales_bytes(q->set, cfg) : 0);
     return e;
 }
 
@@ -255,7 +262,7 @@ static uint64_t replica_of(void *self, const void **data) {
 }
 
 static err run(learner *l, int64_t k, const learn_kept *saved, const e2e_phase *p,
-               const llama_stage *stage) {
+               const llama_stage *stage, double *scales) {
     learn_e2e *r = NULL;
     err e = learn_e2e_create(l->q->c, &p->o, &p->w, &p->l, stage, l->R1, l->R2, &r);
     const learn_phase ops = {.self = r,
@@ -272,8 +279,24 @@ static err run(learner *l, int64_t k, const learn_kept *saved, const e2e_phase *
                              .replica = replica_of};
     if (!e.code) e = learn_run_steps(l, &ops, saved);
     if (!e.code) learn_e2e_take(r, l->R1, l->R2);
+    if (!e.code) learn_e2e_take_scales(r, scales);
     learn_e2e_destroy(&r);
     return e;
+}
+
+/* Scales where the phase learns them, by layer: p->o.scale_start, and what it ends with. */
+static err run_with_scales(learner *l, int64_t k, const learn_kept *saved, e2e_phase *p,
+                           const llama_stage *stage) {
+    void *scales = NULL;
+    if (!p->o.scales) return run(l, k, saved, p, stage, NULL);
+    err e = mem_alloc(l->n_scales - 1, sizeof(double), "scales", &scales);
+    e = comm_agree(l->q->c, e, p->name, NULL);
+    if (!e.code) learn_scales_by_layer(l, scales, false);
+    p->o.scale_start = scales;
+    if (!e.code) e = run(l, k, saved, p, stage, scales);
+    if (!e.code) learn_scales_by_layer(l, scales, true);
+    mem_free(scales);
+    return e.code ? e : learn_scales_adopt(l);
 }
 
 err learn_e2e_phase(learner *l, int64_t k, const learn_kept *saved) {
@@ -285,7 +308,7 @@ err learn_e2e_phase(learner *l, int64_t k, const learn_kept *saved) {
     llama_stage stage = {.cfg = learner_cfg(l)};
     const bool active = comm_rank(q->c) < p.l.replicas * p.l.stages;
     e = load(l, &p, active, &stage);
-    if (!e.code) e = run(l, k, saved, &p, active ? &stage : NULL);
+    if (!e.code) e = run_with_scales(l, k, saved, &p, active ? &stage : NULL);
     llama_stage_clear(&stage);
     phase_clear(&p);
     if (!e.code) quantize_phase_end(q, p.name, NULL);

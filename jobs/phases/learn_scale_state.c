@@ -3,9 +3,12 @@
 #include "jobs/phases/learn_scale_state.h"
 
 #include "base/mem.h"
+#include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
+#include "model/sites.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 /* The word of scale.pairs that each kind goes by. */
 static const uint32_t pairs[SCALE_KINDS] = {[SCALE_ATTN] = PAIR_NORM,
@@ -23,9 +26,8 @@ bool learn_scale_is_norm(scale_kind kind) {
 }
 
 int64_t learn_scale_length(const learner *l, scale_kind kind) {
-    const llama_config *c = learner_cfg(l);
-    if (learn_scale_is_norm(kind)) return c->hidden;
-    return kind == SCALE_UD ? c->intermediate : c->kv_heads * c->head_dim;
+    const scale_sizes sizes = llama_scale_sizes(learner_cfg(l));
+    return scale_sizes_length(&sizes, kind);
 }
 
 /* Where the scales of a kind and layer stand in l->scales. */
@@ -48,20 +50,48 @@ err learn_scale_sites(const learner *l, llama_sites *sites) {
     return e;
 }
 
+uint32_t learn_scale_kinds(const settings *s) {
+    uint32_t kinds = 0;
+    if (s->scale.start == SCALES_ONES && !learn_scales_any(s)) return 0;
+    for (int k = 0; k < SCALE_KINDS; k++)
+        if (s->scale.pairs & pairs[k]) kinds |= 1u << k;
+    return kinds;
+}
+
+uint64_t learn_scales_bytes(const settings *s, const llama_config *cfg) {
+    enum { IN_SET = 3, ARRAYS = 2 };
+    const scale_sizes sizes = llama_scale_sizes(cfg);
+    const int64_t all = cfg->layers * scale_sizes_at(&sizes, learn_scale_kinds(s), SCALE_KINDS);
+    return (uint64_t)(all * (IN_SET + ARRAYS)) * sizeof(double);
+}
+
 err learn_scales_init(learner *l) {
     const settings *s = l->q->set;
-    const bool some = s->scale.start != SCALES_ONES;
-    l->n_scales = some ? 1 : 0;
-    for (int k = 0; k < SCALE_KINDS && some; k++) {
-        const scale_kind kind = (scale_kind)k;
-        if (!(s->scale.pairs & pairs[k])) continue;
-        l->scale_kinds |= 1u << k;
-        l->n_scales += learner_cfg(l)->layers * learn_scale_length(l, kind);
-    }
+    const scale_sizes sizes = llama_scale_sizes(learner_cfg(l));
+    const bool ones = s->scale.start == SCALES_ONES;
+    l->scale_kinds = learn_scale_kinds(s);
+    l->n_scales = !ones || l->scale_kinds
+                      ? 1 + sizes.layers * scale_sizes_at(&sizes, l->scale_kinds, SCALE_KINDS)
+                      : 0;
     void *p = NULL;
     err e = mem_alloc(l->n_scales, sizeof(double), "scales", &p);
     l->scales = p;
+    for (int64_t i = 0; ones && !e.code && i < l->n_scales; i++) l->scales[i] = 1;
     return e;
+}
+
+void learn_scales_by_layer(const learner *l, double *v, bool back) {
+    const scale_sizes sizes = llama_scale_sizes(learner_cfg(l));
+    const int64_t each = scale_sizes_at(&sizes, l->scale_kinds, SCALE_KINDS);
+    for (int k = 0; k < SCALE_KINDS; k++) {
+        if (!learn_scale_wanted(l, (scale_kind)k)) continue;
+        const size_t bytes = (size_t)learn_scale_length(l, (scale_kind)k) * sizeof *v;
+        for (int64_t i = 0; i < sizes.layers; i++) {
+            double *at = v + i * each + scale_sizes_at(&sizes, l->scale_kinds, k),
+                   *own = learn_scale_at(l, (scale_kind)k, i);
+            memcpy(back ? own : at, back ? at : own, bytes);
+        }
+    }
 }
 
 bool learn_scales_done(const learner *l) {

@@ -5,7 +5,15 @@
 
 #include "jobs/phases/learner.h"
 
-/* Local. What the recipe asks for and what helps, into l->scale_kinds, l->scales. */
+/* Local. The kinds that a recipe finds or learns, bits 1 << scale_kind. */
+uint32_t learn_scale_kinds(const settings *s);
+
+/* Local. Bytes of scales on a rank beside a phase that learns them: all layers in the set of the
+ * model, in l->scales, and by layer. */
+uint64_t learn_scales_bytes(const settings *s, const llama_config *cfg);
+
+/* Local. What the recipe asks for and what helps, into l->scale_kinds, l->scales: ones, which are
+ * done, where phases learn them from there. */
 err learn_scales_init(learner *l);
 bool learn_scales_done(const learner *l);           /* local; also where none are asked for */
 bool learn_scales_need_gradients(const learner *l); /* local; of the rows of the pool */
@@ -17,6 +25,9 @@ bool learn_scale_wanted(const learner *l, scale_kind kind);
 bool learn_scale_is_norm(scale_kind kind);
 int64_t learn_scale_length(const learner *l, scale_kind kind);
 double *learn_scale_at(const learner *l, scale_kind kind, int64_t layer);
+
+/* Local. l->scales [1 ..] to v [layers, scale_sizes_at of l->scale_kinds], or from there. */
+void learn_scales_by_layer(const learner *l, double *v, bool back);
 
 /* Local. The quantizers that scales are found for: R1 and R2 fused, R4 as an identity in the
  * weights. */

@@ -61,6 +61,7 @@ static void tell_step(const learner *l, const char *name, const learn_report *r,
                   r->loss, "loss_r2", r->loss_r2, "angle_r1", r->angle_r1, "angle_r2", r->angle_r2,
                   "promise", r->promise, "orth", r->orthogonality, "seconds", seconds);
     if (r->tokens_per_s > 0) json_object_set_new(more, "tokens_per_s", json_real(r->tokens_per_s));
+    if (r->condition > 0) json_object_set_new(more, "condition", json_real(r->condition));
     if (r->peak_share > 0) json_object_set_new(more, "peak_share", json_real(r->peak_share));
     events_add(l->q->events, name, "step", more);
 }
@@ -183,6 +184,9 @@ err learn_run_steps(learner *l, const learn_phase *p, const learn_kept *saved) {
                  " steps in %.1f s, loss %.5g -> %.5g (R2 %.5g -> %.5g), |R^T R - I| about %.1g",
                  name, report.step - done, clock_now_s() - start, first.loss, report.loss,
                  first.loss_r2, report.loss_r2, report.orthogonality);
+        if (report.condition > 0)
+            log_line(LOG_PHASE, "%s: scales: greatest over least of a vector %.3g at most", name,
+                     report.condition);
         tell_end(name, p, &verdict);
     }
     return e;

@@ -189,7 +189,7 @@ err quantize_learn_cut(quantize_run *q, int ranks, stage_range *ranges, int *n_s
 }
 
 static err plan_after_range(learner *l, plan_maker *m) {
-    err e = l->scale_kinds ? learn_scales_plan(l, m) : err_none();
+    err e = learn_scales_done(l) ? err_none() : learn_scales_plan(l, m);
     return !e.code && l->sites ? learn_sites_plan(l, m) : e;
 }
 
@@ -198,7 +198,7 @@ err quantize_learn_plan(plan_maker *m) {
     learner l;
     err e = learner_of_plan(m->q, &l);
     l.n_stages = m->n_stages;
-    bool after = l.scale_kinds != 0 || l.sites; /* what comes after `range` is still to do */
+    bool after = !learn_scales_done(&l) || l.sites; /* what comes after `range` is still to do */
     if (!e.code && (learn_needs_rows(s, 0, true) || after)) e = learn_capture_plan(&l, m);
     for (int64_t k = 0; k < s->n_learn && !e.code; k++) {
         const bool e2e = learn_e2e_is(&s->learn[k]);

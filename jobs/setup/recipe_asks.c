@@ -42,6 +42,16 @@ bool learn_e2e_is(const learn_settings *phase) {
     return e2e_objective_of(phase->objective) != NULL;
 }
 
+bool learn_scales_by(const settings *s, const learn_settings *phase) {
+    return learn_e2e_is(phase) && phase->lr_scale > 0 && s->scale.pairs;
+}
+
+bool learn_scales_any(const settings *s) {
+    for (int64_t k = 0; k < s->n_learn; k++)
+        if (learn_scales_by(s, &s->learn[k])) return true;
+    return false;
+}
+
 bool learn_needs_rows(const settings *s, int64_t first, bool fresh) {
     for (int64_t k = size_max(0, first); k < s->n_learn; k++)
         if (!learn_e2e_is(&s->learn[k])) return true;

@@ -24,6 +24,10 @@ const char *quantize_items_phase(const settings *s);
 
 /* Local. True where the objective of a phase stands at the end of the model: ce, kl-top. */
 bool learn_e2e_is(const learn_settings *phase);
+/* Local. True where a phase, or any, learns scales: an objective at the end of the model, with
+ * lr_scale, and pairs to learn. */
+bool learn_scales_by(const settings *s, const learn_settings *phase);
+bool learn_scales_any(const settings *s);
 /* Local. True where phase `first` or a later one takes rows, or, at a fresh start, the start. */
 bool learn_needs_rows(const settings *s, int64_t first, bool fresh);
 

@@ -123,9 +123,10 @@ err setup_refuse_missing(const settings *s) {
     if (cache.code) return cache;
     if (s->scale.start == SCALES_SMOOTH) return refuse_smooth(s);
     const bool pairs = s->scale.pairs > 0;
-    if (pairs && s->scale.start == SCALES_ONES)
-        return err_make(ERR_USAGE, "scale.start", "use scale.start=closed",
-                        "scales of ones change nothing, and nothing learns them further");
+    if (pairs && s->scale.start == SCALES_ONES && !learn_scales_any(s))
+        return err_make(ERR_USAGE, "scale.start",
+                        "use scale.start=closed, or lr_scale in a phase ce or kl-top",
+                        "scales of ones change nothing, and no phase learns them");
     if (!pairs && s->scale.start != SCALES_ONES)
         return err_make(ERR_USAGE, "scale.pairs", "name pairs, as scale.pairs=[norm, ud]",
                         "scale.start is %s, and no pair is named",

@@ -5,6 +5,7 @@
 #include "base/gemm.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "model/sites.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -31,9 +32,10 @@ struct e2e_pass {
     char *spare; /* real [slice, hidden]; recompute only */
     llama_work *work;
     llama_teacher *teacher; /* [windows]; last stage, where the objective needs one */
-    void *unit_r1, *unit_r2;
-    int32_t *ids; /* [slice] */
-    double *loss; /* [windows, slices]; last stage */
+    void *unit_r1, *unit_r2, *unit_scales;
+    int64_t scale_at[SCALE_KINDS + 1]; /* in unit_scales; the last: its entries */
+    int32_t *ids;                      /* [slice] */
+    double *loss;                      /* [windows, slices]; last stage */
     /* of the pass that runs */
     const llama_sites *sites;
     const e2e_window *w;
@@ -61,6 +63,8 @@ uint64_t e2e_pass_bytes(const llama_config *cfg, const llama_sites *sites,
     bytes += in_flight * stream * (recompute ? 2 : 1) +
              (recompute ? (uint64_t)shape->slice * n * real : 0);
     if (shape->r1) bytes += n * n * real;
+    const scale_sizes sizes = llama_scale_sizes(cfg);
+    bytes += (uint64_t)scale_sizes_at(&sizes, shape->scales, SCALE_KINDS) * real;
     return bytes + (uint64_t)(teacher_windows * shape->window * shape->top_k) * 8;
 }
 
@@ -109,6 +113,8 @@ static err create_buffers(e2e_pass *p, const llama_sites *sites) {
     if (!e.code && shape.r1)
         e = room_for(p->hidden * p->hidden, real, "gradient of R1", &p->unit_r1);
     if (!e.code && shape.r2) e = room_for(p->s.r2_entries, real, "gradient of R2", &p->unit_r2);
+    if (!e.code && shape.scales)
+        e = room_for(p->scale_at[SCALE_KINDS], real, "gradient of scales", &p->unit_scales);
     if (!e.code) e = room_for(shape.slice, sizeof *p->ids, "tokens", &p->ids);
     if (!e.code) e = room_for(p->windows * p->slices, sizeof *p->loss, "losses", &p->loss);
     return e;
@@ -129,6 +135,9 @@ err e2e_pass_create(const e2e_setting *s, const llama_sites *sites, e2e_pass **o
                     .slices = order->slices,
                     .windows = order->windows,
                     .recompute = order->recompute};
+    const scale_sizes sizes = llama_scale_sizes(s->stage->cfg);
+    for (int k = 0; k <= SCALE_KINDS; k++)
+        p->scale_at[k] = scale_sizes_at(&sizes, s->shape.scales, k);
     p->n_slots = schedule_in_flight(s->order, p->rank);
     p->row_bytes = (size_t)p->hidden * llama_real_bytes(s->shape.compute);
     e = create_buffers(p, sites);
@@ -157,7 +166,8 @@ void e2e_pass_destroy(e2e_pass **pass) {
         mem_free(p->teacher[i].log_p);
     }
     llama_work_destroy(&p->work);
-    void *const all[] = {p->slots, p->spare, p->teacher, p->unit_r1, p->unit_r2, p->ids, p->loss};
+    void *const all[] = {p->slots,   p->spare,       p->teacher, p->unit_r1,
+                         p->unit_r2, p->unit_scales, p->ids,     p->loss};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
     mem_free(p);
     *pass = NULL;
@@ -290,20 +300,32 @@ static void op_again(e2e_pass *p, const schedule_op *op) {
     layers_forward(p, &c, p->sites, p->spare);
 }
 
+/* Where a unit's gradients go. */
+static rotation_grads unit_of(const e2e_pass *p) {
+    rotation_grads g = {.R1 = p->unit_r1, .R2 = p->unit_r2};
+    const size_t real = llama_real_bytes(p->s.shape.compute);
+    for (int k = 0; k < SCALE_KINDS; k++)
+        if (p->s.shape.scales >> k & 1u)
+            g.scales[k] = (char *)p->unit_scales + (size_t)p->scale_at[k] * real;
+    return g;
+}
+
 static void layer_backward(e2e_pass *p, const piece *c, int64_t l) {
     const llama_stage *stage = student(p);
     const compute_type compute = p->s.shape.compute;
     weight_site *weights = p->s.weights;
     const llama_tap tap = weights ? weight_site_tap(weights, p->sites) : (llama_tap){.places = 0};
-    fixed_sum *R1 = p->out->R1, *R2 = p->out->R2;
-    const rotation_grads grads = {.R1 = p->unit_r1, .R2 = p->unit_r2};
+    fixed_sum *R1 = p->out->R1, *R2 = p->out->R2, *S = p->out->scales;
+    const int64_t each = p->scale_at[SCALE_KINDS];
+    const rotation_grads grads = unit_of(p);
     p->e = llama_block_backward(stage, stage->first_layer + l, p->sites, c->t0, c->n, c->x,
                                 c->at->stash[l], &grads, weights ? &tap : NULL, p->work);
     if (p->e.code) return;
     if (weights) weight_site_add(weights, stage->first_layer + l, &grads);
     if (R1) fixed_sum_add(R1, 0, R1->n, compute, p->unit_r1);
     if (R2) fixed_sum_add(R2, l * p->s.r2_entries, p->s.r2_entries, compute, p->unit_r2);
-    if ((R1 && R1->not_finite) || (R2 && R2->not_finite) ||
+    if (S) fixed_sum_add(S, l * each, each, compute, p->unit_scales);
+    if ((R1 && R1->not_finite) || (R2 && R2->not_finite) || (S && S->not_finite) ||
         !finite_reals(c->x, c->n * p->hidden, compute))
         p->e = not_finite(p, "gradients are", stage->first_layer + l, c->window);
 }

@@ -1,8 +1,8 @@
 /* e2e_pass - windows of tokens forward and backward through the stages of one replica with every
- * quantization site on: loss of each window, and the gradients of the rotations as exact sums. It
- * carries out a schedule (pipeline/stages/schedule.h). Not the sum over replicas and not the step
- * (pipeline/learn/learn_e2e.h). Stands at "block forward with quantization sites -> loss ->
- * gradient of R at each site".
+ * quantization site on: loss of each window, and the gradients of the rotations and scales as exact
+ * sums. It carries out a schedule (pipeline/stages/schedule.h). Not the sum over replicas and not
+ * the step (pipeline/learn/learn_e2e.h). Stands at "block forward with quantization sites -> loss
+ * -> gradient of R at each site".
  *
  * Bits do not depend on stages, replicas, recompute or threads: the unit of a sum is the gradient
  * of one layer, window and slice. */
@@ -39,7 +39,9 @@ typedef struct e2e_window {
 typedef struct e2e_result {
     fixed_sum *R1; /* [hidden, hidden]; NULL: not wanted */
     fixed_sum *R2; /* [layers of the stage, r2_entries]; NULL: not wanted */
-    double *loss;  /* [windows], last stage: summed over the predictions of a window, in nats */
+    fixed_sum
+        *scales;  /* dL / d log s, [layers of the stage, scale_sizes_at of shape.scales]; NULL */
+    double *loss; /* [windows], last stage: summed over the predictions of a window, in nats */
 } e2e_result;
 
 typedef struct e2e_pass e2e_pass;

@@ -1,15 +1,17 @@
-/* Draw windows, run the pass, sum integers over all ranks, step R1 by cayley_dist and R2 by
- * r2_part; if a sum overflowed, raise the exponent and repeat the step. */
+/* Draw windows, run the pass, sum integers over all ranks, step R1 by cayley_dist, R2 by r2_part
+ * and scales by scale_part; if a sum overflowed, raise the exponent and repeat the step. */
 #include "pipeline/learn/learn_e2e.h"
 
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/rng.h"
 #include "base/size.h"
+#include "model/sites.h"
 #include "model/tensors.h"
 #include "pipeline/learn/e2e_batch.h"
 #include "pipeline/learn/r2_part.h"
 #include "pipeline/learn/range_step.h"
+#include "pipeline/learn/scale_part.h"
 #include "pipeline/plan/product_peak.h"
 
 #include <inttypes.h>
@@ -18,6 +20,7 @@
 #include <string.h>
 
 enum { BAND = 64 }; /* rows of R1 and its gradient that pass at a time */
+enum { SUM_R1, SUM_R2, SUM_SCALES, SUMS };
 
 struct learn_e2e {
     const comm *c;
@@ -34,11 +37,12 @@ struct learn_e2e {
     weight_site *weights; /* in the loop; NULL */
     cayley_dist *r1;
     r2_part *r2;
+    scale_part *scales; /* NULL: not learned */
     rotation *R1;
-    rotation **R2;     /* [layers, r2_heads]; own layers */
-    fixed_sum sums[2]; /* R1, R2 */
-    int exponents[2];
-    double *G2;
+    rotation **R2; /* [layers, r2_heads]; own layers */
+    fixed_sum sums[SUMS];
+    int exponents[SUMS];
+    double *G2, *GS;
     void *band; /* 8-byte [BAND, hidden] */
     int64_t n_mine;
     e2e_window *windows; /* [n_mine] */
@@ -53,12 +57,20 @@ static int64_t entries_of(const llama_config *cfg, const learn_e2e_options *o) {
     return o->r2_heads * cfg->head_dim * cfg->head_dim;
 }
 
+/* Entries of the scales of a layer that are learned. */
+static int64_t scales_of(const llama_config *cfg, const learn_e2e_options *o) {
+    const scale_sizes sizes = llama_scale_sizes(cfg);
+    return scale_sizes_at(&sizes, o->scales, SCALE_KINDS);
+}
+
 uint64_t learn_e2e_fixed_bytes(const llama_config *cfg, const learn_e2e_options *o) {
     enum { SUM = 8, DENSE = 4, R2_DOUBLES = 9 };
     const uint64_t n2 = (uint64_t)cfg->hidden * (uint64_t)cfg->hidden;
     const cayley_dist_options r1 = {.n = cfg->hidden, .kind = o->kind, .grid = o->grid};
     const uint64_t r2 = (uint64_t)(cfg->layers * entries_of(cfg, o)) * R2_DOUBLES * sizeof(double);
-    return (o->r1 ? n2 * (SUM + DENSE) + cayley_dist_plan_bytes(&r1) : 0) + r2;
+    const scale_sizes sizes = llama_scale_sizes(cfg);
+    return (o->r1 ? n2 * (SUM + DENSE) + cayley_dist_plan_bytes(&r1) : 0) + r2 +
+           scale_part_bytes(&sizes, o->scales);
 }
 
 err learn_e2e_check(const learn_e2e_options *o, llama_pass_shape *shape) {
@@ -70,7 +82,8 @@ err learn_e2e_check(const learn_e2e_options *o, llama_pass_shape *shape) {
                         "windows of %" PRId64 " tokens from calibration windows (calib.window) of "
                         "%" PRId64,
                         shape->window, o->length);
-    if (shape->r1 || shape->r2) return err_none();
+    shape->scales = act || kv ? o->scales : 0;
+    if (shape->r1 || shape->r2 || shape->scales) return err_none();
     return err_make(
         ERR_USAGE, "learn", "set activations.bits or kv.bits, or leave learn empty",
         "nothing that a rotation stands before is quantized: there is nothing to learn");
@@ -164,6 +177,17 @@ static err create_r2(learn_e2e *l, const double *R2) {
     return e;
 }
 
+static err create_scales(learn_e2e *l) {
+    const scale_sizes sizes = llama_scale_sizes(l->cfg);
+    const int64_t each = scales_of(l->cfg, &l->o), first = l->range.first, n = l->range.n;
+    err e = scale_part_create(&sizes, l->o.scales, first, n, l->o.scale_start + first * each,
+                              &l->scales);
+    if (!e.code && l->active) e = fixed_sum_init(&l->sums[SUM_SCALES], n * each, "sum of scales");
+    if (!e.code) e = array(n * each, sizeof(double), "gradient of scales", &l->GS);
+    if (!e.code) l->o.sites.scales = scale_part_set(l->scales);
+    return e;
+}
+
 static err create_pass(learn_e2e *l, const llama_stage *stage) {
     const e2e_wish *w = l->w;
     err e = e2e_layout_order(w, l->l, l->replica, &l->order);
@@ -200,13 +224,14 @@ err learn_e2e_create(const comm *c, const learn_e2e_options *o, const e2e_wish *
     learn_e2e *l = calloc(1, sizeof *l);
     if (!l) abort();
     *l = (learn_e2e){.c = c, .o = *o, .w = w, .l = layout, .cfg = w->load.cfg};
-    l->exponents[0] = l->exponents[1] = FIXED_SUM_UNKNOWN;
+    for (int i = 0; i < SUMS; i++) l->exponents[i] = FIXED_SUM_UNKNOWN;
     l->judge = learn_judge_new(w->objective->needs_teacher ? JUDGE_NOISE_KL : JUDGE_NOISE, 0);
     err e = comm_agree(c, join(l), "learning", NULL);
     if (!e.code)
         e = comm_agree(c, array(w->batch, sizeof *l->pick, "batch", &l->pick), "learning", NULL);
     if (!e.code && R1) e = create_r1(l, R1);
     if (!e.code && o->r2_heads) e = comm_agree(c, create_r2(l, R2), "learning", NULL);
+    if (!e.code && w->shape.scales) e = comm_agree(c, create_scales(l), "learning", NULL);
     l->o.sites.R1 = l->R1;
     l->o.sites.R2 = (const rotation *const *)l->R2;
     l->o.sites.r2_per_head = o->r2_heads > 1;
@@ -226,14 +251,14 @@ void learn_e2e_destroy(learn_e2e **learner) {
     schedule_destroy(&l->order);
     cayley_dist_destroy(&l->r1);
     r2_part_destroy(&l->r2);
+    scale_part_destroy(&l->scales);
     rotation_destroy(&l->R1);
     for (int64_t i = 0; l->R2 && i < l->cfg->layers * l->o.r2_heads; i++)
         rotation_destroy(&l->R2[i]);
-    fixed_sum_clear(&l->sums[0]);
-    fixed_sum_clear(&l->sums[1]);
+    for (int i = 0; i < SUMS; i++) fixed_sum_clear(&l->sums[i]);
     comm_destroy(&l->stages);
     comm_destroy(&l->peers);
-    void *const all[] = {l->R2, l->G2, l->band, l->windows, l->loss, l->pick};
+    void *const all[] = {l->R2, l->G2, l->GS, l->band, l->windows, l->loss, l->pick};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
     free(l);
     *learner = NULL;
@@ -245,9 +270,9 @@ static int64_t slices_of(const learn_e2e *l) {
     return size_ceil_div(l->w->shape.window, l->w->shape.slice);
 }
 
-/* Units that meet in an entry of the sum of R1 (all layers), or of an R2 (one). */
+/* Units that meet in an entry of the sum of R1 (all layers), or of one layer's. */
 static int64_t units_of(const learn_e2e *l, int which) {
-    return l->w->batch * slices_of(l) * (which == 0 ? l->cfg->layers : 1);
+    return l->w->batch * slices_of(l) * (which == SUM_R1 ? l->cfg->layers : 1);
 }
 
 /* Rows of a window that have a loss. */
@@ -274,19 +299,24 @@ static void pick_windows(learn_e2e *l, bool held) {
 static err run_pass(learn_e2e *l, bool *again) {
     const double weight = 1 / ((double)l->w->batch * (double)predictions(l));
     e2e_result out = {.loss = l->loss};
-    if (l->sums[0].v) out.R1 = &l->sums[0];
-    if (l->sums[1].v) out.R2 = &l->sums[1];
-    for (int i = 0; i < 2; i++)
+    if (l->sums[SUM_R1].v) out.R1 = &l->sums[SUM_R1];
+    if (l->sums[SUM_R2].v) out.R2 = &l->sums[SUM_R2];
+    if (l->sums[SUM_SCALES].v) out.scales = &l->sums[SUM_SCALES];
+    for (int i = 0; i < SUMS; i++)
         if (l->sums[i].v) fixed_sum_begin(&l->sums[i], l->exponents[i], units_of(l, i));
     err e = err_none();
     if (l->active) e = e2e_pass_run(l->pass, &l->o.sites, l->windows, weight, l->step, &out);
     e = comm_agree(l->c, e, "a step", NULL);
     if (e.code) return e;
-    double max[2] = {l->sums[0].max, l->sums[1].max};
-    int64_t spoilt = l->sums[0].spoilt || l->sums[1].spoilt;
-    comm_max_f64(l->c, max, 2);
+    double max[SUMS];
+    int64_t spoilt = 0;
+    for (int i = 0; i < SUMS; i++) {
+        max[i] = l->sums[i].max;
+        spoilt = spoilt || l->sums[i].spoilt;
+    }
+    comm_max_f64(l->c, max, SUMS);
     comm_max_i64(l->c, &spoilt, 1);
-    for (int i = 0; i < 2; i++) l->exponents[i] = fixed_sum_exponent(max[i], units_of(l, i));
+    for (int i = 0; i < SUMS; i++) l->exponents[i] = fixed_sum_exponent(max[i], units_of(l, i));
     *again = spoilt;
     return e;
 }
@@ -303,7 +333,7 @@ static err move_r1(learn_e2e *l, int exponent, learn_report *report) {
         const int64_t b = size_min(BAND, n - row);
         int64_t *v = l->band;
         if (l->active)
-            v = l->sums[0].v + row * n;
+            v = l->sums[SUM_R1].v + row * n;
         else
             memset(v, 0, (size_t)(b * n) * sizeof *v);
         cayley_dist_sum_gradient(l->r1, row, b, v, exponent);
@@ -317,19 +347,35 @@ static err move_r1(learn_e2e *l, int exponent, learn_report *report) {
     return cayley_dist_probe(l->r1, l->o.seed, l->step, &report->orthogonality);
 }
 
+/* The sum over replicas of what stages alone have, as numbers. */
+static void sum_peers(learn_e2e *l, int which, int exponent, double *G) {
+    fixed_sum *s = &l->sums[which];
+    if (l->peers) comm_sum_i64(l->peers, s->v, s->n);
+    for (int64_t i = 0; i < s->n; i++) G[i] = ldexp((double)s->v[i], exponent);
+}
+
 static err move_r2(learn_e2e *l, int exponent, learn_report *report) {
-    const int64_t n = l->sums[1].n;
     optimizer_report r = {0};
     err e = err_none();
     if (l->active) {
-        if (l->peers) comm_sum_i64(l->peers, l->sums[1].v, n);
-        for (int64_t i = 0; i < n; i++) l->G2[i] = ldexp((double)l->sums[1].v[i], exponent);
+        sum_peers(l, SUM_R2, exponent, l->G2);
         e = r2_part_step(l->r2, rate_now(l, l->o.lr_r2), l->judge.rate * report->loss, l->G2, &r);
         if (!e.code) share_r2(l);
     }
     comm_max_f64(l->c, &r.angle, 1);
     report->angle_r2 = r.angle;
     return comm_agree(l->c, e, "step of R2", NULL);
+}
+
+static err move_scales(learn_e2e *l, int exponent, learn_report *report) {
+    err e = err_none();
+    if (l->active) {
+        sum_peers(l, SUM_SCALES, exponent, l->GS);
+        e = scale_part_step(l->scales, rate_now(l, l->o.lr_scale), l->GS);
+    }
+    report->condition = scale_part_condition(l->scales);
+    comm_max_f64(l->c, &report->condition, 1);
+    return comm_agree(l->c, e, "step of scales", NULL);
 }
 
 /* Losses of all windows meet as bits, one rank giving each; their sum is taken in their order. */
@@ -356,10 +402,12 @@ static err mean_loss(const learn_e2e *l, double *mean) {
 }
 
 /* Flop that a token needs: products with the weights forward and backward, with R1 (three at each
- * of two sites) and attention (seven with half a window), and the head. */
+ * of two sites, a fourth where scales stand there) and attention (seven with half a window), and
+ * the head. */
 static double token_flop(const learn_e2e *l) {
     const double n = (double)l->cfg->hidden, heads = (double)(l->cfg->heads * l->cfg->head_dim);
-    const double turns = l->w->shape.r1 ? 6 * n * n : 0;
+    const double scaled = l->w->shape.scales & (1u << SCALE_ATTN | 1u << SCALE_MLP) ? 2 * n * n : 0;
+    const double turns = (l->w->shape.r1 ? 6 * n * n : 0) + scaled;
     const double attention = 3.5 * heads * (double)l->w->shape.window;
     const double layer = 2 * (double)llama_layer_params(l->cfg) + turns + attention;
     return 2 * ((double)l->cfg->layers * layer + 2 * n * (double)l->cfg->vocab);
@@ -373,11 +421,11 @@ static void tell_speed(const learn_e2e *l, double seconds, learn_report *report)
 
 err learn_e2e_step(learn_e2e *l, learn_report *report) {
     enum { TRIES = 4 }; /* the second has what it needs; more would be a bug */
-    const int before[2] = {l->exponents[0], l->exponents[1]};
-    int used[2];
+    int before[SUMS], used[SUMS];
     bool again = true;
     double start = 0;
     err e = err_none();
+    memcpy(before, l->exponents, sizeof before);
     memset(report, 0, sizeof *report);
     pick_windows(l, false);
     if (l->weights) e = weight_site_refresh(l->weights, &l->o.sites);
@@ -390,8 +438,9 @@ err learn_e2e_step(learn_e2e *l, learn_report *report) {
         l->passes++;
     }
     if (!e.code) e = mean_loss(l, &report->loss);
-    if (!e.code && l->w->shape.r1) e = move_r1(l, used[0], report);
-    if (!e.code && l->w->shape.r2) e = move_r2(l, used[1], report);
+    if (!e.code && l->w->shape.r1) e = move_r1(l, used[SUM_R1], report);
+    if (!e.code && l->w->shape.r2) e = move_r2(l, used[SUM_R2], report);
+    if (!e.code && l->scales) e = move_scales(l, used[SUM_SCALES], report);
     if (e.code)
         memcpy(l->exponents, before, sizeof before);
     else
@@ -410,12 +459,15 @@ static void obey(learn_e2e *l, judge_word word) {
     if (l->r2 && back) r2_part_take_back(l->r2);
     if (l->r2 && !back) r2_part_keep(l->r2);
     if (l->r2 && l->active && back) share_r2(l);
+    if (l->scales && back) scale_part_take_back(l->scales);
+    if (l->scales && !back) scale_part_keep(l->scales);
 }
 
 /* The gradients of the pass are not used, and what it says of their size is not remembered. */
 err learn_e2e_judge(learn_e2e *l, learn_verdict *v) {
-    const int exponents[2] = {l->exponents[0], l->exponents[1]};
+    int exponents[SUMS];
     bool again;
+    memcpy(exponents, l->exponents, sizeof exponents);
     *v = (learn_verdict){.step = l->step, .r1 = l->w->shape.r1, .r2 = l->w->shape.r2};
     pick_windows(l, true);
     err e = l->weights ? weight_site_refresh(l->weights, &l->o.sites) : err_none();
@@ -445,6 +497,15 @@ void learn_e2e_take(learn_e2e *l, dealt_rows *to, double *R2) {
     }
 }
 
+void learn_e2e_take_scales(learn_e2e *l, double *scales) {
+    const int64_t each = scales_of(l->cfg, &l->o);
+    for (int s = 0; l->scales && s < l->l->stages; s++) {
+        double *at = scales + l->l->ranges[s].first * each;
+        if (comm_rank(l->c) == s) scale_part_take(l->scales, at);
+        comm_bcast(l->c, at, (uint64_t)(l->l->ranges[s].n * each) * sizeof *at, s);
+    }
+}
+
 int64_t learn_e2e_passes(const learn_e2e *l) {
     return l->passes;
 }
@@ -459,10 +520,18 @@ enum {
     STATE_JUDGE,
     STATE_R2 = STATE_JUDGE + JUDGE_DOUBLES
 };
+enum { SCALES_EXPONENT, SCALES_STEPS, SCALES_LAYERS }; /* behind R2 */
 
-int64_t learn_e2e_state_count(const learn_e2e *l) {
+/* Where what scales have begins. */
+static int64_t state_scales(const learn_e2e *l) {
     return STATE_R2 +
            l->cfg->layers * l->o.r2_heads * r2_part_state_each(l->o.kind, l->cfg->head_dim);
+}
+
+int64_t learn_e2e_state_count(const learn_e2e *l) {
+    const scale_sizes sizes = llama_scale_sizes(l->cfg);
+    const int64_t layers = l->cfg->layers * scale_part_state_each(&sizes, l->o.scales);
+    return state_scales(l) + (l->w->shape.scales ? SCALES_LAYERS + layers : 0);
 }
 
 uint64_t learn_e2e_replica(learn_e2e *l, const void **data) {
@@ -495,20 +564,27 @@ err learn_e2e_state_save(learn_e2e *l, double *common) {
     const bool root = comm_rank(l->c) == 0;
     if (root) {
         common[STATE_STEP] = (double)l->step;
-        common[STATE_EXPONENT_R1] = l->exponents[0];
-        common[STATE_EXPONENT_R2] = l->exponents[1];
+        common[STATE_EXPONENT_R1] = l->exponents[SUM_R1];
+        common[STATE_EXPONENT_R2] = l->exponents[SUM_R2];
         common[STATE_STEPS_R2] = l->r2 ? (double)r2_part_steps_done(l->r2) : 0;
         learn_judge_save(&l->judge, common + STATE_JUDGE);
     }
     if (l->o.r2_heads)
         r2_part_state_save(l->r2, l->c, l->replica == 0, root ? common + STATE_R2 : NULL);
+    if (!l->scales) return err_none();
+    double *at = root ? common + state_scales(l) : NULL;
+    if (root) {
+        at[SCALES_EXPONENT] = l->exponents[SUM_SCALES];
+        at[SCALES_STEPS] = (double)scale_part_steps_done(l->scales);
+    }
+    scale_part_state_save(l->scales, l->c, l->replica == 0, root ? at + SCALES_LAYERS : NULL);
     return err_none();
 }
 
 err learn_e2e_state_load(learn_e2e *l, const double *common) {
     l->step = (int64_t)common[STATE_STEP];
-    l->exponents[0] = (int)common[STATE_EXPONENT_R1];
-    l->exponents[1] = (int)common[STATE_EXPONENT_R2];
+    l->exponents[SUM_R1] = (int)common[STATE_EXPONENT_R1];
+    l->exponents[SUM_R2] = (int)common[STATE_EXPONENT_R2];
     learn_judge_load(&l->judge, common + STATE_JUDGE);
     if (l->r1) {
         cayley_dist_state_taken(l->r1);
@@ -518,5 +594,9 @@ err learn_e2e_state_load(learn_e2e *l, const double *common) {
         r2_part_state_load(l->r2, (int64_t)common[STATE_STEPS_R2], common + STATE_R2);
         share_r2(l);
     }
-    return err_none();
+    if (!l->scales) return err_none();
+    const double *at = common + state_scales(l);
+    l->exponents[SUM_SCALES] = (int)at[SCALES_EXPONENT];
+    err e = scale_part_state_load(l->scales, (int64_t)at[SCALES_STEPS], at + SCALES_LAYERS);
+    return comm_agree(l->c, e, "the state of scales", NULL);
 }

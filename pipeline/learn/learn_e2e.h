@@ -2,7 +2,8 @@
  * the full-precision model (`kl-top`, OSTQuant) through the whole quantized model, over replicas x
  * stages. A step takes a batch of windows forward and backward (pipeline/learn/e2e_pass.h), sums
  * the gradients exactly over layers, windows, slices and ranks, and moves R1
- * (rotations/cayley_dist.h) and R2 (pipeline/learn/r2_part.h). Not the layer-local objective
+ * (rotations/cayley_dist.h), R2 (pipeline/learn/r2_part.h) and scales
+ * (pipeline/learn/scale_part.h). Not the layer-local objective
  * (pipeline/learn/learn_range.h). On the way: loss -> gradient of R at each site -> sum over
  * layers, samples and ranks -> Cayley step.
  *
@@ -28,8 +29,11 @@ typedef struct learn_e2e_options {
     int blas_threads;
     bool r1;                   /* learn R1 */
     int64_t r2_heads;          /* R2 of a layer: 0, 1, or one a KV head */
+    uint32_t scales;           /* bit 1 << scale_kind: learn these, which sites.scales then are */
+    double lr_scale;           /* of Adam on their logarithms */
+    const double *scale_start; /* [layers, scale_sizes_at of scales]; borrowed by create */
     const wquant *weights;     /* in the loop (model/weight_site.h); NULL: as they are; borrowed */
-    llama_sites sites;         /* R1 and R2 are put in here; the rest is borrowed */
+    llama_sites sites;         /* R1, R2, learned scales are put in; the rest is borrowed */
     const int32_t *ids;        /* borrowed; [n_windows, length], on every rank */
     int64_t n_windows, length; /* of the calibration text; a window is cut into length / window */
     bool measure;              /* the product peak, for the reports */
@@ -40,8 +44,8 @@ typedef struct learn_e2e learn_e2e;
 /* Local. Bytes of rotations, their optimisers and sums on a rank, for the wish's fixed_bytes. */
 uint64_t learn_e2e_fixed_bytes(const llama_config *cfg, const learn_e2e_options *o);
 
-/* Local. Find out which of R1 and R2 can be learned under these options, into shape->r1 and ->r2.
- * ERR_USAGE if neither can, or if a window is longer than those of the calibration text. */
+/* Local. Find out what can be learned under these options, into shape->r1, ->r2 and ->scales.
+ * ERR_USAGE if nothing can, or if a window is longer than those of the calibration text. */
 err learn_e2e_check(const learn_e2e_options *o, llama_pass_shape *shape);
 
 /* Collective on c. w and l: as chosen, the same on every rank. stage: this rank's layers, loaded by
@@ -67,6 +71,9 @@ err learn_e2e_judge(learn_e2e *l, learn_verdict *v);
 /* Collective. R1 as it is into `to`, where it is learned; R2 of all layers into R2 on every rank.
  */
 void learn_e2e_take(learn_e2e *l, dealt_rows *to, double *R2);
+/* Collective. Scales of all layers, as scale_start, on every rank; nothing where none are learned.
+ */
+void learn_e2e_take_scales(learn_e2e *l, double *scales);
 
 /* Local. For mpi/replicas.h: a fixed random row times this rank's R1, which any changed bit of it
  * changes; NULL where R1 is not learned, or the rank is idle; returns its bytes. Borrowed until the
@@ -78,7 +85,8 @@ uint64_t learn_e2e_replica(learn_e2e *l, const void **data);
 int64_t learn_e2e_passes(const learn_e2e *l);
 
 /* Everything a restart needs, as doubles, as in pipeline/learn/learn_range_state.h. common: step,
- * exponents of the sums of R1 and R2, then R2 and its optimiser. cell: R1 and its. */
+ * exponents of the sums of R1 and R2, then R2 and its optimiser, then the same of scales. cell: R1
+ * and its. */
 int64_t learn_e2e_state_count(const learn_e2e *l);                            /* local */
 int learn_e2e_state_cell(learn_e2e *l, state_piece out[CAYLEY_STATE_PIECES]); /* local */
 err learn_e2e_state_save(learn_e2e *l, double *common);                       /* collective */

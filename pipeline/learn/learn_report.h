@@ -13,6 +13,7 @@ typedef struct learn_report {
     double angle_r1, angle_r2; /* the largest angle of the step, radians */
     double promise;       /* of R1's step: share of the loss that it takes away to first order */
     double orthogonality; /* probe of R1 */
+    double condition;     /* greatest over least scale of a vector, where they are learned */
     double tokens_per_s;  /* of the objective range: rows of R1 a second */
     double peak_share;    /* of the measured product peak of all ranks; 0: not known */
 } learn_report;

@@ -5,6 +5,7 @@
 #include "base/gemm.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "pipeline/learn/adam.h"
 #include "pipeline/learn/scale_closed.h"
 
 #include <math.h>
@@ -179,23 +180,14 @@ double scale_norm_objective(scale_norm *s, const double *log_s, double *gradient
 
 void scale_norm_learn(scale_norm *s, int steps, double rate, double *scale, double *before,
                       double *after) {
-    const double keep1 = 0.9, keep2 = 0.999, least = 1e-8;
     const int64_t n = s->n;
-    double power1 = 1, power2 = 1;
     memset(s->log_s, 0, (size_t)n * sizeof *s->log_s);
     memset(s->m, 0, (size_t)n * sizeof *s->m);
     memset(s->v, 0, (size_t)n * sizeof *s->v);
     for (int i = 0; i < steps; i++) {
         const double value = scale_norm_objective(s, s->log_s, s->gradient);
         if (i == 0) *before = value;
-        power1 *= keep1;
-        power2 *= keep2;
-        for (int64_t j = 0; j < n; j++) {
-            const double g = s->gradient[j];
-            s->m[j] = keep1 * s->m[j] + (1 - keep1) * g;
-            s->v[j] = keep2 * s->v[j] + (1 - keep2) * g * g;
-            s->log_s[j] -= rate * (s->m[j] / (1 - power1)) / (sqrt(s->v[j] / (1 - power2)) + least);
-        }
+        adam_step(rate, i + 1, n, s->gradient, s->m, s->v, s->log_s);
     }
     *after = scale_norm_objective(s, s->log_s, NULL);
     for (int64_t j = 0; j < n; j++) scale[j] = exp(s->log_s[j]);

@@ -13,6 +13,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import make_model  # noqa: E402
 from spin import STORIES, TEXT, Case, finish, main, settings, sha256, spin, start, tar_hashes  # noqa: E402
 
+SCALES = "scale.pairs=[norm, vo, qk, ud]"
 W4A4 = ("activations.bits=4", "kv.bits=4", "rotate.online=[r3]")
 
 
@@ -71,9 +72,11 @@ class LearnCe(Case):
 
     def test_heads_and_biases(self):
         model = make_model.make(self.path("m"), "--biases")
-        out, _ = self.same_on_all("h", how(phase(), more=("rotate.r2=head", "rotate.online=[r3, r4]")), model,
+        out, _ = self.same_on_all("h", how(phase(lr_scale=0.02), more=("rotate.r2=head", "rotate.online=[r3, r4]", SCALES)), model,
                                   LAYOUTS[:1] + LAYOUTS[3:4])
         self.good("verify", out, "--source", model, "--equivalence", ranks=2)
+        conditions = [e["condition"] for e in steps_of(out).values()]
+        self.assertTrue(1 < conditions[0] < conditions[-1] < 4096, conditions)  # from ones, and bounded
 
     def test_the_loss_falls(self):
         """The distance to the model in full precision, each step on all windows, so that losses compare. From R1 = I on a
@@ -95,7 +98,7 @@ class LearnCe(Case):
         self.assertGreater(min(e["angle_r2"] for e in steps_of(out).values()), 0)
 
     def test_kills_and_stops(self):
-        args = how(phase(steps=60), phase("kl-top", steps=10, top_k=20))
+        args = how(phase(steps=60, lr_scale=0.01), phase("kl-top", steps=10, top_k=20, lr_scale=0.01), more=(SCALES,))
         want_out = self.path("want")
         self.good("quantize", "--model", STORIES, "--out", want_out, *args, ranks=2)
         want, draw = hashes(want_out), random.Random(7)

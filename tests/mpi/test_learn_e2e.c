@@ -7,9 +7,11 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "base/size.h"
-#include "model/capture.h"
+#include "model/objective.h"
+#include "model/sites.h"
 #include "pipeline/learn/e2e_batch.h"
 #include "pipeline/learn/learn_e2e.h"
+#include "pipeline/learn/scale_part.h"
 #include "rotations/cayley.h"
 #include "rotations/start.h"
 #include "tests/mpi/on_ranks.h"
@@ -36,6 +38,7 @@ enum {
     STEPS = 4
 };
 enum { N1 = HIDDEN * HIDDEN, DD = DIM * DIM };
+enum { ALL_KINDS = (1 << SCALE_KINDS) - 1, SCALES = 2 * HIDDEN + 2 * KV * DIM + WIDE };
 
 static void *room(int64_t count, size_t size) {
     void *p;
@@ -114,11 +117,13 @@ typedef struct setting {
     bool kl, through, per_head;
     optimizer_kind kind;
     int act, kv; /* bits */
+    bool scales;
 } setting;
 
 typedef struct given {
     llama_stage model;
     double *R1, *R2; /* [LAYERS, KV, DIM, DIM]: the first of each layer where one is enough */
+    double *S;       /* [LAYERS, SCALES] */
     int32_t *ids;
     rotation *R3, *R4;
 } given;
@@ -130,6 +135,14 @@ static void make_given(given *g) {
     OK(start_orthogonal(HIDDEN, 1, RNG_TEST, 0, g->R1));
     for (int i = 0; i < LAYERS * KV; i++)
         OK(start_orthogonal(DIM, 2, RNG_TEST, (uint64_t)(i * DD), g->R2 + i * DD));
+    g->S = room(LAYERS * SCALES, sizeof *g->S);
+    for (int64_t i = 0; i < LAYERS * SCALES; i++)
+        g->S[i] = exp(0.3 * rng_normal(4, RNG_TEST, (uint64_t)i));
+    for (int64_t i = 0; i < LAYERS * KV * DIM; i++) { /* qk, after the norms and vo: pairs */
+        double *qk = g->S + i / (KV * DIM) * SCALES + 2 * HIDDEN + KV * DIM;
+        const int64_t j = i % (KV * DIM);
+        if (j % DIM >= DIM / 2) qk[j] = qk[j - DIM / 2];
+    }
     OK(rotation_create_hadamard(DIM, NULL, &g->R3));
     OK(rotation_create_hadamard(WIDE, NULL, &g->R4));
     g->ids = room(WINDOWS * LENGTH, sizeof *g->ids);
@@ -151,7 +164,10 @@ static learn_e2e_options options_of(const given *g, const setting *s) {
                            .sites = llama_sites_none(),
                            .ids = g->ids,
                            .n_windows = WINDOWS,
-                           .length = LENGTH};
+                           .length = LENGTH,
+                           .scales = s->scales ? ALL_KINDS : 0,
+                           .lr_scale = 0.02,
+                           .scale_start = g->S};
     o.sites.act.bits = s->act;
     o.sites.kv.bits = s->kv;
     o.sites.o_per_head = true;
@@ -176,7 +192,7 @@ static e2e_wish wish_of(const learn_e2e_options *o, const setting *s, int ranks)
 /* ---- runs ---- */
 
 typedef struct outcome {
-    double R1[N1], R2[LAYERS * KV * DD], loss[STEPS], angle[STEPS];
+    double R1[N1], R2[LAYERS * KV * DD], S[LAYERS * SCALES], loss[STEPS], angle[STEPS];
     int64_t passes;
 } outcome;
 
@@ -213,6 +229,7 @@ static void run_begin(const comm *c, const given *g, const setting *s, int repli
 
 static void run_end(run *r, outcome *out) {
     learn_e2e_take(r->learn, r->R1, out->R2);
+    learn_e2e_take_scales(r->learn, out->S);
     dealt_rows_get(r->R1, 0, HIDDEN, out->R1);
     out->passes = learn_e2e_passes(r->learn);
     learn_e2e_destroy(&r->learn);
@@ -269,16 +286,22 @@ static void learn(const comm *c, const given *g, const setting *s, int replicas,
 
 static bool same(const outcome *a, const outcome *b) {
     return memcmp(a->R1, b->R1, sizeof a->R1) == 0 && memcmp(a->R2, b->R2, sizeof a->R2) == 0 &&
-           memcmp(a->loss, b->loss, sizeof a->loss) == 0 &&
+           memcmp(a->S, b->S, sizeof a->S) == 0 && memcmp(a->loss, b->loss, sizeof a->loss) == 0 &&
            memcmp(a->angle, b->angle, sizeof a->angle) == 0;
 }
 
+static double off_by(const double *a, const double *b, int64_t n) {
+    double most = 0;
+    for (int64_t i = 0; i < n; i++) most = fmax(most, fabs(a[i] - b[i]));
+    return most;
+}
+
 static const setting settings[] = {
-    {"ce, bf16", COMPUTE_BF16, false, true, false, OPTIMIZER_ADAM, 4, 4},
-    {"ce, fp32, detached, R2 by head", COMPUTE_F32, false, false, true, OPTIMIZER_SGD_PUBLISHED, 4,
-     4},
-    {"kl-top, fp64", COMPUTE_F64, true, true, true, OPTIMIZER_ADAM, 4, 16},
-    {"ce, cache alone", COMPUTE_BF16, false, true, false, OPTIMIZER_ADAM, 16, 4},
+    {"ce, bf16, scales", COMPUTE_BF16, false, true, false, OPTIMIZER_ADAM, 4, 4, true},
+    {"ce, fp32, detached, R2 by head, scales", COMPUTE_F32, false, false, true,
+     OPTIMIZER_SGD_PUBLISHED, 4, 4, true},
+    {"kl-top, fp64", COMPUTE_F64, true, true, true, OPTIMIZER_ADAM, 4, 16, false},
+    {"ce, cache alone", COMPUTE_BF16, false, true, false, OPTIMIZER_ADAM, 16, 4, false},
 };
 enum { SETTINGS = sizeof settings / sizeof settings[0] };
 
@@ -292,6 +315,8 @@ static void test_layouts(const comm *alone, const given *g) {
         check(want.passes == STEPS + 1, "the first step takes two passes, the others one");
         const bool r1_learned = memcmp(want.R1, g->R1, sizeof want.R1) != 0;
         check(r1_learned == (settings[k].act < 16), "R1 moves where its sites quantize");
+        const bool moved = off_by(want.S, g->S, LAYERS * SCALES) > 1e-3;
+        check(!settings[k].scales || moved, "scales move");
         for (int stages = 1; stages <= size && stages <= LAYERS; stages++)
             for (int replicas = 1; replicas <= size / stages; replicas++)
                 for (int recompute = RECOMPUTE_ON; recompute <= RECOMPUTE_OFF; recompute++) {
@@ -323,28 +348,30 @@ static void test_threads(const comm *alone, const given *g) {
 
 /* ---- the gradient, the plain way: whole windows, one after the other ---- */
 
-static void plain_gradients(const given *g, run *r, double *G1, double *G2, double *loss) {
+/* G1 [HIDDEN, HIDDEN], G2 [LAYERS, DIM, DIM], GS [LAYERS, SCALES] are added to. */
+static void plain_gradients(const given *g, run *r, double *G1, double *G2, double *GS,
+                            double *loss) {
     llama_pass_shape shape = r->w.shape;
     shape.slice = WINDOW;
     shape.head = true;
     llama_sites sites = r->o.sites;
     rotation *R1, *R2[LAYERS];
     llama_work *work;
-    llama_layers *layers;
-    void *to[LAYERS];
+    llama_stash *stash[LAYERS];
+    scale_part *scales;
+    const scale_sizes sizes = llama_scale_sizes(&cfg);
     int64_t pick[BATCH];
     double *x = room(WINDOW * HIDDEN, sizeof *x), sum;
     OK(rotation_create_dense(HIDDEN, g->R1, &R1));
-    for (int i = 0; i < LAYERS; i++) {
-        OK(rotation_create_dense(DIM, g->R2 + i * KV * DD, &R2[i]));
-        to[i] = G2 + i * DD;
-    }
+    for (int i = 0; i < LAYERS; i++) OK(rotation_create_dense(DIM, g->R2 + i * KV * DD, &R2[i]));
+    OK(scale_part_create(&sizes, ALL_KINDS, 0, LAYERS, g->S, &scales));
     sites.R1 = R1;
     sites.R2 = (const rotation *const *)R2;
     sites.r2_per_head = false;
+    sites.scales = scale_part_set(scales);
     OK(llama_work_create(&cfg, &sites, &shape, &work));
     OK(llama_work_put_r1(work, R1));
-    OK(llama_layers_create(&cfg, &sites, &shape, LAYERS, false, &layers));
+    for (int i = 0; i < LAYERS; i++) OK(llama_stash_create(&cfg, &sites, &shape, &stash[i]));
     /* of the eight pieces the last is held out */
     e2e_batch_draw(3, 0, BATCH, WINDOWS * (LENGTH / WINDOW) - 1, pick);
     *loss = 0;
@@ -354,33 +381,58 @@ static void plain_gradients(const given *g, run *r, double *G1, double *G2, doub
         for (int t = 0; t < WINDOW; t++) next[t] = t + 1 < WINDOW ? ids[t + 1] : -1;
         const double weight = 1.0 / (BATCH * (WINDOW - 1));
         OK(llama_embed(&g->model, COMPUTE_F64, ids, WINDOW, x));
-        OK(llama_layers_keep(layers, &g->model, &sites, WINDOW, x, work));
+        for (int i = 0; i < LAYERS; i++)
+            OK(llama_block_forward_keep(&g->model, i, &sites, 0, WINDOW, x, stash[i], work));
         OK(llama_ce_backward(&g->model, WINDOW, x, next, weight, x, &sum, NULL, work));
-        OK(llama_layers_back(layers, &g->model, &sites, WINDOW, x, G1, to, NULL, work));
+        for (int i = LAYERS - 1; i >= 0; i--) {
+            rotation_grads to = {.R1 = G1, .R2 = G2 + i * DD};
+            for (int k = 0; k < SCALE_KINDS; k++)
+                to.scales[k] = GS + i * SCALES + scale_sizes_at(&sizes, ALL_KINDS, k);
+            OK(llama_block_backward(&g->model, i, &sites, 0, WINDOW, x, stash[i], &to, NULL, work));
+        }
         *loss += sum * weight;
     }
-    llama_layers_destroy(&layers);
     llama_work_destroy(&work);
+    scale_part_destroy(&scales);
     rotation_destroy(&R1);
-    for (int i = 0; i < LAYERS; i++) rotation_destroy(&R2[i]);
+    for (int i = 0; i < LAYERS; i++) {
+        llama_stash_destroy(&stash[i]);
+        rotation_destroy(&R2[i]);
+    }
     mem_free(x);
 }
 
-static double off_by(const double *a, const double *b, int64_t n) {
-    double most = 0;
-    for (int64_t i = 0; i < n; i++) most = fmax(most, fabs(a[i] - b[i]));
-    return most;
+/* The first step of Adam goes as far as its rate wherever a gradient is not tiny; channels of a
+ * RoPE pair take the sum of both; then the geometric mean of each vector is one. */
+static void plain_scale_step(double rate, double *GS, double *S) {
+    static const int64_t length[SCALE_KINDS] = {HIDDEN, HIDDEN, KV * DIM, KV * DIM, WIDE};
+    for (int64_t i = 0; i < LAYERS; i++) {
+        for (int k = 0; k < SCALE_KINDS; k++) {
+            double mean = 0;
+            for (int64_t j = 0; j < length[k]; j++) {
+                const int64_t other = j % DIM < DIM / 2 ? j + DIM / 2 : j - DIM / 2;
+                const double g = GS[j] + (k == SCALE_QK ? GS[other] : 0);
+                S[j] *= exp(-rate * g / (fabs(g) + 1e-8));
+                mean += log(S[j]) / (double)length[k];
+            }
+            for (int64_t j = 0; j < length[k]; j++) S[j] /= exp(mean);
+            GS += length[k];
+            S += length[k];
+        }
+    }
 }
 
 /* One published step from the plain sums. */
 static void test_gradient(const given *g) {
-    const setting s = {"gradient", COMPUTE_F64, false, true, false, OPTIMIZER_SGD_PUBLISHED, 4, 4};
+    const setting s = {"gradient", COMPUTE_F64, false, true, false, OPTIMIZER_SGD_PUBLISHED,
+                       4,          4,           true};
     run r;
     learn_report report;
     static outcome got;
     double loss, *G1 = room(N1, sizeof *G1), *G2 = room(LAYERS * DD, sizeof *G2);
+    double *GS = room(LAYERS * SCALES, sizeof *GS), *S = room(LAYERS * SCALES, sizeof *S);
     run_begin(comm_world(), g, &s, 0, 0, RECOMPUTE_AUTO, &r);
-    plain_gradients(g, &r, G1, G2, &loss);
+    plain_gradients(g, &r, G1, G2, GS, &loss);
     OK(learn_e2e_step(r.learn, &report));
     check(fabs(report.loss - loss) < 1e-12 * loss, "loss against whole windows");
     run_end(&r, &got);
@@ -397,17 +449,23 @@ static void test_gradient(const given *g) {
     check(off_by(R1, g->R1, N1) > 1e-6, "the step is one");
     check(off_by(R1, got.R1, N1) < 1e-11, "R1 against whole windows");
     check(off_by(R2, got.R2, LAYERS * DD) < 1e-11, "R2 against whole windows");
+    memcpy(S, g->S, LAYERS * SCALES * sizeof *S);
+    plain_scale_step(r.o.lr_scale, GS, S);
+    check(off_by(S, g->S, LAYERS * SCALES) > 0.01, "scales move");
+    /* a gradient as small as 1e-8 is known to 1e-15, and Adam multiplies by up to 1e8 */
+    check(off_by(S, got.S, LAYERS * SCALES) < 1e-6, "scales against whole windows");
     optimizer_destroy(&o1);
     optimizer_destroy(&o2);
-    void *all[] = {G1, G2, R1, R2};
-    for (int i = 0; i < 4; i++) mem_free(all[i]);
+    void *all[] = {G1, G2, R1, R2, GS, S};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
 }
 
 /* ---- sums that overflow ---- */
 
 static void test_overflow(const given *g) {
     const comm *all = comm_world();
-    const setting s = {"overflow", COMPUTE_F64, false, true, false, OPTIMIZER_SGD_PUBLISHED, 4, 4};
+    const setting s = {"overflow", COMPUTE_F64, false, true, false, OPTIMIZER_SGD_PUBLISHED,
+                       4,          4,           true};
     static outcome plain, repeated;
     for (int small = 0; small < 2; small++) {
         run r;
@@ -417,8 +475,12 @@ static void test_overflow(const given *g) {
         run_begin(all, g, &s, 0, 0, RECOMPUTE_AUTO, &r);
         OK(learn_e2e_step(r.learn, &report));
         state_of(all, &r, &common, &cell);
-        if (small) /* exponents of both sums: far too fine */
+        /* exponents of all sums: far too fine; that of scales is the first of what they have */
+        const int64_t of_scales = learn_e2e_state_count(r.learn) - 2 - 4 * LAYERS * SCALES;
+        if (small) {
             for (int i = 1; i <= 2; i++) common[i] -= 30;
+            common[of_scales] -= 30;
+        }
         give_state(&r, common, cell);
         OK(learn_e2e_step(r.learn, &report));
         run_end(&r, small ? &repeated : &plain);
@@ -428,6 +490,7 @@ static void test_overflow(const given *g) {
     check(plain.passes == 3 && repeated.passes == 4, "a step whose sums overflow is done again");
     check(off_by(plain.R1, repeated.R1, N1) < 1e-10, "to the same R1");
     check(off_by(plain.R2, repeated.R2, LAYERS * DD) < 1e-10, "and R2");
+    check(off_by(plain.S, repeated.S, LAYERS * SCALES) < 1e-6, "and scales");
 }
 
 /* ---- numbers that stop being finite ---- */
@@ -475,6 +538,8 @@ static void test_refusals(const given *g) {
     o.sites.act.bits = o.sites.kv.bits = 16;
     w.shape.window = LENGTH;
     check(learn_e2e_check(&o, &w.shape).code == ERR_USAGE, "nothing to learn");
+    o.scales = ALL_KINDS;
+    check(learn_e2e_check(&o, &w.shape).code == ERR_USAGE, "nor scales");
 }
 
 int main(int argc, char **argv) {

@@ -57,7 +57,7 @@ VALUES = {
     "numerics.gptq_grid_from": [4096, 1],
     "numerics.gptq_block": [128, 1, 7],
 }
-# Of a phase of learn. lr_scale is reserved: it is read and checked.
+# Of a phase of learn.
 PHASE_VALUES = {
     "objective": ["range", "ce", "kl-top"],
     "steps": [2, 1],
@@ -67,7 +67,7 @@ PHASE_VALUES = {
     "optimizer": ["adam", "sgd-published"],
     "lr_r1": [0.002, 0],
     "lr_r2": [0.006, 0],
-    "lr_scale": [0.001, 0],
+    "lr_scale": [0, 0.02],
     "schedule": ["cosine", "linear", "constant"],
     "range_grad": ["through", "detached"],
     "weights": [False, True],
@@ -108,6 +108,11 @@ def helped(r):
     return [p for p in r["scale.pairs"] if helps[p]]
 
 
+def learns_scales(r):
+    """A phase at the end of the model moves scales."""
+    return bool(r["scale.pairs"]) and any(p["objective"] != "range" and p["lr_scale"] for p in r["learn"])
+
+
 def tunes_sites(r):
     """Clips by search, or R3 from keys, of something that is quantized."""
     inputs, kv = min(r["activations.bits"], down_bits(r)) < BELOW, r["kv.bits"] < BELOW
@@ -142,7 +147,7 @@ def refusals(r, m):
         mixed = {"norm": r["rotate.r1"], "vo": r["rotate.r2"] != "none", "ud": "r4" in r["rotate.online"], "qk": True}
         if not pairs or any(mixed[p] for p in pairs):
             out.append((2, "scale.start is smooth"))
-    elif (r["scale.start"] == "ones") != (not pairs):
+    elif (r["scale.start"] == "ones" and pairs and not learns_scales(r)) or (r["scale.start"] != "ones" and not pairs):
         out.append((2, "scales of ones|no pair is named"))
     if out:
         return out
@@ -212,11 +217,11 @@ def draw_phase(rng, recipe):
 def draw(rng):
     """A recipe at random: most keys at their default, so that not every draw is refused for one of many."""
     r = {k: rng.choice(v) if rng.random() < 0.4 else v[0] for k, v in VALUES.items()}
-    if r["scale.pairs"] and r["scale.start"] == "ones":
+    r["learn"] = [draw_phase(rng, r) for _ in range(rng.choice((0, 0, 0, 1, 1, 2)))]
+    if r["scale.pairs"] and r["scale.start"] == "ones" and not learns_scales(r):
         r["scale.start"] = "closed"
     if not r["scale.pairs"]:
         r["scale.start"] = "ones"
-    r["learn"] = [draw_phase(rng, r) for _ in range(rng.choice((0, 0, 0, 1, 1, 2)))]
     return r
 
 

@@ -228,6 +228,7 @@ static void wrong_keys_and_values_are_named(void **state) {
         {"activations.clip={attn: [1]}", "activations.clip is {\"attn\": [1]}; it must be a number",
          ""},
         {"activations.clip={k: 0.9}", "a map of attn|mlp|o|down to a number or [low, high]", ""},
+        {"learn=[{lr_scale: 2}]", "lr_scale is 2; it must be a number in 0..1", ""},
         {"rotate.r3=eigen", "rotate.r3 is \"eigen\"; it must be had|signs|pca", ""},
         {"rotate={r5: true}", "unknown recipe key \"rotate.r5\"", "rotate.r"},
         {"weights={bits: 4, group: {}}", "weights.group is {}; it must be", ""},
