@@ -166,7 +166,8 @@ int main(int argc, char **argv) {
         return ERR_OK;
     }
     err e = err_none();
-    bool parallel = cmd == CMD_COUNT || jobs[cmd].parallel;
+    bool parallel = cmd == CMD_COUNT || jobs[cmd].parallel ||
+                    (cmd == CMD_PLAN && has_flag(argc, argv, "--measure")); /* the network too */
     if (parallel) e = comm_start(&argc, &argv);
     /* N worlds of one cannot agree on who speaks: each that sees it says so. */
     if (!e.code && cmd == CMD_COUNT) e = unknown_command(argv[1]);

@@ -15,6 +15,7 @@
 #include "jobs/run/quantize_calib.h"
 #include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
+#include "mpi/link.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -81,6 +82,25 @@ static err read_flags(plan_command *k) {
     if (!e.code && options_has(o, OPT_SCRIPT) && !k->job.out)
         e = err_make(ERR_USAGE, "--out", NULL, "say where the job is to write: --out OUT");
     return e;
+}
+
+/* Collective. A network is between nodes: what goes between the ranks of one is told, and not
+ * planned with. */
+static void measure_links(const comm *c, const options *o, plan_rates *r) {
+    if (!options_has(o, OPT_MEASURE) || comm_size(c) == 1) return;
+    const link_rate l = link_measure(c);
+    const bool given = options_has(o, OPT_NETWORK), taken = l.nodes > 1 && l.pairs && !given;
+    if (!l.pairs) return;
+    log_line(LOG_RUN, "%d pair(s) of ranks %s: %.3g GB/s a node, %.3g us a short message%s",
+             l.pairs, l.nodes > 1 ? "on different nodes" : "within the one node",
+             l.node_bytes_s * 1e-9, l.latency_s * 1e6,
+             taken   ? ""
+             : given ? "; the plan goes by --network"
+                     : "; this is no network, the plan does not go by it");
+    if (!taken) return;
+    r->network = l.node_bytes_s;
+    r->latency = l.latency_s;
+    snprintf(r->network_from, sizeof r->network_from, "measured between %d nodes", l.nodes);
 }
 
 /* What quantize does before its plan, without calibration text and output folder. */
@@ -207,10 +227,15 @@ static void warn_of_cpu(const plan_command *k) {
                  "another, say it with --cpu");
 }
 
-err job_plan(const comm *c, const options *o) {
-    plan_command k = {.q = {.c = c, .o = o}};
+err job_plan(const comm *all, const options *o) {
+    plan_command k = {.q = {.o = o}};
     char smallest[160];
-    err e = read_flags(&k);
+    comm *alone;
+    err e = comm_agree(all, read_flags(&k), "reading the flags", NULL);
+    if (!e.code) measure_links(all, o, &k.rates);
+    if (!e.code) e = comm_split(all, comm_rank(all) == 0 ? 0 : -1, "plan", &alone);
+    if (e.code || !alone) return e; /* the others have measured, the first one plans */
+    k.q.c = alone;
     if (!e.code) e = prepare(&k);
     if (!e.code) find_smallest(&k);
     if (!e.code) e = plan_make(quantize_phases(), &k.q, &k.place, &k.rates, 0, &k.plan);
@@ -233,5 +258,6 @@ err job_plan(const comm *c, const options *o) {
         if (!e.code) log_line(LOG_RUN, "wrote %s", options_str(o, OPT_SCRIPT));
     }
     quantize_clear(&k.q);
+    comm_destroy(&alone);
     return e;
 }

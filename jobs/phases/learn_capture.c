@@ -233,6 +233,29 @@ err learn_capture_rows(learner *l) {
     return e;
 }
 
+/* Streams and their gradients between stages, how sensitive each row is, then the start points. */
+static uint64_t capture_network(const learner *l, const plan_maker *m) {
+    const settings *s = m->q->set;
+    const llama_config *cfg = plan_config(m);
+    const int64_t h = cfg->hidden, text = m->q->calib_windows * s->calib.window,
+                  tokens = learn_pool_tokens(m->q);
+    const bool r1 = rotation_set_r1(m->q->rotations) != NULL,
+               womi = s->rotate.start.word == START_POINT_WOMI,
+               eigen = womi || s->rotate.start.word == START_POINT_PCA,
+               r2 = quantize_starts_at(s, START_POINT_PCA) ||
+                    quantize_starts_at(s, START_POINT_WOMI);
+    grid_shape g;
+    const bool grid = !plan_grid(m, &g).code && g.rows * g.cols > 1;
+    const uint64_t rows = (uint64_t)(tokens * (2 + cfg->kv_heads + cfg->heads)),
+                   streams = 2 * sizeof(float) * (uint64_t)(text * h * (m->n_stages - 1)),
+                   square = sizeof(int64_t) * (uint64_t)(h * h * (grid ? 1 : 2));
+    uint64_t sum = streams + plan_layers_to_all(m, rows * sizeof(float));
+    if (learn_draws_any(s)) sum += plan_layers_to_first(m, 4 * (uint64_t)tokens * sizeof(double));
+    if (r1 && eigen) sum += plan_to_all(m, square);
+    if (r2) sum += plan_layers_to_all(m, (uint64_t)learner_r2_entries(l) * sizeof(double));
+    return sum;
+}
+
 /* Windows go through in waves of as many as there are stages: forward of all, then backward. */
 err learn_capture_plan(learner *l, plan_maker *m) {
     const quantize_run *q = m->q;
@@ -266,6 +289,6 @@ err learn_capture_plan(learner *l, plan_maker *m) {
     f->seconds = load + passes + start;
     f->blind_s = fmax(fmax(load, start), passes / waves);
     if (passes > 0) f->busy = work * (double)windows / passes;
-    plan_send(m, f, (uint64_t)(windows * window * cfg->hidden * 8 * (stages - 1)));
+    plan_send(m, f, capture_network(l, m));
     return e;
 }

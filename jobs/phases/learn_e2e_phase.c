@@ -15,6 +15,7 @@
 #include "jobs/setup/setup.h"
 #include "model/tensors.h"
 #include "pipeline/learn/learn_e2e.h"
+#include "pipeline/learn/r2_part.h"
 #include "pipeline/stages/schedule.h"
 
 #include <inttypes.h>
@@ -315,6 +316,24 @@ err learn_e2e_phase(learner *l, int64_t k, const learn_kept *saved) {
     return e;
 }
 
+/* Streams and their gradients of each pass, the steps of R1 and R2, and of R2 each commit. */
+static uint64_t e2e_network(const learner *l, const plan_maker *m, const estimate *t, bool r1,
+                            optimizer_kind kind) {
+    const llama_config *cfg = plan_config(m);
+    const uint64_t layers = (uint64_t)cfg->layers,
+                   r2 = layers * (uint64_t)learner_r2_entries(l) * sizeof(double),
+                   kept = layers *
+                          (uint64_t)(l->r2_heads * r2_part_state_each(kind, cfg->head_dim)) *
+                          sizeof(double),
+                   others = (uint64_t)(t->stages - 1), steps = (uint64_t)t->steps;
+    uint64_t passes = 1 + steps; /* the first one twice */
+    for (int64_t i = 0; i <= t->steps; i++) passes += learn_judge_due(i, t->steps, E2E_JUDGE_EVERY);
+    return plan_r1_to_all(m, r1) + plan_to_all(m, r2) +
+           passes * others * 2 * sizeof(float) * (uint64_t)(t->tokens * cfg->hidden) +
+           steps * (plan_step_network(m, r1, false) + kept * others / (others + 1) +
+                    2 * r2 * (uint64_t)(t->replicas - 1));
+}
+
 err learn_e2e_plan(learner *l, plan_maker *m, int64_t k) {
     const plan_place *place = &m->p->place;
     const llama_config *cfg = plan_config(m);
@@ -349,9 +368,7 @@ err learn_e2e_plan(learner *l, plan_maker *m, int64_t k) {
     f->blind_s = 2 * step;
     f->again_s = step;
     f->busy = 1 - t.idle;
-    plan_send(m, f,
-              (uint64_t)t.steps * (plan_step_network(m, r1) +
-                                   (uint64_t)(t.tokens * cfg->hidden * 8 * (t.stages - 1))));
+    plan_send(m, f, e2e_network(l, m, &t, r1, m->q->set->learn[k].optimizer));
     snprintf(f->note, sizeof f->note, "%d replicas x %d stages%s", t.replicas, t.stages,
              t.recompute ? ", layers computed again" : "");
     return e;

@@ -13,6 +13,7 @@
 #include "jobs/setup/setup.h"
 #include "pipeline/learn/learn_range_held.h"
 #include "pipeline/learn/learn_range_state.h"
+#include "pipeline/learn/r2_part.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -171,6 +172,19 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
     return e;
 }
 
+/* R1 to begin with, the steps, R2 at each commit and at the end. */
+static uint64_t range_network(const learner *l, const plan_maker *m, const learn_settings *phase,
+                              bool r1, double seconds) {
+    const uint64_t r2 = (uint64_t)learner_r2_entries(l) * sizeof(double),
+                   kept = (uint64_t)(l->r2_heads * r2_part_state_each(phase->optimizer,
+                                                                      plan_config(m)->head_dim)) *
+                          sizeof(double);
+    const double commits =
+        fmax((double)size_ceil_div(phase->steps, COMMIT_STEPS), seconds / LEARN_COMMIT_SECONDS);
+    return plan_r1_to_all(m, r1) + (uint64_t)phase->steps * plan_step_network(m, r1, true) +
+           (uint64_t)commits * plan_layers_to_first(m, kept) + plan_layers_to_all(m, r2);
+}
+
 err learn_range_plan(learner *l, plan_maker *m, int64_t k) {
     const llama_config *cfg = plan_config(m);
     const learn_settings *phase = &m->q->set->learn[k];
@@ -205,7 +219,7 @@ err learn_range_plan(learner *l, plan_maker *m, int64_t k) {
     f->blind_s = slowest + step;
     f->again_s = plan_again_seconds(m);
     f->busy = (work + step * movers / m->ranks) / (slowest + step);
-    plan_send(m, f, (uint64_t)steps * plan_step_network(m, r1));
+    plan_send(m, f, range_network(l, m, phase, r1, f->seconds));
     if (grid.rows * grid.cols > 1)
         snprintf(f->note, sizeof f->note, "R1 on a grid of %dx%d", grid.rows, grid.cols);
     return e;

@@ -303,5 +303,10 @@ err learn_sites_plan(learner *l, plan_maker *m) {
     f->units = 1; /* kept when all are known */
     f->blind_s = f->seconds / (double)size_max(1, most);
     f->again_s = plan_again_seconds(m);
+    const int64_t found = CLIP_PLACES * FOUND_SITE,
+                  r3 = l->r3_wanted ? learn_site_r3_entries(l) : 0;
+    plan_send(m, f,
+              plan_r1_to_all(m, rotation_set_r1(m->q->rotations)) +
+                  plan_layers_to_all(m, (uint64_t)(found + r3) * sizeof(double)));
     return e;
 }

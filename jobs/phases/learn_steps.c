@@ -12,8 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define COMMIT_SECONDS 60.0
-
 /* Collective. */
 static err phase_state(const learner *l, const learn_phase *p, learn_kept *k) {
     void *common = NULL;
@@ -167,7 +165,7 @@ err learn_run_steps(learner *l, const learn_phase *p, const learn_kept *saved) {
         if (p->judge && learn_judge_due(report.step, p->steps, p->judge_every))
             e = judge_phase(l, p, name, &verdict);
         if (e.code) return e;
-        int64_t due = now - committed > COMMIT_SECONDS;
+        int64_t due = now - committed > LEARN_COMMIT_SECONDS;
         comm_max_i64(q->c, &due, 1); /* clocks differ between ranks */
         bool stop = stop_agreed(q->c);
         if (due || stop || report.step % p->commit_steps == 0 || report.step == p->steps) {

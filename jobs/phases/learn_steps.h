@@ -7,6 +7,8 @@
 #include "pipeline/learn/learn_report.h"
 #include "pipeline/learn/learn_verdict.h"
 
+enum { LEARN_COMMIT_SECONDS = 60 }; /* between commits at most */
+
 /* A phase as the loop of steps sees it: the functions of pipeline/learn/learn_*.h with their
  * object. */
 typedef struct learn_phase {

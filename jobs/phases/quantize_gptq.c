@@ -18,6 +18,7 @@
 #include "jobs/setup/setup.h"
 #include "model/tensors.h"
 #include "pipeline/gptq/gptq_layer.h"
+#include "pipeline/gptq/gptq_network.h"
 #include "pipeline/plan/memory_plan.h"
 #include "shard/stored_floats.h"
 
@@ -382,6 +383,16 @@ err quantize_gptq(quantize_run *q) {
     return e;
 }
 
+/* Bytes between ranks for a layer. */
+static uint64_t layer_network(const quantize_run *q, const memory_level *t, int ranks) {
+    gptq_phase phase;
+    if (phase_settings(q, &phase).code) return 0; /* memory_of has refused it */
+    phase.s.batches = t->batches;
+    const uint64_t bytes = gptq_network_bytes(&phase.s, ranks);
+    phase_clear(&phase);
+    return bytes;
+}
+
 /* The layers; what is left for rounding to nearest are the tables (quantize_items.h), whose plan
  * completes this phase. */
 err quantize_gptq_plan(plan_maker *m) {
@@ -405,13 +416,7 @@ err quantize_gptq_plan(plan_maker *m) {
     }
     plan_offer(f, &layers.memory, layers.rank);
     level_text(&t, f->note);
-    /* Numbers of 8 bytes: a triangle of sums, one of the factor for each part of each rounding, the
-     * cross terms; then fused weights to all, and their codes. */
     const bool asymmetric = q->set->weights.method == METHOD_GPTAQ;
-    const int64_t o = cfg->heads * cfg->head_dim, roundings = asymmetric ? PLAN_GPTAQ_ROUNDINGS : 1;
-    const int64_t squares =
-        2 * cfg->hidden * cfg->hidden + o * o + cfg->intermediate * cfg->intermediate;
-    const int64_t numbers = squares * (1 + t.batches * roundings) / 2 + (asymmetric ? squares : 0);
     grid_shape g = {1, 1};
     if (q->set->numerics.gptq_grid.word != WORD_AUTO && !e.code)
         e = grid_resolve("numerics.gptq_grid", q->set->numerics.gptq_grid.text, cfg->hidden,
@@ -431,9 +436,6 @@ err quantize_gptq_plan(plan_maker *m) {
     f->blind_s = f->seconds / (double)cfg->layers;
     f->again_unit_s = plan_time_forward(&m->rank, cfg, window) * (asymmetric ? 2 : 1) *
                       ceil((double)q->calib_windows / m->ranks);
-    plan_send(
-        m, f,
-        (uint64_t)cfg->layers * (uint64_t)(m->ranks - 1) *
-            ((uint64_t)numbers * 8 + (uint64_t)llama_layer_params(cfg) * (sizeof(float) + 1)));
+    if (!e.code) plan_send(m, f, (uint64_t)cfg->layers * layer_network(q, &t, m->ranks));
     return e;
 }

@@ -219,19 +219,33 @@ err quantize_do_items(quantize_run *q) {
     return e;
 }
 
+/* What became of each round, to the first rank and back to all; and what all compare and ask. */
+static uint64_t items_network(const plan_maker *m, const bool *wanted) {
+    enum { ASKED = 2 * sizeof(int64_t) + 2 * SHA256_HEX };
+    int64_t most = 0, *own = calloc((size_t)m->ranks, sizeof *own);
+    if (!own) abort();
+    for (int64_t i = 0; i < m->q->n_items; i++)
+        if (wanted[i]) most = size_max(most, ++own[m->q->owner[i]]);
+    free(own);
+    return plan_to_all(m, (uint64_t)(most + BEHIND) *
+                              (sizeof(item_report) * (uint64_t)(1 + m->ranks) + ASKED));
+}
+
 err quantize_items_plan(plan_maker *m) {
     const quantize_run *q = m->q;
     const plan_place *place = &m->p->place;
     const int active = (int)size_min(m->ranks, q->n_items);
     double *load = calloc((size_t)m->ranks, sizeof *load), slowest = 0, all = 0, longest = 0;
-    if (!load) abort();
+    bool *wanted = calloc((size_t)q->n_items, sizeof *wanted);
+    if (!load || !wanted) abort();
     const bool gptq = quantize_uses_gptq(q->set);
     err e = err_none();
     plan_phase *f = &m->p->phases[m->p->n_phases - 1]; /* that of GPTQ, which is completed */
     if (!gptq) e = plan_add_phase(m, quantize_items_phase(q->set), &f);
     for (int64_t i = 0; i < q->n_items; i++) {
         const bool layer = i >= 1 && i <= plan_config(m)->layers;
-        if (gptq && layer) continue;
+        wanted[i] = !gptq || !layer;
+        if (!wanted[i]) continue;
         const double one = plan_item_seconds(m, i, true);
         load[q->owner[i]] += one;
         longest = fmax(longest, one);
@@ -246,6 +260,8 @@ err quantize_items_plan(plan_maker *m) {
         plan_offer(f, &p, r);
     }
     free(load);
+    const uint64_t network = items_network(m, wanted);
+    free(wanted);
     if (e.code) return e;
     if (gptq) slowest += f->seconds;
     const double disk = (double)m->p->read_bytes / (m->rank.rates->read * place->nodes) +
@@ -255,5 +271,6 @@ err quantize_items_plan(plan_maker *m) {
     if (!gptq && slowest > 0 && slowest > disk) f->busy = all / m->ranks / slowest;
     if (!gptq) f->units = size_ceil_div(q->n_items, active);
     f->blind_s = fmax(f->blind_s, longest);
+    plan_send(m, f, network);
     return e;
 }

@@ -459,6 +459,8 @@ err quantize_finish(quantize_run *q) {
 
 /* Objects into tars; then they are flushed, read back and hashed. */
 err quantize_pack_plan(plan_maker *m) {
+    /* Names and sizes of the small files; and of the tars a hash of each and of each file in it. */
+    enum { SMALL_FILES = 6, LISTED = 27, ASKED = 40, HASH = 16 * 8 };
     const plan_place *place = &m->p->place;
     const double bytes = (double)m->p->archive_bytes, nodes = place->nodes;
     const double readers = (double)size_min(m->ranks, m->p->tars);
@@ -479,5 +481,7 @@ err quantize_pack_plan(plan_maker *m) {
     verify->blind_s = verify->seconds;
     verify->units = 1; /* a start packs again what was not verified */
     verify->again_s = pack->seconds;
+    plan_send(m, pack, plan_to_all(m, SMALL_FILES * LISTED + ASKED));
+    plan_send(m, verify, plan_to_all(m, (uint64_t)(2 * m->p->tars + SMALL_FILES) * HASH));
     return e;
 }

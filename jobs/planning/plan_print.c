@@ -69,6 +69,9 @@ void plan_print(const run_plan *p) {
            at->nodes, at->ranks_per_node, at->cores_per_rank, p->least_layers, p->most_layers,
            p->idle_ranks);
     printf("rates      %s\n", p->rates.from);
+    if (at->nodes > 1)
+        printf("network    %.3g GB/s a node, %.3g us a message; %s\n", p->rates.network * 1e-9,
+               p->rates.latency * 1e6, p->rates.network_from);
     print_files(p);
     printf("\nphase      time                             largest rank\n");
     for (int i = 0; i < p->n_phases; i++) print_phase(p, &p->phases[i]);
@@ -120,9 +123,10 @@ json_t *plan_json(const run_plan *p) {
                   at->ranks_per_node, "cores_per_rank", at->cores_per_rank, "memory_per_rank",
                   (json_int_t)at->limit, "layers_least", (json_int_t)p->least_layers, "layers_most",
                   (json_int_t)p->most_layers, "idle_ranks", p->idle_ranks);
-    json_t *rates =
-        json_pack("{s:s, s:b, s:f, s:f, s:f}", "from", p->rates.from, "measured", p->rates.measured,
-                  "bf16", p->rates.bf16, "fp32", p->rates.f32, "fp64", p->rates.f64);
+    json_t *rates = json_pack("{s:s, s:b, s:f, s:f, s:f, s:f, s:f, s:s}", "from", p->rates.from,
+                              "measured", p->rates.measured, "bf16", p->rates.bf16, "fp32",
+                              p->rates.f32, "fp64", p->rates.f64, "network", p->rates.network,
+                              "latency_s", p->rates.latency, "network_from", p->rates.network_from);
     return json_pack("{s:I, s:I, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:f, s:I, s:s, s:b}",
                      "parameters", (json_int_t)p->params, "layers", (json_int_t)p->layers, "layout",
                      where, "rates", rates, "read_bytes", (json_int_t)p->read_bytes, "read_files",

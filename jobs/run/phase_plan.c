@@ -5,6 +5,7 @@
 #include "base/size.h"
 #include "rotations/cayley_dist.h"
 
+#include <math.h>
 #include <stdio.h>
 
 err plan_add_phase(plan_maker *m, const char *name, plan_phase **out) {
@@ -48,20 +49,42 @@ int plan_steppers(const plan_maker *m, grid_shape grid) {
 
 /* Every rank talks to every other alike, so of n nodes the share (n - 1)/n of the bytes leaves one;
  * all nodes send at once, at the rate of one each. Nothing is computed meanwhile: that is so for
- * GPTQ's sums and the gradients of R1, and too long for stages that pass windows on. */
+ * GPTQ's sums and the gradients of R1, and too long for stages that pass windows on. The collective
+ * calls of a unit (a step of range has ten) are trees of messages, each late by the latency. */
 void plan_send(const plan_maker *m, plan_phase *f, uint64_t bytes) {
     const double nodes = m->p->place.nodes, alone = f->seconds;
-    f->network = bytes;
+    f->network += bytes;
     if (nodes < 2) return;
-    const double s = (double)bytes * (nodes - 1) / nodes / nodes / m->rank.rates->network;
+    enum { CALLS = 10 };
+    const double s = (double)bytes * (nodes - 1) / nodes / nodes / m->rank.rates->network +
+                     CALLS * (double)f->units * ceil(log2(nodes)) * m->rank.rates->latency;
     f->seconds += s;
     f->blind_s += s / (double)size_max(1, f->units);
     if (f->seconds > 0) f->busy *= alone / f->seconds;
 }
 
-uint64_t plan_step_network(const plan_maker *m, bool r1) {
+uint64_t plan_step_network(const plan_maker *m, bool r1, bool rough) {
+    cayley_dist_options o = {.n = plan_config(m)->hidden, .rough_gradient = rough};
+    if (!r1 || plan_grid(m, &o.grid).code) return 0; /* refused by the phase itself */
+    return cayley_dist_step_network(&o, m->ranks);
+}
+
+uint64_t plan_to_all(const plan_maker *m, uint64_t bytes) {
+    return bytes * (uint64_t)(m->ranks - 1);
+}
+
+uint64_t plan_layers_to_first(const plan_maker *m, uint64_t bytes) {
+    return bytes * (uint64_t)(plan_config(m)->layers - m->ranges[0].n);
+}
+
+uint64_t plan_layers_to_all(const plan_maker *m, uint64_t bytes) {
+    const uint64_t layers = (uint64_t)plan_config(m)->layers;
+    return plan_layers_to_first(m, bytes) + plan_to_all(m, bytes * layers);
+}
+
+uint64_t plan_r1_to_all(const plan_maker *m, bool r1) {
     const uint64_t n = (uint64_t)plan_config(m)->hidden;
-    return r1 ? n * n * 12 * (uint64_t)(m->ranks - 1) : 0;
+    return r1 ? plan_to_all(m, n * n * sizeof(double)) : 0;
 }
 
 double plan_item_seconds(const plan_maker *m, int64_t item, bool round) {

@@ -37,9 +37,15 @@ err plan_grid(const plan_maker *m, grid_shape *out);
 /* Local. Ranks that share a Cayley step of R1: the cells, or all where a rank beside them holds a
  * part. */
 int plan_steppers(const plan_maker *m, grid_shape grid);
-/* Local. Bytes of R1 over the wire in a step: the integers of its gradient to the cells, R1 in fp32
- * to all. */
-uint64_t plan_step_network(const plan_maker *m, bool r1);
+/* Local. Bytes over the wire, all ranks together, as mpi/comm.h counts them: of one step of R1
+ * (rough: as cayley_dist_options); of bytes that one or all of the ranks have in parts and all get;
+ * of so many bytes of each layer that the first rank gets (without its own), or that all get by way
+ * of it; of R1 in fp64 to all. 0 where r1 is false. */
+uint64_t plan_step_network(const plan_maker *m, bool r1, bool rough);
+uint64_t plan_to_all(const plan_maker *m, uint64_t bytes);
+uint64_t plan_layers_to_first(const plan_maker *m, uint64_t bytes);
+uint64_t plan_layers_to_all(const plan_maker *m, uint64_t bytes);
+uint64_t plan_r1_to_all(const plan_maker *m, bool r1);
 /* Local. The phase sends so many bytes, all ranks together: they and their time between nodes are
  * added to f, whose seconds and units are there. */
 void plan_send(const plan_maker *m, plan_phase *f, uint64_t bytes);

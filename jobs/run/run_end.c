@@ -8,6 +8,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 void run_tell_death(const char *out_dir) {
     run_progress p = run_progress_read(out_dir);
@@ -82,6 +83,23 @@ static void tell_weights(const char *out_dir, const json_t *items) {
                  100 * s.sum / (double)s.n, s.n, 100 * s.most, s.at, out_dir);
 }
 
+/* Of the phases that came to their end, as often as they did. */
+static void tell_network(const json_t *events) {
+    uint64_t sent = 0, planned = 0;
+    const json_t *v, *p;
+    char text[32], plan[32];
+    size_t i;
+    json_array_foreach((json_t *)(uintptr_t)events, i, v) {
+        if (strcmp(json_word_of(v, "event"), "end") != 0) continue;
+        sent += (uint64_t)json_integer_value(json_object_get(v, "sent_bytes"));
+        p = json_object_get(v, "planned_sent_bytes");
+        if (p) planned += (uint64_t)json_integer_value(p);
+    }
+    if (sent || planned)
+        log_line(LOG_RUN, "ranks sent each other %s (planned %s)", size_text(sent, text),
+                 size_text(planned, plan));
+}
+
 void run_tell_totals(const char *out_dir) {
     run_progress p = run_progress_read(out_dir);
     json_t *events = NULL;
@@ -90,6 +108,7 @@ void run_tell_totals(const char *out_dir) {
              size_seconds_text(p.seconds, time), p.node_hours, p.starts, p.starts == 1 ? "" : "s");
     run_progress_clear(&p);
     if (event_table_all(out_dir, &events).code) return; /* it cannot be read: nothing to say */
+    tell_network(events);
     json_t *layers = event_table_by(events, "errors", "layer"),
            *items = event_table_by(events, "layer", "item");
     if (json_array_size(layers))

@@ -10,6 +10,7 @@
 #include "mpi/watch.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 /* NULL on other ranks than the first, and for phases without a plan. */
 static const plan_phase *planned_of(const quantize_run *q, const char *phase) {
@@ -67,13 +68,13 @@ typedef struct phase_use {
 enum { USES = sizeof(phase_use) / sizeof(int64_t) };
 
 /* Collective on q->c. */
-static phase_use use_of_all(const quantize_run *q) {
+static phase_use use_of_all(const quantize_run *q, uint64_t sent) {
     const machine_use *from = &q->phase_start_use;
     machine_use now;
     machine_used(&now);
     phase_use u = {.read_bytes = (int64_t)(now.read_bytes - from->read_bytes),
                    .written_bytes = (int64_t)(now.written_bytes - from->written_bytes),
-                   .sent_bytes = (int64_t)(comm_sent_bytes() - q->phase_start_sent),
+                   .sent_bytes = (int64_t)sent,
                    .cpu_ms = (int64_t)(1e3 * (now.cpu_s - from->cpu_s)),
                    .threads = gemm_threads()};
     comm_sum_i64(q->c, (int64_t *)&u, USES);
@@ -90,11 +91,27 @@ static void note_use(json_t *event, const phase_use *u, double seconds) {
     if (all > 0) json_object_set_new(event, "busy", json_real(1e-3 * (double)u->cpu_ms / all));
 }
 
+/* Collective on q->c. What each rank has sent in the phase, in rank order; NULL on others than the
+ * first. */
+static json_t *sent_by_rank(const quantize_run *q, uint64_t sent) {
+    const int size = comm_size(q->c);
+    uint64_t *all = calloc((size_t)size, sizeof *all);
+    json_t *list = q->events ? json_array() : NULL;
+    if (!all) abort();
+    comm_gather(q->c, &sent, sizeof sent, all, 0);
+    for (int r = 0; r < size && list; r++)
+        json_array_append_new(list, json_integer((json_int_t)all[r]));
+    free(all);
+    return list;
+}
+
 void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
     double seconds = clock_now_s() - q->phase_start_s;
     int64_t peak = (int64_t)mem_peak_rss_bytes();
     comm_max_i64(q->c, &peak, 1);
-    const phase_use use = use_of_all(q);
+    const uint64_t sent = comm_sent_bytes() - q->phase_start_sent;
+    const phase_use use = use_of_all(q, sent);
+    json_t *by_rank = sent_by_rank(q, sent);
     tell_phase(q, phase, seconds, (uint64_t)peak);
     if (!q->events) {
         json_decref(more);
@@ -104,6 +121,7 @@ void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
     json_object_set_new(more, "seconds", json_real(seconds));
     json_object_set_new(more, "peak_rss_bytes", json_integer(peak));
     note_use(more, &use, seconds);
+    json_object_set_new(more, "sent_bytes_by_rank", by_rank);
     const plan_phase *planned = planned_of(q, phase);
     if (planned) {
         json_object_set_new(more, "planned_seconds", json_real(planned->seconds));

@@ -143,7 +143,7 @@ static const struct {
                  BIT(CMD_PLAN), false},
     [OPT_MEASURE] = {"--measure", NULL,
                      "measure the products of this machine, which is like the "
-                     "nodes",
+                     "nodes; under mpirun or srun on several nodes their network too",
                      BIT(CMD_PLAN), false},
     [OPT_NETWORK] = {"--network", "NAME|BYTES/s",
                      "what a node sends: 25GbE, 100G, HDR, NDR, or bytes a second (default 100G)",

@@ -103,9 +103,11 @@ err plan_rates_of(const char *kind, plan_rates *out) {
                         .read = 2e9,
                         .write = 1.2e9,
                         .network = 10e9,
+                        .latency = 2e-6,
                         .spread = 2};
     snprintf(out->blas, sizeof out->blas, "%s", kinds[k].blas);
     snprintf(out->from, sizeof out->from, "a table: %s cores; not measured", kinds[k].kind);
+    snprintf(out->network_from, sizeof out->network_from, "100G is taken: say it with --network");
     return err_none();
 }
 
@@ -117,6 +119,7 @@ err plan_rates_network(const char *text, plan_rates *r) {
                 {"HDR100", 100}, {"EDR", 100},  {"HDR", 200},    {"NDR", 400}};
     const double reached = 0.8; /* of the line rate, by long messages of MPI */
     uint64_t bytes;
+    snprintf(r->network_from, sizeof r->network_from, "--network");
     for (size_t i = 0; i < sizeof nets / sizeof *nets; i++)
         if (!strcasecmp(text, nets[i].name)) {
             r->network = reached * nets[i].gigabits * 1e9 / 8;

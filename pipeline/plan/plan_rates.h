@@ -16,10 +16,12 @@ typedef struct plan_rates {
     double vector; /* numbers a second of norms, quantizers, transforms, softmax, on a core */
     double hash;   /* bytes a second of SHA-256 on a core */
     double read, write, network; /* bytes a second of a node */
+    double latency;              /* seconds of a short message between nodes */
     double spread;               /* times may be so many times as long, or as short */
     bool measured;
     char blas[24];  /* OPENBLAS_CORETYPE that suits; "" where the library knows best */
-    char from[128]; /* where the numbers come from, for people */
+    char from[128]; /* where the numbers come from, for people; and those of the network */
+    char network_from[64];
 } plan_rates;
 
 /* Local. Of the table: kind "auto" is this machine's CPU, by its name, else by what its products

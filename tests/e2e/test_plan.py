@@ -9,6 +9,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import make_model  # noqa: E402
 import published  # noqa: E402
+from kills import events  # noqa: E402
 from spin import STORIES, TEXT, Case, main, settings, spin  # noqa: E402
 
 LEARN = "learn=[{objective: range, steps: 2, rows: 256}, {objective: ce, steps: 1, batch: 2, window: 32}]"
@@ -188,6 +189,40 @@ class Plan(Case):
                 base = got[name]["buffers"]
                 program = [b["bytes"] for b in base if b["name"] == "program"][0]
                 self.assertLess(abs(end["planned_bytes"] - got[name]["bytes"]), program, name)
+
+    def check_sent(self, name, ranks, *how):
+        """What ranks counted in each phase of the plan, against the plan: within 10 %."""
+        out = self.path(name)
+        r = self.good("quantize", "--model", STORIES, "--out", out, "--calib", TEXT, *how, ranks=ranks)
+        ends = [e for e in events(out) if e["event"] == "end" and "planned_sent_bytes" in e]
+        for e in ends:
+            with self.subTest(run=name, phase=e["phase"]):
+                self.assertEqual(len(e["sent_bytes_by_rank"]), ranks)
+                self.assertEqual(sum(e["sent_bytes_by_rank"]), e["sent_bytes"])
+                self.assertAlmostEqual(e["sent_bytes"] / e["planned_sent_bytes"], 1, delta=0.1)
+        self.assertIn("ranks sent each other", r.err)
+        return {e["phase"] for e in ends}
+
+    def test_sent(self):
+        few = ("weights.group=channel", "calib.window=64", "calib.windows=12", "activations.bits=4")
+        self.assertEqual(self.check_sent("range", 3, "--recipe", "scales-w4a4kv4", *settings(
+            *few, "weights.method=gptq", "rotate.online=[r3]", "learn=[{objective: range, steps: 5, rows: 256}]")),
+            {"capture", "learn.0", "scales", "sites", "gptq", "pack", "verify"})
+        self.assertEqual(self.check_sent("ce", 4, "--replicas", 2, "--stages", 2, *settings(
+            *few, "weights.method=gptaq", "learn=[{objective: ce, steps: 3, batch: 2, window: 64}]")),
+            {"learn.0", "gptq", "pack", "verify"})
+        self.assertEqual(self.check_sent("round", 2, *settings(*few, "learn=[]")), {"round", "pack", "verify"})
+
+    def test_measured_links(self):
+        """Three ranks of one host: one pair is measured, said to be no network, and the first rank alone plans."""
+        r = self.good("plan", "--model", STORIES, "--measure", "--nodes", 2, "--json", ranks=3)
+        said = re.search(r"1 pair\(s\) of ranks within the one node: (\S+) GB/s a node, (\S+) us a short message; this is no", r.err)
+        self.assertGreater(float(said[1]), 0)
+        self.assertGreater(float(said[2]), 0)
+        rates = r.json()["rates"]
+        self.assertTrue(rates["measured"])
+        self.assertEqual((rates["network"], rates["latency_s"]), (10e9, 2e-6))
+        self.assertEqual(self.plan(STORIES, "--network", "25GbE")["rates"]["network_from"], "--network")
 
     def test_too_small(self):
         self.bad(6, ["--mem"], "quantize", "--model", STORIES, "--out", self.path("o"), "--mem", "16M")

@@ -1,0 +1,58 @@
+/* Everything that is sent reaches all other ranks or comes from all of them, so each number counts
+ * ranks - 1 times, and numbers that all ranks sum twice. */
+#include "pipeline/gptq/gptq_network.h"
+
+#include "base/size.h"
+#include "pipeline/gptq/gptq_moments.h"
+#include "pipeline/gptq/gptq_source.h"
+#include "quant/gptq.h"
+
+/* Numbers of the upper triangle of n by n in bands of so many rows, each from its diagonal on. */
+static uint64_t triangle(int64_t n, int64_t band) {
+    uint64_t sum = 0;
+    for (int64_t first = 0; first < n; first += band)
+        sum += (uint64_t)(size_min(band, n - first) * (n - first));
+    return sum;
+}
+
+/* Sums of an input of n columns, and the panels of its factor for each rounding of the rows. */
+static uint64_t input_bytes(const gptq_settings *s, int64_t n, double roundings) {
+    const bool grid = n >= s->solve.dist_from && s->solve.grid.rows * s->solve.grid.cols > 1;
+    const int64_t panel = gptq_moments_panel_rows(n), block = size_min(s->solve.block, n);
+    const uint64_t square = (uint64_t)(n * n), diagonal = 2 * (uint64_t)n,
+                   sums = triangle(n, panel), cross = s->asymmetric ? 2 * square : 0;
+    const double panels = roundings * (double)s->batches;
+    return sizeof(int64_t) * (diagonal + sums + cross) +
+           sizeof(double) * (uint64_t)(panels * (double)(grid ? square : triangle(n, block)));
+}
+
+/* Codes of a row of n columns, and what goes with them. */
+static uint64_t row_bytes(const wquant *how, int64_t n) {
+    const uint64_t groups = (uint64_t)(how->group ? size_ceil_div(n, how->group) : 1);
+    return (uint64_t)n + groups * (sizeof(float) + !how->symmetric) + sizeof(gptq_loss) +
+           sizeof(qerror);
+}
+
+uint64_t gptq_network_bytes(const gptq_settings *s, int ranks) {
+    /* GPTAQ tries strengths: nearest, none, half, full; and mostly not the last is the best, which
+     * is then rounded once more. */
+    const bool tries = s->asymmetric && s->alpha > 0 && s->n_windows >= GPTQ_HOLD_OUT;
+    const double roundings = tries ? 3.5 : 1;
+    uint64_t sum = 0, weights = 0, codes = 0;
+    for (int step = 0; step < STEP_COUNT; step++) {
+        const int first = gptq_step_first((llama_step)step);
+        llama_tensor t;
+        for (int k = first; k < first + gptq_step_count((llama_step)step); k++) {
+            llama_tensor_of(s->job->cfg, llama_linears[k], 0, &t);
+            weights += (uint64_t)(t.rows * t.cols) * sizeof(float);
+            codes += (uint64_t)t.rows * row_bytes(&s->job->how, t.cols);
+        }
+        sum += input_bytes(s, t.cols, roundings);
+    }
+    const double shared = roundings + s->asymmetric; /* to nearest first */
+    /* An error and an energy for each window, of each linear and trial. */
+    const uint64_t outputs = s->asymmetric ? (uint64_t)(4 * LLAMA_LINEARS * s->n_windows) : 0;
+    sum += weights + (uint64_t)(shared * (double)codes) +
+           (uint64_t)(shared * (double)(outputs * sizeof(double)));
+    return sum * (uint64_t)(ranks - 1);
+}
