@@ -13,7 +13,7 @@ typedef struct link_rate {
     double node_bytes_s; /* what a node sends; of one node, what its ranks send each other */
 } link_rate;
 
-/* Collective. The same on every rank; nothing but nodes on a single one. Takes 8 MiB a rank; ends
+/* Collective. Every rank gets the same rates; a single one none. Takes 8 MiB a rank; ends
  * the program where there is no memory. */
 link_rate link_measure(const comm *c);
 
