@@ -80,9 +80,14 @@ static err make_room(fileset *fs) {
     return err_none();
 }
 
+static bool is_known_name(const char *name) {
+    const size_t n = strlen(FILESET_TEMPLATES "/");
+    return file_is_base_name(strncmp(name, FILESET_TEMPLATES "/", n) ? name : name + n);
+}
+
 err fileset_add(fileset *fs, const char *name, const char *path, uint64_t offset, uint64_t bytes) {
     uint64_t end;
-    if (!file_is_base_name(name))
+    if (!is_known_name(name))
         return err_make(ERR_INPUT, fs->where, NULL, "\"%.200s\" is not a plain file name", name);
     if (find(fs, name))
         return err_make(ERR_INPUT, fs->where, NULL, "there are two files named %.200s", name);
@@ -104,20 +109,32 @@ err fileset_add(fileset *fs, const char *name, const char *path, uint64_t offset
     return e;
 }
 
-static err list_dir(fileset *fs, const char *dir) {
+/* The plain files of dir; their names begin with prefix. */
+static err list_dir(fileset *fs, const char *dir, const char *prefix) {
     DIR *d = opendir(dir);
     if (!d) return err_errno(dir, "open the folder");
     err e = err_none();
     errno = 0;
     for (struct dirent *x; !e.code && (x = readdir(d)); errno = 0) {
-        char *path = file_join(dir, x->d_name);
+        char *path = file_join(dir, x->d_name), name[sizeof FILESET_TEMPLATES + 256];
         struct stat st;
+        snprintf(name, sizeof name, "%s%s", prefix, x->d_name);
         if (stat(path, &st) == 0 && S_ISREG(st.st_mode))
-            e = fileset_add(fs, x->d_name, path, 0, (uint64_t)st.st_size);
+            e = fileset_add(fs, name, path, 0, (uint64_t)st.st_size);
         free(path);
     }
     if (!e.code && errno) e = err_errno(dir, "list the folder");
     closedir(d);
+    return e;
+}
+
+static err list_model(fileset *fs, const char *dir) {
+    char *templates = file_join(dir, FILESET_TEMPLATES);
+    struct stat st;
+    err e = list_dir(fs, dir, "");
+    if (!e.code && stat(templates, &st) == 0 && S_ISDIR(st.st_mode))
+        e = list_dir(fs, templates, FILESET_TEMPLATES "/");
+    free(templates);
     return e;
 }
 
@@ -156,7 +173,7 @@ err fileset_open_dir(const comm *c, const char *dir, fileset **out) {
     fileset *fs;
     err e = fileset_create(dir, &fs);
     if (!e.code && comm_rank(c) == 0) {
-        e = list_dir(fs, dir);
+        e = list_model(fs, dir);
         if (!e.code && !(blob = pack_list(fs, &len))) e = no_memory(dir);
     }
     e = comm_agree(c, e, dir, NULL);

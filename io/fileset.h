@@ -1,7 +1,7 @@
 /* fileset - the named files of a model folder, each a byte range of a real file, so that a folder
- * and the archives of a finished run read the same way. Not a file system: one level of plain
- * names, read only, nothing is ever extracted. The first step on the way from file to archive, and
- * again the first of verify and eval on an archive. */
+ * and the archives of a finished run read the same way. Not a file system: plain names, and below
+ * one folder that has a meaning; read only, nothing is ever extracted. The first step on the way
+ * from file to archive, and again the first of verify and eval on an archive. */
 #ifndef SPINSHARD_IO_FILESET_H
 #define SPINSHARD_IO_FILESET_H
 
@@ -14,19 +14,24 @@
 
 typedef struct fileset fileset;
 
+/* The one folder inside of a model folder whose files belong to it: more chat templates, as
+ * transformers writes and reads them. Its files are named "additional_chat_templates/NAME". */
+#define FILESET_TEMPLATES "additional_chat_templates"
+
 /* Local. An empty set; `where` (copied) names it in messages: the folder or archive. Caller owns
  * *out (fileset_destroy). */
 err fileset_create(const char *where, fileset **out);
 void fileset_destroy(fileset **fs); /* local; NULL is fine; sets NULL */
 
 /* Local. Add a file: `bytes` bytes of `path` from `offset`; both texts are copied. Fails with
- * ERR_INPUT for a name that is not one plain path component or is there already, or where
- * offset + bytes overflows. */
+ * ERR_INPUT for a name that is neither one plain path component nor one below FILESET_TEMPLATES, or
+ * is there already, or where offset + bytes overflows. */
 err fileset_add(fileset *fs, const char *name, const char *path, uint64_t offset, uint64_t bytes);
 
-/* Collective on c. The plain files of a folder, sorted by name; rank 0 lists, the others are told.
- * Links are followed (model caches are made of them); folders, devices, pipes and dangling links
- * are left out. Same result on every rank; caller owns *out. Fails with ERR_INPUT. */
+/* Collective on c. The plain files of a folder and of FILESET_TEMPLATES in it, sorted by name; rank
+ * 0 lists, the others are told. Links are followed (model caches are made of them); other folders,
+ * devices, pipes and dangling links are left out. Same result on every rank; caller owns *out.
+ * Fails with ERR_INPUT. */
 err fileset_open_dir(const comm *c, const char *dir, fileset **out);
 
 const char *fileset_where(const fileset *fs); /* local */

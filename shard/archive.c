@@ -45,7 +45,7 @@ bool archive_is_one(const char *path) {
 
 static err check_item(const manifest *m, int64_t t, const tar_item *x, const char *path) {
     static const char *const hint = "fetch the part again";
-    int64_t i = manifest_find(m, entry_base(x->name));
+    int64_t i = manifest_find(m, entry_file(x->name));
     if (i < 0 || m->entries[i].tar != t || strcmp(m->entries[i].name, x->name))
         return err_make(ERR_VERIFY, path, hint, "the entry \"%s\" is not in the manifest", x->name);
     const manifest_entry *want = &m->entries[i];
@@ -102,19 +102,19 @@ static err read_folder(const char *dir, char **text, size_t *len) {
     return e;
 }
 
-/* The headers of a tar alone as text: [[base name, offset, bytes], ...]. */
+/* The headers of a tar alone as text: [[file, offset, bytes], ...]. */
 static err read_lone_tar(const char *path, char **text, size_t *len) {
     tar_index items;
     err e = tar_index_read(path, &items);
     if (e.code) return e;
     json_t *list = json_array();
-    size_t folder = (size_t)(entry_base(items.items[0].name) - items.items[0].name);
+    size_t folder = (size_t)(entry_file(items.items[0].name) - items.items[0].name);
     for (int64_t i = 0; i < items.n && !e.code; i++) {
         const tar_item *x = &items.items[i];
         if (strncmp(x->name, items.items[0].name, folder))
             e = err_make(ERR_VERIFY, path, NULL, "the entries \"%s\" and \"%s\" are in two folders",
                          items.items[0].name, x->name);
-        json_array_append_new(list, json_pack("[s, I, I]", entry_base(x->name),
+        json_array_append_new(list, json_pack("[s, I, I]", entry_file(x->name),
                                               (json_int_t)x->offset, (json_int_t)x->bytes));
     }
     if (!e.code) e = json_text(list, 0, text, len);
@@ -130,7 +130,7 @@ static err add_manifest_files(archive *a, const char *text, size_t len) {
     for (int64_t i = 0; a->m && i < a->m->n_entries && !e.code; i++) {
         const manifest_entry *x = &a->m->entries[i];
         char *tar = file_join(a->path, a->m->tars[x->tar].file);
-        e = fileset_add(a->files, entry_base(x->name), tar, x->offset, x->bytes);
+        e = fileset_add(a->files, entry_file(x->name), tar, x->offset, x->bytes);
         free(tar);
     }
     return e;

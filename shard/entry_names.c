@@ -4,6 +4,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "io/fileset.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -26,16 +27,26 @@ const char *entry_base_fault(const char *name) {
     return strchr(name, '/') ? "is not a base name" : component_fault(name, strlen(name));
 }
 
+/* What must be a base name in the name of a file. */
+static const char *last_part(const char *file) {
+    const size_t n = strlen(FILESET_TEMPLATES "/");
+    return strncmp(file, FILESET_TEMPLATES "/", n) ? file : file + n;
+}
+
+const char *entry_file_fault(const char *name) {
+    return entry_base_fault(last_part(name));
+}
+
 const char *entry_name_fault(const char *name) {
     if (name[0] == '/') return "is absolute";
     const char *slash = strchr(name, '/');
-    if (!slash || strchr(slash + 1, '/')) return "is not <folder>/<base name>";
+    if (!slash || strchr(last_part(slash + 1), '/')) return "is not <folder>/<base name>";
     const char *fault = component_fault(name, (size_t)(slash - name));
-    return fault ? fault : component_fault(slash + 1, strlen(slash + 1));
+    return fault ? fault : entry_file_fault(slash + 1);
 }
 
-const char *entry_base(const char *name) {
-    const char *slash = strrchr(name, '/');
+const char *entry_file(const char *name) {
+    const char *slash = strchr(name, '/');
     return slash ? slash + 1 : name;
 }
 

@@ -53,9 +53,9 @@ void manifest_destroy(manifest **pm) {
     *pm = NULL;
 }
 
-int64_t manifest_find(const manifest *m, const char *base_name) {
+int64_t manifest_find(const manifest *m, const char *file) {
     for (int64_t i = 0; i < m->n_entries; i++)
-        if (!strcmp(entry_base(m->entries[i].name), base_name)) return i;
+        if (!strcmp(entry_file(m->entries[i].name), file)) return i;
     return -1;
 }
 

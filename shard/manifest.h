@@ -50,11 +50,11 @@ void manifest_destroy(manifest **m); /* local; NULL is fine; sets NULL */
 err manifest_text(const manifest *m, char **out, size_t *len);
 
 /* Local. Read and check: format, base names, no duplicates or case twins, entry names
- * <name>/<base name>, ranges inside their tar and apart, hex digests, no unknown keys. Caller owns
- * *out. Fails with ERR_VERIFY. */
+ * <name>/<file> (shard/entry_names.h), ranges inside their tar and apart, hex digests, no unknown
+ * keys. Caller owns *out. Fails with ERR_VERIFY. */
 err manifest_parse(const char *text, size_t len, const char *where, manifest **out);
 
-/* Local. Index of an entry by its base name, -1 where absent. */
-int64_t manifest_find(const manifest *m, const char *base_name);
+/* Local. Index of an entry by its <file>, -1 where absent. */
+int64_t manifest_find(const manifest *m, const char *file);
 
 #endif

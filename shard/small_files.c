@@ -19,14 +19,21 @@ enum { MAX_COPIED_BYTES = 256 << 20, INDENT = 2 };
 static const char *const COPIED[] = {
     "added_tokens.json", "chat_template.jinja", "chat_template.json",      "generation_config.json",
     "merges.txt",        "params.json",         "special_tokens_map.json", "tekken.json",
-    "tokenizer.json",    "tokenizer.model",     "tokenizer_config.json",   "vocab.json",
+    "tokenizer.json",    "tokenizer.model",     "tokenizer.model.v3",      "tokenizer_config.json",
+    "vocab.json",
 };
 /* Licences ask to be passed on; they come under many endings. */
 static const char *const COPIED_PREFIX[] = {"LICENSE", "LICENCE", "NOTICE", "USE_POLICY",
                                             "COPYING"};
 
+static bool ends_with(const char *name, const char *end) {
+    const size_t n = strlen(name), m = strlen(end);
+    return n >= m && !strcmp(name + n - m, end);
+}
+
 bool small_file_is_copied(const char *name) {
-    if (entry_base_fault(name)) return false;
+    if (entry_file_fault(name)) return false;
+    if (strchr(name, '/')) return ends_with(name, ".jinja"); /* what transformers reads there */
     for (size_t i = 0; i < sizeof COPIED / sizeof *COPIED; i++)
         if (!strcmp(name, COPIED[i])) return true;
     for (size_t i = 0; i < sizeof COPIED_PREFIX / sizeof *COPIED_PREFIX; i++)
@@ -360,27 +367,21 @@ static bool is_left_silently(const char *name) {
                                        ".ckpt",        ".gguf",
                                        ".h5",          ".msgpack",
                                        ".onnx"};
-    const size_t n = strlen(name);
-    for (size_t i = 0; i < sizeof ENDS / sizeof *ENDS; i++) {
-        const size_t m = strlen(ENDS[i]);
-        if (n >= m && !strcmp(name + n - m, ENDS[i])) return true;
-    }
+    for (size_t i = 0; i < sizeof ENDS / sizeof *ENDS; i++)
+        if (ends_with(name, ENDS[i])) return true;
     return name[0] == '.' || !strcmp(name, "config.json") || !strcmp(name, "README.md");
 }
 
 /* Of a Hugging Face folder: what a user may miss in the archive. */
 static void tell_left_out(const fileset *source) {
-    static const char *const FOLDER = "additional_chat_templates";
-    char list[600] = "", *path = file_join(fileset_where(source), FOLDER);
+    char list[600] = "";
     size_t used = 0;
-    if (file_exists(path)) used = (size_t)snprintf(list, sizeof list, " %s/", FOLDER);
     for (int i = 0; i < fileset_count(source) && used < sizeof list; i++) {
         const char *name = fileset_name(source, i);
         if (!small_file_is_copied(name) && !is_left_silently(name))
             used += (size_t)snprintf(list + used, sizeof list - used, " %.100s", name);
     }
     if (used) log_line(LOG_RUN, "not copied into the archive:%s", list);
-    free(path);
 }
 
 static err copy_files(const fileset *source, small_files *f) {

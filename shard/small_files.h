@@ -10,7 +10,7 @@
 #include "shard/layout.h"
 
 typedef struct small_file {
-    char *name; /* base name */
+    char *name; /* <file> of shard/entry_names.h */
     char *data;
     size_t bytes;
 } small_file;

@@ -232,14 +232,23 @@ class Inputs(Case):
 
     def test_files_beside_it(self):
         model, out = make_model.make(self.path("m"), *TINY), self.path("out")
-        for name in ("tekken.json", "params.json", "NOTICE.txt", "preprocessor.json", ".gitattributes", "pytorch_model.bin"):
-            self.written(os.path.join("m", name), b"{}")
-        os.makedirs(os.path.join(model, "additional_chat_templates"))
-        r = self.good("quantize", "--model", model, "--out", out)
-        got = os.listdir(unpack(out, self.path("hf")))
-        for name in ("tekken.json", "params.json", "NOTICE.txt"):
-            self.assertIn(name, got)
-        self.assertRegex(r.err, r"not copied into the archive: additional_chat_templates/ preprocessor\.json\n")
+        more = "additional_chat_templates"
+        os.makedirs(os.path.join(model, more, "deeper"))
+        copied = ["tekken.json", "params.json", "NOTICE.txt", "chat_template.jinja", f"{more}/tool_use.jinja", f"{more}/rag.jinja"]
+        for i, name in enumerate((*copied, "preprocessor.json", ".gitattributes", "pytorch_model.bin", f"{more}/notes.txt",
+                                  f"{more}/caf\u00e9.jinja", f"{more}/deeper/x.jinja")):
+            self.written(os.path.join("m", name), b"{%d}" % i)
+        os.symlink("nowhere", os.path.join(model, more, "dangling.jinja"))
+        r = self.good("quantize", "--model", model, "--out", out, ranks=2)
+        folder = unpack(out, self.path("hf"))
+        for name in copied:
+            with open(os.path.join(model, name), "rb") as f, open(os.path.join(folder, name), "rb") as g:
+                self.assertEqual(f.read(), g.read(), name)
+        self.assertEqual(sorted(os.listdir(os.path.join(folder, more))), ["rag.jinja", "tool_use.jinja"])
+        self.assertRegex(r.err, f"not copied into the archive: {more}/caf\u00e9\\.jinja {more}/notes\\.txt preprocessor\\.json\n")
+        self.good("verify", out, "--source", model, ranks=2)
+        for path in (out, os.path.join(out, tars(out)[0])):  # the folder, and the tar alone, read in place
+            self.assertEqual(self.ppl(path), self.ppl(folder))
 
     # ---- packed folders of other tools ----
 

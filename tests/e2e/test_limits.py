@@ -8,15 +8,17 @@ import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
-from spin import STORIES, Case, command, environment, main, tars  # noqa: E402
+from spin import STORIES, TEXT, Case, command, environment, main, result_hashes, settings, tars  # noqa: E402
 
 SPACE, NOFIT = 5, 6
 
 
 class Limits(Case):
-    def limited(self, limit, args):
-        """A run on one process below `ulimit LIMIT`."""
-        words = ["bash", "-c", f'ulimit {limit}; exec "$@"', "sh", *command(args)]
+    def limited(self, limit, args, ranks=0):
+        """A run whose processes, not the launcher, are below `ulimit LIMIT`."""
+        words = command(args, ranks)
+        at = len(words) - len(command(args))
+        words = [*words[:at], "bash", "-c", f'ulimit {limit}; exec "$@"', "sh", *words[at:]]
         return subprocess.run(words, env=environment(), text=True, capture_output=True, timeout=120)
 
     def one_error(self, r, code):
@@ -28,12 +30,27 @@ class Limits(Case):
         for kib in (1, 8, 60, 200, 380):
             out = self.path(f"out{kib}")
             words = ["quantize", "--model", STORIES, "--out", out]
-            r = self.limited(f"-f {kib}", words)  # alone: MPI's own files between ranks are larger
+            r = self.limited(f"-f {kib}", words)
             self.one_error(r, SPACE)
             self.assertRegex(r.stderr, r"File too large[\s\S]*ulimit -f")
             self.assertEqual(tars(out), [])
             self.good(*words, ranks=2)
             self.good("verify", out)
+
+    def test_size_of_a_file_on_ranks(self):
+        """The same with ranks, of a run that learns: its state does not fit, or an object, or the tar; nothing is lost."""
+        words = ["--model", STORIES, "--calib", TEXT, *settings(
+            "calib.windows=2", "calib.window=64", "activations.bits=4", "weights.method=gptq", "weights.group=channel",
+            "learn=[{objective: range, steps: 25, rows: 64}]")]
+        self.good("quantize", "--out", self.path("free"), *words)
+        for ranks, kib in ((2, 8), (3, 60), (2, 200)):
+            out = self.path(f"out{ranks}-{kib}")
+            r = self.limited(f"-f {kib}", ["quantize", "--out", out, *words], ranks)
+            self.one_error(r, SPACE)
+            self.assertRegex(r.stderr, r"File too large[\s\S]*ulimit -f")
+            self.assertEqual(tars(out), [])
+            self.good("quantize", "--out", out, *words, ranks=ranks)
+            self.assertEqual(result_hashes(out), result_hashes(self.path("free")))
 
     def test_result_on_a_full_disk(self):
         self.good("quantize", "--model", STORIES, "--out", self.path("out"))

@@ -114,8 +114,20 @@ static void test_pax(void **state) {
 
 static void test_refused_names(void **state) {
     (void)state;
-    const char *const bad[] = {"/etc/passwd", "m/../x", "m",    "",    "m/",
-                               "/",           "m/a/b",  "../a", "m/.", "m/\xc3\xa9"};
+    const char *const bad[] = {"/etc/passwd",
+                               "m/../x",
+                               "m",
+                               "",
+                               "m/",
+                               "/",
+                               "m/a/b",
+                               "../a",
+                               "m/.",
+                               "m/\xc3\xa9",
+                               "m/additional_chat_templates/",
+                               "m/additional_chat_templates/..",
+                               "m/additional_chat_templates/a/b",
+                               "additional_chat_templates/a/b"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         tar_entry e = {bad[i], 1};
         tar_plan *p;
@@ -231,6 +243,7 @@ static void test_attacks(void **state) {
         {"parent", "../x", '0', ""},
         {"inner parent", "m/../x", '0', ""},
         {"two levels", "m/a/b", '0', ""},
+        {"a parent below the templates", "m/additional_chat_templates/..", '0', ""},
         {"no folder", "x", '0', ""},
         {"symbolic link", "m/x", '2', "/etc/passwd"},
         {"hard link", "m/x", '1', "m/Config.json"},
