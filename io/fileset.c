@@ -210,6 +210,14 @@ bool fileset_find(const fileset *fs, const char *name, const char **path, uint64
     return true;
 }
 
+bool fileset_is_dangling(const fileset *fs, const char *name) {
+    char *path = file_join(fs->where, name);
+    struct stat st;
+    const bool link = lstat(path, &st) == 0 && S_ISLNK(st.st_mode) && stat(path, &st) != 0;
+    free(path);
+    return link;
+}
+
 static err read_entry(const fileset *fs, const entry *x, char *to) {
     int fd;
     uint64_t size;
@@ -229,9 +237,11 @@ err fileset_read_all(const fileset *fs, const char *name, uint64_t max_bytes, ch
     *out = NULL;
     *len = 0;
     if (!x)
-        return err_make(ERR_INPUT, fs->where,
-                        "fetch the model again, or give the folder that has it",
-                        "there is no %.200s", name);
+        return err_make(
+            ERR_INPUT, fs->where, "fetch the model again, or give the folder that has it",
+            fileset_is_dangling(fs, name) ? "%.200s is a link to a file that is not there"
+                                          : "there is no %.200s",
+            name);
     if (x->bytes > max_bytes)
         return err_make(ERR_INPUT, fs->where, NULL,
                         "%.200s has %" PRIu64 " bytes; at most %" PRIu64 " are read", name,

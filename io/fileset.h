@@ -45,6 +45,9 @@ const char *fileset_name(const fileset *fs, int i);
 bool fileset_find(const fileset *fs, const char *name, const char **path, uint64_t *offset,
                   uint64_t *bytes);
 
+/* Local. True for a name of a folder that is a link to nothing. */
+bool fileset_is_dangling(const fileset *fs, const char *name);
+
 /* Local. A whole small file with a NUL after the last byte; caller frees *out (free). Fails with
  * ERR_INPUT where it is missing or larger than max_bytes. */
 err fileset_read_all(const fileset *fs, const char *name, uint64_t max_bytes, char **out,

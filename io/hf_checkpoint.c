@@ -85,6 +85,11 @@ static const char *file_ending(const fileset *fs, const char *end) {
 }
 
 static err no_weights(const fileset *fs) {
+    static const char *const NAMES[] = {SINGLE, INDEX};
+    for (int i = 0; i < 2; i++)
+        if (fileset_is_dangling(fs, NAMES[i]))
+            return err_make(ERR_INPUT, fileset_where(fs), "fetch the model again",
+                            "%s is a link to a file that is not there", NAMES[i]);
     static const char *const PICKLES[] = {".bin", ".pt", ".pth", ".ckpt"};
     for (size_t i = 0; i < sizeof PICKLES / sizeof PICKLES[0]; i++) {
         const char *name = file_ending(fs, PICKLES[i]);

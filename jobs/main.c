@@ -16,6 +16,7 @@
 #include "version.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -151,7 +152,17 @@ static void ask_for_errors(void) {
     signal(SIGABRT, on_abort);
 }
 
+/* Where a stream is closed, the next file that is opened would take its number, and what is written
+ * to the stream would stand in that file: in a tar, say. */
+static void fill_closed_streams(void) {
+    int fd;
+    do fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0) close(fd);
+}
+
 int main(int argc, char **argv) {
+    fill_closed_streams();
     restart_tuned(argv);
     ask_for_errors();
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "help")) {

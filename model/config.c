@@ -242,10 +242,15 @@ static err read_scaling(const json_t *s, const char *where, llama_config *c) {
                                         [ROPE_LLAMA3] = "llama3",
                                         [ROPE_YARN] = "yarn",
                                         [ROPE_DYNAMIC] = "dynamic"};
-    const char *kind = "default";
+    const char *kind = "default", *old = NULL, *new = NULL;
     size_t k = 0;
-    err e = json_opt_str(s, "type", where, &kind); /* the old spelling */
-    if (!e.code) e = json_opt_str(s, "rope_type", where, &kind);
+    err e = json_opt_str(s, "type", where, &old); /* of transformers before 4.43 */
+    if (!e.code) e = json_opt_str(s, "rope_type", where, &new);
+    if (!e.code && old && new &&strcmp(old, new))
+        e = err_make(ERR_INPUT, where, "remove the one that is not meant",
+                     "the rope scaling has the type \"%.60s\" and the rope_type \"%.60s\"", old,
+                     new);
+    if (new || old) kind = new ? new : old;
     if (!e.code) e = read_real_in(s, "rope_theta", 1, 1e15, where, &c->rope_theta);
     if (e.code) return e;
     while (k < sizeof KINDS / sizeof *KINDS && strcmp(kind, KINDS[k])) k++;
@@ -260,6 +265,35 @@ static err read_scaling(const json_t *s, const char *where, llama_config *c) {
     return e;
 }
 
+static bool same_scaling(const rope_scaling *a, const rope_scaling *b) {
+    return a->kind == b->kind && a->factor == b->factor &&
+           a->low_freq_factor == b->low_freq_factor && a->high_freq_factor == b->high_freq_factor &&
+           a->original_max_positions == b->original_max_positions && a->beta_fast == b->beta_fast &&
+           a->beta_slow == b->beta_slow && a->truncate == b->truncate && a->gain == b->gain;
+}
+
+/* Positions said in several places must be said alike: which place counts differs between versions
+ * of transformers. 4 reads rope_theta and rope_scaling; a config of 5 that 4 has written again
+ * holds rope_parameters too, and the default of rope_theta. */
+static err check_places(const json_t *o, const char *where, const llama_config *by_new) {
+    llama_config by_old = *by_new;
+    const json_t *theta = json_object_get(o, "rope_theta");
+    const json_t *old = json_object_get(o, "rope_scaling"),
+                 *new = json_object_get(o, "rope_parameters");
+    static const char *const HINT = "remove the one that is not meant";
+    if (json_is_number(theta) && json_number_value(theta) != by_new->rope_theta)
+        return err_make(ERR_INPUT, where, HINT,
+                        "\"rope_theta\" is %g, and %g in rope_scaling or rope_parameters",
+                        json_number_value(theta), by_new->rope_theta);
+    if (!json_is_object(old) || !json_is_object(new)) return err_none();
+    by_old.rope = (rope_scaling){0};
+    err e = read_scaling(old, where, &by_old);
+    if (e.code ||
+        (same_scaling(&by_old.rope, &by_new->rope) && by_old.rope_theta == by_new->rope_theta))
+        return e;
+    return err_make(ERR_INPUT, where, HINT, "rope_scaling and rope_parameters differ");
+}
+
 static err read_rope(const json_t *o, const char *where, llama_config *c) {
     double part = 1;
     err e = read_real_in(o, "rope_theta", 1, 1e15, where, &c->rope_theta);
@@ -270,9 +304,11 @@ static err read_rope(const json_t *o, const char *where, llama_config *c) {
         if (!s || json_is_null(s)) continue;
         if (!json_is_object(s))
             return err_make(ERR_INPUT, where, NULL, "\"%s\" must be an object", KEYS[i]);
+        c->rope = (rope_scaling){0};
         e = json_opt_real(s, "partial_rotary_factor", where, &part);
         if (!e.code) e = read_scaling(s, where, c);
     }
+    if (!e.code) e = check_places(o, where, c);
     if (!e.code && part != 1)
         e = err_make(ERR_INPUT, where, READABLE,
                      "partial_rotary_factor %g: only whole heads are rotated", part);

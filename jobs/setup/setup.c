@@ -406,22 +406,26 @@ static const char *name_in(char *path) {
     return *name ? name : last + 1;
 }
 
-/* At most 100 characters of ASCII for a folder's name; other characters by their number, as u6a21.
- * Never empty, and never begins with what a shell or a tool takes for an option or for hidden. */
+/* At most 100 characters of ASCII for a folder's name; other characters by their number, as u6a21,
+ * and bytes of no UTF-8 as xff. Never empty, and never begins with what a shell or a tool takes for
+ * an option or for hidden. */
 static size_t name_of_model(const char *path, char to[160]) {
     char *copy = strdup(path);
     if (!copy) abort();
     const char *from = name_in(copy);
     size_t n = 0, width = 1, len = strlen(from);
     const bool known = utf8_check(from, len) == len;
-    if (!*from || strchr(".-", *from)) n = (size_t)snprintf(to, 160, "model");
+    const unsigned char first = (unsigned char)*from;
+    if (first < 0x80 && !isalnum(first) && first != '_') n = (size_t)snprintf(to, 160, "model");
     for (; *from && n < 100; from += width) {
         const unsigned char c = (unsigned char)*from;
         width = known ? utf8_width(*from) : 1;
         if (isalnum(c) || (c < 0x80 && strchr("._-", c)))
             to[n++] = (char)c;
-        else if (c < 0x80 || !known)
+        else if (c < 0x80)
             to[n++] = '-';
+        else if (!known)
+            n += (size_t)snprintf(to + n, 160 - n, "x%02x", c);
         else
             n += (size_t)snprintf(to + n, 160 - n, "u%04x", utf8_at(from, &width));
     }

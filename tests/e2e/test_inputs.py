@@ -225,6 +225,8 @@ class Inputs(Case):
         self.assertEqual(self.named("模型"), "u6a21u578b")
         self.assertEqual(self.named("mod\u00e8le 2"), "modu00e8le-2")
         self.assertEqual(self.named("-x"), "model-x")
+        self.assertEqual(self.named(" x"), "model-x")
+        self.assertEqual(self.named(os.fsdecode(b"\xff\xfe")), "xffxfe")
         self.assertEqual(self.named(".hidden"), "model.hidden")
         self.assertEqual(len(self.named("n" * 200)), 100)
 
@@ -249,6 +251,15 @@ class Inputs(Case):
         self.good("verify", out, "--source", model, ranks=2)
         for path in (out, os.path.join(out, tars(out)[0])):  # the folder, and the tar alone, read in place
             self.assertEqual(self.ppl(path), self.ppl(folder))
+
+    def test_links_to_nothing(self):
+        """As in a cache that has lost its files."""
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            model = self.path("m-" + name)
+            shutil.copytree(STORIES, model)
+            os.remove(os.path.join(model, name))
+            os.symlink("../blobs/0123", os.path.join(model, name))
+            self.bad(3, [re.escape(name) + " is a link to a file that is not there"], "eval", "--model", model, "--text", TEXT)
 
     # ---- packed folders of other tools ----
 

@@ -71,6 +71,13 @@ class Limits(Case):
             self.assertEqual(r.returncode, 0)
             self.good("verify", out)
 
+    def test_closed_streams(self):
+        """The files that are opened do not take their numbers, or the log would stand in them."""
+        self.good("quantize", "--model", STORIES, "--out", self.path("open"))
+        closed = command(["quantize", "--model", STORIES, "--out", self.path("closed")])
+        subprocess.run(["bash", "-c", '"$@" <&- >&- 2>&-', "sh", *closed], env=environment(), check=True, timeout=120)
+        self.assertEqual(result_hashes(self.path("closed")), result_hashes(self.path("open")))
+
     def test_address_space(self):
         """Never a crash: it is done, or told; what MPI itself cannot start without is told by MPI."""
         codes = set()

@@ -218,12 +218,15 @@ static void test_rope_spellings(void **state) {
         LLAMA ",\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":4}}",
         LLAMA
         ",\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4.0,\"rope_theta\":10000.0}}",
+        LLAMA ",\"rope_theta\":1e4,\"rope_scaling\":{\"type\":\"linear\",\"rope_type\":\"linear\","
+              "\"factor\":4},\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4.0,"
+              "\"rope_theta\":10000.0}}", /* the same, said in every place */
     };
     /* Values of transformers 4.57 for head_dim 8. */
     static const double WANT[] = {0.25, 0.025, 0.0025, 0.00025};
     llama_config c;
     double inv[4];
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < 4; k++) {
         assert_int_equal(parse_text(LINEAR[k], &c).code, 0);
         assert_int_equal(c.rope.kind, ROPE_LINEAR);
         llama_inv_freq(&c, inv);
@@ -390,6 +393,15 @@ static const refusal REFUSED[] = {
     {"{\"model_type\":\"granite\",\"logits_scaling\":6," SMALL "}", "powers of two"},
     {"{\"model_type\":\"granitemoehybrid\"," SMALL "}", "experts"},
     {LLAMA ",\"rope_scaling\":{\"type\":\"yarn\"}}", "\"factor\" is missing"},
+    {LLAMA ",\"rope_scaling\":{\"type\":\"dynamic\",\"rope_type\":\"linear\",\"factor\":2}}",
+     "the type \"dynamic\" and the rope_type \"linear\""},
+    {LLAMA
+     ",\"rope_theta\":10000,\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":5e5}}",
+     "\"rope_theta\" is 10000, and 500000"},
+    {LLAMA
+     ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2},\"rope_parameters\":{\"rope_type\":"
+     "\"linear\",\"factor\":4}}",
+     "rope_scaling and rope_parameters differ"},
     {LLAMA ",\"rope_theta\":1,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}}", "not above 1"},
     {"{\"architectures\":[\"LlamaForCausalLM\"]}", "\"hidden_size\" is missing"},
     {LLAMA ",\"hidden_act\":\"gelu\"}", "gelu"},
