@@ -17,7 +17,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* Local. First in main, once streams 0 to 2 are open. Returns where nothing is to be set, or executing again failed. */
+/* Local. First in main, once streams 0 to 2 are open. Returns where nothing is to be set, or
+ * executing again failed. */
 void restart_tuned(char **argv);
 
 /* Local. True, with one line for the log, where this process runs kernels that restart_tuned asked
