@@ -20,7 +20,7 @@ LAYERS, INTERMEDIATE = 5, 172  # of STORIES
 WIDE = 256  # of which there is a Hadamard matrix
 # of the perplexity, as a share: 5.65 of this model, 512 of one that knows nothing
 MOST = {"w8a8": 0.02, "w4a16": 0.3, "w4a8": 0.3, "w4a4kv4": 2}
-FEW = (("steps", 3), ("rows", 1024), ("batch", 2))
+FEW = (("steps", 3), ("rows", 1024), ("batch", 2), ("window", 512))
 
 
 def phases(text):
