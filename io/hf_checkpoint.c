@@ -131,6 +131,7 @@ err hf_checkpoint_refuse_quantized(const json_t *config, const char *where) {
     if (!q || json_is_null(q)) return err_none();
     const char *method = method_of(q);
     const char *format = json_string_value(json_object_get(q, "format"));
+    if (!strcmp(method, "gptq")) return err_none(); /* who reads linears looks further */
     if (strcmp(method, "compressed-tensors"))
         return err_make(ERR_INPUT, where, hint, "the model is already quantized by %.60s", method);
     if (!format || (strcmp(format, "pack-quantized") && strcmp(format, "int-quantized")))

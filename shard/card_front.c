@@ -58,7 +58,7 @@ static json_t *tags_of(const json_t *source, const form_scheme *s) {
     const bool files = form_has_files(s->form);
     json_t *tags = json_pack("[s]", "spinshard");
     if (s->form)
-        json_array_append_new(tags, json_string(files ? s->form->name : "compressed-tensors"));
+        json_array_append_new(tags, json_string(files ? s->form->name : form_method_name(s->form)));
     snprintf(size, sizeof size, "int%d", s->bits);
     if (form_rounds(s)) json_array_append_new(tags, json_string(size));
     json_array_foreach((json_t *)theirs, i, v) {

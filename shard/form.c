@@ -12,13 +12,23 @@
 #include <stdio.h>
 #include <string.h>
 
-static const form *const forms[] = {&form_packed, &form_int8, &form_gguf};
+static const form *const forms[] = {&form_packed, &form_int8, &form_gguf, &form_gptq};
 enum { N_FORMS = sizeof forms / sizeof *forms };
 
 const form *form_find(const char *name) {
     for (int i = 0; i < N_FORMS; i++)
         if (!strcmp(forms[i]->name, name)) return forms[i];
     return NULL;
+}
+
+const form *form_find_method(const char *method) {
+    for (int i = 0; i < N_FORMS; i++)
+        if (forms[i]->method.name && !strcmp(forms[i]->method.name, method)) return forms[i];
+    return NULL;
+}
+
+const char *form_method_name(const form *f) {
+    return f->method.name ? f->method.name : "compressed-tensors";
 }
 
 const form_slot *form_part_slot(const form *f, form_part part) {

@@ -1,7 +1,8 @@
 /* form - how the quantized linears of an archive are stored: their tensors, the bytes of these,
  * what config.json says of them, and who can load them. One form is one file (form_packed.c,
- * form_int8.c, form_gguf.c) and one line of the table in form.c. A form is not a quantizer: codes
- * and scales come as they are. On the way: INT4 codes + scales -> [form] -> shard bytes, and back.
+ * form_int8.c, form_gguf.c, form_gptq.c) and one line of the table in form.c. A form is not a
+ * quantizer: codes and scales come as they are. On the way: INT4 codes + scales -> [form] -> shard
+ * bytes, and back.
  */
 #ifndef SPINSHARD_SHARD_FORM_H
 #define SPINSHARD_SHARD_FORM_H
@@ -59,6 +60,7 @@ typedef enum form_part {
     FORM_SCALES,
     FORM_ZEROS,
     FORM_SIZES,
+    FORM_ORDER, /* the group of each input */
     FORM_R4,
     FORM_ROPE
 } form_part;
@@ -98,6 +100,16 @@ typedef struct form_file {
     int64_t (*row_place)(const llama_config *cfg, llama_role role, int64_t row);
 } form_file;
 
+/* How config.json tells of a form that is not one of compressed-tensors. */
+typedef struct form_method {
+    const char *name; /* "quant_method"; NULL: compressed-tensors, and nothing else here counts */
+    st_dtype scales;  /* the type that readers want for scales, whatever the model's */
+    /* All of quantization_config; owned by the caller. */
+    json_t *(*config)(const form_scheme *s);
+    /* bits, group, symmetric of that; what is wrong with it, or NULL. */
+    const char *(*parse)(const json_t *config, form_scheme *out);
+} form_method;
+
 struct form {
     const char *name; /* in archive.form, and as "format" in config.json */
     const form_slot *slots;
@@ -105,7 +117,10 @@ struct form {
     bool byte_codes; /* a code takes a byte, whatever its bits */
     /* ERR_USAGE naming the key of the recipe, or success: can the form store this? */
     err (*refuse)(const form_scheme *s);
+    /* And a linear of that size, named by `weight`? NULL: any. */
+    err (*refuse_size)(const form_scheme *s, const char *weight, int64_t rows, int64_t cols);
     form_file file;
+    form_method method;
 };
 
 /* Local. Are linears rounded to codes, or plain? */
@@ -126,8 +141,12 @@ int64_t form_row_run(const form *f, const llama_config *cfg, llama_role role, in
 void form_order_rows(const form *f, const llama_config *cfg, llama_role role, const void *from,
                      int64_t n, int64_t size, bool back, void *to);
 
-/* Local. The form of a name, or NULL. */
+/* Local. The form of a name, or NULL; that of a "quant_method" other than compressed-tensors. */
 const form *form_find(const char *name);
+const form *form_find_method(const char *method);
+
+/* Local. "quant_method" of the form's archives. */
+const char *form_method_name(const form *f);
 
 /* Local. The tensor of a form that holds a part; NULL where it has none. */
 const form_slot *form_part_slot(const form *f, form_part part);

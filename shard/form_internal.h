@@ -5,7 +5,7 @@
 
 #include "shard/form.h"
 
-extern const form form_packed, form_int8, form_gguf;
+extern const form form_packed, form_int8, form_gguf, form_gptq;
 
 /* Local. Groups of a row of `cols` inputs. */
 static inline int64_t form_groups(const form_scheme *s, int64_t cols) {

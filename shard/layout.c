@@ -101,6 +101,7 @@ static err add_tensor(layout *l, const llama_tensor *t) {
     if (!form_rounds(s) || !llama_role_is_linear(t->role)) return add_slot(l, t, NULL, 0);
     const int n = s->form->n_slots;
     err e = check_group(s, t);
+    if (!e.code && s->form->refuse_size) e = s->form->refuse_size(s, t->name, t->rows, t->cols);
     for (int i = 0; i < n && !e.code; i++)
         if (form_stores(s, &s->form->slots[i])) e = add_slot(l, t, &s->form->slots[i], i);
     if (!e.code && s->online.r4 && t->role == ROLE_DOWN && t->layer == 0)

@@ -151,18 +151,29 @@ static err parse_group(const json_t *group, const char *where, form_scheme *out)
     return e;
 }
 
+/* A method that is not compressed-tensors says it in its own way. */
+static err parse_method(const form *f, const json_t *q, const char *where, form_scheme *out) {
+    const char *wrong = f->method.parse(q, out);
+    if (wrong) return err_make(ERR_VERIFY, where, NULL, "quantization_config: %s", wrong);
+    out->form = f;
+    return err_none();
+}
+
 err loader_scheme_parse(const json_t *config, const char *where, form_scheme *out) {
     const json_t *q = json_object_get(config, "quantization_config");
     *out = (form_scheme){.scale_dtype = ST_BF16, .inputs = {.bits = 16}};
     if (is_absent(config, "quantization_config")) return err_none();
     if (!json_is_object(q))
         return err_make(ERR_VERIFY, where, NULL, "\"quantization_config\" is not an object");
+    const char *method = json_string_value(json_object_get(q, "quant_method"));
+    const form *other = method ? form_find_method(method) : NULL;
+    if (other) return parse_method(other, q, where, out);
     const json_t *groups = json_object_get(q, "config_groups");
     const char *format = json_string_value(json_object_get(q, "format"));
     if (!is_text(q, "quant_method", "compressed-tensors"))
         return bad_key(where, "quant_method", "\"compressed-tensors\"");
     const form *f = format ? form_find(format) : NULL;
-    if (!f || form_has_files(f))
+    if (!f || form_has_files(f) || f->method.name)
         return bad_key(where, "format", "\"pack-quantized\" or \"int-quantized\"");
     if (!is_text(q, "quantization_status", "compressed") &&
         !is_text(q, "quantization_status", "frozen"))
@@ -274,7 +285,8 @@ static void check_scale(check *c, const char *name, const form_shape *want) {
     bool is_float = stored == ST_BF16 || stored == ST_F16 || stored == ST_F32;
     want_tensor(c, name, is_float ? stored : c->dtype, want->n_dims, want->shape[0],
                 want->shape[1]);
-    if (is_float && stored != c->dtype && !c->n_mixed++)
+    const st_dtype usual = c->scheme.form->method.name ? c->scheme.form->method.scales : c->dtype;
+    if (is_float && stored != usual && !c->n_mixed++)
         snprintf(c->mixed, sizeof c->mixed, "%.127s", name);
 }
 

@@ -115,6 +115,9 @@ static bool group_over_ranks(const runtime_facts *f) {
     return g && f->tp > 1 && !cuts(f, g, 1);
 }
 
+static bool gptq(const runtime_facts *f) {
+    return f->linears.form->method.name != NULL;
+}
 static bool cache_vllm(const runtime_facts *f) {
     return f->cache == CACHE_VLLM_INT4;
 }
@@ -188,6 +191,9 @@ static const rule rules[] = {
      "words of 3, 5, 6, 7 bits need compressed-tensors 0.17 or newer"},
     {ON(LLAMA_CPP), RUNTIME_STOPS, by_channel_4, "takes 4-bit weights by groups, not by channel"},
     {ON(LLAMA_CPP), RUNTIME_STOPS, byte_4, "takes no 4-bit weights as int-quantized"},
+    {ON(TRANSFORMERS), RUNTIME_NOTE, gptq,
+     "the form gptq needs the Python packages optimum and gptqmodel"},
+    {ALL & ~ON(TRANSFORMERS), RUNTIME_NOTE, gptq, "the form gptq was not tried there"},
     {ON(VLLM_CUDA), RUNTIME_NOTE, cache_vllm,
      "the 4-bit cache is an option: --kv-cache-dtype int4_per_token_head"},
     {ON(VLLM_CUDA), RUNTIME_NOTE, cache_of_small_heads,

@@ -103,6 +103,7 @@ static json_t *transform_config(const form_online *online) {
  * inputs say their form once more, in the group: without it readers take the form that they would
  * write themselves, which is int-quantized (compressed-tensors 0.20). */
 static json_t *quantization_config(const form_scheme *s) {
+    if (s->form->method.name) return s->form->method.config(s);
     json_t *group =
         json_pack("{s:[s], s:o, s:o, s:n}", "targets", "Linear", "weights", weights_json(s),
                   "input_activations", inputs_json(&s->inputs), "output_activations");
@@ -181,7 +182,7 @@ static void card_linears(FILE *f, const layout *l) {
             torch_name(s->scale_dtype));
     card_inputs(f, &s->inputs);
     fprintf(f, "- Form: %s `%s`, %" PRId64 " %s shard%s.\n",
-            form_has_files(s->form) ? "llama.cpp's" : "compressed-tensors", s->form->name,
+            form_has_files(s->form) ? "llama.cpp's" : form_method_name(s->form), s->form->name,
             layout_parts(l), form_has_files(s->form) ? "GGUF" : "safetensors",
             layout_parts(l) == 1 ? "" : "s");
 }
@@ -219,7 +220,9 @@ static const char *reader_versions(const form_scheme *s) {
 
 static void card_transformers(FILE *f, const form_scheme *s, const char *name) {
     fprintf(f, "With transformers");
-    if (s->form)
+    if (s->form && s->form->method.name)
+        fprintf(f, " and the Python packages optimum and gptqmodel");
+    else if (s->form)
         fprintf(f, " and the Python packages accelerate and compressed-tensors (%s)",
                 reader_versions(s));
     fprintf(f,
@@ -258,6 +261,12 @@ static void card_serve(FILE *f, const layout *l, const small_options *opts) {
                    "attention); without it keys and values\nstay at 16 bits.\n");
 }
 
+static void card_gptq(FILE *f, const char *name) {
+    fprintf(f, "With SGLang:\n\n    python -m sglang.launch_server --model-path ./%s\n\n", name);
+    fprintf(f, "Readers of the first version of the GPTQ format take it (zero points stored less "
+               "one, groups in order).\n\n");
+}
+
 static void card_use(FILE *f, const layout *l, const small_options *opts) {
     const char *name = opts->name;
     fprintf(f, "\n## Load\n\nEach tar holds a part of one folder:\n\n");
@@ -285,6 +294,8 @@ static void card_use(FILE *f, const layout *l, const small_options *opts) {
             online->r4_block ? "So" : "Only");
     } else {
         card_transformers(f, &layout_opts(l)->linears, name);
+        if (layout_opts(l)->linears.form && layout_opts(l)->linears.form->method.name)
+            card_gptq(f, name);
         fprintf(f, "With vLLM:\n\n");
         card_serve(f, l, opts);
     }

@@ -111,9 +111,10 @@ static const key keys[] = {
      "begin-of-text token of windows (eval too)"},
     {AT(archive.dtype), KIND_WORD, "same", 0, 0, "same|bf16|fp16",
      "type of scales and of what is not quantized"},
-    {AT(archive.form), KIND_WORD, "auto", 0, 0, "auto|pack-quantized|int-quantized|gguf",
+    {AT(archive.form), KIND_WORD, "auto", 0, 0, "auto|pack-quantized|int-quantized|gguf|gptq",
      "how linears are stored; auto: int-quantized for 8-bit weights with 8-bit inputs by token; "
-     "gguf: files of llama.cpp, weights of 4 bits (Q4_0), 8 (Q8_0) or 16 in groups of 32"},
+     "gguf: files of llama.cpp, weights of 4 bits (Q4_0), 8 (Q8_0) or 16 in groups of 32; gptq: "
+     "for SGLang, TensorRT-LLM, ExLlama, symmetric weights of 4 or 8 bits"},
     {AT(archive.shard_bytes), KIND_SIZE, "4G", 1024, 0, NULL, "largest tar"},
     {AT(archive.name), KIND_WORD_OR_TEXT, "auto", 0, 0, "auto",
      "name of the archive; auto: model-wBITS-gGROUP"},

@@ -46,6 +46,7 @@ typedef enum archive_form {
     FORM_PACK_QUANTIZED,
     FORM_INT_QUANTIZED,
     FORM_GGUF,
+    FORM_GPTQ,
 } archive_form;
 typedef enum range_grad { RANGE_GRAD_THROUGH, RANGE_GRAD_DETACHED } range_grad;
 
@@ -152,6 +153,11 @@ static inline bool settings_quantize_inputs(const settings *s) {
 /* Local. The cache is quantized as vLLM does it (--kv-cache-dtype int4_per_token_head). */
 static inline bool settings_runtime_cache(const settings *s) {
     return s->kv.bits < 16 && s->kv.rotate == KV_ROTATE_RUNTIME;
+}
+
+/* Local. The form has scales in fp16 whatever the model's type. */
+static inline bool settings_fp16_scales(const settings *s) {
+    return s->archive.form == FORM_GGUF || s->archive.form == FORM_GPTQ;
 }
 
 /* Local. Bits of the inputs of down_proj. */

@@ -288,7 +288,7 @@ err setup_weights(recipe *r, const llama_config *cfg, st_dtype store, wquant *ou
         .group = s->weights.group,
         .symmetric = s->weights.symmetric,
         .search = s->weights.scale == WEIGHTS_SCALE_SEARCH,
-        .scale_type = s->archive.form == FORM_GGUF ? SCALE_FP16 : scale_type_of(store),
+        .scale_type = settings_fp16_scales(s) ? SCALE_FP16 : scale_type_of(store),
     };
     err e = check_bits("weights.bits", out->bits);
     if (e.code) return e;
@@ -314,7 +314,7 @@ layout_options setup_layout(const settings *s, const wquant *how, st_dtype store
                     .bits = how->bits,
                     .group = how->group,
                     .symmetric = how->symmetric,
-                    .scale_dtype = s->archive.form == FORM_GGUF ? ST_F16 : store,
+                    .scale_dtype = settings_fp16_scales(s) ? ST_F16 : store,
                     .inputs = setup_inputs(s),
                     .online = setup_online(s)},
         .store_dtype = store,

@@ -41,7 +41,7 @@ static const char *first_unmet(const settings *s, const char **want) {
         {"activations.clip", "1.0", clip_setting_none(&s->activations.clip)},
         {"activations.down_bits", "same", settings_down_bits(s) == bits},
         {"weights.bits", "8 or less", settings_round_weights(s)},
-        {"archive.form", "auto", s->archive.form != FORM_GGUF},
+        {"archive.form", "auto", !settings_fp16_scales(s)},
         {"weights.symmetric", "true", s->weights.symmetric},
         {"rotate.r4_block", "pow2", !setup_online(s).r4 || setup_online(s).r4_block},
     };
@@ -71,6 +71,7 @@ form_inputs setup_inputs(const settings *s) {
 const form *setup_form_of(const settings *s) {
     if (s->archive.form == FORM_GGUF) return form_find("gguf");
     if (!settings_round_weights(s)) return NULL;
+    if (s->archive.form == FORM_GPTQ) return form_find("gptq");
     return form_find(s->archive.form == FORM_INT_QUANTIZED ? "int-quantized" : "pack-quantized");
 }
 
@@ -119,6 +120,10 @@ err setup_form(recipe *r, const llama_config *cfg) {
     resolve_r4(r, cfg->intermediate);
     if (!settings_round_weights(s) || s->archive.form == FORM_GGUF) return refuse_plain(s);
     const char *want, *key = first_unmet_int8(s, &want);
+    if (s->archive.form == FORM_GPTQ)
+        return form_find("gptq")->refuse(&(form_scheme){.bits = (int)s->weights.bits,
+                                                        .symmetric = s->weights.symmetric,
+                                                        .online = setup_online(s)});
     if (s->archive.form == FORM_AUTO) {
         const bool int8 = !key && s->weights.bits == 8;
         recipe_put(r, "archive.form", json_string(int8 ? "int-quantized" : "pack-quantized"));

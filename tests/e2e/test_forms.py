@@ -60,6 +60,80 @@ class Forms(Case):
             self.assertEqual(plain[name + "_scale"], packed[name + "_scale"])
         self.assertEqual(self.perplexity(a, TEXT, 128, *FP32), self.perplexity(b, TEXT, 128, *FP32))
 
+    def gptq_of(self, packed, name, bits):
+        """The tensors of GPTQ's first version, by its definition, from the words of a packed linear of 4 or 8 bits."""
+        words, (rows, _), a_word = array.array("I", packed[name + ".weight_packed"][2]), packed[name + ".weight_packed"][1], 32 // bits
+        per_row, mask = len(words) // rows, (1 << bits) - 1
+        code = [[words[o * per_row + i // a_word] >> bits * (i % a_word) & mask for i in range(per_row * a_word)]
+                for o in range(rows)]
+        cols = len(code[0])
+        qweight = array.array("I", (sum(code[o][i + k] << bits * k for k in range(a_word))
+                                    for i in range(0, cols, a_word) for o in range(rows)))
+        dtype, (_, groups), data = packed[name + ".weight_scale"]
+        scale = array.array("H", data)
+        zero = (1 << bits - 1) - 1  # less one
+        qzeros = array.array("I", [sum(zero << bits * k for k in range(a_word))] * (groups * rows // a_word))
+        return {"qweight": ("I32", [cols // a_word, rows], qweight.tobytes()),
+                "qzeros": ("I32", [groups, rows // a_word], qzeros.tobytes()),
+                "scales": (dtype, [groups, rows], array.array("H", (scale[o * groups + g] for g in range(groups) for o in range(rows))).tobytes()),
+                "g_idx": ("I32", [cols], array.array("i", (i * groups // cols for i in range(cols))).tobytes())}
+
+    def test_gptq(self):
+        """Every tensor of the form gptq against a packer written here, for both widths, by group and by channel; the same
+        numbers are evaluated as of the packed form, from tars and from the folder; what others write otherwise is refused."""
+        model = make_model.make(self.path("m"), "--dtype", "BF16")
+        for bits, group in ((4, 32), (8, 32), (4, "channel")):
+            how = (f"weights.bits={bits}", f"weights.group={group}", "archive.name=x", "archive.dtype=fp16")
+            a, _ = self.quantize(f"a{bits}{group}", *how, "archive.form=pack-quantized", model=model)
+            b, _ = self.quantize(f"b{bits}{group}", *how, "archive.form=gptq", model=model, ranks=3)
+            one, _ = self.quantize(f"c{bits}{group}", *how, "archive.form=gptq", model=model)
+            self.assertEqual(tar_hashes(b), tar_hashes(one))
+            folder = unpack(b, b + "-hf")
+            packed, got = tensors_of(unpack(a, a + "-hf")), tensors_of(folder)
+            names = [k[:-len(".weight_packed")] for k in packed if k.endswith(".weight_packed")]
+            want = {k: v for k, v in packed.items() if ".weight_" not in k}
+            for name in names:
+                want.update({f"{name}.{k}": v for k, v in self.gptq_of(packed, name, bits).items()})
+            self.assertEqual({k: (d, list(s)) for k, (d, s, _) in got.items()}, {k: (d, list(s)) for k, (d, s, _) in want.items()})
+            for k, (_, _, data) in want.items():
+                self.assertEqual(bytes(got[k][2]), bytes(data), k)
+            self.assertEqual(config_of(folder)["quantization_config"], {
+                "quant_method": "gptq", "bits": bits, "group_size": -1 if group == "channel" else group, "desc_act": False,
+                "sym": True, "lm_head": False, "checkpoint_format": "gptq"})
+            loss = self.perplexity(a, TEXT, 128, *FP32)
+            self.assertEqual(loss, self.perplexity(b, TEXT, 128, *FP32))
+            self.assertEqual(loss, self.perplexity(folder, TEXT, 128, *FP32))
+            self.good("verify", b, "--source", model, "--equivalence")
+            self.good("verify", b, "--for", "transformers")
+            self.assertIn("gptqmodel", str(self.good("inspect", b, "--json").json()["runtimes"]["transformers"]))
+
+        self.bad(3, ["already"], "quantize", "--model", folder, "--out", self.path("twice"), out=self.path("twice"))
+
+        def spoil(to, suffix, data):
+            shutil.copytree(folder, to)
+            path = os.path.join(to, "model-00001-of-00001.safetensors")
+            tensors, meta = make_model.read_safetensors(path)
+            key = next(k for k in tensors if k.endswith(suffix))
+            tensors[key] = (*tensors[key][:2], data(tensors[key][2]))
+            make_model.write_safetensors(path, tensors, meta)
+            return to
+
+        evaluate = ("--text", TEXT, "--window", 128)
+        self.bad(3, ["desc_act"], "eval", "--model", spoil(self.path("order"), "q_proj.g_idx", lambda d: d[4:] + d[:3] + b"\1"), *evaluate)
+        self.bad(3, ["zero points"], "eval", "--model", spoil(self.path("zeros"), "q_proj.qzeros", lambda d: b"\x88" * len(d)), *evaluate)
+        said = config_of(folder)
+        for key, value in (("checkpoint_format", "gptq_v2"), ("sym", False), ("desc_act", True), ("bits", 3), ("lm_head", True)):
+            config = {**said, "quantization_config": {**said["quantization_config"], key: value}}
+            with open(os.path.join(folder, "config.json"), "w") as f:
+                json.dump(config, f)
+            self.bad(3, [key], "eval", "--model", folder, *evaluate)
+        for word, key in (("weights.bits=3", "weights.bits"), ("weights.symmetric=false", "weights.symmetric"),
+                          ("rotate.online=[r4]", "rotate.online"), ("weights.bits=16", "archive.form")):
+            self.bad(2, [key], "quantize", "--model", model, "--out", self.path("bad"),
+                     *settings("archive.form=gptq", "rotate.r4_block=pow2", word), out=self.path("bad"))
+        self.bad(2, ["gate_proj", "172"], "quantize", "--model", STORIES, "--out", self.path("bad"), *settings("archive.form=gptq"),
+                 out=self.path("bad"))
+
     def test_auto(self):
         for i, (more, form) in enumerate(((INT8, "int-quantized"), ((), "pack-quantized"),
                                           (("activations.bits=8",), "pack-quantized"),

@@ -285,8 +285,8 @@ static void test_other_weights(void **state) {
     assert_refused("invalid JSON");
     put_text("config.json", "{\"quantization_config\":{\"quant_method\":\"bitsandbytes\"}}");
     assert_refused("bitsandbytes");
-    put_text("config.json", "{\"quantization_config\":{\"quant_method\":\"gptq\"}}");
-    assert_refused("gptq");
+    put_text("config.json", "{\"quantization_config\":{\"quant_method\":\"awq\"}}");
+    assert_refused("awq");
     put_text("config.json", "{\"quantization_config\":{\"quant_method\":\"compressed-tensors\","
                             "\"format\":\"float-quantized\"}}");
     assert_refused("float-quantized");

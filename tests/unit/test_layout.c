@@ -395,7 +395,7 @@ static void refuse(const char *path, const char *key, json_t *value) {
 
 static void test_foreign_schemes(void **state) {
     (void)state;
-    refuse("", "quant_method", json_string("gptq"));
+    refuse("", "quant_method", json_string("awq"));
     refuse("", "format", json_string("float-quantized"));
     refuse("", "quantization_status", json_string("initialized"));
     refuse("", "ignore", json_array());
@@ -434,6 +434,39 @@ static void test_int8_layout(void **state) {
     layout_destroy(&l);
     o.linears.symmetric = false;
     assert_int_equal(layout_create(&c, &o, &l).code, ERR_USAGE);
+}
+
+/* Words of gptq by their definition, of a matrix of several pieces; a changed code is found. */
+static void test_gptq_bytes(void **state) {
+    (void)state;
+    enum { OUT = 24, IN = 4 * 1088 };
+    for (int bits = 4; bits <= 8; bits += 4) {
+        const wquant how = {.bits = bits, .group = 64, .symmetric = true, .scale_type = SCALE_FP16};
+        const int64_t per = 32 / bits, words = IN / per * OUT;
+        uint32_t *got = calloc((size_t)words, sizeof *got), mask = (1u << bits) - 1;
+        qmatrix *q;
+        assert_true(got != NULL);
+        assert_int_equal(qmatrix_create(OUT, IN, &how, &q).code, 0);
+        for (int64_t i = 0; i < OUT * IN; i++) q->codes[i] = (uint8_t)((i * 7919 >> 3) & mask);
+        const form_slot *codes = part("gptq", FORM_CODES);
+        codes->pack(q, got);
+        for (int64_t o = 0; o < OUT; o++)
+            for (int64_t j = 0; j < IN; j++)
+                assert_int_equal(got[j / per * OUT + o] >> (bits * (j % per)) & mask,
+                                 q->codes[o * IN + j]);
+        assert_int_equal(form_check(codes, q, got, "x").code, 0);
+        uint8_t *kept = malloc(OUT * IN);
+        assert_true(kept != NULL);
+        memcpy(kept, q->codes, OUT * IN);
+        memset(q->codes, 0, OUT * IN);
+        assert_int_equal(codes->unpack(got, ST_I32, "x", q).code, 0);
+        assert_memory_equal(kept, q->codes, OUT * IN);
+        got[words - 1] ^= 1;
+        assert_int_equal(form_check(codes, q, got, "x").code, ERR_NUMERICS);
+        free(kept);
+        free(got);
+        qmatrix_destroy(&q);
+    }
 }
 
 static void test_int8_bytes(void **state) {
@@ -562,13 +595,21 @@ static void test_index_and_card(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_70b),          cmocka_unit_test(test_shapes),
-        cmocka_unit_test(test_order),        cmocka_unit_test(test_tied),
-        cmocka_unit_test(test_refusals),     cmocka_unit_test(test_packed_check),
-        cmocka_unit_test(test_packed_bytes), cmocka_unit_test(test_plain_bytes),
-        cmocka_unit_test(test_config),       cmocka_unit_test(test_foreign_schemes),
-        cmocka_unit_test(test_int8_layout),  cmocka_unit_test(test_int8_bytes),
-        cmocka_unit_test(test_int8_config),  cmocka_unit_test(test_index_and_card),
+        cmocka_unit_test(test_70b),
+        cmocka_unit_test(test_shapes),
+        cmocka_unit_test(test_order),
+        cmocka_unit_test(test_tied),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_packed_check),
+        cmocka_unit_test(test_packed_bytes),
+        cmocka_unit_test(test_plain_bytes),
+        cmocka_unit_test(test_config),
+        cmocka_unit_test(test_foreign_schemes),
+        cmocka_unit_test(test_int8_layout),
+        cmocka_unit_test(test_gptq_bytes),
+        cmocka_unit_test(test_int8_bytes),
+        cmocka_unit_test(test_int8_config),
+        cmocka_unit_test(test_index_and_card),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
