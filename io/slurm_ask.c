@@ -31,17 +31,21 @@ slurm_word slurm_ask(const char *job, const char *step) {
     return !*text || strstr(text, "PENDING") || strstr(text, "REQUEUE") ? SLURM_GONE : SLURM_THERE;
 }
 
-void slurm_cluster(char name[64]) {
-    const char *known = getenv("SLURM_CLUSTER_NAME");
+/* Of Slurm itself, once: no process changes its cluster. */
+static void ask_cluster(char name[64]) {
     char line[512];
-    name[0] = 0;
-    if (known && *known) {
-        snprintf(name, 64, "%s", known);
-        return;
-    }
     FILE *f = popen("timeout 10 scontrol show config 2>/dev/null", "r");
     while (f &&
            fgets(line, sizeof line, f)) /* to its end: scontrol is not to die of a closed pipe */
         (void)sscanf(line, "ClusterName = %63s", name);
     if (f) pclose(f);
+}
+
+void slurm_cluster(char name[64]) {
+    static char said[64];
+    static bool asked;
+    const char *known = getenv("SLURM_CLUSTER_NAME");
+    if ((!known || !*known) && !asked) ask_cluster(said);
+    asked = true;
+    snprintf(name, 64, "%s", known && *known ? known : said);
 }

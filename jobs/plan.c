@@ -7,6 +7,7 @@
 #include "base/machine.h"
 #include "base/size.h"
 #include "jobs/planning/plan_make.h"
+#include "jobs/planning/plan_nodes.h"
 #include "jobs/planning/plan_print.h"
 #include "jobs/planning/plan_script.h"
 #include "jobs/planning/plan_slices.h"
@@ -24,7 +25,7 @@
 #include <string.h>
 
 /* Resident before anything is loaded: 14 to 23 MiB were measured on 1 to 4 ranks. */
-enum { PROGRAM_BYTES = 20 << 20, MOST_NODES = 4096 };
+enum { PROGRAM_BYTES = 20 << 20, MOST_NODES = 4096, MOST_CHAIN = 100 };
 
 typedef struct plan_command {
     quantize_run q;
@@ -77,6 +78,7 @@ static err read_flags(plan_command *k) {
     }
     if (!e.code && options_has(o, OPT_NETWORK))
         e = plan_rates_network(options_str(o, OPT_NETWORK), &k->rates);
+    if (!e.code) e = options_int(o, OPT_CHAIN, 1, MOST_CHAIN, &k->job.chain);
     k->job.o = o;
     k->job.out = options_str(o, OPT_OUT);
     if (!e.code && options_has(o, OPT_SCRIPT) && !k->job.out)
@@ -217,6 +219,14 @@ static void warn_of_time(const plan_command *k) {
                  high / 3600, limit / 3600, s->n, s->again_s / 3600);
 }
 
+static void warn_of_chain(const plan_command *k) {
+    if (k->job.chain && k->slices.n > k->job.chain)
+        log_line(LOG_WARN,
+                 "a chain of %" PRId64 " jobs may be too short, it may take %" PRId64
+                 ": --chain %" PRId64 ", or start it again",
+                 k->job.chain, k->slices.n, k->slices.n);
+}
+
 /* The plan of a cluster made on its login node. */
 static void warn_of_cpu(const plan_command *k) {
     const options *o = k->q.o;
@@ -249,10 +259,12 @@ err job_plan(const comm *all, const options *o) {
     }
     if (!e.code) e = plan_slices_refuse(&k.plan, k.job.limit_s);
     if (!e.code) warn_of_time(&k);
+    if (!e.code) warn_of_chain(&k);
     if (!e.code) warn_of_cpu(&k);
     k.job.name = k.q.set ? k.q.set->archive.name.text : NULL;
     if (!e.code && options_has(o, OPT_SCRIPT))
         e = plan_check_job(&k.job, quantize_needs_calibration(k.q.set));
+    if (!e.code && options_has(o, OPT_SCRIPT)) e = plan_check_nodes(&k.plan, &k.job);
     if (!e.code && options_has(o, OPT_SCRIPT)) {
         e = plan_write_script(options_str(o, OPT_SCRIPT), &k.plan, &k.job);
         if (!e.code) log_line(LOG_RUN, "wrote %s", options_str(o, OPT_SCRIPT));

@@ -3,6 +3,7 @@
 #   spinshard   the program          out   its output folder          quantize   array: the command, without launcher
 # and `launch`, an array, where srun cannot start the ranks:
 #   launch=(mpirun --map-by "ppr:$SLURM_NTASKS_PER_NODE:node:PE=$SLURM_CPUS_PER_TASK" --bind-to core)
+# and `chain`, so many jobs each after the one before, where this is the job number $SPINSHARD_LINK of one.
 # shellcheck shell=bash disable=SC2154,SC2317
 
 if [ -z "${launch+set}" ]; then
@@ -79,6 +80,10 @@ come_back() {
     running)
         if [ "$asked" = TERM ]; then
             echo 'spinshard: told to end: submit the job again to go on' >&2
+        elif [ -n "${chain:-}" ] && [ "${SPINSHARD_LINK:-1}" -lt "$chain" ]; then
+            echo 'spinshard: the time is over: the next job of the chain goes on' >&2
+        elif [ -n "${chain:-}" ]; then
+            echo 'spinshard: that was the last job of the chain: start it again to go on' >&2
         elif [ "${SLURM_RESTART_COUNT:-0}" -ge 100 ]; then
             echo 'spinshard: started 100 times: submit the job again to go on' >&2
         else
@@ -90,6 +95,17 @@ come_back() {
     over) echo 'spinshard: the job was cancelled: submit it again to go on' >&2 ;;
     *) echo 'spinshard: Slurm does not say how the job is: submit it again to go on' >&2 ;;
     esac
+}
+
+# The jobs of the chain that wait for this one have nothing to do: all at once, since each lets the next one start.
+end_chain() {
+    local waiting id=$SLURM_JOB_ID all=()
+    waiting=$(squeue -h -u "$(id -un)" -t PENDING -o '%i %E')
+    while [[ $'\n'$waiting =~ $'\n'([0-9]+)\ afterany:${id}[^0-9] ]]; do
+        id=${BASH_REMATCH[1]}
+        all+=("$id")
+    done
+    [ "${#all[@]}" -eq 0 ] || scancel "${all[@]}"
 }
 
 # Ended by a signal that was meant, or by Slurm: as good as a stop at a commit, since a kill loses no commit.
@@ -122,4 +138,8 @@ if was_stopped; then
     come_back
 fi
 ! was_lost || code=9
+case $code in
+75 | 9) ;; # the next one goes on
+*) [ -z "${chain:-}" ] || end_chain ;;
+esac
 exit "$code"

@@ -79,6 +79,25 @@ static void add_site(script *s, const options *o) {
         add(s, "#SBATCH %s\n", o->values[OPT_SBATCH][i]);
 }
 
+/* Run by hand, before anything else is done: jobs that follow each other however they end. */
+static void add_chain(script *s, const plan_job *job) {
+    if (!job->chain) return;
+    add(s,
+        "\n# Not with sbatch, but by hand (bash): it submits itself %" PRId64 " times.\n"
+        "chain=%" PRId64 "\n"
+        "if [ -z \"${SLURM_JOB_ID:-}\" ]; then\n"
+        "    after=()\n"
+        "    for ((link = 1; link <= chain; link++)); do\n"
+        "        id=$(sbatch --parsable \"${after[@]}\" --export=\"ALL,SPINSHARD_LINK=$link\" "
+        "\"$0\") || exit\n"
+        "        echo \"${id%%%%;*}: job $link of $chain\"\n"
+        "        after=(\"--dependency=afterany:${id%%%%;*}\")\n"
+        "    done\n"
+        "    exit\n"
+        "fi\n",
+        job->chain, job->chain);
+}
+
 /* Modules set variables that nobody declared: before set -u. */
 static err add_prologue(script *s, const options *o) {
     enum { MOST = 1 << 16 };
@@ -99,9 +118,10 @@ static void add_head(script *s, const run_plan *p, const plan_job *job) {
     char low[32], text[32];
     add(s,
         "#!/bin/bash\n"
-        "# Submit with sbatch. The plan: %.1f minutes, up to %.1f; %s on the largest rank, "
+        "# %s. The plan: %.1f minutes, up to %.1f; %s on the largest rank, "
         "%s a node.\n",
-        plan_seconds(p) / 60, plan_seconds(p) * p->rates.spread / 60,
+        job->chain ? "Start with bash" : "Submit with sbatch", plan_seconds(p) / 60,
+        plan_seconds(p) * p->rates.spread / 60,
         size_text(memory_plan_total(&plan_largest(p)->memory), low),
         size_text((uint64_t)need, text));
     add(s, "#SBATCH --job-name=%s\n#SBATCH --nodes=%d\n#SBATCH --ntasks-per-node=%d\n", job->name,
@@ -228,6 +248,7 @@ err plan_write_script(const char *path, const run_plan *p, const plan_job *job) 
     if (n <= 0) return err_errno("/proc/self/exe", "find the program");
     self[n] = 0;
     add_head(&s, p, job);
+    add_chain(&s, job);
     err e = add_prologue(&s, job->o);
     if (e.code) {
         free(s.text);

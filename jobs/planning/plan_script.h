@@ -11,6 +11,7 @@ typedef struct plan_job {
     const char *name; /* of the job */
     double limit_s;   /* wall clock of a job; 0: not given */
     double lead_s;    /* so long before its end it is told to stop */
+    int64_t chain;    /* jobs that the script submits, each after the one before; 0: it requeues */
 } plan_job;
 
 /* Local. What would make such a job fail as it starts: ERR_USAGE, ERR_INPUT. needs_text: the recipe

@@ -60,6 +60,7 @@ typedef enum option {
     OPT_MEASURE,
     OPT_NETWORK,
     OPT_SCRIPT,
+    OPT_CHAIN,
     OPT_SBATCH,
     OPT_PROLOGUE,
     OPT_PARTITION,

@@ -169,6 +169,30 @@ class Plan(Case):
         self.bad(2, ["complete archive"], *args)
         self.assertEqual(read(job), before)
 
+    def test_nodes_that_slurm_has(self):
+        """sinfo is asked with --script: a partition that is named must have such nodes, the default one is a warning."""
+        tools = self.path("bin")
+        os.mkdir(tools)
+        with open(os.path.join(tools, "sinfo"), "w") as f:
+            f.write("#!/bin/sh\necho 'small* 8 16 31000 1:00:00'\necho 'big 2 128 250000 infinite'\necho 'big 3 256+ 500000 infinite'\n")
+        os.chmod(f.name, 0o755)
+        env = {"PATH": tools + os.pathsep + os.environ["PATH"]}
+
+        def ask(code, *more):
+            r = spin("plan", "--model", STORIES, "--out", self.path("o"), "--script", self.path("j.sh"), "--force", "--cpu",
+                     "genoa", "--ranks-per-node", 2, "--mem-per-node", "8G", *settings("weights.group=channel"), *more, env=env)
+            self.assertEqual(r.rc, code, r)
+            return r
+        ask(0, "--nodes", 5, "--cores-per-rank", 64, "--partition", "big")
+        r = ask(6, "--nodes", 4, "--cores-per-rank", 128, "--partition", "big")
+        self.assertIn("partition big has 3 nodes with 256 CPUs", r.err)
+        self.assertIn("of 5 (the largest: 256 CPUs, 488.28 GiB); the plan takes 4", r.err)
+        self.assertIn("no partition none", ask(2, "--partition", "none").err)
+        self.assertIn("end after 1:00:00, and --time is 2:00:00", ask(6, "--cores-per-rank", 8, "--time", "2h", "--partition", "small").err)
+        r = ask(0, "--nodes", 9, "--cores-per-rank", 8)
+        self.assertIn("warning: partition small has 8 nodes", r.err)
+        self.assertNotIn("partition", ask(0, "--nodes", 8, "--cores-per-rank", 8).err)
+
     def test_of_a_run(self):
         """Every phase has its plan, the same as `plan` makes for that layout but for the program itself."""
         more = [*settings("activations.bits=4", "calib.window=64", "calib.windows=4", "rotate.start=pca",

@@ -102,6 +102,35 @@ class Slurm(Case):
         there = count()
         self.wait(event, lambda: count() >= there + more)
 
+    def test_chain(self):
+        """Three jobs, the first of which is told that its time is over: the second goes on and ends, the third is called off.
+        And nodes or a partition that are not there are refused, as Slurm has them."""
+        out, job = self.path("chain"), self.path("chain.sh")
+        args = ["plan", "--out", out, "--script", job, "--ranks-per-node", 1, "--cores-per-rank", 1, "--time", "20m", *recipe(1500)]
+        self.bad(2, ["no partition nowhere"], *args, "--partition", "nowhere")
+        self.bad(6, [f"main has {NODES} nodes"], *args, "--nodes", NODES + 1, "--partition", "main")
+        self.good(*args, "--nodes", NODES, "--partition", "main", "--chain", 3)
+        r = subprocess.run(["bash", job], env=ENV, cwd=self.dir, capture_output=True, text=True, check=True)
+        first, second, third = re.findall(r"^(\d+): job", r.stdout, re.M)
+        self.wait_for_event(out, "step")
+        run("scancel", "--signal=USR1", "--batch", first)
+        self.finish(second, self.path(f"spinshard-{second}.log"))
+        self.assertIn("the next job of the chain goes on", self.log(self.path(f"spinshard-{first}.log")))
+        self.assertEqual(self.state(third), "CANCELLED")
+        self.assertEqual(tar_hashes(out), self.alone("chain-alone", 1500))
+
+    def test_installed(self):
+        """A script of a site runs from where it was installed, with the program that was installed with it."""
+        out, prefix = self.path("site out"), self.path("some where")
+        subprocess.run(["cmake", "--install", os.path.dirname(program()), "--prefix", prefix], check=True, capture_output=True)
+        script = os.path.join(prefix, "share", "spinshard", "slurm", "lumi-c", "quantize.sh")
+        env = {k: v for k, v in ENV.items() if k != "SPINSHARD"}
+        r = subprocess.run(["sbatch", "--parsable", "--partition=main", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1",
+                            "--mem=1G", "--time=20", script, "--out", out, *recipe(20)], env=env, cwd=self.dir,
+                           capture_output=True, text=True, check=True)
+        number = r.stdout.strip()
+        self.finish(number, self.path(f"spinshard-{number}.log"))
+
     def test_cancelled(self):
         """scancel ends the job for good, whatever the run was doing; a new job goes on from there."""
         number, log, out = self.submit("cancelled", 1000)
