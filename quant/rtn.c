@@ -84,13 +84,16 @@ void qmatrix_destroy(qmatrix **q) {
     *q = NULL;
 }
 
+float scale_most(scale_type type) {
+    return type == SCALE_FP16 ? 65504.0f : type == SCALE_BF16 ? half_from_bf16(0x7f7f) : FLT_MAX;
+}
+
 float scale_round(float s, scale_type type) {
-    if (type == SCALE_BF16) {
-        float r = half_from_bf16(half_to_bf16(s));
-        return quant_clamp(r, half_from_bf16(0x0001), half_from_bf16(0x7f7f));
-    }
-    if (type == SCALE_FP16) return quant_clamp(half_from_fp16(half_to_fp16(s)), 0x1p-24f, 65504.0f);
-    return quant_clamp(s, FLT_TRUE_MIN, FLT_MAX);
+    const float most = scale_most(type);
+    if (type == SCALE_BF16)
+        return quant_clamp(half_from_bf16(half_to_bf16(s)), half_from_bf16(0x0001), most);
+    if (type == SCALE_FP16) return quant_clamp(half_from_fp16(half_to_fp16(s)), 0x1p-24f, most);
+    return quant_clamp(s, FLT_TRUE_MIN, most);
 }
 
 static void take_codes(const float *x, int64_t n, float scale, int zero, int bits, uint8_t *codes) {

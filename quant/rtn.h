@@ -75,5 +75,6 @@ void qerror_add(const qerror *rows, int64_t n, qerror *sum);
 /* Local. s as the nearest number of the type (half to even), held to its positive finite numbers.
  */
 float scale_round(float s, scale_type type);
+float scale_most(scale_type type); /* local: the largest of them */
 
 #endif

@@ -129,10 +129,24 @@ static err put_r4(item_output *out, const llama_tensor *t) {
     return e;
 }
 
+/* A scale that does not fit into its type is held to the largest number there, and the weights to
+ * that many steps of it. */
+static err check_scales(const llama_tensor *t, const qmatrix *m) {
+    const float most = scale_most(m->scale_type);
+    int64_t held = 0;
+    for (int64_t i = 0; i < m->rows * m->n_groups; i++) held += m->scales[i] >= most;
+    if (!held) return err_none();
+    return err_make(ERR_NUMERICS, t->name,
+                    m->scale_type == SCALE_FP16
+                        ? "store with archive.dtype=bf16; gguf has fp16 alone"
+                        : "the checkpoint is damaged: fetch it again",
+                    "%" PRId64 " scales are as large as their type can be, or larger", held);
+}
+
 static err take_quantized(void *arg, const llama_tensor *t, const qmatrix *m) {
     item_output *out = arg;
     const form_scheme *s = &layout_opts(out->q->layout)->linears;
-    err e = err_none();
+    err e = check_scales(t, m);
     for (int i = 0; i < s->form->n_slots && !e.code; i++)
         if (form_stores(s, &s->form->slots[i])) e = put_part(out, t, &s->form->slots[i], m);
     return e.code ? e : put_r4(out, t);

@@ -261,6 +261,27 @@ class Inputs(Case):
             os.symlink("../blobs/0123", os.path.join(model, name))
             self.bad(3, [re.escape(name) + " is a link to a file that is not there"], "eval", "--model", model, "--text", TEXT)
 
+    # ---- weights ----
+
+    def test_scales_beyond_fp16(self):
+        """A weight of 10^6 asks for a scale of 142857 at 4 bits; fp16 ends at 65504."""
+        name, words = "model.layers.2.mlp.up_proj.weight", settings("rotate.r1=false", "rotate.r2=none", "weights.group=channel")
+
+        def with_weight(x):
+            model = self.path(f"m{x}")
+            shutil.copytree(STORIES, model)
+            path = os.path.join(model, "model.safetensors")
+            tensors, meta = make_model.read_safetensors(path)
+            dtype, shape, data = tensors[name]
+            tensors[name] = (dtype, shape, struct.pack("<f", x) + data[4:])
+            make_model.write_safetensors(path, tensors, meta)
+            return ["quantize", "--model", model, "--out", self.path(f"o{x}"), *words]
+        large, fits, fp16 = with_weight(1e6), with_weight(4e5), settings("archive.dtype=fp16")
+        self.bad(8, [re.escape(name), "1 scales", "archive.dtype=bf16"], *large, *fp16)
+        self.good(*large, "--force", *settings("archive.dtype=bf16"))
+        self.good(*fits, *fp16)
+        self.good("verify", self.path("o400000.0"), "--source", self.path("m400000.0"))
+
     # ---- packed folders of other tools ----
 
     def test_packed_folders(self):
