@@ -33,6 +33,15 @@ QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L
 TEKKEN = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
           r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
           r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+# Llama 3, and with it SmolLM3 and DeepSeek's distillations of Llama.
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+# DeepSeek: V3, R1 and distillations; and the first, of LLaMA's class.
+DEEPSEEK_V3 = (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+               r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
+               r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+DEEPSEEK_LLM = (r"[\r\n]", "\\s?[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u0391-\u03a1\u0410-\u044f]+",
+                "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", r"\s+$",
+                "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+")
 
 # Characters that Unicode had before version 14, of many kinds.
 RANGES = [(0x20, 0x7E), (0x20, 0x7E), (0x61, 0x7A), (0x30, 0x39), (0xA0, 0x17F), (0x300, 0x36F),
@@ -94,6 +103,26 @@ def compare(name, path, texts):
                 print(f"{name}: {text[:120]!r}: id {at}: {ids[at:at + 8]}, not {want[at:at + 8]}")
     print(f"{name}: {len(texts)} texts, {n_ids} ids, {bad} differ")
     return bad
+
+
+def splits(*patterns):
+    return [{"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": False} for p in patterns]
+
+
+def families(base_bytes):
+    """(name, tokenizer) as published families cut, with the vocabulary of tests/data."""
+    raw = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    gpt2 = {**raw, "use_regex": True}
+    digits = {"type": "Digits", "individual_digits": True}
+    for name, steps, form, ignore in (
+            ("gpt2", [gpt2], None, False), ("smollm2, granite", [digits, gpt2], None, False),
+            ("qwen", [*splits(QWEN), raw], {"type": "NFC"}, False), ("tekken", [*splits(TEKKEN), raw], None, True),
+            ("llama3, smollm3", [*splits(LLAMA3), raw], None, True), ("deepseek-v3", [*splits(*DEEPSEEK_V3), raw], None, False),
+            ("deepseek-llm", [*splits(*DEEPSEEK_LLM), digits, raw], None, False)):
+        d = copy.deepcopy(base_bytes)
+        d["normalizer"], d["pre_tokenizer"] = form, {"type": "Sequence", "pretokenizers": steps}
+        d["model"]["ignore_merges"] = ignore
+        yield name, d
 
 
 def variants(base_spm, base_bytes):
@@ -193,10 +222,10 @@ def main():
         bases = json.load(f), json.load(g)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "tokenizer.json")
-        for name, d in variants(*bases):
+        for name, d, those in [*((n, d, fuzz) for n, d in families(bases[1])), *((n, d, fuzz[:400]) for n, d in variants(*bases))]:
             with open(path, "w", encoding="utf-8") as f:
                 json.dump(d, f, ensure_ascii=False)
-            bad += compare(name, path, fuzz[:400])
+            bad += compare(name, path, those)
             compared += 1
     print(f"{compared} tokenizers, {bad} texts differ")
     return 1 if bad or not compared else 0
