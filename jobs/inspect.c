@@ -139,6 +139,8 @@ static json_t *linears_json(const form_scheme *s) {
     if (s->inputs.bits < 16) {
         json_object_set_new(o, "input_bits", json_integer(s->inputs.bits));
         json_object_set_new(o, "input_group", json_integer(s->inputs.group));
+        if (s->inputs.down_bits)
+            json_object_set_new(o, "input_bits_down", json_integer(s->inputs.down_bits));
     }
     if (s->online.r4) json_object_set_new(o, "r4_block", json_integer(s->online.r4_block));
     return o;

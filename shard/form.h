@@ -23,7 +23,11 @@ typedef struct form form;
 typedef struct form_inputs {
     int bits;      /* 16: not quantized, and nothing is said */
     int64_t group; /* inputs that share a scale; 0: all of a token */
+    int down_bits; /* those of down_proj, in a group of config_groups of their own, 16 for none; 0:
+                      as the others */
 } form_inputs;
+#define FORM_DOWN_TARGET   "re:.*down_proj$"
+#define FORM_OTHERS_TARGET "re:.*(q|k|v|o|gate|up)_proj$"
 
 /* R4, which down_proj's weights hold and its input must be turned by while the model runs. An
  * archive with it holds a tensor of its own, FORM_R4_SUFFIX of the first layer, and a key in its

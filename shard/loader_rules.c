@@ -121,7 +121,7 @@ static err parse_r4(const json_t *transform, const char *where, form_online *out
     const bool known = is_text(scheme, "type", "hadamard");
     if (!json_is_object(scheme) || json_object_size(groups) != 1 ||
         json_array_size(json_object_get(scheme, "apply")) != 1 ||
-        !lists_only(apply, "targets", "re:.*down_proj$") || !is_text(apply, "location", "input") ||
+        !lists_only(apply, "targets", FORM_DOWN_TARGET) || !is_text(apply, "location", "input") ||
         json_is_true(json_object_get(apply, "inverse")))
         return bad_key(where, "transform_config", "R4 at the input of down_proj, or empty");
     if (known && (block < 1 || block > FORM_R4_MOST || (block & (block - 1))))
@@ -148,6 +148,46 @@ static err parse_group(const json_t *group, const char *where, form_scheme *out)
     const json_t *inputs = json_object_get(group, "input_activations");
     if (!e.code && out->form->byte_codes) return parse_int8_inputs(inputs, where, out);
     if (!e.code && !is_absent(group, "input_activations")) e = parse_inputs(inputs, where, out);
+    return e;
+}
+
+/* The group of all linears; or that of down_proj, whose inputs have bits of their own, and that of
+ * the others (*down is NULL where there is one). */
+static err find_groups(const json_t *groups, const json_t *ignore, int64_t layers,
+                       const char *where, const json_t **group, const json_t **down) {
+    const char *key;
+    json_t *g;
+    *group = *down = NULL;
+    json_object_foreach((json_t *)groups, key, g) {
+        if (lists_only(g, "targets", FORM_DOWN_TARGET))
+            *down = g;
+        else
+            *group = g;
+    }
+    if (json_object_size(groups) == 1 && *group)
+        return loader_targets_check(json_object_get(*group, "targets"), ignore, layers, where);
+    if (json_object_size(groups) != 2 || !*group || !*down ||
+        !lists_only(*group, "targets", FORM_OTHERS_TARGET))
+        return bad_key(where, "config_groups",
+                       "one group, or one of down_proj beside one of the six others");
+    json_t *both = json_pack("[s, s]", FORM_OTHERS_TARGET, FORM_DOWN_TARGET);
+    err e = loader_targets_check(both, ignore, layers, where);
+    json_decref(both);
+    return e;
+}
+
+/* Nothing but the bits of its inputs may differ from the others. */
+static err parse_down(const json_t *down, const char *where, form_scheme *out) {
+    form_scheme own = *out;
+    own.inputs = (form_inputs){.bits = 16};
+    own.group = 0;
+    err e = parse_group(down, where, &own);
+    if (e.code) return e;
+    if (own.bits != out->bits || own.group != out->group || own.symmetric != out->symmetric)
+        return bad_key(where, "config_groups", "alike in their weights");
+    if (own.inputs.bits < 16 && out->inputs.bits < 16 && own.inputs.group != out->inputs.group)
+        return bad_key(where, "config_groups", "alike in the groups of their inputs");
+    if (own.inputs.bits != out->inputs.bits) out->inputs.down_bits = own.inputs.bits;
     return e;
 }
 
@@ -180,17 +220,16 @@ err loader_scheme_parse(const json_t *config, const char *where, form_scheme *ou
         return bad_key(where, "quantization_status", "\"compressed\" or \"frozen\"");
     if (!is_absent(q, "kv_cache_scheme")) return bad_key(where, "kv_cache_scheme", "null");
     if (!is_empty(q, "sparsity_config")) return bad_key(where, "sparsity_config", "empty");
-    if (json_object_size(groups) != 1) return bad_key(where, "config_groups", "one group");
-    const json_t *group = json_object_iter_value(json_object_iter((json_t *)groups));
+    const json_t *group, *down;
     int64_t layers = 0;
     err e = json_opt_int(config, "num_hidden_layers", 0, 1 << 20, where, &layers);
     if (!e.code)
-        e = loader_targets_check(json_object_get(group, "targets"), json_object_get(q, "ignore"),
-                                 layers, where);
+        e = find_groups(groups, json_object_get(q, "ignore"), layers, where, &group, &down);
     out->form = f;
     if (!e.code && !is_empty(q, "transform_config"))
         e = parse_r4(json_object_get(q, "transform_config"), where, &out->online);
     if (!e.code) e = parse_group(group, where, out);
+    if (!e.code && down) e = parse_down(down, where, out);
     if (e.code) out->form = NULL;
     return e;
 }

@@ -94,7 +94,7 @@ static json_t *transform_config(const form_online *online) {
     const bool known = online->r4_block > 0;
     json_t *scheme = json_pack("{s:s, s:[{s:[s], s:s}]}", "type",
                                known ? "hadamard" : "R4-of-spinshard-eval-alone", "apply",
-                               "targets", "re:.*down_proj$", "location", "input");
+                               "targets", FORM_DOWN_TARGET, "location", "input");
     if (known) json_object_set_new(scheme, "head_dim", json_integer(online->r4_block));
     return json_pack("{s:{s:o}}", "config_groups", "R4", scheme);
 }
@@ -102,18 +102,29 @@ static json_t *transform_config(const form_online *online) {
 /* The fewest keys that say it: older readers refuse keys that they do not know. Packed words with
  * inputs say their form once more, in the group: without it readers take the form that they would
  * write themselves, which is int-quantized (compressed-tensors 0.20). */
-static json_t *quantization_config(const form_scheme *s) {
-    if (s->form->method.name) return s->form->method.config(s);
+static json_t *config_group(const form_scheme *s, const char *target, form_inputs inputs) {
     json_t *group =
-        json_pack("{s:[s], s:o, s:o, s:n}", "targets", "Linear", "weights", weights_json(s),
-                  "input_activations", inputs_json(&s->inputs), "output_activations");
+        json_pack("{s:[s], s:o, s:o, s:n}", "targets", target, "weights", weights_json(s),
+                  "input_activations", inputs_json(&inputs), "output_activations");
     if (s->inputs.bits < 16 && !s->form->byte_codes)
         json_object_set_new(group, "format", json_string(s->form->name));
     if (s->online.r4) json_object_set_new(group, FORM_R4_KEY, json_true());
+    return group;
+}
+
+/* Targets of two groups have no linear in common: readers differ in which of two goes first. */
+static json_t *quantization_config(const form_scheme *s) {
+    if (s->form->method.name) return s->form->method.config(s);
+    const int down = s->inputs.down_bits;
+    json_t *group = config_group(s, down ? FORM_OTHERS_TARGET : "Linear", s->inputs);
     json_t *q =
         json_pack("{s:s, s:s, s:s, s:[s], s:n, s:{s:o}}", "quant_method", "compressed-tensors",
                   "format", s->form->name, "quantization_status", "compressed", "ignore", "lm_head",
                   "kv_cache_scheme", "config_groups", "group_0", group);
+    if (down)
+        json_object_set_new(json_object_get(q, "config_groups"), "group_1",
+                            config_group(s, FORM_DOWN_TARGET,
+                                         (form_inputs){.bits = down, .group = s->inputs.group}));
     if (s->online.r4) json_object_set_new(q, "transform_config", transform_config(&s->online));
     return q;
 }
@@ -166,6 +177,7 @@ static void card_inputs(FILE *f, const form_inputs *in) {
         fprintf(f, "%" PRId64 " of a token's, taken at run time.\n", in->group);
     else
         fprintf(f, "each token, taken at run time.\n");
+    if (in->down_bits) fprintf(f, "- Inputs of `down_proj`: %d bits.\n", in->down_bits);
 }
 
 /* What is stored of linears that were rounded. */

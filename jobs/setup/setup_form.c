@@ -32,14 +32,15 @@ form_online setup_online(const settings *s) {
 /* The first demand that the recipe does not meet; NULL where it meets all. Scales by max/7 and by
  * max/7.5 are both right: an archive cannot say which, each runtime has its own. */
 static const char *first_unmet(const settings *s, const char **want) {
-    const int64_t bits = s->activations.bits;
+    const int64_t bits = s->activations.bits, down = settings_down_bits(s);
     const demand all[] = {
         {"activations.bits", "8 or 4", bits == 8 || bits == 4},
         {"activations.symmetric", "true", s->activations.symmetric},
         {"activations.o_group", "token",
          s->activations.group > 0 || s->activations.o_group == O_GROUP_TOKEN},
         {"activations.clip", "1.0", clip_setting_none(&s->activations.clip)},
-        {"activations.down_bits", "same", settings_down_bits(s) == bits},
+        {"activations.down_bits", "same, 4, 8 or 16",
+         down == bits || down == 8 || down == 4 || down == 16},
         {"weights.bits", "8 or less", settings_round_weights(s)},
         {"archive.form", "auto", !settings_fp16_scales(s)},
         {"weights.symmetric", "true", s->weights.symmetric},
@@ -58,6 +59,8 @@ static const char *first_unmet_int8(const settings *s, const char **want) {
     if (s->activations.bits != 8) return "activations.bits";
     const char *key = first_unmet(s, want);
     if (key) return key;
+    *want = "same";
+    if (settings_down_bits(s) != 8) return "activations.down_bits";
     *want = "token";
     return s->activations.group ? "activations.group" : NULL;
 }
@@ -65,7 +68,10 @@ static const char *first_unmet_int8(const settings *s, const char **want) {
 form_inputs setup_inputs(const settings *s) {
     const char *want;
     if (first_unmet(s, &want)) return (form_inputs){.bits = 16};
-    return (form_inputs){.bits = (int)s->activations.bits, .group = s->activations.group};
+    const int64_t bits = s->activations.bits, down = settings_down_bits(s);
+    return (form_inputs){.bits = (int)bits,
+                         .group = s->activations.group,
+                         .down_bits = down == bits ? 0 : (int)down};
 }
 
 const form *setup_form_of(const settings *s) {
@@ -193,8 +199,9 @@ json_t *setup_eval_keys_of(const json_t *config, const form_inputs *inputs) {
     const json_t *own = json_object_get(json_object_get(config, "spinshard"), "eval");
     if (json_is_object(own)) return json_deep_copy(own);
     if (inputs->bits >= 16) return NULL;
+    json_t *down = inputs->down_bits ? json_integer(inputs->down_bits) : json_string("same");
     json_t *group = inputs->group ? json_integer(inputs->group) : json_string("token");
-    return json_pack("{s:{s:i, s:b, s:s, s:o, s:s}}", "activations", "bits", inputs->bits,
-                     "symmetric", true, "o_group", "token", "group", group, "scale",
-                     "compressed-tensors");
+    return json_pack("{s:{s:i, s:b, s:s, s:o, s:o, s:s}}", "activations", "bits", inputs->bits,
+                     "symmetric", true, "o_group", "token", "group", group, "down_bits", down,
+                     "scale", "compressed-tensors");
 }

@@ -4,6 +4,7 @@ perplexity that eval gets. Skips without a Python for oracles.
 
 compressed-tensors 0.18 to 0.20 with transformers 4.57 cannot load any asymmetric packed model, their own
 included: the shape of weight_zero_point is not packed while loading. These two cases need 0.15 to 0.17."""
+import json
 import os
 import sys
 
@@ -99,9 +100,9 @@ class Foreign(Case):
         self.good("verify", out, "--source", model, "--equivalence")
         return ours["nll"], self.perplexity(folder, TEXT, 128, *FP32, *settings("activations.bits=16"))["nll"]
 
-    def linear(self, folder, bits, group=0):
+    def linear(self, folder, bits, group=0, name="mlp.down_proj"):
         """One linear with equal inputs: transformers' is W Q(x) with Q as eval has it."""
-        got = oracle(folder, "model.layers.1.mlp.down_proj", 1, 40, os.environ["SPINSHARD_TOOL_FAKE_QUANT"], bits, group,
+        got = oracle(folder, f"model.layers.1.{name}", 1, 40, os.environ["SPINSHARD_TOOL_FAKE_QUANT"], bits, group,
                      "compressed-tensors", script="linear_oracle.py")
         self.assertLess(got["error"], 1e-6)
         self.assertGreater(got["unquantized"], 1e-3)
@@ -117,6 +118,27 @@ class Foreign(Case):
             self.linear(folder, bits, 0 if group == "token" else group)
             ours, theirs = self.perplexity(out, TEXT, 128, *FP32), oracle(folder, TEXT, 128)
             self.assertAlmostEqual(ours["ppl"] / theirs["ppl"], 1, delta=0.01 if bits == 8 else 0.03)
+
+    def test_inputs_of_down(self):
+        """Two groups of config_groups: down_proj's inputs have 8 bits, the others' 4; in the folder, and where nothing but
+        these groups says so."""
+        out = self.path("a")
+        self.good("quantize", "--model", STORIES, "--out", out, *settings(
+            "activations.bits=4", "activations.down_bits=8", "activations.symmetric=true", "activations.o_group=token",
+            "activations.scale=compressed-tensors", "weights.group=channel"))
+        self.assertEqual(self.good("inspect", out, "--json").json()["weights"]["input_bits_down"], 8)
+        folder = unpack(out, out + "-hf")
+        self.linear(folder, 8)
+        self.linear(folder, 4, name="mlp.up_proj")
+        ours, theirs = self.perplexity(out, TEXT, 128, *FP32), oracle(folder, TEXT, 128)
+        self.assertAlmostEqual(ours["ppl"] / theirs["ppl"], 1, delta=0.03)
+        path = os.path.join(folder, "config.json")
+        with open(path) as f:
+            config = json.load(f)
+        del config["spinshard"]
+        with open(path, "w") as f:
+            json.dump(config, f)
+        self.assertEqual(self.perplexity(folder, TEXT, 128, *FP32), ours)
 
     def test_r4(self):
         """transformers, which ignores transform_config, refuses to load, naming R4; with compressed-tensors' own code

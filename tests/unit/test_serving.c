@@ -100,6 +100,52 @@ static void test_inputs(void **state) {
     }
 }
 
+/* Inputs of down_proj with bits of their own are a second group, which comes back. */
+static void test_inputs_of_down(void **state) {
+    (void)state;
+    for (int down = 8; down <= 16; down += 8) {
+        layout_options o = layout_plain(4, 32, true, 1 << 20);
+        o.linears.inputs = (form_inputs){.bits = 4, .group = 32, .down_bits = down};
+        layout *l = make(&o, false);
+        json_t *whole, *q = quantization_of(l, &whole),
+                       *groups = json_object_get(q, "config_groups"),
+                       *one = json_object_get(groups, "group_1");
+        check_equal(json_object_get(group_of(q), "targets"), "[\"re:.*(q|k|v|o|gate|up)_proj$\"]");
+        check_equal(json_object_get(one, "targets"), "[\"re:.*down_proj$\"]");
+        check_equal(json_object_get(one, "format"), "\"pack-quantized\"");
+        check_equal(json_object_get(one, "input_activations"),
+                    down == 8 ? "{\"num_bits\": 8, \"type\": \"int\", \"symmetric\": true, "
+                                "\"strategy\": \"group\", \"dynamic\": true, \"group_size\": 32}"
+                              : "null");
+        form_scheme back;
+        assert_int_equal(loader_scheme_parse(whole, "c", &back).code, 0);
+        assert_int_equal(back.inputs.bits, 4);
+        assert_int_equal(back.inputs.group, 32);
+        assert_int_equal(back.inputs.down_bits, down);
+        const struct {
+            const char *section, *key;
+            json_t *value;
+        } bad[] = {{"weights", "num_bits", json_integer(8)},
+                   {"weights", "group_size", json_integer(64)},
+                   {NULL, "targets", json_pack("[s]", "re:.*up_proj$")},
+                   {down == 8 ? "input_activations" : NULL, down == 8 ? "group_size" : "targets",
+                    down == 8 ? json_integer(64) : json_array()}};
+        for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+            json_t *at = bad[i].section ? json_object_get(one, bad[i].section) : one,
+                   *good = json_incref(json_object_get(at, bad[i].key));
+            json_object_set_new(at, bad[i].key, bad[i].value);
+            err e = loader_scheme_parse(whole, "c", &back);
+            assert_int_equal(e.code, ERR_VERIFY);
+            assert_non_null(strstr(e.what, "config_groups"));
+            json_object_set_new(at, bad[i].key, good);
+        }
+        json_object_del(groups, "group_0");
+        assert_int_equal(loader_scheme_parse(whole, "c", &back).code, ERR_VERIFY);
+        json_decref(whole);
+        layout_destroy(&l);
+    }
+}
+
 /* What else inputs could be is refused by its key. */
 static void test_other_inputs(void **state) {
     (void)state;
@@ -209,8 +255,8 @@ static void test_r4_rows(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_inputs), cmocka_unit_test(test_other_inputs),
-        cmocka_unit_test(test_r4), cmocka_unit_test(test_r4_of_our_own),
-        cmocka_unit_test(test_r4_rows)};
+        cmocka_unit_test(test_inputs),        cmocka_unit_test(test_inputs_of_down),
+        cmocka_unit_test(test_other_inputs),  cmocka_unit_test(test_r4),
+        cmocka_unit_test(test_r4_of_our_own), cmocka_unit_test(test_r4_rows)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
