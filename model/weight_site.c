@@ -7,6 +7,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "model/sites.h"
+#include "model/weight_scale.h"
 #include "model/wmat_back.h"
 
 #include <string.h>
@@ -39,6 +40,13 @@ struct weight_site {
     uint64_t thread_bytes; /* of tiles, a thread */
     void *panel, *rows;    /* of a site */
     float *M1, *M2;        /* [hidden, hidden], [kv_heads, head_dim, head_dim] (dL/dR) R^T */
+    float *dense;          /* [head_dim, head_dim] an R2 */
+    /* of scales; NULL where none are learned */
+    scale_sizes sizes;
+    float *g_keep; /* [slice, outputs]: gradients of the readers until their x comes */
+    float *fourth; /* [largest matrix] */
+    double *dS;    /* [scale_sizes_at of shape.scales] */
+    double *one;   /* [widest]: of a linear */
 };
 
 enum { Q, K, V, O, GATE, UP, DOWN };
@@ -55,14 +63,27 @@ static size_t weight_bytes(compute_type compute) {
     return compute == COMPUTE_BF16 ? sizeof(bf16) : sizeof(float);
 }
 
+/* Outputs of the linears that read one input. */
+static int64_t readers_of(const llama_config *c) {
+    return size_max((c->heads + 2 * c->kv_heads) * c->head_dim, 2 * c->intermediate);
+}
+
+static uint64_t scale_bytes(const llama_config *c, const llama_pass_shape *shape) {
+    const scale_sizes sizes = llama_scale_sizes(c);
+    const int64_t entries = scale_sizes_at(&sizes, shape->scales, SCALE_KINDS);
+    if (!shape->scales) return 0;
+    return (uint64_t)(entries + widest(c)) * sizeof(double) +
+           (uint64_t)(shape->slice * readers_of(c)) * sizeof(float);
+}
+
 uint64_t weight_site_bytes(const llama_config *c, const llama_pass_shape *shape, int64_t n_layers) {
     const uint64_t n = (uint64_t)c->hidden, slice = (uint64_t)shape->slice,
                    wide = (uint64_t)widest(c), d = (uint64_t)c->head_dim,
                    layer = n * (uint64_t)(2 * (c->heads + c->kv_heads) * c->head_dim +
                                           3 * c->intermediate);
     return 2 * (uint64_t)n_layers * layer * weight_bytes(shape->compute) +
-           12 * (uint64_t)largest(c) + 8 * n * n + slice * (8 * n + 20 * wide) +
-           4 * (uint64_t)c->kv_heads * d * (d + slice);
+           (shape->scales ? 16 : 12) * (uint64_t)largest(c) + scale_bytes(c, shape) + 8 * n * n +
+           slice * (8 * n + 20 * wide) + 4 * (uint64_t)c->kv_heads * d * (d + slice);
 }
 
 /* ---- life ---- */
@@ -123,7 +144,20 @@ static err create_buffers(weight_site *w) {
     if (!e.code) e = room(gemm_threads() * wide, sizeof(float), &w->rows);
     if (!e.code) e = room(n * n, sizeof(float), &w->M1);
     if (!e.code) e = room(c->kv_heads * d * d, sizeof(float), &w->M2);
+    if (!e.code) e = room(d * d, sizeof(float), &w->dense);
     for (int64_t j = 0; j < n && !e.code; j++) w->ones[j] = 1;
+    return e;
+}
+
+static err create_scale_buffers(weight_site *w) {
+    const llama_config *c = w->from->cfg;
+    w->sizes = llama_scale_sizes(c);
+    if (!w->shape.scales) return err_none();
+    err e = room(w->shape.slice * readers_of(c), sizeof(float), &w->g_keep);
+    if (!e.code) e = room(largest(c), sizeof(float), &w->fourth);
+    if (!e.code)
+        e = room(scale_sizes_at(&w->sizes, w->shape.scales, SCALE_KINDS), sizeof(double), &w->dS);
+    if (!e.code) e = room(widest(c), sizeof(double), &w->one);
     return e;
 }
 
@@ -131,8 +165,7 @@ err weight_site_create(const llama_stage *stage, const wquant *how, const llama_
                        const llama_sites *sites, weight_site **out) {
     void *p;
     *out = NULL;
-    if (sites->scales)
-        return err_make(ERR_BUG, "weights in the loop", NULL, "scales are not supported here");
+    (void)sites;
     err e = mem_alloc(1, sizeof(weight_site), "weights in the loop", &p);
     if (e.code) return e;
     weight_site *w = p;
@@ -140,6 +173,7 @@ err weight_site_create(const llama_stage *stage, const wquant *how, const llama_
     w->compute = shape->compute == COMPUTE_BF16 ? COMPUTE_BF16 : COMPUTE_F32;
     e = create_layers(w);
     if (!e.code) e = create_buffers(w);
+    if (!e.code) e = create_scale_buffers(w);
     if (e.code) weight_site_destroy(&w);
     *out = w;
     return e;
@@ -153,10 +187,10 @@ void weight_site_destroy(weight_site **loop) {
             wmat_clear(llama_layer_linear(&w->used.layers[i], k));
             wmat_clear(&w->d[i].moved[k]);
         }
-    void *const all[] = {w->used.layers, w->d,  w->ones,    w->plain, w->turned,
-                         w->other,       w->R1, w->g_out,   w->g_v,   w->g_in,
-                         w->x,           w->y,  w->factors, w->tiles, w->panel,
-                         w->rows,        w->M1, w->M2,      w->row};
+    void *const all[] = {w->used.layers, w->d,      w->ones,   w->plain, w->turned, w->other,
+                         w->R1,          w->g_out,  w->g_v,    w->g_in,  w->x,      w->y,
+                         w->factors,     w->tiles,  w->panel,  w->rows,  w->M1,     w->M2,
+                         w->row,         w->g_keep, w->fourth, w->dS,    w->one,    w->dense};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
     mem_free(w);
     *loop = NULL;
@@ -208,12 +242,38 @@ static bool turn_outputs(const weight_site *w, const llama_sites *s, int64_t lay
     }
     if (k != V || !s->R2) return false;
     for (int64_t h = 0; h < c->kv_heads; h++) {
-        float *dense = w->M2; /* nothing is summed there yet */
-        dense_f32(w, r2_at(s, c, layer, h), d, dense);
-        gemm_f32(!back, false, d, cols, d, dense, d, from + h * d * cols, cols, false,
+        dense_f32(w, r2_at(s, c, layer, h), d, w->dense);
+        gemm_f32(!back, false, d, cols, d, w->dense, d, from + h * d * cols, cols, false,
                  to + h * d * cols, cols);
     }
     return true;
+}
+
+/* m with the scales before the rotations, or (inverse) without them again. */
+static void scale_before(const weight_site *w, const llama_sites *s, int64_t layer, int k,
+                         bool inverse, float *m, int64_t rows, int64_t cols) {
+    const llama_config *c = w->from->cfg;
+    const weight_scales l = weight_scales_of(c, k);
+    weight_scale_side(weight_scale_at(s, l.out, layer), weight_scale_part(c, l.out), l.share,
+                      l.out_over != inverse, true, m, rows, cols);
+    weight_scale_side(weight_scale_at(s, l.in, layer), weight_scale_part(c, l.in), l.share, inverse,
+                      false, m, rows, cols);
+}
+
+static void scale_after(const weight_site *w, const llama_sites *s, int64_t layer, int k,
+                        bool inverse, float *m, int64_t rows, int64_t cols) {
+    const weight_scales l = weight_scales_of(w->from->cfg, k);
+    weight_scale_side(weight_scale_at(s, l.after, layer), cols, 1, inverse, false, m, rows, cols);
+}
+
+/* m, of the checkpoint's basis, to that in which weights are rounded: in m, or in spare, which is
+ * told. over: as a gradient goes, with all scales inverted. */
+static float *to_rounded(const weight_site *w, const llama_sites *s, int64_t layer, int k,
+                         bool over, float *m, float *spare, int64_t rows, int64_t cols) {
+    scale_before(w, s, layer, k, over, m, rows, cols);
+    turn_inputs(s, w->from->cfg, layer, k, m, rows, false);
+    scale_after(w, s, layer, k, over, m, rows, cols);
+    return turn_outputs(w, s, layer, k, m, spare, rows, cols, false) ? spare : m;
 }
 
 static void put(wmat *to, const float *v) {
@@ -237,25 +297,39 @@ static err rounding_error(const weight_site *w, float *v, float *scratch, int64_
     return err_none();
 }
 
+/* The gain is folded into what reads the norm: R1 stands between, or scales take its place. */
+static bool folds_gain(const llama_sites *s, int64_t layer, scale_kind norm) {
+    return s->R1 || scale_set_get(s->scales, norm, layer);
+}
+
+/* W of the checkpoint with its gain, in fp32. */
+static void plain_weights(const weight_site *w, const llama_sites *s, int64_t i, int k,
+                          float *out) {
+    const llama_layer *from = &w->from->layers[i];
+    const wmat *m = llama_layer_linear((llama_layer *)from, k);
+    const scale_kind norm = weight_scales_of(w->from->cfg, k).after;
+    const bool folds = norm != SCALE_KINDS && folds_gain(s, w->from->first_layer + i, norm);
+    const float *gain = norm == SCALE_ATTN ? from->attn_norm : from->mlp_norm;
+    wmat_expand_f32(m, 0, m->rows, 0, m->cols, out, m->cols);
+    for (int64_t r = 0; folds && r < m->rows; r++)
+        for (int64_t j = 0; j < m->cols; j++) out[r * m->cols + j] *= gain[j];
+}
+
 static err refresh_linear(weight_site *w, const llama_sites *s, int64_t i, int k) {
     const llama_layer *from = &w->from->layers[i];
     const wmat *m = llama_layer_linear((llama_layer *)from, k);
     const int64_t layer = w->from->first_layer + i, rows = m->rows, cols = m->cols,
                   all = rows * cols;
-    const float *gain = !s->R1 || k == O || k == DOWN ? NULL
-                        : k == GATE || k == UP        ? from->mlp_norm
-                                                      : from->attn_norm;
-    wmat_expand_f32(m, 0, rows, 0, cols, w->plain, cols);
-    for (int64_t r = 0; gain && r < rows; r++)
-        for (int64_t j = 0; j < cols; j++) w->plain[r * cols + j] *= gain[j];
+    plain_weights(w, s, i, k, w->plain);
     float *u = w->turned, *v = w->other;
     memcpy(u, w->plain, (size_t)all * sizeof *u);
-    turn_inputs(s, w->from->cfg, layer, k, u, rows, false);
-    const bool mixed = turn_outputs(w, s, layer, k, u, v, rows, cols, false);
+    const bool mixed = to_rounded(w, s, layer, k, false, u, v, rows, cols) == v;
     err e = rounding_error(w, mixed ? v : u, mixed ? u : v, rows, cols);
     if (e.code) return e;
     if (mixed) turn_outputs(w, s, layer, k, v, u, rows, cols, true);
+    scale_after(w, s, layer, k, true, u, rows, cols);
     turn_inputs(s, w->from->cfg, layer, k, u, rows, true);
+    scale_before(w, s, layer, k, true, u, rows, cols);
     put(&w->d[i].moved[k], u);
     for (int64_t j = 0; j < all; j++) w->plain[j] += u[j];
     put(llama_layer_linear(&w->used.layers[i], k), w->plain);
@@ -268,8 +342,10 @@ err weight_site_refresh(weight_site *w, const llama_sites *s) {
     if (s->R1) dense_f32(w, s->R1, n, w->R1);
     for (int64_t i = 0; i < w->from->n_layers && !e.code; i++) {
         const llama_layer *from = &w->from->layers[i];
-        w->used.layers[i].attn_norm = s->R1 ? w->ones : from->attn_norm;
-        w->used.layers[i].mlp_norm = s->R1 ? w->ones : from->mlp_norm;
+        const int64_t layer = w->from->first_layer + i;
+        llama_layer *to = &w->used.layers[i];
+        to->attn_norm = folds_gain(s, layer, SCALE_ATTN) ? w->ones : from->attn_norm;
+        to->mlp_norm = folds_gain(s, layer, SCALE_MLP) ? w->ones : from->mlp_norm;
         for (int k = 0; k < LLAMA_LINEARS && !e.code; k++) e = refresh_linear(w, s, i, k);
     }
     memset(w->M2, 0,
@@ -333,23 +409,109 @@ static void add_reader(const weight_site *w, const wmat *D, const float *g, int6
     for (int64_t i = 0; !first && i < n; i++) w->g_in[i] += w->y[i];
 }
 
-static void back_attn_in(const weight_site *w, const weight_layer *l, int64_t n_tokens) {
+static void back_attn_in(const weight_site *w, const weight_layer *l, int64_t layer,
+                         int64_t n_tokens) {
     const int64_t kv = w->from->cfg->kv_heads;
     if (w->shape.r1) add_whole(w, w->x, w->g_in, n_tokens);
     if (!w->shape.r2) return;
+    const scale_vector *vo = scale_set_get(w->sites->scales, SCALE_VO, layer);
+    const int64_t d = w->from->cfg->head_dim;
     times_dt(w, &l->moved[V], w->x, n_tokens, w->y);
+    weight_scale_side(vo, d, 1, false, false, w->g_v, n_tokens, kv * d);
+    weight_scale_side(vo, d, 1, true, false, w->y, n_tokens, kv * d);
     add_heads(w, w->g_v, w->y, kv, 1, n_tokens);
 }
 
-static void back_o_in(const weight_site *w, const weight_layer *l, int64_t n_tokens) {
+static void back_o_in(const weight_site *w, const weight_layer *l, int64_t layer,
+                      int64_t n_tokens) {
     const llama_config *c = w->from->cfg;
     if (w->shape.r1) {
         times_dt(w, &l->moved[O], w->x, n_tokens, w->y);
         add_whole(w, w->g_out, w->y, n_tokens);
     }
     if (!w->shape.r2) return;
+    const scale_vector *vo = scale_set_get(w->sites->scales, SCALE_VO, layer);
+    const int64_t d = c->head_dim, share = c->heads / c->kv_heads, n = c->heads * d;
     times_d(w, &l->moved[O], w->g_out, n_tokens, w->y);
+    weight_scale_side(vo, d, share, true, false, w->x, n_tokens, n);
+    weight_scale_side(vo, d, share, false, false, w->y, n_tokens, n);
     add_heads(w, w->x, w->y, c->heads, c->heads / c->kv_heads, n_tokens);
+}
+
+/* ---- scales ---- */
+
+/* dS of a kind += what a linear has in w->one, by heads that share. */
+static void add_one(weight_site *w, scale_kind kind, int64_t n, int64_t share) {
+    if (!(w->shape.scales >> kind & 1u)) return;
+    const int64_t d = share > 1 ? w->from->cfg->head_dim : n;
+    double *to = w->dS + scale_sizes_at(&w->sizes, w->shape.scales, (int)kind);
+    for (int64_t j = 0; j < n; j++) to[j / d / share * d + j % d] += w->one[j];
+}
+
+static double *cleared(weight_site *w) {
+    memset(w->one, 0, (size_t)widest(w->from->cfg) * sizeof *w->one);
+    return w->one;
+}
+
+/* Outputs of v, which are over their scales before R2 mixes them. Other rows with scales, of q, k
+ * and up, are mixed with none: their steps go with them, and their scales do nothing to their
+ * rounding. */
+static void add_mixed_rows(weight_site *w, int64_t layer, const weight_terms *t, double *one) {
+    const llama_config *c = w->from->cfg;
+    const int64_t d = c->head_dim;
+    for (int64_t h = 0; h < c->kv_heads; h++) {
+        dense_f32(w, r2_at(w->sites, c, layer, h), d, w->dense);
+        weight_terms_turned_rows(t, h * d, d, w->dense, -1, one + h * d);
+    }
+}
+
+/* G = g^T x of linear k, then its share in the gradients of the scales about it. */
+static void add_scales(weight_site *w, int64_t layer, int k, const float *g, int64_t n_tokens) {
+    if (!w->shape.scales) return;
+    const int64_t i = layer - w->from->first_layer;
+    const llama_sites *s = w->sites;
+    const wmat *D = &w->d[i].moved[k];
+    const int64_t rows = D->rows, cols = D->cols;
+    const weight_scales l = weight_scales_of(w->from->cfg, k);
+    float *free_one = w->plain, *next[] = {w->turned, w->other, w->fourth}, *got[3];
+    for (int n = 0; n < 3; n++) { /* H, E, U; where outputs are mixed the first stays free */
+        if (n == 0)
+            gemm_f32(true, false, rows, cols, n_tokens, g, rows, w->x, cols, false, free_one, cols);
+        if (n == 1) wmat_expand_f32(D, 0, rows, 0, cols, free_one, cols);
+        if (n == 2) plain_weights(w, s, i, k, free_one);
+        got[n] = to_rounded(w, s, layer, k, n == 0, free_one, next[n], rows, cols);
+        if (got[n] == free_one) free_one = next[n];
+    }
+    weight_terms t = {got[0], got[1], got[2], free_one, rows, cols};
+    weight_terms_range(&w->how, &t);
+    if (l.after != SCALE_KINDS) {
+        weight_terms_columns(&t, cleared(w));
+        add_one(w, l.after, cols, 1);
+    }
+    if (k == V && w->sites->R2) {
+        add_mixed_rows(w, layer, &t, cleared(w));
+        add_one(w, SCALE_VO, rows, 1);
+    }
+    if (l.in == SCALE_KINDS) return;
+    float *const all[] = {t.H, t.E, t.U, t.P};
+    for (int n = 0; n < 4; n++) turn_inputs(s, w->from->cfg, layer, k, all[n], rows, true);
+    weight_terms_columns(&t, cleared(w));
+    add_one(w, l.in, cols, l.share);
+}
+
+/* Gradients of readers wait for the x that they read: one after the other in g_keep. */
+static void keep_reader(const weight_site *w, int64_t at, int64_t n_tokens, int64_t width,
+                        const float *g) {
+    if (!w->shape.scales) return;
+    memcpy(w->g_keep + at * n_tokens, g, (size_t)(n_tokens * width) * sizeof *g);
+}
+
+static void add_readers(weight_site *w, int64_t layer, int first, int last, int64_t n_tokens) {
+    const float *g = w->g_keep;
+    for (int k = first; w->shape.scales && k <= last; k++) {
+        add_scales(w, layer, k, g, n_tokens);
+        g += n_tokens * w->d[layer - w->from->first_layer].moved[k].rows;
+    }
 }
 
 static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
@@ -368,37 +530,44 @@ static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n
     case TAP_DOWN_IN:
         s = sites_down(w->sites, c, layer);
         through_site(w, &s, x, n_tokens);
+        add_scales(w, layer, DOWN, w->g_out, n_tokens);
         times_dt(w, &l->moved[DOWN], w->x, n_tokens, w->y);
         if (w->shape.r1) add_whole(w, w->g_out, w->y, n_tokens);
         break;
     case TAP_O_IN:
         s = sites_output(w->sites, c, layer);
         through_site(w, &s, x, n_tokens);
-        back_o_in(w, l, n_tokens);
+        add_scales(w, layer, O, w->g_out, n_tokens);
+        back_o_in(w, l, layer, n_tokens);
         break;
     case TAP_GATE_OUT:
     case TAP_UP_OUT:
+        keep_reader(w, place == TAP_GATE_OUT ? 0 : width, n_tokens, width, g);
         add_reader(w, &l->moved[place == TAP_GATE_OUT ? GATE : UP], g, n_tokens,
                    place == TAP_GATE_OUT);
         break;
     case TAP_MLP_IN:
         s = sites_input(w->sites, c, layer, NORM_MLP);
         through_site(w, &s, x, n_tokens);
+        add_readers(w, layer, GATE, UP, n_tokens);
         if (w->shape.r1) add_whole(w, w->x, w->g_in, n_tokens);
         break;
     case TAP_QUERY_OUT:
     case TAP_KEY_OUT:
+        keep_reader(w, place == TAP_QUERY_OUT ? 0 : l->moved[Q].rows, n_tokens, width, g);
         add_reader(w, &l->moved[place == TAP_QUERY_OUT ? Q : K], g, n_tokens,
                    place == TAP_QUERY_OUT);
         break;
     case TAP_VALUE_OUT:
         memcpy(w->g_v, g, bytes);
+        keep_reader(w, l->moved[Q].rows + l->moved[K].rows, n_tokens, width, g);
         add_reader(w, &l->moved[V], g, n_tokens, false);
         break;
     case TAP_ATTN_IN:
         s = sites_input(w->sites, c, layer, NORM_ATTN);
         through_site(w, &s, x, n_tokens);
-        back_attn_in(w, l, n_tokens);
+        add_readers(w, layer, Q, V, n_tokens);
+        back_attn_in(w, l, layer, n_tokens);
         break;
     default:
         break;
@@ -425,6 +594,22 @@ static void add_turned(const weight_site *w, const float *M, const float *R, int
     }
 }
 
+static void add_scale_sums(weight_site *w, const rotation_grads *grads) {
+    const bool wide = w->shape.compute == COMPUTE_F64;
+    for (int k = 0; k < SCALE_KINDS; k++) {
+        double *from = w->dS + scale_sizes_at(&w->sizes, w->shape.scales, k);
+        const int64_t n =
+            w->shape.scales >> k & 1u ? scale_sizes_length(&w->sizes, (scale_kind)k) : 0;
+        for (int64_t j = 0; grads->scales[k] && j < n; j++) {
+            if (wide)
+                ((double *)grads->scales[k])[j] += from[j];
+            else
+                ((float *)grads->scales[k])[j] += (float)from[j];
+        }
+        memset(from, 0, (size_t)n * sizeof *from);
+    }
+}
+
 void weight_site_add(weight_site *w, int64_t layer, const rotation_grads *grads) {
     const llama_config *c = w->from->cfg;
     const int64_t n = c->hidden, d = c->head_dim;
@@ -438,4 +623,5 @@ void weight_site_add(weight_site *w, int64_t layer, const rotation_grads *grads)
     }
     memset(w->M1, 0, (size_t)(n * n) * sizeof *w->M1);
     memset(w->M2, 0, (size_t)(c->kv_heads * d * d) * sizeof *w->M2);
+    if (w->shape.scales) add_scale_sums(w, grads);
 }

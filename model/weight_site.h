@@ -10,7 +10,13 @@
  *     dL = <G, dA E B^T + A E dB^T>,  G = dL/dW^ = g^T x^ (g: dL/dy, x^: the product's input)
  *     (dL/dB) B^T = G^T D = x^T (g D),   (dL/dA) A^T = G D^T = g^T (x^ D^T)
  * so G is never formed: one product with D a side, and what is summed needs no rotation but one
- * product of the sum with R at the end. */
+ * product of the sum with R at the end.
+ *
+ * With scales o on the outputs and i on the inputs before A and B, and a on the inputs after R1
+ * (rotations/scale_set.h), D = diag(1/o) A E diag(1/a) B^T diag(1/i), and
+ *     (dL/dB) B^T = diag(1/i) G^T D diag(i),   (dL/dA) A^T = diag(1/o) G D^T diag(o)
+ * so that x^, g and what D makes of them are scaled on their way. For the gradients of the scales
+ * themselves (model/weight_scale.h) G is formed, a linear at a time: rare, and costly. */
 #ifndef SPINSHARD_MODEL_WEIGHT_SITE_H
 #define SPINSHARD_MODEL_WEIGHT_SITE_H
 
@@ -20,18 +26,19 @@
 typedef struct weight_site weight_site;
 
 /* Local. For the layers of a stage (borrowed) and passes of `shape`; sites: what acts, as for the
- * passes; scales are not supported (ERR_BUG). Caller owns *out. Fails with ERR_NOFIT. */
+ * passes; shape: of which scales gradients are wanted. Caller owns *out. Fails with ERR_NOFIT. */
 err weight_site_create(const llama_stage *stage, const wquant *how, const llama_pass_shape *shape,
                        const llama_sites *sites, weight_site **out);
 void weight_site_destroy(weight_site **w); /* local; NULL is fine; sets NULL */
 uint64_t weight_site_bytes(const llama_config *cfg, const llama_pass_shape *shape,
                            int64_t n_layers); /* local */
 
-/* Local, threaded. W^ and D of all layers from the rotations in sites: after each change of them,
- * before the first pass. Fails with ERR_NOFIT, ERR_USAGE (a group that does not divide). */
+/* Local, threaded. W^ and D of all layers from the rotations and scales in sites: after each change
+ * of them, before the first pass. Fails with ERR_NOFIT, ERR_USAGE (a group that does not divide).
+ */
 err weight_site_refresh(weight_site *w, const llama_sites *sites);
 
-/* Local. The stage with W^ in place of W: norm gains are ones where R1 acts. Borrowed. */
+/* Local. The stage with W^ in place of W: norm gains are ones where R1 or scales act. Borrowed. */
 const llama_stage *weight_site_stage(const weight_site *w);
 
 /* Local. What shows a backward of weight_site_stage to *w. sites as in the pass. */

@@ -63,9 +63,6 @@ static err phase_options(const quantize_run *q, const learn_settings *phase, int
     free(unused);
     if (e.code) return e;
     o->sites.scales = rotation_set_scales(q->rotations);
-    if (o->weights && (o->sites.scales || s->scale.pairs))
-        return err_make(ERR_USAGE, "learn", "leave weights: false, or scale.pairs empty",
-                        "weights in the loop of this objective go without scales");
     return grid_resolve("numerics.grid", s->numerics.grid.text, q->source.cfg.hidden, ranks,
                         &o->grid);
 }

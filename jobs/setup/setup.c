@@ -134,10 +134,16 @@ err setup_refuse_missing(const settings *s) {
     return err_none();
 }
 
-/* A pair helps where what stands between its two layers is quantized. */
+/* A pair helps where what stands between its two layers is quantized, or where scales are learned
+ * with weights in the loop: of a row of weights that nothing mixes they change nothing, so not qk.
+ */
 static uint32_t pairs_that_help(const settings *s) {
     const bool act = s->activations.bits < 16, kv = s->kv.bits < 16;
-    return (act ? PAIR_NORM : 0u) | (act || kv ? PAIR_VO : 0u) | (kv ? PAIR_QK : 0u) |
+    uint32_t weights = 0;
+    for (int64_t k = 0; k < s->n_learn; k++)
+        if (learn_scales_by(s, &s->learn[k]) && s->learn[k].weights)
+            weights = PAIR_NORM | PAIR_VO | PAIR_UD;
+    return weights | (act ? PAIR_NORM : 0u) | (act || kv ? PAIR_VO : 0u) | (kv ? PAIR_QK : 0u) |
            (settings_down_bits(s) < 16 ? PAIR_UD : 0u);
 }
 

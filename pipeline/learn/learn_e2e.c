@@ -82,7 +82,7 @@ err learn_e2e_check(const learn_e2e_options *o, llama_pass_shape *shape) {
                         "windows of %" PRId64 " tokens from calibration windows (calib.window) of "
                         "%" PRId64,
                         shape->window, o->length);
-    shape->scales = act || kv ? o->scales : 0;
+    shape->scales = act || kv || o->weights ? o->scales : 0;
     if (shape->r1 || shape->r2 || shape->scales) return err_none();
     return err_make(
         ERR_USAGE, "learn", "set activations.bits or kv.bits, or leave learn empty",

@@ -104,7 +104,8 @@ def down_bits(r):
 def helped(r):
     """The pairs of scale.pairs that something quantized profits from."""
     act, kv = r["activations.bits"] < BELOW, r["kv.bits"] < BELOW
-    helps = {"norm": act, "vo": act or kv, "qk": kv, "ud": down_bits(r) < BELOW}
+    loop = any(p["objective"] != "range" and p["lr_scale"] and p["weights"] for p in r["learn"])
+    helps = {"norm": act or loop, "vo": act or kv or loop, "qk": kv, "ud": down_bits(r) < BELOW or loop}
     return [p for p in r["scale.pairs"] if helps[p]]
 
 
@@ -177,8 +178,6 @@ def refusals(r, m):
         out.append((2, "int-quantized says"))
     for p in phases:
         e2e = p["objective"] != "range"
-        if e2e and p["weights"] and helped(r):
-            out.append((2, "go without scales"))
         if e2e and p["window"] > r["calib.window"]:
             out.append((2, "calib.window"))
     return out
