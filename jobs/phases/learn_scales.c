@@ -169,6 +169,16 @@ static err do_norms(learner *l) {
     return e;
 }
 
+/* Local. Where inputs stay at 16 bits there are no rows to find scales of norms from: they are for
+ * weights in the loop, which begin with ones. */
+static void norms_of_ones(const learner *l) {
+    for (int64_t i = 0; i < 2 * l->range.n; i++) {
+        const scale_kind kind = i % 2 ? SCALE_MLP : SCALE_ATTN;
+        double *s = learn_scale_at(l, kind, l->range.first + i / 2);
+        for (int64_t j = 0; j < learn_scale_length(l, kind); j++) s[j] = 1;
+    }
+}
+
 err learn_scales(learner *l) {
     if (learn_scales_done(l)) return err_none();
     quantize_phase_start(l->q, "scales");
@@ -181,7 +191,12 @@ err learn_scales(learner *l) {
             scale_closed(l->scale_moments, kind, l->range.first + i,
                          learn_scale_at(l, kind, l->range.first + i));
     }
-    if (!e.code && learn_scale_wanted(l, SCALE_ATTN) && !learn_scales_smooth(l)) e = do_norms(l);
+    if (!e.code && learn_scale_wanted(l, SCALE_ATTN) && !learn_scales_smooth(l)) {
+        if (learn_pool_tokens(l->q))
+            e = do_norms(l);
+        else
+            norms_of_ones(l);
+    }
     for (int k = 0; k < SCALE_KINDS && !e.code; k++)
         if (learn_scale_wanted(l, (scale_kind)k))
             learn_share_layers(l, learn_scale_at(l, (scale_kind)k, 0),
