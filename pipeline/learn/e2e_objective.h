@@ -25,6 +25,8 @@ typedef struct e2e_objective {
     bool needs_teacher;   /* windows go forward in full precision first; the likeliest top_k tokens
                              of each row are kept */
     bool counts_last_row; /* the last row of a window has a loss too: it needs no next token */
+    double promised;      /* share of the loss of which a step may promise OPTIMIZER_PROMISE: that
+                             which rotations could take away */
     /* Local, threaded. *sum: losses of the rows, added in order. Fails as model/objective.h. */
     err (*backward)(const objective_slice *s, double *sum);
 } e2e_objective;

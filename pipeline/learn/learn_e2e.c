@@ -325,6 +325,11 @@ static double rate_now(const learn_e2e *l, double lr) {
     return l->judge.rate * lr_schedule_at(l->o.schedule, lr, l->step, l->o.steps);
 }
 
+/* Of the loss, that of which a step may promise OPTIMIZER_PROMISE. */
+static double share_now(const learn_e2e *l) {
+    return l->judge.rate * l->w->objective->promised;
+}
+
 /* The sums of this step stand in exponents of the step before; those in l are of the next. */
 static err move_r1(learn_e2e *l, int exponent, learn_report *report) {
     const int64_t n = l->cfg->hidden;
@@ -338,11 +343,11 @@ static err move_r1(learn_e2e *l, int exponent, learn_report *report) {
             memset(v, 0, (size_t)(b * n) * sizeof *v);
         cayley_dist_sum_gradient(l->r1, row, b, v, exponent);
     }
-    const double lr = rate_now(l, l->o.lr_r1);
-    err e = cayley_dist_step(l->r1, lr, l->judge.rate * report->loss, &r);
+    const double lr = rate_now(l, l->o.lr_r1), share = share_now(l);
+    err e = cayley_dist_step(l->r1, lr, share * report->loss, &r);
     if (e.code) return e;
     report->angle_r1 = r.angle;
-    report->promise = l->judge.rate * r.promise;
+    report->promise = share * r.promise;
     share_r1(l);
     return cayley_dist_probe(l->r1, l->o.seed, l->step, &report->orthogonality);
 }
@@ -359,7 +364,7 @@ static err move_r2(learn_e2e *l, int exponent, learn_report *report) {
     err e = err_none();
     if (l->active) {
         sum_peers(l, SUM_R2, exponent, l->G2);
-        e = r2_part_step(l->r2, rate_now(l, l->o.lr_r2), l->judge.rate * report->loss, l->G2, &r);
+        e = r2_part_step(l->r2, rate_now(l, l->o.lr_r2), share_now(l) * report->loss, l->G2, &r);
         if (!e.code) share_r2(l);
     }
     comm_max_f64(l->c, &r.angle, 1);

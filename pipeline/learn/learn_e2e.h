@@ -65,7 +65,7 @@ err learn_e2e_step(learn_e2e *l, learn_report *report);
  * window alone that one) with R1 and R2 as they are, which are then remembered or taken back
  * together (pipeline/learn/learn_judge.h). Costs a step. To be called where learn_judge_due says
  * so. Fails as learn_e2e_step. */
-enum { E2E_JUDGE_EVERY = 32 };
+enum { E2E_JUDGE_EVERY = 16 };
 err learn_e2e_judge(learn_e2e *l, learn_verdict *v);
 
 /* Collective. R1 as it is into `to`, where it is learned; R2 of all layers into R2 on every rank.
