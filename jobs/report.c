@@ -2,8 +2,10 @@
 #include "jobs/report.h"
 
 #include "base/file.h"
+#include "jobs/reporting/report_card.h"
 #include "jobs/reporting/report_data.h"
 #include "jobs/reporting/report_page.h"
+#include "shard/archive.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +19,30 @@ static err write_page(const options *o, const json_t *report) {
     if (!e.code && !options_has(o, OPT_JSON)) printf("%s written\n", path);
     free(text);
     free(own);
+    return e;
+}
+
+/* The card of the finished archive, with figures that came after it. */
+static err write_card(const comm *c, const options *o, const json_t *report) {
+    enum { MOST_BYTES = 64 << 20 };
+    const json_t *evals = json_object_get(report, "accuracy");
+    archive *a = NULL;
+    char *card = NULL, *text = NULL;
+    size_t len;
+    if (!json_array_size(evals))
+        return err_make(ERR_USAGE, "--card",
+                        "give what `spinshard eval --json` printed: --eval FILE",
+                        "no figures are given that the card could say");
+    err e = archive_open(c, o->target, &a);
+    if (!e.code) e = fileset_read_all(archive_files(a), "README.md", MOST_BYTES, &card, &len);
+    if (!e.code) {
+        report_card(card, evals, &text, &len);
+        e = file_publish(options_str(o, OPT_CARD), text, len);
+    }
+    if (!e.code && !options_has(o, OPT_JSON)) printf("%s written\n", options_str(o, OPT_CARD));
+    archive_close(&a);
+    free(card);
+    free(text);
     return e;
 }
 
@@ -35,7 +61,6 @@ static err add_beside(const options *o, json_t *report) {
 
 err job_report(const comm *c, const options *o) {
     json_t *report;
-    (void)c;
     err e = report_collect(o->target, o->values[OPT_EVAL], o->n_values[OPT_EVAL], &report);
     if (e.code) return e;
     if (options_has(o, OPT_BESIDE)) e = add_beside(o, report);
@@ -44,6 +69,7 @@ err job_report(const comm *c, const options *o) {
         return e;
     }
     if (options_has(o, OPT_HTML) || !options_has(o, OPT_JSON)) e = write_page(o, report);
+    if (!e.code && options_has(o, OPT_CARD)) e = write_card(c, o, report);
     if (!e.code && options_has(o, OPT_JSON)) {
         json_dumpf(report, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
         puts("");

@@ -6,7 +6,8 @@
 #include "jobs/setup/options.h"
 #include "mpi/comm.h"
 
-/* Writes a page (--html, by default OUT/report.html), or prints one JSON object (--json). */
+/* Writes a page (--html, by default OUT/report.html) and the card with figures (--card), or prints
+ * one JSON object (--json). */
 err job_report(const comm *c, const options *o); /* local */
 
 #endif

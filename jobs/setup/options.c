@@ -193,6 +193,10 @@ static const struct {
                   "what eval --json printed, for the section on accuracy "
                   "(repeatable)",
                   BIT(CMD_REPORT), true},
+    [OPT_CARD] = {"--card", "FILE",
+                  "write the archive's model card with the figures of --eval, for the place of its "
+                  "README.md",
+                  BIT(CMD_REPORT), false},
     [OPT_BESIDE] =
         {"--beside", "OUT",
          "another run, for one table, and of the first 3 curves in the same charts (repeatable)",

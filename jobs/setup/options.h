@@ -78,6 +78,7 @@ typedef enum option {
     OPT_EXPORT_SPINQUANT,
     OPT_HTML,
     OPT_EVAL,
+    OPT_CARD,
     OPT_BESIDE,
     OPT_DROP_ARCHIVES,
     OPT_JSON,

@@ -92,6 +92,29 @@ class Report(Case):
         done = {p["phase"]: p["seconds"] for p in told["run"]["phases"]}
         self.assertEqual(done, {e["phase"]: e["seconds"] for e in self.events(out, "end")})
 
+    def test_card(self):
+        """The card of the archive, and the figures, and nothing else; the archive stays as it was."""
+        out, evaluation, card = self.path("out"), self.path("eval.json"), self.path("CARD.md")
+        self.good("quantize", "--model", STORIES, "--out", out, *LEARNED)
+        r = self.good("eval", "--model", out, "--against", STORIES, "--text", TEXT, "--window", 96, "--limit", 3, "--json")
+        with open(evaluation, "w", encoding="utf-8") as f:
+            f.write(r.out)
+        self.good("report", out, "--eval", evaluation, "--card", card)
+        with open(card, encoding="utf-8") as f:
+            got = f.read()
+        with open(os.path.join(unpack(out, self.path("hf")), "README.md"), encoding="utf-8") as f:
+            before, recipe = f.read().split("\n## Recipe\n")
+        self.assertTrue(got.startswith(before + "\n## Figures\n"))
+        self.assertTrue(got.endswith("\n## Recipe\n" + recipe))
+        (p,), (row,) = r.json()["perplexity"], [line for line in got.splitlines() if "| stories.txt |" in line]
+        a = p["against"]
+        self.assertEqual([cell.strip() for cell in row.split("|")[2:-1]], [
+            "stories.txt", "96", str(p["tokens"]), f"{p['ppl']:.3f} \u00b1 {p['ppl_stderr']:.3f}",
+            f"{a['ppl']:.3f} \u00b1 {a['ppl_stderr']:.3f}", f"{a['kl_mean']:.4f} \u00b1 {a['kl_mean_stderr']:.4f}",
+            f"{100 * a['same_top']:.2f} \u00b1 {100 * a['same_top_stderr']:.2f}"])
+        self.good("verify", out)
+        self.bad(2, ["--card", "--eval"], "report", out, "--card", card)
+
     def test_interrupted_and_gone_on(self):
         out = self.path("out")
         args = ["quantize", "--model", STORIES, "--out", out, *LEARNED]
