@@ -63,11 +63,14 @@ class Families(Case):
         name = model["name"]
         out, again = self.path(name), self.path(name + "-again")
         self.good("quantize", "--model", source, "--out", out, "--calib", TEXT, *RECIPE, ranks=1 + i % 2)
-        if "-" not in name:  # one of each class: on 3 and 4 ranks, killed on the way
+        if "-" not in name:  # one of each class: on 3 and 4 ranks, killed while it learns and in GPTQ
             how = ["quantize", "--model", source, "--out", again, "--calib", TEXT, *RECIPE]
-            killed = spin(*how, ranks=3 + i % 2, env={"SPINSHARD_FAULT": "commit:1:0:kill"})
-            self.assertNotEqual(killed.rc, 0, killed)
-            self.assertFalse(os.path.exists(os.path.join(again, "manifest.json")), killed)
+            for unit, phase in ((2, "learn.0"), (6, "gptq")):
+                killed = spin(*how, ranks=3 + i % 2, env={"SPINSHARD_FAULT": f"unit:{unit}:0:kill"})
+                self.assertNotEqual(killed.rc, 0, killed)
+                with open(os.path.join(again, "events.jsonl"), encoding="utf8") as f:
+                    told = [json.loads(line) for line in f if line.endswith("}\n")]
+                self.assertEqual([e["phase"] for e in told if "phase" in e][-1], phase)
             self.good(*how, ranks=3 + i % 2)
             self.assertEqual(result_hashes(out), result_hashes(again), "the same bytes on any number of ranks")
         self.good("verify", out, "--source", source, "--equivalence")

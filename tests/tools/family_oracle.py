@@ -21,6 +21,8 @@ from transformers.utils import logging
 
 DATA = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "data", "stories260K")
 BASE = {"vocab_size": 512, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 64}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
 # name: (class, type of the weights, config). No size is a power of two where it can be helped.
@@ -50,6 +52,9 @@ MODELS = {
         "hidden_size": 40, "intermediate_size": 88, "num_hidden_layers": 3, "num_attention_heads": 5,
         "num_key_value_heads": 1, "embedding_multiplier": 12.0, "attention_multiplier": 0.4, "residual_multiplier": 0.22,
         "logits_scaling": 2.0, "tie_word_embeddings": True, "max_position_embeddings": 256}),
+    "llama-3.1": ("Llama", torch.bfloat16, {
+        "hidden_size": 48, "intermediate_size": 88, "num_hidden_layers": 2, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "rope_scaling": LLAMA3, "rope_theta": 500000.0, "max_position_embeddings": 512}),
     "llama-dynamic": ("Llama", torch.float16, {
         "hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 2, "num_attention_heads": 5,
         "num_key_value_heads": 1, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
