@@ -92,7 +92,7 @@ come_back() {
     preempted)
         echo 'spinshard: preempted: Slurm starts this job again' >&2
         while [ "$(job_state)" = preempted ]; do sleep 2; done ;;
-    over) echo 'spinshard: the job was cancelled: submit it again to go on' >&2 ;;
+    over) echo 'spinshard: the job was cancelled, or a node failed: where Slurm does not start it again, submit it' >&2 ;;
     *) echo 'spinshard: Slurm does not say how the job is: submit it again to go on' >&2 ;;
     esac
 }
@@ -117,11 +117,31 @@ was_lost() {
     [ "$code" -eq 9 ] || [ "$code" -gt 128 ]
 }
 
+# A run that has begun has said so.
+lines() {
+    wc -l 2>/dev/null <"$out/events.jsonl" || echo 0
+}
+
+# The ranks could not be started: where a node failed, it may not be whole yet.
+wait_for_nodes() {
+    echo "spinshard: the ranks did not begin (exit code $code); trying again in 20 s, $((tries + 1)) of 3" >&2
+    sleep 20
+}
+
 # A lost rank is tried again, while the run comes further each time.
 for ((tries = 0; ; tries++)); do
-    before=$(commits)
+    before=$(commits) said=$(lines)
     with_ranks "${quantize[@]}"
     if ! was_lost || was_stopped; then break; fi
+    if [ "$(lines)" = "$said" ] && [ "$tries" -lt 3 ]; then
+        wait_for_nodes
+        continue
+    fi
+    if [ "$(lines)" = "$said" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 5 ]; then
+        echo 'spinshard: the ranks cannot be started here: the job is put back into the queue' >&2
+        scontrol requeue "$SLURM_JOB_ID"
+        break
+    fi
     if [ "$tries" -eq 3 ] || [ "$(commits)" = "$before" ]; then
         why='no commit was made since the last start'
         [ "$tries" -lt 3 ] || why='that was the fourth time'

@@ -457,10 +457,25 @@ err quantize_finish(quantize_run *q) {
     return comm_agree(q->c, e, "finishing", NULL);
 }
 
+/* Names and sizes of the small files to all; and of the tars a hash of each and of each file. */
+static void pack_network(const plan_maker *m, plan_phase *pack, plan_phase *verify) {
+    enum { MARKS_AND_SIZE = 12, ASKED = 5 * sizeof(int64_t), HASH = 2 * (SHA256_HEX - 1) };
+    static const char *const made[] = {"config.json", "README.md", "model.safetensors.index.json"};
+    const fileset *files = m->q->source.files;
+    uint64_t n = 0, text = 0;
+    for (size_t i = 0; i < sizeof made / sizeof *made; i++, n++)
+        text += strlen(made[i]) + MARKS_AND_SIZE;
+    for (int i = 0; i < fileset_count(files); i++) {
+        if (!small_file_is_copied(fileset_name(files, i))) continue;
+        text += strlen(fileset_name(files, i)) + MARKS_AND_SIZE;
+        n++;
+    }
+    plan_send(m, pack, plan_to_all(m, text + ASKED));
+    plan_send(m, verify, plan_to_all(m, (2 * (uint64_t)m->p->tars + n) * HASH));
+}
+
 /* Objects into tars; then they are flushed, read back and hashed. */
 err quantize_pack_plan(plan_maker *m) {
-    /* Names and sizes of the small files; and of the tars a hash of each and of each file in it. */
-    enum { SMALL_FILES = 6, LISTED = 27, ASKED = 40, HASH = 16 * 8 };
     const plan_place *place = &m->p->place;
     const double bytes = (double)m->p->archive_bytes, nodes = place->nodes;
     const double readers = (double)size_min(m->ranks, m->p->tars);
@@ -481,7 +496,6 @@ err quantize_pack_plan(plan_maker *m) {
     verify->blind_s = verify->seconds;
     verify->units = 1; /* a start packs again what was not verified */
     verify->again_s = pack->seconds;
-    plan_send(m, pack, plan_to_all(m, SMALL_FILES * LISTED + ASKED));
-    plan_send(m, verify, plan_to_all(m, (uint64_t)(2 * m->p->tars + SMALL_FILES) * HASH));
+    pack_network(m, pack, verify);
     return e;
 }

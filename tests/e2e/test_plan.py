@@ -10,7 +10,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import make_model  # noqa: E402
 import published  # noqa: E402
 from kills import events  # noqa: E402
-from spin import STORIES, TEXT, Case, main, settings, spin  # noqa: E402
+from spin import STORIES, TEXT, Case, environment, main, settings, spin  # noqa: E402
 
 LEARN = "learn=[{objective: range, steps: 2, rows: 256}, {objective: ce, steps: 1, batch: 2, window: 32}]"
 
@@ -192,6 +192,36 @@ class Plan(Case):
         r = ask(0, "--nodes", 9, "--cores-per-rank", 8)
         self.assertIn("warning: partition small has 8 nodes", r.err)
         self.assertNotIn("partition", ask(0, "--nodes", 8, "--cores-per-rank", 8).err)
+
+    def test_ranks_that_do_not_begin(self):
+        """A launcher that fails before a rank has said anything, as on a node that comes back: the job tries again, at most
+        three times, then puts itself back into the queue. srun and its like are played."""
+        job, tools = self.path("job.sh"), self.path("bin")
+        os.mkdir(tools)
+        for name, text in (("srun", """case $1 in --mpi=list) echo pmix; exit ;; esac
+n=$(cat "$PLAY/n"); echo $((n + 1)) >"$PLAY/n"
+[ "$n" -ge "$FAILS" ] || exit 137
+while [ "${1#--}" != "$1" ]; do shift; done
+exec "$@"
+"""), ("scontrol", 'echo "scontrol $*" >>"$PLAY/said"; echo JobState=RUNNING StartTime=2026-01-01T00:00:00\n'),
+                           ("squeue", "exit 1\n"), ("sleep", 'echo "sleep $*" >>"$PLAY/said"\n')):
+            with open(os.path.join(tools, name), "w") as f:
+                f.write("#!/bin/sh\n" + text)
+            os.chmod(f.name, 0o755)
+        for fails, code, said in ((2, 0, ["sleep 20"] * 2), (9, 9, ["sleep 20"] * 3 + ["scontrol requeue 7"])):
+            play = self.path(f"play{fails}")
+            os.mkdir(play)
+            with open(os.path.join(play, "n"), "w") as f:
+                f.write("0")
+            self.good("plan", "--model", STORIES, "--out", os.path.join(play, "out"), "--script", job, "--force", "--cpu", "genoa",
+                      *settings("weights.group=channel"))
+            env = {**environment(), "PATH": tools + os.pathsep + os.environ["PATH"], "PLAY": play, "FAILS": str(fails),
+                   "SLURM_JOB_ID": "7"}
+            r = subprocess.run(["bash", job], env=env, capture_output=True, text=True, timeout=100)
+            self.assertEqual(r.returncode, code, r.stderr)
+            with open(os.path.join(play, "said")) as f:
+                self.assertEqual([s for s in f.read().splitlines() if "show" not in s], said)
+            self.assertEqual(os.path.exists(os.path.join(play, "out", "manifest.json")), code == 0)
 
     def test_of_a_run(self):
         """Every phase has its plan, the same as `plan` makes for that layout but for the program itself."""
