@@ -31,6 +31,24 @@ static bool is_packed(const hf_checkpoint *ck, const llama_tensor *want) {
     return hf_checkpoint_find(ck, name) != NULL;
 }
 
+static bool ends_with(const char *name, const char *end) {
+    size_t n = strlen(name), m = strlen(end);
+    return n >= m && !strcmp(name + n - m, end);
+}
+
+/* A tensor of that name but for its beginning, which wrappers of training leave in files
+ * ("module.model.", "_orig_mod.model.", "base_model.model.model."), or NULL. */
+static const char *alike(const hf_checkpoint *ck, const char *want) {
+    const char *rest = strncmp(want, "model.", 6) ? want : want + 6;
+    const size_t n = strlen(rest);
+    for (int64_t i = 0; i < hf_checkpoint_count(ck); i++) {
+        const char *name = hf_checkpoint_at(ck, i)->info.name;
+        const size_t before = ends_with(name, rest) ? strlen(name) - n : 0;
+        if (!strcmp(name, rest) || (before && name[before - 1] == '.')) return name;
+    }
+    return NULL;
+}
+
 static err check_tensor(const hf_checkpoint *ck, const llama_tensor *want, const hf_tensor *t) {
     const char *where = fileset_where(hf_checkpoint_fileset(ck));
     const char *hint = "config.json and the weights are of different models, or files are missing";
@@ -40,8 +58,14 @@ static err check_tensor(const hf_checkpoint *ck, const llama_tensor *want, const
         snprintf(need, sizeof need, "[%" PRId64 ", %" PRId64 "]", want->rows, want->cols);
     else
         snprintf(need, sizeof need, "[%" PRId64 "]", want->rows);
-    if (!t && want->role == ROLE_HEAD)
+    const char *other = t ? NULL : alike(ck, want->name);
+    if (other) {
+        snprintf(found, sizeof found, "nothing, but %.140s", other);
+        hint = "the names begin otherwise than transformers writes them: load the model there and "
+               "save it with save_pretrained";
+    } else if (!t && want->role == ROLE_HEAD) {
         hint = "set tie_word_embeddings to true in config.json if the head is the embedding";
+    }
     if (!t || !has_shape(&t->info, want))
         return err_make(ERR_INPUT, where, hint, "tensor %s: config.json demands %s, found %s",
                         want->name, need, found);
@@ -49,11 +73,6 @@ static err check_tensor(const hf_checkpoint *ck, const llama_tensor *want, const
     if (d == ST_F32 || d == ST_F16 || d == ST_BF16) return err_none();
     return err_make(ERR_INPUT, where, "take the checkpoint in F32, F16 or BF16",
                     "tensor %s: F32, F16 or BF16 is due, found %s", want->name, found);
-}
-
-static bool ends_with(const char *name, const char *end) {
-    size_t n = strlen(name), m = strlen(end);
-    return n >= m && !strcmp(name + n - m, end);
 }
 
 /* Buffers that old checkpoints carry, the head that is tied anyway, and the parts of packed

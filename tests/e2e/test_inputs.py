@@ -263,6 +263,17 @@ class Inputs(Case):
 
     # ---- weights ----
 
+    def test_names_of_tensors(self):
+        """What training wraps a model in begins the names; so does the file of a model without its head."""
+        for prefix in ("module.", "_orig_mod.", ""):
+            model = make_model.make(self.path("m" + prefix), *TINY)
+            path = os.path.join(model, "model.safetensors")
+            tensors, meta = make_model.read_safetensors(path)
+            name = prefix + (EMBED if prefix else EMBED.removeprefix("model."))
+            make_model.write_safetensors(path, {(prefix + n if prefix else n.removeprefix("model.")): t for n, t in tensors.items()}, meta)
+            self.bad(3, [re.escape(EMBED), "found nothing, but " + re.escape(name), "save_pretrained"], "quantize", "--model", model,
+                     "--out", self.path("none"))
+
     def test_scales_beyond_fp16(self):
         """A weight of 10^6 asks for a scale of 142857 at 4 bits; fp16 ends at 65504."""
         name, words = "model.layers.2.mlp.up_proj.weight", settings("rotate.r1=false", "rotate.r2=none", "weights.group=channel")
