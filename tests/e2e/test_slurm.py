@@ -3,6 +3,7 @@
 it is requeued, goes on, and ends in the same bytes; cancelled, it stays away until it is submitted again. Skipped where
 no Slurm can be started."""
 # ctest label: slow
+import json
 import os
 import re
 import shutil
@@ -118,6 +119,17 @@ class Slurm(Case):
         self.assertIn("the next job of the chain goes on", self.log(self.path(f"spinshard-{first}.log")))
         self.assertEqual(self.state(third), "CANCELLED")
         self.assertEqual(tar_hashes(out), self.alone("chain-alone", 1500))
+
+    def test_measured_links(self):
+        """On three nodes of two ranks every pair is on two nodes, and the plan goes by what they measured."""
+        r = subprocess.run(["srun", "--mpi=pmix", "-N3", "-n6", program(), "plan", "--measure", "--model", STORIES, "--nodes", "4",
+                            "--json"], env=ENV, capture_output=True, text=True, timeout=120)
+        self.assertEqual(r.returncode, 0, r.stderr)
+        said = re.search(r"3 pair\(s\) of ranks on different nodes: (\S+) GB/s a node, (\S+) us a short message\n", r.stderr)
+        rates = json.loads(r.stdout)["rates"]
+        self.assertEqual(rates["network_from"], "measured between 3 nodes")
+        self.assertAlmostEqual(rates["network"] * 1e-9 / float(said[1]), 1, delta=0.01)
+        self.assertAlmostEqual(rates["latency_s"] * 1e6 / float(said[2]), 1, delta=0.01)
 
     def test_installed(self):
         """A script of a site runs from where it was installed, with the program that was installed with it."""
