@@ -34,12 +34,10 @@ static err failed(const char *routine, const char *what, int info) {
 
 /* The order as int, and doubles of workspace behind each other. */
 static err prepare(int64_t n, int64_t doubles, const char *what, int *order, double **work) {
-    void *p = NULL;
     gemm_ensure_blas();
     *work = NULL;
     err e = size_to_int(n, what, order);
-    if (!e.code) e = mem_alloc(doubles, sizeof(double), what, &p);
-    *work = p;
+    if (!e.code) e = MEM_NEW(work, doubles, what);
     return e;
 }
 

@@ -18,6 +18,18 @@ err mem_alloc(int64_t count, size_t size, const char *what, void **out);
 err mem_alloc_unset(int64_t count, size_t size, const char *what, void **out);
 void mem_free(void *p); /* local; NULL is fine */
 
+/* Local. As mem_alloc and mem_alloc_unset, of `count` things of the type that out, a T **, points
+ * to. The compiler warns of a void **, whose things have no size. */
+#define MEM_NEW(out, count, what)       mem_new_(mem_alloc, out, count, what)
+#define MEM_NEW_UNSET(out, count, what) mem_new_(mem_alloc_unset, out, count, what)
+#define mem_new_(alloc, out, count, what)                                                          \
+    ({                                                                                             \
+        void *mem_p_;                                                                              \
+        err mem_e_ = alloc(count, sizeof **(out), what, &mem_p_);                                  \
+        *(out) = mem_p_;                                                                           \
+        mem_e_;                                                                                    \
+    })
+
 /* Local. Bytes held through mem_alloc by this process, and the most there ever were. */
 uint64_t mem_held_bytes(void);
 uint64_t mem_peak_bytes(void);

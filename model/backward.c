@@ -118,12 +118,12 @@ static err check_shape(const llama_pass_shape *s) {
 
 err llama_stash_create(const llama_config *cfg, const llama_sites *sites,
                        const llama_pass_shape *shape, llama_stash **out) {
-    void *mine, *block;
+    void *block;
+    llama_stash *s;
     *out = NULL;
     err e = check_shape(shape);
-    if (!e.code) e = mem_alloc(1, sizeof(llama_stash), "stash of a layer", &mine);
+    if (!e.code) e = MEM_NEW(&s, 1, "stash of a layer");
     if (e.code) return e;
-    llama_stash *s = mine;
     *s = (llama_stash){.cfg = *cfg, .shape = *shape, .on = sites_on(cfg, sites)};
     e = mem_alloc((int64_t)lay_out_stash(s, sites, NULL), 1, "stash of a layer", &block);
     if (!e.code) {
@@ -273,12 +273,12 @@ uint64_t llama_work_bytes(const llama_config *cfg, const llama_sites *sites,
 
 err llama_work_create(const llama_config *cfg, const llama_sites *sites,
                       const llama_pass_shape *shape, llama_work **out) {
-    void *mine, *block;
+    void *block;
+    llama_work *w;
     *out = NULL;
     err e = check_shape(shape);
-    if (!e.code) e = mem_alloc(1, sizeof(llama_work), "backward pass", &mine);
+    if (!e.code) e = MEM_NEW(&w, 1, "backward pass");
     if (e.code) return e;
-    llama_work *w = mine;
     *w = work_shape(cfg, sites, shape, gemm_threads());
     e = mem_alloc((int64_t)lay_out_work(w, sites, NULL), 1, "buffers of the backward pass", &block);
     w->block = e.code ? NULL : block;
@@ -336,8 +336,7 @@ static err room_for_r1(llama_work *w) {
     err e = err_none();
     void *p;
     if (w->shape.compute == COMPUTE_BF16 && !w->r1_half) {
-        e = mem_alloc(n * n, sizeof(bf16), "R1 in bf16", &p);
-        w->r1_half = e.code ? NULL : p;
+        e = MEM_NEW(&w->r1_half, n * n, "R1 in bf16");
     }
     if (!e.code && w->shape.through && !w->r1_t) {
         e = mem_alloc(n * n, compute_sum_bytes(w->shape.compute), "R1 transposed", &p);

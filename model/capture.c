@@ -46,9 +46,9 @@ err llama_layers_create(const llama_config *cfg, const llama_sites *sites,
                         llama_layers **out) {
     void *p;
     *out = NULL;
-    err e = mem_alloc(1, sizeof(llama_layers), "layers of a window", &p);
+    llama_layers *l;
+    err e = MEM_NEW(&l, 1, "layers of a window");
     if (e.code) return e;
-    llama_layers *l = p;
     *l = (llama_layers){
         .n_layers = n_layers, .hidden = cfg->hidden, .shape = *shape, .recompute = recompute};
     e = mem_alloc(n_layers, sizeof *l->stash, "layers of a window", &p);
@@ -63,13 +63,12 @@ err llama_layers_create(const llama_config *cfg, const llama_sites *sites,
 }
 
 err llama_layers_create_beside(const llama_layers *with, llama_layers **out) {
-    void *p;
     *out = NULL;
     if (!with->recompute)
         return err_make(ERR_BUG, "layers of a window", NULL, "each layer has a stash of its own");
-    err e = mem_alloc(1, sizeof(llama_layers), "layers of a window", &p);
+    llama_layers *l;
+    err e = MEM_NEW(&l, 1, "layers of a window");
     if (e.code) return e;
-    llama_layers *l = p;
     *l = *with;
     l->borrows = true;
     l->inputs = NULL;

@@ -172,10 +172,10 @@ err llama_scratch_create(const llama_config *cfg, const llama_sites *sites, comp
     if (max_tokens < 1 || max_tokens > INT32_MAX) {
         return err_make(ERR_BUG, "forward pass", NULL, "window of %" PRId64 " tokens", max_tokens);
     }
-    void *mine, *block;
-    err e = mem_alloc(1, sizeof(llama_scratch), "forward pass", &mine);
+    void *block;
+    llama_scratch *s;
+    err e = MEM_NEW(&s, 1, "forward pass");
     if (e.code) return e;
-    llama_scratch *s = mine;
     *s = scratch_shape(cfg, sites, compute, max_tokens, gemm_threads());
     e = mem_alloc((int64_t)lay_out(s, NULL), 1, "buffers of the forward pass", &block);
     s->block = e.code ? NULL : block;

@@ -468,13 +468,12 @@ err fuse_bias_wide(const fuse_job *job, double *b, int64_t n) {
 
 err fuse_bias(const fuse_job *job, float *b, int64_t n) {
     if (!mixes_rows(job) && !job->out_scale) return err_none();
-    void *memory;
-    err e = mem_alloc(n, sizeof(double), "bias", &memory);
+    double *wide;
+    err e = MEM_NEW(&wide, n, "bias");
     if (e.code) return e;
-    double *wide = memory;
     for (int64_t i = 0; i < n; i++) wide[i] = b[i];
     e = fuse_bias_wide(job, wide, n);
     for (int64_t i = 0; i < n && !e.code; i++) b[i] = (float)wide[i];
-    mem_free(memory);
+    mem_free(wide);
     return e;
 }

@@ -11,10 +11,8 @@ static err take_r2(fuse_plan *p, rotation_set *set, int64_t layer, int64_t n_hea
     if (!count) return err_none();
     err e = rotation_set_prepare_r2(set, layer);
     if (e.code) return e;
-    void *memory;
-    e = mem_alloc(count, sizeof(rotation *), "R2 of a layer", &memory);
+    e = MEM_NEW(&p->r2, count, "R2 of a layer");
     if (e.code) return e;
-    p->r2 = memory;
     for (int64_t h = 0; h < count; h++) p->r2[h] = rotation_set_r2(set, layer, h);
     *side = (fuse_heads){.rotations = p->r2, .n_heads = n_heads, .per_rotation = n_heads / count};
     return e;
@@ -27,10 +25,8 @@ static err take_heads(fuse_plan *p, const rotation_sizes *z, const scale_vector 
     if (!v) return err_none();
     const double *from = inverse ? v->inverse : v->s;
     const int64_t d = z->head_dim, share = n_heads / z->kv_heads;
-    void *memory;
-    err e = mem_alloc(n_heads * d, sizeof(double), "scales of heads", &memory);
+    err e = MEM_NEW(&p->scales, n_heads * d, "scales of heads");
     if (e.code) return e;
-    p->scales = memory;
     for (int64_t h = 0; h < n_heads; h++)
         memcpy(p->scales + h * d, from + h / share * d, (size_t)d * sizeof *from);
     *side = p->scales;

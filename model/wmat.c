@@ -44,12 +44,9 @@ err wmat_init_packed(wmat *w, int64_t rows, int64_t cols, int bits, int64_t grou
               .group = group,
               .words = size_ceil_div(cols * bits, 32),
               .n_groups = cols / group};
-    void *scales = NULL, *zeros = NULL;
     err e = mem_alloc(rows * m.words, sizeof(int32_t), what, &m.data);
-    if (!e.code) e = mem_alloc(rows * m.n_groups, sizeof(float), what, &scales);
-    m.scales = scales;
-    if (!e.code && !symmetric) e = mem_alloc(rows * m.n_groups, 1, what, &zeros);
-    m.zeros = zeros;
+    if (!e.code) e = MEM_NEW(&m.scales, rows * m.n_groups, what);
+    if (!e.code && !symmetric) e = MEM_NEW(&m.zeros, rows * m.n_groups, what);
     if (e.code)
         wmat_clear(&m);
     else

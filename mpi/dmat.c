@@ -69,19 +69,18 @@ static void start_blacs(dgrid *g) {
 
 err dgrid_create(const comm *c, grid_shape shape, int block, int blas_threads, dgrid **out) {
     const int64_t cells = (int64_t)shape.rows * shape.cols;
-    void *body = NULL;
+    dgrid *g = NULL;
     *out = NULL;
     if (shape.rows < 1 || shape.cols < 1 || cells > comm_size(c))
         return err_make(ERR_MISMATCH, "process grid", "start more ranks, or choose a smaller grid",
                         "a grid of %dx%d does not fit on %d ranks", shape.rows, shape.cols,
                         comm_size(c));
-    err e = mem_alloc(1, sizeof(dgrid), "process grid", &body);
+    err e = MEM_NEW(&g, 1, "process grid");
     e = comm_agree(c, e, "making the process grid", NULL);
     if (e.code) {
-        mem_free(body);
+        mem_free(g);
         return e;
     }
-    dgrid *g = body;
     *g = (dgrid){.c = c, .shape = shape, .row = -1, .col = -1};
     g->block = block > 0 ? block : DMAT_BLOCK;
     g->threads = blas_threads > 0 ? blas_threads : 1;
@@ -121,7 +120,6 @@ const comm *dgrid_comm(const dgrid *g) {
 /* Matrix. */
 
 static err dmat_alloc(dmat *m, const char *what) {
-    void *p;
     int lead = 1, entries;
     err e = size_to_int(m->n, what, &m->order);
     if (!e.code) e = size_to_int(size_max(1, m->rows), what, &lead);
@@ -132,16 +130,14 @@ static err dmat_alloc(dmat *m, const char *what) {
                          0, lead};
     memcpy(m->desc, desc, sizeof desc);
     if (!m->g->cells) return e;
-    e = mem_alloc(m->rows * m->cols, sizeof(double), what, &p);
-    m->part = p;
+    e = MEM_NEW(&m->part, m->rows * m->cols, what);
     return e;
 }
 
 err dmat_create(dgrid *g, int64_t n, const char *what, dmat **out) {
-    void *body;
     *out = NULL;
-    err e = mem_alloc(1, sizeof(dmat), what, &body);
-    dmat *m = body;
+    dmat *m;
+    err e = MEM_NEW(&m, 1, what);
     if (!e.code && n < 1) e = err_make(ERR_BUG, what, NULL, "impossible order %" PRId64, n);
     if (!e.code) {
         *m = (dmat){.g = g, .n = n};
@@ -258,10 +254,8 @@ err dmat_cholesky_inverse(dmat *A, bool *failed) {
 
 /* Workspace of a routine that told its need as a double. */
 static err work_alloc(double need, int64_t more, int *lwork, double **work) {
-    void *p = NULL;
     err e = size_to_int((int64_t)need + more, "workspace", lwork);
-    if (!e.code) e = mem_alloc(*lwork, sizeof(double), "workspace of ScaLAPACK", &p);
-    *work = p;
+    if (!e.code) e = MEM_NEW(work, *lwork, "workspace of ScaLAPACK");
     return e;
 }
 
@@ -325,17 +319,16 @@ err dmat_qr(dmat *A) {
     const int64_t nb = g->block;
     int info = 0, lwork = 0;
     double *work = NULL;
-    void *vectors = NULL;
+    double *signs = NULL;
     /* Of pdgeqrf and pdorgqr: nb (rows + columns + nb) of the part. */
     err e = work_alloc((double)(nb * (A->rows + A->cols + 2 * nb)), 0, &lwork, &work);
-    if (!e.code) e = mem_alloc(2 * A->n + nb, sizeof(double), "factors of QR", &vectors);
+    if (!e.code) e = MEM_NEW(&signs, 2 * A->n + nb, "factors of QR");
     e = comm_agree(g->c, e, "distributed QR", NULL);
-    double *signs = vectors;
     if (!e.code) {
         qr_form(A, signs + A->n, signs, work, lwork, &info);
         e = agreed(g, "distributed QR", e, info);
     }
     mem_free(work);
-    mem_free(vectors);
+    mem_free(signs);
     return e;
 }

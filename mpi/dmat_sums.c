@@ -9,9 +9,7 @@
 enum { CHUNK = 256 }; /* rows that one thread takes of a product with a vector */
 
 static err side_by_side(const dmat *m, int parts, double **out) {
-    void *p;
-    err e = mem_alloc(parts * m->n, sizeof(double), "sums of cells", &p);
-    *out = p;
+    err e = MEM_NEW(out, parts * m->n, "sums of cells");
     return comm_agree(m->g->c, e, "sums of cells", NULL);
 }
 

@@ -12,10 +12,8 @@
 enum { SUM_BITS = 62, UNIT_BITS = 50, BLOCK = 4096, PARALLEL_FROM = 4 * BLOCK, LINE = 8 };
 
 err fixed_sum_init(fixed_sum *s, int64_t n, const char *what) {
-    void *p;
     *s = (fixed_sum){.n = n, .exponent = FIXED_SUM_UNKNOWN};
-    err e = mem_alloc(n, sizeof *s->v, what, &p);
-    s->v = e.code ? NULL : p;
+    err e = MEM_NEW(&s->v, n, what);
     return e;
 }
 

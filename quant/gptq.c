@@ -95,14 +95,13 @@ static job_sizes sizes_of(const job *j, bool with_cross) {
 
 static err take_job(job *j, bool with_cross, void **doubles, void **codes) {
     const job_sizes s = sizes_of(j, with_cross);
-    void *row = NULL, *sums = NULL;
+    void *row = NULL;
     err e = mem_alloc(s.pair + s.energy + s.cross + s.errors + s.lines + s.scratch, sizeof(double),
                       "rows of GPTQ", doubles);
     if (!e.code) e = mem_alloc(s.codes, 1, "codes of GPTQ", codes);
     if (!e.code) e = mem_alloc(s.row, sizeof(float), "row of GPTQ", &row);
-    if (!e.code) e = mem_alloc(j->units, sizeof(unit_sums), "losses of GPTQ", &sums);
+    if (!e.code) e = MEM_NEW(&j->sums, j->units, "losses of GPTQ");
     j->row = row;
-    j->sums = sums;
     if (e.code) return e;
     double *next = *doubles;
     j->pair = next, next += s.pair;
@@ -410,10 +409,9 @@ err gptq_rows(const gptq_options *options, const gptq_order *o, double lambda, g
 err gptq_cross_add(const float *w, int64_t rows, int64_t n, int64_t first, int64_t k,
                    const double *c_panel, double *cross) {
     const int64_t units = size_ceil_div(rows, ROWS);
-    void *p;
-    err e = mem_alloc(units * ROWS * k, sizeof(double), "weights of GPTQ", &p);
+    double *wide;
+    err e = MEM_NEW(&wide, units * ROWS * k, "weights of GPTQ");
     if (e.code) return e;
-    double *wide = p;
     for (int64_t i = 0; i < rows; i++)
         for (int64_t d = 0; d < k; d++) wide[i * k + d] = (double)w[i * n + first + d];
     const int64_t tiles = size_ceil_div(n, WIDTH);

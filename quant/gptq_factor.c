@@ -31,10 +31,9 @@ static int larger_first(const void *a, const void *b) {
 }
 
 static err sort_columns(const double *diagonal, gptq_order *o) {
-    void *p;
-    err e = mem_alloc(o->n, sizeof(entry), "order of columns", &p);
+    entry *all;
+    err e = MEM_NEW(&all, o->n, "order of columns");
     if (e.code) return e;
-    entry *all = p;
     for (int64_t j = 0; j < o->n; j++) all[j] = (entry){diagonal[j], j};
     qsort(all, (size_t)o->n, sizeof *all, larger_first);
     for (int64_t i = 0; i < o->n; i++) o->column[i] = all[i].column;
@@ -64,10 +63,10 @@ static err note_dead(const double *diagonal, gptq_order *o) {
 
 err gptq_order_create(int64_t n, const double *diagonal, bool act_order, gptq_order **out) {
     *out = NULL;
-    void *body, *column = NULL, *dead = NULL;
-    err e = mem_alloc(1, sizeof(gptq_order), "order of columns", &body);
+    void *column = NULL, *dead = NULL;
+    gptq_order *o;
+    err e = MEM_NEW(&o, 1, "order of columns");
     if (e.code) return e;
-    gptq_order *o = body;
     e = mem_alloc(n, sizeof(int64_t), "order of columns", &column);
     if (!e.code) e = mem_alloc(n, sizeof(bool), "dead columns", &dead);
     *o = (gptq_order){.n = n, .column = column, .dead = dead};

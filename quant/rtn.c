@@ -50,10 +50,10 @@ err qmatrix_create(int64_t rows, int64_t cols, const wquant *how, qmatrix **out)
     if (!qmatrix_bytes(rows, cols, how))
         return err_make(ERR_INPUT, "quantized matrix", NULL,
                         "%" PRId64 " x %" PRId64 " elements overflow", rows, cols);
-    void *body, *codes = NULL, *scales = NULL, *zeros = NULL;
-    e = mem_alloc(1, sizeof(qmatrix), "quantized matrix", &body);
+    void *codes = NULL, *scales = NULL;
+    qmatrix *q;
+    e = MEM_NEW(&q, 1, "quantized matrix");
     if (e.code) return e;
-    qmatrix *q = body;
     *q = (qmatrix){.rows = rows,
                    .cols = cols,
                    .group = wquant_group(how, cols),
@@ -63,10 +63,9 @@ err qmatrix_create(int64_t rows, int64_t cols, const wquant *how, qmatrix **out)
     q->n_groups = cols / q->group;
     e = mem_alloc(rows * cols, 1, "codes", &codes);
     if (!e.code) e = mem_alloc(rows * q->n_groups, sizeof(float), "scales", &scales);
-    if (!e.code && !how->symmetric) e = mem_alloc(rows * q->n_groups, 1, "zero points", &zeros);
+    if (!e.code && !how->symmetric) e = MEM_NEW(&q->zeros, rows * q->n_groups, "zero points");
     q->codes = codes;
     q->scales = scales;
-    q->zeros = zeros;
     if (e.code) {
         qmatrix_destroy(&q);
         return e;

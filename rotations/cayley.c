@@ -20,9 +20,7 @@ enum {
 };
 
 static err take(int64_t count, const char *what, double **out) {
-    void *p;
-    err e = mem_alloc(count, sizeof(double), what, &p);
-    *out = p;
+    err e = MEM_NEW(out, count, what);
     return e;
 }
 

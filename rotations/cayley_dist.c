@@ -51,12 +51,9 @@ static bool is_first(const cayley_dist *d) {
 
 static err create_single(cayley_dist *d) {
     const int64_t n = d->o.n;
-    void *R = NULL, *G = NULL;
     if (!is_first(d)) return err_none();
-    err e = mem_alloc(n * n, sizeof(double), "R1", &R);
-    d->R = R;
-    if (!e.code) e = mem_alloc(n * n, sizeof(double), "gradient of R1", &G);
-    d->G = G;
+    err e = MEM_NEW(&d->R, n * n, "R1");
+    if (!e.code) e = MEM_NEW(&d->G, n * n, "gradient of R1");
     if (!e.code) e = optimizer_create(d->o.kind, n, 1, &d->opt);
     return e;
 }
@@ -86,10 +83,8 @@ static double *own_part(const cayley_dist *d, int64_t *entries) {
 
 static err create_kept(cayley_dist *d) {
     int64_t entries;
-    void *kept = NULL;
     own_part(d, &entries);
-    err e = mem_alloc(entries, sizeof(double), "R1 as it was", &kept);
-    d->kept = kept;
+    err e = MEM_NEW(&d->kept, entries, "R1 as it was");
     return comm_agree(d->c, e, "R1", NULL);
 }
 

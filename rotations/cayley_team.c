@@ -30,7 +30,6 @@ static int64_t first_of(const cayley_team *t, int rank) {
 
 err cayley_team_create(const comm *c, int64_t n, optimizer_kind kind, bool rough,
                        cayley_team **out) {
-    void *R = NULL, *W = NULL;
     cayley_team *t = calloc(1, sizeof *t);
     const size_t ranks = (size_t)comm_size(c);
     if (!t) abort();
@@ -42,10 +41,8 @@ err cayley_team_create(const comm *c, int64_t n, optimizer_kind kind, bool rough
         t->from[r] = first_of(t, r);
         t->part[r] = t->from[r] * n;
     }
-    err e = mem_alloc(n * n, sizeof(double), "R1", &R);
-    t->R = R;
-    if (!e.code) e = mem_alloc(n * n, sizeof(double), "gradient of R1", &W);
-    t->W = W;
+    err e = MEM_NEW(&t->R, n * n, "R1");
+    if (!e.code) e = MEM_NEW(&t->W, n * n, "gradient of R1");
     if (!e.code) e = cayley_factors_create(n, &t->f);
     if (!e.code) e = optimizer_create(kind, n, 1, &t->opt);
     e = comm_agree(c, e, "R1", NULL);

@@ -11,14 +11,12 @@ struct clip_set {
 };
 
 err clip_set_create(int64_t layers, clip_set **out) {
-    void *body, *ends = NULL;
     *out = NULL;
-    err e = mem_alloc(1, sizeof(clip_set), "clips", &body);
+    clip_set *s;
+    err e = MEM_NEW(&s, 1, "clips");
     if (e.code) return e;
-    clip_set *s = body;
     *s = (clip_set){.layers = layers};
-    e = mem_alloc(layers * CLIP_PLACES * 2, sizeof(double), "clips", &ends);
-    s->ends = ends;
+    e = MEM_NEW(&s->ends, layers * CLIP_PLACES * 2, "clips");
     if (e.code) {
         clip_set_destroy(&s);
         return e;

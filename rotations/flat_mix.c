@@ -30,9 +30,9 @@ static void fill(int64_t n, double *T) {
 err flat_mix_create(int64_t n, flat_mix **out) {
     void *p;
     *out = NULL;
-    err e = mem_alloc(1, sizeof **out, "mixing matrix", &p);
+    flat_mix *m;
+    err e = MEM_NEW(&m, 1, "mixing matrix");
     if (e.code) return e;
-    flat_mix *m = p;
     m->n = n;
     if (hadamard_exists(n)) {
         e = fwht_create(n, &m->hadamard);

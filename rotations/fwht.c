@@ -31,10 +31,9 @@ err fwht_create(int64_t n, fwht **out) {
     *out = NULL;
     err e = hadamard_orders(n, &core, &power, NULL);
     if (e.code) return e;
-    void *memory;
-    e = mem_alloc(1, sizeof(fwht), "Hadamard transform", &memory);
+    fwht *f;
+    e = MEM_NEW(&f, 1, "Hadamard transform");
     if (e.code) return e;
-    fwht *f = memory;
     f->n = n;
     f->c = core;
     while (f->c < SMALL_CORE && f->c < n) f->c *= 2;

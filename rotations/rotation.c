@@ -22,10 +22,8 @@ static const int64_t PANEL_BYTES = 32 << 20; /* of a large dense rotation's copy
 static err create(int64_t n, rotation_kind kind, rotation **out) {
     *out = NULL;
     if (n < 1) return err_make(ERR_BUG, "rotation", NULL, "impossible order %" PRId64, n);
-    void *body;
-    err e = mem_alloc(1, sizeof(rotation), "rotation", &body);
+    err e = MEM_NEW(out, 1, "rotation");
     if (e.code) return e;
-    *out = body;
     (*out)->kind = kind;
     (*out)->n = (*out)->block = n;
     return e;
@@ -41,9 +39,7 @@ err rotation_create_identity(int64_t n, rotation **out) {
 }
 
 static err add_signs(rotation *r) {
-    void *p;
-    err e = mem_alloc(r->n, 1, "signs of a rotation", &p);
-    r->signs = p;
+    err e = MEM_NEW(&r->signs, r->n, "signs of a rotation");
     return e;
 }
 
@@ -87,16 +83,12 @@ uint64_t rotation_dense_bytes(int64_t n) {
 
 static err dense_alloc(rotation *r, bool f32) {
     const int64_t n = r->n;
-    void *p = NULL;
-    err e = f32 ? err_none() : mem_alloc(n * n, sizeof(double), "dense rotation", &p);
-    r->dense = p;
+    err e = f32 ? err_none() : MEM_NEW(&r->dense, n * n, "dense rotation");
     if (!e.code && (f32 || n <= F32_COPY)) {
-        e = mem_alloc(n * n, sizeof(float), "dense rotation in fp32", &p);
-        r->dense32 = p;
+        e = MEM_NEW(&r->dense32, n * n, "dense rotation in fp32");
     }
     if (!e.code && n > F32_COPY && !f32) {
-        e = mem_alloc(n * F32_COLUMNS, sizeof(float), "columns of a rotation", &p);
-        r->columns = p;
+        e = MEM_NEW(&r->columns, n * F32_COLUMNS, "columns of a rotation");
     }
     if (!e.code && n > ROTATION_SMALL) {
         r->panel_rows = panel_rows(n);

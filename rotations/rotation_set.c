@@ -57,12 +57,9 @@ static err check(const rotation_options *o, const rotation_sizes *s) {
 }
 
 static err allocate(rotation_set *s) {
-    void *p;
-    err e = mem_alloc(s->sizes.layers * s->r2_count, sizeof(rotation *), "R2 of all layers", &p);
+    err e = MEM_NEW(&s->r2, s->sizes.layers * s->r2_count, "R2 of all layers");
     if (e.code) return e;
-    s->r2 = p;
-    e = mem_alloc(s->sizes.layers, sizeof(bool), "R2 of all layers", &p);
-    s->prepared = p;
+    e = MEM_NEW(&s->prepared, s->sizes.layers, "R2 of all layers");
     return e;
 }
 
@@ -86,10 +83,9 @@ err rotation_set_create(const rotation_options *opts, const rotation_sizes *size
     *out = NULL;
     err e = check(opts, sizes);
     if (e.code) return e;
-    void *body;
-    e = mem_alloc(1, sizeof(rotation_set), "rotations of the model", &body);
+    rotation_set *s;
+    e = MEM_NEW(&s, 1, "rotations of the model");
     if (e.code) return e;
-    rotation_set *s = body;
     s->opts = *opts;
     s->sizes = *sizes;
     s->r2_count = opts->r2 == R2_HEAD ? sizes->kv_heads : opts->r2 == R2_LAYER ? 1 : 0;
@@ -204,10 +200,8 @@ err rotation_set_put_r3(rotation_set *s, int64_t layer, int64_t kv_head, rotatio
         return err_make(ERR_BUG, "R3", NULL, "no place for layer %" PRId64 ", head %" PRId64, layer,
                         kv_head);
     if (!s->r3_heads) {
-        void *p;
-        err e = mem_alloc(s->sizes.layers * s->sizes.kv_heads, sizeof(rotation *), "R3", &p);
+        err e = MEM_NEW(&s->r3_heads, s->sizes.layers * s->sizes.kv_heads, "R3");
         if (e.code) return e;
-        s->r3_heads = p;
     }
     return put(&s->r3_heads[layer * s->sizes.kv_heads + kv_head], r, s->sizes.head_dim, "R3");
 }

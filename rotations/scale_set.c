@@ -17,11 +17,9 @@ struct scale_set {
 };
 
 err scale_set_create(const scale_sizes *sizes, scale_set **out) {
-    void *body;
     *out = NULL;
-    err e = mem_alloc(1, sizeof(scale_set), "scales of the model", &body);
+    err e = MEM_NEW(out, 1, "scales of the model");
     if (e.code) return e;
-    *out = body;
     (*out)->sizes = *sizes;
     return e;
 }

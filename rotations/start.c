@@ -24,10 +24,9 @@ static void transpose(int64_t n, const double *in, double *out) {
 
 err start_orthogonal(int64_t n, uint64_t seed, rng_purpose purpose, uint64_t first_index,
                      double *R) {
-    void *p;
-    err e = mem_alloc(n * n, sizeof(double), "random matrix", &p);
+    double *columns;
+    err e = MEM_NEW(&columns, n * n, "random matrix");
     if (e.code) return e;
-    double *columns = p;
 #pragma omp parallel for
     for (int64_t j = 0; j < n; j++)
         for (int64_t i = 0; i < n; i++)
@@ -69,17 +68,16 @@ static err start_pca_with(int64_t n, const flat_mix *f, const double *C, double 
 }
 
 err start_pca(int64_t n, const double *C, double *R, double *values) {
-    void *p = NULL;
+    double *w = NULL;
     flat_mix *f = NULL;
     if (!cayley_finite(n * n, C))
         return err_make(ERR_NUMERICS, "start point", NULL,
                         "the second moment of order %" PRId64 " holds NaN or infinity", n);
     err e = flat_mix_create(n, &f);
-    if (!e.code) e = mem_alloc(n * n + n, sizeof(double), "eigenvectors", &p);
-    double *w = p;
+    if (!e.code) e = MEM_NEW(&w, n * n + n, "eigenvectors");
     if (!e.code) e = start_pca_with(n, f, C, w + n, w, R);
     for (int64_t i = 0; i < n && !e.code && values; i++) values[i] = w[n - 1 - i];
-    mem_free(p);
+    mem_free(w);
     flat_mix_destroy(&f);
     return e;
 }

@@ -73,9 +73,7 @@ err learn_scales_init(learner *l) {
     l->n_scales = !ones || l->scale_kinds
                       ? 1 + sizes.layers * scale_sizes_at(&sizes, l->scale_kinds, SCALE_KINDS)
                       : 0;
-    void *p = NULL;
-    err e = mem_alloc(l->n_scales, sizeof(double), "scales", &p);
-    l->scales = p;
+    err e = MEM_NEW(&l->scales, l->n_scales, "scales");
     for (int64_t i = 0; ones && !e.code && i < l->n_scales; i++) l->scales[i] = 1;
     return e;
 }

@@ -34,9 +34,7 @@ err learn_sites_init(learner *l) {
     l->noise_places = places_of(s);
     l->r3_wanted = quantize_learns_r3(s) && !rotation_set_r3_heads(l->q->rotations);
     l->n_sites = 1 + cfg->layers * (CLIP_PLACES * FOUND_SITE + learn_site_r3_entries(l));
-    void *p = NULL;
-    err e = mem_alloc(l->n_sites, sizeof(double), "clips and R3", &p);
-    l->sites = p;
+    err e = MEM_NEW(&l->sites, l->n_sites, "clips and R3");
     return e;
 }
 

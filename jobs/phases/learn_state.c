@@ -188,14 +188,12 @@ static int64_t doubles_of(const json_t *named) {
 
 static err read_named(const quantize_run *q, const json_t *named, const char *what, double **v,
                       int64_t *n) {
-    void *p;
     const char *hex = json_string_value(json_object_get(named, "object"));
     *n = doubles_of(named);
     err e = *n ? check_object(q, hex, *n) : err_none();
     if (e.code) return e;
-    e = mem_alloc(*n, sizeof(double), what, &p);
+    e = MEM_NEW(v, *n, what);
     if (e.code) return e;
-    *v = p;
     const state_piece whole = {*v, *n};
     return *n ? get_object(q, hex, &whole, 1) : e;
 }

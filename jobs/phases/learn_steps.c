@@ -14,11 +14,9 @@
 
 /* Collective. */
 static err phase_state(const learner *l, const learn_phase *p, learn_kept *k) {
-    void *common = NULL;
     *k = (learn_kept){.phase = p->number, .n_common = p->state_count(p->self)};
     err e = err_none();
-    if (l->q->state) e = mem_alloc(k->n_common, sizeof(double), "state of learning", &common);
-    k->common = common;
+    if (l->q->state) e = MEM_NEW(&k->common, k->n_common, "state of learning");
     e = comm_agree(l->q->c, e, "keeping the state of learning", NULL);
     return e.code ? e : p->state_save(p->self, k->common);
 }

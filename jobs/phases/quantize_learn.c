@@ -25,12 +25,10 @@
 static err learner_init(learner *l, quantize_run *q) {
     const llama_config *cfg = &q->source.cfg;
     *l = (learner){.q = q, .r2_heads = rotation_set_r2_count(q->rotations)};
-    void *r2 = NULL;
     err e = err_none();
     if (rotation_set_r1(q->rotations))
         e = dealt_rows_create(q->c, cfg->hidden, cfg->hidden, "R1", &l->R1);
-    if (!e.code) e = mem_alloc(cfg->layers * learner_r2_entries(l), sizeof(double), "R2", &r2);
-    l->R2 = r2;
+    if (!e.code) e = MEM_NEW(&l->R2, cfg->layers * learner_r2_entries(l), "R2");
     if (!e.code) e = learn_scales_init(l);
     if (!e.code) e = learn_sites_init(l);
     stage_range *ranges = calloc((size_t)comm_size(q->c), sizeof *ranges);

@@ -185,9 +185,7 @@ err gptq_solve_create(gptq_moments *m, const gptq_order *o, const gptq_solve_opt
     if (!s) abort();
     *s = (gptq_solve){.m = m, .o = o, .opts = *opts};
     s->opts.block = size_min(opts->block, m->n);
-    void *panel = NULL;
-    err e = mem_alloc(s->opts.block * m->n, sizeof(double), "panel of a factor", &panel);
-    s->panel = panel;
+    err e = MEM_NEW(&s->panel, s->opts.block * m->n, "panel of a factor");
     e = comm_agree(m->c, e, what, NULL);
     if (!e.code) e = over_grid(opts, m->n) ? factor_grid(s, what) : factor_whole(s, what);
     comm_bcast(m->c, &s->done, sizeof s->done, ROOT);

@@ -169,12 +169,9 @@ static int hash_of(int linear) {
 static err read_norm(gptq_source *s, llama_role role, int64_t layer, int hash, float **gain,
                      float **left) {
     llama_tensor t;
-    void *a = NULL, *b = NULL;
     if (!llama_tensor_of(s->job->cfg, role, layer, &t)) return err_none();
-    err e = mem_alloc(t.rows, sizeof(float), t.name, &a);
-    *left = a;
-    if (!e.code) e = mem_alloc(t.rows, sizeof(float), t.name, &b);
-    *gain = b;
+    err e = MEM_NEW(left, t.rows, t.name);
+    if (!e.code) e = MEM_NEW(gain, t.rows, t.name);
     if (!e.code) e = read_vector(s, &t, hash, *left);
     if (e.code) return e;
     memcpy(*gain, *left, (size_t)t.rows * sizeof(float));
@@ -193,10 +190,8 @@ static err read_norm(gptq_source *s, llama_role role, int64_t layer, int hash, f
 static err fuse_linear(gptq_source *s, int k, const float *gain) {
     llama_tensor t;
     fused_source from = {.gain = gain, .spread = &s->spreads[k]};
-    void *p = NULL;
     llama_tensor_of(s->job->cfg, llama_linears[k], s->layer, &t);
-    err e = mem_alloc(t.rows * t.cols, sizeof(float), t.name, &p);
-    s->fused[k] = p;
+    err e = MEM_NEW(&s->fused[k], t.rows * t.cols, t.name);
     if (!e.code) e = read_raw(s, &t, hash_of(k), &from.raw, &from.dtype);
     return e.code ? e : fused_tensor_into(s->job->rotations, &t, &from, s->fused[k]);
 }

@@ -79,8 +79,7 @@ err gptq_stack_init(gptq_run *r, llama_step step, gptq_stack *k) {
     if (!e.code) e = mem_alloc(k->rows, sizeof(gptq_loss), "losses of rows", &p);
     k->loss = p;
     p = NULL;
-    if (!e.code) e = mem_alloc(k->rows, sizeof(qerror), "errors of rows", &p);
-    k->errors = p;
+    if (!e.code) e = MEM_NEW(&k->errors, k->rows, "errors of rows");
     if (!e.code) e = qmatrix_create(k->rows, k->cols, &r->s.job->how, &k->q);
     return comm_agree(r->s.c, e, "rows of weights", NULL);
 }

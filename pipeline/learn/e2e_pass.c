@@ -122,11 +122,10 @@ static err create_buffers(e2e_pass *p, const llama_sites *sites) {
 
 err e2e_pass_create(const e2e_setting *s, const llama_sites *sites, e2e_pass **out) {
     const schedule_shape *order = schedule_get_shape(s->order);
-    void *mine;
     *out = NULL;
-    err e = mem_alloc(1, sizeof(e2e_pass), "pass", &mine);
+    e2e_pass *p;
+    err e = MEM_NEW(&p, 1, "pass");
     if (e.code) return e;
-    e2e_pass *p = mine;
     *p = (e2e_pass){.s = *s,
                     .rank = comm_rank(s->stages),
                     .last = comm_size(s->stages) - 1,

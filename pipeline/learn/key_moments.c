@@ -32,16 +32,13 @@ uint64_t key_moments_bytes(const llama_config *cfg, int64_t n) {
 }
 
 err key_moments_create(const llama_config *cfg, int64_t first, int64_t n, key_moments **out) {
-    void *body, *sums = NULL, *square = NULL;
     *out = NULL;
-    err e = mem_alloc(1, sizeof(key_moments), "moments of keys", &body);
+    key_moments *m;
+    err e = MEM_NEW(&m, 1, "moments of keys");
     if (e.code) return e;
-    key_moments *m = body;
     *m = (key_moments){.first = first, .n = n, .heads = cfg->kv_heads, .d = cfg->head_dim};
-    e = mem_alloc(n * m->heads * entries(m), sizeof(wide_int), "moments of keys", &sums);
-    m->sums = sums;
-    if (!e.code) e = mem_alloc(m->d * m->d, sizeof(float), "moments of keys", &square);
-    m->square = square;
+    e = MEM_NEW(&m->sums, n * m->heads * entries(m), "moments of keys");
+    if (!e.code) e = MEM_NEW(&m->square, m->d * m->d, "moments of keys");
     if (e.code) key_moments_destroy(&m);
     *out = m;
     return e;
@@ -66,12 +63,12 @@ static err add(wide_int *to, double v, int64_t layer) {
 }
 
 static err grow(key_moments *m, int64_t n_tokens) {
-    void *p;
     if (n_tokens <= m->room) return err_none();
-    err e = mem_alloc(n_tokens * m->d, sizeof(float), "keys of a head", &p);
+    float *rows;
+    err e = MEM_NEW(&rows, n_tokens * m->d, "keys of a head");
     if (e.code) return e;
     mem_free(m->rows);
-    m->rows = p;
+    m->rows = rows;
     m->room = n_tokens;
     return e;
 }
@@ -120,16 +117,15 @@ err key_moments_pca(const key_moments *m, int64_t layer, int64_t kv_head, const 
                     double *R3) {
     const int64_t d = m->d;
     const wide_int *sums = sums_of(m, layer, kv_head);
-    void *p;
-    err e = mem_alloc(d * d, sizeof(double), "second moment of keys", &p);
+    double *C;
+    err e = MEM_NEW(&C, d * d, "second moment of keys");
     if (e.code) return e;
-    double *C = p;
     for (int64_t i = 0; i < d; i++)
         for (int64_t j = 0; j < d; j++) /* products of two halves may round apart */
             C[i * d + j] =
                 0.5 * (real_of(sums[i * d + j]) + real_of(sums[j * d + i])) / (S ? S[i] * S[j] : 1);
     e = start_pca(d, C, R3, NULL);
-    mem_free(p);
+    mem_free(C);
     return e;
 }
 
@@ -138,16 +134,15 @@ err key_moments_signs(const key_moments *m, int64_t layer, int64_t kv_head, cons
     const int64_t d = m->d;
     const wide_int *mean = sums_of(m, layer, kv_head) + d * d;
     rotation *H = NULL;
-    void *p = NULL;
+    double *turned = NULL;
     err e = rotation_create_hadamard(d, NULL, &H);
     if (!e.code) e = rotation_to_dense(H, R3);
-    if (!e.code) e = mem_alloc(d, sizeof(double), "mean of keys", &p);
-    double *turned = p;
+    if (!e.code) e = MEM_NEW(&turned, d, "mean of keys");
     for (int64_t i = 0; i < d && !e.code; i++) turned[i] = real_of(mean[i]) / (S ? S[i] : 1);
     if (!e.code) rotation_apply_f64(H, turned, 1, d, false);
     for (int64_t i = 0; i < d * d && !e.code; i++)
         if (turned[i % d] < 0) R3[i] = -R3[i];
-    mem_free(p);
+    mem_free(turned);
     rotation_destroy(&H);
     return e;
 }

@@ -82,18 +82,14 @@ static err create_r1(learn_range *l, const dealt_rows *R1) {
     if (e.code) return e;
     int64_t sites = 2 * l->o.layers;
     l->per_site = size_ceil_div(l->o.rows, sites);
-    void *grad = NULL, *rows = NULL, *whole = NULL;
     int64_t most = (aquant_on(&l->o.act) ? l->per_site * 2 * l->pool->n_layers : 0) +
                    (l->weights ? weight_rows_direct(l->weights) : 0);
     const int64_t groups =
         size_max(l->n / group_of(&l->o.act, l->n), l->weights ? weight_rows_groups(l->weights) : 1);
     e = range_work_create(l->n, size_max(1, most), groups, &l->work1);
-    if (!e.code) e = mem_alloc(l->n * l->n, sizeof(int64_t), "gradient of R1", &grad);
-    if (!e.code) e = mem_alloc(RANGE_BAND * l->n, sizeof(int64_t), "gradient of R1", &rows);
-    if (!e.code) e = mem_alloc(l->n * l->n, sizeof(float), "R1 in fp32", &whole);
-    l->grad1 = grad;
-    l->rows = rows;
-    l->R1 = whole;
+    if (!e.code) e = MEM_NEW(&l->grad1, l->n * l->n, "gradient of R1");
+    if (!e.code) e = MEM_NEW(&l->rows, RANGE_BAND * l->n, "gradient of R1");
+    if (!e.code) e = MEM_NEW(&l->R1, l->n * l->n, "R1 in fp32");
     e = comm_agree(l->c, e, "learning", NULL);
     if (!e.code) put_start_r1(l, R1);
     return e;
@@ -101,23 +97,17 @@ static err create_r1(learn_range *l, const dealt_rows *R1) {
 
 static err create_r2(learn_range *l, const double *R2) {
     int64_t dd = l->d * l->d;
-    void *r = NULL, *w = NULL, *grad = NULL, *kept = NULL;
+    void *r = NULL;
     l->n_r2 = l->pool->n_layers * l->o.r2_heads;
     err e = mem_alloc(l->n_r2 * dd, sizeof(double), "R2", &r);
-    if (!e.code) e = mem_alloc(l->n_r2 * dd, sizeof(double), "directions of R2", &w);
-    if (!e.code) e = mem_alloc(l->n_r2 * dd, sizeof(double), "R2 as it was", &kept);
-    l->kept2 = kept;
-    if (!e.code) e = mem_alloc(dd, sizeof(int64_t), "gradient of R2", &grad);
+    if (!e.code) e = MEM_NEW(&l->W2, l->n_r2 * dd, "directions of R2");
+    if (!e.code) e = MEM_NEW(&l->kept2, l->n_r2 * dd, "R2 as it was");
+    if (!e.code) e = MEM_NEW(&l->grad2, dd, "gradient of R2");
     if (!e.code)
         e = range_work_create(l->d, 2 * R2_ROWS, l->d / group_of(&l->o.act, l->d), &l->work2);
     if (!e.code && l->n_r2) e = optimizer_create(l->o.kind, l->d, l->n_r2, &l->r2);
-    void *from_weights = NULL;
-    if (!e.code && l->weights)
-        e = mem_alloc(l->n_r2 * dd, sizeof(double), "gradients of R2", &from_weights);
-    l->G2 = from_weights;
+    if (!e.code && l->weights) e = MEM_NEW(&l->G2, l->n_r2 * dd, "gradients of R2");
     l->R2 = r;
-    l->W2 = w;
-    l->grad2 = grad;
     if (!e.code && l->n_r2) memcpy(r, R2, (size_t)(l->n_r2 * dd) * sizeof(double));
     return e;
 }

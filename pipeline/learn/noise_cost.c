@@ -24,11 +24,11 @@ uint64_t noise_cost_bytes(int64_t rows, int64_t width, int threads) {
 }
 
 err noise_cost_create(int64_t rows, int64_t width, noise_cost **out) {
-    void *body, *p[5] = {NULL};
+    void *p[5] = {NULL};
     *out = NULL;
-    err e = mem_alloc(1, sizeof(noise_cost), "noise of a quantizer", &body);
+    noise_cost *c;
+    err e = MEM_NEW(&c, 1, "noise of a quantizer");
     if (e.code) return e;
-    noise_cost *c = body;
     e = mem_alloc(rows * width, sizeof(float), "rows of a quantizer", &p[0]);
     if (!e.code) e = mem_alloc(rows * width, sizeof(float), "their gradients", &p[1]);
     if (!e.code) e = mem_alloc(gemm_threads() * width, sizeof(float), "errors of a row", &p[2]);

@@ -78,16 +78,13 @@ static err draw_init(draw *d, int64_t room, int64_t width) {
 
 err noise_rows_create(const llama_config *cfg, int64_t first, int64_t n, uint32_t places,
                       int64_t window, int64_t rows, noise_rows **out) {
-    void *body, *draws = NULL, *size = NULL;
     *out = NULL;
-    err e = mem_alloc(1, sizeof(noise_rows), "rows of quantizers", &body);
+    noise_rows *p;
+    err e = MEM_NEW(&p, 1, "rows of quantizers");
     if (e.code) return e;
-    noise_rows *p = body;
     *p = (noise_rows){.first = first, .n = n, .window = window, .room = rows + 1, .places = places};
-    e = mem_alloc(n * CLIP_PLACES, sizeof(draw), "rows of quantizers", &draws);
-    p->draws = draws;
-    if (!e.code) e = mem_alloc(window, sizeof(double), "rows of quantizers", &size);
-    p->size = size;
+    e = MEM_NEW(&p->draws, n * CLIP_PLACES, "rows of quantizers");
+    if (!e.code) e = MEM_NEW(&p->size, window, "rows of quantizers");
     for (int64_t i = 0; i < n * CLIP_PLACES && !e.code; i++)
         if (asked(places, (int)(i % CLIP_PLACES)))
             e = draw_init(&p->draws[i], p->room, noise_width(cfg, (clip_place)(i % CLIP_PLACES)));

@@ -18,18 +18,14 @@ struct r2_part {
 
 err r2_part_create(optimizer_kind kind, int64_t d, int64_t first, int64_t count, const double *R,
                    r2_part **out) {
-    void *p;
     *out = NULL;
-    err e = mem_alloc(1, sizeof(r2_part), "R2", &p);
+    r2_part *r;
+    err e = MEM_NEW(&r, 1, "R2");
     if (e.code) return e;
-    r2_part *r = p;
     *r = (r2_part){.kind = kind, .d = d, .first = first, .count = count};
-    e = mem_alloc(count * d * d, sizeof(double), "R2", &p);
-    r->R = e.code ? NULL : p;
-    if (!e.code) e = mem_alloc(count * d * d, sizeof(double), "directions of R2", &p);
-    r->W = e.code ? NULL : p;
-    if (!e.code) e = mem_alloc(count * d * d, sizeof(double), "R2 as it was", &p);
-    r->kept = e.code ? NULL : p;
+    e = MEM_NEW(&r->R, count * d * d, "R2");
+    if (!e.code) e = MEM_NEW(&r->W, count * d * d, "directions of R2");
+    if (!e.code) e = MEM_NEW(&r->kept, count * d * d, "R2 as it was");
     if (!e.code && count) e = optimizer_create(kind, d, count, &r->o);
     if (!e.code && count) memcpy(r->R, R, (size_t)(count * d * d) * sizeof *R);
     if (e.code) r2_part_destroy(&r);

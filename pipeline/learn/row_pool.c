@@ -84,9 +84,7 @@ err row_pool_keep_gradients(row_pool *p) {
     err e = err_none();
     for (int64_t i = 0; i < sets_of(p, POOL_R1) && !e.code; i++) {
         row_set *s = &p->sets[POOL_R1][i];
-        void *g = NULL;
-        e = mem_alloc(s->n * s->width, sizeof(bf16), "gradients of sampled rows", &g);
-        s->g = g;
+        e = MEM_NEW(&s->g, s->n * s->width, "gradients of sampled rows");
     }
     return e;
 }
@@ -250,11 +248,9 @@ static void take_drawn(row_set *s, const noise_set *from, const drawn_row *rows,
 
 static err make_drawn(row_pool *p) {
     const int64_t sets = sets_of(p, POOL_R1);
-    void *block = NULL;
     p->drawn = calloc((size_t)sets + 1, sizeof *p->drawn);
     if (!p->drawn) abort();
-    err e = mem_alloc(sets * p->tokens * p->hidden, sizeof(bf16), "drawn rows", &block);
-    p->drawn_rows = block;
+    err e = MEM_NEW(&p->drawn_rows, sets * p->tokens * p->hidden, "drawn rows");
     for (int64_t i = 0; i < sets && !e.code; i++)
         e = set_init(&p->drawn[i], p->tokens, p->hidden, p->drawn_rows + i * p->tokens * p->hidden);
     return e;
@@ -278,11 +274,10 @@ static double weights_in_all(const comm *c, const row_pool *p) {
 
 err row_pool_draw(const comm *c, row_pool *p, const noise_rows *rows, int64_t tokens) {
     const int64_t sets = sets_of(p, POOL_R1);
-    void *list = NULL;
+    drawn_row *mine = NULL;
     err e = make_drawn(p);
-    if (!e.code) e = mem_alloc(sets * p->tokens, sizeof(drawn_row), "drawn rows", &list);
+    if (!e.code) e = MEM_NEW(&mine, sets * p->tokens, "drawn rows");
     e = comm_agree(c, e, "drawn rows", NULL);
-    drawn_row *mine = list;
     int64_t n = 0, all = sets;
     for (int64_t i = 0; i < sets && !e.code; i++) {
         const noise_set s =
@@ -297,7 +292,7 @@ err row_pool_draw(const comm *c, row_pool *p, const noise_rows *rows, int64_t to
         take_drawn(&p->drawn[i], &s, mine + n, most);
         n += s.n;
     }
-    mem_free(list);
+    mem_free(mine);
     if (e.code) return e;
     comm_sum_i64(c, &all, 1);
     const double sum = weights_in_all(c, p);

@@ -52,18 +52,15 @@ uint64_t scale_moments_bytes(const llama_config *cfg, int64_t n, const scale_pla
 
 err scale_moments_create(const llama_config *cfg, int64_t first, int64_t n,
                          const scale_places *places, scale_moments **out) {
-    void *body, *sums = NULL, *row = NULL;
     int64_t widest;
     *out = NULL;
-    err e = mem_alloc(1, sizeof(scale_moments), "moments of scaled sites", &body);
+    scale_moments *m;
+    err e = MEM_NEW(&m, 1, "moments of scaled sites");
     if (e.code) return e;
-    scale_moments *m = body;
     *m = (scale_moments){.cfg = *cfg, .first = first, .n = n, .places = *places};
     m->each = lay_out(cfg, places, m->at, &widest);
-    e = mem_alloc(n * m->each, sizeof(wide_int), "moments of scaled sites", &sums);
-    m->sums = sums;
-    if (!e.code) e = mem_alloc(widest, sizeof(double), "moments of scaled sites", &row);
-    m->row = row;
+    e = MEM_NEW(&m->sums, n * m->each, "moments of scaled sites");
+    if (!e.code) e = MEM_NEW(&m->row, widest, "moments of scaled sites");
     if (e.code) scale_moments_destroy(&m);
     *out = m;
     return e;

@@ -47,19 +47,16 @@ static err put_all(scale_part *p) {
 
 err scale_part_create(const scale_sizes *sizes, uint32_t kinds, int64_t first, int64_t count,
                       const double *start, scale_part **out) {
-    void *p;
     *out = NULL;
-    err e = mem_alloc(1, sizeof(scale_part), "scales", &p);
+    scale_part *s;
+    err e = MEM_NEW(&s, 1, "scales");
     if (e.code) return e;
-    scale_part *s = p;
     *s = (scale_part){.sizes = *sizes, .kinds = kinds, .first = first, .count = count};
     s->entries = scale_sizes_at(sizes, kinds, SCALE_KINDS);
     for (int i = 0; i < ARRAYS && !e.code; i++) {
-        e = mem_alloc(count * s->entries, sizeof(double), "scales and their moments", &p);
-        s->v[i] = e.code ? NULL : p;
+        e = MEM_NEW(&s->v[i], count * s->entries, "scales and their moments");
     }
-    if (!e.code) e = mem_alloc(s->entries, sizeof(double), "scales", &p);
-    s->s = e.code ? NULL : p;
+    if (!e.code) e = MEM_NEW(&s->s, s->entries, "scales");
     if (!e.code) e = scale_set_create(sizes, &s->set);
     for (int k = 0; k < SCALE_KINDS && !e.code; k++)
         if (kinds >> k & 1u) e = scale_set_add(s->set, (scale_kind)k);

@@ -52,19 +52,17 @@ uint64_t scale_peaks_bytes(const llama_config *cfg, int64_t n, uint32_t kinds) {
 
 err scale_peaks_create(const llama_config *cfg, int64_t first, int64_t n, uint32_t kinds,
                        scale_peaks **out) {
-    void *body, *peaks;
     *out = NULL;
-    err e = mem_alloc(1, sizeof(scale_peaks), "largest activations", &body);
+    scale_peaks *p;
+    err e = MEM_NEW(&p, 1, "largest activations");
     if (e.code) return e;
-    scale_peaks *p = body;
     *p = (scale_peaks){.cfg = *cfg, .first = first, .n = n, .kinds = kinds};
     p->each = lay_out(cfg, kinds, p->at);
-    e = mem_alloc(n * p->each, sizeof(float), "largest activations", &peaks);
+    e = MEM_NEW(&p->peaks, n * p->each, "largest activations");
     if (e.code) {
         mem_free(p);
         return e;
     }
-    p->peaks = peaks;
     *out = p;
     return e;
 }

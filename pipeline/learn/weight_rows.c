@@ -89,12 +89,10 @@ static err set_share(weight_rows *w, const weight_moments *mo, weight_matrix *m)
     const int64_t layer = w->stage->first_layer + m->layer;
     const bool direct = goes_with_batch(m);
     double moment = 0, energy = 0, sum = 0;
-    void *edges = NULL;
     if (!learns(m)) return err_none();
     if (direct) {
-        err e = mem_alloc(m->rows, sizeof(double), "shares of rows", &edges);
+        err e = MEM_NEW(&m->edges, m->rows, "shares of rows");
         if (e.code) return e;
-        m->edges = edges;
     }
     for (int64_t i = 0; i < m->rows; i++) {
         const double mi = weight_moments_row(mo, layer, m->role, m->row0 + i),
@@ -176,9 +174,7 @@ static err alloc_buffers(weight_rows *w) {
 }
 
 static err fill(weight_rows *w, const weight_moments *mo) {
-    void *m = NULL;
-    err e = mem_alloc(w->stage->n_layers * w->slots, sizeof *w->m, "matrices", &m);
-    w->m = m;
+    err e = MEM_NEW(&w->m, w->stage->n_layers * w->slots, "matrices");
     if (!e.code) e = alloc_buffers(w);
     for (int64_t i = 0; i < w->stage->n_layers && !e.code; i++) list_layer(w, i);
     for (int64_t i = 0; i < w->n_matrices && !e.code; i++) {

@@ -159,10 +159,9 @@ err weight_start_moment_r2(const llama_stage *stage, int64_t i, int64_t kv_head,
     const llama_layer *l = &stage->layers[i];
     const int64_t d = cfg->head_dim, n = cfg->hidden, per = cfg->heads / cfg->kv_heads,
                   first = kv_head < 0 ? 0 : kv_head, last = kv_head < 0 ? cfg->kv_heads : first + 1;
-    void *p;
-    err e = mem_alloc(d * n, sizeof(double), "weights of a head", &p);
+    double *wide;
+    err e = MEM_NEW(&wide, d * n, "weights of a head");
     if (e.code) return e;
-    double *wide = p;
     memset(out, 0, (size_t)(d * d) * sizeof *out);
     for (int64_t h = first; h < last; h++) {
         wmat_expand_f64(&l->v, h * d, d, 0, n, wide, n);
@@ -174,6 +173,6 @@ err weight_start_moment_r2(const llama_stage *stage, int64_t i, int64_t kv_head,
         wmat_expand_f64(&l->o, 0, n, h * d, d, wide, d);
         gemm_f64(true, false, d, d, n, wide, d, wide, d, true, out, d);
     }
-    mem_free(p);
+    mem_free(wide);
     return e;
 }

@@ -35,19 +35,14 @@ static err runner_init(const comm *c, runner *r, compute_type compute, const emb
     const int64_t vocab = r->side[0].stage->cfg->vocab;
     err e = err_none();
     for (int i = 0; i < 2 && !e.code; i++) {
-        void *logits = NULL;
         e = stage_relay_create(c, r->side[i].stage, r->side[i].sites, compute, rows, w->length,
                                &r->relay[i]);
-        if (!e.code && last) e = mem_alloc(LOGIT_ROWS * vocab, sizeof(double), "logits", &logits);
-        r->logits[i] = logits;
+        if (!e.code && last) e = MEM_NEW(&r->logits[i], LOGIT_ROWS * vocab, "logits");
     }
-    void *tokens = NULL, *nll = NULL;
     if (!e.code && (last || comm_rank(c) == 0)) {
-        e = mem_alloc(w->n * (w->length - 1), sizeof *r->tokens, "distances", &tokens);
-        if (!e.code) e = mem_alloc(w->n, sizeof *r->nll, "losses", &nll);
+        e = MEM_NEW(&r->tokens, w->n * (w->length - 1), "distances");
+        if (!e.code) e = MEM_NEW(&r->nll, w->n, "losses");
     }
-    r->tokens = tokens;
-    r->nll = nll;
     return e;
 }
 

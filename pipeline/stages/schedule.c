@@ -61,22 +61,18 @@ static void fill(schedule *s, double reach) {
 }
 
 static err allocate(const schedule_shape *shape, schedule **out) {
-    void *p;
     *out = NULL;
     if (shape->stages < 1 || shape->slices < 1 || shape->windows < 0 || shape->max_in_flight < 0)
         return err_make(ERR_BUG, "schedule", NULL,
                         "%d stages, %" PRId64 " windows of %" PRId64 " slices", shape->stages,
                         shape->windows, shape->slices);
-    err e = mem_alloc(1, sizeof(schedule), "schedule", &p);
+    schedule *s;
+    err e = MEM_NEW(&s, 1, "schedule");
     if (e.code) return e;
-    schedule *s = p;
     *s = (schedule){.shape = *shape, .room = 3 * shape->windows * shape->slices};
-    e = mem_alloc(shape->stages, sizeof *s->in_flight, "schedule", &p);
-    s->in_flight = e.code ? NULL : p;
-    if (!e.code) e = mem_alloc(shape->stages, sizeof *s->n_ops, "schedule", &p);
-    s->n_ops = e.code ? NULL : p;
-    if (!e.code) e = mem_alloc(shape->stages * s->room, sizeof *s->ops, "schedule", &p);
-    s->ops = e.code ? NULL : p;
+    e = MEM_NEW(&s->in_flight, shape->stages, "schedule");
+    if (!e.code) e = MEM_NEW(&s->n_ops, shape->stages, "schedule");
+    if (!e.code) e = MEM_NEW(&s->ops, shape->stages * s->room, "schedule");
     if (e.code) schedule_destroy(&s);
     *out = s;
     return e;

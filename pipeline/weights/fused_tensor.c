@@ -56,14 +56,13 @@ static err pass_rows(void *arg, int64_t row0, int64_t rows, const float *w) {
 }
 
 static err begin_probe(const fuse_job *job, passage *p) {
-    void *signs, *probes;
+    void *signs;
     if (!turns(job)) return err_none();
     err e = mem_alloc(job->cols, sizeof(float), "probe", &signs);
     p->signs = signs;
     if (e.code) return e;
     fuse_probe_signs(job->cols, signs);
-    e = mem_alloc(2 * job->rows, sizeof(double), "probe", &probes);
-    p->probes = probes;
+    e = MEM_NEW(&p->probes, 2 * job->rows, "probe");
     return e;
 }
 

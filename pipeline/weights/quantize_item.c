@@ -109,11 +109,9 @@ static err do_vector(worker *w, llama_role role, int64_t layer) {
 }
 
 static err target_codes(row_target *r) {
-    void *errors;
     err e = qmatrix_create(r->tensor->rows, r->tensor->cols, &r->w->job->how, &r->q);
     if (e.code) return e;
-    e = mem_alloc(r->tensor->rows, sizeof(qerror), "errors of rows", &errors);
-    r->errors = errors;
+    e = MEM_NEW(&r->errors, r->tensor->rows, "errors of rows");
     if (e.code) qmatrix_destroy(&r->q);
     return e;
 }

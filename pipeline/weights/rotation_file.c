@@ -237,17 +237,16 @@ static err take_polished(int64_t n, double *R, rotation **out) {
 /* Matrix `index` of a tensor of n x n matrices as a rotation, checked. */
 static err take_matrix(const rotation_text *f, const st_tensor *t, int64_t index, int64_t n,
                        rotation **out) {
-    void *buf;
-    err e = mem_alloc(n * n, sizeof(double), "rotation", &buf);
+    double *d;
+    err e = MEM_NEW(&d, n * n, "rotation");
     if (e.code) return e;
-    double *d = buf;
     for (int64_t i = 0; i < n * n; i++) d[i] = number_at(f, t, index * n * n + i);
     e = rotation_create_dense(n, d, out);
     double off = 0;
     if (!e.code) e = rotation_orthogonality(*out, &off);
     if (!e.code && off > ROTATION_FILE_EXACT && off <= ROTATION_FILE_ORTHOGONAL)
         e = take_polished(n, d, out);
-    mem_free(buf);
+    mem_free(d);
     if (!e.code && !(off <= ROTATION_FILE_ORTHOGONAL)) {
         char what[160];
         snprintf(what, sizeof what,
