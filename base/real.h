@@ -60,8 +60,7 @@ typedef double real;
 #define norm_row_factors_f32          norm_row_factors_f64
 #define norm_rows_f32                 norm_rows_f64
 #define norm_scale_f32                norm_scale_f64
-#define objective_ce_f32              objective_ce_f64
-#define objective_kl_f32              objective_kl_f64
+#define objective_back_f32            objective_back_f64
 #define objective_teacher_f32         objective_teacher_f64
 #define rope_fill_tables_f32          rope_fill_tables_f64
 #define rope_head_back_f32            rope_head_back_f64

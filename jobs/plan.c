@@ -262,8 +262,8 @@ err job_plan(const comm *all, const options *o) {
     if (!e.code) warn_of_chain(&k);
     if (!e.code) warn_of_cpu(&k);
     k.job.name = k.q.set ? k.q.set->archive.name.text : NULL;
-    if (!e.code && options_has(o, OPT_SCRIPT))
-        e = plan_check_job(&k.job, quantize_needs_calibration(k.q.set));
+    if (!e.code && options_has(o, OPT_SCRIPT)) e = quantize_check_calibration(o, k.q.set);
+    if (!e.code && options_has(o, OPT_SCRIPT)) e = plan_check_job(&k.job);
     if (!e.code && options_has(o, OPT_SCRIPT)) e = plan_check_nodes(&k.plan, &k.job);
     if (!e.code && options_has(o, OPT_SCRIPT)) {
         e = plan_write_script(options_str(o, OPT_SCRIPT), &k.plan, &k.job);

@@ -30,30 +30,44 @@ static void hand_over(const llama_work *w, int64_t n_rows, double *sum, double *
     if (each) memcpy(each, w->row_loss, (size_t)n_rows * sizeof *each);
 }
 
-err llama_ce_backward(const llama_stage *stage, int64_t n_rows, const void *x, const int32_t *next,
-                      double weight, void *dx, double *nll_sum, double *nll, llama_work *work) {
-    const wmat *head;
-    *nll_sum = 0;
-    err e = find_head(stage, n_rows, work, &head);
-    for (int64_t t = 0; !e.code && t < n_rows; t++) {
-        if (next[t] >= head->rows)
-            e = err_make(ERR_INPUT, "token ids", "use the tokenizer of this model",
-                         "id %" PRId32 " is outside the vocabulary of %" PRId64, next[t],
-                         head->rows);
-    }
-    if (e.code) return e;
-    if (work->shape.compute == COMPUTE_F64)
-        objective_ce_f64(head, stage->final_norm, n_rows, x, next, weight, dx, work);
-    else
-        objective_ce_f32(head, stage->final_norm, n_rows, x, next, weight, dx, work);
-    hand_over(work, n_rows, nll_sum, nll);
-    return e;
-}
-
 static err check_top(const wmat *head, const llama_work *w) {
     if (w->shape.top_k >= 1 && w->shape.top_k <= head->rows) return err_none();
     return err_make(ERR_BUG, "kl-top", NULL, "the %" PRId64 " likeliest of %" PRId64 " tokens",
                     w->shape.top_k, head->rows);
+}
+
+static err check_next(const wmat *head, const objective_rows *r) {
+    for (int64_t t = 0; t < r->n; t++) {
+        if (r->next[t] >= head->rows)
+            return err_make(ERR_INPUT, "token ids", "use the tokenizer of this model",
+                            "id %" PRId32 " is outside the vocabulary of %" PRId64, r->next[t],
+                            head->rows);
+    }
+    return err_none();
+}
+
+err llama_objective_backward(objective_kind kind, const llama_stage *stage, const objective_rows *r,
+                             double *sum, double *each, llama_work *work) {
+    const wmat *head;
+    *sum = 0;
+    err e = find_head(stage, r->n, work, &head);
+    if (!e.code && kind == OBJECTIVE_RANGE)
+        e = err_make(ERR_BUG, "loss", NULL, "range has none at the end of the model");
+    if (!e.code && r->next) e = check_next(head, r);
+    if (!e.code && r->teacher) e = check_top(head, work);
+    if (e.code) return e;
+    if (work->shape.compute == COMPUTE_F64)
+        objective_back_f64(kind, head, stage->final_norm, r, work);
+    else
+        objective_back_f32(kind, head, stage->final_norm, r, work);
+    hand_over(work, r->n, sum, each);
+    return e;
+}
+
+err llama_ce_backward(const llama_stage *stage, int64_t n_rows, const void *x, const int32_t *next,
+                      double weight, void *dx, double *nll_sum, double *nll, llama_work *work) {
+    const objective_rows r = {.n = n_rows, .x = x, .next = next, .weight = weight, .dx = dx};
+    return llama_objective_backward(OBJECTIVE_CE, stage, &r, nll_sum, nll, work);
 }
 
 err llama_teacher_keep(const llama_stage *stage, int64_t n_rows, const void *x, llama_teacher *out,
@@ -71,21 +85,5 @@ err llama_teacher_keep(const llama_stage *stage, int64_t n_rows, const void *x, 
     else
         objective_teacher_f32(head, stage->final_norm, n_rows, x, out, candidates, work);
     mem_free(candidates);
-    return e;
-}
-
-err llama_kl_backward(const llama_stage *stage, int64_t n_rows, const void *x,
-                      const llama_teacher *teacher, double weight, void *dx, double *kl_sum,
-                      double *kl, llama_work *work) {
-    const wmat *head;
-    *kl_sum = 0;
-    err e = find_head(stage, n_rows, work, &head);
-    if (!e.code) e = check_top(head, work);
-    if (e.code) return e;
-    if (work->shape.compute == COMPUTE_F64)
-        objective_kl_f64(head, stage->final_norm, n_rows, x, teacher, weight, dx, work);
-    else
-        objective_kl_f32(head, stage->final_norm, n_rows, x, teacher, weight, dx, work);
-    hand_over(work, n_rows, kl_sum, kl);
     return e;
 }

@@ -7,13 +7,9 @@
 
 #include "model/backward.h"
 
-/* Local, threaded. x [n_rows, hidden] real: rows out of the last block; next[i]: the token that
- * follows row i, or -1: the row has no loss and no gradient. nll [n_rows] (NULL: not wanted):
- * -log p(next[i]) in nats, 0 where there is none; *nll_sum their sum in order. dx [n_rows, hidden]
- * real = weight * d nll_sum / dx; dx may be x. Fails with ERR_INPUT (a token outside the
- * vocabulary), ERR_BUG (no head here, no room). */
-err llama_ce_backward(const llama_stage *stage, int64_t n_rows, const void *x, const int32_t *next,
-                      double weight, void *dx, double *nll_sum, double *nll, llama_work *work);
+/* What a phase of learning minimises, in the order of the recipe's words. */
+typedef enum objective_kind { OBJECTIVE_RANGE, OBJECTIVE_CE, OBJECTIVE_KL_TOP } objective_kind;
+#define OBJECTIVE_WORDS "range|ce|kl-top"
 
 /* What is kept of a teacher: per row the top_k tokens of greatest logit, ties to the lower id, in
  * the order of ids, and log p under the softmax over the whole vocabulary. top_k of the work's
@@ -27,12 +23,26 @@ typedef struct llama_teacher {
 err llama_teacher_keep(const llama_stage *stage, int64_t n_rows, const void *x, llama_teacher *out,
                        llama_work *work);
 
-/* Local, threaded. The loss of a row is sum over the kept tokens of p (log p - log q), q the
- * softmax of x's logits over the whole vocabulary (a part of a divergence: it may be negative). kl
- * [n_rows] or NULL, *kl_sum their sum, dx = weight * d kl_sum / dx; dx may be x. OSTQuant,
- * equation 9. */
-err llama_kl_backward(const llama_stage *stage, int64_t n_rows, const void *x,
-                      const llama_teacher *teacher, double weight, void *dx, double *kl_sum,
-                      double *kl, llama_work *work);
+/* Rows out of the last block, on the rank that has the head. */
+typedef struct objective_rows {
+    int64_t n;
+    const void *x;       /* [n, hidden] real */
+    const int32_t *next; /* ce: [n] the token that follows a row; -1: no loss, no gradient */
+    const llama_teacher *teacher; /* kl-top: of these rows */
+    double weight;                /* of each row's loss in the gradient */
+    void *dx;                     /* [n, hidden] real = weight d(sum of losses) / dx; may be x */
+} objective_rows;
+
+/* Local, threaded. each [n] (NULL: not wanted): the loss of each row in nats; *sum their sum in
+ * order. ce: -log p(next), 0 where there is none. kl-top: sum over the kept tokens of p (log p -
+ * log q), q the softmax of x's logits over the whole vocabulary (a part of a divergence: it may be
+ * negative); OSTQuant, equation 9. Fails with ERR_INPUT (a token outside the vocabulary), ERR_BUG
+ * (no head here, no room, an objective without a loss). */
+err llama_objective_backward(objective_kind kind, const llama_stage *stage, const objective_rows *r,
+                             double *sum, double *each, llama_work *work);
+
+/* Local, threaded. llama_objective_backward of ce, in arguments. */
+err llama_ce_backward(const llama_stage *stage, int64_t n_rows, const void *x, const int32_t *next,
+                      double weight, void *dx, double *nll_sum, double *nll, llama_work *work);
 
 #endif

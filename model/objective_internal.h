@@ -7,22 +7,16 @@
 #include "model/objective.h"
 #include "model/teacher.h"
 
-/* Local, threaded. As llama_ce_backward; the losses go to w->row_loss. */
-void objective_ce_f32(const wmat *head, const float *gain, int64_t rows, const float *x,
-                      const int32_t *next, double weight, float *dx, llama_work *w);
-void objective_ce_f64(const wmat *head, const float *gain, int64_t rows, const double *x,
-                      const int32_t *next, double weight, double *dx, llama_work *w);
+/* Local, threaded. As llama_objective_backward; the losses go to w->row_loss. */
+void objective_back_f32(objective_kind kind, const wmat *head, const float *gain,
+                        const objective_rows *r, llama_work *w);
+void objective_back_f64(objective_kind kind, const wmat *head, const float *gain,
+                        const objective_rows *r, llama_work *w);
 
 /* Local, threaded. As llama_teacher_keep. room: TEACHER_ROWS rows of 2 top_k for each thread. */
 void objective_teacher_f32(const wmat *head, const float *gain, int64_t rows, const float *x,
                            llama_teacher *out, candidate *room, llama_work *w);
 void objective_teacher_f64(const wmat *head, const float *gain, int64_t rows, const double *x,
                            llama_teacher *out, candidate *room, llama_work *w);
-
-/* Local, threaded. As llama_kl_backward; the losses go to w->row_loss. */
-void objective_kl_f32(const wmat *head, const float *gain, int64_t rows, const float *x,
-                      const llama_teacher *teacher, double weight, float *dx, llama_work *w);
-void objective_kl_f64(const wmat *head, const float *gain, int64_t rows, const double *x,
-                      const llama_teacher *teacher, double weight, double *dx, llama_work *w);
 
 #endif

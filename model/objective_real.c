@@ -192,9 +192,11 @@ static void head_row_back(const float *gain, const real *x, real *g, double weig
     norm_back_f32(y, scale, g, n, dx);
 }
 
-void objective_ce_f32(const wmat *head, const float *gain, int64_t rows, const real *x,
-                      const int32_t *next, double weight, real *dx, llama_work *w) {
-    const int64_t n = w->cfg.hidden;
+static void ce_back(const wmat *head, const float *gain, const objective_rows *r, llama_work *w) {
+    const int64_t n = w->cfg.hidden, rows = r->n;
+    const int32_t *next = r->next;
+    const real *x = r->x;
+    real *dx = r->dx;
     const head_pass pass = {.mode = HEAD_MEANS, .head = head, .rows = rows, .w = w};
     memcpy(w->next, next, (size_t)rows * sizeof *next);
     head_input(gain, rows, x, w);
@@ -218,7 +220,7 @@ void objective_ce_f32(const wmat *head, const float *gain, int64_t rows, const r
 #pragma omp simd
             for (int64_t j = 0; j < n; j++) g[j] += share * sums[j];
         }
-        head_row_back(gain, x + t * n, g, weight, y, dx + t * n, w);
+        head_row_back(gain, x + t * n, g, r->weight, y, dx + t * n, w);
     }
 }
 
@@ -255,9 +257,11 @@ void objective_teacher_f32(const wmat *head, const float *gain, int64_t rows, co
     }
 }
 
-void objective_kl_f32(const wmat *head, const float *gain, int64_t rows, const real *x,
-                      const llama_teacher *teacher, double weight, real *dx, llama_work *w) {
-    const int64_t n = w->cfg.hidden, k = w->shape.top_k;
+static void kl_back(const wmat *head, const float *gain, const objective_rows *r, llama_work *w) {
+    const int64_t n = w->cfg.hidden, k = w->shape.top_k, rows = r->n;
+    const llama_teacher *teacher = r->teacher;
+    const real *x = r->x;
+    real *dx = r->dx;
     head_pass pass = {.mode = HEAD_SUMS, .head = head, .rows = rows, .teacher = teacher, .w = w};
     for (int64_t t = 0; t < rows; t++) w->next[t] = -1;
     head_input(gain, rows, x, w);
@@ -283,6 +287,16 @@ void objective_kl_f32(const wmat *head, const float *gain, int64_t rows, const r
 #pragma omp simd
             for (int64_t j = 0; j < n; j++) g[j] += sums[j];
         }
-        head_row_back(gain, x + t * n, g, weight, y, dx + t * n, w);
+        head_row_back(gain, x + t * n, g, r->weight, y, dx + t * n, w);
     }
+}
+
+void objective_back_f32(objective_kind kind, const wmat *head, const float *gain,
+                        const objective_rows *r, llama_work *w) {
+    static void (*const losses[])(const wmat *, const float *, const objective_rows *,
+                                  llama_work *) = {
+        [OBJECTIVE_CE] = ce_back,
+        [OBJECTIVE_KL_TOP] = kl_back,
+    };
+    losses[kind](head, gain, r, w);
 }

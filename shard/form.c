@@ -12,6 +12,8 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Each in its own source. */
+extern const form form_packed, form_int8, form_gguf, form_gptq;
 static const form *const forms[] = {&form_packed, &form_int8, &form_gguf, &form_gptq};
 enum { N_FORMS = sizeof forms / sizeof *forms };
 

@@ -1,11 +1,9 @@
-/* form_internal - what several forms share: the tensor of the scales, and the list of all forms.
+/* form_internal - what several forms share: the tensor of the scales.
  * For shard/form*.c alone. */
 #ifndef SPINSHARD_SHARD_FORM_INTERNAL_H
 #define SPINSHARD_SHARD_FORM_INTERNAL_H
 
 #include "shard/form.h"
-
-extern const form form_packed, form_int8, form_gguf, form_gptq;
 
 /* Local. Groups of a row of `cols` inputs. */
 static inline int64_t form_groups(const form_scheme *s, int64_t cols) {

@@ -221,12 +221,9 @@ static err check_lines(const options *o) {
     return err_none();
 }
 
-err plan_check_job(const plan_job *job, bool needs_text) {
+err plan_check_job(const plan_job *job) {
     static const option files[] = {OPT_CALIB, OPT_CALIB_IDS, OPT_PROLOGUE};
     const options *o = job->o;
-    if (needs_text && !options_has(o, OPT_CALIB) && !options_has(o, OPT_CALIB_IDS))
-        return err_make(ERR_USAGE, "--calib", "give the text that the job will take: --calib FILE",
-                        "the recipe needs calibration text, and none is given");
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         for (int k = 0; k < o->n_values[files[i]]; k++)
             if (!file_exists(o->values[files[i]][k]))

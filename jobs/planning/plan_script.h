@@ -14,9 +14,9 @@ typedef struct plan_job {
     int64_t chain;    /* jobs that the script submits, each after the one before; 0: it requeues */
 } plan_job;
 
-/* Local. What would make such a job fail as it starts: ERR_USAGE, ERR_INPUT. needs_text: the recipe
- * takes calibration text. */
-err plan_check_job(const plan_job *job, bool needs_text);
+/* Local. What of its flags and files would make such a job fail as it starts: ERR_USAGE, ERR_INPUT.
+ */
+err plan_check_job(const plan_job *job);
 
 /* Local. Published whole. A file that is there and is not as this function left it was edited, or
  * is another one: ERR_USAGE, but for --force. */

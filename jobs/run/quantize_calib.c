@@ -168,6 +168,20 @@ static err make_windows(quantize_run *q) {
     return e;
 }
 
+err quantize_check_calibration(const options *o, const settings *s) {
+    const bool text = options_has(o, OPT_CALIB), ids = options_has(o, OPT_CALIB_IDS);
+    if (!quantize_needs_calibration(s)) return err_none();
+    if (!text && !ids)
+        return err_make(ERR_USAGE, "--calib",
+                        "give --calib FILE, a text like those that the model is for: "
+                        "docs/FORMATS.md, Calibration texts, says which and how much",
+                        "this recipe learns from text, and none is given");
+    if (text && ids)
+        return err_make(ERR_USAGE, "--calib", "give one of them",
+                        "--calib and --calib-ids exclude each other");
+    return err_none();
+}
+
 err quantize_read_calibration(quantize_run *q) {
     bool given = options_has(q->o, OPT_CALIB) || options_has(q->o, OPT_CALIB_IDS);
     if (!quantize_needs_calibration(q->set)) {
@@ -177,16 +191,8 @@ err quantize_read_calibration(quantize_run *q) {
     err e = comm_agree(q->c, source_check_window(&q->source, "calib.window", q->set->calib.window),
                        "reading the calibration text", NULL);
     if (e.code) return e;
-    if (!given)
-        e = err_make(ERR_USAGE, "--calib",
-                     "give --calib FILE, a text like those that the model is for: docs/FORMATS.md, "
-                     "Calibration texts, says which and how much",
-                     "this recipe learns from text, and none is given");
-    else if (options_has(q->o, OPT_CALIB) && options_has(q->o, OPT_CALIB_IDS))
-        e = err_make(ERR_USAGE, "--calib", "give one of them",
-                     "--calib and --calib-ids exclude each other");
-    else if (comm_rank(q->c) == 0)
-        e = make_windows(q);
+    e = quantize_check_calibration(q->o, q->set);
+    if (!e.code && comm_rank(q->c) == 0) e = make_windows(q);
     e = comm_agree(q->c, e, "reading the calibration text", NULL);
     if (e.code) return e;
     q->calib_windows = q->set->calib.windows;

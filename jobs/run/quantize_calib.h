@@ -8,6 +8,10 @@
  * the way around it. Where none will be, what is wrong with it is said. */
 err quantize_check_tokenizer(const quantize_run *q);
 
+/* Local. Refuses flags that give no calibration text to a recipe that needs one, or two. Fails with
+ * ERR_USAGE. */
+err quantize_check_calibration(const options *o, const settings *s);
+
 /* Collective on q->c. Read --calib or --calib-ids into q->calib_ids. */
 err quantize_read_calibration(quantize_run *q);
 

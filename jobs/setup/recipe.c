@@ -4,10 +4,8 @@
 
 #include "base/file.h"
 #include "base/log.h"
-#include "base/size.h"
 #include "base/yaml.h"
-#include "jobs/setup/recipe_clip.h"
-#include "jobs/setup/recipe_words.h"
+#include "jobs/setup/recipe_key.h"
 #include "version.h"
 
 #include <dirent.h>
@@ -17,29 +15,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-typedef enum kind {
-    KIND_INT,
-    KIND_REAL,
-    KIND_BOOL,
-    KIND_WORD, /* one of `words` */
-    KIND_WORD_OR_TEXT,
-    KIND_INT_OR_WORD, /* a whole number in lo..hi, or one of `words` */
-    KIND_WORDS,       /* a list of `words` */
-    KIND_SIZE,
-    KIND_CLIP, /* a number in lo..hi, "search", or numbers or pairs of them by `words` */
-    KIND_PHASES,
-} kind;
-
-typedef struct key {
-    const char *path;
-    size_t offset, size; /* of its field */
-    kind kind;
-    const char *standard; /* the default, as YAML */
-    double lo, hi;
-    const char *words; /* separated by '|' */
-    const char *help;
-} key;
 
 /* A key has the path of its field. */
 #define AT(path)       #path, offsetof(settings, path), sizeof(((settings *)0)->path)
@@ -111,7 +86,7 @@ static const key keys[] = {
      "begin-of-text token of windows (eval too)"},
     {AT(archive.dtype), KIND_WORD, "same", 0, 0, "same|bf16|fp16",
      "type of scales and of what is not quantized"},
-    {AT(archive.form), KIND_WORD, "auto", 0, 0, "auto|pack-quantized|int-quantized|gguf|gptq",
+    {AT(archive.form), KIND_WORD, "auto", 0, 0, FORM_WORDS,
      "how linears are stored; auto: int-quantized for 8-bit weights with 8-bit inputs by token; "
      "gguf: files of llama.cpp, weights of 4 bits (Q4_0), 8 (Q8_0) or 16 in groups of 32; gptq: "
      "for SGLang, TensorRT-LLM, ExLlama, symmetric weights of 4 or 8 bits"},
@@ -134,7 +109,7 @@ enum { N_KEYS = sizeof keys / sizeof keys[0] };
 
 /* Keys of a phase of learn. */
 static const key phase_keys[] = {
-    {AT_PHASE(objective), KIND_WORD, "range", 0, 0, "range|ce|kl-top", "what is minimised"},
+    {AT_PHASE(objective), KIND_WORD, "range", 0, 0, OBJECTIVE_WORDS, "what is minimised"},
     {AT_PHASE(steps), KIND_INT, "100", 1, 1 << 24, NULL, "steps"},
     {AT_PHASE(batch), KIND_INT, "8", 1, 1 << 20, NULL, "windows a step (ce, kl-top)"},
     {AT_PHASE(window), KIND_INT, "2048", 2, 1 << 20, NULL, "tokens of a window (ce, kl-top)"},
@@ -193,93 +168,6 @@ static void tree_put(json_t *tree, const char *path, json_t *value) {
     json_object_set_new(at, dot ? dot + 1 : path, value);
 }
 
-static bool fits_number(const key *k, const json_t *v) {
-    double d = json_number_value(v);
-    return d >= k->lo && d <= k->hi;
-}
-
-static bool fits_list(const key *k, const json_t *v) {
-    size_t i, j;
-    json_t *item, *other;
-    if (!json_is_array(v)) return false;
-    json_array_foreach(v, i, item) {
-        if (!json_is_string(item) || !recipe_is_word(json_string_value(item), k->words))
-            return false;
-        json_array_foreach(v, j, other) if (j < i && json_equal(item, other)) return false;
-    }
-    return true;
-}
-
-static bool fits_size(const key *k, const json_t *v) {
-    uint64_t bytes = 0;
-    if (json_is_integer(v)) return json_integer_value(v) >= (json_int_t)k->lo;
-    if (!json_is_string(v)) return false;
-    return !size_parse(json_string_value(v), &bytes).code && bytes >= (uint64_t)k->lo;
-}
-
-static bool fits(const key *k, const json_t *v) {
-    const char *s = json_is_string(v) ? json_string_value(v) : NULL;
-    switch (k->kind) {
-    case KIND_INT:
-        return json_is_integer(v) && fits_number(k, v);
-    case KIND_REAL:
-        return json_is_number(v) && fits_number(k, v);
-    case KIND_BOOL:
-        return json_is_boolean(v);
-    case KIND_WORD:
-        return s && recipe_is_word(s, k->words);
-    case KIND_WORD_OR_TEXT:
-        return s && *s;
-    case KIND_INT_OR_WORD:
-        return (json_is_integer(v) && fits_number(k, v)) || (s && recipe_is_word(s, k->words));
-    case KIND_WORDS:
-        return fits_list(k, v);
-    case KIND_SIZE:
-        return fits_size(k, v);
-    case KIND_CLIP:
-        return recipe_clip_fits(v, k->lo, k->hi, k->words);
-    case KIND_PHASES:
-        return json_is_array(v);
-    }
-    return false;
-}
-
-static void describe(const key *k, char *text, size_t n) {
-    switch (k->kind) {
-    case KIND_INT:
-    case KIND_REAL:
-        snprintf(text, n, "%s in %.16g..%.16g", k->kind == KIND_INT ? "a whole number" : "a number",
-                 k->lo, k->hi);
-        break;
-    case KIND_BOOL:
-        snprintf(text, n, "true or false");
-        break;
-    case KIND_WORD:
-        snprintf(text, n, "%s", k->words);
-        break;
-    case KIND_WORD_OR_TEXT:
-        snprintf(text, n, "%s or a text", k->words);
-        break;
-    case KIND_INT_OR_WORD:
-        snprintf(text, n, "%s or a whole number in %.16g..%.16g", k->words, k->lo, k->hi);
-        break;
-    case KIND_WORDS:
-        snprintf(text, n, "a list of %s, each once", k->words);
-        break;
-    case KIND_SIZE:
-        snprintf(text, n, "a size as 4G, at least %.0f", k->lo);
-        break;
-    case KIND_CLIP:
-        snprintf(text, n,
-                 "a number in %.16g..%.16g, search, or a map of %s to a number or [low, high]",
-                 k->lo, k->hi, k->words);
-        break;
-    case KIND_PHASES:
-        snprintf(text, n, "a list of phases");
-        break;
-    }
-}
-
 static err unknown_key(const key *table, int n, const char *path, const char *where) {
     const char *names[N_KEYS + N_PHASE_KEYS + 1];
     for (int i = 0; i < n; i++) names[i] = table[i].path;
@@ -290,9 +178,9 @@ static err unknown_key(const key *table, int n, const char *path, const char *wh
 }
 
 static err check_value(const key *k, const json_t *value, const char *where) {
-    if (fits(k, value)) return err_none();
+    if (key_fits(k, value)) return err_none();
     char want[200], *is = json_dumps(value, JSON_ENCODE_ANY);
-    describe(k, want, sizeof want);
+    key_describe(k, want, sizeof want);
     err e = err_make(ERR_USAGE, where, NULL, "recipe key %s is %.80s; it must be %s", k->path,
                      is ? is : "?", want);
     free(is);
@@ -412,83 +300,17 @@ static void rates_of_version_1(json_t *from, const char *where) {
     }
 }
 
-/* ---- values into fields ---- */
-
-static uint64_t size_of(const json_t *v) {
-    uint64_t bytes = 0;
-    if (json_is_integer(v)) return (uint64_t)json_integer_value(v);
-    if (size_parse(json_string_value(v), &bytes).code) abort(); /* the table let it pass */
-    return bytes;
-}
-
-/* Bytes of a field of each kind. */
-static size_t size_of_kind(kind k) {
-    static const size_t sizes[] = {[KIND_INT] = sizeof(int64_t),
-                                   [KIND_REAL] = sizeof(double),
-                                   [KIND_BOOL] = sizeof(bool),
-                                   [KIND_WORD] = sizeof(objective_kind),
-                                   [KIND_WORD_OR_TEXT] = sizeof(word_or_text),
-                                   [KIND_INT_OR_WORD] = sizeof(int64_t),
-                                   [KIND_WORDS] = sizeof(uint32_t),
-                                   [KIND_SIZE] = sizeof(uint64_t),
-                                   [KIND_CLIP] = sizeof(clip_setting),
-                                   [KIND_PHASES] = sizeof(learn_settings *)};
-    return sizes[k];
-}
-
-/* A value that fits its key into the key's field of `to`. A word among numbers is minus its place.
- */
-static void store(const key *k, const json_t *v, void *to) {
-    void *field = (char *)to + k->offset;
-    const char *s = json_is_string(v) ? json_string_value(v) : NULL;
-    size_t i;
-    json_t *item;
-    switch (k->kind) {
-    case KIND_INT:
-    case KIND_INT_OR_WORD:
-        *(int64_t *)field = s ? -recipe_word_index(s, k->words) : json_integer_value(v);
-        break;
-    case KIND_REAL:
-        *(double *)field = json_number_value(v);
-        break;
-    case KIND_BOOL:
-        *(bool *)field = json_is_true(v);
-        break;
-    case KIND_WORD: {
-        const int word = recipe_word_index(s, k->words);
-        memcpy(field, &word, sizeof word); /* an enum */
-        break;
-    }
-    case KIND_WORD_OR_TEXT:
-        *(word_or_text *)field = (word_or_text){recipe_word_index(s, k->words), s};
-        break;
-    case KIND_WORDS:
-        *(uint32_t *)field = 0;
-        json_array_foreach(v, i, item) * (uint32_t *)field |=
-            1u << recipe_word_index(json_string_value(item), k->words);
-        break;
-    case KIND_SIZE:
-        *(uint64_t *)field = size_of(v);
-        break;
-    case KIND_CLIP:
-        recipe_clip_store(v, k->words, field);
-        break;
-    case KIND_PHASES: /* read_settings */
-        break;
-    }
-}
-
 /* The settings as the tree now is. Phases stay where they are in memory: none comes or goes. */
 static void read_settings(recipe *r) {
     const json_t *phases = json_object_get(r->tree, "learn");
     const size_t n = json_array_size(phases);
-    for (int i = 0; i < N_KEYS; i++) store(&keys[i], tree_get(r->tree, keys[i].path), &r->set);
+    for (int i = 0; i < N_KEYS; i++) key_store(&keys[i], tree_get(r->tree, keys[i].path), &r->set);
     if (!r->learn) r->learn = calloc(n + 1, sizeof *r->learn);
     if (!r->learn) abort();
     for (size_t p = 0; p < n; p++)
         for (int i = 0; i < N_PHASE_KEYS; i++)
-            store(&phase_keys[i], json_object_get(json_array_get(phases, p), phase_keys[i].path),
-                  &r->learn[p]);
+            key_store(&phase_keys[i],
+                      json_object_get(json_array_get(phases, p), phase_keys[i].path), &r->learn[p]);
     r->set.learn = r->learn;
     r->set.n_learn = (int64_t)n;
 }
@@ -498,8 +320,9 @@ static json_t *default_tree(void) {
     for (int i = 0; i < N_KEYS; i++) {
         json_t *value;
         err e = yaml_parse(keys[i].standard, strlen(keys[i].standard), keys[i].path, &value);
-        if (e.code || !fits(&keys[i], value)) abort(); /* a default that its own table refuses */
-        if (keys[i].size != size_of_kind(keys[i].kind)) abort(); /* a field of another type */
+        if (e.code || !key_fits(&keys[i], value))
+            abort(); /* a default that its own table refuses */
+        if (keys[i].size != key_kind_bytes(keys[i].kind)) abort(); /* a field of another type */
         tree_put(tree, keys[i].path, value);
     }
     return tree;
@@ -611,7 +434,7 @@ static void help_table(const key *table, int n) {
     for (int i = 0; i < n; i++) {
         char left[64], want[200];
         snprintf(left, sizeof left, "%s=%s", table[i].path, table[i].standard);
-        describe(&table[i], want, sizeof want);
+        key_describe(&table[i], want, sizeof want);
         printf("    %-32s %s (%s)\n", left, table[i].help, want);
     }
 }

@@ -1,6 +1,7 @@
 /* A word ends at the next bar or at the end. */
 #include "jobs/setup/recipe_words.h"
 
+#include <stdio.h>
 #include <string.h>
 
 bool recipe_is_word(const char *word, const char *words) {
@@ -20,4 +21,10 @@ int recipe_word_index(const char *word, const char *words) {
         if (!strncmp(w, word, n) && (!w[n] || w[n] == '|')) return at;
     }
     return at;
+}
+
+void recipe_word_at(int place, const char *words, char *to, size_t n) {
+    const char *w = words;
+    for (; place && (w = strchr(w, '|')); place--) w++;
+    snprintf(to, n, "%.*s", w ? (int)strcspn(w, "|") : 0, w ? w : "");
 }

@@ -41,6 +41,7 @@ typedef enum o_group { O_GROUP_HEAD, O_GROUP_TOKEN } o_group;
 typedef enum kv_rotate { KV_ROTATE_R3, KV_ROTATE_RUNTIME } kv_rotate;
 typedef enum input_scale { INPUT_SCALE_PUBLISHED, INPUT_SCALE_COMPRESSED_TENSORS } input_scale;
 typedef enum archive_dtype { DTYPE_SAME, DTYPE_BF16, DTYPE_FP16 } archive_dtype;
+/* In the order of FORM_WORDS; each but auto is the name of a form (shard/form.h). */
 typedef enum archive_form {
     FORM_AUTO,
     FORM_PACK_QUANTIZED,
@@ -48,6 +49,7 @@ typedef enum archive_form {
     FORM_GGUF,
     FORM_GPTQ,
 } archive_form;
+#define FORM_WORDS "auto|pack-quantized|int-quantized|gguf|gptq"
 typedef enum range_grad { RANGE_GRAD_THROUGH, RANGE_GRAD_DETACHED } range_grad;
 
 /* Lists of words are sets of bits. */

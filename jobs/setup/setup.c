@@ -11,6 +11,7 @@
 #include "pipeline/weights/rotation_file.h"
 #include "rotations/start.h"
 #include "shard/entry_names.h"
+#include "shard/stored_floats.h"
 
 #include <ctype.h>
 #include <inttypes.h>
@@ -264,8 +265,12 @@ static bool divides_all(int64_t group, const llama_config *cfg) {
            cfg->heads * cfg->head_dim % group == 0;
 }
 
-static scale_type scale_type_of(st_dtype t) {
-    return t == ST_BF16 ? SCALE_BF16 : t == ST_F16 ? SCALE_FP16 : SCALE_F32;
+/* Type of the scales in the archive, where other tensors are of type `store`. */
+static scale_type scale_type_of(const settings *s, st_dtype store) {
+    scale_type t = SCALE_F32;
+    if (settings_fp16_scales(s)) return SCALE_FP16;
+    stored_scale_type(store, &t);
+    return t;
 }
 
 /* weights.group as a number; 0: channel. */
@@ -294,7 +299,7 @@ err setup_weights(recipe *r, const llama_config *cfg, st_dtype store, wquant *ou
         .group = s->weights.group,
         .symmetric = s->weights.symmetric,
         .search = s->weights.scale == WEIGHTS_SCALE_SEARCH,
-        .scale_type = settings_fp16_scales(s) ? SCALE_FP16 : scale_type_of(store),
+        .scale_type = scale_type_of(s, store),
     };
     err e = check_bits("weights.bits", out->bits);
     if (e.code) return e;
@@ -320,7 +325,7 @@ layout_options setup_layout(const settings *s, const wquant *how, st_dtype store
                     .bits = how->bits,
                     .group = how->group,
                     .symmetric = how->symmetric,
-                    .scale_dtype = settings_fp16_scales(s) ? ST_F16 : store,
+                    .scale_dtype = stored_scale_dtype(how->scale_type),
                     .inputs = setup_inputs(s),
                     .online = setup_online(s)},
         .store_dtype = store,

@@ -3,6 +3,7 @@
 #include "jobs/setup/setup_form.h"
 
 #include "base/log.h"
+#include "jobs/setup/recipe_words.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -75,10 +76,11 @@ form_inputs setup_inputs(const settings *s) {
 }
 
 const form *setup_form_of(const settings *s) {
-    if (s->archive.form == FORM_GGUF) return form_find("gguf");
-    if (!settings_round_weights(s)) return NULL;
-    if (s->archive.form == FORM_GPTQ) return form_find("gptq");
-    return form_find(s->archive.form == FORM_INT_QUANTIZED ? "int-quantized" : "pack-quantized");
+    char name[32];
+    if (s->archive.form != FORM_GGUF && !settings_round_weights(s)) return NULL;
+    recipe_word_at(s->archive.form == FORM_AUTO ? FORM_PACK_QUANTIZED : (int)s->archive.form,
+                   FORM_WORDS, name, sizeof name);
+    return form_find(name);
 }
 
 /* A block that is a power of two, as a number: runtimes know these alone. */

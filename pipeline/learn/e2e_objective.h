@@ -1,34 +1,19 @@
-/* e2e_objective - what a phase of learning minimises at the end of the model, as a table: the loss
- * of a slice and its gradient, whether a pass in full precision has to come first, and which rows
- * count. The mathematics is in model/objective.h; passes (e2e_pass.h), layouts and plans ask here
+/* e2e_objective - what a phase of learning minimises at the end of the model, as a table: whether a
+ * pass in full precision has to come first, and which rows count. Losses and gradients are in
+ * model/objective.h; passes (e2e_pass.h), layouts and plans ask here
  * and know no objective by name. */
 #ifndef SPINSHARD_PIPELINE_LEARN_E2E_OBJECTIVE_H
 #define SPINSHARD_PIPELINE_LEARN_E2E_OBJECTIVE_H
 
 #include "model/objective.h"
 
-/* In the order of the recipe's words. */
-typedef enum objective_kind { OBJECTIVE_RANGE, OBJECTIVE_CE, OBJECTIVE_KL_TOP } objective_kind;
-
-/* Rows out of the last block, on the rank that has the head. */
-typedef struct objective_slice {
-    const llama_stage *stage;
-    int64_t n;
-    void *x;                      /* [n, hidden] real; becomes the gradient */
-    const int32_t *next;          /* [n] the token that follows a row; -1 behind the last one */
-    const llama_teacher *teacher; /* of these rows; NULL where the objective has none */
-    double weight;                /* of each row's loss in the gradient */
-    llama_work *work;
-} objective_slice;
-
 typedef struct e2e_objective {
+    objective_kind kind;
     bool needs_teacher;   /* windows go forward in full precision first; the likeliest top_k tokens
                              of each row are kept */
     bool counts_last_row; /* the last row of a window has a loss too: it needs no next token */
     double promised;      /* share of the loss of which a step may promise OPTIMIZER_PROMISE: that
                              which rotations could take away */
-    /* Local, threaded. *sum: losses of the rows, added in order. Fails as model/objective.h. */
-    err (*backward)(const objective_slice *s, double *sum);
 } e2e_objective;
 
 /* Local. NULL for `range`, which is layer-local and has no pass through the model. */

@@ -267,14 +267,13 @@ static void head(e2e_pass *p, const piece *c, int64_t slice) {
         o->needs_teacher ? teacher_at(p, c) : (llama_teacher){.token = NULL};
     for (int64_t t = 0; t < c->n; t++)
         p->ids[t] = c->t0 + t + 1 < p->s.shape.window ? p->w[c->window].ids[c->t0 + t + 1] : -1;
-    const objective_slice s = {.stage = p->s.stage,
-                               .n = c->n,
-                               .x = c->x,
-                               .next = p->ids,
-                               .teacher = o->needs_teacher ? &teacher : NULL,
-                               .weight = p->weight,
-                               .work = p->work};
-    p->e = o->backward(&s, &sum);
+    const objective_rows rows = {.n = c->n,
+                                 .x = c->x,
+                                 .next = p->ids,
+                                 .teacher = o->needs_teacher ? &teacher : NULL,
+                                 .weight = p->weight,
+                                 .dx = c->x};
+    p->e = llama_objective_backward(o->kind, p->s.stage, &rows, &sum, NULL, p->work);
     if (!p->e.code && !isfinite(sum)) p->e = not_finite(p, "the loss is", -1, c->window);
     p->loss[c->window * p->slices + slice] = sum;
 }

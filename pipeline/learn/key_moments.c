@@ -3,6 +3,7 @@
 
 #include "base/gemm.h"
 #include "base/mem.h"
+#include "pipeline/wide_sum.h"
 #include "rotations/rotation.h"
 #include "rotations/start.h"
 
@@ -11,24 +12,22 @@
 #include <string.h>
 
 /* Units of 2^-60 and room to 2^67: far below and above any sum of squares of keys. */
-__extension__ typedef __int128 wide_int;
 enum { UNIT_BITS = 60 };
-#define LARGEST 0x1p50 /* of one window's sum */
 
 struct key_moments {
     int64_t first, n, heads, d;
-    wide_int *sums;       /* [n, heads, d * d + d]: k^T k, then k */
+    wide_sum *sums;       /* [n, heads, d * d + d]: k^T k, then k */
     float *rows, *square; /* [window, d] of a head, grown when needed; [d, d] */
     int64_t room;
 };
 
-static int64_t entries(const key_moments *m) {
-    return m->d * m->d + m->d;
+/* Sums of a head whose keys have d entries. */
+static int64_t entries(int64_t d) {
+    return d * d + d;
 }
 
 uint64_t key_moments_bytes(const llama_config *cfg, int64_t n) {
-    const int64_t d = cfg->head_dim;
-    return (uint64_t)(n * cfg->kv_heads * (d * d + d)) * sizeof(wide_int);
+    return (uint64_t)(n * cfg->kv_heads * entries(cfg->head_dim)) * sizeof(wide_sum);
 }
 
 err key_moments_create(const llama_config *cfg, int64_t first, int64_t n, key_moments **out) {
@@ -37,7 +36,7 @@ err key_moments_create(const llama_config *cfg, int64_t first, int64_t n, key_mo
     err e = MEM_NEW(&m, 1, "moments of keys");
     if (e.code) return e;
     *m = (key_moments){.first = first, .n = n, .heads = cfg->kv_heads, .d = cfg->head_dim};
-    e = MEM_NEW(&m->sums, n * m->heads * entries(m), "moments of keys");
+    e = MEM_NEW(&m->sums, n * m->heads * entries(m->d), "moments of keys");
     if (!e.code) e = MEM_NEW(&m->square, m->d * m->d, "moments of keys");
     if (e.code) key_moments_destroy(&m);
     *out = m;
@@ -53,12 +52,11 @@ void key_moments_destroy(key_moments **m) {
     *m = NULL;
 }
 
-static err add(wide_int *to, double v, int64_t layer) {
-    if (!(fabs(v) <= LARGEST)) /* NaN too */
+static err add(wide_sum *to, double v, int64_t layer) {
+    if (!wide_sum_add(to, v, UNIT_BITS))
         return err_make(ERR_NUMERICS, "keys of the calibration text",
                         "check the model and the text", "layer %" PRId64 ": squares sum to %g",
                         layer, v);
-    *to += (wide_int)ldexp(v, UNIT_BITS);
     return err_none();
 }
 
@@ -76,7 +74,7 @@ static err grow(key_moments *m, int64_t n_tokens) {
 static err add_head(key_moments *m, int64_t layer, int64_t head, int64_t n_tokens, int64_t width,
                     const float *x) {
     const int64_t d = m->d;
-    wide_int *to = m->sums + ((layer - m->first) * m->heads + head) * entries(m);
+    wide_sum *to = m->sums + ((layer - m->first) * m->heads + head) * entries(m->d);
     for (int64_t t = 0; t < n_tokens; t++)
         memcpy(m->rows + t * d, x + t * width + head * d, (size_t)d * sizeof *x);
     gemm_f32(true, false, d, d, n_tokens, m->rows, d, m->rows, d, false, m->square, d);
@@ -105,18 +103,18 @@ llama_tap key_moments_tap(key_moments *m) {
     return (llama_tap){.places = 1u << TAP_KEY, .take = take, .ctx = m};
 }
 
-static const wide_int *sums_of(const key_moments *m, int64_t layer, int64_t head) {
-    return m->sums + ((layer - m->first) * m->heads + head) * entries(m);
+static const wide_sum *sums_of(const key_moments *m, int64_t layer, int64_t head) {
+    return m->sums + ((layer - m->first) * m->heads + head) * entries(m->d);
 }
 
-static double real_of(wide_int v) {
-    return ldexp((double)v, -UNIT_BITS);
+static double real_of(wide_sum v) {
+    return wide_sum_real(v, UNIT_BITS);
 }
 
 err key_moments_pca(const key_moments *m, int64_t layer, int64_t kv_head, const double *S,
                     double *R3) {
     const int64_t d = m->d;
-    const wide_int *sums = sums_of(m, layer, kv_head);
+    const wide_sum *sums = sums_of(m, layer, kv_head);
     double *C;
     err e = MEM_NEW(&C, d * d, "second moment of keys");
     if (e.code) return e;
@@ -132,7 +130,7 @@ err key_moments_pca(const key_moments *m, int64_t layer, int64_t kv_head, const 
 err key_moments_signs(const key_moments *m, int64_t layer, int64_t kv_head, const double *S,
                       double *R3) {
     const int64_t d = m->d;
-    const wide_int *mean = sums_of(m, layer, kv_head) + d * d;
+    const wide_sum *mean = sums_of(m, layer, kv_head) + d * d;
     rotation *H = NULL;
     double *turned = NULL;
     err e = rotation_create_hadamard(d, NULL, &H);

@@ -4,6 +4,7 @@
 
 #include "base/mem.h"
 #include "base/size.h"
+#include "pipeline/wide_sum.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -11,16 +12,14 @@
 
 /* Sums in fixed point: units of 2^-70, which are small beside any square of a gradient that counts,
  * and room to 2^57. */
-__extension__ typedef __int128 wide_int;
 enum { UNIT_BITS = 70 };
-#define LARGEST 0x1p50 /* of one slice's sum */
 
 struct scale_moments {
     llama_config cfg;
     int64_t first, n, each; /* each: sums of a layer */
     scale_places places;
     int64_t at[SCALE_KINDS]; /* where a kind's sums begin in a layer's: x^2, then g^2 */
-    wide_int *sums;          /* [n, each] */
+    wide_sum *sums;          /* [n, each] */
     double *row;             /* [widest] sums of a slice */
 };
 
@@ -47,7 +46,7 @@ static int64_t lay_out(const llama_config *cfg, const scale_places *places, int6
 uint64_t scale_moments_bytes(const llama_config *cfg, int64_t n, const scale_places *places) {
     int64_t at[SCALE_KINDS], widest;
     const int64_t each = lay_out(cfg, places, at, &widest);
-    return (uint64_t)(n * each) * sizeof(wide_int) + (uint64_t)widest * sizeof(double);
+    return (uint64_t)(n * each) * sizeof(wide_sum) + (uint64_t)widest * sizeof(double);
 }
 
 err scale_moments_create(const llama_config *cfg, int64_t first, int64_t n,
@@ -77,7 +76,7 @@ void scale_moments_destroy(scale_moments **m) {
 /* Squares of a slice, each channel by itself, tokens in order. */
 static err add_squares(scale_moments *m, int64_t layer, int64_t at, int64_t n_tokens, int64_t n,
                        const float *v) {
-    wide_int *to = m->sums + (layer - m->first) * m->each + at;
+    wide_sum *to = m->sums + (layer - m->first) * m->each + at;
     double *sum = m->row;
 #pragma omp parallel for schedule(static)
     for (int64_t j = 0; j < n; j++) {
@@ -88,11 +87,10 @@ static err add_squares(scale_moments *m, int64_t layer, int64_t at, int64_t n_to
         }
     }
     for (int64_t j = 0; j < n; j++) {
-        if (!(sum[j] <= LARGEST)) /* NaN too */
+        if (!wide_sum_add(&to[j], sum[j], UNIT_BITS))
             return err_make(
                 ERR_NUMERICS, "activations of the calibration text", "check the model and the text",
                 "layer %" PRId64 ", channel %" PRId64 ": squares sum to %g", layer, j, sum[j]);
-        to[j] += (wide_int)ldexp(sum[j], UNIT_BITS);
     }
     return err_none();
 }
@@ -140,13 +138,13 @@ void scale_closed(const scale_moments *m, scale_kind kind, int64_t layer, double
     const int64_t width = width_of(c, m->places.of[kind]);
     const int64_t n = kind == SCALE_UD ? c->intermediate : c->kv_heads * c->head_dim;
     const int64_t half = c->head_dim / 2;
-    const wide_int *xx = m->sums + (layer - m->first) * m->each + m->at[kind], *gg = xx + width;
+    const wide_sum *xx = m->sums + (layer - m->first) * m->each + m->at[kind], *gg = xx + width;
     double *x = s, *g = m->row;
     memset(x, 0, (size_t)n * sizeof *x);
     memset(g, 0, (size_t)n * sizeof *g);
     for (int64_t j = 0; j < width; j++) {
-        x[scale_of(m, kind, j)] += ldexp((double)xx[j], -UNIT_BITS);
-        g[scale_of(m, kind, j)] += ldexp((double)gg[j], -UNIT_BITS);
+        x[scale_of(m, kind, j)] += wide_sum_real(xx[j], UNIT_BITS);
+        g[scale_of(m, kind, j)] += wide_sum_real(gg[j], UNIT_BITS);
     }
     for (int64_t j = 0; kind == SCALE_QK && j < n; j++) {
         const int64_t d = c->head_dim, from = (c->qk_norm ? 0 : j / d * d) + j % half;

@@ -3,15 +3,14 @@
 #include "pipeline/learn/weight_moments.h"
 
 #include "base/mem.h"
+#include "pipeline/wide_sum.h"
 
 #include <inttypes.h>
 #include <math.h>
 
 /* Sums in fixed point: 2^-70, which is small beside any square of a gradient that counts, to 2^57.
  */
-__extension__ typedef __int128 wide_int;
 enum { UNIT_BITS = 70 };
-#define LARGEST 0x1p50 /* of one slice's sum */
 
 /* Channels whose sums are kept, one after the other in a layer's part. */
 typedef struct part {
@@ -26,7 +25,7 @@ struct weight_moments {
     int64_t first, n, window;
     part parts[PARTS];
     int64_t each;     /* sums of a layer */
-    wide_int *sums;   /* [n, each] */
+    wide_sum *sums;   /* [n, each] */
     int64_t *tokens;  /* [n] */
     double *energy_g; /* [window] |g_t|^2 of the outputs of down or o, until their inputs come */
     double *row;      /* [widest] sums of a slice */
@@ -59,7 +58,7 @@ static int64_t set_parts(const llama_config *cfg, part *parts) {
 
 uint64_t weight_moments_bytes(const llama_config *cfg, int64_t n, int64_t window) {
     part parts[PARTS];
-    return (uint64_t)(n * set_parts(cfg, parts)) * sizeof(wide_int) + (uint64_t)n * 8 +
+    return (uint64_t)(n * set_parts(cfg, parts)) * sizeof(wide_sum) + (uint64_t)n * 8 +
            (uint64_t)(window + widest(cfg)) * 8;
 }
 
@@ -70,7 +69,7 @@ err weight_moments_create(const llama_config *cfg, int64_t first, int64_t n, int
     const int64_t each = set_parts(cfg, parts);
     *out = NULL;
     err e = mem_alloc(1, sizeof(weight_moments), "moments of gradients", &m);
-    if (!e.code) e = mem_alloc(n * each, sizeof(wide_int), "moments of gradients", &sums);
+    if (!e.code) e = mem_alloc(n * each, sizeof(wide_sum), "moments of gradients", &sums);
     if (!e.code) e = mem_alloc(n, sizeof(int64_t), "moments of gradients", &tokens);
     if (!e.code) e = mem_alloc(window, sizeof(double), "moments of gradients", &energy);
     if (!e.code) e = mem_alloc(widest(cfg), sizeof(double), "moments of gradients", &row);
@@ -106,13 +105,12 @@ void weight_moments_destroy(weight_moments **m) {
 }
 
 static err add(weight_moments *m, int64_t layer, int64_t at, const double *v, int64_t n) {
-    wide_int *to = m->sums + (layer - m->first) * m->each + at;
+    wide_sum *to = m->sums + (layer - m->first) * m->each + at;
     for (int64_t i = 0; i < n; i++) {
-        if (!(v[i] <= LARGEST)) /* NaN too */
+        if (!wide_sum_add(&to[i], v[i], UNIT_BITS))
             return err_make(ERR_NUMERICS, "gradients of the calibration text",
                             "check the model and the text",
                             "layer %" PRId64 ": the square of a gradient is %g", layer, v[i]);
-        to[i] += (wide_int)ldexp(v[i], UNIT_BITS);
     }
     return err_none();
 }
@@ -172,8 +170,8 @@ double weight_moments_row(const weight_moments *m, int64_t layer, llama_role lin
     for (int i = 0; i < PARTS; i++) {
         const part *p = &m->parts[i];
         if (p->linear != linear || !m->tokens[l]) continue;
-        const wide_int sum = m->sums[l * m->each + p->at + (p->n == 1 ? 0 : row)];
-        return ldexp((double)sum, -UNIT_BITS) / (double)m->tokens[l];
+        const wide_sum sum = m->sums[l * m->each + p->at + (p->n == 1 ? 0 : row)];
+        return wide_sum_real(sum, UNIT_BITS) / (double)m->tokens[l];
     }
     return 0;
 }

@@ -30,24 +30,21 @@ static void list_clear(matrix_list *m) {
     free(m->names);
 }
 
+/* The key of something that a layer has. */
+static void layer_key(char name[NAME_LEN], int64_t layer, const char *what) {
+    snprintf(name, NAME_LEN, "model.layers.%" PRId64 ".%s", layer, what);
+}
+
 /* Scales by kind: what follows model.layers.{i}. in the key. */
 static const char *const scale_keys[SCALE_KINDS] = {"input_layernorm.S",
                                                     "post_attention_layernorm.S", "self_attn.S_vo",
                                                     "self_attn.S_qk", "mlp.S_ud"};
-
-static void scale_key(char name[NAME_LEN], scale_kind kind, int64_t layer) {
-    snprintf(name, NAME_LEN, "model.layers.%" PRId64 ".%s", layer, scale_keys[kind]);
-}
 
 /* Clips by place, in the same way; [2] each. */
 static const char *const clip_keys[CLIP_PLACES] = {
     "input_layernorm.clip", "post_attention_layernorm.clip",
     "self_attn.clip_o",     "mlp.clip",
     "self_attn.clip_k",     "self_attn.clip_v"};
-
-static void clip_key(char name[NAME_LEN], clip_place place, int64_t layer) {
-    snprintf(name, NAME_LEN, "model.layers.%" PRId64 ".%s", layer, clip_keys[place]);
-}
 
 static bool by_head(scale_kind kind) {
     return kind == SCALE_VO || kind == SCALE_QK;
@@ -119,7 +116,7 @@ static err add_r2(matrix_list *m, rotation_set *set, int64_t layer, bool fp32) {
     if (!r) abort();
     for (int64_t h = 0; h < heads && !e.code; h++) r[h] = rotation_set_r2(set, layer, h);
     char name[NAME_LEN];
-    snprintf(name, sizeof name, "model.layers.%" PRId64 ".self_attn.R2", layer);
+    layer_key(name, layer, "self_attn.R2");
     if (!e.code) e = list_add(m, name, r, heads, z->head_dim, fp32);
     free(r);
     return e;
@@ -130,7 +127,7 @@ static err add_scales(matrix_list *m, const rotation_sizes *z, const scale_set *
     const scale_vector *v = scale_set_get(set, kind, layer);
     const int64_t at = m->n;
     char *name = m->names[at];
-    scale_key(name, kind, layer);
+    layer_key(name, layer, scale_keys[kind]);
     err e = mem_alloc(v->n, sizeof(double), name, &m->data[at]);
     if (e.code) return e;
     m->n++;
@@ -145,14 +142,14 @@ static err add_scales(matrix_list *m, const rotation_sizes *z, const scale_set *
 static err add_r3(matrix_list *m, const rotation_set *set, int64_t layer) {
     const rotation_sizes *z = rotation_set_sizes(set);
     char name[NAME_LEN];
-    snprintf(name, sizeof name, "model.layers.%" PRId64 ".self_attn.R3", layer);
+    layer_key(name, layer, "self_attn.R3");
     return list_add(m, name, rotation_set_r3_heads(set) + layer * z->kv_heads, z->kv_heads,
                     z->head_dim, false);
 }
 
 static err add_clip(matrix_list *m, const clip_set *set, clip_place place, int64_t layer) {
     const int64_t at = m->n;
-    clip_key(m->names[at], place, layer);
+    layer_key(m->names[at], layer, clip_keys[place]);
     err e = mem_alloc(2, sizeof(double), m->names[at], &m->data[at]);
     if (e.code) return e;
     m->n++;
@@ -285,7 +282,7 @@ static err put_all(const rotation_text *f, rotation_set *set) {
     int64_t heads = rotation_set_r2_count(set);
     for (int64_t l = 0; heads && l < z->layers && !e.code; l++) {
         char name[NAME_LEN];
-        snprintf(name, sizeof name, "model.layers.%" PRId64 ".self_attn.R2", l);
+        layer_key(name, l, "self_attn.R2");
         t = st_header_find(f->header, name);
         if (!t) return bad_tensor(f, name, "is missing");
         e = check_shape(f, t, heads, z->head_dim);
@@ -309,7 +306,7 @@ static err put_r3(const rotation_text *f, rotation_set *set) {
     err e = err_none();
     for (int64_t l = 0; l < z->layers && !e.code; l++) {
         char name[NAME_LEN];
-        snprintf(name, sizeof name, "model.layers.%" PRId64 ".self_attn.R3", l);
+        layer_key(name, l, "self_attn.R3");
         const st_tensor *t = st_header_find(f->header, name);
         if (!t) return bad_tensor(f, name, "is missing, where other layers have it");
         e = check_shape(f, t, z->kv_heads, z->head_dim);
@@ -326,13 +323,13 @@ static err put_r3(const rotation_text *f, rotation_set *set) {
 
 static bool holds_clips(const rotation_text *f) {
     char name[NAME_LEN];
-    clip_key(name, CLIP_ATTN, 0);
+    layer_key(name, 0, clip_keys[CLIP_ATTN]);
     return st_header_find(f->header, name) != NULL;
 }
 
 static err take_clip(const rotation_text *f, clip_place place, int64_t layer, clip_set *to) {
     char name[NAME_LEN];
-    clip_key(name, place, layer);
+    layer_key(name, layer, clip_keys[place]);
     const st_tensor *t = st_header_find(f->header, name);
     if (!t) return bad_tensor(f, name, "is missing, where others are there");
     err e = check_type(f, t);
@@ -358,7 +355,7 @@ static err put_clips(const rotation_text *f, rotation_set *set) {
 
 static bool holds_scales(const rotation_text *f, scale_kind kind) {
     char name[NAME_LEN];
-    scale_key(name, kind, 0);
+    layer_key(name, 0, scale_keys[kind]);
     return st_header_find(f->header, name) != NULL;
 }
 
@@ -385,7 +382,7 @@ static err check_length(const rotation_text *f, const st_tensor *t, const rotati
 static err take_scales(const rotation_text *f, const rotation_sizes *z, scale_kind kind,
                        int64_t layer, scale_set *set, double *buf) {
     char name[NAME_LEN];
-    scale_key(name, kind, layer);
+    layer_key(name, layer, scale_keys[kind]);
     const st_tensor *t = st_header_find(f->header, name);
     const int64_t n = scale_set_length(set, kind);
     if (!t) return bad_tensor(f, name, "is missing, where other layers have it");

@@ -144,7 +144,8 @@ static void check_kl(int64_t k) {
         for (int64_t v = 0; v < m.cfg.vocab; v++) above += z[v] >= least;
         assert_int_equal(above, k);
     }
-    assert_ok(llama_kl_backward(&m.stage, rows, y, &teacher, 3, dx, &sum, kl, work));
+    objective_rows r = {.n = rows, .x = y, .teacher = &teacher, .weight = 3, .dx = dx};
+    assert_ok(llama_objective_backward(OBJECTIVE_KL_TOP, &m.stage, &r, &sum, kl, work));
     loss_line l = {.head = &slow, .x = y, .v = y, .teacher = &teacher, .rows = rows, .k = k};
     near_relative(sum, along_loss(&l, 0), 1e-12);
     for (int i = 0; i < 3; i++) {
@@ -154,7 +155,9 @@ static void check_kl(int64_t k) {
         mem_free(v);
     }
     /* the teacher against itself: no divergence but the rounding of log p, no gradient */
-    assert_ok(llama_kl_backward(&m.stage, rows, x, &teacher, 1, dx, &sum, kl, work));
+    r.x = x;
+    r.weight = 1;
+    assert_ok(llama_objective_backward(OBJECTIVE_KL_TOP, &m.stage, &r, &sum, kl, work));
     for (int64_t t = 0; t < rows; t++) assert_true(fabs(kl[t]) <= 1e-6);
     for (int64_t i = 0; i < n; i++) assert_true(k < m.cfg.vocab || fabs(dx[i]) <= 1e-5);
     void *all[] = {x, y, dx, kl, teacher.token, teacher.log_p};
