@@ -14,7 +14,8 @@
 #include <stdint.h>
 
 /* Local. A <- A^-1, by LU with pivots; a [n, n] in either order, with rows at distance n. For
- * blocks, not for large matrices. Fails with ERR_NUMERICS where A is singular; `what` names it. */
+ * blocks, not for large matrices. Fails with ERR_NUMERICS where A is singular; `what` names it. For
+ * tests. */
 err lapack_inverse(int64_t n, double *a, const char *what);
 
 /* Local. A = Q U with the diagonal of U positive (which makes Q unique): a [n, n] becomes Q.

@@ -30,7 +30,8 @@ void mem_free(void *p); /* local; NULL is fine */
         mem_e_;                                                                                    \
     })
 
-/* Local. Bytes held through mem_alloc by this process, and the most there ever were. */
+/* Local. Bytes held through mem_alloc by this process, and the most there ever were. For tests
+ * and benches. */
 uint64_t mem_held_bytes(void);
 uint64_t mem_peak_bytes(void);
 

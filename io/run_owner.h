@@ -25,7 +25,7 @@ void run_owner_heartbeat(run_owner *o); /* root only; cheap; at most one write a
 
 /* Local. Watches the file; true where it is gone or its beat was seen not to move for so many
  * seconds. Seconds in which it could not be looked at do not count, and false where there were too
- * many. */
+ * many. For tests. */
 bool run_owner_is_quiet(const char *run_dir, double seconds);
 
 /* Local. The owner in one line for people; empty where there is none. True where it may be alive:

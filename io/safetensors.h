@@ -50,7 +50,7 @@ typedef enum st_dtype {
     ST_N_DTYPES,
 } st_dtype;
 
-int st_dtype_bits(st_dtype t);         /* local; bits of one element */
+int st_dtype_bits(st_dtype t);         /* local; bits of one element; for tests */
 int st_dtype_bytes(st_dtype t);        /* local; 0 for types below a byte */
 const char *st_dtype_name(st_dtype t); /* local; "BF16" */
 
@@ -96,7 +96,7 @@ void st_header_metadata_at(const st_header *h, int64_t i, const char **key, cons
 
 /* Local. 8 + length of the JSON: where the data section begins in the file. */
 uint64_t st_header_data_offset(const st_header *h);
-uint64_t st_header_data_bytes(const st_header *h); /* local; size of the data section */
+uint64_t st_header_data_bytes(const st_header *h); /* local; size of the data section; for tests */
 
 /* Local. sha256 of the raw header, the 8 length bytes included. */
 const char *st_header_sha256(const st_header *h);

@@ -46,8 +46,9 @@ err text_windows_create(const int32_t *ids, int64_t n, int64_t window, int64_t l
                         text_windows **out);
 void text_windows_destroy(text_windows **w); /* local; NULL is fine; sets NULL */
 
-int64_t text_windows_count(const text_windows *w);  /* local */
-int64_t text_windows_length(const text_windows *w); /* local; tokens in a window, BOS included */
+int64_t text_windows_count(const text_windows *w); /* local */
+int64_t
+text_windows_length(const text_windows *w); /* local; tokens in a window, BOS included; for tests */
 
 /* Local. Window i: text_windows_length ids. Borrowed from w. */
 const int32_t *text_window_at(const text_windows *w, int64_t i);

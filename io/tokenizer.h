@@ -27,13 +27,13 @@ void tokenizer_destroy(tokenizer **t); /* local; NULL is fine; sets NULL */
 err tokenizer_encode(const tokenizer *t, const char *text, size_t len, bool add_special,
                      int32_t **ids, int64_t *n);
 
-/* Local. Highest id + 1, added tokens included. */
+/* Local. Highest id + 1, added tokens included. For tests. */
 int64_t tokenizer_vocab_size(const tokenizer *t);
 
 /* Local. What the post-processor puts in front of a single sequence; returns how many. */
 int64_t tokenizer_prefix(const tokenizer *t, int32_t ids[TOKENIZER_MAX_AFFIX]);
 
-/* Local. The id of a token as the file spells it, or -1. */
+/* Local. The id of a token as the file spells it, or -1. For tests. */
 int32_t tokenizer_id(const tokenizer *t, const char *token);
 
 /* Local. The spelling of an id, or NULL where the file has none. Borrowed. */

@@ -49,7 +49,7 @@ err llama_layers_back(llama_layers *l, const llama_stage *stage, const llama_sit
 /* Local, threaded. Window ids [n_tokens] through a stage that is the whole model, no quantization:
  * tap gets every place it wants, layers from last to first, gradients of the summed cross entropy
  * of ids[1] .. ids[n_tokens - 1]. *nll_sum may be NULL. layers and work are made for sites NULL,
- * with head. */
+ * with head. For tests: a run goes through the stages (pipeline/learn/capture_run.h). */
 err llama_capture(const llama_stage *stage, const int32_t *ids, int64_t n_tokens,
                   const llama_tap *tap, double *nll_sum, llama_layers *layers, llama_work *work);
 

@@ -75,8 +75,8 @@ llama_sites llama_sites_none(void);
 size_t llama_real_bytes(compute_type compute);
 
 /* Local. An empty stage: layers allocated with everything WMAT_NONE and NULL. cfg is borrowed.
- * Caller fills, then llama_stage_prepare, and frees with llama_stage_clear. Fails with ERR_NOFIT.
- */
+ * Caller fills, prepares each matrix (wmat_prepare, or for tests and benches llama_stage_prepare
+ * all at once), and frees with llama_stage_clear. Fails with ERR_NOFIT. */
 err llama_stage_init(llama_stage *s, const llama_config *cfg, int64_t first_layer,
                      int64_t n_layers);
 err llama_stage_prepare(llama_stage *s, compute_type compute);

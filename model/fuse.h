@@ -67,7 +67,7 @@ typedef err (*fuse_each_sink)(void *arg, int64_t row0, int64_t rows, const float
  * their cache. If several calls fail, the error of the lowest row is returned. */
 err fuse_matrix_each(fuse_job *job, fuse_each_sink sink, void *arg);
 
-/* Local. As fuse_matrix, in fp64 and without rounding. */
+/* Local. As fuse_matrix, in fp64 and without rounding. For tests. */
 err fuse_matrix_wide(fuse_job *job, fuse_wide_sink sink, void *arg);
 
 /* Local. Bytes that fuse_matrix or fuse_matrix_each allocates for this job at most: tiles, or the

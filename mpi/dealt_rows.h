@@ -24,7 +24,7 @@ void dealt_rows_get(const dealt_rows *d, int64_t row, int64_t rows, double *out)
  * their way through it. */
 void dealt_rows_get_f32(const dealt_rows *d, int64_t row, int64_t rows, void *out);
 
-/* Local. Bytes of this rank. */
+/* Local. Bytes of this rank. For tests. */
 uint64_t dealt_rows_bytes(const dealt_rows *d);
 
 /* Rows that pass through all ranks at a time, where a caller has no reason for another number. */

@@ -27,7 +27,7 @@ enum { DMAT_BLOCK = 128 }; /* rows and columns of a block; 32 is ruinous, 64 to 
 err dgrid_create(const comm *c, grid_shape shape, int block, int blas_threads, dgrid **out);
 void dgrid_destroy(dgrid **g);      /* collective on its communicator; NULL is fine; sets NULL */
 bool dgrid_is_cell(const dgrid *g); /* local */
-grid_shape dgrid_shape(const dgrid *g); /* local */
+grid_shape dgrid_shape(const dgrid *g); /* local; for tests */
 const comm *dgrid_comm(const dgrid *g); /* local; borrowed */
 
 /* Collective on g's communicator. An n x n zero matrix; about 8 n^2 / cells bytes a cell. Borrows
@@ -40,7 +40,7 @@ void dmat_destroy(dmat **m); /* local; NULL is fine; sets NULL */
  * bytes. To save and restore a matrix on the same grid, and for element-wise work. */
 double *dmat_part(dmat *m);
 int64_t dmat_part_entries(const dmat *m);
-int64_t dmat_order(const dmat *m);     /* local; n */
+int64_t dmat_order(const dmat *m);     /* local; n; for benches */
 const dgrid *dmat_grid(const dmat *m); /* local; borrowed */
 
 /* Local. Rows and columns of this cell's part, and the row or column of the whole matrix that a

@@ -88,7 +88,7 @@ typedef struct gptq_whole {
     const double *u;
     int64_t n;
 } gptq_whole;
-gptq_panels gptq_panels_of(gptq_whole *u); /* local; borrows u */
+gptq_panels gptq_panels_of(gptq_whole *u); /* local; borrows u; for tests and benches */
 
 /* What became of one row. Losses are those of H without damping. */
 typedef struct gptq_loss {

@@ -36,7 +36,7 @@ void cayley_dist_destroy(cayley_dist **d); /* collective; NULL is fine; sets NUL
 void cayley_dist_put_rows(cayley_dist *d, int64_t row, int64_t rows, const double *R);
 
 /* The gradient G = dL/dR of the next step, one of the two, in rows until all are given:
- * - Local. Rows of the summed G that every rank holds.
+ * - Local. Rows of the summed G that every rank holds. For tests and benches.
  * - Collective. Rows of this rank's contribution in fixed point, v * 2^exponent; summed exactly
  *   over ranks into the cells. v is overwritten. */
 void cayley_dist_put_gradient(cayley_dist *d, int64_t row, int64_t rows, const double *G);
@@ -61,7 +61,7 @@ void cayley_dist_take_back(cayley_dist *d);
 void cayley_dist_get_rows(const cayley_dist *d, int64_t row, int64_t rows, double *R);
 void cayley_dist_get_rows_f32(const cayley_dist *d, int64_t row, int64_t rows, float *R);
 
-/* Collective. *max = max |R^T R - I|, on every rank. */
+/* Collective. *max = max |R^T R - I|, on every rank. For tests: n^3 work. */
 err cayley_dist_orthogonality(cayley_dist *d, double *max);
 
 /* Collective. *max = max |R^T (R z) - z| over random unit vectors of (seed, step): n^2 work. */

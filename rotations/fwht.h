@@ -15,8 +15,8 @@ typedef struct fwht fwht;
 /* Local. A plan for order n; caller owns *out (fwht_destroy). Fails as hadamard_orders, and
  * ERR_NOFIT. */
 err fwht_create(int64_t n, fwht **out);
-void fwht_destroy(fwht **f); /* local; NULL is fine; sets NULL */
-int64_t fwht_size(const fwht *f);
+void fwht_destroy(fwht **f);      /* local; NULL is fine; sets NULL */
+int64_t fwht_size(const fwht *f); /* local; for tests */
 
 /* Local. Rows of length n at distance ld (>= n) in place; transpose: y = x H^T / sqrt(n), the
  * inverse. Blocks of rows are shared out to threads; inside a parallel region it runs on the

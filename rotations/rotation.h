@@ -45,7 +45,7 @@ int64_t rotation_size(const rotation *r);
 rotation_kind rotation_get_kind(const rotation *r);
 int64_t
 rotation_block(const rotation *r); /* order of the Hadamard blocks; n if one or not Hadamard */
-const int8_t *rotation_signs(const rotation *r); /* borrowed; NULL if none */
+const int8_t *rotation_signs(const rotation *r); /* borrowed; NULL if none; for tests */
 
 /* Local. y = x R, or x R^T, in place on rows of length n at distance ld (>= n). A NULL rotation is
  * the identity. Threads are used inside; bits of a row do not depend on them. Safe to call from

@@ -26,7 +26,7 @@ void archive_writer_destroy(
 /* Local. n bytes of tensor i, from byte `begin` of it. Any rank, any thread, any order, no overlap.
  */
 err archive_writer_put(archive_writer *w, int64_t i, uint64_t begin, const void *data, uint64_t n);
-/* Local. All tensors of a unit from its bytes (layout_unit_bytes). */
+/* Local. All tensors of a unit from its bytes (layout_unit_bytes). For tests. */
 err archive_writer_put_unit(archive_writer *w, int64_t unit, const void *blob);
 
 /* Collective on c. Flush, read back and hash, rename the tars into out_dir, publish manifest.json.

@@ -152,7 +152,7 @@ const form *form_find_method(const char *method);
 /* Local. "quant_method" of the form's archives. */
 const char *form_method_name(const form *f);
 
-/* Local. The tensor of a form that holds a part; NULL where it has none. */
+/* Local. The tensor of a form that holds a part; NULL where it has none. For tests. */
 const form_slot *form_part_slot(const form *f, form_part part);
 
 /* Local. Is this tensor of a linear there? */

@@ -27,7 +27,7 @@ const char *tar_plan_name(const tar_plan *p, int64_t i);
 uint64_t tar_plan_offset(const tar_plan *p, int64_t i); /* of the entry's data in the file */
 uint64_t tar_plan_bytes(const tar_plan *p, int64_t i);  /* of the entry's data */
 uint64_t tar_plan_total(const tar_plan *p);             /* of the file */
-/* Local. Header bytes of an entry and where they stand; borrowed. */
+/* Local. Header bytes of an entry and where they stand; borrowed. For tests. */
 const void *tar_plan_header(const tar_plan *p, int64_t i, uint64_t *offset, size_t *len);
 
 /* Local, one rank a file. Create `path` at its full size (space is reserved where the file system

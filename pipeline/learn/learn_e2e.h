@@ -81,7 +81,8 @@ void learn_e2e_take_scales(learn_e2e *l, double *scales);
 uint64_t learn_e2e_replica(learn_e2e *l, const void **data);
 
 /* Local. Number of passes so far. It exceeds the number of steps by the first pass, which finds the
- * exponents of the sums, and by steps that were repeated. */
+ * exponents of the sums, and by steps that were repeated. For
+ * tests. */
 int64_t learn_e2e_passes(const learn_e2e *l);
 
 /* Everything a restart needs, as doubles, as in pipeline/learn/learn_range_state.h. common: step,

@@ -60,7 +60,7 @@ int64_t schedule_in_flight(const schedule *s, int stage); /* local; windows, the
  * with ERR_BUG naming stage and operation. */
 err schedule_check(const schedule *s);
 
-/* Local. The most slices whose stash a stage holds at one time. */
+/* Local. The most slices whose stash a stage holds at one time. For tests. */
 int64_t schedule_stashed(const schedule *s, int stage);
 
 /* Local. Time until the last stage is done, and the share of it that stages wait, on average.
@@ -69,7 +69,7 @@ bool schedule_simulate(const schedule *s, const schedule_costs *costs, double *f
                        double *idle);
 
 /* Local. One line a stage: F0.3 is forward of window 0, slice 3; A again; B backward. Caller frees
- * (free). */
+ * (free). For tests. */
 char *schedule_text(const schedule *s);
 
 #endif
