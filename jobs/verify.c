@@ -209,7 +209,7 @@ static void print_text(const verify_job *v) {
     }
     const bool plain = is_plain(&v->archive);
     printf("loaders  tensors and config as readers of %s want them; %" PRId64 " notes\n",
-           plain ? "plain models" : "compressed-tensors", v->findings.n_notes);
+           plain ? "plain models" : form_method_name(v->archive.linears.form), v->findings.n_notes);
     if (options_has(v->o, OPT_FOR))
         printf("runtime  nothing that stops %s\n", options_str(v->o, OPT_FOR));
     if (options_has(v->o, OPT_SOURCE)) {

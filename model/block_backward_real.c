@@ -123,7 +123,8 @@ static err tell_factors(const llama_tap *tap, int64_t layer, tap_place place, in
     return tap_tell(tap, layer, place, t0, n_tokens, width, NULL, wide, w);
 }
 
-/* rms, site, gain: w->dh = gradient of the products' input. dx gets the gradient of x added. */
+/* rms, site, gain (or gain, site): w->dh = gradient of the products' input. dx gets the gradient of
+ * x added. */
 static err back_normed(int64_t layer, const llama_sites *sites, int which, const float *gain,
                        int64_t t0, int64_t n_tokens, real *dx, llama_stash *st,
                        const rotation_grads *grads, const llama_tap *tap, llama_work *w) {
@@ -133,7 +134,12 @@ static err back_normed(int64_t layer, const llama_sites *sites, int which, const
     const int64_t n = w->cfg.hidden;
     const size_t factor = compute_factor_bytes(compute);
     const void *y = bytes_at(st->y[which], t0 * n, factor);
+    const bool behind = aquant_on(&at.quant) && site_behind_gain(&at);
     real *g = w->dh;
+    const site_kept kept = site_kept_at(&st->input[which], &at, t0, compute);
+    const site_work work = work_site(w, sites, true);
+    /* No rotation and no scale there: its rows are asked for by nothing. */
+    if (behind) site_back_f32(&at, g, n_tokens, NULL, &kept, NULL, &work);
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < n_tokens; t++) {
 #pragma omp simd
@@ -143,10 +149,9 @@ static err back_normed(int64_t layer, const llama_sites *sites, int which, const
         err e = tap_tell(tap, layer, place, t0, n_tokens, n, y, g, w);
         if (e.code) return e;
     }
-    const site_kept kept = site_kept_at(&st->input[which], &at, t0, compute);
-    const site_work work = work_site(w, sites, true);
-    back_site(&at, which == NORM_ATTN ? SCALE_ATTN : SCALE_MLP, g, n_tokens, y, &kept, grads,
-              grads ? grads->R1 : NULL, &work, w);
+    if (!behind)
+        back_site(&at, which == NORM_ATTN ? SCALE_ATTN : SCALE_MLP, g, n_tokens, y, &kept, grads,
+                  grads ? grads->R1 : NULL, &work, w);
     const real *scale = (real *)st->scale[which] + t0;
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < n_tokens; t++) {

@@ -11,7 +11,8 @@
 
 #include "base/real.h"
 
-/* w->input = factors of rms(x), through the site, times the gain. */
+/* w->input = factors of rms(x), through the site, times the gain; times the gain first where the
+ * site stands behind it. */
 static void keep_normed(int64_t layer, const llama_sites *sites, int which, const float *gain,
                         int64_t t0, int64_t n_tokens, const real *x, llama_stash *st,
                         llama_work *w) {
@@ -26,10 +27,13 @@ static void keep_normed(int64_t layer, const llama_sites *sites, int which, cons
         norm_rows_f32(x + t * n, 1, n, w->cfg.rms_eps, NULL, y + t * n);
         norm_factors_f32(y + t * n, n, NULL, compute, bytes_at(st->y[which], (t0 + t) * n, factor));
     }
+    const bool behind = aquant_on(&at.quant) && site_behind_gain(&at);
     const site_kept kept = site_kept_at(&st->input[which], &at, t0, compute);
     const site_work work = work_site(w, sites, true);
-    site_keep_f32(&at, y, n_tokens, bytes_at(st->y[which], t0 * n, factor), &kept, &work);
-    norm_row_factors_f32(y, n_tokens, n, gain, compute, w->input);
+    const void *factors = behind ? NULL : bytes_at(st->y[which], t0 * n, factor);
+    for (int64_t i = 0; behind && i < n_tokens * n; i++) y[i] *= (real)gain[i % n];
+    site_keep_f32(&at, y, n_tokens, factors, &kept, &work);
+    norm_row_factors_f32(y, n_tokens, n, behind ? NULL : gain, compute, w->input);
 }
 
 /* The heads of a token through their norm; what its backward takes goes to the stash. */

@@ -9,16 +9,17 @@
 
 #include "base/real.h"
 
-/* s->input = the factors of rms(x), through the site, times the norm's gain. */
+/* s->input = the factors of rms(x), through the site, times the norm's gain; or, where the gain
+ * stays in the norm, times the gain first (site_behind_gain). */
 static void normed_input(const site *at, const float *gain, int64_t n_tokens, const real *x,
                          llama_scratch *s) {
     const int64_t n = s->cfg.hidden;
     const size_t row_bytes = (size_t)n * compute_factor_bytes(s->compute);
-    const bool acts = site_acts(at);
+    const bool acts = site_acts(at), behind = acts && site_behind_gain(at);
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < n_tokens; t++) {
         real *row = acts ? (real *)s->wide_input + t * n : scratch_of_thread(s);
-        norm_rows_f32(x + t * n, 1, n, s->cfg.rms_eps, NULL, row);
+        norm_rows_f32(x + t * n, 1, n, s->cfg.rms_eps, behind ? gain : NULL, row);
         if (!acts) {
             char *to = (char *)s->input + (size_t)t * row_bytes;
             norm_factors_f32(row, n, gain, s->compute, to);
@@ -29,7 +30,7 @@ static void normed_input(const site *at, const float *gain, int64_t n_tokens, co
     site_apply_f32(at, wide, n_tokens, &s->site);
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < n_tokens; t++) {
-        norm_factors_f32(wide + t * n, n, gain, s->compute,
+        norm_factors_f32(wide + t * n, n, behind ? NULL : gain, s->compute,
                          (char *)s->input + (size_t)t * row_bytes);
     }
 }

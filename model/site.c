@@ -12,6 +12,10 @@ bool site_is_identity(const site *s) {
     return true;
 }
 
+bool site_behind_gain(const site *s) {
+    return !s->after && !(s->R && s->R[0]);
+}
+
 bool site_is_plain(const site *s) {
     return !s->before && !s->after && !s->then && site_is_identity(s);
 }

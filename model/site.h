@@ -49,7 +49,12 @@ typedef struct site_scratch {
 bool site_acts(const site *s);
 
 bool site_is_identity(const site *s); /* local; true where no segment has an R */
-bool site_is_plain(const site *s);    /* local; no rotation and no scale: x -> Q(x) */
+/* Local. Of the site at a norm's output: does it stand behind the norm's gain? The linears' inputs
+ * are what a runtime quantizes. R1 and scales of the norm have the gain folded into these linears,
+ * so the site stands before it; without either, in an archive (whose gains are ones, 1/S, or were
+ * never folded) as in a model that nothing rotates, it stands behind. */
+bool site_behind_gain(const site *s);
+bool site_is_plain(const site *s); /* local; no rotation and no scale: x -> Q(x) */
 
 /* Local, threaded. Rows [rows, s->n] times R, or R^T where `back`, segment by segment. */
 void site_turn_f32(const site *s, float *x, int64_t rows, bool back);

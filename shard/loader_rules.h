@@ -1,7 +1,7 @@
-/* loader_rules - what every reader of compressed-tensors demands of an archive, checked against
- * what the archive holds. Errors would stop or mislead a loader; what one runtime or the other
- * makes of a right archive is in runtimes.h. Not a check of bytes (archive_verify_bytes) or of
- * values (verify --source). On the way: read back by verify. */
+/* loader_rules - what every reader of compressed-tensors, or of the form's own method, demands of
+ * an archive, checked against what the archive holds. Errors would stop or mislead a loader; what
+ * one runtime or the other makes of a right archive is in runtimes.h. Not a check of bytes
+ * (archive_verify_bytes) or of values (verify --source). On the way: read back by verify. */
 #ifndef SPINSHARD_SHARD_LOADER_RULES_H
 #define SPINSHARD_SHARD_LOADER_RULES_H
 

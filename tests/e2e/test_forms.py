@@ -35,9 +35,9 @@ def floats(tensor):
 
 
 class Forms(Case):
-    def quantize(self, name, *more, model=STORIES, **how):
+    def quantize(self, name, *more, model=STORIES, text=False, **how):
         out = self.path(name)
-        r = self.good("quantize", "--model", model, "--out", out, *settings(*more), **how)
+        r = self.good("quantize", "--model", model, "--out", out, *(["--calib", TEXT] if text else []), *settings(*more), **how)
         return out, r
 
     def test_codes_are_those_of_the_packed_form(self):
@@ -171,6 +171,19 @@ class Forms(Case):
         other, _ = self.quantize("other", "seed=1", *fused)
         shutil.copy(os.path.join(plain, "rotations.safetensors"), other)
         self.bad(4, ["where the source gives"], "verify", other, "--source", STORIES)
+
+    def test_inputs_behind_gains(self):
+        """What is quantized is what the linears get: with scales of norms folded in, x times the gain 1/S that is left, which
+        is the x/S of the source under the scales' file; with gains that nothing folds, they count too."""
+        how = ("rotate.r1=false", "rotate.r2=none", "activations.bits=4", "activations.symmetric=true", "activations.o_group=token")
+        out, _ = self.quantize("p", *how, "scale.pairs=[norm]", "scale.start=smooth", "calib.windows=4", "calib.window=64",
+                               "weights.bits=16", "archive.dtype=same", text=True)
+        there = ["--rotations", os.path.join(out, "rotations.safetensors"), *settings(*how, "rotate.r1=false")]
+        got = self.perplexity(out, TEXT, 96, "--dtype", "fp64", *settings(*how, "scale.pairs=[]", "scale.start=ones"))
+        want = self.perplexity(STORIES, TEXT, 96, "--dtype", "fp64", *there)
+        plain = self.perplexity(STORIES, TEXT, 96, "--dtype", "fp64", *settings(*how))
+        self.assertGreater(abs(plain["nll"] - want["nll"]), 0.01)  # the scales matter
+        self.assertAlmostEqual(got["nll"], want["nll"], delta=2e-3)  # weights are rounded to fp32 on the way
 
     def test_packed_inputs(self):
         """Inputs of 8 and 4 bits, by token and by group: said in config.json, of the archive and of its folder alike

@@ -22,6 +22,7 @@ typedef struct block_case {
     bool through;
     uint32_t scales;              /* as in the pass's shape */
     double *R1, *R2[2], *R3, *R4; /* R2: one, or one per KV head */
+    bool plain_r1;                /* R1 is the identity, and the program has none */
     double *T; /* what the runtime turns keys, in place of R3, and values by; NULL: it does not */
     held *h;
     double x[TOKENS * HIDDEN], c[TOKENS * HIDDEN];
@@ -92,8 +93,10 @@ static inline void slow_norm_site(block_case *b, const double *x, const float *g
     for (int64_t j = 0; j < HIDDEN; j++) sum += x[j] * x[j];
     for (int64_t j = 0; j < HIDDEN; j++) y[j] = x[j] / sqrt(sum / HIDDEN + b->m.cfg.rms_eps);
     const slow_scales sc = {.after = scales_at(b, kind)};
+    const bool behind = b->plain_r1 && !sc.after; /* nothing folds the gain */
+    for (int64_t j = 0; behind && j < HIDDEN; j++) y[j] *= (double)gain[j];
     slow_site(b, &b->sites.act, true, false, 1, HIDDEN, &b->R1, 1, sc, y);
-    for (int64_t j = 0; j < HIDDEN; j++) y[j] *= (double)gain[j];
+    for (int64_t j = 0; !behind && j < HIDDEN; j++) y[j] *= (double)gain[j];
 }
 
 static inline void slow_rope(double *x, int64_t d, int64_t t) {
@@ -179,7 +182,7 @@ static inline void fast_gradients(block_case *b, int64_t slice, double *g,
                                     .window = TOKENS,
                                     .slice = slice,
                                     .through = b->through,
-                                    .r1 = true,
+                                    .r1 = !b->plain_r1,
                                     .r2 = true,
                                     .scales = b->scales};
     rotation *r1 = dense(b->R1, HIDDEN), *r3 = dense(b->R3, 8), *r4 = dense(b->R4, c->intermediate);
@@ -188,14 +191,14 @@ static inline void fast_gradients(block_case *b, int64_t slice, double *g,
     const rotation *layers[2] = {r2[0], r2[1]};
     llama_sites s = b->sites;
     s.cache_turn = turned;
-    s.R1 = r1;
+    s.R1 = b->plain_r1 ? NULL : r1;
     s.R2 = layers;
     s.R3 = b->T ? NULL : r3;
     s.R4 = r4;
     llama_work *work;
     llama_stash *stash;
     assert_ok(llama_work_create(c, &s, &shape, &work));
-    assert_ok(llama_work_put_r1(work, r1));
+    if (!b->plain_r1) assert_ok(llama_work_put_r1(work, r1));
     assert_ok(llama_stash_create(c, &s, &shape, &stash));
     double *x = room(TOKENS * HIDDEN, sizeof *x);
     memcpy(x, b->x, sizeof b->x);

@@ -266,6 +266,7 @@ static void check_directions(block_case *b, int count) {
     double worst[4] = {0};
     for (int i = 0; i < count; i++) {
         direction dir = {.b = b, .what = i % (b->sites.r2_per_head ? 4 : 3)};
+        if (b->plain_r1 && dir.what == 1) continue;
         double got, size;
         if (dir.what == 0) {
             dir.v = random_f64(TOKENS * HIDDEN, 0.05);
@@ -356,6 +357,19 @@ static void test_range(void **state) {
         b->sites.r2_per_head = k >= 2;
         b->sites.scales = k % 3 ? scales : NULL;
         b->through = k % 2 == 0;
+        check_directions(b, 40);
+    }
+    /* Without R1: inputs are quantized behind the gains of norms, or, with scales, before them. */
+    b->T = NULL;
+    b->plain_r1 = true;
+    memset(b->R1, 0, HIDDEN * HIDDEN * sizeof *b->R1);
+    for (int64_t i = 0; i < HIDDEN; i++) b->R1[i * HIDDEN + i] = 1;
+    for (int k = 0; k < 3; k++) {
+        b->sites = llama_sites_none();
+        b->sites.act.bits = 4;
+        b->sites.o_per_head = true;
+        b->sites.scales = k == 2 ? scales : NULL;
+        b->through = k != 1;
         check_directions(b, 40);
     }
     mem_free(T);
