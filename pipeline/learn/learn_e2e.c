@@ -225,7 +225,7 @@ err learn_e2e_create(const comm *c, const learn_e2e_options *o, const e2e_wish *
     if (!l) abort();
     *l = (learn_e2e){.c = c, .o = *o, .w = w, .l = layout, .cfg = w->load.cfg};
     for (int i = 0; i < SUMS; i++) l->exponents[i] = FIXED_SUM_UNKNOWN;
-    l->judge = learn_judge_new(w->objective->needs_teacher ? JUDGE_NOISE_KL : JUDGE_NOISE, 0);
+    l->judge = learn_judge_new(w->objective->needs_teacher ? JUDGE_NOISE_KL : JUDGE_NOISE, 0, 1);
     err e = comm_agree(c, join(l), "learning", NULL);
     if (!e.code)
         e = comm_agree(c, array(w->batch, sizeof *l->pick, "batch", &l->pick), "learning", NULL);

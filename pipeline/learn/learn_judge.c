@@ -16,7 +16,8 @@ judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last
         j->best = loss;
         j->best_step = step;
         j->waited = 0;
-        if (j->rate < 1 && ++j->gained == TRUST) {
+        const double most = j->taken_back ? 1 : j->most;
+        if (j->rate < most && (j->rate < 1 || step > 8) && ++j->gained == TRUST) {
             j->rate *= 2;
             j->gained = 0;
         }
@@ -54,6 +55,7 @@ void learn_judge_save(const learn_judge *j, double *out) {
 void learn_judge_load(learn_judge *j, const double *in) {
     *j = (learn_judge){.noise = j->noise,
                        .patience = j->patience,
+                       .most = j->most,
                        .begun = in[0] != 0,
                        .start = in[1],
                        .best = in[2],

@@ -3,9 +3,9 @@
  * noise, it is taken back to that best one and its rate is halved; so it is where it ends above its
  * start. Where some measurements in a row bring nothing better, steps are too long to get lower,
  * and the rate is halved too, but nothing is taken back; where three in a row are the best, a
- * halved rate is doubled. What a phase ends with is never worse than what it began with, by its own
- * measure. Knows losses alone: who measures and who moves is pipeline/learn/learn_range.h and
- * learn_e2e.h.
+ * halved rate is doubled, and so is a whole one where it may be (most). What a phase ends with is
+ * never worse than what it began with, by its own measure. Knows losses alone: who measures and who
+ * moves is pipeline/learn/learn_range.h and learn_e2e.h.
  *
  * All inputs are sums that are the same on every rank, and the state goes into the run state, so
  * verdicts do not depend on ranks, kills or restarts. */
@@ -19,6 +19,8 @@ typedef struct learn_judge {
     bool begun;         /* the start has been measured */
     double start, best; /* losses; best is never above start */
     double noise;       /* share of the best by which a loss may be above it */
+    double most;        /* that gains may double the rate to, after the first 8 steps, while nothing
+                         * was taken back; above 1 */
     int64_t patience;  /* measurements in a row without a better one that halve the rate; 0: none */
     double rate;       /* factor on the rate of the recipe and on what a step may promise
                         * (rotations/optimizer.h), which is often what bounds it; 1 at first */
@@ -47,8 +49,12 @@ typedef enum judge_word {
  * whether it is better is often noise: patience 0. */
 enum { JUDGE_PATIENCE = 2 };
 
-static inline learn_judge learn_judge_new(double noise, int64_t patience) {
-    return (learn_judge){.rate = 1, .noise = noise, .patience = patience};
+/* Of `range`: where steps gain and gain they may be twice as long, until one had to be taken back.
+ */
+#define JUDGE_MOST 2
+
+static inline learn_judge learn_judge_new(double noise, int64_t patience, double most) {
+    return (learn_judge){.rate = 1, .noise = noise, .patience = patience, .most = most};
 }
 
 /* Local. The verdict on a loss measured after `step` steps; `last`: nothing comes after, so it must

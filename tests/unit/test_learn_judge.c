@@ -11,7 +11,7 @@
 
 static void the_best_is_kept_and_the_worse_taken_back(void **state) {
     (void)state;
-    learn_judge j = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE);
+    learn_judge j = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE, 1);
     static const struct {
         double loss;
         judge_word word;
@@ -31,7 +31,7 @@ static void the_best_is_kept_and_the_worse_taken_back(void **state) {
     assert_int_equal(j.taken_back, 3);
     /* At the end what is close to the best is good enough, but not what is above the start. */
     assert_int_equal(learn_judge_hear(&j, 8.01, 7, true), JUDGE_GO_ON);
-    learn_judge k = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE);
+    learn_judge k = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE, 1);
     assert_int_equal(learn_judge_hear(&k, 10, 0, false), JUDGE_KEEP);
     assert_int_equal(learn_judge_hear(&k, 10.1, 1, false), JUDGE_GO_ON);
     assert_int_equal(learn_judge_hear(&k, 10.1, 2, true), JUDGE_TAKE_BACK);
@@ -39,7 +39,7 @@ static void the_best_is_kept_and_the_worse_taken_back(void **state) {
 
 static void a_start_that_nothing_betters_is_kept(void **state) {
     (void)state;
-    learn_judge j = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE);
+    learn_judge j = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE, 1);
     assert_int_equal(learn_judge_hear(&j, 1, 0, false), JUDGE_KEEP);
     for (int i = 1; i < 5; i++)
         assert_int_equal(learn_judge_hear(&j, 1.5, i, i == 4), JUDGE_TAKE_BACK);
@@ -52,7 +52,7 @@ static void a_start_that_nothing_betters_is_kept(void **state) {
  * row double it, up to 1. */
 static void waiting_halves_the_rate_and_gains_double_it(void **state) {
     (void)state;
-    learn_judge j = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE);
+    learn_judge j = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE, 1);
     static const struct {
         double loss, rate;
     } heard[] = {{10, 1},      {10.01, 1},    {10.02, 0.5},   {10, 0.5},      {10.1, 0.5},
@@ -66,9 +66,27 @@ static void waiting_halves_the_rate_and_gains_double_it(void **state) {
         assert_true(j.rate == heard[i].rate);
     }
     assert_int_equal(j.taken_back, 1);
-    j = learn_judge_new(JUDGE_NOISE, 0);
+    j = learn_judge_new(JUDGE_NOISE, 0, 1);
     for (int i = 0; i < 9; i++) learn_judge_hear(&j, i ? 1.01 : 1, i, false);
     assert_true(j.rate == 1);
+}
+
+/* Where a rate may be twice the recipe's: three gains after the first eight steps double it;
+ * waiting halves it as any other, and after a return to the best it is never above 1 again. */
+static void gains_go_beyond_the_recipe_once(void **state) {
+    (void)state;
+    learn_judge j = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE, 2);
+    static const struct {
+        int64_t step;
+        double loss, rate;
+    } heard[] = {{0, 100, 1},  {1, 99, 1},   {2, 98, 1},  {4, 97, 1},  {8, 96, 1},   {16, 95, 1},
+                 {24, 94, 1},  {32, 93, 2},  {40, 92, 2}, {48, 91, 2}, {56, 90, 2},  {64, 91, 2},
+                 {72, 91, 1},  {80, 89, 1},  {88, 88, 1}, {96, 87, 2}, {104, 99, 1}, {112, 86, 1},
+                 {120, 85, 1}, {128, 84, 1}, {136, 83, 1}};
+    for (size_t i = 0; i < sizeof heard / sizeof *heard; i++) {
+        learn_judge_hear(&j, heard[i].loss, heard[i].step, false);
+        assert_true(j.rate == heard[i].rate);
+    }
 }
 
 static void early_and_then_evenly(void **state) {
@@ -92,8 +110,8 @@ static void short_phases_are_measured_more_often(void **state) {
 
 static void a_state_comes_back(void **state) {
     (void)state;
-    learn_judge j = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE),
-                k = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE);
+    learn_judge j = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE, 1),
+                k = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE, 1);
     double s[JUDGE_DOUBLES];
     learn_judge_hear(&j, 3, 0, false);
     learn_judge_hear(&j, 5, 1, false);
@@ -110,6 +128,7 @@ int main(void) {
         cmocka_unit_test(the_best_is_kept_and_the_worse_taken_back),
         cmocka_unit_test(a_start_that_nothing_betters_is_kept),
         cmocka_unit_test(waiting_halves_the_rate_and_gains_double_it),
+        cmocka_unit_test(gains_go_beyond_the_recipe_once),
         cmocka_unit_test(early_and_then_evenly),
         cmocka_unit_test(short_phases_are_measured_more_often),
         cmocka_unit_test(a_state_comes_back),
