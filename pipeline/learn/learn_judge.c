@@ -2,7 +2,8 @@
 #include "pipeline/learn/learn_judge.h"
 
 enum {
-    TRUST = 3 /* measurements in a row that were the best, before it is doubled again */
+    OFTEN = 8, /* steps between the measurements of a short phase */
+    TRUST = 3  /* measurements in a row that were the best, before it is doubled again */
 };
 
 judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last) {
@@ -17,7 +18,7 @@ judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last
         j->best_step = step;
         j->waited = 0;
         const double most = j->taken_back ? 1 : j->most;
-        if (j->rate < most && (j->rate < 1 || step > 8) && ++j->gained == TRUST) {
+        if (j->rate < most && (j->rate < 1 || step > OFTEN) && ++j->gained == TRUST) {
             j->rate *= 2;
             j->gained = 0;
         }
@@ -35,9 +36,13 @@ judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last
 }
 
 int64_t learn_judge_every(int64_t steps) {
-    int64_t every = 8;
+    int64_t every = OFTEN;
     while (every < 32 && every * 24 <= steps) every *= 2;
     return every;
+}
+
+double learn_judge_most(int64_t steps) {
+    return learn_judge_every(steps) == OFTEN ? 2 : 1;
 }
 
 bool learn_judge_due(int64_t step, int64_t steps, int64_t every) {

@@ -49,10 +49,6 @@ typedef enum judge_word {
  * whether it is better is often noise: patience 0. */
 enum { JUDGE_PATIENCE = 2 };
 
-/* Of `range`: where steps gain and gain they may be twice as long, until one had to be taken back.
- */
-#define JUDGE_MOST 2
-
 static inline learn_judge learn_judge_new(double noise, int64_t patience, double most) {
     return (learn_judge){.rate = 1, .noise = noise, .patience = patience, .most = most};
 }
@@ -66,6 +62,11 @@ judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last
  * less than a step: a power of two from 8 to 32. A step that leads astray is found when less than a
  * tenth of a short phase is lost; 32 costs 2 % of the time of a long one. */
 int64_t learn_judge_every(int64_t steps);
+
+/* Local. What gains may double the rate to in a phase of so many steps of `range`: 2 in one so
+ * short that it is measured every 8 steps, 1 in a longer one, which gets there at the recipe's
+ * rate. */
+double learn_judge_most(int64_t steps);
 
 /* Local. True where the rotations are measured after `step` of `steps` steps: at the start and the
  * end, after 1, 2, 4, ... steps, when a rate that is far too high shows, and then after every

@@ -188,7 +188,8 @@ err learn_range_create(const comm *c, const learn_range_options *o, row_pool *po
     if (!l) abort();
     l->c = c;
     l->o = *o;
-    l->judge1 = l->judge2 = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE, JUDGE_MOST);
+    l->judge1 = l->judge2 =
+        learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE, learn_judge_most(l->o.steps));
     l->o.r1 = o->r1 && (aquant_on(&o->act) || weights);
     l->pool = pool;
     l->weights = weights;

@@ -103,6 +103,7 @@ static void short_phases_are_measured_more_often(void **state) {
     (void)state;
     assert_int_equal(learn_judge_every(1), 8);
     assert_int_equal(learn_judge_every(191), 8);
+    assert_true(learn_judge_most(191) == 2 && learn_judge_most(192) == 1);
     assert_int_equal(learn_judge_every(192), 16);
     assert_int_equal(learn_judge_every(384), 32);
     assert_int_equal(learn_judge_every(INT64_C(1) << 24), 32);
