@@ -1,5 +1,6 @@
-/* The forward of a block that keeps what its backward needs: the bits of block_real.c, with every
- * intermediate that block_backward_real.c names. Slice t0 .. t0 + n. */
+/* The forward of a block that keeps what its backward needs, with every intermediate that
+ * block_backward_real.c names: the same arithmetic as block_real.c, and the same bits but where a
+ * dense R1 is applied in bf16 there. Slice t0 .. t0 + n. */
 #include "model/backward_internal.h"
 
 #include "base/gemm.h"
