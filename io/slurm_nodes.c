@@ -13,8 +13,9 @@
 static void take(slurm_nodes *n, int64_t nodes, int64_t cpus, uint64_t mib, const char *limit,
                  int64_t want_cpus, uint64_t want_memory) {
     const uint64_t memory = mib << 20;
+    const bool told = mib > 1; /* Slurm's 1 MiB: the site configured none */
     n->all += nodes;
-    if (cpus >= want_cpus && memory >= want_memory) n->enough += nodes;
+    if (cpus >= want_cpus && (!told || memory >= want_memory)) n->enough += nodes;
     if (cpus > n->most_cpus) n->most_cpus = cpus;
     if (memory > n->most_memory) n->most_memory = memory;
     if (size_parse_slurm_seconds(limit, &n->limit_s).code) n->limit_s = 0; /* "infinite" */
@@ -26,7 +27,8 @@ slurm_word slurm_nodes_ask(const char *partition, int64_t cpus, uint64_t memory,
     bool any = false;
     *out = (slurm_nodes){.all = 0};
     if (partition) snprintf(out->partition, sizeof out->partition, "%s", partition);
-    FILE *f = popen("timeout 10 sinfo -h -e -o '%P %D %c %m %l' 2>/dev/null", "r");
+    if (partition && strchr(partition, ',')) return SLURM_SILENT; /* sbatch takes a list */
+    FILE *f = popen("timeout 10 sinfo -a -h -e -o '%P %D %c %m %l' 2>/dev/null", "r");
     if (!f) return SLURM_SILENT;
     while (fgets(line, sizeof line, f)) {
         if (sscanf(line, "%63s %lld %lld%*[+ ]%lld", name, &nodes, &each, &mib) != 4) continue;

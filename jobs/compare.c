@@ -75,6 +75,8 @@ static err add_row(compare_job *j, const char *given, size_t len) {
         name_of(r->recipe, r->name);
     else
         snprintf(r->name, sizeof r->name, "source");
+    if (!strcmp(r->name, "settings"))
+        return err_make(ERR_USAGE, "--recipes", "rename the file", "no row can be called settings");
     for (int i = 0; i < j->n; i++)
         if (!strcmp(j->rows[i].name, r->name))
             return err_make(ERR_USAGE, "--recipes", "rename a file", "two rows have the name %s",
@@ -112,16 +114,38 @@ static err hash_recipes(compare_job *j) {
     return e;
 }
 
+/* What is in a file, or in each of a list with commas, into *hex. */
+static err hash_files(const char *list, char hex[SHA256_HEX]) {
+    if (file_exists(list)) return sha256_of_file(list, hex);
+    sha256 *all = sha256_create();
+    err e = err_none();
+    for (const char *at = list; *at && !e.code;) {
+        const size_t len = strcspn(at, ",");
+        char *path = strndup(at, len), one[SHA256_HEX];
+        if (!path) abort();
+        e = sha256_of_file(path, one);
+        if (!e.code) sha256_add(all, one, SHA256_HEX - 1);
+        free(path);
+        at += len + (at[len] == ',');
+    }
+    sha256_finish(&all, hex);
+    return e;
+}
+
+typedef enum word_kind { WORD_PLAIN, WORD_TEXT, WORD_FILES } word_kind;
+
 /* Local. Words of a flag, and for flags that name files what is in them. */
-static err add_words(json_t *to, const options *o, option opt, const char *key, bool files) {
+static err add_words(json_t *to, const options *o, option opt, const char *key, word_kind kind) {
     json_t *list = json_array();
     err e = err_none();
     for (int i = 0; i < o->n_values[opt] && !e.code; i++) {
         json_t *one = json_pack("{s:s}", "given", o->values[opt][i]);
         text_word word = {.path = NULL};
         char hex[SHA256_HEX] = "";
-        if (files) e = text_word_parse(o->values[opt][i], &word);
-        if (files && !e.code) e = sha256_of_file(word.path, hex);
+        if (!one) e = err_make(ERR_USAGE, key, NULL, "a word of it is not UTF-8");
+        if (!e.code && kind == WORD_TEXT) e = text_word_parse(o->values[opt][i], &word);
+        if (!e.code && kind == WORD_TEXT) e = sha256_of_file(word.path, hex);
+        if (!e.code && kind == WORD_FILES) e = hash_files(o->values[opt][i], hex);
         if (hex[0]) json_object_set_new(one, "sha256", json_string(hex));
         json_array_append_new(list, one);
         free(word.path);
@@ -136,21 +160,21 @@ static err check_settings(const compare_job *j) {
     static const struct {
         option opt;
         const char *key;
-        bool files;
+        word_kind kind;
     } which[] = {
-        {OPT_MODEL, "model", false},   {OPT_CALIB, "calib", true},
-        {OPT_CALIB_MIX, "mix", false}, {OPT_CALIB_IDS, "calib_ids", true},
-        {OPT_SET, "set", false},       {OPT_SEED, "seed", false},
-        {OPT_TEXT, "text", true},      {OPT_TASKS, "tasks", false},
-        {OPT_WINDOW, "window", false}, {OPT_LIMIT, "limit", false},
-        {OPT_TAIL, "tail", false},     {OPT_DTYPE, "dtype", false},
+        {OPT_MODEL, "model", WORD_PLAIN},   {OPT_CALIB, "calib", WORD_FILES},
+        {OPT_CALIB_MIX, "mix", WORD_PLAIN}, {OPT_CALIB_IDS, "calib_ids", WORD_FILES},
+        {OPT_SET, "set", WORD_PLAIN},       {OPT_SEED, "seed", WORD_PLAIN},
+        {OPT_TEXT, "text", WORD_TEXT},      {OPT_TASKS, "tasks", WORD_FILES},
+        {OPT_WINDOW, "window", WORD_PLAIN}, {OPT_LIMIT, "limit", WORD_PLAIN},
+        {OPT_TAIL, "tail", WORD_PLAIN},     {OPT_DTYPE, "dtype", WORD_PLAIN},
     };
     json_t *now = json_object(), *then = NULL;
     char *path = file_join(j->dir, "settings.json"), *text = NULL;
     size_t len, n = sizeof which / sizeof which[0];
     err e = err_none();
     for (size_t i = 0; i < n && !e.code; i++)
-        e = add_words(now, j->o, which[i].opt, which[i].key, which[i].files);
+        e = add_words(now, j->o, which[i].opt, which[i].key, which[i].kind);
     if (!e.code && file_exists(path)) {
         e = json_read_file(path, RESULT_MOST_BYTES, &then);
         for (size_t i = 0; i < n && !e.code; i++) {
@@ -198,14 +222,13 @@ static err find_row(const compare_job *j, const compare_row *r, row_state *state
 }
 
 /* The flags of quantize among those of compare. */
-static err quantize_row(const compare_job *j, const compare_row *r, bool again) {
+static err quantize_row(const compare_job *j, const compare_row *r) {
     options *q = malloc(sizeof *q);
     if (!q) abort();
     *q = *j->o;
     q->values[OPT_OUT][0] = r->out;
     q->values[OPT_RECIPE][0] = r->recipe;
     q->n_values[OPT_RECIPE] = 1;
-    q->n_values[OPT_FORCE] = again;
     q->n_values[OPT_JSON] = 0;
     err e = job_quantize(j->c, q);
     free(q);
@@ -250,23 +273,27 @@ static err judge_row(const compare_job *j, const compare_row *r, json_t **runtim
     return e;
 }
 
-/* Usage, input, does not fit, numerics: of this recipe on this model or machine. */
-static bool is_refusal(const err *e) {
-    return !e->of_system && (e->code == ERR_USAGE || e->code == ERR_INPUT || e->code == ERR_NOFIT ||
-                             e->code == ERR_NUMERICS);
+/* Usage, input, does not fit, numerics: of this recipe on this model or machine; but not what is
+ * wrong with the folder of its archive. */
+static bool is_refusal(const compare_row *r, const err *e) {
+    return r->recipe[0] && strcmp(e->where, r->out) != 0 && !e->of_system &&
+           (e->code == ERR_USAGE || e->code == ERR_INPUT || e->code == ERR_NOFIT ||
+            e->code == ERR_NUMERICS);
 }
 
 /* Collective. Make and measure; *result at root. A refusal is a result as well. */
-static err make_row(compare_job *j, const compare_row *r, bool again, json_t **result) {
+static err make_row(compare_job *j, const compare_row *r, json_t **result) {
     const bool root = comm_rank(j->c) == 0;
     json_t *told = NULL, *runtimes = NULL, *report = NULL;
     *result = NULL;
-    err e = r->recipe[0] ? quantize_row(j, r, again) : err_none();
+    err e = r->recipe[0] ? quantize_row(j, r) : err_none();
     if (!e.code) e = eval_row(j, r, &told);
-    if (r->recipe[0] && is_refusal(&e)) {
+    if (is_refusal(r, &e)) {
         if (root)
             *result = json_pack("{s:s, s:s, s:s}", "recipe_sha256", r->sha256, "refused", e.what,
                                 "where", e.where);
+        if (root && !*result) /* a text that was cut within a character */
+            *result = json_pack("{s:s, s:s}", "recipe_sha256", r->sha256, "refused", "see the log");
         json_decref(told);
         return err_none();
     }
@@ -295,13 +322,26 @@ static err keep_row(const compare_job *j, const compare_row *r, const json_t *re
     return e;
 }
 
+/* Root only. What an edited recipe made before goes, the result last, so that a kill between
+ * repeats it; and an archive that is measured, where archives are not kept. */
+static err clean_row(const compare_job *j, const compare_row *r, row_state state) {
+    const bool other = state == ROW_OF_OTHER_RECIPE,
+               dropped = state == ROW_DONE && options_has(j->o, OPT_DROP_ARCHIVES);
+    if (!r->recipe[0] || (!other && !dropped)) return err_none();
+    err e = file_remove_tree(r->out);
+    if (!e.code && other && remove(r->path) != 0) e = err_errno(r->path, "remove");
+    return e;
+}
+
 static err do_row(compare_job *j, const compare_row *r) {
     const double start = clock_now_s();
     row_state state;
     json_t *result;
     err e = find_row(j, r, &state, &result);
+    if (!e.code && comm_rank(j->c) == 0) e = clean_row(j, r, state);
+    e = comm_agree(j->c, e, r->name, NULL);
     if (!e.code && state != ROW_DONE) {
-        e = make_row(j, r, state == ROW_OF_OTHER_RECIPE, &result);
+        e = make_row(j, r, &result);
         if (!e.code) {
             if (comm_rank(j->c) == 0) e = keep_row(j, r, result);
             e = comm_agree(j->c, e, r->name, NULL);

@@ -22,17 +22,17 @@ static void keep_normed(int64_t layer, const llama_sites *sites, int which, cons
     const int64_t n = w->cfg.hidden;
     const size_t factor = compute_factor_bytes(compute);
     real *y = w->wide, *scale = (real *)st->scale[which] + t0;
+    const bool behind = aquant_on(&at.quant) && site_behind_gain(&at);
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < n_tokens; t++) {
         scale[t] = norm_scale_f32(x + t * n, n, w->cfg.rms_eps);
         norm_rows_f32(x + t * n, 1, n, w->cfg.rms_eps, NULL, y + t * n);
         norm_factors_f32(y + t * n, n, NULL, compute, bytes_at(st->y[which], (t0 + t) * n, factor));
+        for (int64_t j = 0; behind && j < n; j++) y[t * n + j] *= (real)gain[j];
     }
-    const bool behind = aquant_on(&at.quant) && site_behind_gain(&at);
     const site_kept kept = site_kept_at(&st->input[which], &at, t0, compute);
     const site_work work = work_site(w, sites, true);
     const void *factors = behind ? NULL : bytes_at(st->y[which], t0 * n, factor);
-    for (int64_t i = 0; behind && i < n_tokens * n; i++) y[i] *= (real)gain[i % n];
     site_keep_f32(&at, y, n_tokens, factors, &kept, &work);
     norm_row_factors_f32(y, n_tokens, n, behind ? NULL : gain, compute, w->input);
 }

@@ -302,6 +302,13 @@ static bool folds_gain(const llama_sites *s, int64_t layer, scale_kind norm) {
     return s->R1 || scale_set_get(s->scales, norm, layer);
 }
 
+/* The gain of the norm that is in no linear; NULL: it is folded. */
+static const float *gain_left(const weight_site *w, int64_t layer, scale_kind norm) {
+    const llama_layer *from = &w->from->layers[layer - w->from->first_layer];
+    if (folds_gain(w->sites, layer, norm)) return NULL;
+    return norm == SCALE_ATTN ? from->attn_norm : from->mlp_norm;
+}
+
 /* W of the checkpoint with its gain, in fp32. */
 static void plain_weights(const weight_site *w, const llama_sites *s, int64_t i, int k,
                           float *out) {
@@ -377,13 +384,18 @@ static void times_dt(const weight_site *w, const wmat *D, const float *x, int64_
 }
 
 /* x^ of a site from x, into w->x. */
-static void through_site(const weight_site *w, const site *s, const float *x, int64_t n_tokens) {
+/* w->x = rows x through a site; gain: that of the norm before it, where it stays in the norm, so
+ * that the site stands behind it (site_behind_gain). */
+static void through_site(const weight_site *w, const site *s, const float *x, const float *gain,
+                         int64_t n_tokens) {
     const int64_t wide = widest(w->from->cfg);
     const site_scratch scratch = {.panel = w->panel,
                                   .panel_room = w->shape.slice * wide,
                                   .threads = w->rows,
                                   .thread_bytes = (uint64_t)wide * sizeof(float)};
     memcpy(w->x, x, (size_t)(n_tokens * s->n) * sizeof *x);
+    for (int64_t t = 0; gain && t < n_tokens; t++)
+        for (int64_t j = 0; j < s->n; j++) w->x[t * s->n + j] *= gain[j];
     if (site_acts(s)) site_apply_f32(s, w->x, n_tokens, &scratch);
 }
 
@@ -529,14 +541,14 @@ static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n
         break;
     case TAP_DOWN_IN:
         s = sites_down(w->sites, c, layer);
-        through_site(w, &s, x, n_tokens);
+        through_site(w, &s, x, NULL, n_tokens);
         add_scales(w, layer, DOWN, w->g_out, n_tokens);
         times_dt(w, &l->moved[DOWN], w->x, n_tokens, w->y);
         if (w->shape.r1) add_whole(w, w->g_out, w->y, n_tokens);
         break;
     case TAP_O_IN:
         s = sites_output(w->sites, c, layer);
-        through_site(w, &s, x, n_tokens);
+        through_site(w, &s, x, NULL, n_tokens);
         add_scales(w, layer, O, w->g_out, n_tokens);
         back_o_in(w, l, layer, n_tokens);
         break;
@@ -548,7 +560,7 @@ static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n
         break;
     case TAP_MLP_IN:
         s = sites_input(w->sites, c, layer, NORM_MLP);
-        through_site(w, &s, x, n_tokens);
+        through_site(w, &s, x, gain_left(w, layer, SCALE_MLP), n_tokens);
         add_readers(w, layer, GATE, UP, n_tokens);
         if (w->shape.r1) add_whole(w, w->x, w->g_in, n_tokens);
         break;
@@ -565,7 +577,7 @@ static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n
         break;
     case TAP_ATTN_IN:
         s = sites_input(w->sites, c, layer, NORM_ATTN);
-        through_site(w, &s, x, n_tokens);
+        through_site(w, &s, x, gain_left(w, layer, SCALE_ATTN), n_tokens);
         add_readers(w, layer, Q, V, n_tokens);
         back_attn_in(w, l, layer, n_tokens);
         break;

@@ -187,6 +187,8 @@ static err parse_down(const json_t *down, const char *where, form_scheme *out) {
         return bad_key(where, "config_groups", "alike in their weights");
     if (own.inputs.bits < 16 && out->inputs.bits < 16 && own.inputs.group != out->inputs.group)
         return bad_key(where, "config_groups", "alike in the groups of their inputs");
+    if (own.inputs.bits < 16 && out->inputs.bits >= 16)
+        return bad_key(where, "config_groups", "without inputs of down_proj alone quantized");
     if (own.inputs.bits != out->inputs.bits) out->inputs.down_bits = own.inputs.bits;
     return e;
 }
@@ -194,7 +196,10 @@ static err parse_down(const json_t *down, const char *where, form_scheme *out) {
 /* A method that is not compressed-tensors says it in its own way. */
 static err parse_method(const form *f, const json_t *q, const char *where, form_scheme *out) {
     const char *wrong = f->method.parse(q, out);
-    if (wrong) return err_make(ERR_VERIFY, where, NULL, "quantization_config: %s", wrong);
+    if (wrong)
+        return err_make(ERR_VERIFY, where,
+                        "take the checkpoint that it was made from, in 16 or 32 bits",
+                        "quantization_config: %s", wrong);
     out->form = f;
     return err_none();
 }

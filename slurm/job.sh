@@ -101,7 +101,7 @@ come_back() {
 end_chain() {
     local waiting id=$SLURM_JOB_ID all=()
     waiting=$(squeue -h -u "$(id -un)" -t PENDING -o '%i %E')
-    while [[ $'\n'$waiting =~ $'\n'([0-9]+)\ afterany:${id}[^0-9] ]]; do
+    while [[ $'\n'$waiting$'\n' =~ $'\n'([0-9]+)\ afterany:${id}[^0-9] ]]; do
         id=${BASH_REMATCH[1]}
         all+=("$id")
     done

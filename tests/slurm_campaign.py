@@ -42,10 +42,11 @@ def down(at):
 class Campaign(slurm.Slurm):
     """The helpers of the test, without its tests."""
 
-    def told(self, number, log, out, name):
+    def told(self, number, log, out, name, least=0):
         self.finish(number, log)
         assert tar_hashes(out) == self.want(), f"{name}: other bytes"
         restarts = re.search(r"Restarts=(\d+)", slurm.run("scontrol", "show", "job", number)).group(1)
+        assert int(restarts) >= least, f"{name}: {restarts} requeues"
         starts = {}
         for e in events(out):
             if e["event"] == "step":
@@ -66,7 +67,7 @@ class Campaign(slurm.Slurm):
             urgent = slurm.run("sbatch", "--parsable", "-p", "urgent", "--exclusive", "-N", slurm.NODES, "-n", slurm.NODES,
                                "--output", self.path("urgent.log"), "--wrap", "sleep 1").strip()
             self.wait("the urgent job", lambda n=urgent: self.state(n) == "COMPLETED")
-        self.told(number, log, out, f"preempted 3 times, grace {grace} s")
+        self.told(number, log, out, f"preempted 3 times, grace {grace} s", 3)
 
     def slices(self):
         """The shortest whole number of minutes, which is what Slurm counts in."""
@@ -79,7 +80,7 @@ class Campaign(slurm.Slurm):
                 break
             assert r.returncode == 6, r.stderr
         number, log = self.again("slices")
-        self.told(number, log, out, f"slices of {minutes} min")
+        self.told(number, log, out, f"slices of {minutes} min", 1)
 
     def node(self, at):
         """slurmd, its steps and the rank of the third node vanish at once; the node comes back a minute later."""
@@ -105,8 +106,8 @@ class Campaign(slurm.Slurm):
             except ProcessLookupError:
                 pass
         time.sleep(60)
-        subprocess.run(["bash", slurm.UP, at, str(slurm.NODES), "2"], env=slurm.ENV, capture_output=True)
-        self.told(number, log, out, f"a node lost ({len(lost)} processes killed)")
+        subprocess.run(["bash", slurm.UP, at, str(slurm.NODES), "2"], env=slurm.ENV, capture_output=True, check=True)
+        self.told(number, log, out, f"a node lost ({len(lost)} processes killed)", 1)
 
 
 def campaign(name):

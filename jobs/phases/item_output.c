@@ -138,7 +138,7 @@ static err check_scales(const llama_tensor *t, const qmatrix *m) {
     if (!held) return err_none();
     return err_make(ERR_NUMERICS, t->name,
                     m->scale_type == SCALE_FP16
-                        ? "store with archive.dtype=bf16; gguf has fp16 alone"
+                        ? "archive.form=pack-quantized with archive.dtype=bf16 stores larger ones"
                         : "the checkpoint is damaged: fetch it again",
                     "%" PRId64 " scales are as large as their type can be, or larger", held);
 }

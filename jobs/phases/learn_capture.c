@@ -163,6 +163,9 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     if (l->scale_moments) taps[also.n++] = scale_moments_tap(l->scale_moments);
     if (l->scale_peaks) taps[also.n++] = scale_peaks_tap(l->scale_peaks);
     if (l->keys) taps[also.n++] = key_moments_tap(l->keys);
+    const settings *s = q->set;
+    if (l->noise && !s->rotate.r1 && !(s->scale.pairs & PAIR_NORM))
+        noise_rows_behind(l->noise, &l->stage);
     if (l->noise) taps[also.n++] = noise_rows_tap(l->noise, &now);
     if (l->drawn) taps[also.n++] = noise_rows_tap(l->drawn, &now);
     if (comm_rank(q->c) < l->n_stages)

@@ -125,6 +125,10 @@ static err describe(source *s, const json_t *index, int64_t *files) {
         e = err_make(ERR_INPUT, where, "give the folder of a Hugging Face model",
                      "config.json is not there");
     if (!e.code) e = err_at(hf_checkpoint_refuse_quantized(config, "config.json"), where);
+    const json_t *quantized = json_object_get(config, "quantization_config");
+    if (!e.code && quantized && !json_is_null(quantized))
+        e = err_make(ERR_INPUT, where, "give the checkpoint that it was made from",
+                     "the weights are quantized already");
     if (!e.code) e = err_at(llama_config_parse(config, "config.json", &s->cfg), where);
     if (!e.code && index) e = check_index(&s->cfg, index, where, files);
     if (!e.code) e = make_header(&s->cfg, dtype_of(config), &header, &len, &bytes);

@@ -28,8 +28,9 @@ struct noise_rows {
     int64_t first, n, window, room; /* room: rows + 1 */
     const int64_t *now;             /* number of the window that is passing */
     uint32_t places;
-    draw *draws;  /* [n, CLIP_PLACES] */
-    double *size; /* [window] of the rows that are offered */
+    draw *draws;               /* [n, CLIP_PLACES] */
+    double *size;              /* [window] of the rows that are offered */
+    const llama_stage *behind; /* whose gains are applied first; NULL: none */
 };
 
 tap_place noise_tap_place(clip_place place) {
@@ -159,6 +160,26 @@ static void sizes_of(const float *g, int64_t rows, int64_t width, double *size) 
     }
 }
 
+/* The gain that a row of this place is taken behind, or NULL. */
+static const float *gain_of(const noise_rows *p, int place, int64_t layer) {
+    if (!p->behind || (place != CLIP_ATTN && place != CLIP_MLP)) return NULL;
+    const llama_layer *l = &p->behind->layers[layer - p->behind->first_layer];
+    return place == CLIP_ATTN ? l->attn_norm : l->mlp_norm;
+}
+
+static void keep_row(const draw *d, int64_t at, const float *gain, const float *x, const float *g) {
+    const int64_t n = d->width;
+    if (!gain) {
+        half_array_to_bf16(x, n, d->x + at * n);
+        half_array_to_bf16(g, n, d->g + at * n);
+        return;
+    }
+    for (int64_t j = 0; j < n; j++) {
+        d->x[at * n + j] = half_to_bf16(x[j] * gain[j]);
+        d->g[at * n + j] = half_to_bf16(gain[j] != 0 ? g[j] / gain[j] : 0);
+    }
+}
+
 static void take_rows(noise_rows *p, int place, int64_t layer, int64_t t0, int64_t n_tokens,
                       int64_t width, const float *x, const float *g) {
     draw *d = &p->draws[(layer - p->first) * CLIP_PLACES + place];
@@ -171,8 +192,7 @@ static void take_rows(noise_rows *p, int place, int64_t layer, int64_t t0, int64
         const int64_t at = offer(
             d, p->room, (slot){.priority = p->size[t] / u, .size = p->size[t], .token = token});
         if (at < 0) continue;
-        half_array_to_bf16(x + t * width, width, d->x + at * width);
-        half_array_to_bf16(g + t * width, width, d->g + at * width);
+        keep_row(d, at, gain_of(p, place, layer), x + t * width, g + t * width);
     }
 }
 
@@ -183,6 +203,10 @@ static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n
         if (asked(p->places, k) && noise_tap_place((clip_place)k) == place)
             take_rows(p, k, layer, t0, n_tokens, width, x, g);
     return err_none();
+}
+
+void noise_rows_behind(noise_rows *p, const llama_stage *stage) {
+    p->behind = stage;
 }
 
 llama_tap noise_rows_tap(noise_rows *p, const int64_t *window) {

@@ -40,6 +40,11 @@ uint64_t noise_rows_bytes(const llama_config *cfg, int64_t n, uint32_t places,
  * window whose rows come (capture_taps.window). Windows may come in any order. */
 llama_tap noise_rows_tap(noise_rows *p, const int64_t *window);
 
+/* Local. Rows of the two norms' sites are from now on taken behind the gains of this stage
+ * (borrowed while rows come): where nothing is rotated there, quantizers stand behind them
+ * (site_behind_gain). With u = x gain, dL/du is g / gain; 0 where the gain is. */
+void noise_rows_behind(noise_rows *p, const llama_stage *stage);
+
 /* Local. Once, when all rows have been offered: weights and order. */
 void noise_rows_finish(noise_rows *p);
 /* Local. After noise_rows_finish; borrowed. n 0 where the place is not asked for. */
