@@ -132,6 +132,11 @@ err file_sync_dir(const char *dir) {
     return e;
 }
 
+const char *file_base_of(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
 static char *parent_of(const char *path) {
     const char *slash = strrchr(path, '/');
     if (!slash) return strdup(".");

@@ -43,6 +43,9 @@ err file_remove_tree(const char *path);
 /* Local. "a/b" in a fresh string (free). Aborts where memory ends. */
 char *file_join(const char *dir, const char *name);
 
+/* Local. What stands behind the last '/' of a path, or all of it; borrowed. */
+const char *file_base_of(const char *path);
+
 /* Local. True for a name that is one plain path component: no '/', not "", "." or "..". */
 bool file_is_base_name(const char *name);
 

@@ -41,7 +41,6 @@ typedef struct compare_job {
     int n;
     compare_row rows[ROWS_MOST];
     json_t *results; /* root: what is known of the rows so far, in their order */
-    int made;
 } compare_job;
 
 /* ---- what is to be compared ---- */
@@ -59,8 +58,7 @@ static err check_flags(const options *o) {
 
 /* rtn-w4a16 of my/rtn-w4a16.yaml. */
 static void name_of(const char *given, char name[128]) {
-    const char *slash = strrchr(given, '/');
-    snprintf(name, 128, "%s", slash ? slash + 1 : given);
+    snprintf(name, 128, "%s", file_base_of(given));
     char *dot = strrchr(name, '.');
     if (dot && (!strcmp(dot, ".yaml") || !strcmp(dot, ".yml"))) *dot = 0;
 }
@@ -282,7 +280,7 @@ static bool is_refusal(const compare_row *r, const err *e) {
 }
 
 /* Collective. Make and measure; *result at root. A refusal is a result as well. */
-static err make_row(compare_job *j, const compare_row *r, json_t **result) {
+static err make_row(const compare_job *j, const compare_row *r, json_t **result) {
     const bool root = comm_rank(j->c) == 0;
     json_t *told = NULL, *runtimes = NULL, *report = NULL;
     *result = NULL;
@@ -333,7 +331,7 @@ static err clean_row(const compare_job *j, const compare_row *r, row_state state
     return e;
 }
 
-static err do_row(compare_job *j, const compare_row *r) {
+static err do_row(const compare_job *j, const compare_row *r) {
     const double start = clock_now_s();
     row_state state;
     json_t *result;
@@ -346,7 +344,6 @@ static err do_row(compare_job *j, const compare_row *r) {
             if (comm_rank(j->c) == 0) e = keep_row(j, r, result);
             e = comm_agree(j->c, e, r->name, NULL);
         }
-        j->made++;
         if (!e.code && comm_rank(j->c) == 0)
             log_line(LOG_PHASE, "compare: %s %s after %.0f s", r->name,
                      json_object_get(result, "refused") ? "is refused" : "is measured",

@@ -35,8 +35,7 @@ static void add_number(line *l, const char *form, double v) {
 
 /* stories of data/stories.txt */
 static void add_stem(line *l, const char *path, const char *behind) {
-    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path,
-               *dot = strrchr(base, '.');
+    const char *base = file_base_of(path), *dot = strrchr(base, '.');
     add(l, "%.*s%s", (int)(dot && dot != base ? dot - base : (long)strlen(base)), base, behind);
 }
 

@@ -257,8 +257,7 @@ err eval_tasks_check(const eval_tasks *t) {
 
 /* "piqa" of "tasks/piqa.jsonl" */
 static void name_of(const char *path, char name[128]) {
-    const char *base = strrchr(path, '/');
-    snprintf(name, 128, "%s", base ? base + 1 : path);
+    snprintf(name, 128, "%s", file_base_of(path));
     char *dot = strrchr(name, '.');
     if (dot && dot != name) *dot = 0;
 }

@@ -416,6 +416,17 @@ void comm_gather_blobs(const comm *c, const void *mine, size_t n, void **all, si
     free(each);
 }
 
+void *comm_gather_joined(const comm *c, const void *mine, size_t n, size_t *len) {
+    size_t *lens = calloc((size_t)c->size, sizeof *lens);
+    void *all = NULL;
+    if (!lens) comm_abort(ERR_NOFIT, "no memory to gather");
+    comm_gather_blobs(c, mine, n, &all, lens, 0);
+    *len = 0;
+    for (int r = 0; r < c->size; r++) *len += lens[r];
+    free(lens);
+    return all;
+}
+
 static comm_request *request_create(uint64_t n) {
     int parts = (int)((n + PIECE - 1) / PIECE);
     comm_request *r = malloc(sizeof *r + (size_t)parts * sizeof(MPI_Request));

@@ -82,6 +82,9 @@ void comm_share_f32(const comm *c, float *all, const int64_t *from);
  * allocated (free) and lens[size] filled; elsewhere both are untouched. */
 void comm_gather_blobs(const comm *c, const void *mine, size_t n, void **all, size_t *lens,
                        int root);
+/* Collective on c. What ranks have, one after the other, at the first: *len bytes (free); NULL and
+ * 0 elsewhere. */
+void *comm_gather_joined(const comm *c, const void *mine, size_t n, size_t *len);
 
 /* Local on sender and receiver. Blocking. */
 void comm_send(const comm *c, const void *data, uint64_t n, int to, comm_tag tag);

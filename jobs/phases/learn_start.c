@@ -49,14 +49,11 @@ static err start_r2_eigen(learner *l) {
 void learn_share_layers(const learner *l, double *v, int64_t n) {
     const comm *c = l->q->c;
     const size_t each = (size_t)n * sizeof *v, total = (size_t)learner_cfg(l)->layers * each;
-    size_t *lens = calloc((size_t)comm_size(c), sizeof *lens);
-    void *all = NULL;
-    if (!lens) abort();
-    comm_gather_blobs(c, v + l->range.first * n, (size_t)l->range.n * each, &all, lens, 0);
-    if (comm_rank(c) == 0) memcpy(v, all, total);
+    size_t len;
+    void *all = comm_gather_joined(c, v + l->range.first * n, (size_t)l->range.n * each, &len);
+    if (all) memcpy(v, all, len);
     comm_bcast(c, v, total, 0);
     free(all);
-    free(lens);
 }
 
 int64_t learn_most_layers(const learner *l) {

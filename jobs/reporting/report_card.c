@@ -1,6 +1,8 @@
 /* Two tables in Markdown, written between two parts of the card. */
 #include "jobs/reporting/report_card.h"
 
+#include "base/file.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,9 +10,9 @@
 
 /* The last component of a path, as it may stand in a cell. */
 static void name_cell(FILE *f, const char *path) {
-    const char *slash = strrchr(path, '/');
+    const char *base = file_base_of(path);
     fputs("| ", f);
-    for (const char *p = slash && slash[1] ? slash + 1 : path; *p; p++) {
+    for (const char *p = *base ? base : path; *p; p++) {
         if (*p == '|') fputc('\\', f);
         fputc((unsigned char)*p < 0x20 ? ' ' : *p, f);
     }

@@ -73,16 +73,12 @@ err learn_range_state_save(learn_range *l, double *common) {
     if (comm_rank(l->c) == 0) save_numbers(l, common);
     if (!l->o.r2_heads) return err_none();
     double *mine = malloc((size_t)(l->n_r2 * each + 1) * sizeof *mine);
-    size_t *lens = calloc((size_t)comm_size(l->c), sizeof *lens);
-    void *all = NULL;
-    if (!mine || !lens) abort();
+    size_t len;
+    if (!mine) abort();
     pack_r2(l, mine);
-    comm_gather_blobs(l->c, mine, (size_t)(l->n_r2 * each) * sizeof *mine, &all, lens, 0);
-    if (comm_rank(l->c) == 0)
-        memcpy(common + STATE_R2, all,
-               (size_t)(l->o.layers * l->o.r2_heads * each) * sizeof *common);
+    void *all = comm_gather_joined(l->c, mine, (size_t)(l->n_r2 * each) * sizeof *mine, &len);
+    if (all) memcpy(common + STATE_R2, all, len);
     free(all);
-    free(lens);
     free(mine);
     return err_none();
 }

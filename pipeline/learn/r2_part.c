@@ -88,9 +88,8 @@ void r2_part_state_save(const r2_part *p, const comm *c, bool give, double *out)
     const int64_t dd = p->d * p->d, each = r2_part_state_each(p->kind, p->d);
     const int64_t count = give ? p->count : 0;
     double *s = optimizer_doubles(p), *mine = malloc((size_t)(count * each + 1) * sizeof *mine);
-    size_t *lens = calloc((size_t)comm_size(c), sizeof *lens), total = 0;
-    void *all = NULL;
-    if (!mine || !lens) abort();
+    size_t len;
+    if (!mine) abort();
     if (count) optimizer_state_save(p->o, s);
     for (int64_t m = 0; m < count; m++) {
         double *to = mine + m * each;
@@ -100,11 +99,9 @@ void r2_part_state_save(const r2_part *p, const comm *c, bool give, double *out)
         to[2 * dd] = s[1 + m];
         memcpy(to + 2 * dd + 1, s + 1 + p->count + m * dd, (size_t)dd * sizeof *s);
     }
-    comm_gather_blobs(c, mine, (size_t)(count * each) * sizeof *mine, &all, lens, 0);
-    for (int i = 0; i < comm_size(c); i++) total += lens[i];
-    if (comm_rank(c) == 0) memcpy(out, all, total);
+    void *all = comm_gather_joined(c, mine, (size_t)(count * each) * sizeof *mine, &len);
+    if (all) memcpy(out, all, len);
     free(all);
-    free(lens);
     free(mine);
     free(s);
 }

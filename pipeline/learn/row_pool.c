@@ -114,19 +114,6 @@ static int by_value(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
-/* Collective. What ranks have, in their order, at the first (free), and its bytes; NULL and 0
- * elsewhere. */
-static void *gather(const comm *c, const void *mine, size_t n, size_t *len) {
-    size_t *lens = calloc((size_t)comm_size(c), sizeof *lens);
-    void *all = NULL;
-    if (!lens) abort();
-    comm_gather_blobs(c, mine, n, &all, lens, 0);
-    *len = 0;
-    for (int r = 0; r < comm_size(c) && comm_rank(c) == 0; r++) *len += lens[r];
-    free(lens);
-    return all;
-}
-
 /* All weights of a kind, layers in order, on every rank. Ranks own layers in rank order. */
 static float *gather_weights(const comm *c, const row_pool *p, pool_kind kind, int64_t *n) {
     int64_t count = sets_of(p, kind), each = count ? p->sets[kind][0].n : 0;
@@ -135,7 +122,7 @@ static float *gather_weights(const comm *c, const row_pool *p, pool_kind kind, i
     if (!mine) abort();
     for (int64_t i = 0; i < count; i++)
         memcpy(mine + i * each, p->sets[kind][i].w, (size_t)each * sizeof *mine);
-    void *all = gather(c, mine, (size_t)(count * each) * sizeof *mine, &len);
+    void *all = comm_gather_joined(c, mine, (size_t)(count * each) * sizeof *mine, &len);
     comm_bcast_blob(c, &all, &len, 0);
     free(mine);
     *n = (int64_t)(len / sizeof(float));
@@ -224,7 +211,7 @@ uint64_t row_pool_drawn_bytes(const llama_config *cfg, int64_t n, int64_t tokens
  * ranks own layers in order, and equal sensitivities have the same value whoever comes first. */
 static double clamp_of(const comm *c, const drawn_row *mine, int64_t n) {
     size_t len;
-    drawn_row *rows = gather(c, mine, (size_t)n * sizeof *mine, &len);
+    drawn_row *rows = comm_gather_joined(c, mine, (size_t)n * sizeof *mine, &len);
     const size_t count = len / sizeof *rows;
     double total = 0, below = 0, most = 0;
     if (rows) qsort(rows, count, sizeof *rows, by_sensitivity);
@@ -264,7 +251,7 @@ static double weights_in_all(const comm *c, const row_pool *p) {
     if (!sums) abort();
     for (int64_t i = 0; i < sets; i++)
         for (int64_t r = 0; r < p->drawn[i].n; r++) sums[i] += (double)p->drawn[i].w[r];
-    double *all = gather(c, sums, (size_t)sets * sizeof *sums, &len);
+    double *all = comm_gather_joined(c, sums, (size_t)sets * sizeof *sums, &len);
     for (size_t i = 0; i < len / sizeof *sums; i++) total += all[i];
     comm_bcast(c, &total, sizeof total, 0);
     free(all);

@@ -167,17 +167,14 @@ void scale_part_state_save(const scale_part *p, const comm *c, bool give, double
     const int64_t count = give ? p->count : 0, each = ARRAYS * p->entries;
     const size_t row = (size_t)p->entries * sizeof(double);
     double *mine = malloc((size_t)(count * each + 1) * sizeof *mine);
-    size_t *lens = calloc((size_t)comm_size(c), sizeof *lens), total = 0;
-    void *all = NULL;
-    if (!mine || !lens) abort();
+    size_t len;
+    if (!mine) abort();
     for (int64_t i = 0; i < count; i++)
         for (int k = 0; k < ARRAYS; k++)
             memcpy(mine + i * each + k * p->entries, p->v[k] + i * p->entries, row);
-    comm_gather_blobs(c, mine, (size_t)(count * each) * sizeof *mine, &all, lens, 0);
-    for (int i = 0; i < comm_size(c); i++) total += lens[i];
-    if (comm_rank(c) == 0) memcpy(out, all, total);
+    void *all = comm_gather_joined(c, mine, (size_t)(count * each) * sizeof *mine, &len);
+    if (all) memcpy(out, all, len);
     free(all);
-    free(lens);
     free(mine);
 }
 

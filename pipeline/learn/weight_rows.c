@@ -111,16 +111,13 @@ static err set_share(weight_rows *w, const weight_moments *mo, weight_matrix *m)
 /* K of all matrices of the model, layers in order, summed in that order on every rank. */
 static double sum_shares(const comm *c, const weight_rows *w) {
     double *mine = malloc((size_t)(w->n_matrices + 1) * sizeof *mine), total = 0;
-    size_t *lens = calloc((size_t)comm_size(c), sizeof *lens), len = 0;
-    void *all = NULL;
-    if (!mine || !lens) abort();
+    size_t len;
+    if (!mine) abort();
     for (int64_t i = 0; i < w->n_matrices; i++) mine[i] = w->m[i].share;
-    comm_gather_blobs(c, mine, (size_t)w->n_matrices * sizeof *mine, &all, lens, 0);
-    for (int r = 0; r < comm_size(c) && comm_rank(c) == 0; r++) len += lens[r];
+    void *all = comm_gather_joined(c, mine, (size_t)w->n_matrices * sizeof *mine, &len);
     comm_bcast_blob(c, &all, &len, 0);
     for (size_t i = 0; i < len / sizeof(double); i++) total += ((double *)all)[i];
     free(mine);
-    free(lens);
     free(all);
     return total;
 }
