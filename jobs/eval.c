@@ -12,6 +12,7 @@
 #include "jobs/eval_tasks.h"
 #include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
+#include "jobs/setup/setup_form.h"
 #include "jobs/setup/source_tokens.h"
 #include "jobs/setup/text_word.h"
 #include "pipeline/plan/memory_plan.h"
@@ -168,6 +169,7 @@ static err make_sites(eval_job *j) {
                      "give the rotations of a finished run with --rotations FILE",
                      "scales are made from calibration text, which eval does not read");
     e = comm_agree(j->c, e, "reading the flags", NULL);
+    setup_cache_say(s);
     if (!e.code && file) recipe_put(j->recipe, "rotate.start", json_string(file));
     const bool quantized = settings_quantize_at_run_time(s);
     if (!e.code && !quantized && !r4_fused && !file) {

@@ -146,6 +146,12 @@ err setup_form(recipe *r, const llama_config *cfg) {
     return err_none();
 }
 
+void setup_cache_say(const settings *s) {
+    if (s->kv.rotate == KV_ROTATE_RUNTIME && s->kv.bits >= 16)
+        log_line(LOG_RUN, "kv.rotate is runtime, but kv.bits is 16: nothing of the cache is "
+                          "quantized or turned; set kv.bits=4 for it, or leave out kv.rotate");
+}
+
 void setup_form_say(const settings *s) {
     const char *want, *key = first_unmet(s, &want);
     if (!settings_round_weights(s) && s->archive.form != FORM_GGUF)
@@ -161,6 +167,7 @@ void setup_form_say(const settings *s) {
     if ((s->rotate.online & ONLINE_R4) && !setup_online(s).r4_block)
         log_line(LOG_RUN, "R4 in these blocks runs in `spinshard eval` alone; with "
                           "rotate.r4_block=pow2 vLLM applies it on GPUs");
+    setup_cache_say(s);
     if (settings_runtime_cache(s))
         log_line(LOG_RUN, "the 4-bit cache is no part of an archive: vLLM has it on GPUs with "
                           "--kv-cache-dtype int4_per_token_head, and `spinshard eval` does the "

@@ -22,7 +22,10 @@ form_online setup_online(const settings *s);
  * needs (R4). */
 err setup_form(recipe *r, const llama_config *cfg);
 
-/* Local. Lines about what the recipe quantizes and no runtime will. */
+/* Local. A line where the recipe says how a cache is turned that it does not quantize. */
+void setup_cache_say(const settings *s);
+
+/* Local. Lines about what the recipe quantizes and no runtime will, with that one. */
 void setup_form_say(const settings *s);
 
 /* Local. The recipe keys that eval of the archive needs, for its config.json; NULL for none, and

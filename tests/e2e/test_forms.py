@@ -228,6 +228,11 @@ class Forms(Case):
         got = self.perplexity(outs[0], TEXT, 96, *FP32)
         self.assertEqual(got, self.perplexity(folder, TEXT, 96, *FP32))
         plain = self.perplexity(folder, TEXT, 96, *FP32, *settings("kv.bits=16"))
+        for name, asked, said in (("q", "kv.rotate=runtime", 1), ("r", "kv.rotate=r3", 0)):  # of no use without kv.bits
+            _, told = self.quantize(name, asked)
+            self.assertEqual(told.err.count("set kv.bits=4"), said, told)
+            told = self.good("eval", "--model", STORIES, "--text", TEXT, "--window", 96, "--limit", 1, *settings(asked))
+            self.assertEqual(told.err.count("set kv.bits=4"), said, told)
         for other in (plain, self.perplexity(folder, TEXT, 96, *FP32, *settings("kv.rotate=r3"))):
             self.assertNotEqual(got, other)
         # the weights hold R2, the source does not: the same function, where nothing else is rounded
