@@ -14,6 +14,9 @@ typedef enum aquant_rule {
     AQUANT_GRID,       /* the grid of quant/grid.h */
     AQUANT_CACHE_INT4, /* the 4-bit cache of vLLM, fake_quant_real.c; `symmetric` and `clip` do not
                           count, and include_zero is false for it */
+    AQUANT_FP8,        /* E4M3 (OCP FP8: 4 bits of exponent, bias 7, 3 of significand; 448 is the
+                          largest) of x / cache_scale, ties to even, what is larger held at 448;
+                          `bits` is 8, `symmetric` and `clip` do not count */
 } aquant_rule;
 
 typedef struct aquant {
@@ -24,6 +27,7 @@ typedef struct aquant {
                        holds 0, and a symmetric one, is shrunk about 0, another about its middle:
                        with an offset [1, 2] times 0.9 would be shifted, not shrunk. */
     bool compressed_tensors_scale; /* symmetric scale max/7.5 (4 bits), max/127.5 (8), not max/7 */
+    float cache_scale;             /* AQUANT_FP8: fixed, not taken from the row */
     int64_t group; /* entries that share a range; 0: all of the row, or of the head, that the site
                       gives. For those who cut rows: fake_quant_rows takes its rows whole. */
 } aquant;

@@ -67,6 +67,15 @@ static float cut_off(float v) {
     return truncf(v);
 }
 
+/* The power of two of v, 2^e <= |v| < 2^(e + 1); infinite where v is no number. */
+static float binade(float v) {
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    bits &= UINT32_C(0x7f800000);
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
 /* v without the low four bits of its significand. */
 static float without_zero_point(float v) {
     uint32_t bits;
@@ -78,6 +87,14 @@ static float without_zero_point(float v) {
 #else
 static double cut_off(double v) {
     return trunc(v);
+}
+
+static double binade(double v) {
+    uint64_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    bits &= UINT64_C(0x7ff0000000000000);
+    memcpy(&v, &bits, sizeof v);
+    return v;
 }
 
 /* A scale in double has no room for a zero point, and gives none up. */
@@ -113,11 +130,28 @@ static void row_cache_int4(range r, const real *x, int64_t n, real *out) {
     }
 }
 
+/* E4M3 has 8 steps in each binade, and below 2^-6 those of 2^-6: the step divides v exactly. */
+static void row_fp8(real s, const real *x, int64_t n, real *out) {
+    const real largest = 448, least = (real)0x1p-6;
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) {
+        const real v = x[j] / s, power = binade(v), step = (power < least ? least : power) / 8;
+        real r = quant_code(v, step) * step;
+        r = r > largest ? largest : r;
+        r = r < -largest ? -largest : r;
+        out[j] = r * s;
+    }
+}
+
 void fake_quant_rows(const aquant *q, bool include_zero, const real *x, int64_t rows, int64_t n,
                      int64_t stride, real *out) {
     if (n == 0) return;
     for (int64_t i = 0; i < rows; i++) {
         const real *row = x + i * stride;
+        if (q->rule == AQUANT_FP8) {
+            row_fp8((real)q->cache_scale, row, n, out + i * stride);
+            continue;
+        }
         range r = row_range(row, n);
         if (q->rule == AQUANT_CACHE_INT4) {
             row_cache_int4(r, row, n, out + i * stride);

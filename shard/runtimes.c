@@ -124,16 +124,24 @@ static bool cache_vllm(const runtime_facts *f) {
 static bool cache_of_small_heads(const runtime_facts *f) {
     return cache_vllm(f) && f->cfg->head_dim < 32;
 }
+static bool cache_fp8(const runtime_facts *f) {
+    return f->cache == CACHE_FP8_BY_OPTION;
+}
 static bool cache_eval(const runtime_facts *f) {
     return f->cache == CACHE_EVAL;
 }
 
+static bool says(const json_t *o, const char *key, const char *word) {
+    const json_t *v = json_object_get(o, key);
+    return json_is_string(v) && !strcmp(json_string_value(v), word);
+}
+
 runtime_cache runtime_cache_of(const json_t *spinshard) {
     const json_t *kv = json_object_get(json_object_get(spinshard, "eval"), "kv");
-    const json_t *bits = json_object_get(kv, "bits"), *rotate = json_object_get(kv, "rotate");
+    const json_t *bits = json_object_get(kv, "bits");
     if (!json_is_integer(bits) || json_integer_value(bits) >= 16) return CACHE_PLAIN;
-    return json_is_string(rotate) && !strcmp(json_string_value(rotate), "runtime") ? CACHE_VLLM_INT4
-                                                                                   : CACHE_EVAL;
+    if (says(kv, "rotate", "runtime")) return CACHE_VLLM_INT4;
+    return says(kv, "format", "fp8") ? CACHE_FP8_BY_OPTION : CACHE_EVAL;
 }
 
 typedef struct rule {
@@ -199,6 +207,8 @@ static const rule rules[] = {
     {ON(VLLM_CUDA), RUNTIME_NOTE, cache_of_small_heads,
      "the 4-bit cache takes heads of 32 and more"},
     {ALL & ~ON(VLLM_CUDA), RUNTIME_NOTE, cache_vllm, "the cache stays at 16 bits"},
+    {VLLM, RUNTIME_NOTE, cache_fp8, "the FP8 cache is an option: --kv-cache-dtype fp8"},
+    {ALL & ~VLLM, RUNTIME_NOTE, cache_fp8, "the cache stays at 16 bits"},
     {ALL, RUNTIME_NOTE, cache_eval, "the cache is quantized in spinshard eval alone"},
     {ON(LLAMA_CPP), RUNTIME_NOTE, says_inputs, "inputs are not rounded as the archive says"},
 };

@@ -15,7 +15,12 @@ const char *runtime_version(int i);
 
 /* How the archive was made to be used: with a cache of 16 bits, with the 4-bit one that vLLM has an
  * option for, or with one that only `eval` quantizes. */
-typedef enum runtime_cache { CACHE_PLAIN, CACHE_VLLM_INT4, CACHE_EVAL } runtime_cache;
+typedef enum runtime_cache {
+    CACHE_PLAIN,
+    CACHE_VLLM_INT4,
+    CACHE_FP8_BY_OPTION,
+    CACHE_EVAL
+} runtime_cache;
 
 /* What the rules look at. */
 typedef struct runtime_facts {

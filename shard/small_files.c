@@ -262,7 +262,9 @@ static void card_serve(FILE *f, const layout *l, const small_options *opts) {
     const bool humming = s->form && s->inputs.bits < 16 && !s->form->byte_codes;
     fprintf(f, "    vllm serve ./%s%s%s%s\n", opts->name,
             humming ? " --linear-backend humming" : "",
-            cache == CACHE_VLLM_INT4 ? " --kv-cache-dtype int4_per_token_head" : "",
+            cache == CACHE_VLLM_INT4       ? " --kv-cache-dtype int4_per_token_head"
+            : cache == CACHE_FP8_BY_OPTION ? " --kv-cache-dtype fp8"
+                                           : "",
             s->online.r4 ? " --tensor-parallel-size 1" : "");
     if (humming)
         fprintf(f,
@@ -271,6 +273,9 @@ static void card_serve(FILE *f, const layout *l, const small_options *opts) {
     if (cache == CACHE_VLLM_INT4)
         fprintf(f, "\nThe archive was made for the 4-bit cache of that option (GPUs, Triton "
                    "attention); without it keys and values\nstay at 16 bits.\n");
+    if (cache == CACHE_FP8_BY_OPTION)
+        fprintf(f, "\nThe archive was made for keys and values in FP8 (E4M3, scale 1), which that "
+                   "option asks for; without it they\nstay at 16 bits.\n");
 }
 
 static void card_gptq(FILE *f, const char *name) {

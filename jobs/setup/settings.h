@@ -39,6 +39,7 @@ typedef enum weights_stream { STREAM_FULL, STREAM_QUANTIZED } weights_stream;
 typedef enum weights_target { TARGET_LAYER, TARGET_FULL } weights_target;
 typedef enum o_group { O_GROUP_HEAD, O_GROUP_TOKEN } o_group;
 typedef enum kv_rotate { KV_ROTATE_R3, KV_ROTATE_RUNTIME } kv_rotate;
+typedef enum cache_format { CACHE_INT, CACHE_FP8 } cache_format;
 typedef enum input_scale { INPUT_SCALE_PUBLISHED, INPUT_SCALE_COMPRESSED_TENSORS } input_scale;
 typedef enum archive_dtype { DTYPE_SAME, DTYPE_BF16, DTYPE_FP16 } archive_dtype;
 /* In the order of FORM_WORDS; each but auto is the name of a form (shard/form.h). */
@@ -128,6 +129,7 @@ typedef struct settings {
         bool symmetric;
         clip_setting clip;
         kv_rotate rotate;
+        cache_format format;
     } kv;
     struct {
         int64_t windows, window;
@@ -155,6 +157,11 @@ static inline bool settings_quantize_inputs(const settings *s) {
 /* Local. The cache is quantized as vLLM does it (--kv-cache-dtype int4_per_token_head). */
 static inline bool settings_runtime_cache(const settings *s) {
     return s->kv.bits < 16 && s->kv.rotate == KV_ROTATE_RUNTIME;
+}
+
+/* Local. The cache is quantized as vLLM does it with --kv-cache-dtype fp8. */
+static inline bool settings_fp8_cache(const settings *s) {
+    return s->kv.bits < 16 && s->kv.format == CACHE_FP8;
 }
 
 /* Local. The form has scales in fp16 whatever the model's type. */

@@ -92,23 +92,40 @@ static err refuse_smooth(const settings *s) {
     return err_none();
 }
 
-/* The runtime's cache has one way alone. */
-static err check_cache(const settings *s) {
-    const struct {
-        const char *key, *want;
-        bool met;
-    } all[] = {{"kv.bits", "4", s->kv.bits == 4},
-               {"kv.symmetric", "false", !s->kv.symmetric},
-               {"kv.clip", "1.0", clip_setting_none(&s->kv.clip)},
-               {"rotate.online", "[r4] or []", !(s->rotate.online & ONLINE_R3)}};
-    for (size_t i = 0; settings_runtime_cache(s) && i < sizeof all / sizeof *all; i++) {
+/* One key that a cache of a runtime asks for. */
+typedef struct cache_demand {
+    const char *key, *want;
+    bool met;
+} cache_demand;
+
+static err check_demands(const cache_demand *all, size_t n, const char *key, const char *what) {
+    for (size_t i = 0; i < n; i++) {
         char hint[96];
-        snprintf(hint, sizeof hint, "set %s=%s, or leave out kv.rotate", all[i].key, all[i].want);
-        if (!all[i].met)
-            return err_make(ERR_USAGE, all[i].key, hint,
-                            "kv.rotate is runtime: keys and values of 4 bits with zero points, not "
-                            "clipped, turned by the runtime itself and not by R3");
+        snprintf(hint, sizeof hint, "set %s=%s, or leave out %s", all[i].key, all[i].want, key);
+        if (!all[i].met) return err_make(ERR_USAGE, all[i].key, hint, "%s", what);
     }
+    return err_none();
+}
+
+/* A runtime's cache has one way alone. */
+static err check_cache(const settings *s) {
+    const bool plain = clip_setting_none(&s->kv.clip), r3 = s->rotate.online & ONLINE_R3;
+    const cache_demand int4[] = {{"kv.bits", "4", s->kv.bits == 4},
+                                 {"kv.format", "int", s->kv.format == CACHE_INT},
+                                 {"kv.symmetric", "false", !s->kv.symmetric},
+                                 {"kv.clip", "1.0", plain},
+                                 {"rotate.online", "[r4] or []", !r3}};
+    const cache_demand fp8[] = {{"kv.bits", "8", s->kv.bits == 8},
+                                {"kv.clip", "1.0", plain},
+                                {"rotate.online", "[r4] or []", !r3}};
+    if (settings_runtime_cache(s))
+        return check_demands(int4, sizeof int4 / sizeof *int4, "kv.rotate",
+                             "kv.rotate is runtime: keys and values of 4 bits with zero points, "
+                             "not clipped, turned by the runtime itself and not by R3");
+    if (settings_fp8_cache(s))
+        return check_demands(fp8, sizeof fp8 / sizeof *fp8, "kv.format",
+                             "kv.format is fp8: keys and values of 8 bits, not clipped, as a "
+                             "runtime stores them, and R3 runs in no runtime");
     return err_none();
 }
 
@@ -370,6 +387,8 @@ err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, b
     out->act.group = inputs_group(s, cfg);
     out->kv = aquant_of(s, s->kv.bits, s->kv.symmetric);
     if (settings_runtime_cache(s)) out->kv.rule = AQUANT_CACHE_INT4;
+    if (settings_fp8_cache(s)) out->kv.rule = AQUANT_FP8;
+    out->kv.cache_scale = 1;
     out->down_bits = (int)s->activations.down_bits;
     out->o_per_head = s->activations.o_group == O_GROUP_HEAD;
     err e = check_inputs_group(out->act.group, cfg);

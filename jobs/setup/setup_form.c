@@ -150,6 +150,9 @@ void setup_cache_say(const settings *s) {
     if (s->kv.rotate == KV_ROTATE_RUNTIME && s->kv.bits >= 16)
         log_line(LOG_RUN, "kv.rotate is runtime, but kv.bits is 16: nothing of the cache is "
                           "quantized or turned; set kv.bits=4 for it, or leave out kv.rotate");
+    if (s->kv.format == CACHE_FP8 && s->kv.bits >= 16)
+        log_line(LOG_RUN, "kv.format is fp8, but kv.bits is 16: nothing of the cache is "
+                          "quantized; set kv.bits=8 for it, or leave out kv.format");
 }
 
 void setup_form_say(const settings *s) {
@@ -172,6 +175,9 @@ void setup_form_say(const settings *s) {
         log_line(LOG_RUN, "the 4-bit cache is no part of an archive: vLLM has it on GPUs with "
                           "--kv-cache-dtype int4_per_token_head, and `spinshard eval` does the "
                           "same");
+    else if (settings_fp8_cache(s))
+        log_line(LOG_RUN, "the FP8 cache is no part of an archive: vLLM has it with "
+                          "--kv-cache-dtype fp8, and `spinshard eval` does the same");
     else if (s->kv.bits < 16)
         log_line(LOG_RUN, "a cache below 16 bits is no part of an archive: `spinshard eval` "
                           "quantizes it; runtimes do so by an option of theirs, if at all");
@@ -196,12 +202,16 @@ json_t *setup_eval_keys(const recipe *r) {
                                          "o_group", "down_bits", "scale", NULL};
     static const char *const cache[] = {"bits", "symmetric", "clip", "rotate", NULL};
     static const char *const own_cache[] = {"bits", "symmetric", "clip", NULL};
+    static const char *const fp8[] = {"bits", "format", NULL};
     /* A plain folder runs as it is, and no GGUF is read here. */
     if (!settings_round_weights(s) || s->archive.form == FORM_GGUF) return NULL;
     if (!settings_quantize_at_run_time(s) && !s->rotate.online) return NULL;
     return json_pack("{s:o, s:o, s:o}", "rotate", section(r, "rotate", rotate), "activations",
                      section(r, "activations", inputs), "kv",
-                     section(r, "kv", settings_runtime_cache(s) ? cache : own_cache));
+                     section(r, "kv",
+                             settings_runtime_cache(s) ? cache
+                             : settings_fp8_cache(s)   ? fp8
+                                                       : own_cache));
 }
 
 json_t *setup_eval_keys_of(const json_t *config, const form_inputs *inputs) {

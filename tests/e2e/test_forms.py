@@ -228,11 +228,11 @@ class Forms(Case):
         got = self.perplexity(outs[0], TEXT, 96, *FP32)
         self.assertEqual(got, self.perplexity(folder, TEXT, 96, *FP32))
         plain = self.perplexity(folder, TEXT, 96, *FP32, *settings("kv.bits=16"))
-        for name, asked, said in (("q", "kv.rotate=runtime", 1), ("r", "kv.rotate=r3", 0)):  # of no use without kv.bits
-            _, told = self.quantize(name, asked)
-            self.assertEqual(told.err.count("set kv.bits=4"), said, told)
+        for name, asked, way in (("q", "kv.rotate=runtime", 4), ("r", "kv.rotate=r3", 0), ("s", "kv.format=fp8", 8)):
+            _, told = self.quantize(name, asked)  # of no use without kv.bits
+            self.assertEqual(told.err.count(f"set kv.bits={way}"), way > 0, told)
             told = self.good("eval", "--model", STORIES, "--text", TEXT, "--window", 96, "--limit", 1, *settings(asked))
-            self.assertEqual(told.err.count("set kv.bits=4"), said, told)
+            self.assertEqual(told.err.count(f"set kv.bits={way}"), way > 0, told)
         for other in (plain, self.perplexity(folder, TEXT, 96, *FP32, *settings("kv.rotate=r3"))):
             self.assertNotEqual(got, other)
         # the weights hold R2, the source does not: the same function, where nothing else is rounded
@@ -252,6 +252,36 @@ class Forms(Case):
                           ("rotate.online=[r3]", "rotate.online")):
             self.bad(2, [key, "kv.rotate"], "quantize", "--model", STORIES, "--out", self.path("bad"),
                      *settings("kv.bits=4", "kv.rotate=runtime", word), out=self.path("bad"))
+
+    def test_fp8_cache(self):
+        """kv.format: fp8, through learning of both kinds and GPTQ: the same bytes on any ranks; archive and folder alike; the
+        source under its rotations is the same function; card and inspect name the option."""
+        words = ("rotate.r2=head", "kv.bits=8", "kv.format=fp8", "weights.method=gptaq", "weights.stream=quantized",
+                 "calib.windows=4", "calib.window=64", "scale.pairs=[vo, qk]", "scale.start=closed",
+                 "learn=[{objective: range, steps: 2, rows: 256}, {objective: ce, steps: 1, batch: 2, window: 64}]")
+        outs = [self.quantize(f"o{ranks}", *words, text=True, ranks=ranks)[0] for ranks in (1, 3)]
+        self.assertEqual(tar_hashes(outs[0]), tar_hashes(outs[1]))
+        folder = unpack(outs[0], outs[0] + "-hf")
+        self.assertEqual(config_of(folder)["spinshard"]["eval"]["kv"], {"bits": 8, "format": "fp8"})
+        got = self.perplexity(outs[0], TEXT, 96, *FP32)
+        self.assertEqual(got, self.perplexity(folder, TEXT, 96, *FP32))
+        for other in (("kv.bits=16",), ("kv.format=int",)):
+            self.assertNotEqual(got, self.perplexity(folder, TEXT, 96, *FP32, *settings(*other)))
+        there = os.path.join(outs[0], "rotations.safetensors")
+        cache = ("kv.bits=8", "kv.format=fp8")
+        fused, _ = self.quantize("f", "weights.bits=16", "rotate.r1=false", "rotate.r2=head", f"rotate.start={there}", *cache)
+        a = self.perplexity(fused, TEXT, 96, "--dtype", "fp64", *settings(*cache))
+        b = self.perplexity(STORIES, TEXT, 96, "--dtype", "fp64", "--rotations", there, *settings("rotate.r2=head", *cache))
+        self.assertAlmostEqual(a["nll"], b["nll"], delta=2e-4)  # codes that change by the weights' rounding to fp32
+        with open(os.path.join(folder, "README.md")) as f:
+            self.assertIn(" --kv-cache-dtype fp8\n", f.read())
+        told = self.good("inspect", outs[0], "--json").json()["runtimes"]
+        for runtime, says in told.items():
+            self.assertIn("--kv-cache-dtype fp8" if "vllm" in runtime else "cache stays at 16", str(says["notes"]))
+        for word, key in (("kv.bits=4", "kv.bits"), ("kv.clip=0.9", "kv.clip"), ("rotate.online=[r3]", "rotate.online"),
+                          ("kv.rotate=runtime", "kv.bits")):
+            self.bad(2, [key, "fp8" if "runtime" not in word else "kv.rotate"], "quantize", "--model", STORIES, "--out",
+                     self.path("bad"), *settings(*cache, word), out=self.path("bad"))
 
     def test_runtimes(self):
         """verify --for: exit code and reason; inspect has the same verdicts."""

@@ -41,6 +41,7 @@ VALUES = {
     "kv.bits": [16, 2, 4, 8],
     "kv.symmetric": [False, True],
     "kv.rotate": ["r3", "runtime"],
+    "kv.format": ["int", "fp8"],
     "kv.clip": [1.0, 0.01, 0.9, "search", {"k": [0.95, 1], "v": 1.05}],
     "calib.windows": [2, 1, 5],
     "calib.window": [48, 33],
@@ -141,8 +142,11 @@ def refusals(r, m):
         act, kv = r["activations.bits"] < BELOW or weights, r["kv.bits"] < BELOW
         if rotated and not (r["rotate.r1"] and act) and not (r["rotate.r2"] != "none" and (act or kv)):
             out.append((2, "nothing to learn"))
+    fp8 = r["kv.format"] == "fp8" and r["kv.bits"] < BELOW
+    if fp8 and r["kv.rotate"] != "runtime" and (r["kv.bits"] != 8 or r["kv.clip"] != 1 or "r3" in r["rotate.online"]):
+        out.append((2, "kv.format is fp8"))
     if r["kv.rotate"] == "runtime" and r["kv.bits"] < BELOW and (
-            r["kv.bits"] != 4 or r["kv.symmetric"] or r["kv.clip"] != 1 or "r3" in r["rotate.online"]):
+            r["kv.bits"] != 4 or fp8 or r["kv.symmetric"] or r["kv.clip"] != 1 or "r3" in r["rotate.online"]):
         out.append((2, "kv.rotate is runtime"))
     if r["scale.start"] == "smooth":
         mixed = {"norm": r["rotate.r1"], "vo": r["rotate.r2"] != "none", "ud": "r4" in r["rotate.online"], "qk": True}

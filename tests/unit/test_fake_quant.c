@@ -78,6 +78,37 @@ static void test_runtime_cache(void **state) {
     assert_true(isnan(out[1]));
 }
 
+static float e4m3(int code) {
+    const int exponent = code >> 3, significand = code & 7;
+    return exponent ? ldexpf((float)(8 + significand), exponent - 10)
+                    : ldexpf((float)significand, -9);
+}
+
+/* FP8 by its definition: every number of E4M3 stays, halves between two go to the even code, what
+ * is next to a half to its side. 0x7f is no number, 0x7e is 448, and whatever is larger. */
+static void test_fp8(void **state) {
+    (void)state;
+    enum { LARGEST = 0x7e };
+    const aquant q = {.rule = AQUANT_FP8, .bits = 8, .cache_scale = 1};
+    for (int code = 0; code < LARGEST; code++) {
+        const float a = e4m3(code), b = e4m3(code + 1), half = (a + b) / 2, even = code & 1 ? b : a;
+        check_row(&q, false, 6,
+                  (float[]){a, half, nextafterf(half, 0), nextafterf(half, 500), -half, -b},
+                  (float[]){a, even, a, b, -even, -b});
+    }
+    check_row(&q, false, 5, (float[]){447, 464, 470, 1e30f, -500},
+              (float[]){448, 448, 448, 448, -448});
+    /* as PyTorch's float8_e4m3fn has them */
+    check_row(&q, false, 5, (float[]){0.0146f, -0.3f, 3.14159f, -0.001f, 100},
+              (float[]){0.013671875f, -0.3125f, 3.25f, -0.001953125f, 96});
+    const aquant scaled = {.rule = AQUANT_FP8, .bits = 8, .cache_scale = 4};
+    check_row(&scaled, false, 4, (float[]){4.25f, 4.75f, 1800, -2000},
+              (float[]){4, 5, 1792, -1792});
+    float out[2];
+    fake_quant_rows(&q, false, (float[]){NAN, 1}, 1, 2, 2, out);
+    assert_true(isnan(out[0]) && out[1] == 1);
+}
+
 static void test_flat_rows(void **state) {
     (void)state;
     const aquant q = {.bits = 4, .clip = {1, 1}},
@@ -184,9 +215,13 @@ static void test_bounds(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_by_hand),      cmocka_unit_test(test_runtime_cache),
-        cmocka_unit_test(test_flat_rows),    cmocka_unit_test(test_nan_is_not_hidden),
-        cmocka_unit_test(test_against_slow), cmocka_unit_test(test_bounds),
+        cmocka_unit_test(test_by_hand),
+        cmocka_unit_test(test_runtime_cache),
+        cmocka_unit_test(test_fp8),
+        cmocka_unit_test(test_flat_rows),
+        cmocka_unit_test(test_nan_is_not_hidden),
+        cmocka_unit_test(test_against_slow),
+        cmocka_unit_test(test_bounds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -113,6 +113,8 @@ static void test_cache(void **state) {
     } all[] = {{"{}", CACHE_PLAIN},
                {"{\"eval\": {\"kv\": {\"bits\": 16, \"rotate\": \"runtime\"}}}", CACHE_PLAIN},
                {"{\"eval\": {\"kv\": {\"bits\": 4}}}", CACHE_EVAL},
+               {"{\"eval\": {\"kv\": {\"bits\": 8, \"format\": \"fp8\"}}}", CACHE_FP8_BY_OPTION},
+               {"{\"eval\": {\"kv\": {\"bits\": 8, \"format\": \"int\"}}}", CACHE_EVAL},
                {"{\"eval\": {\"kv\": {\"bits\": 4, \"rotate\": \"runtime\"}}}", CACHE_VLLM_INT4}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         json_t *o = json_loads(all[i].text, 0, NULL);
