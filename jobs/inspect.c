@@ -275,7 +275,8 @@ static err print_errors(const options *o) {
     return e;
 }
 
-/* The inputs that GPTQ saw, and what the noise of quantizers costs: what there is of the two. */
+/* The inputs that were looked at, and what the noise of quantizers costs: what there is of the two.
+ */
 static err print_sites(const options *o) {
     json_t *events;
     err e = event_table_all(o->target, &events);
@@ -285,8 +286,10 @@ static err print_sites(const options *o) {
     const bool seen = json_array_size(layers) > 0, judged = json_array_size(noise) > 0;
     json_decref(events);
     if (!seen && !judged) {
-        e = err_make(ERR_INPUT, o->target, "quantize with weights.method=gptq or gptaq",
-                     "its events.jsonl tells of no inputs: they are looked at where GPTQ runs");
+        e = err_make(ERR_INPUT, o->target,
+                     "quantize with weights.method=gptq or gptaq, or with a phase `range`",
+                     "its events.jsonl tells of no inputs: they are looked at where GPTQ runs, and "
+                     "at the end of learning from a capture");
     } else if (options_has(o, OPT_JSON)) {
         json_t *v = json_pack("{s:s}", "path", o->target);
         if (seen) json_object_set(v, "layers", layers);

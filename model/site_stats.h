@@ -1,8 +1,8 @@
 /* site_stats - what the inputs of quantized linears look like, for people: how far they reach above
  * their root mean square, how heavy their tails are, and how much of the box that a quantizer would
  * lay around them they use. Nothing of an archive depends on it. Not the objective that rotations
- * are learned by (pipeline/learn/range_step.h). Taken where inputs pass anyway, in GPTQ
- * (pipeline/gptq/gptq_sites.h), before and after rotations. */
+ * are learned by (pipeline/learn/range_step.h). Taken where inputs pass anyway, before and after
+ * rotations (pipeline/site_look.h). */
 #ifndef SPINSHARD_MODEL_SITE_STATS_H
 #define SPINSHARD_MODEL_SITE_STATS_H
 

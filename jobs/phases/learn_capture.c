@@ -4,6 +4,7 @@
 
 #include "base/log.h"
 #include "base/size.h"
+#include "jobs/phases/learn_looks.h"
 #include "jobs/phases/learn_scale_state.h"
 #include "jobs/phases/learn_site_state.h"
 #include "jobs/phases/learn_weights.h"
@@ -58,6 +59,8 @@ static void add_pool(const learner *l, memory_plan *p) {
         memory_plan_add(p, "rows of quantizers", learn_sites_samples_bytes(l));
     if (learn_draws_any(l->q->set))
         memory_plan_add(p, "drawn rows", row_pool_drawn_bytes(cfg, n, tokens));
+    if (learn_looks_wanted(l->q))
+        memory_plan_add(p, "inputs for the report", site_rows_bytes(cfg, l->range.first, n));
     if (learn_weights_needed(l->q->set)) {
         weight_rows_options o = learn_weights_options(l, &l->q->set->learn[0]);
         memory_plan_add(p, "rows of weights",
@@ -150,7 +153,7 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     quantize_run *q = l->q;
     const int64_t n = q->calib_windows;
     const int32_t **starts = calloc((size_t)n, sizeof *starts);
-    llama_tap taps[6];
+    llama_tap taps[7];
     int64_t now = 0;
     capture_taps also = {.taps = taps, .window = &now};
     const capture_between between = {.call = between_waves, .ctx = q};
@@ -164,10 +167,12 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     if (l->scale_peaks) taps[also.n++] = scale_peaks_tap(l->scale_peaks);
     if (l->keys) taps[also.n++] = key_moments_tap(l->keys);
     const settings *s = q->set;
-    if (l->noise && !s->rotate.r1 && !(s->scale.pairs & PAIR_NORM))
-        noise_rows_behind(l->noise, &l->stage);
+    const bool behind = !s->rotate.r1 && !(s->scale.pairs & PAIR_NORM);
+    if (l->noise && behind) noise_rows_behind(l->noise, &l->stage);
+    if (l->looks && behind) site_rows_behind(l->looks, &l->stage);
     if (l->noise) taps[also.n++] = noise_rows_tap(l->noise, &now);
     if (l->drawn) taps[also.n++] = noise_rows_tap(l->drawn, &now);
+    if (l->looks) taps[also.n++] = site_rows_tap(l->looks, &now);
     if (comm_rank(q->c) < l->n_stages)
         e = capture_run(l->stages ? l->stages : q->c, &l->stage, COMPUTE_BF16, rows, &w, &l->pool,
                         &also, &between, &nll);
@@ -192,6 +197,10 @@ static err load(learner *l, const load_options *lo, int64_t window, int64_t toke
     if (!e.code && learn_draws_any(l->q->set))
         e = noise_rows_create(cfg, l->range.first, l->range.n, DRAWN_PLACES, window, tokens,
                               &l->drawn);
+    if (!e.code && learn_looks_wanted(l->q) && l->range.n &&
+        site_rows_create(cfg, l->range.first, l->range.n, l->q->calib_windows, window, &l->looks)
+            .code)
+        log_line(LOG_WARN, "no memory to keep inputs for the report");
     if (!e.code && comm_rank(l->q->c) < l->n_stages) e = load_stage(lo, &l->stage);
     return comm_agree(l->q->c, e, "loading the weights", NULL);
 }

@@ -11,6 +11,7 @@
 #include "pipeline/learn/row_pool.h"
 #include "pipeline/learn/scale_closed.h"
 #include "pipeline/learn/scale_smooth.h"
+#include "pipeline/learn/site_rows.h"
 #include "pipeline/learn/weight_rows.h"
 #include "pipeline/plan/memory_plan.h"
 #include "pipeline/stages/load_stage.h"
@@ -42,6 +43,7 @@ typedef struct learner {
     key_moments *keys; /* of the rank's layers; NULL: not needed */
     noise_rows *noise;
     noise_rows *drawn; /* rows of R1 sites until the pool has them; NULL: not needed */
+    site_rows *looks;  /* for the report; NULL: not needed, or memory was short */
 } learner;
 
 /* Local. */

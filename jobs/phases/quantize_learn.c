@@ -7,6 +7,7 @@
 #include "base/size.h"
 #include "jobs/phases/learn_capture.h"
 #include "jobs/phases/learn_e2e_phase.h"
+#include "jobs/phases/learn_looks.h"
 #include "jobs/phases/learn_range_phase.h"
 #include "jobs/phases/learn_scale_state.h"
 #include "jobs/phases/learn_scales.h"
@@ -56,6 +57,7 @@ static void learner_clear(learner *l) {
     key_moments_destroy(&l->keys);
     noise_rows_destroy(&l->noise);
     noise_rows_destroy(&l->drawn);
+    site_rows_destroy(&l->looks);
 }
 
 /* Collective. What fusion is about to use, on each rank; r1: the hash of R1, "" where there is
@@ -117,6 +119,7 @@ static err run_phase(learner *l, int64_t k, const learn_kept *saved) {
     if (!learn_needs_rows(l->q->set, k + 1, false)) { /* memory for the passes */
         row_pool_clear(&l->pool);
         llama_stage_clear(&l->stage);
+        site_rows_destroy(&l->looks);
     }
     return learn_e2e_phase(l, k, saved);
 }
@@ -163,6 +166,7 @@ err quantize_learn(quantize_run *q) {
     }
     if (!e.code) e = scales_if_due(&l, phases, phases);
     if (!e.code) e = adopt(&l);
+    if (!e.code) e = learn_look(&l);
     learn_kept_clear(&saved);
     learner_clear(&l);
     return e;

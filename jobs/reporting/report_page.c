@@ -157,8 +157,11 @@ static void sites(FILE *f, const json_t *layers) {
             "the deepest 32 times the rms.");
     if (!json_array_size(layers)) {
         fputs(
-            "<p>Inputs are looked at where GPTQ runs (weights.method gptq or gptaq): this run has "
-            "none, or none yet.</p>\n",
+            "<p>This run has looked at no inputs, or at none yet. They are sampled where a "
+            "calibration text passes through the model: in GPTQ layer by layer, and in the capture "
+            "of phases <code>range</code>, start points, scales, R3 and clips that are made from "
+            "activations, once these are known. A recipe with neither reads no text, or learns end "
+            "to end last.</p>\n",
             f);
         return;
     }

@@ -52,10 +52,10 @@ static json_t *map_json(const site_map *m) {
                      SITE_MAP_ONE, "before", hex_of(m->before, n), "after", hex_of(m->after, n));
 }
 
-json_t *site_table_of(int64_t layer, const gptq_site sites[STEP_COUNT]) {
+json_t *site_table_of(int64_t layer, const site_look sites[STEP_COUNT]) {
     json_t *list = json_array();
     for (int k = 0; k < STEP_COUNT; k++) {
-        const gptq_site *s = &sites[k];
+        const site_look *s = &sites[k];
         if (!s->there) continue;
         json_t *v = json_pack("{s:s, s:I, s:I, s:o, s:o}", "site", names[k], "tokens",
                               (json_int_t)s->before.rows, "width", (json_int_t)s->before.width,

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "pipeline/gptq/gptq_sites.h"
 #include "pipeline/stages/load_stage.h"
 
 #include <inttypes.h>

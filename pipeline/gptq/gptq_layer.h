@@ -12,10 +12,10 @@
 #ifndef SPINSHARD_PIPELINE_GPTQ_GPTQ_LAYER_H
 #define SPINSHARD_PIPELINE_GPTQ_GPTQ_LAYER_H
 
-#include "pipeline/gptq/gptq_sites.h"
 #include "pipeline/gptq/gptq_solve.h"
 #include "pipeline/gptq/gptq_source.h"
 #include "pipeline/gptq/gptq_windows.h"
+#include "pipeline/site_look.h"
 
 typedef struct gptq_settings {
     const comm *c;            /* borrowed, as all below */
@@ -47,7 +47,7 @@ typedef struct gptq_linear_report {
 typedef struct gptq_layer_report {
     gptq_linear_report linears[LLAMA_LINEARS];
     double step_s[STEP_COUNT];   /* of the step: inputs, sums, factor, rows */
-    gptq_site sites[STEP_COUNT]; /* on the first rank: of the stream of full precision, if any */
+    site_look sites[STEP_COUNT]; /* on the first rank: of the stream of full precision, if any */
     fused_spread spreads[LLAMA_LINEARS];
     char source_sha256[SHA256_HEX];
     qerror error; /* of the codes against the fused weights, as rounding to nearest tells it */

@@ -277,7 +277,7 @@ class Messages(Case):
         for code, what, words, change in OUTPUTS:
             yield "Archives (`verify`)", code, what, words, ["verify", self.fresh(self.out, change)], None
         looks = [(2, "a measure that is quantized itself", "quantized", ["eval", "--model", self.out, "--against", self.out, "--text", TEXT]),
-                 (3, "inputs of a run without GPTQ", "gptq", ["inspect", self.out, "--sites"]),
+                 (3, "inputs of a run that reads no text", "gptq", ["inspect", self.out, "--sites"]),
                  (3, "a report on a folder that is no output", "output folder", ["report", self.model]),
                  (3, "an evaluation that is none", "perplexity", ["report", self.out, "--eval", os.path.join(self.model, "config.json")])]
         for code, what, words, args in looks:

@@ -137,9 +137,40 @@ class Report(Case):
         self.good("quantize", "--model", STORIES, "--out", out)
         page = self.page(os.path.join(out, "report.html"), 2)
         self.assertIn("Nothing was learned, or nothing yet.", page.words)
+        self.assertIn("This run has looked at no inputs", "".join(page.words))
+        self.assertEqual(self.good("report", out, "--json").json()["sites"], [])
         off = self.path("off")
         self.good("quantize", "--model", STORIES, "--out", off, "--report", "off")
         self.assertFalse(os.path.exists(os.path.join(off, "report.html")))
+
+    def test_inputs_without_gptq(self):
+        """A capture's rows show both sides, on any ranks alike and with weights of 16 bits; GPTQ, which sees other tokens of the
+        same text, finds nearly the same; without the report nothing is kept and the archive is the same."""
+        learned = ["--recipe", "range-w4a4kv4", "--calib", TEXT, *settings("calib.windows=6", "calib.window=96", "rotate.r4_block=pow2",
+                   "weights.group=channel", "learn=[{objective: range, steps: 6, rows: 256}]")]
+        told, tars = {}, {}
+        for name, ranks, more in (("one", 1, []), ("three", 3, []), ("16", 1, settings("weights.bits=16", "rotate.online=[]")), ("off", 1, ["--report", "off"]),
+                                  ("gptq", 1, settings("weights.method=gptq"))):
+            out = self.path(name)
+            self.good("quantize", "--model", STORIES, "--out", out, *learned, *more, ranks=ranks)
+            told[name] = [x["sites"] for x in self.good("report", out, "--json").json()["sites"]]
+            (tars[name],) = (open(os.path.join(out, n), "rb").read() for n in os.listdir(out) if n.endswith(".tar"))
+            if name in ("one", "16"):
+                words = "".join(self.page(os.path.join(out, "report.html"), 40).words)
+                self.assertNotIn("This run has looked at no inputs", words)
+        self.assertEqual([e["layer"] for e in self.events(self.path("one"), "sites")], list(range(5)))
+        self.assertEqual(told["one"], told["three"])
+        self.assertEqual(*([[s["before"] for s in x] for x in told[name]] for name in ("one", "16")))
+        self.assertEqual(told["off"], [])
+        self.assertEqual(tars["one"], tars["off"])
+        for ours, theirs in zip(told["one"], told["gptq"]):
+            self.assertEqual(len(ours), 4)
+            for a, b in zip(ours, theirs):
+                self.assertEqual((a["site"], a["width"], a["tokens"] > 0), (b["site"], b["width"], True))
+                for side in ("before", "after"):
+                    self.assertLess(abs(math.log(a[side]["rms"] / b[side]["rms"])), 0.2, (a["site"], side))
+                    self.assertIsNotNone(a[side]["log_qsur"])
+        self.assertIn("kurtosis", self.good("inspect", "--sites", self.path("one")).out)
 
     def spread(self, tensor):
         dtype, _, data = tensor

@@ -1,0 +1,15 @@
+/* learn_looks - inputs of all linears before and after what was learned, for the report of a run in
+ * which no GPTQ looks at them. */
+#ifndef SPINSHARD_JOBS_PHASES_LEARN_LOOKS_H
+#define SPINSHARD_JOBS_PHASES_LEARN_LOOKS_H
+
+#include "jobs/phases/learner.h"
+
+/* Local. Are rows for it to be kept in the capture? The same on every rank. */
+bool learn_looks_wanted(const quantize_run *q);
+
+/* Collective, once q->rotations are those that fusion uses: an event for each layer, from the rows
+ * of l->looks, which are freed. Nothing where no rank has any. */
+err learn_look(learner *l);
+
+#endif
