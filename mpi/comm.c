@@ -1,6 +1,6 @@
-/* Wrappers of MPI that abort on its failures. Long messages go in pieces. Where each rank wants
- * its own part of a sum, ranks exchange parts pairwise and add them piece by piece. Errors are
- * agreed on by a minimum over (code, rank) and a broadcast of that rank's error. */
+/* Wrappers of MPI that abort on its failures: start and stop, messages. Long ones go in pieces.
+ * Errors are agreed on by a minimum over (code, rank) and a broadcast of that rank's error. What
+ * all do together with large data is in mpi/comm_collect.c. */
 #include "mpi/comm.h"
 
 #include "base/fault.h"
@@ -15,27 +15,16 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Pieces of long messages: below INT_MAX, and small enough to stay in cache on the way. */
-enum { PIECE = 16 << 20 };
-
-/* Sums go in pieces that stay in cache, and whose copies inside MPI cost no fresh pages. */
-enum { SUM_PIECE = 1 << 17 }; /* numbers */
-
-struct comm {
-    MPI_Comm handle;
-    int rank, size;
-    char name[32];
-};
-
 struct comm_request {
     int n_parts;
     MPI_Request parts[];
 };
 
 /* Before comm_start, and in commands of one process, a world of one that needs no MPI. */
-static comm world = {.size = 1, .name = "world"};
+static comm world = {.size = 1, .n_nodes = 1, .name = "world"};
 static bool started;
 static int node_size = 1, core_sharers = 1;
+static int first_here; /* the first rank of the world on this host */
 static char host[MPI_MAX_PROCESSOR_NAME + 1];
 
 static void on_failure(MPI_Comm *handle, int *code, ...) {
@@ -80,12 +69,23 @@ static err check_launcher(void) {
                     who, promised, world.size);
 }
 
+/* SPINSHARD_TEST_NODES=0,0,1: the node that each rank of the world is to be taken for, so that
+ * tests go the ways between nodes on one; looked at whenever a communicator is made. What is asked
+ * of the machine itself, memory and cores, stays as it is. */
+static int node_number(void) {
+    const char *s = getenv("SPINSHARD_TEST_NODES");
+    for (int r = 0; s && r < world.rank && (s = strchr(s, ',')); r++) s++;
+    return s ? (int)strtol(s, NULL, 10) : first_here;
+}
+
 static void learn_node(void) {
     MPI_Comm node;
     int n;
     MPI_Get_processor_name(host, &n);
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
     MPI_Comm_size(node, &node_size);
+    first_here = world.rank;
+    MPI_Bcast(&first_here, 1, MPI_INT, 0, node);
     uint64_t mine = machine_affinity_key(), *all = malloc((size_t)node_size * sizeof *all);
     if (!all) comm_abort(ERR_NOFIT, "no memory to start");
     MPI_Allgather(&mine, 1, MPI_UINT64_T, all, 1, MPI_UINT64_T, node);
@@ -93,6 +93,7 @@ static void learn_node(void) {
     for (int r = 0; r < node_size; r++) core_sharers += all[r] == mine;
     free(all);
     MPI_Comm_free(&node);
+    comm_nodes_learn(&world, node_number());
 }
 
 /* Started by hand, without mpirun or srun: a world of one, which needs no MPI. Starting it would
@@ -131,7 +132,10 @@ err comm_start(int *argc, char ***argv) {
 }
 
 void comm_stop(void) {
-    if (started) MPI_Finalize();
+    if (started) {
+        comm_nodes_clear(&world);
+        MPI_Finalize();
+    }
     started = false;
 }
 
@@ -185,19 +189,23 @@ err comm_split(const comm *c, int color, const char *name, comm **out) {
     if (started ? handle == MPI_COMM_NULL : color < 0) return err_none();
     comm *d = calloc(1, sizeof *d);
     if (!d) comm_abort(ERR_BUG, "no memory for a communicator");
-    *d = (comm){.handle = handle, .size = 1};
+    *d = (comm){.handle = handle, .size = 1, .n_nodes = 1};
     snprintf(d->name, sizeof d->name, "%s", name);
     *out = d;
     if (!started) return err_none();
     MPI_Comm_rank(handle, &d->rank);
     MPI_Comm_size(handle, &d->size);
     MPI_Comm_set_name(handle, d->name);
+    comm_nodes_learn(d, node_number());
     return err_none();
 }
 
 void comm_destroy(comm **c) {
     if (!*c) return;
-    if (started) MPI_Comm_free(&(*c)->handle);
+    if (started) {
+        comm_nodes_clear(*c);
+        MPI_Comm_free(&(*c)->handle);
+    }
     free(*c);
     *c = NULL;
 }
@@ -230,26 +238,6 @@ void comm_barrier(const comm *c) {
     if (c->size > 1) MPI_Barrier(c->handle);
 }
 
-static int piece_of(uint64_t left) {
-    return left < PIECE ? (int)left : PIECE;
-}
-
-/* Bytes that a rank has handed to others. A broadcast counts once for each that gets it, at its
- * root; a sum that all get, as the least that an algorithm sends. Calls come from one thread. */
-static uint64_t sent_bytes;
-
-uint64_t comm_sent_bytes(void) {
-    return sent_bytes;
-}
-
-void comm_bcast(const comm *c, void *data, uint64_t n, int root) {
-    char *p = data;
-    if (c->size == 1) return;
-    if (c->rank == root) sent_bytes += n * (uint64_t)(c->size - 1);
-    for (uint64_t at = 0; at < n; at += PIECE)
-        MPI_Bcast(p + at, piece_of(n - at), MPI_BYTE, root, c->handle);
-}
-
 void comm_bcast_blob(const comm *c, void **data, size_t *len, int root) {
     uint64_t n = *len;
     comm_bcast(c, &n, sizeof n, root);
@@ -263,117 +251,18 @@ void comm_bcast_blob(const comm *c, void **data, size_t *len, int root) {
     comm_bcast(c, *data, n, root);
 }
 
-static void reduce_in_place(const comm *c, void *v, int64_t n, MPI_Datatype type, MPI_Op op) {
-    char *p = v;
-    if (c->size == 1) return;
-    sent_bytes += 16 * (uint64_t)n * (uint64_t)(c->size - 1) / (uint64_t)c->size;
-    for (int64_t at = 0; at < n; at += SUM_PIECE)
-        MPI_Allreduce(MPI_IN_PLACE, p + at * 8, (int)size_min(SUM_PIECE, n - at), type, op,
-                      c->handle);
-}
-
-void comm_sum_i64(const comm *c, int64_t *v, int64_t n) {
-    reduce_in_place(c, v, n, MPI_INT64_T, MPI_SUM);
-}
-
-void comm_sum_i64_to(const comm *c, int64_t *v, int64_t n, int root) {
-    if (c->size == 1) return;
-    /* Through a buffer: MPICH 4.0 crashes where the root, not rank 0, names MPI_IN_PLACE. */
-    const bool here = c->rank == root;
-    if (!here) sent_bytes += 8 * (uint64_t)n;
-    int64_t *sums = here ? malloc((size_t)size_min(SUM_PIECE, n) * sizeof *sums) : NULL;
-    if (here && n && !sums) comm_abort(ERR_NOFIT, "no memory for sums");
-    for (int64_t at = 0; at < n; at += SUM_PIECE) {
-        const int64_t piece = size_min(SUM_PIECE, n - at);
-        MPI_Reduce(v + at, sums, (int)piece, MPI_INT64_T, MPI_SUM, root, c->handle);
-        if (here) memcpy(v + at, sums, (size_t)piece * sizeof *sums);
-    }
-    free(sums);
-}
-
-/* Send out [n_out] to one rank and add what another rank sends to in [n_in], piece by piece, with
- * the next piece on its way. Added as unsigned integers: entries left of the diagonal of a Hessian
- * are undefined, and their sums may wrap around without harm. */
-static void sum_exchange(const comm *c, const int64_t *out, int64_t n_out, int to, int64_t *in,
-                         int64_t n_in, int from, int64_t *room) {
-    MPI_Request sent[2] = {MPI_REQUEST_NULL, MPI_REQUEST_NULL},
-                got[2] = {MPI_REQUEST_NULL, MPI_REQUEST_NULL};
-    const int64_t outs = size_ceil_div(n_out, SUM_PIECE), ins = size_ceil_div(n_in, SUM_PIECE);
-    sent_bytes += 8 * (uint64_t)n_out;
-    for (int64_t i = 0; i <= size_max(outs, ins); i++) {
-        if (i < outs) {
-            MPI_Wait(&sent[i % 2], MPI_STATUS_IGNORE);
-            MPI_Isend(out + i * SUM_PIECE, (int)size_min(SUM_PIECE, n_out - i * SUM_PIECE),
-                      MPI_INT64_T, to, TAG_SUM, c->handle, &sent[i % 2]);
-        }
-        if (i < ins)
-            MPI_Irecv(room + i % 2 * SUM_PIECE, (int)size_min(SUM_PIECE, n_in - i * SUM_PIECE),
-                      MPI_INT64_T, from, TAG_SUM, c->handle, &got[i % 2]);
-        if (i == 0 || i > ins) continue;
-        MPI_Wait(&got[(i - 1) % 2], MPI_STATUS_IGNORE);
-        const int64_t at = (i - 1) * SUM_PIECE, n = size_min(SUM_PIECE, n_in - at);
-        const int64_t *piece = room + (i - 1) % 2 * SUM_PIECE;
-        for (int64_t j = 0; j < n; j++)
-            in[at + j] = (int64_t)((uint64_t)in[at + j] + (uint64_t)piece[j]);
-    }
-    MPI_Waitall(2, sent, MPI_STATUSES_IGNORE);
-}
-
-void comm_sum_i64_parts(const comm *c, int64_t *v, const int64_t *from) {
-    if (c->size == 1) return;
-    const int64_t own = from[c->rank + 1] - from[c->rank];
-    int64_t *room = malloc(2 * (size_t)size_min(SUM_PIECE, own + 1) * sizeof *room);
-    if (!room) comm_abort(ERR_NOFIT, "no memory for a sum");
-    for (int k = 1; k < c->size; k++) {
-        const int to = (c->rank + k) % c->size, source = (c->rank + c->size - k) % c->size;
-        sum_exchange(c, v + from[to], from[to + 1] - from[to], to, v + from[c->rank], own, source,
-                     room);
-    }
-    free(room);
-}
-
-static void share(const comm *c, void *all, const int64_t *from, MPI_Datatype type) {
-    if (c->size == 1) return;
-    sent_bytes += (uint64_t)(from[c->rank + 1] - from[c->rank]) * (uint64_t)(c->size - 1) *
-                  (type == MPI_DOUBLE ? sizeof(double) : sizeof(float));
-    int *counts = malloc(2 * (size_t)c->size * sizeof *counts), *at = counts + c->size;
-    if (!counts) comm_abort(ERR_NOFIT, "no memory to share parts");
-    for (int r = 0; r < c->size; r++) {
-        if (size_to_int(from[r + 1] - from[r], "part", &counts[r]).code ||
-            size_to_int(from[r], "part", &at[r]).code)
-            comm_abort(ERR_BUG, "parts do not fit an int");
-    }
-    MPI_Allgatherv(MPI_IN_PLACE, 0, type, all, counts, at, type, c->handle);
-    free(counts);
-}
-
-void comm_share_f64(const comm *c, double *all, const int64_t *from) {
-    share(c, all, from, MPI_DOUBLE);
-}
-
-void comm_share_f32(const comm *c, float *all, const int64_t *from) {
-    share(c, all, from, MPI_FLOAT);
-}
-
-void comm_max_i64(const comm *c, int64_t *v, int64_t n) {
-    reduce_in_place(c, v, n, MPI_INT64_T, MPI_MAX);
-}
-
-void comm_max_f64(const comm *c, double *v, int64_t n) {
-    reduce_in_place(c, v, n, MPI_DOUBLE, MPI_MAX);
-}
-
 void comm_send(const comm *c, const void *data, uint64_t n, int to, comm_tag tag) {
     const char *p = data;
-    sent_bytes += n;
-    for (uint64_t at = 0; at < n; at += PIECE)
-        MPI_Send(p + at, piece_of(n - at), MPI_BYTE, to, (int)tag, c->handle);
+    comm_count(c, n, to);
+    for (uint64_t at = 0; at < n; at += COMM_PIECE)
+        MPI_Send(p + at, comm_piece(n - at), MPI_BYTE, to, (int)tag, c->handle);
 }
 
 void comm_recv(const comm *c, void *data, uint64_t n, int from, comm_tag tag) {
     char *p = data;
-    for (uint64_t at = 0; at < n; at += PIECE)
-        MPI_Recv(p + at, piece_of(n - at), MPI_BYTE, from, (int)tag, c->handle, MPI_STATUS_IGNORE);
+    for (uint64_t at = 0; at < n; at += COMM_PIECE)
+        MPI_Recv(p + at, comm_piece(n - at), MPI_BYTE, from, (int)tag, c->handle,
+                 MPI_STATUS_IGNORE);
 }
 
 void comm_gather(const comm *c, const void *mine, uint64_t n, void *all, int root) {
@@ -428,7 +317,7 @@ void *comm_gather_joined(const comm *c, const void *mine, size_t n, size_t *len)
 }
 
 static comm_request *request_create(uint64_t n) {
-    int parts = (int)((n + PIECE - 1) / PIECE);
+    int parts = (int)((n + COMM_PIECE - 1) / COMM_PIECE);
     comm_request *r = malloc(sizeof *r + (size_t)parts * sizeof(MPI_Request));
     if (!r) comm_abort(ERR_NOFIT, "no memory for a request");
     r->n_parts = parts;
@@ -438,9 +327,9 @@ static comm_request *request_create(uint64_t n) {
 comm_request *comm_isend(const comm *c, const void *data, uint64_t n, int to, comm_tag tag) {
     comm_request *r = request_create(n);
     const char *p = data;
-    sent_bytes += n;
-    for (int i = 0; i < r->n_parts; i++, p += PIECE, n -= PIECE)
-        MPI_Isend(p, piece_of(n), MPI_BYTE, to, (int)tag, c->handle, &r->parts[i]);
+    comm_count(c, n, to);
+    for (int i = 0; i < r->n_parts; i++, p += COMM_PIECE, n -= COMM_PIECE)
+        MPI_Isend(p, comm_piece(n), MPI_BYTE, to, (int)tag, c->handle, &r->parts[i]);
     return r;
 }
 

@@ -1,7 +1,8 @@
 /* comm - the ranks of the run: start and stop, agreed errors, and the few exchanges that we use.
- * Counts are 64-bit; long messages go in pieces. Floats are never summed here: sums that must not
- * depend on the number of ranks are integer sums or are taken in a fixed order by the caller.
- * <mpi.h> is included only under mpi/. */
+ * Counts are 64-bit; long messages go in pieces. What all ranks get or sum crosses to each other
+ * node once, however many ranks that has. Floats are never summed here: sums that must not depend
+ * on the number of ranks are integer sums or are taken in a fixed order by the caller. <mpi.h> is
+ * included only under mpi/. */
 #ifndef SPINSHARD_MPI_COMM_H
 #define SPINSHARD_MPI_COMM_H
 
@@ -33,11 +34,17 @@ void comm_stop(void); /* collective; ends MPI */
 comm *comm_world(void);
 int comm_rank(const comm *c);
 int comm_size(const comm *c);
-const char *comm_host(void);    /* name of this host */
-int comm_node_size(void);       /* ranks of the world on this host */
-int comm_core_sharers(void);    /* those that may use this rank's cores, itself included */
-uint64_t comm_sent_bytes(void); /* that this rank has handed to others so far, by the functions of
-                                 * this header; what ScaLAPACK sends is not counted */
+const char *comm_host(void);   /* name of this host */
+int comm_node_size(void);      /* ranks of the world on this host */
+int comm_core_sharers(void);   /* those that may use this rank's cores, itself included */
+int comm_nodes(const comm *c); /* hosts that the ranks of c are on */
+/* Bytes that this rank has handed to others so far, by the functions of this header: all of them,
+ * and those between nodes. A broadcast counts at its root, once for each rank, and node, that gets
+ * it; a sum that all get, as the least that an algorithm sends. What ScaLAPACK sends is not
+ * counted.
+ */
+uint64_t comm_sent_bytes(void);
+uint64_t comm_network_bytes(void);
 const char *comm_library(void); /* name and version of the MPI library, one line */
 
 /* Local. End every rank now; for a bug or an MPI failure, where nothing can be agreed. */
@@ -65,8 +72,9 @@ void comm_bcast_blob(const comm *c, void **data, size_t *len, int root);
 void comm_sum_i64(const comm *c, int64_t *v, int64_t n);
 /* The sum at root alone; elsewhere v stays as it is. */
 void comm_sum_i64_to(const comm *c, int64_t *v, int64_t n, int root);
-/* Elements [from[r], from[r + 1]) summed at rank r; the others stay as they are. from [size + 1],
- * the same on every rank. Sums wrap around. Takes up to 2 MB; where there are none the run ends. */
+/* Elements [from[r], from[r + 1]) summed at rank r; on several nodes the others are spoilt. from
+ * [size + 1], the same on every rank. Sums wrap around. Takes up to 2 MB; where there are none the
+ * run ends. */
 void comm_sum_i64_parts(const comm *c, int64_t *v, const int64_t *from);
 void comm_max_i64(const comm *c, int64_t *v, int64_t n);
 void comm_max_f64(const comm *c, double *v, int64_t n); /* no NaN */

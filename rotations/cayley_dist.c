@@ -442,11 +442,11 @@ uint64_t cayley_dist_beside_bytes(const cayley_dist_options *o) {
 
 /* Of a team G's integers, the product with G (in fp32 where rough) and the solution; else the
  * integers to those who step, and R to all. */
-uint64_t cayley_dist_step_network(const cayley_dist_options *o, int ranks) {
+uint64_t cayley_dist_step_network(const cayley_dist_options *o) {
     const uint64_t team =
                        2 * sizeof(int64_t) + (o->rough_gradient ? sizeof(float) : sizeof(double)),
                    cells = sizeof(int64_t) + sizeof(float);
-    return (uint64_t)(o->n * o->n) * (of_team(o) ? team : cells) * (uint64_t)(ranks - 1);
+    return (uint64_t)(o->n * o->n) * (of_team(o) ? team : cells);
 }
 
 uint64_t cayley_dist_bytes(const cayley_dist *d) {

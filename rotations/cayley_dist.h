@@ -80,9 +80,10 @@ uint64_t cayley_dist_plan_bytes(const cayley_dist_options *o);
 /* Local. And a rank that is no cell: as much on 1x1 where ranks share the step, else none. */
 uint64_t cayley_dist_beside_bytes(const cayley_dist_options *o);
 
-/* Local. Bytes that ranks send each other for a step, from the gradient's rows of each to R in fp32
- * on all of them, by way of mpi/comm.h: without what ScaLAPACK sends within a step over a grid. */
-uint64_t cayley_dist_step_network(const cayley_dist_options *o, int ranks);
+/* Local. Bytes of a step that each rank but one, and each node but one, gets or gives, from the
+ * gradient's rows of each rank to R in fp32 on all of them, by way of mpi/comm.h: without what
+ * ScaLAPACK sends within a step over a grid. */
+uint64_t cayley_dist_step_network(const cayley_dist_options *o);
 
 /* Local. Bytes of the matrices on this rank; and whether it is a cell. */
 uint64_t cayley_dist_bytes(const cayley_dist *d);

@@ -246,7 +246,7 @@ err learn_capture_rows(learner *l) {
 }
 
 /* Streams and their gradients between stages, how sensitive each row is, then the start points. */
-static uint64_t capture_network(const learner *l, const plan_maker *m) {
+static plan_bytes capture_network(const learner *l, const plan_maker *m) {
     const settings *s = m->q->set;
     const llama_config *cfg = plan_config(m);
     const int64_t h = cfg->hidden, text = m->q->calib_windows * s->calib.window,
@@ -259,12 +259,16 @@ static uint64_t capture_network(const learner *l, const plan_maker *m) {
     grid_shape g;
     const bool grid = !plan_grid(m, &g).code && g.rows * g.cols > 1;
     const uint64_t rows = (uint64_t)(tokens * (2 + cfg->kv_heads + cfg->heads)),
-                   streams = 2 * sizeof(float) * (uint64_t)(text * h * (m->n_stages - 1)),
+                   streams = 2 * sizeof(float) * (uint64_t)(text * h),
                    square = sizeof(int64_t) * (uint64_t)(h * h * (grid ? 1 : 2));
-    uint64_t sum = streams + plan_layers_to_all(m, rows * sizeof(float));
-    if (learn_draws_any(s)) sum += plan_layers_to_first(m, 4 * (uint64_t)tokens * sizeof(double));
-    if (r1 && eigen) sum += plan_to_all(m, square);
-    if (r2) sum += plan_layers_to_all(m, (uint64_t)learner_r2_entries(l) * sizeof(double));
+    plan_bytes sum = plan_add(plan_to_next(m, 1, m->n_stages, streams),
+                              plan_layers_to_all(m, rows * sizeof(float)));
+    if (learn_draws_any(s))
+        sum = plan_add(sum, plan_layers_to_first(m, 4 * (uint64_t)tokens * sizeof(double)));
+    if (r1 && eigen) sum = plan_add(sum, plan_to_all(m, square));
+    if (r2)
+        sum =
+            plan_add(sum, plan_layers_to_all(m, (uint64_t)learner_r2_entries(l) * sizeof(double)));
     return sum;
 }
 

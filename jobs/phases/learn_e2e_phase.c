@@ -132,7 +132,7 @@ static err phase_init(const quantize_run *q, int64_t k, e2e_phase *p) {
     const learn_settings *phase = &q->set->learn[k];
     *p = (e2e_phase){.w = {.ranks = 0}};
     snprintf(p->name, sizeof p->name, "learn.%" PRId64, k);
-    const bool one_machine = comm_node_size() == comm_size(q->c);
+    const bool one_machine = comm_nodes(q->c) == 1;
     err e = phase_wish(q, phase, comm_size(q->c), one_machine, p);
     if (!e.code)
         e = embed_rows_init(q->calib_ids, q->calib_windows * p->o.length, q->source.cfg.vocab,
@@ -313,22 +313,49 @@ err learn_e2e_phase(learner *l, int64_t k, const learn_kept *saved) {
     return e;
 }
 
+/* Sums over the ranks that have the same layers in each replica: all of them, and from node to
+ * node. bytes: of the layers of all stages. */
+static plan_bytes peers_network(const plan_maker *m, const estimate *t, uint64_t bytes) {
+    plan_bytes b = {.sent = bytes * (uint64_t)(t->replicas - 1)};
+    int nodes = 0; /* of each stage those behind its first */
+    for (int s = 0; s < t->stages; s++)
+        for (int r = 1; r < t->replicas; r++)
+            nodes +=
+                !plan_on_one_node(m, (int64_t)r * t->stages + s, (int64_t)(r - 1) * t->stages + s);
+    b.network = bytes / (uint64_t)t->stages * (uint64_t)nodes;
+    return b;
+}
+
+/* Of each commit: of the stages of the first replica but its first one. */
+static plan_bytes kept_network(const plan_maker *m, const estimate *t, uint64_t bytes) {
+    const uint64_t one = bytes / (uint64_t)t->stages;
+    plan_bytes b = {0};
+    for (int s = 1; s < t->stages; s++)
+        b = plan_add(b, (plan_bytes){one, plan_on_one_node(m, 0, s) ? 0 : one});
+    return b;
+}
+
 /* Streams and their gradients of each pass, the steps of R1 and R2, and of R2 each commit. */
-static uint64_t e2e_network(const learner *l, const plan_maker *m, const estimate *t, bool r1,
-                            optimizer_kind kind) {
+static plan_bytes e2e_network(const learner *l, const plan_maker *m, const estimate *t, bool r1,
+                              optimizer_kind kind) {
     const llama_config *cfg = plan_config(m);
     const uint64_t layers = (uint64_t)cfg->layers,
                    r2 = layers * (uint64_t)learner_r2_entries(l) * sizeof(double),
                    kept = layers *
                           (uint64_t)(l->r2_heads * r2_part_state_each(kind, cfg->head_dim)) *
                           sizeof(double),
-                   others = (uint64_t)(t->stages - 1), steps = (uint64_t)t->steps;
-    uint64_t passes = 1 + steps; /* the first one twice */
+                   stream = 2 * sizeof(float) * (uint64_t)(t->tokens * cfg->hidden);
+    const double steps = (double)t->steps;
+    double passes = 1 + steps; /* the first one twice */
     for (int64_t i = 0; i <= t->steps; i++) passes += learn_judge_due(i, t->steps, E2E_JUDGE_EVERY);
-    return plan_r1_to_all(m, r1) + plan_to_all(m, r2) +
-           passes * others * 2 * sizeof(float) * (uint64_t)(t->tokens * cfg->hidden) +
-           steps * (plan_step_network(m, r1, false) + kept * others / (others + 1) +
-                    2 * r2 * (uint64_t)(t->replicas - 1));
+    const plan_bytes step =
+        plan_add(plan_step_network(m, r1, false),
+                 plan_add(kept_network(m, t, kept), peers_network(m, t, 2 * r2)));
+    /* Replicas share the tokens. */
+    const plan_bytes streams =
+        plan_times(passes / t->replicas, plan_to_next(m, t->replicas, t->stages, stream));
+    return plan_add(plan_add(plan_r1_to_all(m, r1), plan_to_all(m, r2)),
+                    plan_add(streams, plan_times(steps, step)));
 }
 
 err learn_e2e_plan(learner *l, plan_maker *m, int64_t k) {

@@ -173,16 +173,18 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
 }
 
 /* R1 to begin with, the steps, R2 at each commit and at the end. */
-static uint64_t range_network(const learner *l, const plan_maker *m, const learn_settings *phase,
-                              bool r1, double seconds) {
+static plan_bytes range_network(const learner *l, const plan_maker *m, const learn_settings *phase,
+                                bool r1, double seconds) {
     const uint64_t r2 = (uint64_t)learner_r2_entries(l) * sizeof(double),
                    kept = (uint64_t)(l->r2_heads * r2_part_state_each(phase->optimizer,
                                                                       plan_config(m)->head_dim)) *
                           sizeof(double);
     const double commits =
         fmax((double)size_ceil_div(phase->steps, COMMIT_STEPS), seconds / LEARN_COMMIT_SECONDS);
-    return plan_r1_to_all(m, r1) + (uint64_t)phase->steps * plan_step_network(m, r1, true) +
-           (uint64_t)commits * plan_layers_to_first(m, kept) + plan_layers_to_all(m, r2);
+    const plan_bytes steps = plan_times((double)phase->steps, plan_step_network(m, r1, true)),
+                     state = plan_times(floor(commits), plan_layers_to_first(m, kept));
+    return plan_add(plan_add(plan_r1_to_all(m, r1), steps),
+                    plan_add(state, plan_layers_to_all(m, r2)));
 }
 
 err learn_range_plan(learner *l, plan_maker *m, int64_t k) {

@@ -224,14 +224,14 @@ err learn_scales_adopt(learner *l) {
 }
 
 /* R1 to all, then reports of the norms and the scales. */
-static uint64_t scales_network(const learner *l, const plan_maker *m) {
+static plan_bytes scales_network(const learner *l, const plan_maker *m) {
     const bool norms = learn_scale_wanted(l, SCALE_ATTN) && !learn_scales_smooth(l);
     uint64_t doubles = norms ? 2 * sizeof(norm_report) / sizeof(double) : 0;
     for (int k = 0; k < SCALE_KINDS; k++)
         if (learn_scale_wanted(l, (scale_kind)k))
             doubles += (uint64_t)learn_scale_length(l, (scale_kind)k);
-    return plan_r1_to_all(m, norms && rotation_set_r1(m->q->rotations)) +
-           plan_layers_to_all(m, doubles * sizeof(double));
+    return plan_add(plan_r1_to_all(m, norms && rotation_set_r1(m->q->rotations)),
+                    plan_layers_to_all(m, doubles * sizeof(double)));
 }
 
 err learn_scales_plan(learner *l, plan_maker *m) {

@@ -306,7 +306,7 @@ err learn_sites_plan(learner *l, plan_maker *m) {
     const int64_t found = CLIP_PLACES * FOUND_SITE,
                   r3 = l->r3_wanted ? learn_site_r3_entries(l) : 0;
     plan_send(m, f,
-              plan_r1_to_all(m, rotation_set_r1(m->q->rotations)) +
-                  plan_layers_to_all(m, (uint64_t)(found + r3) * sizeof(double)));
+              plan_add(plan_r1_to_all(m, rotation_set_r1(m->q->rotations)),
+                       plan_layers_to_all(m, (uint64_t)(found + r3) * sizeof(double))));
     return e;
 }

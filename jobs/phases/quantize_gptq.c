@@ -383,12 +383,12 @@ err quantize_gptq(quantize_run *q) {
     return e;
 }
 
-/* Bytes between ranks for a layer. */
-static uint64_t layer_network(const quantize_run *q, const memory_level *t, int ranks) {
+/* Bytes for a layer that each rank but one gets or gives. */
+static uint64_t layer_network(const quantize_run *q, const memory_level *t) {
     gptq_phase phase;
     if (phase_settings(q, &phase).code) return 0; /* memory_of has refused it */
     phase.s.batches = t->batches;
-    const uint64_t bytes = gptq_network_bytes(&phase.s, ranks);
+    const uint64_t bytes = gptq_network_bytes(&phase.s);
     phase_clear(&phase);
     return bytes;
 }
@@ -436,6 +436,6 @@ err quantize_gptq_plan(plan_maker *m) {
     f->blind_s = f->seconds / (double)cfg->layers;
     f->again_unit_s = plan_time_forward(&m->rank, cfg, window) * (asymmetric ? 2 : 1) *
                       ceil((double)q->calib_windows / m->ranks);
-    if (!e.code) plan_send(m, f, (uint64_t)cfg->layers * layer_network(q, &t, m->ranks));
+    if (!e.code) plan_send(m, f, plan_to_all(m, (uint64_t)cfg->layers * layer_network(q, &t)));
     return e;
 }

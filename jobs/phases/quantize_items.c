@@ -220,7 +220,7 @@ err quantize_do_items(quantize_run *q) {
 }
 
 /* What became of each round, to the first rank and back to all; and what all compare and ask. */
-static uint64_t items_network(const plan_maker *m, const bool *wanted) {
+static plan_bytes items_network(const plan_maker *m, const bool *wanted) {
     enum { ASKED = 2 * sizeof(int64_t) + 2 * SHA256_HEX };
     int64_t most = 0, *own = calloc((size_t)m->ranks, sizeof *own);
     if (!own) abort();
@@ -260,7 +260,7 @@ err quantize_items_plan(plan_maker *m) {
         plan_offer(f, &p, r);
     }
     free(load);
-    const uint64_t network = items_network(m, wanted);
+    const plan_bytes network = items_network(m, wanted);
     free(wanted);
     if (e.code) return e;
     if (gptq) slowest += f->seconds;

@@ -55,7 +55,9 @@ err plan_make(const phase_table *phases, const quantize_run *q, const plan_place
               const plan_rates *rates, int64_t used_rows, run_plan *out) {
     quantize_run own = copy_of(q);
     *out = (run_plan){.place = *place, .rates = *rates};
-    plan_maker m = {.q = &own, .p = out, .ranks = place->nodes * place->ranks_per_node};
+    plan_maker m = {.q = &own,
+                    .p = out,
+                    .ranks = place->ranks ? place->ranks : place->nodes * place->ranks_per_node};
     m.rank = (plan_rank){.rates = &out->rates, .cores = place->cores_per_rank};
     m.rows.n = used_rows;
     if (!m.rows.n)

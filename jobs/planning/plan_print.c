@@ -53,7 +53,8 @@ static void print_phase(const run_plan *p, const plan_phase *f) {
     range_text(f->seconds, p->rates.spread, time);
     printf("%-10s %-32s %11s on rank %d; busy %.0f %%", f->name, time,
            size_text(memory_plan_total(&f->memory), bytes), f->rank, 100 * f->busy);
-    if (f->network) printf("; network %s", size_text(f->network, net));
+    if (f->sent) printf("; ranks send %s", size_text(f->sent, net));
+    if (f->sent && p->place.nodes > 1) printf(", %s from node to node", size_text(f->network, net));
     if (f->note[0]) printf("; %s", f->note);
     buffers_text(&f->memory, line, sizeof line);
     printf("\n           %s\n", line);
@@ -104,12 +105,12 @@ static json_t *phase_json(const run_plan *p, const plan_phase *f) {
     for (int i = 0; i < f->memory.n; i++)
         json_array_append_new(buffers, json_pack("{s:s, s:I}", "name", f->memory.buffers[i].name,
                                                  "bytes", (json_int_t)f->memory.buffers[i].bytes));
-    return json_pack("{s:s, s:f, s:f, s:f, s:f, s:I, s:i, s:I, s:o, s:s}", "phase", f->name,
+    return json_pack("{s:s, s:f, s:f, s:f, s:f, s:I, s:I, s:i, s:I, s:o, s:s}", "phase", f->name,
                      "seconds", f->seconds, "seconds_low", f->seconds / p->rates.spread,
-                     "seconds_high", f->seconds * p->rates.spread, "busy", f->busy, "network_bytes",
-                     (json_int_t)f->network, "largest_rank", f->rank, "bytes",
-                     (json_int_t)memory_plan_total(&f->memory), "buffers", buffers, "note",
-                     f->note);
+                     "seconds_high", f->seconds * p->rates.spread, "busy", f->busy, "sent_bytes",
+                     (json_int_t)f->sent, "network_bytes", (json_int_t)f->network, "largest_rank",
+                     f->rank, "bytes", (json_int_t)memory_plan_total(&f->memory), "buffers",
+                     buffers, "note", f->note);
 }
 
 json_t *plan_json(const run_plan *p) {

@@ -43,11 +43,12 @@ static err agree_rates(const comm *c, bool measure, plan_rates *r) {
 
 /* Collective. Memory of the rank with least, program of the largest. */
 static void find_place(const quantize_run *q, plan_place *p) {
-    const int per_node = comm_node_size(), size = comm_size(q->c);
+    const int nodes = comm_nodes(q->c), size = comm_size(q->c);
     int64_t most[] = {-(int64_t)memory_plan_limit(q->flags.limit), (int64_t)q->base_bytes};
     comm_max_i64(q->c, most, 2);
-    *p = (plan_place){.nodes = (int)size_ceil_div(size, per_node),
-                      .ranks_per_node = (int)size_min(size, per_node),
+    *p = (plan_place){.nodes = nodes,
+                      .ranks_per_node = (int)size_ceil_div(size, nodes),
+                      .ranks = size,
                       .cores_per_rank =
                           fmin(gemm_threads(), (double)machine_cores() / comm_core_sharers()),
                       .limit = (uint64_t)-most[0],

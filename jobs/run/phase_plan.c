@@ -47,44 +47,73 @@ int plan_steppers(const plan_maker *m, grid_shape grid) {
     return cayley_dist_beside_bytes(&o) > 0 ? m->ranks : grid.rows * grid.cols;
 }
 
-/* Every rank talks to every other alike, so of n nodes the share (n - 1)/n of the bytes leaves one;
- * all nodes send at once, at the rate of one each. Nothing is computed meanwhile: that is so for
+plan_bytes plan_add(plan_bytes a, plan_bytes b) {
+    return (plan_bytes){.sent = a.sent + b.sent, .network = a.network + b.network};
+}
+
+plan_bytes plan_times(double times, plan_bytes b) {
+    return (plan_bytes){.sent = (uint64_t)(times * (double)b.sent),
+                        .network = (uint64_t)(times * (double)b.network)};
+}
+
+/* Launchers fill node by node. */
+bool plan_on_one_node(const plan_maker *m, int64_t a, int64_t b) {
+    return a / m->p->place.ranks_per_node == b / m->p->place.ranks_per_node;
+}
+
+/* All nodes send at once, at the rate of one each. Nothing is computed meanwhile: that is so for
  * GPTQ's sums and the gradients of R1, and too long for stages that pass windows on. The collective
  * calls of a unit (a step of range has ten) are trees of messages, each late by the latency. */
-void plan_send(const plan_maker *m, plan_phase *f, uint64_t bytes) {
+void plan_send(const plan_maker *m, plan_phase *f, plan_bytes b) {
     const double nodes = m->p->place.nodes, alone = f->seconds;
-    f->network += bytes;
+    f->sent += b.sent;
+    f->network += b.network;
     if (nodes < 2) return;
     enum { CALLS = 10 };
-    const double s = (double)bytes * (nodes - 1) / nodes / nodes / m->rank.rates->network +
+    const double s = (double)b.network / nodes / m->rank.rates->network +
                      CALLS * (double)f->units * ceil(log2(nodes)) * m->rank.rates->latency;
     f->seconds += s;
     f->blind_s += s / (double)size_max(1, f->units);
     if (f->seconds > 0) f->busy *= alone / f->seconds;
 }
 
-uint64_t plan_step_network(const plan_maker *m, bool r1, bool rough) {
+plan_bytes plan_to_all(const plan_maker *m, uint64_t bytes) {
+    return (plan_bytes){.sent = bytes * (uint64_t)(m->ranks - 1),
+                        .network = bytes * (uint64_t)(m->p->place.nodes - 1)};
+}
+
+plan_bytes plan_step_network(const plan_maker *m, bool r1, bool rough) {
     cayley_dist_options o = {.n = plan_config(m)->hidden, .rough_gradient = rough};
-    if (!r1 || plan_grid(m, &o.grid).code) return 0; /* refused by the phase itself */
-    return cayley_dist_step_network(&o, m->ranks);
+    if (!r1 || plan_grid(m, &o.grid).code) return (plan_bytes){0}; /* refused by the phase itself */
+    return plan_to_all(m, cayley_dist_step_network(&o));
 }
 
-uint64_t plan_to_all(const plan_maker *m, uint64_t bytes) {
-    return bytes * (uint64_t)(m->ranks - 1);
+plan_bytes plan_layers_to_first(const plan_maker *m, uint64_t bytes) {
+    plan_bytes b = {0};
+    for (int r = 1; r < m->n_stages; r++) {
+        const uint64_t own = bytes * (uint64_t)m->ranges[r].n;
+        b = plan_add(b, (plan_bytes){own, plan_on_one_node(m, 0, r) ? 0 : own});
+    }
+    return b;
 }
 
-uint64_t plan_layers_to_first(const plan_maker *m, uint64_t bytes) {
-    return bytes * (uint64_t)(plan_config(m)->layers - m->ranges[0].n);
+plan_bytes plan_layers_to_all(const plan_maker *m, uint64_t bytes) {
+    return plan_add(plan_layers_to_first(m, bytes),
+                    plan_to_all(m, bytes * (uint64_t)plan_config(m)->layers));
 }
 
-uint64_t plan_layers_to_all(const plan_maker *m, uint64_t bytes) {
-    const uint64_t layers = (uint64_t)plan_config(m)->layers;
-    return plan_layers_to_first(m, bytes) + plan_to_all(m, bytes * layers);
-}
-
-uint64_t plan_r1_to_all(const plan_maker *m, bool r1) {
+plan_bytes plan_r1_to_all(const plan_maker *m, bool r1) {
     const uint64_t n = (uint64_t)plan_config(m)->hidden;
-    return r1 ? plan_to_all(m, n * n * sizeof(double)) : 0;
+    return r1 ? plan_to_all(m, n * n * sizeof(double)) : (plan_bytes){0};
+}
+
+plan_bytes plan_to_next(const plan_maker *m, int replicas, int stages, uint64_t bytes) {
+    plan_bytes b = {0};
+    for (int r = 0; r < replicas * stages; r++) {
+        if (r % stages == stages - 1) continue;
+        b = plan_add(b, (plan_bytes){bytes, plan_on_one_node(m, r, r + 1) ? 0 : bytes});
+    }
+    return b;
 }
 
 double plan_item_seconds(const plan_maker *m, int64_t item, bool round) {

@@ -37,18 +37,27 @@ err plan_grid(const plan_maker *m, grid_shape *out);
 /* Local. Ranks that share a Cayley step of R1: the cells, or all where a rank beside them holds a
  * part. */
 int plan_steppers(const plan_maker *m, grid_shape grid);
-/* Local. Bytes over the wire, all ranks together, as mpi/comm.h counts them: of one step of R1
- * (rough: as cayley_dist_options); of bytes that one or all of the ranks have in parts and all get;
- * of so many bytes of each layer that the first rank gets (without its own), or that all get by way
- * of it; of R1 in fp64 to all. 0 where r1 is false. */
-uint64_t plan_step_network(const plan_maker *m, bool r1, bool rough);
-uint64_t plan_to_all(const plan_maker *m, uint64_t bytes);
-uint64_t plan_layers_to_first(const plan_maker *m, uint64_t bytes);
-uint64_t plan_layers_to_all(const plan_maker *m, uint64_t bytes);
-uint64_t plan_r1_to_all(const plan_maker *m, bool r1);
-/* Local. The phase sends so many bytes, all ranks together: they and their time between nodes are
- * added to f, whose seconds and units are there. */
-void plan_send(const plan_maker *m, plan_phase *f, uint64_t bytes);
+/* What ranks send each other, all together, as mpi/comm.h counts it. */
+typedef struct plan_bytes {
+    uint64_t sent, network; /* all, and of these the bytes from node to node */
+} plan_bytes;
+plan_bytes plan_add(plan_bytes a, plan_bytes b);                  /* local */
+plan_bytes plan_times(double times, plan_bytes b);                /* local */
+bool plan_on_one_node(const plan_maker *m, int64_t a, int64_t b); /* local; two ranks */
+
+/* Local. Bytes of one step of R1 (rough: as cayley_dist_options); of bytes that one or all of the
+ * ranks have in parts and all get; of so many bytes of each layer that the first rank gets (without
+ * its own), or that all get by way of it; of R1 in fp64 to all; of so many that each stage of a
+ * pipeline sends to the next. 0 where r1 is false. */
+plan_bytes plan_step_network(const plan_maker *m, bool r1, bool rough);
+plan_bytes plan_to_all(const plan_maker *m, uint64_t bytes);
+plan_bytes plan_layers_to_first(const plan_maker *m, uint64_t bytes);
+plan_bytes plan_layers_to_all(const plan_maker *m, uint64_t bytes);
+plan_bytes plan_r1_to_all(const plan_maker *m, bool r1);
+plan_bytes plan_to_next(const plan_maker *m, int replicas, int stages, uint64_t bytes);
+/* Local. The phase sends this: it and its time between nodes are added to f, whose seconds and
+ * units are there. */
+void plan_send(const plan_maker *m, plan_phase *f, plan_bytes b);
 /* Local. Seconds of an item on a rank: fused, and rounded to nearest where `round` says so. */
 double plan_item_seconds(const plan_maker *m, int64_t item, bool round);
 

@@ -45,7 +45,7 @@ typedef struct quantize_run {
     double unit_told_s;          /* root: when the last event of a unit was written
                                     (jobs/run/between_units.h) */
     machine_use phase_start_use; /* of this rank */
-    uint64_t phase_start_sent;
+    uint64_t phase_start_sent, phase_start_network; /* comm_sent_bytes, comm_network_bytes */
     struct run_plan *plan; /* root only; what the phases are held against (jobs/run/run_plan.h) */
     uint64_t base_bytes;   /* resident before anything was loaded: the program and its libraries */
     run_flags flags;

@@ -83,21 +83,29 @@ static void tell_weights(const char *out_dir, const json_t *items) {
                  100 * s.sum / (double)s.n, s.n, 100 * s.most, s.at, out_dir);
 }
 
-/* Of the phases that came to their end, as often as they did. */
-static void tell_network(const json_t *events) {
-    uint64_t sent = 0, planned = 0;
-    const json_t *v, *p;
-    char text[32], plan[32];
+/* The sum of a number over the phases that came to their end, as often as they did. */
+static uint64_t sum_of_ends(const json_t *events, const char *key) {
+    uint64_t sum = 0;
+    const json_t *v;
     size_t i;
     json_array_foreach((json_t *)(uintptr_t)events, i, v) {
-        if (strcmp(json_word_of(v, "event"), "end") != 0) continue;
-        sent += (uint64_t)json_integer_value(json_object_get(v, "sent_bytes"));
-        p = json_object_get(v, "planned_sent_bytes");
-        if (p) planned += (uint64_t)json_integer_value(p);
+        if (!strcmp(json_word_of(v, "event"), "end"))
+            sum += (uint64_t)json_integer_value(json_object_get(v, key));
     }
+    return sum;
+}
+
+static void tell_network(const json_t *events) {
+    const uint64_t sent = sum_of_ends(events, "sent_bytes"),
+                   planned = sum_of_ends(events, "planned_sent_bytes"),
+                   network = sum_of_ends(events, "network_bytes");
+    char text[32], plan[32];
     if (sent || planned)
         log_line(LOG_RUN, "ranks sent each other %s (planned %s)", size_text(sent, text),
                  size_text(planned, plan));
+    if (network)
+        log_line(LOG_RUN, "of that from node to node %s (planned %s)", size_text(network, text),
+                 size_text(sum_of_ends(events, "planned_network_bytes"), plan));
 }
 
 void run_tell_totals(const char *out_dir) {

@@ -57,24 +57,26 @@ void quantize_phase_start(quantize_run *q, const char *phase) {
     q->phase_start_s = clock_now_s();
     machine_used(&q->phase_start_use);
     q->phase_start_sent = comm_sent_bytes();
+    q->phase_start_network = comm_network_bytes();
     mem_begin_phase();
     events_add(q->events, phase, "start", NULL);
 }
 
 /* What all ranks took in a phase. */
 typedef struct phase_use {
-    int64_t read_bytes, written_bytes, sent_bytes, cpu_ms, threads;
+    int64_t read_bytes, written_bytes, sent_bytes, network_bytes, cpu_ms, threads;
 } phase_use;
 enum { USES = sizeof(phase_use) / sizeof(int64_t) };
 
 /* Collective on q->c. */
-static phase_use use_of_all(const quantize_run *q, uint64_t sent) {
+static phase_use use_of_all(const quantize_run *q, uint64_t sent, uint64_t network) {
     const machine_use *from = &q->phase_start_use;
     machine_use now;
     machine_used(&now);
     phase_use u = {.read_bytes = (int64_t)(now.read_bytes - from->read_bytes),
                    .written_bytes = (int64_t)(now.written_bytes - from->written_bytes),
                    .sent_bytes = (int64_t)sent,
+                   .network_bytes = (int64_t)network,
                    .cpu_ms = (int64_t)(1e3 * (now.cpu_s - from->cpu_s)),
                    .threads = gemm_threads()};
     comm_sum_i64(q->c, (int64_t *)&u, USES);
@@ -87,6 +89,7 @@ static void note_use(json_t *event, const phase_use *u, double seconds) {
     json_object_set_new(event, "read_bytes", json_integer(u->read_bytes));
     json_object_set_new(event, "written_bytes", json_integer(u->written_bytes));
     json_object_set_new(event, "sent_bytes", json_integer(u->sent_bytes));
+    json_object_set_new(event, "network_bytes", json_integer(u->network_bytes));
     json_object_set_new(event, "cpu_seconds", json_real(1e-3 * (double)u->cpu_ms));
     if (all > 0) json_object_set_new(event, "busy", json_real(1e-3 * (double)u->cpu_ms / all));
 }
@@ -109,8 +112,9 @@ void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
     double seconds = clock_now_s() - q->phase_start_s;
     int64_t peak = (int64_t)mem_peak_rss_bytes();
     comm_max_i64(q->c, &peak, 1);
-    const uint64_t sent = comm_sent_bytes() - q->phase_start_sent;
-    const phase_use use = use_of_all(q, sent);
+    const uint64_t sent = comm_sent_bytes() - q->phase_start_sent,
+                   network = comm_network_bytes() - q->phase_start_network;
+    const phase_use use = use_of_all(q, sent, network);
     json_t *by_rank = sent_by_rank(q, sent);
     tell_phase(q, phase, seconds, (uint64_t)peak);
     if (!q->events) {
@@ -127,7 +131,9 @@ void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
         json_object_set_new(more, "planned_seconds", json_real(planned->seconds));
         json_object_set_new(more, "planned_bytes",
                             json_integer((json_int_t)memory_plan_total(&planned->memory)));
-        json_object_set_new(more, "planned_sent_bytes", json_integer((json_int_t)planned->network));
+        json_object_set_new(more, "planned_sent_bytes", json_integer((json_int_t)planned->sent));
+        json_object_set_new(more, "planned_network_bytes",
+                            json_integer((json_int_t)planned->network));
     }
     events_add(q->events, phase, "end", more);
 }

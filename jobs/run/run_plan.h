@@ -14,6 +14,7 @@
 /* Where it runs. */
 typedef struct plan_place {
     int nodes, ranks_per_node;
+    int ranks;             /* in all, where the last node has fewer; 0: none has */
     double cores_per_rank; /* below 1 where ranks share cores */
     uint64_t limit;        /* bytes of a rank; 0: no bound */
     uint64_t base_bytes;   /* the program and its libraries */
@@ -26,7 +27,8 @@ typedef struct plan_phase {
     int rank;           /* that one */
     double seconds;
     double busy;      /* share of the time that the ranks work, on average */
-    uint64_t network; /* bytes that ranks send, all together */
+    uint64_t sent;    /* bytes that ranks send, all together; */
+    uint64_t network; /* and those of them that go from node to node */
     /* What a stop keeps of it. */
     int64_t units;  /* equal parts of seconds that are kept one by one; 0: nothing of it is, and
                        later phases need it */

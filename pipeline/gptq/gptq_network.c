@@ -1,5 +1,5 @@
-/* Everything that is sent reaches all other ranks or comes from all of them, so each number counts
- * ranks - 1 times, and numbers that all ranks sum twice. */
+/* Everything that is sent reaches all other ranks and nodes or comes from all of them. Numbers that
+ * all ranks sum count twice: on their way to the sum, and as a part of it. */
 #include "pipeline/gptq/gptq_network.h"
 
 #include "base/size.h"
@@ -33,7 +33,7 @@ static uint64_t row_bytes(const wquant *how, int64_t n) {
            sizeof(qerror);
 }
 
-uint64_t gptq_network_bytes(const gptq_settings *s, int ranks) {
+uint64_t gptq_network_bytes(const gptq_settings *s) {
     /* GPTAQ tries strengths: nearest, none, half, full; and mostly not the last is the best, which
      * is then rounded once more. */
     const bool tries = s->asymmetric && s->alpha > 0 && s->n_windows >= GPTQ_HOLD_OUT;
@@ -52,7 +52,6 @@ uint64_t gptq_network_bytes(const gptq_settings *s, int ranks) {
     const double shared = roundings + s->asymmetric; /* to nearest first */
     /* An error and an energy for each window, of each linear and trial. */
     const uint64_t outputs = s->asymmetric ? (uint64_t)(4 * LLAMA_LINEARS * s->n_windows) : 0;
-    sum += weights + (uint64_t)(shared * (double)codes) +
+    return sum + weights + (uint64_t)(shared * (double)codes) +
            (uint64_t)(shared * (double)(outputs * sizeof(double)));
-    return sum * (uint64_t)(ranks - 1);
 }
