@@ -11,6 +11,7 @@
 #include "jobs/eval.h"
 #include "jobs/quantize.h"
 #include "jobs/reporting/report_data.h"
+#include "jobs/setup/list_word.h"
 #include "jobs/setup/recipe.h"
 #include "jobs/setup/source.h"
 #include "jobs/setup/text_word.h"
@@ -89,13 +90,10 @@ static err add_row(compare_job *j, const char *given, size_t len) {
 }
 
 static err list_rows(compare_job *j) {
-    const char *at = options_str(j->o, OPT_RECIPES);
+    const char *given = options_str(j->o, OPT_RECIPES), *at = given ? given : COMMON;
     err e = add_row(j, "", 0);
-    for (at = at ? at : COMMON; *at && !e.code;) {
-        const size_t len = strcspn(at, ",");
-        if (len) e = add_row(j, at, len);
-        at += len + (at[len] == ',');
-    }
+    for (char *name; !e.code && (name = list_word_next(&at)); free(name))
+        if (*name) e = add_row(j, name, strlen(name));
     if (!e.code && j->n == 1) e = err_make(ERR_USAGE, "--recipes", NULL, "names no recipe");
     return e;
 }
@@ -117,14 +115,10 @@ static err hash_files(const char *list, char hex[SHA256_HEX]) {
     if (file_exists(list)) return sha256_of_file(list, hex);
     sha256 *all = sha256_create();
     err e = err_none();
-    for (const char *at = list; *at && !e.code;) {
-        const size_t len = strcspn(at, ",");
-        char *path = strndup(at, len), one[SHA256_HEX];
-        if (!path) abort();
+    for (char *path, one[SHA256_HEX]; !e.code && (path = list_word_next(&list)); free(path)) {
+        if (!*path) continue; /* whoever reads the list refuses it */
         e = sha256_of_file(path, one);
         if (!e.code) sha256_add(all, one, SHA256_HEX - 1);
-        free(path);
-        at += len + (at[len] == ',');
     }
     sha256_finish(&all, hex);
     return e;

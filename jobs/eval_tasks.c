@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/size.h"
 #include "io/text.h"
+#include "jobs/setup/list_word.h"
 #include "jobs/setup/setup.h"
 
 #include <inttypes.h>
@@ -146,16 +147,17 @@ static err read_tasks(eval_tasks *t, const source *src, bos_mode bos, int64_t wi
 /* "a,b" are two files, but for a file of that very name. */
 static err take_names(const char *words, eval_tasks *out) {
     const bool one = access(words, F_OK) == 0;
-    for (const char *at = words; at;) {
-        const char *end = one ? NULL : strchr(at, ',');
-        const size_t n = end ? (size_t)(end - at) : strlen(at);
-        if (out->n == OPTIONS_MAX_VALUES || !n)
+    const char *at = one ? NULL : words;
+    for (char *name = one ? strdup(words) : list_word_next(&at); name; name = list_word_next(&at)) {
+        const bool empty = !*name;
+        if (out->n == OPTIONS_MAX_VALUES || empty) {
+            free(name);
             return err_make(ERR_USAGE, "--tasks", NULL,
-                            n ? "more than %d files" : "an empty name in a list of up to %d files",
+                            empty ? "an empty name in a list of up to %d files"
+                                  : "more than %d files",
                             OPTIONS_MAX_VALUES);
-        out->tasks[out->n].path = strndup(at, n);
-        if (!out->tasks[out->n++].path) abort();
-        at = end ? end + 1 : NULL;
+        }
+        out->tasks[out->n++].path = name;
     }
     return err_none();
 }

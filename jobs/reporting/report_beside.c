@@ -111,7 +111,7 @@ static void weights(FILE *f, const runs *r) {
     svg_axis y = svg_axis_from_zero("% of the norm");
     for (int i = 0; i < r->n; i++)
         s[i] = series_take(json_object_get(r->run[i], "weights"), "item", "relative_error", 100);
-    draw(f, r, s, "Error of the weights", svg_axis_of("item", false), y);
+    draw(f, r, s, "Error of the weights", svg_axis_counted("item"), y);
 }
 
 /* Of the first phase: held-out rows, which all steps of a run are judged by. */
@@ -121,7 +121,7 @@ static void losses(FILE *f, const runs *r) {
         s[i] = series_take(
             json_object_get(json_array_get(json_object_get(r->run[i], "learning"), 0), "held"),
             "step", "held", 1);
-    draw(f, r, s, "Loss of held-out rows, first phase", svg_axis_of("step", false),
+    draw(f, r, s, "Loss of held-out rows, first phase", svg_axis_counted("step"),
          svg_axis_of("loss", false));
 }
 
@@ -131,7 +131,7 @@ static void gptq(FILE *f, const runs *r, size_t k, const char *title) {
     for (int i = 0; i < r->n; i++)
         s[i] = series_over_layers(json_object_get(r->run[i], "gptq"), "tensors", k, NULL, "after",
                                   100);
-    draw(f, r, s, title, svg_axis_of("layer", false), y);
+    draw(f, r, s, title, svg_axis_counted("layer"), y);
 }
 
 static void sites(FILE *f, const runs *r, size_t k, const char *key, const char *title,
@@ -139,7 +139,7 @@ static void sites(FILE *f, const runs *r, size_t k, const char *key, const char 
     series s[RUNS];
     for (int i = 0; i < r->n; i++)
         s[i] = series_over_layers(json_object_get(r->run[i], "sites"), "sites", k, "after", key, 1);
-    draw(f, r, s, title, svg_axis_of("layer", false), svg_axis_of(unit, log));
+    draw(f, r, s, title, svg_axis_counted("layer"), svg_axis_of(unit, log));
 }
 
 void report_beside(FILE *f, const json_t *report) {

@@ -2,8 +2,8 @@
 #include "jobs/reporting/report_card.h"
 
 #include "base/file.h"
+#include "jobs/reporting/report_figure.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,17 +19,10 @@ static void name_cell(FILE *f, const char *path) {
     fputc(' ', f);
 }
 
-/* "12.34 ± 0.56", or a dash where nothing was measured. */
 static void figure_cell(FILE *f, const json_t *o, const char *key, double times, int digits) {
-    char error[64];
-    snprintf(error, sizeof error, "%s_stderr", key);
-    const double v = json_real_of(o, key), e = json_real_of(o, error);
-    if (!isfinite(v)) {
-        fputs("| - ", f);
-        return;
-    }
-    fprintf(f, "| %.*f ", digits, times * v);
-    if (isfinite(e)) fprintf(f, "\u00b1 %.*f ", digits, times * e);
+    fputs("| ", f);
+    report_figure(f, o, key, times, digits);
+    fputc(' ', f);
 }
 
 static void text_rows(FILE *f, const json_t *evals) {

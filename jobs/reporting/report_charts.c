@@ -22,12 +22,12 @@ static void chart_losses(FILE *f, const json_t *phase) {
     const json_t *steps = json_object_get(phase, "steps"), *held = json_object_get(phase, "held");
     const char *const names[] = {"held-out rows", "rows of the step"};
     series s[] = {series_take(held, "step", "held", 1), series_take(steps, "step", "loss", 1)};
-    chart_figure(f, "Loss (R1, or of the whole objective)", svg_axis_of("step", false),
+    chart_figure(f, "Loss (R1, or of the whole objective)", svg_axis_counted("step"),
                  svg_axis_of("loss", false), 2, s, names);
     series r2[] = {series_take(held, "step", "held_r2", 1),
                    series_take(steps, "step", "loss_r2", 1)};
     if (any_positive(&r2[1]))
-        chart_figure(f, "Loss of R2", svg_axis_of("step", false), svg_axis_of("loss", false), 2, r2,
+        chart_figure(f, "Loss of R2", svg_axis_counted("step"), svg_axis_of("loss", false), 2, r2,
                      names);
     for (int i = 0; i < 2; i++) {
         series_clear(&s[i]);
@@ -43,13 +43,13 @@ void chart_learning(FILE *f, const json_t *phase) {
            orth = series_take(steps, "step", "orth", 1);
     chart_losses(f, phase);
     svg_axis y = svg_axis_from_zero("radians");
-    chart_figure(f, "Angle of the step", svg_axis_of("step", false), y,
+    chart_figure(f, "Angle of the step", svg_axis_counted("step"), y,
                  any_positive(&angle[1]) ? 2 : 1, angle, angles);
-    chart_figure(f, "Distance from orthogonal", svg_axis_of("step", false),
+    chart_figure(f, "Distance from orthogonal", svg_axis_counted("step"),
                  svg_axis_of("largest |R^T R - I|, probed", true), 1, &orth, one);
     series share = series_take(steps, "step", "peak_share", 100);
     y.label = "% of the measured peak";
-    chart_figure(f, "Share of the peak of products", svg_axis_of("step", false), y, 1, &share, one);
+    chart_figure(f, "Share of the peak of products", svg_axis_counted("step"), y, 1, &share, one);
     series_clear(&share);
     series_clear(&angle[0]);
     series_clear(&angle[1]);
@@ -64,7 +64,7 @@ static const char *const sides[] = {"before", "after"};
 static void two_over_layers(FILE *f, const char *title, svg_axis y, series a, series b,
                             const char *const *names) {
     series s[] = {a, b};
-    chart_figure(f, title, svg_axis_of("layer", false), y, 2, s, names);
+    chart_figure(f, title, svg_axis_counted("layer"), y, 2, s, names);
     series_clear(&s[0]);
     series_clear(&s[1]);
 }
@@ -179,7 +179,7 @@ void chart_weights(FILE *f, const json_t *items) {
     const char *const one[] = {NULL};
     series s = series_take(items, "item", "relative_error", 100);
     svg_axis y = svg_axis_from_zero("% of the norm");
-    chart_figure(f, "Error of the weights", svg_axis_of("item", false), y, 1, &s, one);
+    chart_figure(f, "Error of the weights", svg_axis_counted("item"), y, 1, &s, one);
     series_clear(&s);
 }
 
@@ -227,7 +227,7 @@ void chart_gptq_time(FILE *f, const json_t *layers) {
     const char *const one[] = {NULL};
     series s = series_take(layers, "layer", "seconds", 1);
     svg_axis y = svg_axis_from_zero("seconds");
-    chart_figure(f, "Time of a layer", svg_axis_of("layer", false), y, 1, &s, one);
+    chart_figure(f, "Time of a layer", svg_axis_counted("layer"), y, 1, &s, one);
     series_clear(&s);
 }
 

@@ -6,6 +6,7 @@
 #include "jobs/reporting/report_beside.h"
 #include "jobs/reporting/report_charts.h"
 #include "jobs/reporting/report_data.h"
+#include "jobs/reporting/report_figure.h"
 #include "jobs/reporting/svg.h"
 #include "version.h"
 
@@ -207,18 +208,10 @@ static void gptq(FILE *f, const json_t *layers) {
     fputs("</div>\n", f);
 }
 
-/* "12.34 +- 0.56" */
-static void with_error(FILE *f, const json_t *o, const char *key, double times, const char *form) {
-    char error[64];
-    snprintf(error, sizeof error, "%s_stderr", key);
-    const double v = json_real_of(o, key), e = json_real_of(o, error);
+static void figure_cell(FILE *f, const json_t *o, const char *key, double times, int digits) {
     fputs("<td class=\"r\">", f);
-    if (isfinite(v)) fprintf(f, form, times * v);
-    if (isfinite(v) && isfinite(e)) {
-        fputs(" &plusmn; ", f);
-        fprintf(f, form, times * e);
-    }
-    fputs(isfinite(v) ? "</td>" : "-</td>", f);
+    report_figure(f, o, key, times, digits);
+    fputs("</td>", f);
 }
 
 static void accuracy_text(FILE *f, const json_t *eval) {
@@ -235,12 +228,12 @@ static void accuracy_text(FILE *f, const json_t *eval) {
         fputs("</td><td>", f);
         svg_text(f, json_word_of(x, "text"));
         fputs("</td>", f);
-        with_error(f, x, "ppl", 1, "%.3f");
-        with_error(f, a, "ppl", 1, "%.3f");
-        with_error(f, a, "kl_mean", 1, "%.4f");
-        with_error(f, a, "kl_99", 1, "%.3f");
+        figure_cell(f, x, "ppl", 1, 3);
+        figure_cell(f, a, "ppl", 1, 3);
+        figure_cell(f, a, "kl_mean", 1, 4);
+        figure_cell(f, a, "kl_99", 1, 3);
         report_cell(f, "%.2f", json_real_of(a, "kl_max"));
-        with_error(f, a, "same_top", 100, "%.2f");
+        figure_cell(f, a, "same_top", 100, 2);
         fputs("</tr>\n", f);
     }
 }
@@ -260,8 +253,8 @@ static void accuracy_tasks(FILE *f, const json_t *eval) {
         svg_text(f, json_word_of(x, "task"));
         fputs("</td>", f);
         report_cell(f, "%.0f", json_real_of(x, "n"));
-        with_error(f, x, "acc", 100, "%.2f");
-        with_error(f, x, "acc_norm", 100, "%.2f");
+        figure_cell(f, x, "acc", 100, 2);
+        figure_cell(f, x, "acc_norm", 100, 2);
         fputs("</tr>\n", f);
     }
 }

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { WIDTH = 340, HEIGHT = 210, LEFT = 52, RIGHT = 10, TOP = 34, BOTTOM = 36, FEW = 70 };
+enum { WIDTH = 340, HEIGHT = 210, LEFT = 60, RIGHT = 10, TOP = 34, BOTTOM = 36, FEW = 70 };
 
 void svg_text(FILE *f, const char *text) {
     for (; *text; text++) switch (*text) {
@@ -34,6 +34,12 @@ svg_axis svg_axis_of(const char *label, bool log) {
 svg_axis svg_axis_from_zero(const char *label) {
     svg_axis a = svg_axis_of(label, false);
     a.from_zero = true;
+    return a;
+}
+
+svg_axis svg_axis_counted(const char *label) {
+    svg_axis a = svg_axis_of(label, false);
+    a.whole = true;
     return a;
 }
 
@@ -93,7 +99,7 @@ static double nice_step(double span) {
 }
 
 static int linear_ticks(const svg_axis *a, double ticks[16]) {
-    const double step = nice_step(a->hi - a->lo);
+    const double nice = nice_step(a->hi - a->lo), step = a->whole ? fmax(nice, 1) : nice;
     int n = 0;
     for (double k = ceil(a->lo / step); k * step <= a->hi && n < 16; k++) ticks[n++] = k * step;
     return n;

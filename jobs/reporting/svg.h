@@ -13,6 +13,7 @@ typedef struct svg_axis {
     const char *label; /* with its unit; borrowed */
     bool log;
     bool from_zero; /* linear: zero is in it */
+    bool whole;     /* linear: of counts, ticks at whole numbers */
     bool bare;      /* without ticks: lanes have names */
     double lo, hi;  /* set by svg_axis_take; lo > hi: nothing taken yet */
 } svg_axis;
@@ -27,6 +28,7 @@ typedef struct svg_chart {
 /* Local. An axis that nothing was taken for. */
 svg_axis svg_axis_of(const char *label, bool log);
 svg_axis svg_axis_from_zero(const char *label); /* local; linear */
+svg_axis svg_axis_counted(const char *label);   /* local; linear, of whole numbers */
 
 /* Local. Make the axis hold n values; NAN, and what is not positive on a log axis, are passed over.
  */
