@@ -63,9 +63,11 @@ else()
   target_link_libraries(dep_blas INTERFACE ${blas_all} ${BLAS_LINKER_FLAGS})
 endif()
 
-# ScaLAPACK must be the one built with the MPI at hand: -DSCALAPACK_LIBRARIES decides; else pkg-config
-# under the name that Debian gives it for this MPI, or under its own; else a CMake package; else the
-# bare library. Debian's CMake package names a path that does not exist, so pkg-config goes first.
+# ScaLAPACK must be the one built with the MPI at hand: -DSCALAPACK_LIBRARIES decides; else the library
+# under the name that Debian gives it for this MPI, or under its own, in the folder that pkg-config knows
+# or another; else what pkg-config says; else a CMake package (Debian's names a path that does not exist).
+# The library goes before pkg-config because Debian's file for MPICH asks for the MPI that the system has
+# chosen: the program would be linked with two.
 set(CMAKE_REQUIRED_LIBRARIES MPI::MPI_C)
 check_c_source_compiles("#include <mpi.h>
 #ifndef OPEN_MPI
@@ -81,12 +83,13 @@ if(SCALAPACK_LIBRARIES)
   set(scalapack_all ${SCALAPACK_LIBRARIES})
 else()
   pkg_search_module(scalapack QUIET IMPORTED_TARGET ${scalapack_own} scalapack)
-  if(TARGET PkgConfig::scalapack)
+  find_library(SCALAPACK_LIBRARY NAMES ${scalapack_own} scalapack HINTS ${scalapack_LIBDIR})
+  if(SCALAPACK_LIBRARY)
+    set(scalapack_all ${SCALAPACK_LIBRARY})
+  elseif(TARGET PkgConfig::scalapack)
     set(scalapack_all PkgConfig::scalapack)
   else()
     find_package(scalapack CONFIG QUIET)
-    find_library(SCALAPACK_LIBRARY NAMES ${scalapack_own} scalapack)
-    set(scalapack_all ${SCALAPACK_LIBRARY})
     if(TARGET scalapack)
       set(scalapack_all scalapack)
     endif()

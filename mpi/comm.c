@@ -335,7 +335,7 @@ comm_request *comm_isend(const comm *c, const void *data, uint64_t n, int to, co
 
 void comm_wait(comm_request **r) {
     if (!*r) return;
-    MPI_Waitall((*r)->n_parts, (*r)->parts, MPI_STATUSES_IGNORE);
+    comm_wait_all((*r)->n_parts, (*r)->parts);
     free(*r);
     *r = NULL;
 }

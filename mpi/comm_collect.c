@@ -134,7 +134,7 @@ static void sum_exchange(const comm *c, const int64_t *out, int64_t n_out, int t
         for (int64_t j = 0; j < n; j++)
             in[at + j] = (int64_t)((uint64_t)in[at + j] + (uint64_t)piece[j]);
     }
-    MPI_Waitall(2, sent, MPI_STATUSES_IGNORE);
+    comm_wait_all(2, sent);
 }
 
 /* ---- parts of a sum, on two levels ----

@@ -31,6 +31,12 @@ static inline int comm_piece(uint64_t left) { /* local */
     return left < COMM_PIECE ? (int)left : COMM_PIECE;
 }
 
+/* Local. MPI_Waitall without statuses: MPICH's MPI_STATUSES_IGNORE is an address that gcc takes for
+ * an array of no bytes, and warns of. */
+static inline void comm_wait_all(int n, MPI_Request *requests) {
+    for (int i = 0; i < n; i++) MPI_Wait(&requests[i], MPI_STATUS_IGNORE);
+}
+
 /* Local. Borrowed; valid after comm_start. */
 MPI_Comm comm_handle(const comm *c);
 

@@ -2,12 +2,14 @@
 # Build and test in a fresh Debian of another release, made by debootstrap: what a newcomer there would get.
 #
 # usage: debian_root.sh SUITE FOLDER [CTEST-ARGUMENT...]      as root; SUITE: bookworm, trixie, ...
+#        debian_root.sh SUITE FOLDER -- COMMAND...
 #
+# With -- the command alone is run in the source folder, and nothing is installed before: "-- bash jobs/demo.sh".
 # Takes packages from where this machine takes its own. FOLDER (3 GB) is made if it is not there, and kept: a second run
 # builds what changed. Without CTEST-ARGUMENTs the unit and rank tests and the main job are run; "none" runs no test.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-[ $# -ge 2 ] || { sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2; }
 suite=$1 root=$2
 shift 2
 [ $# -gt 0 ] || set -- --tests-regex '^(unit|mpi)\.|^e2e\.test_main_job$'
@@ -19,6 +21,7 @@ fi
 # What leads to the mirror from this machine: proxies, certificates.
 cp -L /etc/resolv.conf "$root/etc/resolv.conf" 2>/dev/null || true
 cp -RL /etc/ssl/certs "$root/etc/ssl/" 2>/dev/null || true
+[ ! -f /etc/pip.conf ] || cp /etc/pip.conf "$root/etc/pip.conf"
 for file in /etc/apt/apt.conf.d/*; do
     case $(cat "$file") in *roxy*) cp "$file" "$root/etc/apt/apt.conf.d/" ;; esac
 done
@@ -39,6 +42,7 @@ chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEB
     ${http_proxy+http_proxy="$http_proxy"} ${https_proxy+https_proxy="$https_proxy"} \
     bash -c 'set -euo pipefail
         cd /spinshard
+        [ "$1" != -- ] || { shift; exec "$@"; }
         . "$(ls jobs/setup.sh jobs/demo/setup.sh 2>/dev/null | head -n 1)"
         need_packages "${build_packages[@]}" "${test_packages[@]}" git
         allow_root_mpi
