@@ -14,6 +14,7 @@ them: another model, text or recipe wants another work folder.
 """
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -97,6 +98,9 @@ def spread_of(values):
 
 HEAD = f"{'n':>5}" + "".join(f"{k:>11}" for k in ("min", "median", "max", "mean", "sd"))
 KEYS = {"ppl": "perplexity", "acc": "accuracy"}
+STYLE = """<style>svg{background:#fff;color:#1b1b1b}text{fill:currentColor}.axis{fill:none;stroke:currentColor}circle{fill:#0060a8;fill-opacity:.6}
+@media (prefers-color-scheme:dark){svg{background:#16181c;color:#e9eaec}circle{fill:#5fb8f2}}</style>
+"""
 
 
 def tell(kind, got, found):
@@ -137,6 +141,14 @@ def added_rotations(runs, a):
     return found
 
 
+def ticks(low, high):
+    """Multiples of 1, 2 or 5 times a power of ten, some five of them."""
+    raw = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next(k for k in (1, 2, 5, 10) if raw <= k * power * (1 + 1e-9))
+    return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
 def strip(columns, key, left):
     """Points of every column over one axis; a column is as wide as its points need to stand apart."""
     values = [v for _, s in columns for v in s["runs"].get(key, [])]
@@ -150,15 +162,14 @@ def strip(columns, key, left):
         return 240 - 200 * (v - low) / (high - low)
 
     out = [f'<text x="{left + 50}" y="22" font-weight="600">{KEYS[key]}</text>',
-           f'<path d="M{left + 50} 30V240H{left + 70 + 70 * len(columns)}" fill="none" stroke="currentColor"/>']
-    for k in range(5):
-        v = low + (high - low) * k / 4
+           f'<path class="axis" d="M{left + 50} 30V240H{left + 70 + 70 * len(columns)}"/>']
+    for v in ticks(low, high):
         out.append(f'<text x="{left + 46}" y="{at(v) + 4:.1f}" text-anchor="end">{v:.4g}</text>')
     for i, (name, s) in enumerate(columns):
         x = left + 90 + 70 * i
         out.append(f'<text x="{x}" y="{256 + 14 * (i % 2)}" text-anchor="middle">{name}</text>')
         for n, v in enumerate(s["runs"].get(key, [])):
-            out.append(f'<circle cx="{x + (n * 7 % 25) - 12}" cy="{at(v):.1f}" r="2.5" fill="#0060a8" fill-opacity=".6">'
+            out.append(f'<circle cx="{x + (n * 7 % 25) - 12}" cy="{at(v):.1f}" r="2.5">'
                        f"<title>{name}: {v:.5g}</title></circle>")
     return "\n".join(out)
 
@@ -170,7 +181,7 @@ def draw(path, result):
     total = width * (2 if parts[1] else 1)
     with open(path, "w", encoding="utf-8") as f:
         f.write(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} 280" font-family="sans-serif" font-size="11">\n'
-                + "\n".join(parts) + "\n</svg>\n")
+                + STYLE + "\n".join(parts) + "\n</svg>\n")
 
 
 def main():

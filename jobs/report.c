@@ -59,11 +59,26 @@ static err add_beside(const options *o, json_t *report) {
     return e;
 }
 
+/* What bench/spread.py found, in "spread". */
+static err add_spread(const options *o, json_t *report) {
+    enum { MOST_BYTES = 64 << 20 };
+    const char *path = options_str(o, OPT_SPREAD);
+    json_t *v = NULL;
+    err e = json_read_file(path, MOST_BYTES, &v);
+    if (!e.code && !json_is_object(json_object_get(v, "random_starts")))
+        e = err_make(ERR_INPUT, path, "give WORK/spread.json of bench/spread.py",
+                     "has no object \"random_starts\"");
+    if (!e.code) json_object_set(report, "spread", v);
+    json_decref(v);
+    return e;
+}
+
 err job_report(const comm *c, const options *o) {
     json_t *report;
     err e = report_collect(o->target, o->values[OPT_EVAL], o->n_values[OPT_EVAL], &report);
     if (e.code) return e;
     if (options_has(o, OPT_BESIDE)) e = add_beside(o, report);
+    if (!e.code && options_has(o, OPT_SPREAD)) e = add_spread(o, report);
     if (e.code) {
         json_decref(report);
         return e;

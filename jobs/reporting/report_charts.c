@@ -231,6 +231,53 @@ void chart_gptq_time(FILE *f, const json_t *layers) {
     series_clear(&s);
 }
 
+/* ---- random starts ---- */
+
+/* Runs of all kinds, or (draw) their points, a lane for each kind that has this number. */
+static int strip_lanes(svg_chart *c, const json_t *spread, const char *key, double times,
+                       int lanes) {
+    static const char *const groups[] = {"random_starts", "rotations"};
+    const char *name;
+    json_t *kind;
+    int lane = 0;
+    for (int g = 0; g < 2; g++)
+        json_object_foreach(json_object_get(spread, groups[g]), name, kind) {
+            const json_t *runs = json_object_get(json_object_get(kind, "runs"), key);
+            series s = series_of((int64_t)json_array_size(runs));
+            for (int64_t i = 0; i < s.n; i++)
+                s.x[i] = times * json_number_value(json_array_get(runs, (size_t)i));
+            if (lanes && s.n) svg_points(c, g, s.n, s.x, lane, lanes, name);
+            if (!lanes) svg_axis_take(&c->x, s.x, s.n);
+            lane += s.n > 0;
+            series_clear(&s);
+        }
+    return lane;
+}
+
+void chart_starts(FILE *f, const json_t *spread) {
+    static const struct {
+        const char *key, *title, *unit;
+        double times;
+    } kinds[] = {{"ppl", "Perplexity of each run", "perplexity", 1},
+                 {"acc", "Zero-shot accuracy of each run", "% right, mean of the tasks", 100}};
+    for (int k = 0; k < 2; k++) {
+        svg_chart c = {.f = f,
+                       .title = kinds[k].title,
+                       .x = svg_axis_of(kinds[k].unit, false),
+                       .y = svg_axis_of("", false)};
+        const int lanes = strip_lanes(&c, spread, kinds[k].key, kinds[k].times, 0);
+        if (!lanes) continue;
+        c.y.bare = true;
+        c.y.lo = 0;
+        c.y.hi = lanes;
+        fputs("<figure style=\"margin:0\">", f);
+        svg_begin(&c);
+        strip_lanes(&c, spread, kinds[k].key, kinds[k].times, lanes);
+        svg_end(&c);
+        fputs("</figure>\n", f);
+    }
+}
+
 /* ---- the run ---- */
 
 void chart_phases(FILE *f, const json_t *phases) {

@@ -14,6 +14,7 @@ void chart_weights(FILE *f, const json_t *items);    /* local */
 void chart_spreads(FILE *f, const json_t *items);    /* local; two for each linear */
 void chart_gptq(FILE *f, const json_t *layers);      /* local; one for each linear */
 void chart_gptq_time(FILE *f, const json_t *layers); /* local */
-void chart_phases(FILE *f, const json_t *phases);    /* local; a timeline */
+void chart_starts(FILE *f, const json_t *spread); /* local; every run a point, by what it varies */
+void chart_phases(FILE *f, const json_t *phases); /* local; a timeline */
 
 #endif

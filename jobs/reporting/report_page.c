@@ -273,6 +273,16 @@ static void accuracy(FILE *f, const json_t *evals) {
     fputs("</table></div>\n", f);
 }
 
+static void starts(FILE *f, const json_t *spread) {
+    if (!spread) return;
+    section(f, "Random starts",
+            "Each point is a run of another seed: random starts of the rotations and, where it was "
+            "given, a learned one; then what each rotation adds.");
+    fputs("<div class=\"wide\">\n", f);
+    chart_starts(f, spread);
+    fputs("</div>\n", f);
+}
+
 static void phase_row(FILE *f, const json_t *p) {
     fputs("<tr><td>", f);
     svg_text(f, json_word_of(p, "phase"));
@@ -337,6 +347,7 @@ void report_page(const json_t *report, char **text, size_t *len) {
     weights(f, json_object_get(report, "weights"));
     gptq(f, json_object_get(report, "gptq"));
     accuracy(f, json_object_get(report, "accuracy"));
+    starts(f, json_object_get(report, "spread"));
     run(f, json_object_get(report, "run"));
     report_beside(f, report);
     fprintf(f,

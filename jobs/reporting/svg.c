@@ -221,6 +221,25 @@ void svg_bar(svg_chart *c, int series, double x0, double x1, int lane, int lanes
     fputs("</text>\n", c->f);
 }
 
+void svg_points(svg_chart *c, int series, int64_t n, const double *x, int lane, int lanes,
+                const char *name) {
+    enum { ROWS = 4 }; /* neighbours stand in other rows */
+    const double height = (double)(HEIGHT - TOP - BOTTOM) / lanes, top = TOP + lane * height,
+                 first = top + fmin(10, height / 2), step = (top + height - first) / (ROWS + 1);
+    char text[32];
+    fprintf(c->f, "<path class=\"g\" d=\"M%d %.1fH%d\"/><text class=\"n\" x=\"%d\" y=\"%.1f\">",
+            LEFT, top, WIDTH - RIGHT, LEFT + 2, top + 8);
+    svg_text(c->f, name);
+    fputs("</text>\n", c->f);
+    for (int64_t i = 0; i < n; i++)
+        if (isfinite(x[i]))
+            fprintf(c->f,
+                    "<circle class=\"p s%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"1.8\"><title>%s</title>"
+                    "</circle>\n",
+                    series, at_x(c, x[i]), first + (double)(1 + i % ROWS) * step,
+                    number(x[i], 0, text));
+}
+
 void svg_map(FILE *f, const char *title, int rows, int cols, const uint8_t *level, int levels,
              const char *x_label, const char *y_label) {
     const double w = (double)(WIDTH - LEFT - RIGHT) / cols, h = (double)(HEIGHT - TOP) / rows;

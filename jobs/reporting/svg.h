@@ -45,6 +45,9 @@ void svg_lines(svg_chart *c, int series, int64_t n, const double *x, const doubl
  * shows on it. */
 void svg_bar(svg_chart *c, int series, double x0, double x1, int lane, int lanes, const char *name,
              const char *text);
+/* Local. Points at x [n] in a lane of so many, moved apart within it, its name above them. */
+void svg_points(svg_chart *c, int series, int64_t n, const double *x, int lane, int lanes,
+                const char *name);
 void svg_end(svg_chart *c);
 
 /* Local. A picture of cells [rows, cols] of `levels` depths, 0 the ground. */

@@ -80,6 +80,7 @@ typedef enum option {
     OPT_EVAL,
     OPT_CARD,
     OPT_BESIDE,
+    OPT_SPREAD,
     OPT_DROP_ARCHIVES,
     OPT_JSON,
     OPT_QUIET,

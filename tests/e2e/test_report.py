@@ -216,6 +216,24 @@ class Report(Case):
             self.assertIn("Curves are of the first 4 runs", f.read())
         self.bad(3, ["nothing-here"], "report", outs[0], "--beside", self.path("nothing-here"))
 
+    def test_spread(self):
+        """Of each run a point, in the page and in its numbers; another file is refused."""
+        out, spread = self.path("out"), self.path("spread.json")
+        self.good("quantize", "--model", STORIES, "--out", out)
+        found = {"random_starts": {"had": {"runs": {"ppl": [4.5, 4.25, 4.75], "acc": [0.5, 0.25, 0.75]}}, "learned <1>": {"runs": {"ppl": [4]}}},
+                 "rotations": {"none": {"runs": {"ppl": [9.5]}}}}
+        before = self.page(os.path.join(out, "report.html"), 2)
+        self.assertNotIn("Random starts", before.words)
+        with open(spread, "w", encoding="utf-8") as f:
+            json.dump(found, f)
+        told = self.good("report", out, "--spread", spread, "--html", self.path("page.html"), "--json").json()
+        self.assertEqual(told["spread"], found)
+        page = self.page(self.path("page.html"), 4)
+        self.assertEqual(page.tags.count("circle") - before.tags.count("circle"), 8)
+        for word in ("Random starts", "learned <1>", "9.5", "75"):
+            self.assertIn(word, page.words)
+        self.bad(3, ["random_starts"], "report", out, "--spread", os.path.join(STORIES, "config.json"))
+
     def test_spoils_nothing(self):
         out = self.path("out")
         os.makedirs(os.path.join(out, "report.html", "x"))
