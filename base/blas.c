@@ -4,6 +4,8 @@
 
 #include "version.h"
 
+#include <dlfcn.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -28,20 +30,32 @@ void blas_set_threads(int threads) {
     if (MKL_Set_Num_Threads) MKL_Set_Num_Threads(threads);
 }
 
+/* Whether products are BLIS's. OpenBLAS may be in the process beside it, behind the LAPACK or the
+ * ScaLAPACK of the system; then products come from where cblas_dgemm was found first. */
+static bool products_by_blis(void) {
+    void *product = dlsym(RTLD_DEFAULT, "cblas_dgemm");
+    Dl_info of_product, of_blis;
+    if (!bli_info_get_version_str) return false;
+    if (!openblas_get_config) return true;
+    return product && dladdr(product, &of_product) &&
+           dladdr((void *)(uintptr_t)bli_info_get_version_str, &of_blis) &&
+           of_product.dli_fbase == of_blis.dli_fbase;
+}
+
 const char *blas_openblas_core(void) {
-    return openblas_get_corename ? openblas_get_corename() : NULL;
+    return openblas_get_corename && !products_by_blis() ? openblas_get_corename() : NULL;
 }
 
 void blas_name(char *buf, size_t size) {
-    if (openblas_get_config && openblas_get_corename) {
+    if (products_by_blis()) {
+        snprintf(buf, size, "BLIS %s %s", bli_info_get_version_str(),
+                 bli_arch_query_id && bli_arch_string ? bli_arch_string(bli_arch_query_id()) : "");
+    } else if (openblas_get_config && openblas_get_corename) {
         const char *config = openblas_get_config(); /* "OpenBLAS 0.3.21 DYNAMIC_ARCH ... CORE" */
         int name = (int)strcspn(config, " ");
         int version = config[name] ? (int)strcspn(config + name + 1, " ") : 0;
         snprintf(buf, size, "%.*s %.*s %s", name, config, version, version ? config + name + 1 : "",
                  openblas_get_corename());
-    } else if (bli_info_get_version_str) {
-        snprintf(buf, size, "BLIS %s %s", bli_info_get_version_str(),
-                 bli_arch_query_id && bli_arch_string ? bli_arch_string(bli_arch_query_id()) : "");
     } else if (MKL_Get_Version_String) {
         char text[128] = "";
         MKL_Get_Version_String(text, sizeof text - 1);

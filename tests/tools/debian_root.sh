@@ -21,7 +21,8 @@ fi
 # What leads to the mirror from this machine: proxies, certificates.
 cp -L /etc/resolv.conf "$root/etc/resolv.conf" 2>/dev/null || true
 cp -RL /etc/ssl/certs "$root/etc/ssl/" 2>/dev/null || true
-[ ! -f /etc/pip.conf ] || cp /etc/pip.conf "$root/etc/pip.conf"
+# Installing ca-certificates there makes the bundle anew: pip is given this machine's.
+cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/host-certificates.crt" 2>/dev/null || true
 for file in /etc/apt/apt.conf.d/*; do
     case $(cat "$file") in *roxy*) cp "$file" "$root/etc/apt/apt.conf.d/" ;; esac
 done
@@ -39,6 +40,7 @@ done
 
 # shellcheck disable=SC2016
 chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive \
+    PIP_CERT=/etc/ssl/host-certificates.crt \
     ${http_proxy+http_proxy="$http_proxy"} ${https_proxy+https_proxy="$https_proxy"} \
     bash -c 'set -euo pipefail
         cd /spinshard
