@@ -4,6 +4,7 @@
 
 #include "base/file.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -54,6 +55,17 @@ err run_object_create(const char *out_dir, uint64_t bytes, run_object **out) {
     return e;
 }
 
+void run_objects_sweep(const char *out_dir) {
+    char *dir = objects_dir(out_dir);
+    DIR *d = opendir(dir);
+    for (struct dirent *f; d && (f = readdir(d));) {
+        const size_t n = strlen(f->d_name);
+        if (n > 4 && !strcmp(f->d_name + n - 4, ".new")) unlinkat(dirfd(d), f->d_name, 0);
+    }
+    if (d) closedir(d);
+    free(dir);
+}
+
 err run_object_put(run_object *o, const void *data, uint64_t n, uint64_t offset) {
     if (offset > o->bytes || n > o->bytes - offset)
         return err_make(ERR_BUG, o->aside, NULL, "write past the end of an object");
@@ -92,24 +104,65 @@ void run_object_abandon(run_object **o) {
     *o = NULL;
 }
 
-err run_object_check(const char *out_dir, const char *hex, uint64_t bytes) {
+/* Opens an object that has a name and this size; the caller frees *path and closes *fd. */
+static err open_object(const char *out_dir, const char *hex, uint64_t bytes, char **path, int *fd) {
+    uint64_t size;
+    *path = NULL;
+    *fd = -1;
     if (!run_object_is_name(hex))
         return err_make(ERR_MISMATCH, "state.json", NULL, "\"%.80s\" is not the name of an object",
                         hex);
-    char *path = run_object_path(out_dir, hex), found[SHA256_HEX];
-    int fd;
-    uint64_t size;
-    err e = file_open_read(path, &fd, &size);
-    if (!e.code) {
-        if (size != bytes)
-            e = err_make(ERR_MISMATCH, path, NULL, "%" PRIu64 " bytes instead of %" PRIu64, size,
-                         bytes);
-        else
-            e = sha256_of_range(fd, path, 0, bytes, found);
-        close(fd);
-        if (!e.code && strcmp(found, hex))
-            e = err_make(ERR_MISMATCH, path, NULL, "contents do not have their hash");
-    }
+    *path = run_object_path(out_dir, hex);
+    err e = file_open_read(*path, fd, &size);
+    if (!e.code && size != bytes)
+        e = err_make(ERR_MISMATCH, *path, NULL, "%" PRIu64 " bytes instead of %" PRIu64, size,
+                     bytes);
+    return e;
+}
+
+/* Closes it; e, or where that is none ERR_MISMATCH if what was found is not its hash. */
+static err close_object(err e, const char *hex, const char *found, char *path, int fd) {
+    if (fd >= 0) close(fd);
+    if (!e.code && strcmp(found, hex))
+        e = err_make(ERR_MISMATCH, path, NULL, "contents do not have their hash");
     free(path);
     return e;
+}
+
+err run_object_check(const char *out_dir, const char *hex, uint64_t bytes) {
+    char *path, found[SHA256_HEX];
+    int fd;
+    err e = open_object(out_dir, hex, bytes, &path, &fd);
+    if (!e.code) e = sha256_of_range(fd, path, 0, bytes, found);
+    return close_object(e, hex, found, path, fd);
+}
+
+/* One piece, hashed while it is still in the cache; `room` is for what nobody wants. */
+static err read_piece(int fd, const char *path, const byte_piece *piece, uint64_t at, char *room,
+                      uint64_t step, sha256 *hash) {
+    err e = err_none();
+    for (uint64_t done = 0; done < piece->n && !e.code; done += step) {
+        const uint64_t take = piece->n - done < step ? piece->n - done : step;
+        char *to = piece->p ? (char *)piece->p + done : room;
+        e = file_pread(fd, path, to, take, at + done);
+        if (!e.code) sha256_add(hash, to, take);
+    }
+    return e;
+}
+
+err run_object_read(const char *out_dir, const char *hex, const byte_piece *pieces, int n) {
+    enum { STEP = 1 << 20 };
+    char *path, found[SHA256_HEX], *room = malloc(STEP);
+    int fd;
+    uint64_t at = 0;
+    if (!room) abort();
+    err e = open_object(out_dir, hex, byte_pieces_total(pieces, n), &path, &fd);
+    sha256 *hash = sha256_create();
+    for (int i = 0; i < n && !e.code; i++) {
+        e = read_piece(fd, path, &pieces[i], at, room, STEP, hash);
+        at += pieces[i].n;
+    }
+    sha256_finish(&hash, found);
+    free(room);
+    return close_object(e, hex, found, path, fd);
 }

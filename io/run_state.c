@@ -186,6 +186,7 @@ err run_state_open(const char *out_dir, const json_t *fingerprint, bool take_ove
     err e = file_make_dirs(objects);
     free(objects);
     if (!e.code) e = run_owner_take(rs->run_dir, take_over, &rs->owner);
+    if (!e.code) run_objects_sweep(out_dir);
     if (!e.code && file_exists(rs->path))
         e = resume(rs, fingerprint);
     else if (!e.code)

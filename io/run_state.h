@@ -9,6 +9,7 @@
 #ifndef SPINSHARD_IO_RUN_STATE_H
 #define SPINSHARD_IO_RUN_STATE_H
 
+#include "base/byte_piece.h"
 #include "base/err.h"
 #include "base/json.h"
 #include "base/sha256.h"
@@ -51,6 +52,9 @@ err run_object_put(run_object *o, const void *data, uint64_t n, uint64_t offset)
 err run_object_finish(run_object **o, char hex[SHA256_HEX]);
 void run_object_abandon(run_object **o); /* local; NULL is fine; removes the file; sets NULL */
 
+/* Root only, before any rank writes. Remove what writers that were killed left unfinished. */
+void run_objects_sweep(const char *out_dir);
+
 /* Local. True for 64 lower-case hexadecimal digits: what a state file says may name anything. */
 bool run_object_is_name(const char *hex);
 
@@ -59,6 +63,10 @@ char *run_object_path(const char *out_dir, const char *hex);
 
 /* Local. Success if the object is there with this size and its contents have its hash. */
 err run_object_check(const char *out_dir, const char *hex, uint64_t bytes);
+
+/* Local. As run_object_check, and in the same pass its bytes into the pieces, which stand one after
+ * the other in it; where it fails they hold anything. */
+err run_object_read(const char *out_dir, const char *hex, const byte_piece *pieces, int n);
 
 /* Local. What differs between two fingerprints, as dotted paths with both values; "" where they are
  * equal. At most a handful are named. */

@@ -84,6 +84,8 @@ static json_t *describe(const char *out) {
         json_object_set(v, "generation", json_object_get(state, "generation"));
         const json_t *units = json_object_get(json_object_get(state, "work"), "units");
         json_object_set_new(v, "units_done", json_integer((json_int_t)json_object_size(units)));
+        const json_t *captured = json_object_get(json_object_get(state, "work"), "captured");
+        if (captured) json_object_set(v, "captured_bytes", json_object_get(captured, "bytes"));
     }
     if (owner[0]) json_object_set_new(v, "owner", json_string(owner));
     run_progress x = run_progress_read(out);
@@ -132,6 +134,9 @@ static void print_progress(const json_t *v) {
         printf("  phase %s kept, %" PRId64 " units done, %" PRId64 " restarts", phase,
                whole(v, "units_done"), whole(v, "restarts"));
     if (phase) printf(commit ? ", last commit %s\n" : "\n", commit);
+    if (json_object_get(v, "captured_bytes"))
+        printf("  captured rows are kept, %s: a restart reads them back\n",
+               size_text((uint64_t)whole(v, "captured_bytes"), time));
     if (json_object_get(v, "node_hours"))
         printf("  %s and %.3g node hours in %" PRId64 " starts",
                size_seconds_text(json_number_value(json_object_get(v, "seconds")), time),

@@ -88,11 +88,16 @@ static bool weights_stay(const learner *l) {
     return learn_weights_needed(l->q->set) || quantize_starts_at(l->q->set, START_POINT_WOMI);
 }
 
-/* Layers whose weights stay, without embedding and head, and what the capture took of them. */
-void learn_kept_memory(const learner *l, int ranks, memory_plan *p) {
+/* Layers whose weights stay, without embedding and head. */
+uint64_t learn_capture_weights_bytes(const learner *l) {
     const embed_rows none = {.n = 0};
-    load_options lo = capture_load(l, -1, &none);
-    if (weights_stay(l)) memory_plan_add(p, "weights", load_stage_bytes(&lo));
+    const load_options lo = capture_load(l, -1, &none);
+    return weights_stay(l) ? load_stage_bytes(&lo) : 0;
+}
+
+/* And what the capture took of them. */
+void learn_kept_memory(const learner *l, int ranks, memory_plan *p) {
+    if (weights_stay(l)) memory_plan_add(p, "weights", learn_capture_weights_bytes(l));
     add_pool(l, p);
     learn_r1_memory(l, ranks, p);
 }
@@ -186,21 +191,40 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     return e;
 }
 
-static err load(learner *l, const load_options *lo, int64_t window, int64_t tokens) {
+err learn_capture_room(learner *l) {
     const llama_config *cfg = learner_cfg(l);
+    const int64_t window = l->q->set->calib.window, tokens = learn_pool_tokens(l->q);
     err e = row_pool_init(cfg, l->range.first, l->range.n, tokens, &l->pool);
     if (!e.code && learn_weights_needed(l->q->set))
         e = weight_moments_create(cfg, l->range.first, l->range.n, window, &l->moments);
     if (!e.code && learn_scales_need_gradients(l)) e = row_pool_keep_gradients(&l->pool);
     if (!e.code) e = learn_scales_moments(l);
     if (!e.code) e = learn_sites_samples(l, window);
-    if (!e.code && learn_draws_any(l->q->set))
-        e = noise_rows_create(cfg, l->range.first, l->range.n, DRAWN_PLACES, window, tokens,
-                              &l->drawn);
     if (!e.code && learn_looks_wanted(l->q) && l->range.n &&
         site_rows_create(cfg, l->range.first, l->range.n, l->q->calib_windows, window, &l->looks)
             .code)
         log_line(LOG_WARN, "no memory to keep inputs for the report");
+    return e;
+}
+
+void learn_capture_clear(learner *l) {
+    row_pool_clear(&l->pool);
+    llama_stage_clear(&l->stage);
+    weight_moments_destroy(&l->moments);
+    scale_moments_destroy(&l->scale_moments);
+    scale_peaks_destroy(&l->scale_peaks);
+    key_moments_destroy(&l->keys);
+    noise_rows_destroy(&l->noise);
+    noise_rows_destroy(&l->drawn);
+    site_rows_destroy(&l->looks);
+}
+
+static err load(learner *l, const load_options *lo, int64_t window, int64_t tokens) {
+    const llama_config *cfg = learner_cfg(l);
+    err e = learn_capture_room(l);
+    if (!e.code && learn_draws_any(l->q->set))
+        e = noise_rows_create(cfg, l->range.first, l->range.n, DRAWN_PLACES, window, tokens,
+                              &l->drawn);
     if (!e.code && comm_rank(l->q->c) < l->n_stages) e = load_stage(lo, &l->stage);
     return comm_agree(l->q->c, e, "loading the weights", NULL);
 }
@@ -214,6 +238,13 @@ static void drop_weights(learner *l) {
     }
     llama_stage_clear(&l->stage);
     l->stage = (llama_stage){.cfg = learner_cfg(l)};
+}
+
+err learn_capture_weights(learner *l) {
+    const embed_rows none = {.n = 0};
+    const load_options lo = capture_load(l, -1, &none);
+    l->stage = (llama_stage){.cfg = learner_cfg(l)};
+    return weights_stay(l) && l->range.n ? load_stage(&lo, &l->stage) : err_none();
 }
 
 err learn_capture_rows(learner *l) {
@@ -242,6 +273,7 @@ err learn_capture_rows(learner *l) {
                        "drawn rows", NULL);
         noise_rows_destroy(&l->drawn);
     }
+    if (!e.code && l->noise) noise_rows_finish(l->noise);
     return e;
 }
 

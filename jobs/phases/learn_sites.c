@@ -195,7 +195,6 @@ static err find_clips(learner *l) {
     noise_cost *c = NULL;
     err e = current_make(l, &now);
     if (!e.code) e = noise_cost_create(LEARN_SITE_ROWS, most_width(l), &c);
-    if (!e.code && l->noise) noise_rows_finish(l->noise);
     e = comm_agree(l->q->c, e, "clips", NULL);
     for (int64_t i = 0; i < n && !e.code; i++) {
         if (i < l->range.n) e = find_layer(l, c, &now.sites, l->range.first + i);

@@ -89,10 +89,17 @@ static void step_back(quantize_run *q, const char *key) {
     json_object_del(work, key);
 }
 
+void learn_drop(quantize_run *q, const char *key) {
+    if (!q->state) return;
+    list_objects(json_object_get(run_state_work(q->state), key), dropped(q));
+    json_object_del(run_state_work(q->state), key);
+}
+
 static bool names_object(const json_t *work, const char *hex) {
     bool found = false;
     json_t *all = json_array();
     for (int i = 0; i < N_ENTRIES; i++) list_objects(json_object_get(work, entries[i]), all);
+    list_objects(json_object_get(work, LEARN_CAPTURED), all);
     for (size_t i = 0; i < json_array_size(all); i++) {
         const char *name = json_string_value(json_array_get(all, i));
         found |= name && !strcmp(name, hex);
@@ -167,8 +174,7 @@ err learn_keep(quantize_run *q, const learn_kept *k, const state_piece *cell, in
     return e;
 }
 
-/* Collective. The entry of that name, on every rank; NULL where there is none. */
-static json_t *share_entry(quantize_run *q, const char *name) {
+json_t *learn_share_entry(quantize_run *q, const char *name) {
     void *text = NULL;
     size_t len = 0;
     json_t *entry = NULL;
@@ -237,7 +243,7 @@ static err share_common(quantize_run *q, learn_kept *k) {
 err learn_recall(quantize_run *q, learn_kept *out) {
     *out = (learn_kept){0};
     for (int i = 0; i < 2; i++) {
-        json_t *entry = share_entry(q, entries[i]);
+        json_t *entry = learn_share_entry(q, entries[i]);
         bool whole = false;
         err e = entry ? read_kept(q, entry, out, &whole) : err_none();
         if (!e.code && whole) e = share_common(q, out);
@@ -382,7 +388,7 @@ static err read_rotations(learner *l, const json_t *entry, bool *whole) {
 err learn_recall_rotations(learner *l, int64_t *phases_done) {
     *phases_done = -1;
     for (int i = 2; i < N_ENTRIES; i++) {
-        json_t *entry = share_entry(l->q, entries[i]);
+        json_t *entry = learn_share_entry(l->q, entries[i]);
         bool whole = false;
         err e = entry ? read_rotations(l, entry, &whole) : err_none();
         if (whole) *phases_done = json_integer_value(json_object_get(entry, "phase"));

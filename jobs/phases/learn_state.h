@@ -36,6 +36,17 @@ err learn_recall_cell(quantize_run *q, const learn_kept *k, const state_piece *c
 /* Root only. Commit; then the objects that nothing names any more are removed. */
 err learn_commit(quantize_run *q, const char *phase);
 
+/* What the capture left (jobs/phases/learn_captured.h) is an entry of its own in the work tree, of
+ * one generation: {cells: [{object}], ...}. */
+#define LEARN_CAPTURED "captured"
+
+/* Root only, elsewhere nothing. What `key` of the work tree names is removed with the next
+ * learn_commit, and the key now. */
+void learn_drop(quantize_run *q, const char *key);
+/* Collective. The entry of that name of the work tree, on every rank; NULL where there is none. New
+ * reference. */
+json_t *learn_share_entry(quantize_run *q, const char *name);
+
 /* Collective. Rotations, and how many phases are behind them, into a commit. */
 err learn_keep_rotations(learner *l, int64_t phases_done);
 /* Collective. Read back the rotations that learn_keep_rotations kept last, and the number of phases

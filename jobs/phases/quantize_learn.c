@@ -6,6 +6,7 @@
 #include "base/sha256.h"
 #include "base/size.h"
 #include "jobs/phases/learn_capture.h"
+#include "jobs/phases/learn_captured.h"
 #include "jobs/phases/learn_e2e_phase.h"
 #include "jobs/phases/learn_looks.h"
 #include "jobs/phases/learn_range_phase.h"
@@ -45,19 +46,11 @@ static err learner_init(learner *l, quantize_run *q) {
 
 static void learner_clear(learner *l) {
     comm_destroy(&l->stages);
-    row_pool_clear(&l->pool);
-    llama_stage_clear(&l->stage);
-    weight_moments_destroy(&l->moments);
+    learn_capture_clear(l);
     dealt_rows_destroy(&l->R1);
     mem_free(l->R2);
     mem_free(l->scales);
-    scale_moments_destroy(&l->scale_moments);
-    scale_peaks_destroy(&l->scale_peaks);
     mem_free(l->sites);
-    key_moments_destroy(&l->keys);
-    noise_rows_destroy(&l->noise);
-    noise_rows_destroy(&l->drawn);
-    site_rows_destroy(&l->looks);
 }
 
 /* Collective. What fusion is about to use, on each rank; r1: the hash of R1, "" where there is
@@ -124,6 +117,18 @@ static err run_phase(learner *l, int64_t k, const learn_kept *saved) {
     return learn_e2e_phase(l, k, saved);
 }
 
+/* Something after so many phases is learned from captured rows. */
+static bool rows_needed(const learner *l, int64_t phases_done, bool fresh) {
+    return learn_needs_rows(l->q->set, phases_done, fresh) || !learn_scales_done(l) ||
+           !learn_sites_done(l);
+}
+
+/* Collective. A commit of what is learned, after which captured rows go when they have served. */
+static err keep(learner *l, int64_t phases_done) {
+    if (!rows_needed(l, phases_done, false)) learn_drop(l->q, LEARN_CAPTURED);
+    return learn_keep_rotations(l, phases_done);
+}
+
 /* Scales, and then R3 and clips, stand after the phases `range` and before the first that runs the
  * whole model. */
 static err scales_if_due(learner *l, int64_t phase, int64_t phases) {
@@ -131,11 +136,25 @@ static err scales_if_due(learner *l, int64_t phase, int64_t phases) {
     if (phase < phases && !learn_e2e_is(&l->q->set->learn[phase])) return e;
     if (!learn_scales_done(l)) {
         e = learn_scales(l);
-        if (!e.code) e = learn_keep_rotations(l, phase);
+        if (!e.code) e = keep(l, phase);
     }
     if (e.code || learn_sites_done(l)) return e;
     e = learn_sites(l);
-    return e.code ? e : learn_keep_rotations(l, phase);
+    return e.code ? e : keep(l, phase);
+}
+
+/* Collective. What phases learn from: as an earlier start left it, else captured and left for later
+ * ones. */
+static err capture(learner *l, bool fresh) {
+    quantize_run *q = l->q;
+    bool back;
+    quantize_phase_start(q, "capture");
+    err e = learn_captured_recall(l, &back);
+    if (!e.code && !back) e = learn_capture_rows(l);
+    if (!e.code && !back) e = learn_captured_keep(l);
+    if (!e.code && fresh) e = learn_start(l);
+    if (!e.code && !back) quantize_phase_end(q, "capture", NULL);
+    return e;
 }
 
 bool quantize_learn_wanted(const quantize_run *q) {
@@ -152,17 +171,15 @@ err quantize_learn(quantize_run *q) {
     const bool fresh = first < 0;
     if (!e.code) e = learn_scales_adopt(&l);
     if (!e.code) e = learn_sites_adopt(&l);
-    const bool rows = !e.code && (learn_needs_rows(q->set, first, fresh) ||
-                                  !learn_scales_done(&l) || !learn_sites_done(&l));
-    if (rows) quantize_phase_start(q, "capture");
-    if (rows) e = learn_capture_rows(&l);
-    if (!e.code && fresh) e = learn_start(&l);
-    if (rows && !e.code) quantize_phase_end(q, "capture", NULL);
-    if (!e.code && fresh) e = learn_keep_rotations(&l, 0);
+    if (!e.code && rows_needed(&l, first, fresh))
+        e = capture(&l, fresh);
+    else if (!e.code && fresh)
+        e = learn_start(&l);
+    if (!e.code && fresh) e = keep(&l, 0);
     for (int64_t p = fresh ? 0 : first; p < phases && !e.code; p++) {
         e = scales_if_due(&l, p, phases);
         if (!e.code) e = run_phase(&l, p, &saved);
-        if (!e.code) e = learn_keep_rotations(&l, p + 1);
+        if (!e.code) e = keep(&l, p + 1);
     }
     if (!e.code) e = scales_if_due(&l, phases, phases);
     if (!e.code) e = adopt(&l);
@@ -202,6 +219,7 @@ err quantize_learn_plan(plan_maker *m) {
     l.n_stages = m->n_stages;
     bool after = !learn_scales_done(&l) || l.sites; /* what comes after `range` is still to do */
     if (!e.code && (learn_needs_rows(s, 0, true) || after)) e = learn_capture_plan(&l, m);
+    if (!e.code && plan_find(m->p, "capture")) learn_captured_plan(&l, m);
     for (int64_t k = 0; k < s->n_learn && !e.code; k++) {
         const bool e2e = learn_e2e_is(&s->learn[k]);
         if (e2e && after) e = plan_after_range(&l, m);

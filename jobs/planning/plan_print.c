@@ -105,12 +105,12 @@ static json_t *phase_json(const run_plan *p, const plan_phase *f) {
     for (int i = 0; i < f->memory.n; i++)
         json_array_append_new(buffers, json_pack("{s:s, s:I}", "name", f->memory.buffers[i].name,
                                                  "bytes", (json_int_t)f->memory.buffers[i].bytes));
-    return json_pack("{s:s, s:f, s:f, s:f, s:f, s:I, s:I, s:i, s:I, s:o, s:s}", "phase", f->name,
-                     "seconds", f->seconds, "seconds_low", f->seconds / p->rates.spread,
+    return json_pack("{s:s, s:f, s:f, s:f, s:f, s:I, s:I, s:i, s:I, s:o, s:s, s:I}", "phase",
+                     f->name, "seconds", f->seconds, "seconds_low", f->seconds / p->rates.spread,
                      "seconds_high", f->seconds * p->rates.spread, "busy", f->busy, "sent_bytes",
                      (json_int_t)f->sent, "network_bytes", (json_int_t)f->network, "largest_rank",
                      f->rank, "bytes", (json_int_t)memory_plan_total(&f->memory), "buffers",
-                     buffers, "note", f->note);
+                     buffers, "note", f->note, "kept_bytes", (json_int_t)f->kept_bytes);
 }
 
 json_t *plan_json(const run_plan *p) {

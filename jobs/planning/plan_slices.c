@@ -62,7 +62,8 @@ static const plan_phase *play_all(const run_plan *p, double room_s, plan_slices 
     for (int i = 0; i < p->n_phases; i++) {
         const plan_phase *f = &p->phases[i];
         if (!f->units) continue; /* done by those that need it */
-        if (before && before->again_s != f->again_s) at.ready = false;
+        /* What a job has captured itself it need not read back. */
+        if (before && before->again_s != f->again_s) at.ready = before->kept_bytes > 0;
         before = f;
         if (!play(p, f, room_s, &at, s)) return f;
     }

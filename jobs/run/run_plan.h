@@ -35,7 +35,11 @@ typedef struct plan_phase {
     double again_s; /* what a start does first that begins or goes on with it: nobody kept it */
     double again_unit_s; /* and for each unit that is done already */
     double blind_s;      /* the longest time in which it does not look whether to stop */
-    char note[96];       /* "2 replicas x 4 stages"; "" where there is nothing to say */
+    /* Of the capture: what it leaves in the run state for later starts; 0: nothing, a start
+     * captures again. And the time in which a start reads it. */
+    uint64_t kept_bytes;
+    double read_back_s;
+    char note[96]; /* "2 replicas x 4 stages"; "" where there is nothing to say */
 } plan_phase;
 
 enum { PLAN_MAX_PHASES = 24 };

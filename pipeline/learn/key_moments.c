@@ -107,6 +107,11 @@ static const wide_sum *sums_of(const key_moments *m, int64_t layer, int64_t head
     return m->sums + ((layer - m->first) * m->heads + head) * entries(m->d);
 }
 
+byte_piece key_moments_piece(const key_moments *m, int64_t layer) {
+    const int64_t each = m->heads * entries(m->d);
+    return (byte_piece){m->sums + (layer - m->first) * each, (uint64_t)each * sizeof *m->sums};
+}
+
 static double real_of(wide_sum v) {
     return wide_sum_real(v, UNIT_BITS);
 }

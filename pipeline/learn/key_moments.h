@@ -11,6 +11,7 @@
 #ifndef SPINSHARD_PIPELINE_LEARN_KEY_MOMENTS_H
 #define SPINSHARD_PIPELINE_LEARN_KEY_MOMENTS_H
 
+#include "base/byte_piece.h"
 #include "model/backward.h"
 
 typedef struct key_moments key_moments;
@@ -23,6 +24,9 @@ uint64_t key_moments_bytes(const llama_config *cfg, int64_t n); /* local */
 /* Local. The hook that adds the keys of a pass to *m. Sums are integers, so windows may come in any
  * order. */
 llama_tap key_moments_tap(key_moments *m);
+
+/* Local. The sums of one layer, to be kept for a restart and to be read into. */
+byte_piece key_moments_piece(const key_moments *m, int64_t layer);
 
 /* Local. R3 [head_dim, head_dim] of a KV head. S: its part of the scales of qk [head_dim], which
  * stand before R3; NULL: ones. Fails with ERR_NOFIT, ERR_NUMERICS. */

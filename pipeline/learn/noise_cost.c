@@ -58,8 +58,8 @@ void noise_cost_take(noise_cost *c, const noise_set *rows, const site *at, int64
     memcpy(c->weight, rows->weight, (size_t)n * sizeof *c->weight);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) {
-        half_array_from_bf16(rows->x + rows->at[i] * width, width, c->u + i * width);
-        half_array_from_bf16(rows->g + rows->at[i] * width, width, c->h + i * width);
+        half_array_from_bf16(rows->x + i * width, width, c->u + i * width);
+        half_array_from_bf16(rows->g + i * width, width, c->h + i * width);
     }
     site_scale_f32(at, c->u, n, true);
     site_scale_f32(at, c->h, n, false);

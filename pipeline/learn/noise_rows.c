@@ -13,14 +13,13 @@
 /* A row that stays. */
 typedef struct slot {
     double priority, size;
-    int64_t token, at; /* `at`: where its entries are, in rows */
+    int64_t token, at; /* `at`: the row where its entries are until the draw is finished */
 } slot;
 
 typedef struct draw {
     int64_t n, width;
     slot *heap; /* [room], lowest priority first; after the end by token, the lowest one left out */
-    bf16 *x, *g;
-    int64_t *at;    /* [room] */
+    bf16 *x, *g;    /* [room, width] */
     double *weight; /* [room] */
 } draw;
 
@@ -62,18 +61,17 @@ uint64_t noise_rows_bytes(const llama_config *cfg, int64_t n, uint32_t places, i
     for (int k = 0; k < CLIP_PLACES; k++)
         if (asked(places, k))
             each += 2 * sizeof(bf16) * (uint64_t)noise_width(cfg, (clip_place)k) + sizeof(slot) +
-                    sizeof(int64_t) + sizeof(double);
+                    sizeof(double);
     return (uint64_t)n * (uint64_t)(rows + 1) * each;
 }
 
 static err draw_init(draw *d, int64_t room, int64_t width) {
-    void *p[5] = {NULL};
+    void *p[4] = {NULL};
     err e = mem_alloc(room * width, sizeof(bf16), "rows of quantizers", &p[0]);
     if (!e.code) e = mem_alloc(room * width, sizeof(bf16), "their gradients", &p[1]);
     if (!e.code) e = mem_alloc(room, sizeof(slot), "rows of quantizers", &p[2]);
-    if (!e.code) e = mem_alloc(room, sizeof(int64_t), "rows of quantizers", &p[3]);
-    if (!e.code) e = mem_alloc(room, sizeof(double), "rows of quantizers", &p[4]);
-    *d = (draw){.width = width, .x = p[0], .g = p[1], .heap = p[2], .at = p[3], .weight = p[4]};
+    if (!e.code) e = mem_alloc(room, sizeof(double), "rows of quantizers", &p[3]);
+    *d = (draw){.width = width, .x = p[0], .g = p[1], .heap = p[2], .weight = p[3]};
     return e;
 }
 
@@ -99,8 +97,8 @@ void noise_rows_destroy(noise_rows **out) {
     if (!p) return;
     for (int64_t i = 0; p->draws && i < p->n * CLIP_PLACES; i++) {
         draw *d = &p->draws[i];
-        void *all[] = {d->x, d->g, d->heap, d->at, d->weight};
-        for (int k = 0; k < 5; k++) mem_free(all[k]);
+        void *all[] = {d->x, d->g, d->heap, d->weight};
+        for (int k = 0; k < 4; k++) mem_free(all[k]);
     }
     mem_free(p->draws);
     mem_free(p->size);
@@ -222,15 +220,41 @@ static int by_token(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
-/* The lowest priority of a full heap is the threshold; its row goes. */
-static void finish(draw *d, int64_t room) {
-    const double threshold = d->n == room ? d->heap[0].priority : 0;
-    if (d->n == room) d->heap[0] = d->heap[--d->n];
-    qsort(d->heap, (size_t)d->n, sizeof *d->heap, by_token);
-    for (int64_t i = 0; i < d->n; i++) {
-        d->at[i] = d->heap[i].at;
-        d->weight[i] = fmax(1, threshold / d->heap[i].size);
+/* Row i of v becomes what stood at row heap[i].at, a permutation of n rows, cycle by cycle. Only
+ * reads the heap, so that it can be done to several arrays. */
+static void order_rows(const slot *heap, int64_t n, bf16 *v, int64_t width) {
+    const size_t bytes = (size_t)width * sizeof *v;
+    bf16 *first = malloc(bytes);
+    bool *done = calloc((size_t)n + 1, sizeof *done);
+    if (!first || !done) abort();
+    for (int64_t i = 0; i < n; i++) {
+        if (done[i]) continue;
+        int64_t to = i;
+        memcpy(first, v + i * width, bytes);
+        for (; heap[to].at != i; to = heap[to].at) {
+            memcpy(v + to * width, v + heap[to].at * width, bytes);
+            done[to] = true;
+        }
+        memcpy(v + to * width, first, bytes);
+        done[to] = true;
     }
+    free(first);
+    free(done);
+}
+
+/* The lowest priority of a full heap is the threshold; its row goes, to the end and then to zeros:
+ * what is kept of a draw must not tell the order in which the windows came. */
+static void finish(draw *d, int64_t room) {
+    const bool full = d->n == room;
+    const double threshold = full ? d->heap[0].priority : 0;
+    if (full) swap(&d->heap[0], &d->heap[--d->n]);
+    qsort(d->heap, (size_t)d->n, sizeof *d->heap, by_token);
+    order_rows(d->heap, d->n + full, d->x, d->width);
+    order_rows(d->heap, d->n + full, d->g, d->width);
+    for (int64_t i = 0; i < d->n; i++) d->weight[i] = fmax(1, threshold / d->heap[i].size);
+    if (!full) return;
+    memset(d->x + d->n * d->width, 0, (size_t)d->width * sizeof *d->x);
+    memset(d->g + d->n * d->width, 0, (size_t)d->width * sizeof *d->g);
 }
 
 void noise_rows_finish(noise_rows *p) {
@@ -240,6 +264,30 @@ void noise_rows_finish(noise_rows *p) {
 
 noise_set noise_rows_get(const noise_rows *p, clip_place place, int64_t layer) {
     const draw *d = &p->draws[(layer - p->first) * CLIP_PLACES + (int)place];
-    return (noise_set){
-        .n = d->n, .width = d->width, .x = d->x, .g = d->g, .at = d->at, .weight = d->weight};
+    return (noise_set){.n = d->n, .width = d->width, .x = d->x, .g = d->g, .weight = d->weight};
+}
+
+int noise_rows_pieces(noise_rows *p, int64_t layer, byte_piece out[NOISE_ROWS_PIECES]) {
+    int n = 0;
+    for (int k = 0; k < CLIP_PLACES; k++) {
+        draw *d = &p->draws[(layer - p->first) * CLIP_PLACES + k];
+        const uint64_t rows = (uint64_t)p->room, row = (uint64_t)d->width * sizeof(bf16);
+        if (!d->heap) continue;
+        out[n++] = (byte_piece){&d->n, sizeof d->n};
+        out[n++] = (byte_piece){d->x, rows * row};
+        out[n++] = (byte_piece){d->g, rows * row};
+        out[n++] = (byte_piece){d->weight, rows * sizeof(double)};
+    }
+    return n;
+}
+
+uint64_t noise_rows_kept_bytes(const llama_config *cfg, uint32_t places, int64_t rows) {
+    uint64_t sum = 0;
+    for (int k = 0; k < CLIP_PLACES; k++)
+        if (asked(places, k))
+            sum +=
+                sizeof(int64_t) +
+                (uint64_t)(rows + 1) *
+                    (2 * sizeof(bf16) * (uint64_t)noise_width(cfg, (clip_place)k) + sizeof(double));
+    return sum;
 }

@@ -14,6 +14,7 @@
 #ifndef SPINSHARD_PIPELINE_LEARN_NOISE_ROWS_H
 #define SPINSHARD_PIPELINE_LEARN_NOISE_ROWS_H
 
+#include "base/byte_piece.h"
 #include "base/half.h"
 #include "model/backward.h"
 #include "rotations/clip_set.h"
@@ -21,8 +22,7 @@
 /* Rows of one site; in the order of their tokens once they are finished. */
 typedef struct noise_set {
     int64_t n, width;
-    const bf16 *x, *g;    /* row i begins at at[i] * width */
-    const int64_t *at;    /* [n] */
+    const bf16 *x, *g;    /* [n, width] */
     const double *weight; /* [n] 1 / min(1, p / t): how many rows of the capture it stands for */
 } noise_set;
 
@@ -49,6 +49,13 @@ void noise_rows_behind(noise_rows *p, const llama_stage *stage);
 void noise_rows_finish(noise_rows *p);
 /* Local. After noise_rows_finish; borrowed. n 0 where the place is not asked for. */
 noise_set noise_rows_get(const noise_rows *p, clip_place place, int64_t layer);
+
+/* Local. What a finished draw is for one layer, for a restart (base/byte_piece.h): the same bytes
+ * in whatever order the windows came, of one size for all layers; returns how many pieces. The same
+ * pieces of a fresh noise_rows are where they are read into; it is finished then. */
+enum { NOISE_ROWS_PIECES = 4 * CLIP_PLACES };
+int noise_rows_pieces(noise_rows *p, int64_t layer, byte_piece out[NOISE_ROWS_PIECES]);
+uint64_t noise_rows_kept_bytes(const llama_config *cfg, uint32_t places, int64_t rows); /* local */
 
 /* Local. The tap of a place, and entries of its rows. */
 tap_place noise_tap_place(clip_place place);

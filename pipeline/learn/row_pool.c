@@ -59,6 +59,28 @@ err row_pool_init(const llama_config *cfg, int64_t first, int64_t n, int64_t tok
     return e;
 }
 
+static int put_set(const row_set *s, byte_piece *out) {
+    out[0] = (byte_piece){s->x, (uint64_t)(s->n * s->width) * sizeof *s->x};
+    out[1] = (byte_piece){s->w, (uint64_t)s->n * sizeof *s->w};
+    return 2;
+}
+
+int row_pool_pieces(const row_pool *p, row_pool_part part, int64_t layer,
+                    byte_piece out[ROW_POOL_PIECES]) {
+    const int64_t l = layer - p->first_layer;
+    int n = 0;
+    for (int site = 0; site < 2; site++) {
+        const row_set *s = &p->sets[POOL_R1][2 * l + site];
+        if (part == ROW_POOL_ROWS) n += put_set(s, out + n);
+        if (part == ROW_POOL_DRAWN && p->drawn) n += put_set(&p->drawn[2 * l + site], out + n);
+        if (part == ROW_POOL_GRADIENTS && s->g)
+            out[n++] = (byte_piece){s->g, (uint64_t)(s->n * s->width) * sizeof *s->g};
+    }
+    for (int k = POOL_VALUE; k < POOL_KINDS && part == ROW_POOL_ROWS; k++)
+        n += put_set(&p->sets[k][l], out + n);
+    return n;
+}
+
 void row_pool_clear(row_pool *p) {
     for (int k = 0; k < POOL_KINDS; k++) {
         for (int64_t i = 0; p->sets[k] && i < sets_of(p, (pool_kind)k); i++) {
@@ -196,7 +218,7 @@ static int by_sensitivity(const void *a, const void *b) {
 static double sensitivity(const noise_set *s, int64_t i) {
     double sum = 0;
     for (int64_t j = 0; j < s->width; j++) {
-        const double g = half_from_bf16(s->g[s->at[i] * s->width + j]);
+        const double g = half_from_bf16(s->g[i * s->width + j]);
         sum += g * g;
     }
     return sum;
@@ -227,13 +249,12 @@ static double clamp_of(const comm *c, const drawn_row *mine, int64_t n) {
 
 static void take_drawn(row_set *s, const noise_set *from, const drawn_row *rows, double most) {
     for (int64_t i = 0; i < from->n; i++) {
-        memcpy(s->x + i * s->width, from->x + from->at[i] * s->width,
-               (size_t)s->width * sizeof *s->x);
+        memcpy(s->x + i * s->width, from->x + i * s->width, (size_t)s->width * sizeof *s->x);
         s->w[i] = (float)(fmin(rows[i].w, most) * rows[i].stands_for);
     }
 }
 
-static err make_drawn(row_pool *p) {
+err row_pool_make_drawn(row_pool *p) {
     const int64_t sets = sets_of(p, POOL_R1);
     p->drawn = calloc((size_t)sets + 1, sizeof *p->drawn);
     if (!p->drawn) abort();
@@ -262,7 +283,7 @@ static double weights_in_all(const comm *c, const row_pool *p) {
 err row_pool_draw(const comm *c, row_pool *p, const noise_rows *rows, int64_t tokens) {
     const int64_t sets = sets_of(p, POOL_R1);
     drawn_row *mine = NULL;
-    err e = make_drawn(p);
+    err e = row_pool_make_drawn(p);
     if (!e.code) e = MEM_NEW(&mine, sets * p->tokens, "drawn rows");
     e = comm_agree(c, e, "drawn rows", NULL);
     int64_t n = 0, all = sets;

@@ -6,6 +6,7 @@
 #ifndef SPINSHARD_PIPELINE_LEARN_ROW_POOL_H
 #define SPINSHARD_PIPELINE_LEARN_ROW_POOL_H
 
+#include "base/byte_piece.h"
 #include "base/err.h"
 #include "base/half.h"
 #include "model/config.h"
@@ -83,6 +84,18 @@ err row_pool_finish(const comm *c, row_pool *p, pool_kind kind);
  * rows end in rows of weight 0. Fails with ERR_NOFIT, ERR_NUMERICS. */
 err row_pool_draw(const comm *c, row_pool *p, const noise_rows *rows, int64_t tokens);
 uint64_t row_pool_drawn_bytes(const llama_config *cfg, int64_t n, int64_t tokens); /* local */
+
+/* Local. Room for p->drawn, which row_pool_draw makes itself: to read drawn rows into. Fails with
+ * ERR_NOFIT. */
+err row_pool_make_drawn(row_pool *p);
+
+/* Local. What a pool that is finished, normalised and drawn holds of one layer, for a restart
+ * (base/byte_piece.h), beside mean and drawn_mean; none of a part that it has not. They do not
+ * depend on ranks. The same pieces of a fresh pool are where they are read into. */
+typedef enum row_pool_part { ROW_POOL_ROWS, ROW_POOL_GRADIENTS, ROW_POOL_DRAWN } row_pool_part;
+enum { ROW_POOL_PIECES = 8 };
+int row_pool_pieces(const row_pool *p, row_pool_part part, int64_t layer,
+                    byte_piece out[ROW_POOL_PIECES]);
 
 /* Local. The drawn rows of POOL_R1 in place of the others, and back. */
 void row_pool_switch(row_pool *p);

@@ -115,6 +115,11 @@ llama_tap scale_moments_tap(scale_moments *m) {
     return (llama_tap){.places = places, .take = take, .ctx = m};
 }
 
+byte_piece scale_moments_piece(const scale_moments *m, int64_t layer) {
+    return (byte_piece){m->sums + (layer - m->first) * m->each,
+                        (uint64_t)m->each * sizeof *m->sums};
+}
+
 /* Which scale channel j of the tapped site takes. */
 static int64_t scale_of(const scale_moments *m, scale_kind kind, int64_t j) {
     const int64_t d = m->cfg.head_dim, head = j / d, c = j % d;

@@ -13,6 +13,7 @@
 #ifndef SPINSHARD_PIPELINE_LEARN_SCALE_CLOSED_H
 #define SPINSHARD_PIPELINE_LEARN_SCALE_CLOSED_H
 
+#include "base/byte_piece.h"
 #include "model/backward.h"
 #include "rotations/scale_set.h"
 
@@ -34,6 +35,9 @@ uint64_t scale_moments_bytes(const llama_config *cfg, int64_t n, const scale_pla
 /* Local. The hook that adds a backward pass to *m. Sums are integers, so windows may come in any
  * order. */
 llama_tap scale_moments_tap(scale_moments *m);
+
+/* Local. The sums of one layer, to be kept for a restart and to be read into. */
+byte_piece scale_moments_piece(const scale_moments *m, int64_t layer);
 
 /* Local. The scales of one layer, [scale_set_length]: the formula above, divided by the geometric
  * mean and clamped to 1/64..64 (scale_settle). A moment of a channel that is below 1e-12 of the

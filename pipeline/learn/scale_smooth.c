@@ -104,6 +104,11 @@ llama_tap scale_peaks_tap(scale_peaks *p) {
     return (llama_tap){.places = places, .take = take, .ctx = p};
 }
 
+byte_piece scale_peaks_piece(const scale_peaks *p, int64_t layer) {
+    return (byte_piece){p->peaks + (layer - p->first) * p->each,
+                        (uint64_t)p->each * sizeof *p->peaks};
+}
+
 /* peaks[j] = the larger of it and max_i |w_ij|. */
 static void add_columns(const wmat *w, double *peaks) {
 #pragma omp parallel for schedule(dynamic)

@@ -6,6 +6,7 @@
 #ifndef SPINSHARD_PIPELINE_LEARN_SCALE_SMOOTH_H
 #define SPINSHARD_PIPELINE_LEARN_SCALE_SMOOTH_H
 
+#include "base/byte_piece.h"
 #include "model/backward.h"
 #include "rotations/scale_set.h"
 
@@ -21,6 +22,9 @@ uint64_t scale_peaks_bytes(const llama_config *cfg, int64_t n, uint32_t kinds);
 
 /* Local. The hook that takes a pass into *p. It takes maxima, so windows may come in any order. */
 llama_tap scale_peaks_tap(scale_peaks *p);
+
+/* Local. The maxima of one layer, to be kept for a restart and to be read into. */
+byte_piece scale_peaks_piece(const scale_peaks *p, int64_t layer);
 
 /* Local. The scales of one layer, [scale_set_length], from its weights as in the checkpoint,
  * divided by their geometric mean and clamped to 1/64..64 (scale_settle). Gains of norms count as

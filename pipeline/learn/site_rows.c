@@ -115,6 +115,26 @@ void site_rows_behind(site_rows *p, const llama_stage *stage) {
     p->behind = stage;
 }
 
+int site_rows_pieces(const site_rows *p, int64_t layer, byte_piece out[STEP_COUNT]) {
+    for (llama_step s = STEP_QKV; s < STEP_COUNT; s++) {
+        const int64_t width = llama_step_width(p->cfg, s);
+        out[s] = (byte_piece){p->x[(layer - p->first) * STEP_COUNT + s],
+                              (uint64_t)(count(p, layer, width) * width) * sizeof(bf16)};
+    }
+    return STEP_COUNT;
+}
+
+uint64_t site_rows_kept_bytes(const llama_config *cfg, int64_t first, int64_t n, int64_t windows,
+                              int64_t length) {
+    const site_rows p = {.cfg = cfg, .windows = windows, .length = length};
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < n * STEP_COUNT; i++) {
+        const int64_t width = llama_step_width(cfg, (llama_step)(i % STEP_COUNT));
+        sum += (uint64_t)(count(&p, first + i / STEP_COUNT, width) * width) * sizeof(bf16);
+    }
+    return sum;
+}
+
 err site_rows_look(const site_rows *p, rotation_set *set, int64_t layer, llama_step step,
                    site_look *out) {
     const int64_t width = llama_step_width(p->cfg, step), rows = count(p, layer, width);

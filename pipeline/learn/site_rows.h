@@ -5,6 +5,7 @@
 #ifndef SPINSHARD_PIPELINE_LEARN_SITE_ROWS_H
 #define SPINSHARD_PIPELINE_LEARN_SITE_ROWS_H
 
+#include "base/byte_piece.h"
 #include "model/backward.h"
 #include "pipeline/site_look.h"
 
@@ -24,6 +25,11 @@ llama_tap site_rows_tap(site_rows *p, const int64_t *window);
 /* Local. Rows of the two norms' sites are from now on taken behind the gains of this stage
  * (borrowed while rows come): what linears read where the gain stays in the norm. */
 void site_rows_behind(site_rows *p, const llama_stage *stage);
+
+/* Local. The rows of one layer, to be kept for a restart and to be read into; bytes of n layers. */
+int site_rows_pieces(const site_rows *p, int64_t layer, byte_piece out[STEP_COUNT]);
+uint64_t site_rows_kept_bytes(const llama_config *cfg, int64_t first, int64_t n, int64_t windows,
+                              int64_t length);
 
 /* Local, threaded. Look at the rows of a step of one of the layers, after the last has come; set as
  * it is by then. As site_look_take; out->there stays false where memory is short. */

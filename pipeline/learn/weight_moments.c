@@ -165,6 +165,14 @@ llama_tap weight_moments_tap(weight_moments *m) {
     return (llama_tap){.places = places, .take = take, .ctx = m};
 }
 
+int weight_moments_pieces(const weight_moments *m, int64_t layer,
+                          byte_piece out[WEIGHT_MOMENTS_PIECES]) {
+    const int64_t l = layer - m->first;
+    out[0] = (byte_piece){m->sums + l * m->each, (uint64_t)m->each * sizeof *m->sums};
+    out[1] = (byte_piece){&m->tokens[l], sizeof m->tokens[l]};
+    return WEIGHT_MOMENTS_PIECES;
+}
+
 double weight_moments_row(const weight_moments *m, int64_t layer, llama_role linear, int64_t row) {
     const int64_t l = layer - m->first;
     for (int i = 0; i < PARTS; i++) {

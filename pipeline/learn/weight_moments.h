@@ -12,6 +12,7 @@
 #ifndef SPINSHARD_PIPELINE_LEARN_WEIGHT_MOMENTS_H
 #define SPINSHARD_PIPELINE_LEARN_WEIGHT_MOMENTS_H
 
+#include "base/byte_piece.h"
 #include "model/backward.h"
 #include "model/tensors.h"
 
@@ -27,6 +28,11 @@ uint64_t weight_moments_bytes(const llama_config *cfg, int64_t n, int64_t window
 /* Local. The hook that adds a backward pass to *m. Sums are integers, so windows may come in any
  * order. */
 llama_tap weight_moments_tap(weight_moments *m);
+
+/* Local. The sums of one layer, to be kept for a restart and to be read into. */
+enum { WEIGHT_MOMENTS_PIECES = 2 };
+int weight_moments_pieces(const weight_moments *m, int64_t layer,
+                          byte_piece out[WEIGHT_MOMENTS_PIECES]);
 
 /* Local. Mean over all tokens so far of g_row^2 |x|^2 of a linear; of o and down the mean over
  * channels, whatever the row. */

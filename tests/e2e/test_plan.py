@@ -74,15 +74,25 @@ class Plan(Case):
         self.bad(6, ["needs"], *args, "--mem-per-node", "32G", "--nodes", nodes - 1)
 
     def test_jobs_too_short(self):
-        """A job that would only capture again, for ever, is refused, and the time that is named is enough."""
+        """A job that never comes to the end of the capture is refused, and the time that is named is enough."""
         args = ["plan", "--model", self.published("llama2-70b"), "--recipe", "best-w4a16", "--nodes", 8,
                 "--ranks-per-node", 2, "--cores-per-rank", 96, "--mem-per-node", "256G", "--cpu", "genoa"]
-        r = self.bad(6, ["finish nothing of learn.0", r"give --time \d+m"], *args, "--time", "10m")
+        r = self.bad(6, ["finish nothing of capture", r"give --time \d+m"], *args, "--time", "10m")
         least = int(re.search(r"give --time (\d+)m", r.err).group(1))
         got = self.good(*args, "--time", f"{least}m", "--json").json()["jobs"]
         self.assertGreater(got["n"], 1)
         self.assertGreater(got["again_s"], 0)
         self.bad(6, ["finish nothing"], *args, "--time", f"{least - 2}m")
+
+    def test_captured(self):
+        """What is captured is kept where that costs a quarter of the capture at most: 16 times the text, 16 times the
+        capture, the same rows. They are in OUT/run before the units of the archive, and jobs need no capture of their own."""
+        args = [self.published("llama2-7b"), "--recipe", "scales-w4a4kv4", "--nodes", 1, "--cores-per-rank", 64, "--cpu", "genoa",
+                *settings("weights.group=channel", "calib.windows=64")]
+        short, long = (self.plan(*args, *settings(f"calib.window={n}")) for n in (64, 1024))
+        self.assertEqual([p["phases"][0]["kept_bytes"] > 0 for p in (short, long)], [False, True])
+        self.assertEqual(short["run_bytes"], short["archive_bytes"])
+        self.assertEqual(long["run_bytes"], max(long["archive_bytes"], long["phases"][0]["kept_bytes"]))
 
     def test_network(self):
         """All nodes send at once what goes from node to node: that time at the node's rate, 0.8 of its line's."""

@@ -44,7 +44,7 @@ static noise_rows *drawn(const llama_config *cfg, int64_t layers, int64_t rows, 
 static double size_of_row(const noise_set *s, int64_t i) {
     double sum = 0;
     for (int64_t j = 0; j < s->width; j++) {
-        const double v = (double)half_from_bf16(s->g[s->at[i] * s->width + j]);
+        const double v = (double)half_from_bf16(s->g[i * s->width + j]);
         sum += v * v;
     }
     return pow(sum, 0.75);
@@ -92,8 +92,8 @@ static void test_any_order(void **state) {
         for (int64_t i = 0; i < a.n; i++) {
             assert_true(a.weight[i] == b.weight[i]);
             const size_t bytes = (size_t)a.width * sizeof *a.x;
-            assert_memory_equal(a.x + a.at[i] * a.width, b.x + b.at[i] * b.width, bytes);
-            assert_memory_equal(a.g + a.at[i] * a.width, b.g + b.at[i] * b.width, bytes);
+            assert_memory_equal(a.x + i * a.width, b.x + i * b.width, bytes);
+            assert_memory_equal(a.g + i * a.width, b.g + i * b.width, bytes);
         }
     }
     noise_rows_destroy(&one);
@@ -104,14 +104,12 @@ static void test_any_order(void **state) {
 typedef struct some_rows {
     noise_set set;
     bf16 *x, *g;
-    int64_t *at;
     double *weight;
 } some_rows;
 
 static some_rows rows_for(int64_t n, int64_t width) {
     some_rows r = {.x = room(n * width, sizeof(bf16)),
                    .g = room(n * width, sizeof(bf16)),
-                   .at = room(n, sizeof(int64_t)),
                    .weight = room(n, sizeof(double))};
     double *v = random_f64(2 * n * width, 1);
     for (int64_t i = 0; i < n * width; i++) {
@@ -119,17 +117,16 @@ static some_rows rows_for(int64_t n, int64_t width) {
         r.g[i] = half_to_bf16((float)v[n * width + i]);
     }
     for (int64_t i = 0; i < n; i++) {
-        r.at[i] = n - 1 - i;
         r.weight[i] = 1 + 0.5 * (double)i;
     }
-    r.set = (noise_set){n, width, r.x, r.g, r.at, r.weight};
+    r.set = (noise_set){n, width, r.x, r.g, r.weight};
     mem_free(v);
     return r;
 }
 
 static void rows_clear(some_rows *r) {
-    void *all[] = {r->x, r->g, r->at, r->weight};
-    for (int i = 0; i < 4; i++) mem_free(all[i]);
+    void *all[] = {r->x, r->g, r->weight};
+    for (int i = 0; i < 3; i++) mem_free(all[i]);
 }
 
 /* D by matrices: M = S_before^-1 B S_after^-1 takes x to u, and its inverse transpose
@@ -143,7 +140,7 @@ static double long_way(const site *s, double *const *R, const noise_set *rows, d
             const double *B = R[j / d / s->share];
             u[j] = h[j] = 0;
             for (int64_t k = 0; k < d; k++) {
-                const int64_t from = j / d * d + k, at = rows->at[i] * n + from;
+                const int64_t from = j / d * d + k, at = i * n + from;
                 u[j] += (double)half_from_bf16(rows->x[at]) / before[from] * B[k * d + j % d];
                 h[j] += (double)half_from_bf16(rows->g[at]) * before[from] * B[k * d + j % d];
             }

@@ -52,6 +52,31 @@ static void test_stuck(void **state) {
     assert_non_null(strstr(e.hint, "4m"));
 }
 
+/* A capture of 100 s whose rows are read back in 5 s. In 180 s, 100 s between start and signal, one
+ * job captures, and seven of 95 s do 9 steps each, the last 6 of them and the archive: 7 times read
+ * back. Were nothing kept, no step would ever be done. */
+static void test_kept(void **state) {
+    (void)state;
+    run_plan p = learning();
+    assert_non_null(plan_slices_of(&p, 180).stuck);
+    p.phases[0].units = 1;
+    p.phases[0].kept_bytes = 1;
+    p.phases[1].again_s = 5;
+    const plan_slices s = plan_slices_of(&p, 180);
+    assert_null(s.stuck);
+    assert_int_equal(s.n, 8);
+    assert_true(s.again_s == 35);
+    assert_string_equal(plan_slices_of(&p, 179).stuck->name, "capture");
+    p.phases[0].seconds = 90; /* one step fits behind it in the same job, without reading */
+    assert_int_equal(plan_slices_of(&p, 180).n, 8);
+    p.phases[0].seconds = 60; /* and here four: 56 are left, of which seven jobs do nine */
+    assert_int_equal(plan_slices_of(&p, 180).n, 8);
+    p.phases[0].seconds = 40; /* six: 54 are left, of which six do all, and a seventh the archive */
+    assert_int_equal(plan_slices_of(&p, 180).n, 8);
+    p.phases[0].seconds = 0; /* ten: 50 */
+    assert_int_equal(plan_slices_of(&p, 180).n, 7);
+}
+
 /* The longest unit sets the lead, by the long end of its range. */
 static void test_lead(void **state) {
     (void)state;
@@ -80,6 +105,7 @@ static void test_passes(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_jobs), cmocka_unit_test(test_stuck),
-                                       cmocka_unit_test(test_lead), cmocka_unit_test(test_passes)};
+                                       cmocka_unit_test(test_kept), cmocka_unit_test(test_lead),
+                                       cmocka_unit_test(test_passes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
