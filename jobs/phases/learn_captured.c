@@ -3,9 +3,11 @@
 #include "jobs/phases/learn_captured.h"
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "base/size.h"
 #include "jobs/phases/learn_capture.h"
+#include "jobs/phases/learn_looks.h"
 #include "jobs/phases/learn_scale_state.h"
 #include "jobs/phases/learn_site_state.h"
 #include "jobs/phases/learn_state.h"
@@ -73,18 +75,31 @@ static int list_parts(learner *l, int64_t layer, part list[MOST_PARTS]) {
         list[n].n = noise_rows_pieces(l->noise, layer, list[n].pieces);
         n++;
     }
+    if (l->looks) {
+        list[n].name = "looks";
+        list[n].n = site_rows_pieces(l->looks, layer, list[n].pieces);
+        n++;
+    }
     return n;
 }
 
-static uint64_t layer_bytes(const part *list, int n) {
-    uint64_t sum = 0;
-    for (int i = 0; i < n; i++) sum += byte_pieces_total(list[i].pieces, list[i].n);
+static void make_table(const part *list, int n, part_row table[MOST_PARTS]) {
+    memset(table, 0, TABLE_BYTES);
+    for (int i = 0; i < n; i++) {
+        snprintf(table[i].name, sizeof table[i].name, "%s", list[i].name);
+        table[i].bytes = byte_pieces_total(list[i].pieces, list[i].n);
+    }
+}
+
+static uint64_t layer_bytes(const part_row table[MOST_PARTS]) {
+    uint64_t sum = TABLE_BYTES;
+    for (int i = 0; i < MOST_PARTS; i++) sum += table[i].bytes;
     return sum;
 }
 
 /* ---- the plan ---- */
 
-/* Planned bytes of a layer: as layer_bytes, of a learner that holds nothing yet. */
+/* Planned bytes of a layer, of a learner that holds nothing yet, without those for the report. */
 static uint64_t planned_bytes(const learner *l) {
     const llama_config *cfg = learner_cfg(l);
     const settings *s = l->q->set;
@@ -92,7 +107,7 @@ static uint64_t planned_bytes(const learner *l) {
     learner one = *l, two = *l;
     one.range = (stage_range){.n = 1};
     two.range = (stage_range){.n = 2};
-    uint64_t sum = (POOL_KINDS + 1) * sizeof(double) + row_pool_bytes(cfg, 1, tokens);
+    uint64_t sum = TABLE_BYTES + (POOL_KINDS + 1) * sizeof(double) + row_pool_bytes(cfg, 1, tokens);
     if (learn_scales_need_gradients(l)) sum += row_pool_gradient_bytes(cfg, 1, tokens);
     if (learn_draws_any(s))
         sum += 2 * (uint64_t)tokens * (sizeof(bf16) * (uint64_t)cfg->hidden + sizeof(float));
@@ -122,7 +137,12 @@ void learn_captured_plan(learner *l, plan_maker *m) {
     plan_phase *f = &p->phases[p->n_phases - 1];
     char text[32];
     if (!m->q->calib_windows) return;
-    const uint64_t each = planned_bytes(l), all = each * (uint64_t)p->layers;
+    const uint64_t each = planned_bytes(l),
+                   looks = learn_looks_wanted(l->q)
+                               ? site_rows_kept_bytes(learner_cfg(l), 0, p->layers,
+                                                      l->q->calib_windows, l->q->set->calib.window)
+                               : 0,
+                   all = each * (uint64_t)p->layers + looks;
     const double nodes = p->place.nodes, of_rank = (double)each * (double)p->most_layers,
                  hash = of_rank / (rates->hash * fmin(1, m->rank.cores)),
                  write_s = (double)all / (rates->write * nodes) + hash;
@@ -162,14 +182,19 @@ static bool wanted(const learner *l) {
 
 typedef struct object_name {
     char hex[SHA256_HEX];
+    int64_t bytes;
 } object_name;
 
 static err write_layer(learner *l, int64_t layer, object_name *name) {
     part list[MOST_PARTS];
+    part_row table[MOST_PARTS];
     const int n = list_parts(l, layer, list);
     run_object *o = NULL;
-    uint64_t at = 0;
-    err e = run_object_create(l->q->out, layer_bytes(list, n), &o);
+    uint64_t at = TABLE_BYTES;
+    make_table(list, n, table);
+    name->bytes = (int64_t)layer_bytes(table);
+    err e = run_object_create(l->q->out, layer_bytes(table), &o);
+    if (!e.code) e = run_object_put(o, table, TABLE_BYTES, 0);
     for (int i = 0; i < n; i++)
         for (int k = 0; k < list[i].n && !e.code; k++) {
             e = run_object_put(o, list[i].pieces[k].p, list[i].pieces[k].n, at);
@@ -198,30 +223,26 @@ static void remove_written(const learner *l, const object_name *names) {
     }
 }
 
-/* Root only: its own first layer stands for all. */
+/* Root only. */
 static err commit(learner *l, const object_name *names, double seconds) {
     quantize_run *q = l->q;
-    part list[MOST_PARTS];
-    const int n = list_parts(l, 0, list);
-    const uint64_t bytes = layer_bytes(list, n) * (uint64_t)learner_cfg(l)->layers;
-    json_t *parts = json_array(), *cells = json_array();
+    json_t *cells = json_array();
     char text[32];
-    for (int i = 0; i < n; i++)
-        json_array_append_new(parts,
-                              json_pack("[s, I]", list[i].name,
-                                        (json_int_t)byte_pieces_total(list[i].pieces, list[i].n)));
-    for (int64_t i = 0; i < learner_cfg(l)->layers; i++)
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < learner_cfg(l)->layers; i++) {
         json_array_append_new(cells, json_pack("{s:s}", "object", names[i].hex));
+        bytes += names[i].bytes;
+    }
     learn_drop(q, LEARN_CAPTURED);
-    json_object_set_new(
-        run_state_work(q->state), LEARN_CAPTURED,
-        json_pack("{s:I, s:o, s:o}", "bytes", (json_int_t)bytes, "parts", parts, "cells", cells));
+    json_object_set_new(run_state_work(q->state), LEARN_CAPTURED,
+                        json_pack("{s:I, s:b, s:o}", "bytes", (json_int_t)bytes, "looks",
+                                  l->looks != NULL, "cells", cells));
     err e = learn_commit(q, "capture");
     if (e.code) return e;
     events_add(q->events, "capture", "commit",
                json_pack("{s:I, s:f}", "bytes", (json_int_t)bytes, "seconds", seconds));
-    log_line(LOG_PHASE, "captured rows are kept for restarts: %s in %.1f s", size_text(bytes, text),
-             seconds);
+    log_line(LOG_PHASE, "captured rows are kept for restarts: %s in %.1f s",
+             size_text((uint64_t)bytes, text), seconds);
     return e;
 }
 
@@ -250,52 +271,65 @@ err learn_captured_keep(learner *l) {
 
 /* ---- and back ---- */
 
-static const part *part_of(const part *list, int n, const char *name) {
+static const part *part_of(const part *list, int n, const part_row *row) {
     for (int i = 0; i < n; i++)
-        if (!strcmp(list[i].name, name)) return &list[i];
+        if (!strcmp(list[i].name, row->name) &&
+            byte_pieces_total(list[i].pieces, list[i].n) == row->bytes)
+            return &list[i];
     return NULL;
 }
 
-/* The pieces of an object, by the parts that the entry says: those of the learner, and nothing
- * where it has no use for a part. *found: how many of its parts are there. */
-static int pieces_of(const json_t *parts, const part *list, int n, byte_piece *out, int *found) {
-    size_t i;
-    json_t *v;
-    int count = 0;
-    *found = 0;
-    json_array_foreach(parts, i, v) {
-        const char *name = json_string_value(json_array_get(v, 0));
-        const json_int_t bytes = json_integer_value(json_array_get(v, 1));
-        const part *p = name ? part_of(list, n, name) : NULL;
-        if (i >= MOST_PARTS || bytes < 0 || bytes > INT64_MAX / MOST_PARTS) return 0;
-        if (!p || byte_pieces_total(p->pieces, p->n) != (uint64_t)bytes) {
-            out[count++] = (byte_piece){NULL, (uint64_t)bytes};
-            continue;
-        }
-        memcpy(out + count, p->pieces, (size_t)p->n * sizeof *out);
-        count += p->n;
-        ++*found;
-    }
-    return count;
+static bool in_table(const part_row table[MOST_PARTS], const part *p) {
+    for (int i = 0; i < MOST_PARTS; i++)
+        if (part_of(p, 1, &table[i])) return true;
+    return false;
 }
 
+/* The table of an object as it claims to be; its hash is not looked at yet. */
+static err read_table(const learner *l, const char *hex, part_row table[MOST_PARTS]) {
+    int fd = -1;
+    if (!hex || !run_object_is_name(hex))
+        return err_make(ERR_MISMATCH, "state.json", NULL, "names no object");
+    char *path = run_object_path(l->q->out, hex);
+    err e = file_open_read(path, &fd, NULL);
+    if (!e.code) e = file_pread(fd, path, table, TABLE_BYTES, 0);
+    for (int i = 0; i < MOST_PARTS && !e.code; i++)
+        if (!memchr(table[i].name, 0, sizeof table[i].name) ||
+            table[i].bytes > INT64_MAX / (2 * MOST_PARTS))
+            e = err_make(ERR_MISMATCH, path, NULL, "is damaged");
+    if (fd >= 0) close(fd);
+    free(path);
+    return e;
+}
+
+/* The pieces of an object: those of the learner, and nothing where it has no use for a part. */
 static err read_layer(learner *l, const json_t *entry, int64_t layer) {
     part list[MOST_PARTS];
-    byte_piece pieces[MOST_PARTS * MOST_PIECES];
-    int found;
+    part_row table[MOST_PARTS], again[MOST_PARTS];
+    byte_piece pieces[1 + MOST_PARTS * MOST_PIECES] = {{again, TABLE_BYTES}};
     const json_t *cells = json_object_get(entry, "cells");
     const char *hex =
         json_string_value(json_object_get(json_array_get(cells, (size_t)layer), "object"));
-    const int n = list_parts(l, layer, list),
-              count = pieces_of(json_object_get(entry, "parts"), list, n, pieces, &found);
-    if (!hex || found < n)
-        return err_make(ERR_MISMATCH, "state.json", NULL,
-                        "a part of layer %" PRId64 " that is needed now was not kept", layer);
-    return run_object_read(l->q->out, hex, pieces, count);
+    const int n = list_parts(l, layer, list);
+    int count = 1;
+    err e = read_table(l, hex, table);
+    for (int i = 0; i < n && !e.code; i++)
+        if (!in_table(table, &list[i]))
+            e = err_make(ERR_MISMATCH, "state.json", NULL,
+                         "of layer %" PRId64 " \"%s\" is needed now and was not kept", layer,
+                         list[i].name);
+    for (int i = 0; i < MOST_PARTS && !e.code; i++) {
+        const part *p = part_of(list, n, &table[i]);
+        if (!p) pieces[count++] = (byte_piece){NULL, table[i].bytes};
+        for (int k = 0; p && k < p->n; k++) pieces[count++] = p->pieces[k];
+    }
+    return e.code ? e : run_object_read(l->q->out, hex, pieces, count);
 }
 
 static err read_layers(learner *l, const json_t *entry) {
     err e = learn_capture_room(l);
+    /* A report is no reason to capture again. */
+    if (!json_is_true(json_object_get(entry, "looks"))) site_rows_destroy(&l->looks);
     if (!e.code && learn_draws_any(l->q->set)) e = row_pool_make_drawn(&l->pool);
     for (int64_t i = 0; i < l->range.n && !e.code; i++) {
         e = read_layer(l, entry, l->range.first + i);

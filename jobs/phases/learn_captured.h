@@ -1,7 +1,7 @@
 /* learn_captured - what the capture leaves in the run state, so that a later start reads it in
  * place of capturing again: an object for each layer, whose bytes depend neither on ranks nor on
- * the order of windows. In the work tree "captured": {bytes, parts: [[name, bytes]], cells:
- * [{object}]}, the parts being the same for all layers. Whether it is worth it the plan says. */
+ * the order of windows. In the work tree "captured": {bytes, looks (inputs for the report are
+ * there), cells: [{object}]}. Whether it is worth it the plan says. */
 #ifndef SPINSHARD_JOBS_PHASES_LEARN_CAPTURED_H
 #define SPINSHARD_JOBS_PHASES_LEARN_CAPTURED_H
 

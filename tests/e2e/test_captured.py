@@ -75,6 +75,8 @@ class Captured(Case):
         self.good(*how(4), "--out", want)
         self.killed(first, 5, 0)
         names = [c["object"] for c in work_of(first)["captured"]["cells"]]
+        r = spin(*how(4), "--out", shutil.copytree(first, self.path("no report")), "--report", "off")
+        self.assertIn("captured rows read back", r.err)  # rows for it are there, and nobody wants them
         for how_, ranks in (("flip", 2), ("cut", 0), ("missing", 0)):
             out = self.path(how_)
             shutil.copytree(first, out)

@@ -40,10 +40,11 @@ def left_behind(value):
 
 class Stops(Case):
     def test_each_phase(self):
-        """The n-th start is stopped at its n-th unit, so that each comes further than the one before."""
+        """The n-th start is stopped at its n-th unit, so that each comes further than the one before; but for the third, which finds
+        what was captured and would come past learning."""
         want, out, phases = self.path("want"), self.path("got"), set()
         self.good("quantize", "--out", want, *HOW)
-        for unit in range(1, 60):
+        for unit in (1, 2, *range(2, 60)):
             before = len(events(out))
             r = spin("quantize", "--out", out, *HOW, ranks=2 * (unit % 5 == 2), env={"SPINSHARD_FAULT": f"unit:{unit}:0:term"})
             if r.rc == 0:
