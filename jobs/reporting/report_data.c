@@ -137,7 +137,7 @@ static json_t *phases_of(const json_t *events, const json_t *slices) {
         json_object_set_new(open, "seconds",
                             json_real(json_real_of(slice, "begin_s") + json_real_of(v, "t") -
                                       json_real_of(open, "begin_s")));
-        if (!is_event(v, "end")) continue;
+        if (!is_event(v, "end") && !is_event(v, "read_back")) continue;
         take_own(open, v);
         json_object_set_new(open, "done", json_true());
     }

@@ -21,6 +21,7 @@ KILLS = int(os.environ.get("SPINSHARD_KILLS", "8"))
 SEED = int(os.environ.get("SPINSHARD_KILL_SEED", "1"))
 A_RUN = 5  # kills of one run, then it comes to its end
 PARTS = 5  # of the steps of a phase, in the histogram
+BEFORE = ("load", "capture", "start")
 RANGE = "{objective: range, steps: %d, rows: 4096}"
 CE = "{objective: ce, steps: %d, batch: 2, window: 64}"
 
@@ -62,9 +63,9 @@ class LearnKills(Case):
                     at = (e["phase"], e.get("step", 0))
                     here = (int(e["phase"][6:]), e.get("step", 0))
                     reached |= here >= target
-                elif e["phase"] in ("load", "learn") and target[0] < 0:
-                    reached |= e["event"] == "end"
-                elif e["phase"] not in ("load", "learn"):
+                elif e["phase"] in BEFORE:
+                    reached |= target[0] < 0 and e["event"] == "end"
+                else:
                     reached = True
                     at = (e["phase"], 0)
                 committed |= e["event"] == "commit"

@@ -118,7 +118,7 @@ class Report(Case):
     def test_interrupted_and_gone_on(self):
         out = self.path("out")
         args = ["quantize", "--model", STORIES, "--out", out, *LEARNED]
-        r = spin(*args, env={"SPINSHARD_FAULT": "rename:16:0:kill"})
+        r = spin(*args, env={"SPINSHARD_FAULT": "rename:22:0:kill"})
         self.assertNotEqual(r.rc, 0)
         self.good("report", out)
         self.page(os.path.join(out, "report.html"), 5)
