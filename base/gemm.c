@@ -106,32 +106,34 @@ static int blas_stride(int64_t ld, int64_t m, int64_t n, int64_t k) {
     return blas_int(size_max(ld, 1), m, n, k);
 }
 
-void gemm_tile_f32(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const float *a,
-                   int64_t lda, const float *b, int64_t ldb, bool add, float *c, int64_t ldc) {
+void gemm_tile_f32(gemm_op op_a, gemm_op op_b, int64_t m, int64_t n, int64_t k, const float *a,
+                   int64_t lda, const float *b, int64_t ldb, gemm_into into, float *c,
+                   int64_t ldc) {
     gemm_ensure_blas();
-    if (m == 0 || n == 0 || (k == 0 && add)) return;
+    if (m == 0 || n == 0 || (k == 0 && into == GEMM_ADD)) return;
     if (k == 0) {
         for (int64_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
         return;
     }
-    cblas_sgemm(ROW_MAJOR, trans_a ? TRANSPOSED : AS_IS, trans_b ? TRANSPOSED : AS_IS,
+    cblas_sgemm(ROW_MAJOR, op_a == GEMM_T ? TRANSPOSED : AS_IS, op_b == GEMM_T ? TRANSPOSED : AS_IS,
                 blas_int(m, m, n, k), blas_int(n, m, n, k), blas_int(k, m, n, k), 1.0f, a,
-                blas_stride(lda, m, n, k), b, blas_stride(ldb, m, n, k), add ? 1.0f : 0.0f, c,
-                blas_stride(ldc, m, n, k));
+                blas_stride(lda, m, n, k), b, blas_stride(ldb, m, n, k),
+                into == GEMM_ADD ? 1.0f : 0.0f, c, blas_stride(ldc, m, n, k));
 }
 
-void gemm_tile_f64(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const double *a,
-                   int64_t lda, const double *b, int64_t ldb, bool add, double *c, int64_t ldc) {
+void gemm_tile_f64(gemm_op op_a, gemm_op op_b, int64_t m, int64_t n, int64_t k, const double *a,
+                   int64_t lda, const double *b, int64_t ldb, gemm_into into, double *c,
+                   int64_t ldc) {
     gemm_ensure_blas();
-    if (m == 0 || n == 0 || (k == 0 && add)) return;
+    if (m == 0 || n == 0 || (k == 0 && into == GEMM_ADD)) return;
     if (k == 0) {
         for (int64_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
         return;
     }
-    cblas_dgemm(ROW_MAJOR, trans_a ? TRANSPOSED : AS_IS, trans_b ? TRANSPOSED : AS_IS,
+    cblas_dgemm(ROW_MAJOR, op_a == GEMM_T ? TRANSPOSED : AS_IS, op_b == GEMM_T ? TRANSPOSED : AS_IS,
                 blas_int(m, m, n, k), blas_int(n, m, n, k), blas_int(k, m, n, k), 1.0, a,
-                blas_stride(lda, m, n, k), b, blas_stride(ldb, m, n, k), add ? 1.0 : 0.0, c,
-                blas_stride(ldc, m, n, k));
+                blas_stride(lda, m, n, k), b, blas_stride(ldb, m, n, k),
+                into == GEMM_ADD ? 1.0 : 0.0, c, blas_stride(ldc, m, n, k));
 }
 
 /* Large tiles spare the libraries' packing, small ones keep many cores busy: the largest side that
@@ -161,41 +163,41 @@ static tile_rect tile_at(int64_t t, int64_t m, int64_t n, int64_t tile_m, int64_
     return r;
 }
 
-void gemm_f32(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const float *a,
-              int64_t lda, const float *b, int64_t ldb, bool add, float *c, int64_t ldc) {
+void gemm_f32(gemm_op op_a, gemm_op op_b, int64_t m, int64_t n, int64_t k, const float *a,
+              int64_t lda, const float *b, int64_t ldb, gemm_into into, float *c, int64_t ldc) {
     int64_t tm, tn;
     gemm_tile_shape(m, n, k, sizeof *a, &tm, &tn);
     int64_t tiles = size_ceil_div(m, tm) * size_ceil_div(n, tn);
 #pragma omp parallel for schedule(dynamic) if (tiles > 1)
     for (int64_t t = 0; t < tiles; t++) {
         tile_rect r = tile_at(t, m, n, tm, tn);
-        gemm_tile_f32(trans_a, trans_b, r.m, r.n, k, a + (trans_a ? r.i : r.i * lda), lda,
-                      b + (trans_b ? r.j * ldb : r.j), ldb, add, c + r.i * ldc + r.j, ldc);
+        gemm_tile_f32(op_a, op_b, r.m, r.n, k, a + (op_a == GEMM_T ? r.i : r.i * lda), lda,
+                      b + (op_b == GEMM_T ? r.j * ldb : r.j), ldb, into, c + r.i * ldc + r.j, ldc);
     }
 }
 
-void gemm_f64(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const double *a,
-              int64_t lda, const double *b, int64_t ldb, bool add, double *c, int64_t ldc) {
+void gemm_f64(gemm_op op_a, gemm_op op_b, int64_t m, int64_t n, int64_t k, const double *a,
+              int64_t lda, const double *b, int64_t ldb, gemm_into into, double *c, int64_t ldc) {
     int64_t tm, tn;
     gemm_tile_shape(m, n, k, sizeof *a, &tm, &tn);
     int64_t tiles = size_ceil_div(m, tm) * size_ceil_div(n, tn);
 #pragma omp parallel for schedule(dynamic) if (tiles > 1)
     for (int64_t t = 0; t < tiles; t++) {
         tile_rect r = tile_at(t, m, n, tm, tn);
-        gemm_tile_f64(trans_a, trans_b, r.m, r.n, k, a + (trans_a ? r.i : r.i * lda), lda,
-                      b + (trans_b ? r.j * ldb : r.j), ldb, add, c + r.i * ldc + r.j, ldc);
+        gemm_tile_f64(op_a, op_b, r.m, r.n, k, a + (op_a == GEMM_T ? r.i : r.i * lda), lda,
+                      b + (op_b == GEMM_T ? r.j * ldb : r.j), ldb, into, c + r.i * ldc + r.j, ldc);
     }
 }
 
-void gemm_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
-               const bf16 *b, int64_t ldb, bool add, float *c, int64_t ldc) {
+void gemm_bf16(gemm_op op_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
+               const bf16 *b, int64_t ldb, gemm_into into, float *c, int64_t ldc) {
     int64_t tm, tn;
     gemm_tile_shape(m, n, k, sizeof *a, &tm, &tn);
     int64_t tiles = size_ceil_div(m, tm) * size_ceil_div(n, tn);
 #pragma omp parallel for schedule(dynamic) if (tiles > 1)
     for (int64_t t = 0; t < tiles; t++) {
         tile_rect r = tile_at(t, m, n, tm, tn);
-        gemm_tile_bf16(trans_b, r.m, r.n, k, a + r.i * lda, lda, b + (trans_b ? r.j * ldb : r.j),
-                       ldb, add, c + r.i * ldc + r.j, ldc);
+        gemm_tile_bf16(op_b, r.m, r.n, k, a + r.i * lda, lda,
+                       b + (op_b == GEMM_T ? r.j * ldb : r.j), ldb, into, c + r.i * ldc + r.j, ldc);
     }
 }

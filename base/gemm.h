@@ -46,34 +46,48 @@ void gemm_kernels(char *buf, size_t size);
  * and restart_tuned (base/restart.h) could not or was not to mend it. */
 bool gemm_slow_kernels(char *buf, size_t size);
 
-/* Local. c[m,n] = op(a) op(b), plus c where `add`. op(a) is [m,k]: a itself (row stride lda), or,
- * with trans_a, the transpose of a [k,m]; likewise op(b) [k,n]. y = x W^T is trans_b with W
+/* How a factor of a product is read, with BLAS' letters: as it is, or transposed. */
+typedef enum gemm_op { GEMM_N, GEMM_T } gemm_op;
+/* What becomes of the result's old content: it is overwritten, or the product is added to it. */
+typedef enum gemm_into { GEMM_SET, GEMM_ADD } gemm_into;
+
+/* Local. Either from a condition, for callers where it is not a constant. */
+static inline gemm_op gemm_op_of(bool transposed) {
+    return transposed ? GEMM_T : GEMM_N;
+}
+static inline gemm_into gemm_into_of(bool add) {
+    return add ? GEMM_ADD : GEMM_SET;
+}
+
+/* Local. c[m,n] = op(a) op(b), with GEMM_ADD plus c. op(a) is [m,k]: a itself (row stride lda), or,
+ * with GEMM_T, the transpose of a [k,m]; likewise op(b) [k,n]. y = x W^T has GEMM_T for W
  * [n,k]. c may not overlap a or b. k = 0 gives zeros (or leaves c). Strides in elements. */
-void gemm_f32(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const float *a,
-              int64_t lda, const float *b, int64_t ldb, bool add, float *c, int64_t ldc);
-void gemm_f64(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const double *a,
-              int64_t lda, const double *b, int64_t ldb, bool add, double *c, int64_t ldc);
+void gemm_f32(gemm_op op_a, gemm_op op_b, int64_t m, int64_t n, int64_t k, const float *a,
+              int64_t lda, const float *b, int64_t ldb, gemm_into into, float *c, int64_t ldc);
+void gemm_f64(gemm_op op_a, gemm_op op_b, int64_t m, int64_t n, int64_t k, const double *a,
+              int64_t lda, const double *b, int64_t ldb, gemm_into into, double *c, int64_t ldc);
 
 /* Local. As gemm_f32, with bf16 factors and fp32 sums. Where gemm_has_bf16 is false the factors are
  * widened and multiplied in fp32: close, but other bits. */
-void gemm_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
-               const bf16 *b, int64_t ldb, bool add, float *c, int64_t ldc);
+void gemm_bf16(gemm_op op_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
+               const bf16 *b, int64_t ldb, gemm_into into, float *c, int64_t ldc);
 
 /* Local. One tile: one library call on the calling thread. For callers that cut their own work
  * into fixed tiles, to do something with a tile while it is in cache. Arguments as above. */
-void gemm_tile_f32(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const float *a,
-                   int64_t lda, const float *b, int64_t ldb, bool add, float *c, int64_t ldc);
-void gemm_tile_f64(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, const double *a,
-                   int64_t lda, const double *b, int64_t ldb, bool add, double *c, int64_t ldc);
-void gemm_tile_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
-                    const bf16 *b, int64_t ldb, bool add, float *c, int64_t ldc);
+void gemm_tile_f32(gemm_op op_a, gemm_op op_b, int64_t m, int64_t n, int64_t k, const float *a,
+                   int64_t lda, const float *b, int64_t ldb, gemm_into into, float *c, int64_t ldc);
+void gemm_tile_f64(gemm_op op_a, gemm_op op_b, int64_t m, int64_t n, int64_t k, const double *a,
+                   int64_t lda, const double *b, int64_t ldb, gemm_into into, double *c,
+                   int64_t ldc);
+void gemm_tile_bf16(gemm_op op_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
+                    const bf16 *b, int64_t ldb, gemm_into into, float *c, int64_t ldc);
 
 /* Local. A factor b that many tiles of m rows have in common, put once into the order that the
- * kernel asks for (it does so in each call otherwise): bytes it takes; b [k,n], or with trans_b
+ * kernel asks for (it does so in each call otherwise): bytes it takes; b [k,n], or with GEMM_T
  * [n,k], into `packed`, aligned to 64; and a tile c[m,n] = a[m,k] b of it, all rows contiguous. m,
  * n, k >= 1, and the same in all three calls. */
 uint64_t gemm_packed_bytes(int64_t m, int64_t n, int64_t k);
-void gemm_pack_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *b, int64_t ldb,
+void gemm_pack_bf16(gemm_op op_b, int64_t m, int64_t n, int64_t k, const bf16 *b, int64_t ldb,
                     void *packed);
 void gemm_tile_packed_bf16(int64_t m, int64_t n, int64_t k, const bf16 *a, const void *packed,
                            float *c);

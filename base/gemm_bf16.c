@@ -55,15 +55,15 @@ static float *widen_buffer(int64_t count, int64_t m, int64_t n, int64_t k) {
     return buffer;
 }
 
-static void tile_widened(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
-                         const bf16 *b, int64_t ldb, bool add, float *c, int64_t ldc) {
-    int64_t b_rows = trans_b ? n : k, b_cols = trans_b ? k : n;
+static void tile_widened(gemm_op op_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
+                         const bf16 *b, int64_t ldb, gemm_into into, float *c, int64_t ldc) {
+    int64_t b_rows = op_b == GEMM_T ? n : k, b_cols = op_b == GEMM_T ? k : n;
     float *wide_a = widen_buffer(m * k + b_rows * b_cols, m, n, k), *wide_b = wide_a + m * k;
     for (int64_t i = 0; i < m; i++) half_array_from_bf16(a + i * lda, k, wide_a + i * k);
     for (int64_t i = 0; i < b_rows; i++) {
         half_array_from_bf16(b + i * ldb, b_cols, wide_b + i * b_cols);
     }
-    gemm_tile_f32(false, trans_b, m, n, k, wide_a, k, wide_b, b_cols, add, c, ldc);
+    gemm_tile_f32(GEMM_N, op_b, m, n, k, wide_a, k, wide_b, b_cols, into, c, ldc);
 }
 
 #if SPINSHARD_DNNL
@@ -232,20 +232,20 @@ static void pack_pairs(const matmul_key *k, const bf16 *b, int64_t ldb, bf16 *ou
 }
 
 /* b into the order that the kernel of this key asks for. */
-static void pack_onednn(const matmul_key *k, bool trans_b, const bf16 *b, int64_t ldb, void *out) {
+static void pack_onednn(const matmul_key *k, gemm_op op_b, const bf16 *b, int64_t ldb, void *out) {
     const int threads = omp_get_max_threads();
     omp_set_num_threads(1);
     matmul_cache *cache = thread_cache(k);
     matmul *p = matmul_find(cache, k);
-    if (p->in_pairs && !trans_b) {
+    if (p->in_pairs && op_b == GEMM_N) {
         omp_set_num_threads(threads);
         pack_pairs(k, b, ldb, out);
         return;
     }
-    if (p->pack && (p->loose_trans != trans_b || p->loose_ld != ldb)) pack_destroy(p);
+    if (p->pack && (p->loose_trans != (op_b == GEMM_T) || p->loose_ld != ldb)) pack_destroy(p);
     if (!p->pack) {
-        need(onednn_pack_create(engine, trans_b, ldb, p), k);
-        p->loose_trans = trans_b;
+        need(onednn_pack_create(engine, op_b == GEMM_T, ldb, p), k);
+        p->loose_trans = op_b == GEMM_T;
         p->loose_ld = ldb;
     }
     need(dnnl_memory_set_data_handle(p->loose, (void *)(uintptr_t)b), k);
@@ -272,16 +272,16 @@ void gemm_bf16_kernels(char *buf, size_t size) {
 
 #endif
 
-void gemm_tile_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
-                    const bf16 *b, int64_t ldb, bool add, float *c, int64_t ldc) {
-    if (m == 0 || n == 0 || (k == 0 && add)) return;
+void gemm_tile_bf16(gemm_op op_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
+                    const bf16 *b, int64_t ldb, gemm_into into, float *c, int64_t ldc) {
+    if (m == 0 || n == 0 || (k == 0 && into == GEMM_ADD)) return;
 #if SPINSHARD_DNNL
     if (gemm_has_bf16() && k > 0) {
         /* oneDNN 3.7.2 writes behind the last column of a row where rows lie apart: it gets rows
          * of its own then, which are copied. */
         const bool apart = SPINSHARD_DNNL == 3 && ldc != n;
         float *own = apart ? widen_buffer(m * n, m, n, k) : c;
-        for (int64_t i = 0; apart && add && i < m; i++)
+        for (int64_t i = 0; apart && into == GEMM_ADD && i < m; i++)
             memcpy(own + i * n, c + i * ldc, (size_t)n * sizeof *c);
         const matmul_key key = {.m = m,
                                 .n = n,
@@ -289,15 +289,15 @@ void gemm_tile_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *a
                                 .lda = lda,
                                 .ldb = ldb,
                                 .ldc = apart ? n : ldc,
-                                .trans_b = trans_b,
-                                .add = add};
+                                .trans_b = op_b == GEMM_T,
+                                .add = into == GEMM_ADD};
         tile_onednn(&key, a, b, own);
         for (int64_t i = 0; apart && i < m; i++)
             memcpy(c + i * ldc, own + i * n, (size_t)n * sizeof *c);
         return;
     }
 #endif
-    tile_widened(trans_b, m, n, k, a, lda, b, ldb, add, c, ldc);
+    tile_widened(op_b, m, n, k, a, lda, b, ldb, into, c, ldc);
 }
 
 /* A factor packed once. Without bf16 kernels it is a plain [k, n], widened. */
@@ -317,19 +317,20 @@ uint64_t gemm_packed_bytes(int64_t m, int64_t n, int64_t k) {
     return (uint64_t)(n * k) * sizeof(float);
 }
 
-void gemm_pack_bf16(bool trans_b, int64_t m, int64_t n, int64_t k, const bf16 *b, int64_t ldb,
+void gemm_pack_bf16(gemm_op op_b, int64_t m, int64_t n, int64_t k, const bf16 *b, int64_t ldb,
                     void *packed) {
 #if SPINSHARD_DNNL
     if (gemm_has_bf16()) {
         const matmul_key key = packed_key(m, n, k);
-        pack_onednn(&key, trans_b, b, ldb, packed);
+        pack_onednn(&key, op_b, b, ldb, packed);
         return;
     }
 #endif
     (void)m;
     float *to = packed;
-    for (int64_t i = 0; i < k && !trans_b; i++) half_array_from_bf16(b + i * ldb, n, to + i * n);
-    for (int64_t i = 0; i < k && trans_b; i++)
+    for (int64_t i = 0; i < k && op_b == GEMM_N; i++)
+        half_array_from_bf16(b + i * ldb, n, to + i * n);
+    for (int64_t i = 0; i < k && op_b == GEMM_T; i++)
         for (int64_t j = 0; j < n; j++) to[i * n + j] = half_from_bf16(b[j * ldb + i]);
 }
 
@@ -344,7 +345,7 @@ void gemm_tile_packed_bf16(int64_t m, int64_t n, int64_t k, const bf16 *a, const
 #endif
     float *wide = widen_buffer(m * k, m, n, k);
     half_array_from_bf16(a, m * k, wide);
-    gemm_tile_f32(false, false, m, n, k, wide, k, packed, n, false, c, n);
+    gemm_tile_f32(GEMM_N, GEMM_N, m, n, k, wide, k, packed, n, GEMM_SET, c, n);
 }
 
 /* What a user should know of the choice. */

@@ -39,7 +39,7 @@ double bench_peak_f64(const comm *c, int64_t n, int repeats) {
     for (int k = 0; k <= repeats; k++) {
         comm_barrier(c);
         const double start = clock_now_s();
-        gemm_f64(false, false, n, n, n, a, n, b, n, false, r, n);
+        gemm_f64(GEMM_N, GEMM_N, n, n, n, a, n, b, n, GEMM_SET, r, n);
         const double t = bench_slowest(c, start);
         if (k > 0) best = fmin(best, t);
     }

@@ -39,12 +39,12 @@ static void *filled(int64_t n, size_t size) {
 
 static void product(size_t element, bool tile, shape s, const void *x, const void *w, void *y) {
     const int64_t m = s.m, n = s.n, k = s.k;
-    if (element == 8 && tile) gemm_tile_f64(false, true, m, n, k, x, k, w, k, false, y, n);
-    if (element == 4 && tile) gemm_tile_f32(false, true, m, n, k, x, k, w, k, false, y, n);
-    if (element == 2 && tile) gemm_tile_bf16(true, m, n, k, x, k, w, k, false, y, n);
-    if (element == 8 && !tile) gemm_f64(false, true, m, n, k, x, k, w, k, false, y, n);
-    if (element == 4 && !tile) gemm_f32(false, true, m, n, k, x, k, w, k, false, y, n);
-    if (element == 2 && !tile) gemm_bf16(true, m, n, k, x, k, w, k, false, y, n);
+    if (element == 8 && tile) gemm_tile_f64(GEMM_N, GEMM_T, m, n, k, x, k, w, k, GEMM_SET, y, n);
+    if (element == 4 && tile) gemm_tile_f32(GEMM_N, GEMM_T, m, n, k, x, k, w, k, GEMM_SET, y, n);
+    if (element == 2 && tile) gemm_tile_bf16(GEMM_T, m, n, k, x, k, w, k, GEMM_SET, y, n);
+    if (element == 8 && !tile) gemm_f64(GEMM_N, GEMM_T, m, n, k, x, k, w, k, GEMM_SET, y, n);
+    if (element == 4 && !tile) gemm_f32(GEMM_N, GEMM_T, m, n, k, x, k, w, k, GEMM_SET, y, n);
+    if (element == 2 && !tile) gemm_bf16(GEMM_T, m, n, k, x, k, w, k, GEMM_SET, y, n);
 }
 
 static double measure(size_t element, bool tile, shape s, int repeats) {

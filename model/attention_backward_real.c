@@ -65,12 +65,13 @@ static void back_block(const back_unit *u, int64_t t0, int64_t rows, bool first)
     const char *k = u->k + (size_t)(u->kv * u->room + u->c0) * row_bytes;
     const char *v = u->v + (size_t)(u->kv * u->room + u->c0) * row_bytes;
     real *dq = u->dq + ((u->kv * (s->tokens - s->first) + t0 - s->first) * u->group) * d;
-    attention_product_f32(s, true, u->n, rows, d, k, d, q, d, false, u->p, rows);
-    attention_product_f32(s, true, u->n, rows, d, v, d, d_out, d, false, u->ds, rows);
+    attention_product_f32(s, GEMM_T, u->n, rows, d, k, d, q, d, GEMM_SET, u->p, rows);
+    attention_product_f32(s, GEMM_T, u->n, rows, d, v, d, d_out, d, GEMM_SET, u->ds, rows);
     back_weigh(u, t0, rows);
-    attention_product_f32(s, false, u->n, d, rows, u->pf, rows, d_out, d, true, u->dv_n, d);
-    attention_product_f32(s, false, u->n, d, rows, u->dsf, rows, q, d, true, u->dk_n, d);
-    attention_product_f32(s, false, d, rows, u->n, u->k_t, u->n, u->dsf, rows, !first, dq, rows);
+    attention_product_f32(s, GEMM_N, u->n, d, rows, u->pf, rows, d_out, d, GEMM_ADD, u->dv_n, d);
+    attention_product_f32(s, GEMM_N, u->n, d, rows, u->dsf, rows, q, d, GEMM_ADD, u->dk_n, d);
+    attention_product_f32(s, GEMM_N, d, rows, u->n, u->k_t, u->n, u->dsf, rows,
+                          gemm_into_of(!first), dq, rows);
 }
 
 static void back_unit_buffers(back_unit *u, void *scratch) {

@@ -3,6 +3,7 @@
 #ifndef SPINSHARD_MODEL_ATTENTION_INTERNAL_H
 #define SPINSHARD_MODEL_ATTENTION_INTERNAL_H
 
+#include "base/gemm.h"
 #include "model/attention.h"
 
 #include <stdbool.h>
@@ -24,13 +25,13 @@ int64_t attention_part_keys(const attention_shape *s);
  * backward. */
 uint64_t attention_touched_bytes(const attention_shape *s);
 
-/* Local. c [m, n] = a b, or a b^T with trans_b, plus c where `add`: one tile of factors of the
+/* Local. c [m, n] = a b, or a b^T with GEMM_T, plus c with GEMM_ADD: one tile of factors of the
  * shape's type. */
-void attention_product_f32(const attention_shape *s, bool trans_b, int64_t m, int64_t n, int64_t k,
-                           const void *a, int64_t lda, const void *b, int64_t ldb, bool add,
+void attention_product_f32(const attention_shape *s, gemm_op op_b, int64_t m, int64_t n, int64_t k,
+                           const void *a, int64_t lda, const void *b, int64_t ldb, gemm_into into,
                            float *c, int64_t ldc);
-void attention_product_f64(const attention_shape *s, bool trans_b, int64_t m, int64_t n, int64_t k,
-                           const void *a, int64_t lda, const void *b, int64_t ldb, bool add,
+void attention_product_f64(const attention_shape *s, gemm_op op_b, int64_t m, int64_t n, int64_t k,
+                           const void *a, int64_t lda, const void *b, int64_t ldb, gemm_into into,
                            double *c, int64_t ldc);
 
 #endif

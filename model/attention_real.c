@@ -86,14 +86,14 @@ static void weigh_row(query_block *b, int64_t r, int64_t c0, int64_t n) {
     if (to < n) memset(weights + (size_t)to * factor, 0, (size_t)(n - to) * factor);
 }
 
-void attention_product_f32(const attention_shape *s, bool trans_b, int64_t m, int64_t n, int64_t k,
-                           const void *a, int64_t lda, const void *b, int64_t ldb, bool add,
+void attention_product_f32(const attention_shape *s, gemm_op op_b, int64_t m, int64_t n, int64_t k,
+                           const void *a, int64_t lda, const void *b, int64_t ldb, gemm_into into,
                            real *c, int64_t ldc) {
     if (s->compute == COMPUTE_BF16) { /* never in fp64: sums are fp32 */
-        gemm_tile_bf16(trans_b, m, n, k, a, lda, b, ldb, add, (void *)c, ldc);
+        gemm_tile_bf16(op_b, m, n, k, a, lda, b, ldb, into, (void *)c, ldc);
         return;
     }
-    gemm_tile_f32(false, trans_b, m, n, k, a, lda, b, ldb, add, c, ldc);
+    gemm_tile_f32(GEMM_N, op_b, m, n, k, a, lda, b, ldb, into, c, ldc);
 }
 
 static void query_block_init(query_block *b, void *scratch) {
@@ -127,11 +127,11 @@ static void attend(const attention_shape *s, int64_t kv, int64_t t0, const void 
         const int64_t n = size_min(ATTENTION_KEYS, t_end - c0);
         const size_t at = (size_t)(kv * room + c0) * row_bytes;
         const char *queries = (const char *)q + (size_t)((kv * room + t0) * group) * row_bytes;
-        attention_product_f32(s, true, b.rows, n, d, queries, d, (const char *)k + at, d, false,
-                              b.scores, ATTENTION_KEYS);
+        attention_product_f32(s, GEMM_T, b.rows, n, d, queries, d, (const char *)k + at, d,
+                              GEMM_SET, b.scores, ATTENTION_KEYS);
         for (int64_t r = 0; r < b.rows; r++) weigh_row(&b, r, c0, n);
-        attention_product_f32(s, false, b.rows, d, n, b.weights, ATTENTION_KEYS,
-                              (const char *)v + at, d, true, b.sums, d);
+        attention_product_f32(s, GEMM_N, b.rows, d, n, b.weights, ATTENTION_KEYS,
+                              (const char *)v + at, d, GEMM_ADD, b.sums, d);
     }
     for (int64_t r = 0; r < b.rows; r++) {
         real *to = out + ((t0 - s->first + r / group) * s->heads + kv * group + r % group) * d;

@@ -102,7 +102,7 @@ static err back_mid(const llama_layer *l, int64_t layer, const llama_sites *site
         real *g = work_of_thread(w), *a = g + WMAT_TILE_ROWS * WMAT_TILE_COLUMNS, *b = a + r.n;
         if (!whole) {
             wmat_back_tile(&l->down, compute, bytes_at(w->input, r.i * hidden, factor), hidden, r.m,
-                           r.j, r.n, false, g, r.n, work_tile_of_thread(w));
+                           r.j, r.n, GEMM_SET, g, r.n, work_tile_of_thread(w));
         }
         for (int64_t t = 0; t < r.m; t++) {
             const int64_t at = (r.i + t) * width + r.j, kept_at = at + t0 * width;

@@ -132,7 +132,7 @@ static void keep_output(const llama_layer *l, int64_t layer, const llama_sites *
                          bytes_at(st->o, t0 * n, compute_factor_bytes(compute)));
     site_keep_f32(&out, o, n_tokens, NULL, &kept, &work);
     norm_row_factors_f32(o, n_tokens, n, NULL, compute, w->input);
-    wmat_product(&l->o, compute, w->input, n_tokens, true, x, w->per_thread, w->thread_bytes);
+    wmat_product(&l->o, compute, w->input, n_tokens, GEMM_ADD, x, w->per_thread, w->thread_bytes);
     for (int64_t t = 0; l->bo && t < n_tokens; t++) {
         norm_add_bias_f32(x + t * hidden, l->bo, hidden);
     }
@@ -173,9 +173,10 @@ static void keep_mlp(const llama_layer *l, int64_t layer, const llama_sites *sit
         const wmat_rect r = wmat_tiles_at(&tiles, i);
         real *g = work_of_thread(w), *u = g + WMAT_TILE_ROWS * WMAT_TILE_COLUMNS;
         const void *h = bytes_at(w->input, r.i * hidden, compute_factor_bytes(compute));
-        wmat_tile(&l->gate, compute, h, hidden, r.m, r.j, r.n, false, g, r.n,
+        wmat_tile(&l->gate, compute, h, hidden, r.m, r.j, r.n, GEMM_SET, g, r.n,
                   work_tile_of_thread(w));
-        wmat_tile(&l->up, compute, h, hidden, r.m, r.j, r.n, false, u, r.n, work_tile_of_thread(w));
+        wmat_tile(&l->up, compute, h, hidden, r.m, r.j, r.n, GEMM_SET, u, r.n,
+                  work_tile_of_thread(w));
         keep_mid_tile(l, r, t0, acts, g, u, st, w);
     }
     if (acts) {
@@ -184,7 +185,8 @@ static void keep_mlp(const llama_layer *l, int64_t layer, const llama_sites *sit
         site_keep_f32(&down, w->mid, n_tokens, NULL, &kept, &work);
         norm_row_factors_f32(w->mid, n_tokens, width, NULL, compute, w->mid_a);
     }
-    wmat_product(&l->down, compute, w->mid_a, n_tokens, true, x, w->per_thread, w->thread_bytes);
+    wmat_product(&l->down, compute, w->mid_a, n_tokens, GEMM_ADD, x, w->per_thread,
+                 w->thread_bytes);
     for (int64_t t = 0; l->bdown && t < n_tokens; t++) {
         norm_add_bias_f32(x + t * hidden, l->bdown, hidden);
     }
@@ -196,7 +198,7 @@ void block_keep_f32(const llama_layer *l, int64_t layer, const llama_sites *site
     const attention_shape shape = work_attention(w, layer, t0, n_tokens);
     keep_normed(layer, sites, NORM_ATTN, l->attn_norm, t0, n_tokens, x, st, w);
     const wmat_term terms[] = {{&l->q, w->q}, {&l->k, w->k}, {&l->v, w->v}};
-    wmat_products(terms, 3, compute, w->input, n_tokens, false, w->per_thread, w->thread_bytes);
+    wmat_products(terms, 3, compute, w->input, n_tokens, GEMM_SET, w->per_thread, w->thread_bytes);
     keep_positions(l, layer, t0, n_tokens, st, w);
     keep_keys_values(sites, layer, t0, n_tokens, st, w);
     attention_f32(&shape, st->q, st->k, st->v, w->wide, st->lse, w->per_thread, w->thread_bytes);

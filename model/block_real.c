@@ -127,7 +127,7 @@ const void *block_step_input_f32(const llama_layer *l, int64_t layer, const llam
     if (step == STEP_QKV || step == STEP_GATE_UP) return s->input;
     if (step == STEP_DOWN) return mlp_mid_f32(l, layer, sites, n_tokens, s);
     const wmat_term qkv[] = {{&l->q, s->q}, {&l->k, s->k}, {&l->v, s->v}};
-    wmat_products(qkv, 3, s->compute, s->input, n_tokens, false, s->per_thread, s->thread_bytes);
+    wmat_products(qkv, 3, s->compute, s->input, n_tokens, GEMM_SET, s->per_thread, s->thread_bytes);
     place_positions(l, layer, n_tokens, s);
     site_apply_f32(&keys, s->k, n_tokens, &s->site);
     site_apply_f32(&values, s->v, n_tokens, &s->site);
@@ -141,7 +141,7 @@ void block_step_add_f32(const llama_layer *l, llama_step step, int64_t n_tokens,
     const wmat *w = step == STEP_O ? &l->o : &l->down;
     const float *bias = step == STEP_O ? l->bo : l->bdown;
     const int64_t hidden = s->cfg.hidden;
-    wmat_product(w, s->compute, factors, n_tokens, true, x, s->per_thread, s->thread_bytes);
+    wmat_product(w, s->compute, factors, n_tokens, GEMM_ADD, x, s->per_thread, s->thread_bytes);
     for (int64_t t = 0; bias && t < n_tokens; t++) {
         norm_add_bias_f32(x + t * hidden, bias, hidden);
     }

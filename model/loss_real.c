@@ -57,7 +57,8 @@ static void head_chunk(const wmat *head, int64_t t0, int64_t m, int64_t chunk, i
     }
     for (int64_t j = chunk * HEAD_CHUNK; j < end; j += WMAT_TILE_COLUMNS) {
         const int64_t n = size_min(WMAT_TILE_COLUMNS, end - j);
-        wmat_tile(head, s->compute, h, head->cols, m, j, n, false, z, n, scratch_tile_of_thread(s));
+        wmat_tile(head, s->compute, h, head->cols, m, j, n, GEMM_SET, z, n,
+                  scratch_tile_of_thread(s));
         for (int64_t t = t0; t < t0 + m; t++) {
             const real *row = z + (t - t0) * n;
             const int64_t at = t * chunks + chunk;
@@ -90,7 +91,7 @@ void loss_logits_f32(const wmat *head, const float *final_norm, int64_t n_rows, 
         const char *h =
             (const char *)s->input + (size_t)(r.i * head->cols) * compute_factor_bytes(s->compute);
         real *z = scratch_of_thread(s);
-        wmat_tile(head, s->compute, h, head->cols, r.m, r.j, r.n, false, z, r.n,
+        wmat_tile(head, s->compute, h, head->cols, r.m, r.j, r.n, GEMM_SET, z, r.n,
                   scratch_tile_of_thread(s));
         for (int64_t t = 0; t < r.m; t++) {
             double *to = logits + (r.i + t) * head->rows + r.j;

@@ -35,9 +35,9 @@ static void gate_up(const llama_layer *l, bool keep_real, int64_t n_tokens, llam
         const wmat_rect r = wmat_tiles_at(&tiles, i);
         real *g = scratch_of_thread(s), *u = g + WMAT_TILE_ROWS * WMAT_TILE_COLUMNS;
         const char *h = (const char *)s->input + (size_t)(r.i * l->gate.cols) * factor;
-        wmat_tile(&l->gate, s->compute, h, l->gate.cols, r.m, r.j, r.n, false, g, r.n,
+        wmat_tile(&l->gate, s->compute, h, l->gate.cols, r.m, r.j, r.n, GEMM_SET, g, r.n,
                   scratch_tile_of_thread(s));
-        wmat_tile(&l->up, s->compute, h, l->up.cols, r.m, r.j, r.n, false, u, r.n,
+        wmat_tile(&l->up, s->compute, h, l->up.cols, r.m, r.j, r.n, GEMM_SET, u, r.n,
                   scratch_tile_of_thread(s));
         for (int64_t t = 0; t < r.m; t++) {
             real *gt = g + t * r.n, *ut = u + t * r.n;

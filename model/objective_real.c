@@ -93,13 +93,13 @@ static real running_softmax(real *z, int64_t n, double *max, double *total) {
     return (real)shrink;
 }
 
-/* sums [m, hidden] = weights [m, n] W[j .. j + n, :], plus sums where `add`. */
+/* sums [m, hidden] = weights [m, n] W[j .. j + n, :], plus sums with GEMM_ADD. */
 static void add_rows_of_head(const head_pass *p, int64_t j, int64_t n, const void *weights,
-                             int64_t m, bool add, real *sums) {
+                             int64_t m, gemm_into into, real *sums) {
     const int64_t hidden = p->w->cfg.hidden;
     for (int64_t c = 0; c < hidden; c += WMAT_TILE_COLUMNS) {
         wmat_back_tile_rows(p->head, p->w->shape.compute, j, n, weights, n, m, c,
-                            size_min(WMAT_TILE_COLUMNS, hidden - c), add, sums + c, hidden,
+                            size_min(WMAT_TILE_COLUMNS, hidden - c), into, sums + c, hidden,
                             work_tile_of_thread(p->w));
     }
 }
@@ -148,7 +148,7 @@ static void head_tile(const head_pass *p, int64_t part, int64_t r0, int64_t m, i
         if (p->mode != HEAD_SUMS && weights != z)
             norm_factors_f32(row, n, NULL, w->shape.compute, bytes_at(weights, i * n, factor));
     }
-    if (p->mode != HEAD_SUMS) add_rows_of_head(p, j, n, weights, m, !first, sums);
+    if (p->mode != HEAD_SUMS) add_rows_of_head(p, j, n, weights, m, gemm_into_of(!first), sums);
 }
 
 /* Rows r0 .. r0 + m against one part of the vocabulary. */
@@ -166,7 +166,7 @@ static void head_unit(const head_pass *p, int64_t part, int64_t r0, int64_t m) {
     }
     for (int64_t j = begin; j < end; j += WMAT_TILE_COLUMNS) {
         const int64_t n = size_min(WMAT_TILE_COLUMNS, end - j);
-        wmat_tile(p->head, compute, h, hidden, m, j, n, false, z, n, work_tile_of_thread(w));
+        wmat_tile(p->head, compute, h, hidden, m, j, n, GEMM_SET, z, n, work_tile_of_thread(w));
         head_tile(p, part, r0, m, j, n, j == begin, z, weights);
     }
 }
@@ -235,7 +235,8 @@ static void teacher_unit(const wmat *head, int64_t r0, int64_t m, llama_teacher 
     for (int64_t i = 0; i < m; i++) t.max[i] = t.worst[i] = -INFINITY;
     for (int64_t j = 0; j < head->rows; j += WMAT_TILE_COLUMNS) {
         const int64_t n = size_min(WMAT_TILE_COLUMNS, head->rows - j);
-        wmat_tile(head, w->shape.compute, h, hidden, m, j, n, false, z, n, work_tile_of_thread(w));
+        wmat_tile(head, w->shape.compute, h, hidden, m, j, n, GEMM_SET, z, n,
+                  work_tile_of_thread(w));
         for (int64_t i = 0; i < m; i++) {
             for (int64_t v = 0; v < n; v++) teacher_offer(&t, i, k, (double)z[i * n + v], j + v);
             running_softmax(z + i * n, n, &t.max[i], &t.total[i]);

@@ -118,16 +118,16 @@ static void site_keep_half(const site *s, real *x, int64_t rows, const void *fac
         }
         factors = work->half;
     }
-    gemm_bf16(false, rows, n, n, factors, n, work->R_half, n, false, (void *)u, n);
+    gemm_bf16(GEMM_N, rows, n, n, factors, n, work->R_half, n, GEMM_SET, (void *)u, n);
     site_kept errors = *kept;
     if (!errors.error) errors.error = work->half;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < rows; i++) keep_row(s, u + i * n, i, NULL, &errors, work);
     if (!kept->moved) {
-        gemm_bf16(true, rows, n, n, errors.error, n, work->R_half, n, true, (void *)x, n);
+        gemm_bf16(GEMM_T, rows, n, n, errors.error, n, work->R_half, n, GEMM_ADD, (void *)x, n);
         return;
     }
-    gemm_bf16(true, rows, n, n, errors.error, n, work->R_half, n, false, (void *)u, n);
+    gemm_bf16(GEMM_T, rows, n, n, errors.error, n, work->R_half, n, GEMM_SET, (void *)u, n);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < rows; i++) {
         const real *row = u + i * n;
@@ -244,10 +244,10 @@ static void whole_error(const site *s, const real *g, int64_t rows, const site_k
                 }
             }
         }
-        gemm_bf16(false, n, n, rows, g_t, rows, kept->error, n, true, (void *)dR, n);
+        gemm_bf16(GEMM_N, n, n, rows, g_t, rows, kept->error, n, GEMM_ADD, (void *)dR, n);
         return;
     }
-    gemm_f32(true, false, n, n, rows, g, n, kept->error, n, true, dR, n);
+    gemm_f32(GEMM_T, GEMM_N, n, n, rows, g, n, kept->error, n, GEMM_ADD, dR, n);
 }
 
 /* dR += x^T du for one rotation of whole rows: two columns of dR a range. A unit is a few rows of
@@ -312,11 +312,12 @@ static void segments_part(const site *s, const real *g, int64_t i0, int64_t m, c
         gs = xs;
     }
     if (s->share >= segments) {
-        gemm_tile_f32(true, false, d, d, m * segments, gs, d, errors, d, true, part, d);
+        gemm_tile_f32(GEMM_T, GEMM_N, d, d, m * segments, gs, d, errors, d, GEMM_ADD, part, d);
     } else {
         for (int64_t h = 0; h < segments; h++) {
             real *to = part + h / s->share * d * d;
-            gemm_tile_f32(true, false, d, d, m, gs + h * d, n, errors + h * d, n, true, to, d);
+            gemm_tile_f32(GEMM_T, GEMM_N, d, d, m, gs + h * d, n, errors + h * d, n, GEMM_ADD, to,
+                          d);
         }
     }
     if (!kept->moved) return;
@@ -327,7 +328,8 @@ static void segments_part(const site *s, const real *g, int64_t i0, int64_t m, c
         site_then_f32(s, errors, m, true);
         for (int64_t h = 0; h < segments; h++) {
             real *to = part + (s->share >= segments ? 0 : h / s->share) * d * d;
-            gemm_tile_f32(true, false, d, d, m, xs + h * d, n, errors + h * d, n, true, to, d);
+            gemm_tile_f32(GEMM_T, GEMM_N, d, d, m, xs + h * d, n, errors + h * d, n, GEMM_ADD, to,
+                          d);
         }
         return;
     }

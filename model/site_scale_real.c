@@ -67,7 +67,7 @@ static void turned_gradient(const site *s, const real *g, int64_t m, const site_
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < m; i++)
             norm_factors_f32(g + i * n, n, NULL, COMPUTE_BF16, work->half + i * n);
-        gemm_bf16(false, m, n, n, work->half, n, work->R_half, n, false, work->panel, n);
+        gemm_bf16(GEMM_N, m, n, n, work->half, n, work->R_half, n, GEMM_SET, work->panel, n);
         return;
     }
 #endif

@@ -103,8 +103,8 @@ err site_log_det(const float *x, int64_t rows, int64_t width, double *out) {
             for (int64_t j = 0; j < width; j++)
                 band[i * width + j] = (double)x[(t + i) * width + j] - mean[j];
         for (int64_t j = 0; j < width; j += COLUMNS) /* the factor takes one triangle */
-            gemm_f64(true, false, size_min(COLUMNS, width - j), width - j, n, band + j, width,
-                     band + j, width, t > 0, cov + j * width + j, width);
+            gemm_f64(GEMM_T, GEMM_N, size_min(COLUMNS, width - j), width - j, n, band + j, width,
+                     band + j, width, gemm_into_of(t > 0), cov + j * width + j, width);
     }
     for (int64_t i = 0; i < width * width; i++) cov[i] /= (double)(rows - 1);
     e = lapack_log_det(width, cov, out);

@@ -237,14 +237,15 @@ static bool turn_outputs(const weight_site *w, const llama_sites *s, int64_t lay
     const llama_config *c = w->from->cfg;
     const int64_t d = c->head_dim;
     if ((k == O || k == DOWN) && s->R1) {
-        gemm_f32(!back, false, rows, cols, rows, w->R1, rows, from, cols, false, to, cols);
+        gemm_f32(gemm_op_of(!back), GEMM_N, rows, cols, rows, w->R1, rows, from, cols, GEMM_SET, to,
+                 cols);
         return true;
     }
     if (k != V || !s->R2) return false;
     for (int64_t h = 0; h < c->kv_heads; h++) {
         dense_f32(w, r2_at(s, c, layer, h), d, w->dense);
-        gemm_f32(!back, false, d, cols, d, w->dense, d, from + h * d * cols, cols, false,
-                 to + h * d * cols, cols);
+        gemm_f32(gemm_op_of(!back), GEMM_N, d, cols, d, w->dense, d, from + h * d * cols, cols,
+                 GEMM_SET, to + h * d * cols, cols);
     }
     return true;
 }
@@ -379,8 +380,8 @@ static void times_d(const weight_site *w, const wmat *D, const float *g, int64_t
 /* to [T, rows] = x D^T. */
 static void times_dt(const weight_site *w, const wmat *D, const float *x, int64_t n_tokens,
                      float *to) {
-    wmat_product(D, w->compute, factors_of(w, x, n_tokens * D->cols), n_tokens, false, to, w->tiles,
-                 w->thread_bytes);
+    wmat_product(D, w->compute, factors_of(w, x, n_tokens * D->cols), n_tokens, GEMM_SET, to,
+                 w->tiles, w->thread_bytes);
 }
 
 /* x^ of a site from x, into w->x. */
@@ -404,13 +405,13 @@ static void add_heads(const weight_site *w, const float *a, const float *b, int6
                       int64_t share, int64_t n_tokens) {
     const int64_t d = w->from->cfg->head_dim;
     for (int64_t h = 0; h < heads; h++)
-        gemm_f32(true, false, d, d, n_tokens, a + h * d, heads * d, b + h * d, heads * d, true,
-                 w->M2 + h / share * d * d, d);
+        gemm_f32(GEMM_T, GEMM_N, d, d, n_tokens, a + h * d, heads * d, b + h * d, heads * d,
+                 GEMM_ADD, w->M2 + h / share * d * d, d);
 }
 
 static void add_whole(const weight_site *w, const float *a, const float *b, int64_t n_tokens) {
     const int64_t n = w->from->cfg->hidden;
-    gemm_f32(true, false, n, n, n_tokens, a, n, b, n, true, w->M1, n);
+    gemm_f32(GEMM_T, GEMM_N, n, n, n_tokens, a, n, b, n, GEMM_ADD, w->M1, n);
 }
 
 /* q, k, v, gate, up: g D, whose x comes last. */
@@ -488,7 +489,8 @@ static void add_scales(weight_site *w, int64_t layer, int k, const float *g, int
     float *free_one = w->plain, *next[] = {w->turned, w->other, w->fourth}, *got[3];
     for (int n = 0; n < 3; n++) { /* H, E, U; where outputs are mixed the first stays free */
         if (n == 0)
-            gemm_f32(true, false, rows, cols, n_tokens, g, rows, w->x, cols, false, free_one, cols);
+            gemm_f32(GEMM_T, GEMM_N, rows, cols, n_tokens, g, rows, w->x, cols, GEMM_SET, free_one,
+                     cols);
         if (n == 1) wmat_expand_f32(D, 0, rows, 0, cols, free_one, cols);
         if (n == 2) plain_weights(w, s, i, k, free_one);
         got[n] = to_rounded(w, s, layer, k, n == 0, free_one, next[n], rows, cols);
@@ -597,7 +599,7 @@ llama_tap weight_site_tap(weight_site *w, const llama_sites *sites) {
 /* to += M R, real. */
 static void add_turned(const weight_site *w, const float *M, const float *R, int64_t n, void *to) {
     float *product = w->turned;
-    gemm_f32(false, false, n, n, n, M, n, R, n, false, product, n);
+    gemm_f32(GEMM_N, GEMM_N, n, n, n, M, n, R, n, GEMM_SET, product, n);
     for (int64_t i = 0; i < n * n; i++) {
         if (w->shape.compute == COMPUTE_F64)
             ((double *)to)[i] += (double)product[i];

@@ -172,46 +172,49 @@ uint64_t wmat_tile_scratch_bytes(compute_type compute) {
 }
 
 static void tile_expanded_f32(const wmat *w, const float *x, int64_t ldx, int64_t m, int64_t n0,
-                              int64_t n, bool add, float *y, int64_t ldy, float *scratch) {
+                              int64_t n, gemm_into into, float *y, int64_t ldy, float *scratch) {
     for (int64_t k0 = 0; k0 < w->cols; k0 += WMAT_TILE_DEPTH) {
         int64_t k = size_min(WMAT_TILE_DEPTH, w->cols - k0);
         wmat_expand_f32(w, n0, n, k0, k, scratch, k);
-        gemm_tile_f32(false, true, m, n, k, x + k0, ldx, scratch, k, add || k0 > 0, y, ldy);
+        gemm_tile_f32(GEMM_N, GEMM_T, m, n, k, x + k0, ldx, scratch, k, k0 > 0 ? GEMM_ADD : into, y,
+                      ldy);
     }
 }
 
 static void tile_expanded_f64(const wmat *w, const double *x, int64_t ldx, int64_t m, int64_t n0,
-                              int64_t n, bool add, double *y, int64_t ldy, double *scratch) {
+                              int64_t n, gemm_into into, double *y, int64_t ldy, double *scratch) {
     for (int64_t k0 = 0; k0 < w->cols; k0 += WMAT_TILE_DEPTH) {
         int64_t k = size_min(WMAT_TILE_DEPTH, w->cols - k0);
         wmat_expand_f64(w, n0, n, k0, k, scratch, k);
-        gemm_tile_f64(false, true, m, n, k, x + k0, ldx, scratch, k, add || k0 > 0, y, ldy);
+        gemm_tile_f64(GEMM_N, GEMM_T, m, n, k, x + k0, ldx, scratch, k, k0 > 0 ? GEMM_ADD : into, y,
+                      ldy);
     }
 }
 
 /* Up to some thousand inputs oneDNN is at its best with 512 at a time; beyond, more sums cost more
  * than they save (bench_gemm). */
 static void tile_bf16(const wmat *w, const bf16 *x, int64_t ldx, int64_t m, int64_t n0, int64_t n,
-                      bool add, float *y, int64_t ldy) {
+                      gemm_into into, float *y, int64_t ldy) {
     const int64_t depth = w->cols > 1024 && w->cols <= 4096 ? 512 : w->cols;
     const bf16 *rows = (const bf16 *)w->data + n0 * w->cols;
     for (int64_t k0 = 0; k0 < w->cols; k0 += depth) {
         const int64_t k = size_min(depth, w->cols - k0);
-        gemm_tile_bf16(true, m, n, k, x + k0, ldx, rows + k0, w->cols, add || k0 > 0, y, ldy);
+        gemm_tile_bf16(GEMM_T, m, n, k, x + k0, ldx, rows + k0, w->cols, k0 > 0 ? GEMM_ADD : into,
+                       y, ldy);
     }
 }
 
 void wmat_tile(const wmat *w, compute_type compute, const void *x, int64_t ldx, int64_t m,
-               int64_t n0, int64_t n, bool add, void *y, int64_t ldy, void *scratch) {
+               int64_t n0, int64_t n, gemm_into into, void *y, int64_t ldy, void *scratch) {
     if (compute == COMPUTE_BF16) {
-        tile_bf16(w, x, ldx, m, n0, n, add, y, ldy);
+        tile_bf16(w, x, ldx, m, n0, n, into, y, ldy);
     } else if (used_as_is(w, compute)) {
-        gemm_tile_f32(false, true, m, n, w->cols, x, ldx, (const float *)w->data + n0 * w->cols,
-                      w->cols, add, y, ldy);
+        gemm_tile_f32(GEMM_N, GEMM_T, m, n, w->cols, x, ldx, (const float *)w->data + n0 * w->cols,
+                      w->cols, into, y, ldy);
     } else if (compute == COMPUTE_F32) {
-        tile_expanded_f32(w, x, ldx, m, n0, n, add, y, ldy, scratch);
+        tile_expanded_f32(w, x, ldx, m, n0, n, into, y, ldy, scratch);
     } else {
-        tile_expanded_f64(w, x, ldx, m, n0, n, add, y, ldy, scratch);
+        tile_expanded_f64(w, x, ldx, m, n0, n, into, y, ldy, scratch);
     }
 }
 
@@ -233,7 +236,7 @@ wmat_rect wmat_tiles_at(const wmat_tiles *t, int64_t i) {
 }
 
 void wmat_products(const wmat_term *terms, int n, compute_type compute, const void *x, int64_t m,
-                   bool add, void *scratch, uint64_t thread_bytes) {
+                   gemm_into into, void *scratch, uint64_t thread_bytes) {
     const size_t factor = compute_factor_bytes(compute), sum = compute_sum_bytes(compute);
     int64_t units = 0;
     for (int i = 0; i < n; i++) units += wmat_tiles_of(m, terms[i].w->rows).count;
@@ -250,13 +253,13 @@ void wmat_products(const wmat_term *terms, int n, compute_type compute, const vo
         const wmat *w = term->w;
         const wmat_rect r = wmat_tiles_at(&tiles, tile);
         wmat_tile(w, compute, (const char *)x + (size_t)(r.i * w->cols) * factor, w->cols, r.m, r.j,
-                  r.n, add, (char *)term->y + (size_t)(r.i * w->rows + r.j) * sum, w->rows,
+                  r.n, into, (char *)term->y + (size_t)(r.i * w->rows + r.j) * sum, w->rows,
                   (char *)scratch + thread_bytes * (uint64_t)gemm_thread());
     }
 }
 
-void wmat_product(const wmat *w, compute_type compute, const void *x, int64_t m, bool add, void *y,
-                  void *scratch, uint64_t thread_bytes) {
+void wmat_product(const wmat *w, compute_type compute, const void *x, int64_t m, gemm_into into,
+                  void *y, void *scratch, uint64_t thread_bytes) {
     const wmat_term one = {w, y};
-    wmat_products(&one, 1, compute, x, m, add, scratch, thread_bytes);
+    wmat_products(&one, 1, compute, x, m, into, scratch, thread_bytes);
 }

@@ -6,6 +6,7 @@
 #define SPINSHARD_MODEL_WMAT_H
 
 #include "base/err.h"
+#include "base/gemm.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -78,16 +79,16 @@ wmat_rect wmat_tiles_at(const wmat_tiles *t, int64_t i);
 uint64_t wmat_tile_scratch_bytes(compute_type compute);
 
 /* Local. One tile on the calling thread: y[0..m, 0..n] (row stride ldy) = x[0..m, :]
- * W[n0 .. n0+n, :]^T, plus y where `add`. x [m, cols] with stride ldx is bf16, float or double by
+ * W[n0 .. n0+n, :]^T, plus y with GEMM_ADD. x [m, cols] with stride ldx is bf16, float or double by
  * `compute`; y float, float or double. w must be prepared. scratch: wmat_tile_scratch_bytes,
  * aligned to 64. n is at most WMAT_TILE_COLUMNS. */
 void wmat_tile(const wmat *w, compute_type compute, const void *x, int64_t ldx, int64_t m,
-               int64_t n0, int64_t n, bool add, void *y, int64_t ldy, void *scratch);
+               int64_t n0, int64_t n, gemm_into into, void *y, int64_t ldy, void *scratch);
 
-/* Local, threaded. y [m, rows] = x [m, cols] W^T, plus y where `add`, by fixed tiles. scratch:
+/* Local, threaded. y [m, rows] = x [m, cols] W^T, plus y with GEMM_ADD, by fixed tiles. scratch:
  * gemm_threads() parts of thread_bytes >= wmat_tile_scratch_bytes. */
-void wmat_product(const wmat *w, compute_type compute, const void *x, int64_t m, bool add, void *y,
-                  void *scratch, uint64_t thread_bytes);
+void wmat_product(const wmat *w, compute_type compute, const void *x, int64_t m, gemm_into into,
+                  void *y, void *scratch, uint64_t thread_bytes);
 
 /* Local, threaded. n products with one x, their tiles dealt to the threads together. */
 typedef struct wmat_term {
@@ -95,6 +96,6 @@ typedef struct wmat_term {
     void *y;
 } wmat_term;
 void wmat_products(const wmat_term *terms, int n, compute_type compute, const void *x, int64_t m,
-                   bool add, void *scratch, uint64_t thread_bytes);
+                   gemm_into into, void *scratch, uint64_t thread_bytes);
 
 #endif

@@ -5,56 +5,58 @@
 #include "base/size.h"
 
 static void tile_f32(const wmat *w, int64_t row0, int64_t rows, const float *dy, int64_t ldy,
-                     int64_t m, int64_t j0, int64_t n, bool add, float *dx, int64_t ldx,
+                     int64_t m, int64_t j0, int64_t n, gemm_into into, float *dx, int64_t ldx,
                      float *scratch) {
     for (int64_t k0 = 0; k0 < rows; k0 += WMAT_TILE_DEPTH) {
         int64_t k = size_min(WMAT_TILE_DEPTH, rows - k0);
         wmat_expand_f32(w, row0 + k0, k, j0, n, scratch, n);
-        gemm_tile_f32(false, false, m, n, k, dy + k0, ldy, scratch, n, add || k0 > 0, dx, ldx);
+        gemm_tile_f32(GEMM_N, GEMM_N, m, n, k, dy + k0, ldy, scratch, n, k0 > 0 ? GEMM_ADD : into,
+                      dx, ldx);
     }
 }
 
 static void tile_f64(const wmat *w, int64_t row0, int64_t rows, const double *dy, int64_t ldy,
-                     int64_t m, int64_t j0, int64_t n, bool add, double *dx, int64_t ldx,
+                     int64_t m, int64_t j0, int64_t n, gemm_into into, double *dx, int64_t ldx,
                      double *scratch) {
     for (int64_t k0 = 0; k0 < rows; k0 += WMAT_TILE_DEPTH) {
         int64_t k = size_min(WMAT_TILE_DEPTH, rows - k0);
         wmat_expand_f64(w, row0 + k0, k, j0, n, scratch, n);
-        gemm_tile_f64(false, false, m, n, k, dy + k0, ldy, scratch, n, add || k0 > 0, dx, ldx);
+        gemm_tile_f64(GEMM_N, GEMM_N, m, n, k, dy + k0, ldy, scratch, n, k0 > 0 ? GEMM_ADD : into,
+                      dx, ldx);
     }
 }
 
 /* As in wmat_tile: some thousand rows go 512 at a time. */
 static void tile_bf16(const wmat *w, int64_t row0, int64_t rows, const bf16 *dy, int64_t ldy,
-                      int64_t m, int64_t j0, int64_t n, bool add, float *dx, int64_t ldx) {
+                      int64_t m, int64_t j0, int64_t n, gemm_into into, float *dx, int64_t ldx) {
     const int64_t depth = rows > 1024 && rows <= 4096 ? 512 : rows;
     const bf16 *from = (const bf16 *)w->data + row0 * w->cols + j0;
     for (int64_t k0 = 0; k0 < rows; k0 += depth) {
         const int64_t k = size_min(depth, rows - k0);
-        gemm_tile_bf16(false, m, n, k, dy + k0, ldy, from + k0 * w->cols, w->cols, add || k0 > 0,
-                       dx, ldx);
+        gemm_tile_bf16(GEMM_N, m, n, k, dy + k0, ldy, from + k0 * w->cols, w->cols,
+                       k0 > 0 ? GEMM_ADD : into, dx, ldx);
     }
 }
 
 void wmat_back_tile_rows(const wmat *w, compute_type compute, int64_t row0, int64_t rows,
-                         const void *dy, int64_t ldy, int64_t m, int64_t j0, int64_t n, bool add,
-                         void *dx, int64_t ldx, void *scratch) {
+                         const void *dy, int64_t ldy, int64_t m, int64_t j0, int64_t n,
+                         gemm_into into, void *dx, int64_t ldx, void *scratch) {
     const int64_t at = row0 * w->cols + j0;
     if (compute == COMPUTE_BF16) {
-        tile_bf16(w, row0, rows, dy, ldy, m, j0, n, add, dx, ldx);
+        tile_bf16(w, row0, rows, dy, ldy, m, j0, n, into, dx, ldx);
     } else if (compute == COMPUTE_F32 && w->kind == WMAT_F32) {
-        gemm_tile_f32(false, false, m, n, rows, dy, ldy, (const float *)w->data + at, w->cols, add,
-                      dx, ldx);
+        gemm_tile_f32(GEMM_N, GEMM_N, m, n, rows, dy, ldy, (const float *)w->data + at, w->cols,
+                      into, dx, ldx);
     } else if (compute == COMPUTE_F32) {
-        tile_f32(w, row0, rows, dy, ldy, m, j0, n, add, dx, ldx, scratch);
+        tile_f32(w, row0, rows, dy, ldy, m, j0, n, into, dx, ldx, scratch);
     } else {
-        tile_f64(w, row0, rows, dy, ldy, m, j0, n, add, dx, ldx, scratch);
+        tile_f64(w, row0, rows, dy, ldy, m, j0, n, into, dx, ldx, scratch);
     }
 }
 
 void wmat_back_tile(const wmat *w, compute_type compute, const void *dy, int64_t ldy, int64_t m,
-                    int64_t j0, int64_t n, bool add, void *dx, int64_t ldx, void *scratch) {
-    wmat_back_tile_rows(w, compute, 0, w->rows, dy, ldy, m, j0, n, add, dx, ldx, scratch);
+                    int64_t j0, int64_t n, gemm_into into, void *dx, int64_t ldx, void *scratch) {
+    wmat_back_tile_rows(w, compute, 0, w->rows, dy, ldy, m, j0, n, into, dx, ldx, scratch);
 }
 
 void wmat_back_products(const wmat_back_term *terms, int n, compute_type compute, int64_t m,
@@ -70,7 +72,8 @@ void wmat_back_products(const wmat_back_term *terms, int n, compute_type compute
         for (int i = 0; i < n; i++) {
             const wmat *w = terms[i].w;
             const char *dy = (const char *)terms[i].dy + (size_t)(r.i * w->rows) * factor;
-            wmat_back_tile(w, compute, dy, w->rows, r.m, r.j, r.n, i > 0, to, cols, part);
+            wmat_back_tile(w, compute, dy, w->rows, r.m, r.j, r.n, gemm_into_of(i > 0), to, cols,
+                           part);
         }
     }
 }

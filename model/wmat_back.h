@@ -6,17 +6,17 @@
 #include "model/wmat.h"
 
 /* Local. One tile on the calling thread: dx[0..m, 0..n] (row stride ldx) = dy[0..m, :]
- * W[:, j0 .. j0+n], plus dx where `add`. dy [m, rows] with stride ldy is bf16, float or double by
+ * W[:, j0 .. j0+n], plus dx with GEMM_ADD. dy [m, rows] with stride ldy is bf16, float or double by
  * `compute`; dx float, float or double. w must be prepared. scratch: wmat_tile_scratch_bytes,
  * aligned to 64. n is at most WMAT_TILE_COLUMNS. */
 void wmat_back_tile(const wmat *w, compute_type compute, const void *dy, int64_t ldy, int64_t m,
-                    int64_t j0, int64_t n, bool add, void *dx, int64_t ldx, void *scratch);
+                    int64_t j0, int64_t n, gemm_into into, void *dx, int64_t ldx, void *scratch);
 
 /* Local. As wmat_back_tile, with rows row0 .. row0 + rows of W alone; dy [m, rows] holds the
  * columns that belong to them. */
 void wmat_back_tile_rows(const wmat *w, compute_type compute, int64_t row0, int64_t rows,
-                         const void *dy, int64_t ldy, int64_t m, int64_t j0, int64_t n, bool add,
-                         void *dx, int64_t ldx, void *scratch);
+                         const void *dy, int64_t ldy, int64_t m, int64_t j0, int64_t n,
+                         gemm_into into, void *dx, int64_t ldx, void *scratch);
 
 /* One of several products with one sum. */
 typedef struct wmat_back_term {

@@ -197,12 +197,13 @@ void dmat_copy(const dmat *from, dmat *to) {
     if (from->part) memcpy(to->part, from->part, (size_t)dmat_part_entries(from) * sizeof(double));
 }
 
-void dmat_gemm(bool trans_a, bool trans_b, double a, const dmat *A, const dmat *B, double b,
+void dmat_gemm(gemm_op op_a, gemm_op op_b, double a, const dmat *A, const dmat *B, double b,
                dmat *C) {
     if (!C->part) return;
     gemm_blas_threads(C->g->threads);
-    pdgemm_(trans_a ? "T" : "N", trans_b ? "T" : "N", &C->order, &C->order, &C->order, &a, A->part,
-            &ONE, &ONE, A->desc, B->part, &ONE, &ONE, B->desc, &b, C->part, &ONE, &ONE, C->desc);
+    pdgemm_(op_a == GEMM_T ? "T" : "N", op_b == GEMM_T ? "T" : "N", &C->order, &C->order, &C->order,
+            &a, A->part, &ONE, &ONE, A->desc, B->part, &ONE, &ONE, B->desc, &b, C->part, &ONE, &ONE,
+            C->desc);
     gemm_blas_threads(1);
 }
 

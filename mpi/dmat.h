@@ -11,6 +11,7 @@
 #ifndef SPINSHARD_MPI_DMAT_H
 #define SPINSHARD_MPI_DMAT_H
 
+#include "base/gemm.h"
 #include "mpi/comm.h"
 #include "mpi/grid_shape.h"
 
@@ -64,7 +65,7 @@ void dmat_sum_rows_i64(dmat *m, int64_t row, int64_t rows, int64_t *v, int expon
 /* Collective; matrices of one grid and order, that may not overlap. */
 void dmat_copy(const dmat *from, dmat *to);
 /* C = a op(A) op(B) + b C. */
-void dmat_gemm(bool trans_a, bool trans_b, double a, const dmat *A, const dmat *B, double b,
+void dmat_gemm(gemm_op op_a, gemm_op op_b, double a, const dmat *A, const dmat *B, double b,
                dmat *C);
 /* B = a A^T + b B. */
 void dmat_add_transpose(double a, const dmat *A, double b, dmat *B);

@@ -237,11 +237,12 @@ static void round_line(const job *j, int64_t unit, int64_t place, double pivot, 
 static void shift_block(const job *j, int64_t unit, const panel *u, double *T, double *tile) {
     const double alpha = j->options->alpha;
     double *TU = T + j->block * ROWS;
-    gemm_tile_f64(false, true, u->rows, ROWS, j->n - u->first, u->u, u->stride,
-                  j->cross + unit * ROWS * j->n + u->first, j->n, false, T, ROWS);
+    gemm_tile_f64(GEMM_N, GEMM_T, u->rows, ROWS, j->n - u->first, u->u, u->stride,
+                  j->cross + unit * ROWS * j->n + u->first, j->n, GEMM_SET, T, ROWS);
     for (int64_t p = 0; p < u->rows; p++) add_squares(T + p * ROWS, NULL, j->sums[unit].shift);
     for (int64_t i = 0; i < u->rows * ROWS; i++) T[i] *= alpha;
-    gemm_tile_f64(true, false, u->rows, ROWS, u->rows, u->u, u->stride, T, ROWS, false, TU, ROWS);
+    gemm_tile_f64(GEMM_T, GEMM_N, u->rows, ROWS, u->rows, u->u, u->stride, T, ROWS, GEMM_SET, TU,
+                  ROWS);
     for (int64_t p = 0; p < u->rows; p++)
         for (int64_t i = 0; i < ROWS; i++) tile[p * PAIR + i] += TU[p * ROWS + i];
 }
@@ -290,11 +291,11 @@ static void do_block(const job *j, int64_t unit, const panel *u) {
 static void update_tile(const job *j, int64_t unit, const panel *u, int64_t at) {
     const int64_t width = size_min(WIDTH, j->n - at);
     const double *U = u->u + (at - u->first);
-    gemm_tile_f64(true, false, PAIR, width, u->rows, j->errors + unit * PAIR * j->block, PAIR, U,
-                  u->stride, true, j->pair + unit * PAIR * j->n + at, j->n);
+    gemm_tile_f64(GEMM_T, GEMM_N, PAIR, width, u->rows, j->errors + unit * PAIR * j->block, PAIR, U,
+                  u->stride, GEMM_ADD, j->pair + unit * PAIR * j->n + at, j->n);
     if (j->energy)
-        gemm_tile_f64(true, false, ROWS, width, u->rows, j->lines + unit * ROWS * j->block, ROWS, U,
-                      u->stride, true, j->energy + unit * ROWS * j->n + at, j->n);
+        gemm_tile_f64(GEMM_T, GEMM_N, ROWS, width, u->rows, j->lines + unit * ROWS * j->block, ROWS,
+                      U, u->stride, GEMM_ADD, j->energy + unit * ROWS * j->n + at, j->n);
 }
 
 static void do_panel(const job *j, const panel *u) {
@@ -418,8 +419,8 @@ err gptq_cross_add(const float *w, int64_t rows, int64_t n, int64_t first, int64
 #pragma omp parallel for schedule(dynamic)
     for (int64_t t = 0; t < units * tiles; t++) {
         const int64_t unit = t % units, at = t / units * WIDTH;
-        gemm_tile_f64(false, false, size_min(ROWS, rows - unit * ROWS), size_min(WIDTH, n - at), k,
-                      wide + unit * ROWS * k, k, c_panel + at, n, true,
+        gemm_tile_f64(GEMM_N, GEMM_N, size_min(ROWS, rows - unit * ROWS), size_min(WIDTH, n - at),
+                      k, wide + unit * ROWS * k, k, c_panel + at, n, GEMM_ADD,
                       cross + unit * ROWS * n + at, n);
     }
     mem_free(wide);

@@ -239,14 +239,16 @@ static void update_rest(factor *f, int64_t at, int64_t b) {
         int64_t i, j;
         tile_place(all - 1 - t, &i, &j);
         i *= TILE, j *= TILE;
-        gemm_tile_f64(false, true, size_min(TILE, at - i), size_min(TILE, at - j), b,
-                      f->minus + i * b, b, f->panel + j * b, b, true, f->h + i * f->n + j, f->n);
+        gemm_tile_f64(GEMM_N, GEMM_T, size_min(TILE, at - i), size_min(TILE, at - j), b,
+                      f->minus + i * b, b, f->panel + j * b, b, GEMM_ADD, f->h + i * f->n + j,
+                      f->n);
     }
 }
 
 static void take_panel(factor *f, int64_t at, int64_t b) {
     double *column = f->h + at;
-    gemm_f64(false, true, at, b, b, column, f->n, f->inverses + at * BLOCK, b, false, f->panel, b);
+    gemm_f64(GEMM_N, GEMM_T, at, b, b, column, f->n, f->inverses + at * BLOCK, b, GEMM_SET,
+             f->panel, b);
 #pragma omp parallel for if (at >= PARALLEL_FROM)
     for (int64_t i = 0; i < at; i++) {
         memcpy(column + i * f->n, f->panel + i * b, (size_t)b * sizeof *column);
@@ -286,12 +288,12 @@ static void invert_all(factor *f) {
         for (int64_t i = 0; i < b; i++)
             memcpy(column + (at + i) * f->n, inverse + i * b, (size_t)b * sizeof *inverse);
         for (int64_t i = 0; i < b * b; i++) inverse[i] = -inverse[i];
-        gemm_f64(false, false, at, b, b, column, f->n, inverse, b, false, f->panel, b);
+        gemm_f64(GEMM_N, GEMM_N, at, b, b, column, f->n, inverse, b, GEMM_SET, f->panel, b);
 #pragma omp parallel for schedule(dynamic) if (tiles > 1)
         for (int64_t t = 0; t < tiles; t++) {
             const int64_t i = t * BLOCK;
-            gemm_tile_f64(false, false, size_min(BLOCK, at - i), b, at - i, f->h + i * f->n + i,
-                          f->n, f->panel + i * b, b, false, f->minus + i * b, b);
+            gemm_tile_f64(GEMM_N, GEMM_N, size_min(BLOCK, at - i), b, at - i, f->h + i * f->n + i,
+                          f->n, f->panel + i * b, b, GEMM_SET, f->minus + i * b, b);
         }
         for (int64_t i = 0; i < at; i++)
             memcpy(column + i * f->n, f->minus + i * b, (size_t)b * sizeof *column);

@@ -32,7 +32,7 @@ int64_t cayley_unit(int64_t n) {
 }
 
 void cayley_gradient_rows(int64_t n, int64_t b, const double *G, const double *R, double *P) {
-    gemm_tile_f64(false, true, b, n, n, G, n, R, n, false, P, n);
+    gemm_tile_f64(GEMM_N, GEMM_T, b, n, n, G, n, R, n, GEMM_SET, P, n);
 }
 
 void cayley_skew_part(int64_t n, double f, const double *P, double *W) {
@@ -74,8 +74,8 @@ err cayley_turn(int64_t n, const double *W, const double *R, double *W_right) {
     err e = take(2 * n * n, "turned direction", &a);
     if (e.code) return e;
     b = a + n * n;
-    gemm_f64(false, false, n, n, n, W, n, R, n, false, a, n);
-    gemm_f64(true, false, n, n, n, R, n, a, n, false, b, n);
+    gemm_f64(GEMM_N, GEMM_N, n, n, n, W, n, R, n, GEMM_SET, a, n);
+    gemm_f64(GEMM_T, GEMM_N, n, n, n, R, n, a, n, GEMM_SET, b, n);
     cayley_skew_part(n, 0.5, b, W_right);
     mem_free(a);
     return e;
@@ -140,16 +140,16 @@ static void invert(int64_t b, double *a, int64_t lda) {
     const int64_t h = b / 2, r = b - h;
     double *B = a + h, *C = a + h * lda, *D = C + h;
     invert(h, a, lda);
-    gemm_tile_f64(false, false, h, r, h, a, lda, B, lda, false, u, r);
-    gemm_tile_f64(false, false, r, h, h, C, lda, a, lda, false, v, h);
+    gemm_tile_f64(GEMM_N, GEMM_N, h, r, h, a, lda, B, lda, GEMM_SET, u, r);
+    gemm_tile_f64(GEMM_N, GEMM_N, r, h, h, C, lda, a, lda, GEMM_SET, v, h);
     for (int64_t i = 0; i < r * h; i++) v[i] = -v[i];
-    gemm_tile_f64(false, false, r, r, h, v, h, B, lda, true, D, lda);
+    gemm_tile_f64(GEMM_N, GEMM_N, r, r, h, v, h, B, lda, GEMM_ADD, D, lda);
     invert(r, D, lda);
-    gemm_tile_f64(false, false, h, r, r, u, r, D, lda, false, t, r);
+    gemm_tile_f64(GEMM_N, GEMM_N, h, r, r, u, r, D, lda, GEMM_SET, t, r);
     for (int64_t i = 0; i < h; i++)
         for (int64_t j = 0; j < r; j++) B[i * lda + j] = -t[i * r + j];
-    gemm_tile_f64(false, false, r, h, r, D, lda, v, h, false, C, lda);
-    gemm_tile_f64(false, false, h, h, r, B, lda, v, h, true, a, lda);
+    gemm_tile_f64(GEMM_N, GEMM_N, r, h, r, D, lda, v, h, GEMM_SET, C, lda);
+    gemm_tile_f64(GEMM_N, GEMM_N, h, h, r, B, lda, v, h, GEMM_ADD, a, lda);
 }
 
 /* The inverse of diagonal block [at, at + b) of M as out [b, b], and its negative as minus. */
@@ -170,10 +170,11 @@ static void eliminate(cayley_factors *f) {
     for (int64_t at = 0; at < n; at += width) {
         const int64_t b = size_min(width, n - at), next = at + b, below = n - next;
         invert_block(n, M, at, b, f->inverses + at * width, minus);
-        gemm_f64(false, false, below, b, b, M + next * n + at, n, minus, b, false, f->panel, b);
+        gemm_f64(GEMM_N, GEMM_N, below, b, b, M + next * n + at, n, minus, b, GEMM_SET, f->panel,
+                 b);
         for (int64_t i = 0; i < below; i++)
             memcpy(M + (next + i) * n + at, f->panel + i * b, (size_t)b * sizeof *M);
-        gemm_f64(false, false, below, below, b, f->panel, b, M + at * n + next, n, true,
+        gemm_f64(GEMM_N, GEMM_N, below, below, b, f->panel, b, M + at * n + next, n, GEMM_ADD,
                  M + next * n + next, n);
     }
 }
@@ -216,16 +217,16 @@ void cayley_solve_unit(cayley_factors *f, int64_t i, const double *R) {
     for (int64_t j = 0; j < n; j++) memcpy(X + j * w, R + j * n + i, (size_t)w * sizeof *X);
     for (int64_t at = 0; at < n; at += width) {
         const int64_t b = size_min(width, n - at), next = at + b;
-        gemm_tile_f64(false, false, n - next, w, b, M + next * n + at, n, X + at * w, w, true,
+        gemm_tile_f64(GEMM_N, GEMM_N, n - next, w, b, M + next * n + at, n, X + at * w, w, GEMM_ADD,
                       X + next * w, w);
     }
     for (int64_t at = (n - 1) / width * width; at >= 0; at -= width) {
         const int64_t b = size_min(width, n - at);
-        gemm_tile_f64(false, false, b, w, b, f->inverses + at * width, b, X + at * w, w, false,
+        gemm_tile_f64(GEMM_N, GEMM_N, b, w, b, f->inverses + at * width, b, X + at * w, w, GEMM_SET,
                       panel, w);
         memcpy(X + at * w, panel, (size_t)(b * w) * sizeof *X);
         for (int64_t k = 0; k < b * w; k++) panel[k] = -panel[k];
-        gemm_tile_f64(false, false, at, w, b, M + at, n, panel, w, true, X, w);
+        gemm_tile_f64(GEMM_N, GEMM_N, at, w, b, M + at, n, panel, w, GEMM_ADD, X, w);
     }
 }
 
@@ -388,7 +389,7 @@ err cayley_orthogonality(int64_t n, const double *R, double *max) {
     double *product;
     err e = take(n * n, "orthogonality", &product);
     if (e.code) return e;
-    gemm_f64(true, false, n, n, n, R, n, R, n, false, product, n);
+    gemm_f64(GEMM_T, GEMM_N, n, n, n, R, n, R, n, GEMM_SET, product, n);
     *max = distance_to_identity(n, product);
     mem_free(product);
     return e;
@@ -402,8 +403,8 @@ err cayley_probe(int64_t n, const double *R, uint64_t seed, int64_t step, double
     back = u + n * PROBES;
     for (int64_t i = 0; i < n * PROBES; i++)
         z[i] = rng_sign(seed, RNG_PROBE, (uint64_t)(step * n * PROBES + i)) / sqrt((double)n);
-    gemm_f64(false, false, n, PROBES, n, R, n, z, PROBES, false, u, PROBES);
-    gemm_f64(true, false, n, PROBES, n, R, n, u, PROBES, false, back, PROBES);
+    gemm_f64(GEMM_N, GEMM_N, n, PROBES, n, R, n, z, PROBES, GEMM_SET, u, PROBES);
+    gemm_f64(GEMM_T, GEMM_N, n, PROBES, n, R, n, u, PROBES, GEMM_SET, back, PROBES);
     *max = 0;
     for (int64_t i = 0; i < n * PROBES; i++) {
         *max = larger(*max, fabs(back[i] - z[i]));
@@ -417,10 +418,10 @@ err cayley_polish(int64_t n, double *R) {
     err e = take(2 * n * n, "polish of a rotation", &P);
     if (e.code) return e;
     Q = P + n * n;
-    gemm_f64(true, false, n, n, n, R, n, R, n, false, P, n);
+    gemm_f64(GEMM_T, GEMM_N, n, n, n, R, n, R, n, GEMM_SET, P, n);
     scale(n * n, -0.5, P);
     for (int64_t i = 0; i < n; i++) P[i * n + i] += 1.5;
-    gemm_f64(false, false, n, n, n, R, n, P, n, false, Q, n);
+    gemm_f64(GEMM_N, GEMM_N, n, n, n, R, n, P, n, GEMM_SET, Q, n);
     memcpy(R, Q, (size_t)(n * n) * sizeof *R);
     mem_free(P);
     return e;

@@ -224,7 +224,7 @@ static err step_single(cayley_dist *d, double lr, double loss, optimizer_report 
 
 /* dG <- W = -1/2 (G R^T - R G^T), exactly skew. */
 static void direction(cayley_dist *d) {
-    dmat_gemm(false, true, 1, d->dG, d->dR, 0, d->T);
+    dmat_gemm(GEMM_N, GEMM_T, 1, d->dG, d->dR, 0, d->T);
     dmat_copy(d->T, d->dG);
     dmat_add_transpose(0.5, d->T, -0.5, d->dG);
 }
@@ -271,8 +271,8 @@ static err adam_direction(cayley_dist *d, double lr, double loss, double sum_squ
 static err sgd_direction(cayley_dist *d, double lr, double *alpha) {
     const int64_t entries = dmat_part_entries(d->dG);
     double norm, *W = dmat_part(d->dG);
-    dmat_gemm(false, false, 1, d->dG, d->dR, 0, d->T);
-    dmat_gemm(true, false, 1, d->dR, d->T, 0, d->extra);
+    dmat_gemm(GEMM_N, GEMM_N, 1, d->dG, d->dR, 0, d->T);
+    dmat_gemm(GEMM_T, GEMM_N, 1, d->dR, d->T, 0, d->extra);
     err e = dmat_norm_1(d->extra, &norm);
     *alpha = optimizer_sgd_factor(lr, norm);
     for (int64_t i = 0; i < entries; i++) W[i] *= *alpha;
@@ -309,9 +309,9 @@ static err move(cayley_dist *d) {
 
 /* R <- R (3 I - R^T R) / 2. */
 static void polish(cayley_dist *d) {
-    dmat_gemm(true, false, 1, d->dR, d->dR, 0, d->T);
+    dmat_gemm(GEMM_T, GEMM_N, 1, d->dR, d->dR, 0, d->T);
     scaled_plus_diagonal(d, -0.5, d->T, 1.5, d->T);
-    dmat_gemm(false, false, 1, d->dR, d->T, 0, d->dG);
+    dmat_gemm(GEMM_N, GEMM_N, 1, d->dR, d->T, 0, d->dG);
     dmat_copy(d->dG, d->dR);
 }
 
@@ -350,7 +350,7 @@ err cayley_dist_step(cayley_dist *d, double lr, double loss, optimizer_report *r
 err cayley_dist_orthogonality(cayley_dist *d, double *max) {
     err e = err_none();
     if (on_grid(d)) {
-        dmat_gemm(true, false, 1, d->dR, d->dR, 0, d->T);
+        dmat_gemm(GEMM_T, GEMM_N, 1, d->dR, d->dR, 0, d->T);
         *max = dmat_max_minus_identity(d->T);
         return e;
     }

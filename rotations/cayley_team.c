@@ -146,7 +146,7 @@ static void rough_direction(cayley_team *t) {
     for (int64_t i = 0; i < n * n; i++) R[i] = (float)t->R[i];
 #pragma omp parallel for schedule(dynamic)
     for (int64_t i = t->from[r]; i < t->from[r + 1]; i += unit)
-        gemm_tile_f32(false, true, size_min(unit, n - i), n, n, G + i * n, n, R, n, false,
+        gemm_tile_f32(GEMM_N, GEMM_T, size_min(unit, n - i), n, n, G + i * n, n, R, n, GEMM_SET,
                       P + i * n, n);
     comm_share_f32(t->c, P, t->part);
     cayley_skew_part_f32(n, -0.5, P, t->W);

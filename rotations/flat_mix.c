@@ -63,6 +63,6 @@ void flat_mix_rows(const flat_mix *m, double *x, int64_t rows) {
     for (int64_t row = 0; row < rows; row += FLAT_MIX_ROWS) {
         const int64_t b = size_min(FLAT_MIX_ROWS, rows - row);
         memcpy(came, x + row * n, (size_t)(b * n) * sizeof *x);
-        gemm_f64(false, false, b, n, n, came, n, m->hartley, n, false, x + row * n, n);
+        gemm_f64(GEMM_N, GEMM_N, b, n, n, came, n, m->hartley, n, GEMM_SET, x + row * n, n);
     }
 }

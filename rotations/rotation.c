@@ -156,7 +156,8 @@ static void large_dense_rows_f64(const rotation *r, double *x, int64_t rows, int
     for (int64_t i = 0; i < rows; i += r->panel_rows) {
         int64_t m = size_min(r->panel_rows, rows - i);
         rotation_copy_rows_f64(x + i * ld, m, ld, n, r->panel);
-        gemm_f64(false, transpose, m, n, n, r->panel, n, r->dense, n, false, x + i * ld, ld);
+        gemm_f64(GEMM_N, gemm_op_of(transpose), m, n, n, r->panel, n, r->dense, n, GEMM_SET,
+                 x + i * ld, ld);
     }
 }
 
@@ -179,11 +180,12 @@ static void large_dense_rows_f32(const rotation *r, float *x, int64_t rows, int6
         float *part = x + i * ld;
         rotation_copy_rows_f32(part, m, ld, n, r->panel);
         if (r->dense32)
-            gemm_f32(false, transpose, m, n, n, r->panel, n, r->dense32, n, false, part, ld);
+            gemm_f32(GEMM_N, gemm_op_of(transpose), m, n, n, r->panel, n, r->dense32, n, GEMM_SET,
+                     part, ld);
         for (int64_t j = 0; j < n && !r->dense32; j += F32_COLUMNS) {
             int64_t width = size_min(F32_COLUMNS, n - j);
             round_columns(r, j, width, transpose);
-            gemm_f32(false, false, m, width, n, r->panel, n, r->columns, F32_COLUMNS, false,
+            gemm_f32(GEMM_N, GEMM_N, m, width, n, r->panel, n, r->columns, F32_COLUMNS, GEMM_SET,
                      part + j, ld);
         }
     }
@@ -212,7 +214,7 @@ void rotation_apply_f32(const rotation *r, float *x, int64_t rows, int64_t ld, b
 
 void rotation_product_f64(const rotation *r, const double *x, int64_t rows, double *y) {
     assert(r->kind == ROTATION_DENSE && r->dense);
-    gemm_f64(false, false, rows, r->n, r->n, x, r->n, r->dense, r->n, false, y, r->n);
+    gemm_f64(GEMM_N, GEMM_N, rows, r->n, r->n, x, r->n, r->dense, r->n, GEMM_SET, y, r->n);
 }
 
 /* Rows [i0, i0 + m) of the identity. */
@@ -262,7 +264,7 @@ err rotation_orthogonality(const rotation *r, double *max) {
     for (int64_t i = 0; i < n; i += per) {
         int64_t m = size_min(per, n - i);
         if (r->kind == ROTATION_DENSE) {
-            gemm_f64(true, false, m, n, n, r->dense + i, n, r->dense, n, false, rows, n);
+            gemm_f64(GEMM_T, GEMM_N, m, n, n, r->dense + i, n, r->dense, n, GEMM_SET, rows, n);
         } else {
             unit_rows(n, i, m, rows);
             rotation_apply_f64(r, rows, m, n, true);

@@ -61,6 +61,6 @@ void rotation_small_dense_rows_f32(const rotation *r, const real *R, real *x, in
         int64_t m = size_min(per, rows - k * per);
         for (int64_t i = 0; i < m; i++)
             memcpy(panel + i * n, part + i * ld, (size_t)n * sizeof(real));
-        gemm_tile_f32(false, transpose, m, n, n, panel, n, R, n, false, part, ld);
+        gemm_tile_f32(GEMM_N, gemm_op_of(transpose), m, n, n, panel, n, R, n, GEMM_SET, part, ld);
     }
 }

@@ -309,7 +309,8 @@ static bool add_stripe(const panel *p, int64_t w, int64_t j, int64_t cols, char 
     const bf16 *left = m->left + w * p->rows * p->length, *right = p->x[w] + p->from + j;
     float *product = (float *)(void *)(tiles + packed_bytes(p->length));
     bool fits = true;
-    if (p->rows >= TILE_ROWS) gemm_pack_bf16(false, TILE_ROWS, cols, p->length, right, m->n, tiles);
+    if (p->rows >= TILE_ROWS)
+        gemm_pack_bf16(GEMM_N, TILE_ROWS, cols, p->length, right, m->n, tiles);
     for (int64_t i = 0; i < p->rows && fits; i += TILE_ROWS) {
         const int64_t rows = size_min(TILE_ROWS, p->rows - i);
         if (!p->cross && j + cols <= i) break; /* left of the diagonal */
@@ -317,8 +318,8 @@ static bool add_stripe(const panel *p, int64_t w, int64_t j, int64_t cols, char 
         if (rows == TILE_ROWS)
             gemm_tile_packed_bf16(rows, cols, p->length, a, tiles, product);
         else
-            gemm_tile_bf16(false, rows, cols, p->length, a, p->length, right, m->n, false, product,
-                           cols);
+            gemm_tile_bf16(GEMM_N, rows, cols, p->length, a, p->length, right, m->n, GEMM_SET,
+                           product, cols);
         fits = add_tile(p, i, j, rows, cols, p->empty && w == 0, product);
     }
     return fits;

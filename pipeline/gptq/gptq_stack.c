@@ -285,8 +285,8 @@ static err window_outputs(gptq_stack *k, llama_stage *full, const wmat *codes, i
         const int64_t n = length * w->rows;
         float *y_full = y + n;
         double error = 0, energy = 0;
-        wmat_product(&codes[l], COMPUTE_BF16, x, length, false, y, NULL, 0);
-        wmat_product(w, COMPUTE_BF16, x_full, length, false, y_full, NULL, 0);
+        wmat_product(&codes[l], COMPUTE_BF16, x, length, GEMM_SET, y, NULL, 0);
+        wmat_product(w, COMPUTE_BF16, x_full, length, GEMM_SET, y_full, NULL, 0);
         for (int64_t j = 0; j < n; j++) {
             const double d = (double)y[j] - (double)y_full[j];
             error += d * d;

@@ -77,7 +77,7 @@ static err add_head(key_moments *m, int64_t layer, int64_t head, int64_t n_token
     wide_sum *to = m->sums + ((layer - m->first) * m->heads + head) * entries(m->d);
     for (int64_t t = 0; t < n_tokens; t++)
         memcpy(m->rows + t * d, x + t * width + head * d, (size_t)d * sizeof *x);
-    gemm_f32(true, false, d, d, n_tokens, m->rows, d, m->rows, d, false, m->square, d);
+    gemm_f32(GEMM_T, GEMM_N, d, d, n_tokens, m->rows, d, m->rows, d, GEMM_SET, m->square, d);
     err e = err_none();
     for (int64_t i = 0; i < d * d && !e.code; i++) e = add(&to[i], (double)m->square[i], layer);
     for (int64_t j = 0; j < d && !e.code; j++) {

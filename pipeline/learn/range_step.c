@@ -118,7 +118,7 @@ void range_work_destroy(range_work **w) {
 }
 
 static void begin(range_work *w) {
-    gemm_pack_bf16(false, BLOCK, w->n, w->n, w->R, w->n, w->packed);
+    gemm_pack_bf16(GEMM_N, BLOCK, w->n, w->n, w->R, w->n, w->packed);
     w->rows = 0;
 }
 

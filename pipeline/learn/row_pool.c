@@ -354,8 +354,8 @@ void row_pool_normalise(row_pool *p, pool_kind kind) {
 /* sum x^T x of one set in fp32 by fixed tiles: the unit that is summed exactly over the model. */
 static void moment_of(const row_set *s, float *wide, float *out) {
     half_array_from_bf16(s->x, s->n * s->width, wide);
-    gemm_f32(true, false, s->width, s->width, s->n, wide, s->width, wide, s->width, false, out,
-             s->width);
+    gemm_f32(GEMM_T, GEMM_N, s->width, s->width, s->n, wide, s->width, wide, s->width, GEMM_SET,
+             out, s->width);
 }
 
 /* Collective. Bits of the fixed point: sums of all rows of the model stay below 2^62. x is a
@@ -407,7 +407,7 @@ static void moment_rows(const row_pool *p, int64_t row, int64_t b, int exponent,
         const row_set *s = &p->sets[POOL_R1][i];
 #pragma omp parallel for
         for (int64_t r = 0; r < s->n; r++) half_array_from_bf16(s->x + r * n, n, wide + r * n);
-        gemm_f32(true, false, b, n, s->n, wide + row, n, wide, n, false, one, n);
+        gemm_f32(GEMM_T, GEMM_N, b, n, s->n, wide + row, n, wide, n, GEMM_SET, one, n);
 #pragma omp parallel for
         for (int64_t k = 0; k < b * n; k++) sum[k] += llrint(ldexp(one[k], exponent));
     }

@@ -86,7 +86,7 @@ void scale_norm_destroy(scale_norm **s) {
 static void turn_rows(scale_norm *s, const bf16 *from, int64_t m, const float *R, float *to) {
     const int64_t n = s->n;
     half_array_from_bf16(from, m * n, R ? s->wide : to);
-    if (R) gemm_f32(false, false, m, n, n, s->wide, n, R, n, false, to, n);
+    if (R) gemm_f32(GEMM_N, GEMM_N, m, n, n, s->wide, n, R, n, GEMM_SET, to, n);
 }
 
 void scale_norm_take(scale_norm *s, const row_set *rows, const float *R, range_rule rule) {

@@ -61,7 +61,8 @@ static void mix_outputs(const mixing *x) {
     }
     take_columns(x);
     const bf16 *W = (const bf16 *)m->w->data + m->row0 * x->cols;
-    gemm_bf16(false, x->rows, x->cols, m->rows, k->a, m->rows, W, x->cols, false, k->z, x->cols);
+    gemm_bf16(GEMM_N, x->rows, x->cols, m->rows, k->a, m->rows, W, x->cols, GEMM_SET, k->z,
+              x->cols);
 }
 
 /* v times gain and scale; in mix_outputs' rows and again on the way back. */
@@ -78,11 +79,12 @@ static void turn_inputs(const mixing *x, const float *from, float *to, bool back
     const int64_t n = x->rows * x->cols, d = x->d;
     if (x->m->in == SIDE_R1) {
         half_array_to_bf16(from, n, k->a);
-        gemm_bf16(back, x->rows, x->n, x->n, k->a, x->n, x->R1, x->n, false, to, x->n);
+        gemm_bf16(gemm_op_of(back), x->rows, x->n, x->n, k->a, x->n, x->R1, x->n, GEMM_SET, to,
+                  x->n);
     } else if (x->m->in == SIDE_R2) {
         for (int64_t h = 0; h < x->cols / d; h++)
-            gemm_f32(false, back, x->rows, d, d, from + h * d, x->cols,
-                     x->w->R2 + r2_of_head(x, h) * d * d, d, false, to + h * d, x->cols);
+            gemm_f32(GEMM_N, gemm_op_of(back), x->rows, d, d, from + h * d, x->cols,
+                     x->w->R2 + r2_of_head(x, h) * d * d, d, GEMM_SET, to + h * d, x->cols);
     } else {
         memcpy(to, from, (size_t)n * sizeof *to);
         if (x->m->in == SIDE_R4) rotation_apply_f32(x->w->o.R4, to, x->rows, x->cols, back);
@@ -147,7 +149,8 @@ static void add_output_gradient(const mixing *x) {
     turn_inputs(x, k->u, k->z, true);
     scale_inputs(x, k->z);
     half_array_to_bf16(k->z, x->rows * x->cols, k->a);
-    gemm_bf16(true, x->rows, m->rows, x->cols, k->a, x->cols, W, x->cols, false, k->da, m->rows);
+    gemm_bf16(GEMM_T, x->rows, m->rows, x->cols, k->a, x->cols, W, x->cols, GEMM_SET, k->da,
+              m->rows);
     if (m->out == SIDE_R1) {
 #pragma omp parallel for schedule(static)
         for (int64_t s = 0; s < x->rows; s++) /* rows of grad are columns of R1, no two the same */

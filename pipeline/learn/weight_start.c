@@ -52,9 +52,10 @@ static void moment_of(const linear *l, int64_t row, int64_t b, float *wide, floa
         const int64_t m = size_min(CHUNK, all - at);
         widen(l, at, m, wide);
         if (l->writes)
-            gemm_f32(false, true, b, n, m, wide + row * m, m, wide, m, at > 0, one, n);
+            gemm_f32(GEMM_N, GEMM_T, b, n, m, wide + row * m, m, wide, m, gemm_into_of(at > 0), one,
+                     n);
         else
-            gemm_f32(true, false, b, n, m, wide + row, n, wide, n, at > 0, one, n);
+            gemm_f32(GEMM_T, GEMM_N, b, n, m, wide + row, n, wide, n, gemm_into_of(at > 0), one, n);
     }
 }
 
@@ -167,11 +168,11 @@ err weight_start_moment_r2(const llama_stage *stage, int64_t i, int64_t kv_head,
         wmat_expand_f64(&l->v, h * d, d, 0, n, wide, n);
         for (int64_t r = 0; r < d; r++)
             for (int64_t j = 0; j < n; j++) wide[r * n + j] *= (double)l->attn_norm[j];
-        gemm_f64(false, true, d, d, n, wide, n, wide, n, true, out, d);
+        gemm_f64(GEMM_N, GEMM_T, d, d, n, wide, n, wide, n, GEMM_ADD, out, d);
     }
     for (int64_t h = first * per; h < last * per; h++) {
         wmat_expand_f64(&l->o, 0, n, h * d, d, wide, d);
-        gemm_f64(true, false, d, d, n, wide, d, wide, d, true, out, d);
+        gemm_f64(GEMM_T, GEMM_N, d, d, n, wide, d, wide, d, GEMM_ADD, out, d);
     }
     mem_free(wide);
     return e;

@@ -154,14 +154,14 @@ enum { PRODUCT_ROWS = 512, PRODUCT_SIDE = 512 };
 
 static void multiply_f32(void *arg) {
     float *a = arg, *b = a + PRODUCT_ROWS * PRODUCT_SIDE, *c = b + PRODUCT_SIDE * PRODUCT_SIDE;
-    gemm_f32(false, true, PRODUCT_ROWS, PRODUCT_SIDE, PRODUCT_SIDE, a, PRODUCT_SIDE, b,
-             PRODUCT_SIDE, false, c, PRODUCT_SIDE);
+    gemm_f32(GEMM_N, GEMM_T, PRODUCT_ROWS, PRODUCT_SIDE, PRODUCT_SIDE, a, PRODUCT_SIDE, b,
+             PRODUCT_SIDE, GEMM_SET, c, PRODUCT_SIDE);
 }
 
 static void multiply_f64(void *arg) {
     double *a = arg, *b = a + PRODUCT_ROWS * PRODUCT_SIDE, *c = b + PRODUCT_SIDE * PRODUCT_SIDE;
-    gemm_f64(false, true, PRODUCT_ROWS, PRODUCT_SIDE, PRODUCT_SIDE, a, PRODUCT_SIDE, b,
-             PRODUCT_SIDE, false, c, PRODUCT_SIDE);
+    gemm_f64(GEMM_N, GEMM_T, PRODUCT_ROWS, PRODUCT_SIDE, PRODUCT_SIDE, a, PRODUCT_SIDE, b,
+             PRODUCT_SIDE, GEMM_SET, c, PRODUCT_SIDE);
 }
 
 enum { SEARCH_GROUP = 64, SEARCH_GROUPS = 64 };

@@ -9,11 +9,11 @@ enum { ROWS = 512, SIDE = 2048, TIMES = 3 };
 
 static void multiply(compute_type compute, const void *a, const void *b, void *c) {
     if (compute == COMPUTE_BF16)
-        gemm_bf16(true, ROWS, SIDE, SIDE, a, SIDE, b, SIDE, false, c, SIDE);
+        gemm_bf16(GEMM_T, ROWS, SIDE, SIDE, a, SIDE, b, SIDE, GEMM_SET, c, SIDE);
     else if (compute == COMPUTE_F32)
-        gemm_f32(false, true, ROWS, SIDE, SIDE, a, SIDE, b, SIDE, false, c, SIDE);
+        gemm_f32(GEMM_N, GEMM_T, ROWS, SIDE, SIDE, a, SIDE, b, SIDE, GEMM_SET, c, SIDE);
     else
-        gemm_f64(false, true, ROWS, SIDE, SIDE, a, SIDE, b, SIDE, false, c, SIDE);
+        gemm_f64(GEMM_N, GEMM_T, ROWS, SIDE, SIDE, a, SIDE, b, SIDE, GEMM_SET, c, SIDE);
 }
 
 double product_peak(compute_type compute) {

@@ -108,7 +108,7 @@ static void products_are_right(dgrid *g) {
     for (int t = 0; t < 4; t++) {
         double *want = product(x, t & 1, y, t & 2);
         dmat_copy(A, C);
-        dmat_gemm(t & 1, t & 2, 2, A, B, -1, C);
+        dmat_gemm(gemm_op_of(t & 1), gemm_op_of(t & 2), 2, A, B, -1, C);
         double *got = collect(C);
         for (int64_t i = 0; i < N * N; i++) want[i] = 2 * want[i] - x[i];
         check(distance(got, want) < 1e-12, "product");

@@ -120,11 +120,11 @@ static inline double *plain_of(setting *s, int64_t layer, int k) {
 }
 
 /* to = op(A) from op(B), A [rows, rows] and B [cols, cols] as dense matrices. */
-static inline void sandwich(const double *A, bool trans_a, const double *from, const double *B,
-                            bool trans_b, int64_t rows, int64_t cols, double *to) {
+static inline void sandwich(const double *A, gemm_op op_a, const double *from, const double *B,
+                            gemm_op op_b, int64_t rows, int64_t cols, double *to) {
     double *half = room(rows * cols, sizeof *half);
-    gemm_f64(trans_a, false, rows, cols, rows, A, rows, from, cols, false, half, cols);
-    gemm_f64(false, trans_b, rows, cols, cols, half, cols, B, cols, false, to, cols);
+    gemm_f64(op_a, GEMM_N, rows, cols, rows, A, rows, from, cols, GEMM_SET, half, cols);
+    gemm_f64(GEMM_N, op_b, rows, cols, cols, half, cols, B, cols, GEMM_SET, to, cols);
     mem_free(half);
 }
 
@@ -165,7 +165,7 @@ static inline double *side_of(const setting *s, int k, bool outputs, const doubl
 static inline double *turn_by(const double *S, int64_t n, double t) {
     double *out = identity(n), *term = identity(n), *next = room(n * n, sizeof *next);
     for (int k = 1; k < 14; k++) {
-        gemm_f64(false, false, n, n, n, term, n, S, n, false, next, n);
+        gemm_f64(GEMM_N, GEMM_N, n, n, n, term, n, S, n, GEMM_SET, next, n);
         for (int64_t i = 0; i < n * n; i++) out[i] += term[i] = next[i] * t / k;
     }
     mem_free(term);
@@ -254,12 +254,13 @@ static inline double slope_of(line *l, uint32_t places) {
         assert_ok(llama_block_backward(used, i, &s->sites, 0, T, g, stash[i], NULL, &tap, s->work));
         weight_site_add(s->w, i, &grads);
         for (int64_t h = 0; h < heads; h++) {
-            gemm_f64(false, false, d, d, d, s2_of(l, i, h), d, r2_of(s, i, h), d, false, SR, d);
+            gemm_f64(GEMM_N, GEMM_N, d, d, d, s2_of(l, i, h), d, r2_of(s, i, h), d, GEMM_SET, SR,
+                     d);
             sum += dot_f64(G2 + h * d * d, SR, d * d);
         }
         llama_stash_destroy(&stash[i]);
     }
-    gemm_f64(false, false, n, n, n, l->S1, n, s->R1, n, false, SR, n);
+    gemm_f64(GEMM_N, GEMM_N, n, n, n, l->S1, n, s->R1, n, GEMM_SET, SR, n);
     sum += dot_f64(G1, SR, n * n);
     mem_free(G1);
     mem_free(SR);

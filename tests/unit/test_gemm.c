@@ -114,7 +114,8 @@ static void check(const problem *p, const double *got, double eps) {
 static void run_f64(const problem *p) {
     double *c = malloc((size_t)p->nc * sizeof *c);
     memcpy(c, p->c, (size_t)p->nc * sizeof *c);
-    gemm_f64(p->ta, p->tb, p->s.m, p->s.n, p->s.k, p->a, p->lda, p->b, p->ldb, p->add, c, p->ldc);
+    gemm_f64(gemm_op_of(p->ta), gemm_op_of(p->tb), p->s.m, p->s.n, p->s.k, p->a, p->lda, p->b,
+             p->ldb, gemm_into_of(p->add), c, p->ldc);
     check(p, c, DBL_EPSILON);
     free(c);
 }
@@ -128,7 +129,8 @@ static void check_f32(const problem *p, const float *got) {
 
 static void run_f32(const problem *p) {
     float *a = to_f32(p->a, p->na), *b = to_f32(p->b, p->nb), *c = to_f32(p->c, p->nc);
-    gemm_f32(p->ta, p->tb, p->s.m, p->s.n, p->s.k, a, p->lda, b, p->ldb, p->add, c, p->ldc);
+    gemm_f32(gemm_op_of(p->ta), gemm_op_of(p->tb), p->s.m, p->s.n, p->s.k, a, p->lda, b, p->ldb,
+             gemm_into_of(p->add), c, p->ldc);
     check_f32(p, c);
     free(a);
     free(b);
@@ -138,7 +140,8 @@ static void run_f32(const problem *p) {
 static void run_bf16(const problem *p) {
     bf16 *a = to_bf16(p->a, p->na), *b = to_bf16(p->b, p->nb);
     float *c = to_f32(p->c, p->nc);
-    gemm_bf16(p->tb, p->s.m, p->s.n, p->s.k, a, p->lda, b, p->ldb, p->add, c, p->ldc);
+    gemm_bf16(gemm_op_of(p->tb), p->s.m, p->s.n, p->s.k, a, p->lda, b, p->ldb, gemm_into_of(p->add),
+              c, p->ldc);
     check_f32(p, c);
     free(a);
     free(b);
@@ -152,7 +155,7 @@ static void run_packed(const problem *p) {
     float *c = to_f32(p->c, p->nc);
     void *packed = aligned_alloc(64, (gemm_packed_bytes(m, n, k) + 63) / 64 * 64);
     assert_non_null(packed);
-    gemm_pack_bf16(p->tb, m, n, k, b, p->ldb, packed);
+    gemm_pack_bf16(gemm_op_of(p->tb), m, n, k, b, p->ldb, packed);
     gemm_tile_packed_bf16(m, n, k, a, packed, c);
     check_f32(p, c);
     free(packed);
@@ -179,16 +182,16 @@ static void test_products(void **state) {
 static void test_empty(void **state) {
     (void)state;
     float c[6] = {1, 2, 3, 4, 5, 6};
-    gemm_f32(false, true, 2, 3, 0, c, 1, c, 1, true, c, 3);
+    gemm_f32(GEMM_N, GEMM_T, 2, 3, 0, c, 1, c, 1, GEMM_ADD, c, 3);
     assert_true(c[0] == 1 && c[5] == 6);
-    gemm_f32(false, true, 0, 3, 0, c, 1, c, 1, false, c, 3);
+    gemm_f32(GEMM_N, GEMM_T, 0, 3, 0, c, 1, c, 1, GEMM_SET, c, 3);
     assert_true(c[0] == 1 && c[5] == 6);
     float none = 0;
     bf16 half_none = 0;
-    gemm_f32(false, true, 2, 3, 0, &none, 1, &none, 1, false, c, 3);
+    gemm_f32(GEMM_N, GEMM_T, 2, 3, 0, &none, 1, &none, 1, GEMM_SET, c, 3);
     for (int i = 0; i < 6; i++) assert_true(c[i] == 0);
     c[1] = 7;
-    gemm_bf16(true, 2, 3, 0, &half_none, 1, &half_none, 1, false, c, 3);
+    gemm_bf16(GEMM_T, 2, 3, 0, &half_none, 1, &half_none, 1, GEMM_SET, c, 3);
     assert_true(c[1] == 0);
 }
 
@@ -206,9 +209,11 @@ static void test_threads_same_bits(void **state) {
             omp_set_num_threads(threads);
             float *c = threads == 1 ? first : other;
             double *d = threads == 1 ? first64 : other64;
-            if (kind == 0) gemm_f32(false, true, 700, 900, 300, a, 300, b, 300, false, c, 900);
-            if (kind == 1) gemm_bf16(true, 700, 900, 300, ha, 300, hb, 300, false, c, 900);
-            if (kind == 2) gemm_f64(false, true, 700, 900, 300, p.a, 300, p.b, 300, false, d, 900);
+            if (kind == 0)
+                gemm_f32(GEMM_N, GEMM_T, 700, 900, 300, a, 300, b, 300, GEMM_SET, c, 900);
+            if (kind == 1) gemm_bf16(GEMM_T, 700, 900, 300, ha, 300, hb, 300, GEMM_SET, c, 900);
+            if (kind == 2)
+                gemm_f64(GEMM_N, GEMM_T, 700, 900, 300, p.a, 300, p.b, 300, GEMM_SET, d, 900);
             if (threads == 1) continue;
             if (kind < 2) assert_memory_equal(first, other, n * 4);
             if (kind == 2) assert_memory_equal(first64, other64, n * 8);
@@ -237,7 +242,7 @@ static void test_many_shapes(void **state) {
         for (int m = 1; m <= 24; m++) {
             for (int n = 1; n <= 24; n++) {
                 float c[24 * 24];
-                gemm_tile_bf16(true, m, n, 8, a, 8, b, 8, false, c, n);
+                gemm_tile_bf16(GEMM_T, m, n, 8, a, 8, b, 8, GEMM_SET, c, n);
                 float want = 0;
                 for (int l = 0; l < 8; l++) {
                     want += half_from_bf16(a[(m - 1) * 8 + l]) * half_from_bf16(b[(n - 1) * 8 + l]);

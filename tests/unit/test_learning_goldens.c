@@ -102,7 +102,7 @@ static void *golden_read(const golden *g, const char *name, int64_t count) {
 /* R^T G - G^T R. */
 static void skew_of(const double *R, const double *G, int64_t n, double *out) {
     double *p = room(n * n, sizeof *p);
-    gemm_f64(true, false, n, n, n, R, n, G, n, false, p, n);
+    gemm_f64(GEMM_T, GEMM_N, n, n, n, R, n, G, n, GEMM_SET, p, n);
     for (int64_t i = 0; i < n; i++) {
         for (int64_t j = 0; j < n; j++) out[i * n + j] = p[i * n + j] - p[j * n + i];
     }

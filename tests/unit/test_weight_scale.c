@@ -49,7 +49,7 @@ static double *moved_basis(const scale_line *l, int64_t layer, int k, const doub
         from[i] = m[i] * (back ? 1 / factor_after(l, layer, k, i % cols, t)
                                : factor_of_row(l, layer, k, i / cols, t) *
                                      factor_before(l, layer, k, i % cols, t));
-    sandwich(A, !back, from, B, back, rows, cols, to);
+    sandwich(A, gemm_op_of(!back), from, B, gemm_op_of(back), rows, cols, to);
     for (int64_t i = 0; i < all; i++)
         to[i] *= back ? 1 / (factor_of_row(l, layer, k, i / cols, t) *
                              factor_before(l, layer, k, i % cols, t))

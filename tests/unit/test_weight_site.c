@@ -19,9 +19,9 @@ static void weights_lie_on_the_grid(void **state) {
                 if (k == DOWN) memcpy(B, R4, (size_t)(cols * cols) * sizeof *B);
                 double *want = room(rows * cols, sizeof *want),
                        *got = room(rows * cols, sizeof *got);
-                sandwich(A, true, W, B, false, rows, cols, want);
+                sandwich(A, GEMM_T, W, B, GEMM_N, rows, cols, want);
                 for (int64_t i = 0; i < rows * cols; i++) W[i] = (double)((float *)used->data)[i];
-                sandwich(A, true, W, B, false, rows, cols, got);
+                sandwich(A, GEMM_T, W, B, GEMM_N, rows, cols, got);
                 for (int64_t i = 0; i < rows; i++) {
                     double most = 0;
                     for (int64_t j = 0; j < cols; j++) most = fmax(most, fabs(want[i * cols + j]));
@@ -57,7 +57,7 @@ static double loss_at(line *l, double t) {
             double *A = side_of(s, k, true, C1, C2), *B = side_of(s, k, false, C1, C2),
                    *D = room(rows * cols, sizeof *D);
             if (l->parts & 1u << k)
-                sandwich(A, false, l->D[layer][k], B, true, rows, cols, D);
+                sandwich(A, GEMM_N, l->D[layer][k], B, GEMM_T, rows, cols, D);
             else
                 memcpy(D, l->D[layer][k], (size_t)(rows * cols) * sizeof *D);
             for (int64_t i = 0; i < rows * cols; i++)

@@ -104,9 +104,9 @@ static void test_products_of_kinds(void **state) {
                  *y = room(M * ROWS, compute_sum_bytes(compute));
             double *wide = room(M * COLS, sizeof *wide);
             for (int i = 0; i < M * COLS; i++) wide[i] = x[i];
-            wmat_product(&m, compute, compute == COMPUTE_F64 ? (void *)wide : x, M, false, y,
+            wmat_product(&m, compute, compute == COMPUTE_F64 ? (void *)wide : x, M, GEMM_SET, y,
                          scratch, bytes);
-            wmat_product(&m, compute, compute == COMPUTE_F64 ? (void *)wide : x, M, true, y,
+            wmat_product(&m, compute, compute == COMPUTE_F64 ? (void *)wide : x, M, GEMM_ADD, y,
                          scratch, bytes);
             const double tol = kind == WMAT_F16 ? 1e-3 : compute == COMPUTE_F64 ? 1e-12 : 1e-4;
             for (int i = 0; i < M * ROWS; i++) {
