@@ -5,10 +5,11 @@
 #include "base/mem.h"
 #include "base/size.h"
 
-/* Rows of a site: these add some 2 % to what the capture holds of a small model, and less of a
- * large one, whose weights grow with the square of the width. A covariance takes 2 d rows of d
- * channels: where these are few, and else in the layer that is drawn. */
-enum { ROWS = 64, NARROW = 256, MIDDLE = 1024 };
+/* Rows of a site: with the buffers of their taps these add less than 2 % to what the capture holds
+ * of a small model, and less of a large one, whose weights grow with the square of the width. A
+ * covariance takes 2 d rows of d channels: where these are few, and else in the layer that is
+ * drawn. */
+enum { ROWS = 32, NARROW_ROWS = 64, NARROW = 256, MIDDLE = 1024 };
 
 struct site_rows {
     const llama_config *cfg;
@@ -23,7 +24,8 @@ static bool with_covariance(const llama_config *cfg, int64_t layer, int64_t widt
 }
 
 static int64_t most_rows(const llama_config *cfg, int64_t layer, int64_t width) {
-    return with_covariance(cfg, layer, width) ? size_max(ROWS, 2 * width) : ROWS;
+    if (width <= NARROW) return size_max(NARROW_ROWS, 2 * width);
+    return with_covariance(cfg, layer, width) ? 2 * width : ROWS;
 }
 
 /* Of each window, and of all. */
