@@ -62,10 +62,11 @@ err comm_agree(const comm *c, err e, const char *phase, int *others);
 
 void comm_barrier(const comm *c); /* collective */
 
-/* Collective on c. n bytes from root to all. */
+/* Collective on c. n bytes from root to all. Root's must be writable too: MPICH 4.0 writes the same
+ * bytes back where root is not rank 0. */
 void comm_bcast(const comm *c, void *data, uint64_t n, int root);
 /* Collective on c. Bytes whose length only root knows; elsewhere *data is allocated with a NUL
- * after the last byte (free). At root *data is left alone. */
+ * after the last byte (free). At root *data is as it was; writable, as in comm_bcast. */
 void comm_bcast_blob(const comm *c, void **data, size_t *len, int root);
 
 /* Collective on c. In place, element-wise; exact, so same result on every rank and any order. */

@@ -50,7 +50,8 @@ static void bytes_go_round(const comm *c, int N) {
         free(in);
     }
     free(data);
-    void *blob = rank == size - 1 ? (void *)(uintptr_t) "hello" : NULL;
+    char hello[] = "hello";
+    void *blob = rank == size - 1 ? hello : NULL;
     size_t len = rank == size - 1 ? 5 : 0;
     comm_bcast_blob(c, &blob, &len, size - 1);
     check(len == 5 && !memcmp(blob, "hello", 5), "blob");
