@@ -74,11 +74,12 @@ static void run_onednn(product *p) {
 }
 
 static void run_fp32(product *p) {
-    gemm_tile_f32(false, true, p->m, p->n, p->k, p->x32, p->k, p->w32, p->k, false, p->y, p->n);
+    gemm_tile_f32(GEMM_N, GEMM_T, p->m, p->n, p->k, p->x32, p->k, p->w32, p->k, GEMM_SET, p->y,
+                  p->n);
 }
 
 static void run_ours(product *p) {
-    gemm_bf16(true, p->m, p->n, p->k, p->x, p->k, p->w, p->k, false, p->y, p->n);
+    gemm_bf16(GEMM_T, p->m, p->n, p->k, p->x, p->k, p->w, p->k, GEMM_SET, p->y, p->n);
 }
 
 static double cpu_s(void) {
