@@ -147,6 +147,30 @@ static err check_found(const eval_job *j) {
     return err_none();
 }
 
+/* Local. The scales of the cache that an archive holds, into the set. */
+static err take_cache_scales(const eval_job *j) {
+    err e = err_none();
+    const int64_t layers = j->source.linears.fp8_cache ? j->source.cfg.layers : 0;
+    for (int64_t i = 0; i < layers && !e.code; i++) {
+        float scale[2] = {0, 0};
+        for (int k = 0; k < 2 && !e.code; k++) {
+            llama_tensor of;
+            char name[160];
+            llama_tensor_of(&j->source.cfg, k ? ROLE_V : ROLE_K, i, &of);
+            form_cache_name(of.name, name);
+            const hf_tensor *t = hf_checkpoint_find(j->source.ck, name);
+            if (!t || t->info.dtype != ST_F32 || hf_tensor_bytes(t) != sizeof *scale)
+                return err_make(ERR_VERIFY, name, "fetch the archive again, or make it anew",
+                                "is no scale of the cache: F32 [1]");
+            e = hf_checkpoint_read(j->source.ck, t, &scale[k], NULL);
+            if (!e.code && !(scale[k] > 0 && isfinite(scale[k])))
+                e = err_make(ERR_VERIFY, name, NULL, "is %g: no scale", (double)scale[k]);
+        }
+        if (!e.code) e = rotation_set_put_cache_scales(j->rotations, i, scale[0], scale[1]);
+    }
+    return e;
+}
+
 static err make_sites(eval_job *j) {
     const settings *s = recipe_settings(j->recipe);
     bool fused = j->source.linears.form || j->source.ar,
@@ -185,6 +209,8 @@ static err make_sites(eval_job *j) {
         recipe_put(j->recipe, "rotate.r2", json_string("none"));
     }
     if (!e.code) e = setup_rotations(j->c, s, &j->source, false, &j->rotations);
+    if (!e.code)
+        e = comm_agree(j->c, take_cache_scales(j), "reading the scales of the cache", NULL);
     if (!e.code) {
         e = setup_sites(s, &j->source.cfg, j->rotations, fused, r4_fused, &j->sites, &j->r2);
         if (!e.code) e = check_found(j);

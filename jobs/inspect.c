@@ -142,6 +142,7 @@ static json_t *linears_json(const form_scheme *s) {
         if (s->inputs.down_bits)
             json_object_set_new(o, "input_bits_down", json_integer(s->inputs.down_bits));
     }
+    if (s->fp8_cache) json_object_set_new(o, "cache", json_string("fp8"));
     if (s->online.r4) json_object_set_new(o, "r4_block", json_integer(s->online.r4_block));
     return o;
 }

@@ -64,6 +64,8 @@ typedef struct llama_sites {
                                         runtime's cache turns them (rotations/cache_turn.h) */
     const rotation *R4;              /* intermediate */
     const scale_set *scales;         /* NULL: ones; also where the weights hold them */
+    const double *cache_scales;      /* [layers, 2], of keys and values, in place of kv.cache_scale;
+                                        NULL: that */
     const clip_set *clips;           /* in place of act.clip and kv.clip; NULL: those */
     bool r4_fused; /* down_proj already holds R4: its input is turned for real, quantized or not */
 } llama_sites;

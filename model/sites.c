@@ -37,6 +37,7 @@ site sites_keys(const llama_sites *s, const llama_config *cfg, int64_t layer) {
     site p = nothing(cfg->kv_heads * cfg->head_dim);
     if (!s) return p;
     p.quant = clipped(s->kv, s, CLIP_KEY, layer);
+    if (s->cache_scales) p.quant.cache_scale = (float)s->cache_scales[2 * layer];
     p.include_zero = p.quant.rule == AQUANT_GRID;
     p.range_per_segment = true;
     p.segment = cfg->head_dim;
@@ -51,6 +52,7 @@ site sites_values(const llama_sites *s, const llama_config *cfg, int64_t layer) 
     site p = nothing(cfg->kv_heads * cfg->head_dim);
     if (!s) return p;
     p.quant = clipped(s->kv, s, CLIP_VALUE, layer);
+    if (s->cache_scales) p.quant.cache_scale = (float)s->cache_scales[2 * layer + 1];
     p.range_per_segment = true;
     put_r2(&p, s, cfg, layer, cfg->kv_heads);
     p.then = s->cache_turn;

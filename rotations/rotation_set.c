@@ -18,9 +18,10 @@ struct rotation_set {
     rotation **r2;  /* [layers, r2_count] */
     bool *prepared; /* [layers] */
     int64_t r2_count;
-    rotation **r3_heads; /* [layers, kv_heads]; NULL: r3 for all */
-    scale_set *scales;   /* NULL: none */
-    clip_set *clips;     /* NULL: none */
+    rotation **r3_heads;  /* [layers, kv_heads]; NULL: r3 for all */
+    scale_set *scales;    /* NULL: none */
+    clip_set *clips;      /* NULL: none */
+    double *cache_scales; /* [layers, 2]; NULL: ones */
 };
 
 static err check_order(const char *what, const char *hint, int64_t n) {
@@ -112,6 +113,7 @@ void rotation_set_destroy(rotation_set **set) {
     mem_free(s->r3_heads);
     scale_set_destroy(&s->scales);
     clip_set_destroy(&s->clips);
+    mem_free(s->cache_scales);
     mem_free(s);
     *set = NULL;
 }
@@ -214,6 +216,19 @@ void rotation_set_put_clips(rotation_set *s, clip_set **clips) {
     clip_set_destroy(&s->clips);
     s->clips = *clips;
     *clips = NULL;
+}
+
+const double *rotation_set_cache_scales(const rotation_set *s) {
+    return s->cache_scales;
+}
+
+err rotation_set_put_cache_scales(rotation_set *s, int64_t layer, double key, double value) {
+    err e = s->cache_scales ? err_none()
+                            : MEM_NEW(&s->cache_scales, 2 * s->sizes.layers, "scales of the cache");
+    if (e.code) return e;
+    s->cache_scales[2 * layer] = key;
+    s->cache_scales[2 * layer + 1] = value;
+    return e;
 }
 
 const scale_set *rotation_set_scales(const rotation_set *s) {

@@ -74,6 +74,11 @@ err rotation_set_put_r3(rotation_set *s, int64_t layer, int64_t kv_head, rotatio
 const clip_set *rotation_set_clips(const rotation_set *s);
 void rotation_set_put_clips(rotation_set *s, clip_set **clips);
 
+/* Local. The fixed scales of an FP8 cache, [layers, 2], of keys and of values; borrowed; NULL:
+ * ones. put: those of a layer; all are to be put before one is used. Fails with ERR_NOFIT. */
+const double *rotation_set_cache_scales(const rotation_set *s);
+err rotation_set_put_cache_scales(rotation_set *s, int64_t layer, double key, double value);
+
 /* Local. The scales; borrowed; NULL: ones everywhere. put takes *scales over (NULL: none) and sets
  * it NULL. */
 const scale_set *rotation_set_scales(const rotation_set *s);

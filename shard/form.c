@@ -83,6 +83,22 @@ static form_shape r4_shape(const form_scheme *s, int64_t rows, int64_t cols) {
 
 const form_slot form_r4_slot = {.part = FORM_R4, .suffix = FORM_R4_SUFFIX, .shape = r4_shape};
 
+/* The cache */
+
+static form_shape cache_shape(const form_scheme *s, int64_t rows, int64_t cols) {
+    (void)s;
+    (void)rows;
+    (void)cols;
+    return (form_shape){ST_F32, 1, {1, 1}};
+}
+
+const form_slot form_cache_slot = {.part = FORM_CACHE, .suffix = "_scale", .shape = cache_shape};
+
+void form_cache_name(const char *weight, char name[160]) {
+    const size_t n = strlen(weight) - strlen("_proj.weight");
+    snprintf(name, 160, "%.*s%s", (int)n, weight, form_cache_slot.suffix);
+}
+
 static form_shape rope_shape(const form_scheme *s, int64_t rows, int64_t cols) {
     (void)s;
     (void)cols;

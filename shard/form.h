@@ -49,6 +49,8 @@ typedef struct form_scheme {
     st_dtype scale_dtype; /* BF16, F16 or F32 */
     form_inputs inputs;
     form_online online;
+    bool fp8_cache; /* keys and values are kept in FP8: two scales for them in each layer, and
+                       kv_cache_scheme in config.json */
 } form_scheme;
 
 /* Type and shape of one tensor. */
@@ -66,6 +68,7 @@ typedef enum form_part {
     FORM_SIZES,
     FORM_ORDER, /* the group of each input */
     FORM_R4,
+    FORM_CACHE,
     FORM_ROPE
 } form_part;
 
@@ -164,6 +167,12 @@ extern const form_slot form_r4_slot;
 
 /* Local. Entries of row i of that matrix. */
 void form_r4_row(int64_t i, int64_t n, float *to);
+
+/* "model.layers.N.self_attn.k_scale" and v_scale, F32 [1]: what keys and values are divided by
+ * before they are rounded to FP8. Made of no codes: it packs and unpacks nothing. */
+extern const form_slot form_cache_slot;
+/* Local. Their names; `weight`: that of k_proj or v_proj. */
+void form_cache_name(const char *weight, char name[160]);
 
 /* "rope_freqs.weight", which files of llama.cpp hold where RoPE is scaled as in Llama 3.1: by how
  * much the angle of each pair is divided, F32 [head_dim / 2]. The suffix is its whole name, and

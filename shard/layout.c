@@ -62,6 +62,8 @@ static void name_slot(const layout *l, const llama_tensor *t, const form_slot *s
     const form *f = l->opts.linears.form;
     if (slot == &form_rope_slot)
         snprintf(name, 160, "%s", slot->suffix);
+    else if (slot == &form_cache_slot)
+        form_cache_name(t->name, name);
     else if (form_has_files(f))
         f->file.name(t, name);
     else if (slot)
@@ -106,6 +108,8 @@ static err add_tensor(layout *l, const llama_tensor *t) {
         if (form_stores(s, &s->form->slots[i])) e = add_slot(l, t, &s->form->slots[i], i);
     if (!e.code && s->online.r4 && t->role == ROLE_DOWN && t->layer == 0)
         e = add_slot(l, t, &form_r4_slot, n);
+    if (!e.code && s->fp8_cache && (t->role == ROLE_K || t->role == ROLE_V))
+        e = add_slot(l, t, &form_cache_slot, n);
     return e;
 }
 
@@ -126,7 +130,8 @@ static void deal_to_part(layout *l, int64_t first, uint64_t *filled) {
 static err list_slots(layout *l) {
     int64_t n_sources = llama_tensor_count(&l->cfg);
     const form *f = l->opts.linears.form;
-    err e = mem_alloc(n_sources * (f ? f->n_slots : 1) + 1, sizeof *l->slots, "layout",
+    const int64_t more = 1 + 2 * l->cfg.layers; /* R4, and scales of a cache */
+    err e = mem_alloc(n_sources * (f ? f->n_slots : 1) + more, sizeof *l->slots, "layout",
                       (void **)&l->slots);
     uint64_t filled = 0, total = 0;
     l->n_parts = 1;

@@ -6,6 +6,7 @@
 #include "shard/loader_targets.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -193,6 +194,18 @@ static err parse_down(const json_t *down, const char *where, form_scheme *out) {
     return e;
 }
 
+/* FP8 with a scale for all keys of a layer and one for its values, which is what vLLM reads too. */
+static err parse_cache(const json_t *kv, const char *where, form_scheme *out) {
+    const json_t *dynamic = json_object_get(kv, "dynamic");
+    if (json_integer_value(json_object_get(kv, "num_bits")) != 8 || !is_text(kv, "type", "float") ||
+        !is_text(kv, "strategy", "tensor") || json_is_true(dynamic) ||
+        !json_is_true(json_object_get(kv, "symmetric")))
+        return bad_key(where, "kv_cache_scheme",
+                       "null, or float of 8 bits, symmetric, with one scale for a tensor");
+    out->fp8_cache = true;
+    return err_none();
+}
+
 /* A method that is not compressed-tensors says it in its own way. */
 static err parse_method(const form *f, const json_t *q, const char *where, form_scheme *out) {
     const char *wrong = f->method.parse(q, out);
@@ -223,7 +236,6 @@ err loader_scheme_parse(const json_t *config, const char *where, form_scheme *ou
     if (!is_text(q, "quantization_status", "compressed") &&
         !is_text(q, "quantization_status", "frozen"))
         return bad_key(where, "quantization_status", "\"compressed\" or \"frozen\"");
-    if (!is_absent(q, "kv_cache_scheme")) return bad_key(where, "kv_cache_scheme", "null");
     if (!is_empty(q, "sparsity_config")) return bad_key(where, "sparsity_config", "empty");
     const json_t *group, *down;
     int64_t layers = 0;
@@ -235,6 +247,8 @@ err loader_scheme_parse(const json_t *config, const char *where, form_scheme *ou
         e = parse_r4(json_object_get(q, "transform_config"), where, &out->online);
     if (!e.code) e = parse_group(group, where, out);
     if (!e.code && down) e = parse_down(down, where, out);
+    if (!e.code && !is_absent(q, "kv_cache_scheme"))
+        e = parse_cache(json_object_get(q, "kv_cache_scheme"), where, out);
     if (e.code) out->form = NULL;
     return e;
 }
@@ -346,6 +360,19 @@ static err check_part(check *c, const llama_tensor *t, const form_slot *slot) {
     return err_none();
 }
 
+/* A scale of the FP8 cache: what keys or values are divided by. */
+static err check_cache_scale(check *c, const llama_tensor *t) {
+    char name[160];
+    float scale;
+    form_cache_name(t->name, name);
+    const hf_tensor *s = want_tensor(c, name, ST_F32, 1, 1, 1);
+    if (!s) return err_none();
+    err e = hf_checkpoint_read(c->ck, s, &scale, NULL);
+    if (!e.code && !(scale > 0 && isfinite(scale)))
+        add_finding(c, true, name, "is %g: no scale", (double)scale);
+    return e;
+}
+
 static err check_linear(check *c, const llama_tensor *t) {
     const form_scheme *s = &c->scheme;
     if (s->group && t->cols % s->group)
@@ -359,6 +386,8 @@ static err check_linear(check *c, const llama_tensor *t) {
         plain_name |= !strcmp(slot->suffix, ".weight");
         if (form_stores(s, slot)) e = check_part(c, t, slot);
     }
+    if (!e.code && s->fp8_cache && (t->role == ROLE_K || t->role == ROLE_V))
+        e = check_cache_scale(c, t);
     if (!plain_name && hf_checkpoint_find(c->ck, t->name))
         add_finding(c, true, t->name, "stands beside its packed form");
     return e;

@@ -124,6 +124,9 @@ static bool cache_vllm(const runtime_facts *f) {
 static bool cache_of_small_heads(const runtime_facts *f) {
     return cache_vllm(f) && f->cfg->head_dim < 32;
 }
+static bool cache_fp8_scales(const runtime_facts *f) {
+    return f->cache == CACHE_FP8_SCALES;
+}
 static bool cache_fp8(const runtime_facts *f) {
     return f->cache == CACHE_FP8_BY_OPTION;
 }
@@ -209,6 +212,8 @@ static const rule rules[] = {
     {ALL & ~ON(VLLM_CUDA), RUNTIME_NOTE, cache_vllm, "the cache stays at 16 bits"},
     {VLLM, RUNTIME_NOTE, cache_fp8, "the FP8 cache is an option: --kv-cache-dtype fp8"},
     {ALL & ~VLLM, RUNTIME_NOTE, cache_fp8, "the cache stays at 16 bits"},
+    {ALL & ~VLLM, RUNTIME_NOTE, cache_fp8_scales,
+     "it was not tried whether the cache is kept in FP8 as the archive says"},
     {ALL, RUNTIME_NOTE, cache_eval, "the cache is quantized in spinshard eval alone"},
     {ON(LLAMA_CPP), RUNTIME_NOTE, says_inputs, "inputs are not rounded as the archive says"},
 };

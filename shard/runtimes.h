@@ -19,6 +19,7 @@ typedef enum runtime_cache {
     CACHE_PLAIN,
     CACHE_VLLM_INT4,
     CACHE_FP8_BY_OPTION,
+    CACHE_FP8_SCALES,
     CACHE_EVAL
 } runtime_cache;
 

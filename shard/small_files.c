@@ -99,6 +99,12 @@ static json_t *transform_config(const form_online *online) {
     return json_pack("{s:{s:o}}", "config_groups", "R4", scheme);
 }
 
+static json_t *kv_cache_scheme(const form_scheme *s) {
+    if (!s->fp8_cache) return json_null();
+    return json_pack("{s:i, s:s, s:s, s:b, s:b}", "num_bits", 8, "type", "float", "strategy",
+                     "tensor", "symmetric", true, "dynamic", false);
+}
+
 /* The fewest keys that say it: older readers refuse keys that they do not know. Packed words with
  * inputs say their form once more, in the group: without it readers take the form that they would
  * write themselves, which is int-quantized (compressed-tensors 0.20). */
@@ -118,9 +124,9 @@ static json_t *quantization_config(const form_scheme *s) {
     const int down = s->inputs.down_bits;
     json_t *group = config_group(s, down ? FORM_OTHERS_TARGET : "Linear", s->inputs);
     json_t *q =
-        json_pack("{s:s, s:s, s:s, s:[s], s:n, s:{s:o}}", "quant_method", "compressed-tensors",
+        json_pack("{s:s, s:s, s:s, s:[s], s:o, s:{s:o}}", "quant_method", "compressed-tensors",
                   "format", s->form->name, "quantization_status", "compressed", "ignore", "lm_head",
-                  "kv_cache_scheme", "config_groups", "group_0", group);
+                  "kv_cache_scheme", kv_cache_scheme(s), "config_groups", "group_0", group);
     if (down)
         json_object_set_new(json_object_get(q, "config_groups"), "group_1",
                             config_group(s, FORM_DOWN_TARGET,
@@ -193,6 +199,10 @@ static void card_linears(FILE *f, const layout *l) {
     fprintf(f, "- Embedding, norms and head: %s. Scales: %s.\n", torch_name(o->store_dtype),
             torch_name(s->scale_dtype));
     card_inputs(f, &s->inputs);
+    if (s->fp8_cache)
+        fprintf(f,
+                "- Keys and values: FP8 (E4M3), one scale for the keys of a layer and one for its "
+                "values; kept so by vLLM without an option.\n");
     fprintf(f, "- Form: %s `%s`, %" PRId64 " %s shard%s.\n",
             form_has_files(s->form) ? "llama.cpp's" : form_method_name(s->form), s->form->name,
             layout_parts(l), form_has_files(s->form) ? "GGUF" : "safetensors",
@@ -258,7 +268,7 @@ static void card_llama_cpp(FILE *f, const layout *l, const char *name) {
 /* Options of `vllm serve` without which it would compute otherwise than was learned. */
 static void card_serve(FILE *f, const layout *l, const small_options *opts) {
     const form_scheme *s = &layout_opts(l)->linears;
-    const runtime_cache cache = runtime_cache_of(opts->spinshard);
+    const runtime_cache cache = s->fp8_cache ? CACHE_FP8_SCALES : runtime_cache_of(opts->spinshard);
     const bool humming = s->form && s->inputs.bits < 16 && !s->form->byte_codes;
     fprintf(f, "    vllm serve ./%s%s%s%s\n", opts->name,
             humming ? " --linear-backend humming" : "",

@@ -129,6 +129,19 @@ static err put_r4(item_output *out, const llama_tensor *t) {
     return e;
 }
 
+/* Where the archive has them: what keys or values are divided by. */
+static err put_cache_scale(item_output *out, const llama_tensor *t) {
+    const bool key = t->role == ROLE_K;
+    if (!layout_opts(out->q->layout)->linears.fp8_cache || (!key && t->role != ROLE_V))
+        return err_none();
+    const layout_slot *place =
+        layout_find_role(out->q->layout, t->role, t->layer, &form_cache_slot);
+    const double *scales = rotation_set_cache_scales(out->q->rotations);
+    if (!place || !scales) return err_make(ERR_BUG, t->name, NULL, "no scale of the cache");
+    const float scale = (float)scales[2 * t->layer + !key];
+    return put_floats(out, place, &scale, 1, 0);
+}
+
 /* A scale that does not fit into its type is held to the largest number there, and the weights to
  * that many steps of it. */
 static err check_scales(const llama_tensor *t, const qmatrix *m) {
@@ -149,7 +162,8 @@ static err take_quantized(void *arg, const llama_tensor *t, const qmatrix *m) {
     err e = check_scales(t, m);
     for (int i = 0; i < s->form->n_slots && !e.code; i++)
         if (form_stores(s, &s->form->slots[i])) e = put_part(out, t, &s->form->slots[i], m);
-    return e.code ? e : put_r4(out, t);
+    if (!e.code) e = put_r4(out, t);
+    return e.code ? e : put_cache_scale(out, t);
 }
 
 err item_output_open(quantize_run *q, int64_t item, item_piece *piece, item_output *out) {

@@ -158,7 +158,7 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     quantize_run *q = l->q;
     const int64_t n = q->calib_windows;
     const int32_t **starts = calloc((size_t)n, sizeof *starts);
-    llama_tap taps[7];
+    llama_tap taps[8];
     int64_t now = 0;
     capture_taps also = {.taps = taps, .window = &now};
     const capture_between between = {.call = between_waves, .ctx = q};
@@ -171,6 +171,7 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     if (l->scale_moments) taps[also.n++] = scale_moments_tap(l->scale_moments);
     if (l->scale_peaks) taps[also.n++] = scale_peaks_tap(l->scale_peaks);
     if (l->keys) taps[also.n++] = key_moments_tap(l->keys);
+    if (l->peaks) taps[also.n++] = cache_peaks_tap(l->peaks);
     const settings *s = q->set;
     const bool behind = !s->rotate.r1 && !(s->scale.pairs & PAIR_NORM);
     if (l->noise && behind) noise_rows_behind(l->noise, &l->stage);
@@ -214,6 +215,7 @@ void learn_capture_clear(learner *l) {
     scale_moments_destroy(&l->scale_moments);
     scale_peaks_destroy(&l->scale_peaks);
     key_moments_destroy(&l->keys);
+    cache_peaks_destroy(&l->peaks);
     noise_rows_destroy(&l->noise);
     noise_rows_destroy(&l->drawn);
     site_rows_destroy(&l->looks);

@@ -23,7 +23,7 @@
 
 /* ---- a layer ---- */
 
-enum { MOST_PIECES = NOISE_ROWS_PIECES, MOST_PARTS = 10 };
+enum { MOST_PIECES = NOISE_ROWS_PIECES, MOST_PARTS = 11 };
 
 /* An object begins with a table of its parts, [MOST_PARTS]; unused rows are zeros. */
 typedef struct part_row {
@@ -70,6 +70,7 @@ static int list_parts(learner *l, int64_t layer, part list[MOST_PARTS]) {
         add_piece(list, &n, "scales", scale_moments_piece(l->scale_moments, layer));
     if (l->scale_peaks) add_piece(list, &n, "peaks", scale_peaks_piece(l->scale_peaks, layer));
     if (l->keys) add_piece(list, &n, "keys", key_moments_piece(l->keys, layer));
+    if (l->peaks) add_piece(list, &n, "cache", cache_peaks_piece(l->peaks, layer));
     if (l->noise) {
         list[n].name = "noise";
         list[n].n = noise_rows_pieces(l->noise, layer, list[n].pieces);
@@ -117,7 +118,8 @@ static uint64_t planned_bytes(const learner *l) {
         sum += learn_scales_moments_bytes(&two) - learn_scales_moments_bytes(&one);
     if (!learn_sites_done(l))
         sum += noise_rows_kept_bytes(cfg, l->noise_places, LEARN_SITE_ROWS) +
-               (l->r3_wanted ? key_moments_bytes(cfg, 1) : 0);
+               (l->r3_wanted ? key_moments_bytes(cfg, 1) : 0) +
+               (l->cache_wanted ? cache_peaks_bytes(cfg, 1) : 0);
     return sum;
 }
 

@@ -19,7 +19,7 @@ enum { FOUND_SITE = sizeof(found_site) / sizeof(double) };
 err learn_sites_init(learner *l);
 bool learn_sites_done(const learner *l); /* local; also where nothing is asked for */
 
-/* Local. What the capture has to keep for it, made (l->keys, l->noise), and its bytes. */
+/* Local. What the capture has to keep for it, made (l->keys, l->peaks, l->noise), and its bytes. */
 err learn_sites_samples(learner *l, int64_t window);
 uint64_t learn_sites_samples_bytes(const learner *l);
 
@@ -28,5 +28,9 @@ uint64_t learn_sites_samples_bytes(const learner *l);
 found_site *learn_site_found(const learner *l, int64_t layer);
 double *learn_site_r3(const learner *l, int64_t layer);
 int64_t learn_site_r3_entries(const learner *l);
+/* Local. And the largest keys and values of a layer, as cache_peaks_get has them; how many, 0 where
+ * no cache is scaled. */
+double *learn_site_peaks(const learner *l, int64_t layer);
+int64_t learn_site_peak_entries(const learner *l);
 
 #endif

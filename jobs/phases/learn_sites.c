@@ -60,6 +60,38 @@ static err adopt_r3(learner *l) {
     return comm_agree(l->q->c, e, "taking over R3", NULL);
 }
 
+/* ---- the FP8 cache ---- */
+
+/* Collective. Peaks of all layers, on every rank. */
+static void share_peaks(const learner *l) {
+    const int64_t n = learn_site_peak_entries(l);
+    for (int64_t i = 0; n && i < l->range.n; i++)
+        memcpy(learn_site_peaks(l, l->range.first + i),
+               cache_peaks_get(l->peaks, l->range.first + i), (size_t)n * sizeof(double));
+    if (n) learn_share_layers(l, learn_site_peaks(l, 0), n);
+}
+
+err learn_sites_scale_cache(learner *l) {
+    const llama_config *cfg = learner_cfg(l);
+    rotation_set *set = l->q->rotations;
+    const scale_set *scales = rotation_set_scales(set);
+    const int64_t heads = cfg->kv_heads, d = cfg->head_dim;
+    err e = err_none();
+    for (int64_t i = 0; l->cache_wanted && i < cfg->layers && !e.code; i++) {
+        const scale_vector *qk = scale_set_get(scales, SCALE_QK, i),
+                           *vo = scale_set_get(scales, SCALE_VO, i);
+        const double *peaks = learn_site_peaks(l, i);
+        const double key = cache_scale_of(peaks, qk ? qk->s : NULL, heads, d, false),
+                     value = cache_scale_of(peaks + heads * d, vo ? vo->s : NULL, heads, d,
+                                            rotation_set_r2_count(set) > 0);
+        if (!(isfinite(key) && isfinite(value)))
+            e = err_make(ERR_NUMERICS, "scales of the cache", "check the model and the text",
+                         "keys or values of a layer are not finite");
+        if (!e.code) e = rotation_set_put_cache_scales(set, i, key, value);
+    }
+    return e;
+}
+
 /* ---- the quantizers of this rank's layers ---- */
 
 /* Rotations as they are now, borrowed by `sites`. */
@@ -266,9 +298,11 @@ err learn_sites(learner *l) {
     if (!e.code) e = adopt_r3(l);
     if (!e.code) e = find_clips(l);
     if (e.code) return e;
+    share_peaks(l);
     report(l);
     l->sites[0] = 1;
     key_moments_destroy(&l->keys);
+    cache_peaks_destroy(&l->peaks);
     noise_rows_destroy(&l->noise);
     quantize_phase_end(l->q, "sites", NULL);
     return adopt_clips(l);
@@ -302,10 +336,10 @@ err learn_sites_plan(learner *l, plan_maker *m) {
     f->units = 1; /* kept when all are known */
     f->blind_s = f->seconds / (double)size_max(1, most);
     f->again_s = plan_again_seconds(m);
-    const int64_t found = CLIP_PLACES * FOUND_SITE,
-                  r3 = l->r3_wanted ? learn_site_r3_entries(l) : 0;
+    const int64_t found = CLIP_PLACES * FOUND_SITE, r3 = learn_site_r3_entries(l),
+                  peaks = learn_site_peak_entries(l);
     plan_send(m, f,
               plan_add(plan_r1_to_all(m, rotation_set_r1(m->q->rotations)),
-                       plan_layers_to_all(m, (uint64_t)(found + r3) * sizeof(double))));
+                       plan_layers_to_all(m, (uint64_t)(found + r3 + peaks) * sizeof(double))));
     return e;
 }

@@ -13,6 +13,10 @@ err learn_sites(learner *l);
 /* Collective. What is known into the set of q. */
 err learn_sites_adopt(learner *l);
 
+/* Local. The scales of an FP8 cache, where one is asked for, into the set: by the peaks of the
+ * capture and the scales that are final. Fails with ERR_NOFIT, ERR_NUMERICS. */
+err learn_sites_scale_cache(learner *l);
+
 /* Local. The phase of a plan. */
 err learn_sites_plan(learner *l, plan_maker *m);
 

@@ -5,6 +5,7 @@
 
 #include "jobs/run/quantize_run.h"
 #include "mpi/dealt_rows.h"
+#include "pipeline/learn/cache_peaks.h"
 #include "pipeline/learn/key_moments.h"
 #include "pipeline/learn/learn_range.h"
 #include "pipeline/learn/noise_rows.h"
@@ -35,12 +36,14 @@ typedef struct learner {
     int64_t n_scales;
     scale_moments *scale_moments; /* of the rank's layers; NULL: not needed */
     scale_peaks *scale_peaks;     /* the same for scale.start: smooth */
-    double *sites; /* [0] 1 once clips and R3 are known; then they, learn_site_state.c; on
+    double *sites; /* [0] 1 once clips, R3 and peaks are known; then they, learn_site_state.c; on
                       every rank; NULL: none asked for */
     int64_t n_sites;
     uint32_t noise_places; /* bit 1 << clip_place: quantized, and judged */
     bool r3_wanted;
-    key_moments *keys; /* of the rank's layers; NULL: not needed */
+    bool cache_wanted;  /* scales of an FP8 cache */
+    cache_peaks *peaks; /* of the rank's layers; NULL: not needed */
+    key_moments *keys;  /* of the rank's layers; NULL: not needed */
     noise_rows *noise;
     noise_rows *drawn; /* rows of R1 sites until the pool has them; NULL: not needed */
     site_rows *looks;  /* for the report; NULL: not needed, or memory was short */

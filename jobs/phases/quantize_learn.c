@@ -103,6 +103,7 @@ static err adopt(learner *l) {
         }
     }
     rotation_destroy(&r);
+    if (!e.code) e = learn_sites_scale_cache(l);
     return comm_agree(l->q->c, e, "taking over the rotations", NULL);
 }
 

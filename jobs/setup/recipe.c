@@ -81,8 +81,8 @@ static const key keys[] = {
      "r3: as rotate.online says; runtime: as vLLM's --kv-cache-dtype int4_per_token_head does it, "
      "keys and values (4 bits with zero points)"},
     {AT(kv.format), KIND_WORD, "int", 0, 0, "int|fp8",
-     "int: integers, a range for each token and head; fp8: E4M3 with a scale of 1 (8 bits), as "
-     "vLLM's --kv-cache-dtype fp8"},
+     "int: integers, a range for each token and head; fp8: E4M3 with fixed scales from "
+     "calibration text (8 bits), which vLLM reads from the archive"},
     {AT(calib.windows), KIND_INT, "128", 1, 1 << 24, NULL, "calibration windows"},
     {AT(calib.window), KIND_INT, "2048", 2, 1 << 24, NULL, "tokens of a calibration window"},
     {AT(calib.bos), KIND_WORD, "auto", 0, 0, "auto|none|each-window",

@@ -344,6 +344,7 @@ layout_options setup_layout(const settings *s, const wquant *how, st_dtype store
                     .symmetric = how->symmetric,
                     .scale_dtype = stored_scale_dtype(how->scale_type),
                     .inputs = setup_inputs(s),
+                    .fp8_cache = setup_fp8_scheme(s),
                     .online = setup_online(s)},
         .store_dtype = store,
         .untied = untied,
@@ -398,6 +399,7 @@ err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, b
     if (!e.code && out->down_bits) e = check_bits("activations.down_bits", out->down_bits);
     if (e.code) return e;
     out->cache_turn = rotation_set_cache(set);
+    out->cache_scales = rotation_set_cache_scales(set);
     out->R3 = rotation_set_r3(set);
     out->R3_heads = rotation_set_r3_heads(set);
     out->clips = rotation_set_clips(set);

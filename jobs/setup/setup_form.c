@@ -75,6 +75,10 @@ form_inputs setup_inputs(const settings *s) {
                          .down_bits = down == bits ? 0 : (int)down};
 }
 
+bool setup_fp8_scheme(const settings *s) {
+    return settings_fp8_cache(s) && settings_round_weights(s) && !settings_fp16_scales(s);
+}
+
 const form *setup_form_of(const settings *s) {
     char name[32];
     if (s->archive.form != FORM_GGUF && !settings_round_weights(s)) return NULL;
@@ -175,8 +179,11 @@ void setup_form_say(const settings *s) {
         log_line(LOG_RUN, "the 4-bit cache is no part of an archive: vLLM has it on GPUs with "
                           "--kv-cache-dtype int4_per_token_head, and `spinshard eval` does the "
                           "same");
+    else if (setup_fp8_scheme(s))
+        log_line(LOG_RUN, "the archive holds scales of an FP8 cache (kv_cache_scheme), which vLLM "
+                          "then keeps by itself, and `spinshard eval` does the same");
     else if (settings_fp8_cache(s))
-        log_line(LOG_RUN, "the FP8 cache is no part of an archive: vLLM has it with "
+        log_line(LOG_RUN, "the FP8 cache is no part of this form: vLLM has it with "
                           "--kv-cache-dtype fp8, and `spinshard eval` does the same");
     else if (s->kv.bits < 16)
         log_line(LOG_RUN, "a cache below 16 bits is no part of an archive: `spinshard eval` "
@@ -214,13 +221,19 @@ json_t *setup_eval_keys(const recipe *r) {
                                                        : own_cache));
 }
 
-json_t *setup_eval_keys_of(const json_t *config, const form_inputs *inputs) {
+json_t *setup_eval_keys_of(const json_t *config, const form_scheme *linears) {
     const json_t *own = json_object_get(json_object_get(config, "spinshard"), "eval");
+    const form_inputs *inputs = &linears->inputs;
     if (json_is_object(own)) return json_deep_copy(own);
-    if (inputs->bits >= 16) return NULL;
+    if (inputs->bits >= 16 && !linears->fp8_cache) return NULL;
+    json_t *all = json_object();
     json_t *down = inputs->down_bits ? json_integer(inputs->down_bits) : json_string("same");
     json_t *group = inputs->group ? json_integer(inputs->group) : json_string("token");
-    return json_pack("{s:{s:i, s:b, s:s, s:o, s:o, s:s}}", "activations", "bits", inputs->bits,
-                     "symmetric", true, "o_group", "token", "group", group, "down_bits", down,
-                     "scale", "compressed-tensors");
+    json_object_set_new(all, "activations",
+                        json_pack("{s:i, s:b, s:s, s:o, s:o, s:s}", "bits", inputs->bits,
+                                  "symmetric", true, "o_group", "token", "group", group,
+                                  "down_bits", down, "scale", "compressed-tensors"));
+    if (linears->fp8_cache)
+        json_object_set_new(all, "kv", json_pack("{s:i, s:s}", "bits", 8, "format", "fp8"));
+    return all;
 }

@@ -30,14 +30,18 @@ void setup_form_say(const settings *s);
 
 /* Local. The recipe keys that eval of the archive needs, for its config.json; NULL for none, and
  * for a plain folder. And
- * back, from a config.json: those keys, or what the form itself says of the inputs. Caller frees.
+ * back, from a config.json: those keys, or what the form itself says of inputs and cache. Caller
+ * frees.
  */
 json_t *setup_eval_keys(const recipe *r);
-json_t *setup_eval_keys_of(const json_t *config, const form_inputs *inputs);
+json_t *setup_eval_keys_of(const json_t *config, const form_scheme *linears);
 
 /* Local. What the archive tells its runtime of the inputs of linears; of 16 bits where it cannot
  * say what the recipe asks. */
 form_inputs setup_inputs(const settings *s);
+
+/* Local. The archive says an FP8 cache to its runtime, with scales for it. */
+bool setup_fp8_scheme(const settings *s);
 
 /* Local. The form of the archive, after setup_form; NULL: a plain folder. */
 const form *setup_form_of(const settings *s);

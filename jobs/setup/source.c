@@ -67,7 +67,7 @@ static err understand(source *s) {
     if (s->ar && archive_manifest(s->ar))
         s->recipe = archive_manifest(s->ar)->recipe;
     else if (s->linears.form)
-        s->recipe = s->own_recipe = setup_eval_keys_of(config, &s->linears.inputs);
+        s->recipe = s->own_recipe = setup_eval_keys_of(config, &s->linears);
     return s->linears.form ? err_none() : check_model(&s->cfg, s->ck);
 }
 
@@ -143,7 +143,9 @@ runtime_facts source_facts(const source *s, int64_t tp) {
         .linears = s->linears,
         .dtype = t ? t->info.dtype : ST_BF16,
         .cfg = &s->cfg,
-        .cache = runtime_cache_of(json_object_get(hf_checkpoint_config(s->ck), "spinshard")),
+        .cache = s->linears.fp8_cache
+                     ? CACHE_FP8_SCALES
+                     : runtime_cache_of(json_object_get(hf_checkpoint_config(s->ck), "spinshard")),
         .tp = tp,
     };
 }

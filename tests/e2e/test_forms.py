@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import struct
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
@@ -255,7 +256,8 @@ class Forms(Case):
 
     def test_fp8_cache(self):
         """kv.format: fp8, through learning of both kinds and GPTQ: the same bytes on any ranks; archive and folder alike; the
-        source under its rotations is the same function; card and inspect name the option."""
+        source under its rotations is the same function. Scales are in config.json and tensors, powers of two, and eval sees
+        them; verify wants them; card, inspect and forms without them say what runs."""
         words = ("rotate.r2=head", "kv.bits=8", "kv.format=fp8", "weights.method=gptaq", "weights.stream=quantized",
                  "calib.windows=4", "calib.window=64", "scale.pairs=[vo, qk]", "scale.start=closed",
                  "learn=[{objective: range, steps: 2, rows: 256}, {objective: ce, steps: 1, batch: 2, window: 64}]")
@@ -265,19 +267,41 @@ class Forms(Case):
         self.assertEqual(config_of(folder)["spinshard"]["eval"]["kv"], {"bits": 8, "format": "fp8"})
         got = self.perplexity(outs[0], TEXT, 96, *FP32)
         self.assertEqual(got, self.perplexity(folder, TEXT, 96, *FP32))
+        self.assertEqual(config_of(folder)["quantization_config"]["kv_cache_scheme"],
+                         {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False})
+        path = os.path.join(folder, "model-00001-of-00001.safetensors")
+        tensors, meta = make_model.read_safetensors(path)
+        scales = {k: v for k, v in tensors.items() if k.endswith((".k_scale", ".v_scale"))}
+        self.assertEqual(set(scales), {f"model.layers.{i}.self_attn.{k}_scale" for i in range(5) for k in "kv"})
+        for dtype, shape, data in scales.values():
+            self.assertEqual((dtype, shape, math.frexp(struct.unpack("<f", data)[0])[0]), ("F32", [1], 0.5))
+        self.good("verify", outs[0], "--source", STORIES, "--equivalence")
+        name = "model.layers.1.self_attn.k_scale"
+        small, gone = ({**tensors, name: ("F32", [1], struct.pack("<f", v))} for v in (2.0 ** -16, 0.0))
+        make_model.write_safetensors(path, small, meta)  # keys are held at 448 of these: another function
+        self.assertGreater(self.perplexity(folder, TEXT, 96, *FP32)["nll"], got["nll"] + 0.01)
+        make_model.write_safetensors(path, gone, meta)
+        self.bad(3, [name, "no scale"], "eval", "--model", folder, "--text", TEXT, "--window", 96)
+        make_model.write_safetensors(path, tensors, meta)
         for other in (("kv.bits=16",), ("kv.format=int",)):
             self.assertNotEqual(got, self.perplexity(folder, TEXT, 96, *FP32, *settings(*other)))
         there = os.path.join(outs[0], "rotations.safetensors")
         cache = ("kv.bits=8", "kv.format=fp8")
-        fused, _ = self.quantize("f", "weights.bits=16", "rotate.r1=false", "rotate.r2=head", f"rotate.start={there}", *cache)
+        fused, _ = self.quantize("f", "weights.bits=16", "rotate.r1=false", "rotate.r2=head", f"rotate.start={there}", *cache, "calib.windows=4",
+                                 "calib.window=64", text=True)
         a = self.perplexity(fused, TEXT, 96, "--dtype", "fp64", *settings(*cache))
         b = self.perplexity(STORIES, TEXT, 96, "--dtype", "fp64", "--rotations", there, *settings("rotate.r2=head", *cache))
         self.assertAlmostEqual(a["nll"], b["nll"], delta=2e-4)  # codes that change by the weights' rounding to fp32
         with open(os.path.join(folder, "README.md")) as f:
-            self.assertIn(" --kv-cache-dtype fp8\n", f.read())
+            card = f.read()
+        self.assertNotIn("--kv-cache-dtype", card)
+        self.assertIn("Keys and values: FP8", card)
         told = self.good("inspect", outs[0], "--json").json()["runtimes"]
         for runtime, says in told.items():
-            self.assertIn("--kv-cache-dtype fp8" if "vllm" in runtime else "cache stays at 16", str(says["notes"]))
+            self.assertEqual("not tried" in str(says["notes"]), "vllm" not in runtime)
+        gguf, _ = self.quantize("g", *cache, "archive.form=gptq", "calib.windows=2", "calib.window=64", text=True,
+                                model=make_model.make(self.path("m"), "--dtype", "BF16"))
+        self.assertIn("--kv-cache-dtype fp8", str(self.good("inspect", gguf, "--json").json()["runtimes"]["vllm-cuda"]["notes"]))
         for word, key in (("kv.bits=4", "kv.bits"), ("kv.clip=0.9", "kv.clip"), ("rotate.online=[r3]", "rotate.online"),
                           ("kv.rotate=runtime", "kv.bits")):
             self.bad(2, [key, "fp8" if "runtime" not in word else "kv.rotate"], "quantize", "--model", STORIES, "--out",

@@ -126,6 +126,11 @@ static void test_cache(void **state) {
         for (int k = 0; runtime_name(k); k++)
             assert_int_equal(judge(runtime_name(k), &f).notes, f.cache != CACHE_PLAIN);
     }
+    f.cache = CACHE_FP8_SCALES; /* which vLLM reads, and of others nothing is known */
+    for (int k = 0; runtime_name(k); k++)
+        assert_int_equal(judge(runtime_name(k), &f).notes,
+                         strncmp(runtime_name(k), "vllm", 4) != 0);
+    f.cache = CACHE_VLLM_INT4;
     assert_int_equal(runtime_cache_of(NULL), CACHE_PLAIN);
     c.head_dim = 16;
     assert_int_equal(judge("vllm-cuda", &f).notes, 2);

@@ -253,10 +253,46 @@ static void test_r4_rows(void **state) {
     }
 }
 
+/* An FP8 cache: what compressed-tensors calls it, a scale for keys and one for values in each
+ * layer, and back; what no reader here knows is refused. */
+static void test_fp8_cache(void **state) {
+    (void)state;
+    layout_options o = layout_plain(4, 32, true, 1 << 20);
+    layout *without = make(&o, false);
+    o.linears.fp8_cache = true;
+    layout *l = make(&o, false);
+    json_t *whole, *q = quantization_of(l, &whole);
+    form_scheme back;
+    check_equal(
+        json_object_get(q, "kv_cache_scheme"),
+        "{\"num_bits\": 8, \"type\": \"float\", \"strategy\": \"tensor\", \"symmetric\": true, "
+        "\"dynamic\": false}");
+    const int64_t layers = layout_config(l)->layers;
+    assert_int_equal(layout_count(l), layout_count(without) + 2 * layers);
+    assert_true(layout_total_bytes(l) == layout_total_bytes(without) + 8 * (uint64_t)layers);
+    const layout_slot *s = layout_find(l, "model.layers.0.self_attn.v_scale");
+    assert_non_null(s);
+    assert_true(s->dtype == ST_F32 && s->n_dims == 1 && s->shape[0] == 1);
+    assert_non_null(layout_find(l, "model.layers.0.self_attn.k_scale"));
+    assert_null(layout_find(l, "model.layers.0.self_attn.o_scale"));
+    assert_int_equal(loader_scheme_parse(whole, "c", &back).code, 0);
+    assert_true(back.fp8_cache);
+    json_object_set_new(json_object_get(q, "kv_cache_scheme"), "strategy",
+                        json_string("attn_head"));
+    assert_int_equal(loader_scheme_parse(whole, "c", &back).code, ERR_VERIFY);
+    json_object_set_new(q, "kv_cache_scheme", json_null());
+    assert_int_equal(loader_scheme_parse(whole, "c", &back).code, 0);
+    assert_false(back.fp8_cache);
+    json_decref(whole);
+    layout_destroy(&without);
+    layout_destroy(&l);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_inputs),        cmocka_unit_test(test_inputs_of_down),
         cmocka_unit_test(test_other_inputs),  cmocka_unit_test(test_r4),
-        cmocka_unit_test(test_r4_of_our_own), cmocka_unit_test(test_r4_rows)};
+        cmocka_unit_test(test_r4_of_our_own), cmocka_unit_test(test_r4_rows),
+        cmocka_unit_test(test_fp8_cache)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

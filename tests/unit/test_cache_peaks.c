@@ -1,0 +1,85 @@
+/* Peaks of keys and values against plain maxima, in any order of windows; the scales that they
+ * give, by hand, and against rows under random rotations. */
+#include "base/gemm.h"
+#include "pipeline/learn/cache_peaks.h"
+#include "tests/unit/small_model.h"
+
+#include <math.h>
+
+enum { HEADS = 2, D = 8, WIDTH = HEADS * D, T = 5, WINDOWS = 3, FIRST = 1, LAYERS = 2 };
+static const llama_config cfg = {.kv_heads = HEADS, .head_dim = D, .layers = 4};
+
+static void test_peaks(void **state) {
+    (void)state;
+    static const tap_place places[2] = {TAP_KEY, TAP_VALUE};
+    double want[LAYERS][2][WIDTH] = {{{0}}};
+    float *rows[WINDOWS][LAYERS][2];
+    cache_peaks *forth, *back;
+    assert_ok(cache_peaks_create(&cfg, FIRST, LAYERS, &forth));
+    assert_ok(cache_peaks_create(&cfg, FIRST, LAYERS, &back));
+    for (int i = 0; i < WINDOWS * LAYERS * 2; i++) {
+        float *x = rows[i / 4][i / 2 % 2][i % 2] = random_f32(T * WIDTH, 1 + i, 0);
+        double *most = want[i / 2 % 2][i % 2];
+        for (int j = 0; j < T * WIDTH; j++)
+            most[j % WIDTH] = fmax(most[j % WIDTH], fabs((double)x[j]));
+    }
+    for (int i = 0; i < WINDOWS * LAYERS * 2; i++)
+        for (int way = 0; way < 2; way++) {
+            const int k = way ? WINDOWS * LAYERS * 2 - 1 - i : i;
+            const llama_tap tap = cache_peaks_tap(way ? back : forth);
+            assert_int_equal(tap.places, 1u << TAP_KEY | 1u << TAP_VALUE);
+            assert_ok(tap.take(tap.ctx, FIRST + k / 2 % 2, places[k % 2], 0, T, WIDTH,
+                               rows[k / 4][k / 2 % 2][k % 2], NULL));
+        }
+    for (int l = 0; l < LAYERS; l++)
+        for (int j = 0; j < 2 * WIDTH; j++) {
+            assert_true(cache_peaks_get(forth, FIRST + l)[j] == want[l][j / WIDTH][j % WIDTH]);
+            assert_true(cache_peaks_get(back, FIRST + l)[j] == want[l][j / WIDTH][j % WIDTH]);
+        }
+    for (int i = 0; i < WINDOWS * LAYERS * 2; i++) mem_free(rows[i / 4][i / 2 % 2][i % 2]);
+    cache_peaks_destroy(&forth);
+    cache_peaks_destroy(&back);
+    assert_null(forth);
+}
+
+static void test_scales_by_hand(void **state) {
+    (void)state;
+    const double peaks[4] = {300, 400, 1, 448}, S[4] = {1, 0.5, 4, 2};
+    assert_true(cache_scale_of(peaks, NULL, 2, 2, false) == 1);        /* 448 just fits */
+    assert_true(cache_scale_of(peaks, NULL, 2, 2, true) == 2);         /* |(300, 400)| = 500 */
+    assert_true(cache_scale_of(peaks, S, 2, 2, false) == 2);           /* 400 / 0.5 = 800 */
+    assert_true(cache_scale_of(peaks + 2, S + 2, 1, 2, false) == 0.5); /* 224 just fits */
+    assert_true(cache_scale_of(peaks + 2, S + 2, 1, 2, true) == 1);    /* |(0.25, 224)| does not */
+    assert_true(cache_scale_of((double[]){0, 0}, NULL, 1, 2, true) == 1);
+    assert_true(isnan(cache_scale_of((double[]){NAN, 1}, NULL, 1, 2, false)));
+    assert_true(isinf(cache_scale_of((double[]){1, INFINITY}, NULL, 1, 2, true)));
+}
+
+/* Whatever the rotation, no entry is beyond 448 scales; without one the scale is the least. */
+static void test_scales_hold(void **state) {
+    (void)state;
+    double peaks[WIDTH] = {0}, turned[D];
+    double *u = random_f64(T * WIDTH, 100);
+    for (int i = 0; i < T * WIDTH; i++) peaks[i % WIDTH] = fmax(peaks[i % WIDTH], fabs(u[i]));
+    const double s = cache_scale_of(peaks, NULL, HEADS, D, true),
+                 least = cache_scale_of(peaks, NULL, HEADS, D, false);
+    double most = 0;
+    for (int j = 0; j < WIDTH; j++) most = fmax(most, peaks[j]);
+    assert_true(448 * least >= most && 448 * least / 2 < most);
+    for (int round = 0; round < 20; round++) {
+        double *R = random_orthogonal(D);
+        for (int i = 0; i < T * HEADS; i++) {
+            gemm_f64(false, false, 1, D, D, u + i * D, D, R, D, false, turned, D);
+            for (int j = 0; j < D; j++) assert_true(fabs(turned[j]) <= 448 * s);
+        }
+        mem_free(R);
+    }
+    mem_free(u);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_peaks),
+                                       cmocka_unit_test(test_scales_by_hand),
+                                       cmocka_unit_test(test_scales_hold)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
