@@ -91,8 +91,8 @@ class EveryValue(Case):
                     r["weights.method"] = "gptq"
                 if key == "rotate.r3":
                     r["rotate.online"] = ["r3"]
-                if value == "runtime":
-                    r["kv.bits"] = 4
+                if value in ("runtime", "fp8"):
+                    r["kv.bits"] = 4 if value == "runtime" else 8
                 if key == "rotate.r4_block":
                     r["rotate.online"] = ["r4"]
                 if "r4" in r["rotate.online"] and r["rotate.r4_block"] == "auto":
