@@ -262,6 +262,11 @@ class Forms(Case):
                  "calib.windows=4", "calib.window=64", "scale.pairs=[vo, qk]", "scale.start=closed",
                  "learn=[{objective: range, steps: 2, rows: 256}, {objective: ce, steps: 1, batch: 2, window: 64}]")
         outs = [self.quantize(f"o{ranks}", *words, text=True, ranks=ranks)[0] for ranks in (1, 3)]
+        again = ["quantize", "--model", STORIES, "--out", self.path("k"), "--calib", TEXT, *settings(*words)]
+        killed = [spin(*again, env={"SPINSHARD_FAULT": f"unit:{unit}:0:kill"}) for unit in (5, 2)]  # what the capture found is kept
+        self.assertNotIn(0, [r.rc for r in killed])
+        self.assertIn("captured rows read back", killed[1].err + self.good(*again, ranks=2).err)
+        self.assertEqual(tar_hashes(outs[0]), tar_hashes(self.path("k")))
         self.assertEqual(tar_hashes(outs[0]), tar_hashes(outs[1]))
         folder = unpack(outs[0], outs[0] + "-hf")
         self.assertEqual(config_of(folder)["spinshard"]["eval"]["kv"], {"bits": 8, "format": "fp8"})

@@ -33,9 +33,10 @@ static inline wmat *linear_at(llama_stage *s, int64_t layer, int k) {
 }
 
 /* linear_end: one layer after whose attention nothing comes. how: with scales of all kinds; NULL:
- * without any, in the plain way. */
-static inline void open_setting_of(setting *s, bool per_head, int act_bits, int64_t layers,
-                                   bool linear_end, const wquant *how) {
+ * without any, in the plain way. r1: false where R2 and R4 are all that rotates, so that gains stay
+ * in their norms (site_behind_gain). */
+static inline void open_setting_as(setting *s, bool per_head, int act_bits, int64_t layers,
+                                   bool linear_end, const wquant *how, bool r1) {
     *s = (setting){.sites = llama_sites_none(), .how = how ? *how : plain_how};
     s->m.cfg = (llama_config){.hidden = 48,
                               .intermediate = 80,
@@ -53,8 +54,10 @@ static inline void open_setting_of(setting *s, bool per_head, int act_bits, int6
         memset(down->data, 0, (size_t)(down->rows * down->cols) * sizeof(float));
     }
     const int64_t n = s->m.cfg.hidden, d = s->m.cfg.head_dim;
-    s->R1 = random_orthogonal(n);
-    assert_ok(rotation_create_dense(n, s->R1, &s->r1));
+    if (r1) {
+        s->R1 = random_orthogonal(n);
+        assert_ok(rotation_create_dense(n, s->R1, &s->r1));
+    }
     assert_ok(rotation_create_hadamard(s->m.cfg.intermediate, NULL, &s->r4));
     for (int i = 0; i < 4; i++) {
         s->R2[i] = random_orthogonal(d);
@@ -71,15 +74,20 @@ static inline void open_setting_of(setting *s, bool per_head, int act_bits, int6
     s->shape = (llama_pass_shape){.compute = COMPUTE_F64,
                                   .window = T,
                                   .slice = T,
-                                  .r1 = true,
+                                  .r1 = r1,
                                   .r2 = true,
                                   .scales = how ? ALL_KINDS : 0};
     assert_ok(llama_work_create(&s->m.cfg, &s->sites, &s->shape, &s->work));
-    assert_ok(llama_work_put_r1(s->work, s->r1));
+    if (r1) assert_ok(llama_work_put_r1(s->work, s->r1));
     assert_ok(
         llama_layers_create(&s->m.cfg, &s->sites, &s->shape, s->m.cfg.layers, false, &s->layers));
     assert_ok(weight_site_create(&s->m.stage, &s->how, &s->shape, &s->sites, &s->w));
     assert_ok(weight_site_refresh(s->w, &s->sites));
+}
+
+static inline void open_setting_of(setting *s, bool per_head, int act_bits, int64_t layers,
+                                   bool linear_end, const wquant *how) {
+    open_setting_as(s, per_head, act_bits, layers, linear_end, how, true);
 }
 
 static inline void open_setting(setting *s, bool per_head, int act_bits, int64_t layers,
@@ -106,11 +114,15 @@ static const double *r2_of(const setting *s, int64_t layer, int64_t kv) {
     return s->R2[s->sites.r2_per_head ? layer * s->m.cfg.kv_heads + kv : layer];
 }
 
-/* W with its gains, as the products of 16-bit weights would take it. */
+/* W, with its gains where R1 has them folded in, as the products of 16-bit weights would take it.
+ */
 static inline double *plain_of(setting *s, int64_t layer, int k) {
     const wmat *w = linear_at(&s->m.stage, layer, k);
     const llama_layer *l = &s->m.stage.layers[layer];
-    const float *gain = k < O ? l->attn_norm : k == GATE || k == UP ? l->mlp_norm : NULL;
+    const float *gain = !s->R1                 ? NULL
+                        : k < O                ? l->attn_norm
+                        : k == GATE || k == UP ? l->mlp_norm
+                                               : NULL;
     double *out = room(w->rows * w->cols, sizeof *out);
     for (int64_t i = 0; i < w->rows * w->cols; i++) {
         const float v = ((const float *)w->data)[i];
@@ -150,6 +162,7 @@ static inline double *side_of(const setting *s, int k, bool outputs, const doubl
     const llama_config *c = &s->m.cfg;
     const int64_t n = c->hidden, d = c->head_dim;
     const bool r1 = outputs ? k == O || k == DOWN : k != O && k != DOWN;
+    if (r1 && !s->R1) return identity(n);
     if (r1) {
         double *out = room(n * n, sizeof *out);
         memcpy(out, whole, (size_t)(n * n) * sizeof *out);
@@ -260,8 +273,10 @@ static inline double slope_of(line *l, uint32_t places) {
         }
         llama_stash_destroy(&stash[i]);
     }
-    gemm_f64(GEMM_N, GEMM_N, n, n, n, l->S1, n, s->R1, n, GEMM_SET, SR, n);
-    sum += dot_f64(G1, SR, n * n);
+    if (s->R1) {
+        gemm_f64(GEMM_N, GEMM_N, n, n, n, l->S1, n, s->R1, n, GEMM_SET, SR, n);
+        sum += dot_f64(G1, SR, n * n);
+    }
     mem_free(G1);
     mem_free(SR);
     mem_free(x);

@@ -69,7 +69,7 @@ static void test_scales_hold(void **state) {
     for (int round = 0; round < 20; round++) {
         double *R = random_orthogonal(D);
         for (int i = 0; i < T * HEADS; i++) {
-            gemm_f64(false, false, 1, D, D, u + i * D, D, R, D, false, turned, D);
+            gemm_f64(GEMM_N, GEMM_N, 1, D, D, u + i * D, D, R, D, GEMM_SET, turned, D);
             for (int j = 0; j < D; j++) assert_true(fabs(turned[j]) <= 448 * s);
         }
         mem_free(R);

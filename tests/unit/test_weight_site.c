@@ -4,9 +4,10 @@
 
 static void weights_lie_on_the_grid(void **state) {
     (void)state;
-    for (int per_head = 0; per_head < 2; per_head++) {
+    for (int way = 0; way < 4; way++) {
+        const bool per_head = way & 1;
         setting s;
-        open_setting(&s, per_head, 16, 2, false);
+        open_setting_as(&s, per_head, 16, 2, false, NULL, way < 2);
         double *R4 = room(80 * 80, sizeof *R4);
         assert_ok(rotation_to_dense(s.r4, R4));
         for (int64_t layer = 0; layer < 2; layer++)
@@ -85,15 +86,20 @@ static double difference(line *l) {
 
 static void gradient_is_that_of_the_loss(void **state) {
     (void)state;
-    for (int per_head = 0; per_head < 2; per_head++) {
+    for (int way = 0; way < 4; way++) {
         setting s;
         line l;
-        open_setting(&s, per_head, 16, 2, false);
+        open_setting_as(&s, way & 1, 16, 2, false, NULL, way < 2); /* without R1 behind gains */
         open_line(&l, &s, (1u << PARTS) - 1);
         near(slope_of(&l, UINT32_MAX), difference(&l));
         /* R1 alone, each R2 alone */
-        for (int i = 0; i < 4; i++) memset(l.S2[i], 0, 64 * sizeof(double));
+        for (int i = 0; i < (s.R1 ? 4 : 1); i++) memset(l.S2[i], 0, 64 * sizeof(double));
         near(slope_of(&l, UINT32_MAX), difference(&l));
+        if (!s.R1) { /* one entry alone has a slope among the roundings of fp32 */
+            close_line(&l);
+            close_setting(&s);
+            continue;
+        }
         memset(l.S1, 0, 48 * 48 * sizeof(double));
         l.S2[1][1] = 0.7; /* entries (0, 1) and (1, 0) */
         l.S2[1][8] = -0.7;
@@ -107,11 +113,12 @@ static void gradient_is_that_of_the_loss(void **state) {
  * where nothing comes after it, at o_proj: there the loss is linear in the weights. */
 static void inputs_are_the_quantized_ones(void **state) {
     (void)state;
-    for (int part = O; part <= DOWN; part += DOWN - O) {
-        const bool o = part == O;
+    for (int way = 0; way < 4; way++) {
+        const bool o = way & 1;
+        const int part = o ? O : DOWN;
         setting s;
         line l;
-        open_setting(&s, true, 4, 1, o);
+        open_setting_as(&s, true, 4, 1, o, NULL, way < 2);
         open_line(&l, &s, 1u << part);
         near(slope_of(&l, o ? 1u << TAP_O_OUT | 1u << TAP_O_IN
                             : 1u << TAP_DOWN_OUT | 1u << TAP_DOWN_IN),
