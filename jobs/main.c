@@ -3,15 +3,8 @@
 #include "base/log.h"
 #include "base/machine.h"
 #include "base/restart.h"
-#include "jobs/compare.h"
-#include "jobs/eval.h"
-#include "jobs/inspect.h"
-#include "jobs/plan.h"
-#include "jobs/quantize.h"
-#include "jobs/report.h"
+#include "jobs/setup/options.h"
 #include "jobs/setup/recipe.h"
-#include "jobs/status.h"
-#include "jobs/verify.h"
 #include "mpi/comm.h"
 #include "version.h"
 
@@ -25,17 +18,15 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-typedef err (*job)(const comm *c, const options *o);
+/* Each command's function, declared here from the table, so that a new one is a row there. */
+#define JOB_OF(NAME, name, ...) err job_##name(const comm *c, const options *o);
+COMMANDS(JOB_OF)
 
+#define JOB_ROW(NAME, name, parallel, target, what) [CMD_##NAME] = {job_##name, parallel},
 static const struct {
-    job run;
+    err (*run)(const comm *c, const options *o);
     bool parallel;
-} jobs[CMD_COUNT] = {
-    [CMD_PLAN] = {job_plan, false},       [CMD_QUANTIZE] = {job_quantize, true},
-    [CMD_EVAL] = {job_eval, true},        [CMD_VERIFY] = {job_verify, true},
-    [CMD_INSPECT] = {job_inspect, false}, [CMD_STATUS] = {job_status, false},
-    [CMD_REPORT] = {job_report, false},   [CMD_COMPARE] = {job_compare, true},
-};
+} jobs[CMD_COUNT] = {COMMANDS(JOB_ROW)};
 
 static int print_version(void) {
     char kernels[256], slow[256], cpu[128];

@@ -69,7 +69,7 @@ if $quick; then
     run_preset release --label-exclude slow
 else
     run_preset release
-    sources='format_check|include_table|headers_alone|call_circles|tour_check'
+    sources='format_check|include_table|headers_alone|call_circles|public_callers|tour_check'
     # Checks of the sources have no presets. What hangs on the kernels of this CPU shows on those of an old one;
     # tests/kernels.sh has them all.
     OPENBLAS_CORETYPE=Prescott ONEDNN_MAX_CPU_ISA=AVX2 \

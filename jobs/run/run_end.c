@@ -18,12 +18,12 @@ void run_tell_death(const char *out_dir) {
 }
 
 /* Errors of the layers: the mean, and the largest with its layer. */
-typedef struct spread {
+typedef struct layer_errors {
     double sum, most;
     int64_t n, at;
-} spread;
+} layer_errors;
 
-static void spread_add(spread *s, double error, int64_t layer) {
+static void layer_errors_add(layer_errors *s, double error, int64_t layer) {
     if (!s->n || error > s->most) {
         s->most = error;
         s->at = layer;
@@ -48,13 +48,13 @@ static double mean_of(const json_t *layer, const char *key) {
 
 /* Of GPTQ: errors of outputs, as they are and as rounding to nearest would have them. */
 static void tell_outputs(const char *out_dir, const json_t *layers) {
-    spread after = {0}, nearest = {0};
+    layer_errors after = {0}, nearest = {0};
     json_t *v;
     size_t i;
     json_array_foreach((json_t *)(uintptr_t)layers, i, v) {
         const int64_t layer = json_integer_value(json_object_get(v, "layer"));
-        spread_add(&after, mean_of(v, "after"), layer);
-        spread_add(&nearest, mean_of(v, "before"), layer);
+        layer_errors_add(&after, mean_of(v, "after"), layer);
+        layer_errors_add(&nearest, mean_of(v, "before"), layer);
     }
     log_line(LOG_RUN,
              "quality: outputs of linears are off by %.3g %% in the mean of %" PRId64
@@ -66,14 +66,14 @@ static void tell_outputs(const char *out_dir, const json_t *layers) {
 
 /* Of rounding to nearest: errors of weights; item 0 is the embedding, which is not rounded. */
 static void tell_weights(const char *out_dir, const json_t *items) {
-    spread s = {0};
+    layer_errors s = {0};
     json_t *v;
     size_t i;
     json_array_foreach((json_t *)(uintptr_t)items, i, v) {
         const json_t *error = json_object_get(v, "relative_error");
         if (json_is_number(error))
-            spread_add(&s, json_number_value(error),
-                       json_integer_value(json_object_get(v, "item")) - 1);
+            layer_errors_add(&s, json_number_value(error),
+                             json_integer_value(json_object_get(v, "item")) - 1);
     }
     if (s.n)
         log_line(LOG_RUN,

@@ -10,30 +10,12 @@
 
 #define BIT(c) (1u << (c))
 
+#define EVERY_COMMAND (BIT(CMD_COUNT) - 1)
+
+#define COMMAND_ROW(NAME, word, parallel, target, what) [CMD_##NAME] = {#word, target, what},
 static const struct {
     const char *name, *target, *what;
-} commands[CMD_COUNT] = {
-    [CMD_PLAN] =
-        {"plan", NULL,
-         "What quantize will take on a cluster: memory, time, bytes; reads config.json and "
-         "headers alone."},
-    [CMD_QUANTIZE] =
-        {"quantize", NULL,
-         "Rotate, fuse and quantize a checkpoint into an INT4 archive (mpirun, srun or alone)."},
-    [CMD_EVAL] = {"eval", NULL,
-                  "Perplexity and zero-shot accuracy of a checkpoint or an archive (mpirun, srun "
-                  "or alone)."},
-    [CMD_VERIFY] = {"verify", "OUT",
-                    "Read an archive back and check every byte, tensor and loader rule (mpirun, "
-                    "srun or alone)."},
-    [CMD_INSPECT] = {"inspect", "OUT|DIR|TAR|FILE.safetensors", "Print what is inside."},
-    [CMD_STATUS] = {"status", "OUT", "How far a run is; works while it runs."},
-    [CMD_REPORT] = {"report", "OUT", "A run in pictures, as one HTML file; works while it runs."},
-    [CMD_COMPARE] =
-        {"compare", NULL,
-         "Several recipes on one model in one table and one page: quantize and eval for "
-         "each; goes on where it was (mpirun, srun or alone)."},
-};
+} commands[CMD_COUNT] = {COMMANDS(COMMAND_ROW)};
 
 static const struct {
     const char *name, *arg, *help;
@@ -206,9 +188,7 @@ static const struct {
                     BIT(CMD_REPORT), false},
     [OPT_DROP_ARCHIVES] = {"--drop-archives", NULL, "remove each archive once it is measured",
                            BIT(CMD_COMPARE), false},
-    [OPT_JSON] = {"--json", NULL, "one JSON object on stdout and nothing else",
-                  BIT(CMD_PLAN) | BIT(CMD_QUANTIZE) | BIT(CMD_EVAL) | BIT(CMD_VERIFY) |
-                      BIT(CMD_INSPECT) | BIT(CMD_STATUS) | BIT(CMD_REPORT) | BIT(CMD_COMPARE),
+    [OPT_JSON] = {"--json", NULL, "one JSON object on stdout and nothing else", EVERY_COMMAND,
                   false},
     [OPT_QUIET] = {"--quiet", NULL, "only warnings and errors on stderr",
                    BIT(CMD_QUANTIZE) | BIT(CMD_EVAL) | BIT(CMD_VERIFY) | BIT(CMD_COMPARE), false},

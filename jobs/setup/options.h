@@ -8,17 +8,30 @@
 
 #include <stdint.h>
 
-typedef enum command {
-    CMD_PLAN,
-    CMD_QUANTIZE,
-    CMD_EVAL,
-    CMD_VERIFY,
-    CMD_INSPECT,
-    CMD_STATUS,
-    CMD_REPORT,
-    CMD_COMPARE,
-    CMD_COUNT,
-} command;
+/* The commands, each once: X(NAME, name, whether it runs on several ranks, what it is to look at or
+ * NULL, what --help says of it). Command CMD_NAME is job_name of jobs/name.c. */
+#define COMMANDS(X)                                                                                \
+    X(PLAN, plan, false, NULL,                                                                     \
+      "What quantize will take on a cluster: memory, time, bytes; reads config.json and "          \
+      "headers alone.")                                                                            \
+    X(QUANTIZE, quantize, true, NULL,                                                              \
+      "Rotate, fuse and quantize a checkpoint into an INT4 archive (mpirun, srun or alone).")      \
+    X(EVAL, eval, true, NULL,                                                                      \
+      "Perplexity and zero-shot accuracy of a checkpoint or an archive (mpirun, srun "             \
+      "or alone).")                                                                                \
+    X(VERIFY, verify, true, "OUT",                                                                 \
+      "Read an archive back and check every byte, tensor and loader rule (mpirun, "                \
+      "srun or alone).")                                                                           \
+    X(INSPECT, inspect, false, "OUT|DIR|TAR|FILE.safetensors", "Print what is inside.")            \
+    X(STATUS, status, false, "OUT", "How far a run is; works while it runs.")                      \
+    X(REPORT, report, false, "OUT", "A run in pictures, as one HTML file; works while it runs.")   \
+    X(COMPARE, compare, true, NULL,                                                                \
+      "Several recipes on one model in one table and one page: quantize and eval for "             \
+      "each; goes on where it was (mpirun, srun or alone).")
+
+#define COMMAND_NAME(NAME, ...) CMD_##NAME,
+typedef enum command { COMMANDS(COMMAND_NAME) CMD_COUNT } command;
+#undef COMMAND_NAME
 
 typedef enum option {
     OPT_MODEL,
