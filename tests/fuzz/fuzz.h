@@ -36,7 +36,7 @@ static inline int fuzz_fd(const void *data, size_t size) {
     return fd;
 }
 
-/* Local. The same by its path. */
+/* Local. The path of a file in memory that holds these bytes. */
 static inline const char *fuzz_path(const void *data, size_t size) {
     static char path[64];
     snprintf(path, sizeof path, "/proc/self/fd/%d", fuzz_fd(data, size));

@@ -166,7 +166,7 @@ static void cells_share_the_bytes(void) {
     }
 }
 
-/* The same bits from rows in bands and from all of the transpose at once, where that is taken. */
+/* Rows in bands give the bits of all of the transpose at once, where that is taken. */
 static void transposed_contributions_are_the_same(const comm *c, bool rough) {
     const cayley_dist_options o = {
         .n = N, .grid = {1, 1}, .blas_threads = 1, .rough_gradient = rough};

@@ -483,7 +483,7 @@ static void large_matrices(void **state) {
     rotation_destroy(&inner);
 }
 
-/* The same bits on any number of threads. */
+/* Any number of threads gives equal bits. */
 static void threads_make_no_difference(void **state) {
     (void)state;
     enum { ROWS = 320, COLS = 1408 };

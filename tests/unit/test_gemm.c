@@ -148,7 +148,7 @@ static void run_bf16(const problem *p) {
     free(c);
 }
 
-/* The same product with its second factor packed first; contiguous rows alone. */
+/* The product with its second factor packed first; contiguous rows alone. */
 static void run_packed(const problem *p) {
     const int64_t m = p->s.m, n = p->s.n, k = p->s.k;
     bf16 *a = to_bf16(p->a, p->na), *b = to_bf16(p->b, p->nb);
