@@ -44,7 +44,7 @@ static void sum_over_ranks(const gptq_moments *m, int64_t entries) {
     const int ranks = comm_size(m->c);
     int64_t *from = bench_room(ranks + 1, sizeof *from);
     for (int r = 0; r <= ranks; r++) from[r] = entries / ranks * r;
-    comm_sum_i64_parts(m->c, m->sum, from);
+    comm_sum_i64_parts(m->c, m->sum, from, sizeof(int64_t));
     mem_free(from);
 }
 

@@ -74,9 +74,10 @@ void comm_sum_i64(const comm *c, int64_t *v, int64_t n);
 /* The sum at root alone; elsewhere v stays as it is. */
 void comm_sum_i64_to(const comm *c, int64_t *v, int64_t n, int root);
 /* Elements [from[r], from[r + 1]) summed at rank r; on several nodes the others are spoilt. from
- * [size + 1], the same on every rank. Sums wrap around. Takes up to 2 MB; where there are none the
- * run ends. */
-void comm_sum_i64_parts(const comm *c, int64_t *v, const int64_t *from);
+ * [size + 1] and bytes, the same on every rank: bytes that a number takes on its way, 8 or so few
+ * as the sums of any of the ranks fit in with their sign. Sums wrap around. Takes up to 4 MB; where
+ * there are none the run ends. */
+void comm_sum_i64_parts(const comm *c, int64_t *v, const int64_t *from, int bytes);
 void comm_max_i64(const comm *c, int64_t *v, int64_t n);
 void comm_max_f64(const comm *c, double *v, int64_t n); /* no NaN */
 

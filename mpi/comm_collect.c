@@ -107,32 +107,61 @@ void comm_sum_i64_to(const comm *c, int64_t *v, int64_t n, int root) {
     free(sums);
 }
 
-/* Send out [n_out] to one rank and add what another rank sends to in [n_in], piece by piece, with
- * the next piece on its way; -1: to or from none. Added as unsigned integers: entries left of the
- * diagonal of a Hessian are undefined, and their sums may wrap around without harm. */
-static void sum_exchange(const comm *c, const int64_t *out, int64_t n_out, int to, int64_t *in,
-                         int64_t n_in, int from, int64_t *room) {
+/* A sum of which each rank gets a part. */
+typedef struct parts {
+    const comm *c;
+    int64_t *v;
+    const int64_t *from;
+    int bytes;      /* of a number on its way */
+    char *out, *in; /* two pieces each: on their way, and coming */
+} parts;
+
+/* Where they can be sent from: v itself, where all bytes go, or `to`. */
+static const void *pack(const int64_t *v, int64_t n, int bytes, char *to) {
+    if (bytes == (int)sizeof *v) return v;
+    for (int64_t i = 0; i < n; i++) memcpy(to + i * bytes, v + i, (size_t)bytes);
+    return to;
+}
+
+/* As unsigned integers: entries left of the diagonal of a Hessian are undefined, and their sums may
+ * wrap around without harm. */
+static void add_packed(const char *from, int64_t n, int bytes, int64_t *sums) {
+    const int shift = 64 - 8 * bytes;
+    for (int64_t i = 0; i < n; i++) {
+        uint64_t u = 0;
+        memcpy(&u, from + i * bytes, (size_t)bytes); /* the lowest bytes stand first */
+        const int64_t v = (int64_t)(u << shift) >> shift;
+        sums[i] = (int64_t)((uint64_t)sums[i] + (uint64_t)v);
+    }
+}
+
+/* Send part `out` to one rank and add to part `in` what another rank sends, piece by piece, with
+ * the next piece on its way; -1: nothing, to or from none. */
+static void exchange_parts(const parts *p, int out, int to, int in, int from) {
+    const comm *c = p->c;
     MPI_Request sent[2] = {MPI_REQUEST_NULL, MPI_REQUEST_NULL},
                 got[2] = {MPI_REQUEST_NULL, MPI_REQUEST_NULL};
-    if (to < 0) n_out = 0;
-    if (from < 0) n_in = 0;
-    const int64_t outs = size_ceil_div(n_out, SUM_PIECE), ins = size_ceil_div(n_in, SUM_PIECE);
-    if (n_out) comm_count(c, 8 * (uint64_t)n_out, to);
+    const int64_t n_out = to < 0 || out < 0 ? 0 : p->from[out + 1] - p->from[out],
+                  n_in = from < 0 || in < 0 ? 0 : p->from[in + 1] - p->from[in],
+                  outs = size_ceil_div(n_out, SUM_PIECE), ins = size_ceil_div(n_in, SUM_PIECE),
+                  room = SUM_PIECE * p->bytes;
+    if (n_out) comm_count(c, (uint64_t)(p->bytes * n_out), to);
     for (int64_t i = 0; i <= size_max(outs, ins); i++) {
+        char *next = p->out + i % 2 * room, *last = p->in + (i + 1) % 2 * room;
         if (i < outs) {
+            const int64_t n = size_min(SUM_PIECE, n_out - i * SUM_PIECE);
             MPI_Wait(&sent[i % 2], MPI_STATUS_IGNORE);
-            MPI_Isend(out + i * SUM_PIECE, (int)size_min(SUM_PIECE, n_out - i * SUM_PIECE),
-                      MPI_INT64_T, to, TAG_SUM, c->handle, &sent[i % 2]);
+            const void *ready = pack(p->v + p->from[out] + i * SUM_PIECE, n, p->bytes, next);
+            MPI_Isend(ready, (int)n * p->bytes, MPI_BYTE, to, TAG_SUM, c->handle, &sent[i % 2]);
         }
         if (i < ins)
-            MPI_Irecv(room + i % 2 * SUM_PIECE, (int)size_min(SUM_PIECE, n_in - i * SUM_PIECE),
-                      MPI_INT64_T, from, TAG_SUM, c->handle, &got[i % 2]);
+            MPI_Irecv(p->in + i % 2 * room,
+                      (int)size_min(SUM_PIECE, n_in - i * SUM_PIECE) * p->bytes, MPI_BYTE, from,
+                      TAG_SUM, c->handle, &got[i % 2]);
         if (i == 0 || i > ins) continue;
-        MPI_Wait(&got[(i - 1) % 2], MPI_STATUS_IGNORE);
-        const int64_t at = (i - 1) * SUM_PIECE, n = size_min(SUM_PIECE, n_in - at);
-        const int64_t *piece = room + (i - 1) % 2 * SUM_PIECE;
-        for (int64_t j = 0; j < n; j++)
-            in[at + j] = (int64_t)((uint64_t)in[at + j] + (uint64_t)piece[j]);
+        MPI_Wait(&got[(i + 1) % 2], MPI_STATUS_IGNORE);
+        const int64_t at = (i - 1) * SUM_PIECE;
+        add_packed(last, size_min(SUM_PIECE, n_in - at), p->bytes, p->v + p->from[in] + at);
     }
     comm_wait_all(2, sent);
 }
@@ -142,14 +171,6 @@ static void sum_exchange(const comm *c, const int64_t *out, int64_t n_out, int t
  * node that stand at t's place, counted round where the node has fewer ranks; and goes from there
  * to t. */
 
-/* A sum of which each rank gets a part. */
-typedef struct parts {
-    const comm *c;
-    int64_t *v;
-    const int64_t *from;
-    int64_t *room;
-} parts;
-
 static int ranks_of(const comm *c, int node) {
     return c->first[node + 1] - c->first[node];
 }
@@ -157,14 +178,6 @@ static int ranks_of(const comm *c, int node) {
 /* Rank number i of a node; -1 behind the last. */
 static int member(const comm *c, int node, int i) {
     return i < ranks_of(c, node) ? c->members[c->first[node] + i] : -1;
-}
-
-static void exchange_parts(const parts *p, int part_out, int to, int part_in, int from) {
-    const int64_t *f = p->from, zero[2] = {0, 0};
-    const int64_t *out = part_out >= 0 ? f + part_out : zero,
-                  *in = part_in >= 0 ? f + part_in : zero;
-    sum_exchange(p->c, p->v + out[0], out[1] - out[0], to, p->v + in[0], in[1] - in[0], from,
-                 p->room);
 }
 
 /* The parts of the ranks of a node, each to the rank of this node that adds it up. */
@@ -192,20 +205,21 @@ static void sum_between(const parts *p, int further) {
         exchange_parts(p, member(c, next, at + me), member(c, next, at + me), -1, -1);
 }
 
-void comm_sum_i64_parts(const comm *c, int64_t *v, const int64_t *from) {
+void comm_sum_i64_parts(const comm *c, int64_t *v, const int64_t *from, int bytes) {
     if (c->size == 1) return;
     int64_t most = 0;
     for (int r = 0; r < c->size; r++) most = size_max(most, from[r + 1] - from[r]);
-    int64_t *room = malloc(2 * (size_t)size_min(SUM_PIECE, most + 1) * sizeof *room);
-    if (!room) comm_abort(ERR_NOFIT, "no memory for a sum");
-    const parts p = {.c = c, .v = v, .from = from, .room = room};
+    const size_t room = (most > SUM_PIECE ? 2 * SUM_PIECE : SUM_PIECE) * (size_t)bytes;
+    parts p = {.c = c, .v = v, .from = from, .bytes = bytes, .out = malloc(2 * room)};
+    if (!p.out) comm_abort(ERR_NOFIT, "no memory for a sum");
+    p.in = p.out + room;
     for (int k = 1; k < c->size && !c->two_levels; k++) {
         const int to = (c->rank + k) % c->size;
         exchange_parts(&p, to, to, c->rank, (c->rank + c->size - k) % c->size);
     }
     for (int node = 0; c->two_levels && node < c->n_nodes; node++) sum_within(&p, node);
     for (int k = 1; c->two_levels && k < c->n_nodes; k++) sum_between(&p, k);
-    free(room);
+    free(p.out);
 }
 
 /* Parts one after the other where there are two levels. */

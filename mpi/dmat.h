@@ -12,6 +12,7 @@
 #define SPINSHARD_MPI_DMAT_H
 
 #include "base/gemm.h"
+#include "base/half.h"
 #include "mpi/comm.h"
 #include "mpi/grid_shape.h"
 
@@ -54,13 +55,16 @@ int64_t dmat_col(const dmat *m, int64_t local_col);
  * cell must hold. */
 void dmat_put_rows(dmat *m, int64_t row, int64_t rows, const double *from);
 
-/* Collective. Rows [row, row + rows) to every rank as out [rows, n]. f32 rounds before it sends. */
+/* Collective. Rows [row, row + rows) to every rank as out [rows, n]. f32 and bf16 round before they
+ * send; to bf16 by way of fp32. */
 void dmat_get_rows(const dmat *m, int64_t row, int64_t rows, double *out);
 void dmat_get_rows_f32(const dmat *m, int64_t row, int64_t rows, float *out);
+void dmat_get_rows_bf16(const dmat *m, int64_t row, int64_t rows, bf16 *out);
 
 /* Collective. Sum over all ranks of fixed-point rows `v` [rows, n] (overwritten), times 2^exponent,
- * to the cells: exact, so the same for any number and order of ranks. The sums must fit 63 bits. */
-void dmat_sum_rows_i64(dmat *m, int64_t row, int64_t rows, int64_t *v, int exponent);
+ * to the cells: exact, so the same for any number and order of ranks. bytes: as of
+ * comm_sum_i64_parts. */
+void dmat_sum_rows_i64(dmat *m, int64_t row, int64_t rows, int64_t *v, int exponent, int bytes);
 
 /* Collective; matrices of one grid and order, that may not overlap. */
 void dmat_copy(const dmat *from, dmat *to);

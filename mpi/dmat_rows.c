@@ -41,17 +41,28 @@ void dmat_put_rows(dmat *m, int64_t row, int64_t rows, const double *from) {
     }
 }
 
+/* The type in which rows go to all ranks. */
+typedef enum row_type { ROWS_F64, ROWS_F32, ROWS_BF16 } row_type;
+
+static size_t size_of(row_type t) {
+    return t == ROWS_F64 ? sizeof(double) : t == ROWS_F32 ? sizeof(float) : sizeof(bf16);
+}
+
 /* A piece of a run, as its cell has it: [columns of the cell][rows of the run]. */
-static void piece_pack(const dmat *m, const run *r, bool f32, void *to) {
+static void piece_pack(const dmat *m, const run *r, row_type type, void *to) {
     for (int64_t j = 0; j < m->cols; j++) {
         const double *in = m->part + j * m->rows + r->local;
-        if (!f32) memcpy((double *)to + j * r->rows, in, (size_t)r->rows * sizeof *in);
-        for (int64_t i = 0; f32 && i < r->rows; i++) ((float *)to)[j * r->rows + i] = (float)in[i];
+        const int64_t at = j * r->rows;
+        if (type == ROWS_F64) memcpy((double *)to + at, in, (size_t)r->rows * sizeof *in);
+        for (int64_t i = 0; type == ROWS_F32 && i < r->rows; i++)
+            ((float *)to)[at + i] = (float)in[i];
+        for (int64_t i = 0; type == ROWS_BF16 && i < r->rows; i++)
+            ((bf16 *)to)[at + i] = half_to_bf16((float)in[i]);
     }
 }
 
 /* Into the rows `to` of the whole width. */
-static void piece_unpack(const dmat *m, const run *r, int cell_col, bool f32, const void *from,
+static void piece_unpack(const dmat *m, const run *r, int cell_col, row_type type, const void *from,
                          void *to) {
     const int64_t nb = m->g->block, cols = grid_part(m->n, nb, cell_col, m->g->shape.cols);
 #pragma omp parallel for if (r->rows * cols >= PARALLEL_FROM)
@@ -61,46 +72,52 @@ static void piece_unpack(const dmat *m, const run *r, int cell_col, bool f32, co
         for (int64_t i = 0; i < r->rows; i++)
             for (int64_t j = 0; j < b; j++) {
                 const int64_t in = (j0 + j) * r->rows + i, at = i * m->n + out + j;
-                if (f32)
+                if (type == ROWS_F64)
+                    ((double *)to)[at] = ((const double *)from)[in];
+                else if (type == ROWS_F32)
                     ((float *)to)[at] = ((const float *)from)[in];
                 else
-                    ((double *)to)[at] = ((const double *)from)[in];
+                    ((bf16 *)to)[at] = ((const bf16 *)from)[in];
             }
     }
 }
 
-/* Room for one piece of any cell; the ranks end together where there is none. */
-static void *piece_room(const dmat *m, size_t size) {
+/* Room for so many numbers; the ranks end together where there is none. */
+static void *room_for(int64_t n, size_t size) {
     void *p;
-    const int64_t most = m->g->block * grid_part(m->n, m->g->block, 0, m->g->shape.cols);
-    if (mem_alloc(most, size, "rows of a distributed matrix", &p).code)
+    if (mem_alloc(n, size, "rows of a distributed matrix", &p).code)
         comm_abort(ERR_NOFIT, "no memory for rows of a distributed matrix");
     return p;
 }
 
-static void get_rows(const dmat *m, int64_t row, int64_t rows, bool f32, void *out) {
-    const size_t size = f32 ? sizeof(float) : sizeof(double);
-    void *piece = piece_room(m, size);
+static void get_rows(const dmat *m, int64_t row, int64_t rows, row_type type, void *out) {
+    const size_t size = size_of(type);
+    void *piece = room_for(m->g->block * grid_part(m->n, m->g->block, 0, m->g->shape.cols), size);
     for (int64_t at = row; at < row + rows;) {
         const run r = run_at(m, at, row + rows);
         at += r.rows;
         for (int q = 0; q < m->g->shape.cols; q++) {
             const int64_t cols = grid_part(m->n, m->g->block, q, m->g->shape.cols);
-            if (m->part && m->g->row == r.cell_row && m->g->col == q) piece_pack(m, &r, f32, piece);
+            if (m->part && m->g->row == r.cell_row && m->g->col == q)
+                piece_pack(m, &r, type, piece);
             comm_bcast(m->g->c, piece, (uint64_t)(r.rows * cols) * size,
                        r.cell_row * m->g->shape.cols + q);
-            piece_unpack(m, &r, q, f32, piece, (char *)out + (r.row - row) * m->n * (int64_t)size);
+            piece_unpack(m, &r, q, type, piece, (char *)out + (r.row - row) * m->n * (int64_t)size);
         }
     }
     mem_free(piece);
 }
 
 void dmat_get_rows(const dmat *m, int64_t row, int64_t rows, double *out) {
-    get_rows(m, row, rows, false, out);
+    get_rows(m, row, rows, ROWS_F64, out);
 }
 
 void dmat_get_rows_f32(const dmat *m, int64_t row, int64_t rows, float *out) {
-    get_rows(m, row, rows, true, out);
+    get_rows(m, row, rows, ROWS_F32, out);
+}
+
+void dmat_get_rows_bf16(const dmat *m, int64_t row, int64_t rows, bf16 *out) {
+    get_rows(m, row, rows, ROWS_BF16, out);
 }
 
 /* The columns of cell column q, from rows v of the whole width, as a piece. */
@@ -114,21 +131,38 @@ static void piece_gather_i64(const dmat *m, const run *r, int q, const int64_t *
     }
 }
 
-void dmat_sum_rows_i64(dmat *m, int64_t row, int64_t rows, int64_t *v, int exponent) {
-    int64_t *piece = piece_room(m, sizeof *piece);
+/* Pieces of the sums, in units of 2^exponent, into the part of this cell. */
+static void take_sums(dmat *m, int64_t row, int64_t rows, const int64_t *sums, int exponent) {
     for (int64_t at = row; at < row + rows;) {
         const run r = run_at(m, at, row + rows);
         at += r.rows;
-        for (int q = 0; q < m->g->shape.cols; q++) {
-            const int64_t cols = grid_part(m->n, m->g->block, q, m->g->shape.cols);
-            piece_gather_i64(m, &r, q, v + (r.row - row) * m->n, piece);
-            comm_sum_i64_to(m->g->c, piece, r.rows * cols, r.cell_row * m->g->shape.cols + q);
-            if (!m->part || m->g->row != r.cell_row || m->g->col != q) continue;
-            for (int64_t j = 0; j < cols; j++)
-                for (int64_t i = 0; i < r.rows; i++)
-                    m->part[j * m->rows + r.local + i] =
-                        ldexp((double)piece[j * r.rows + i], exponent);
+        if (r.cell_row != m->g->row) continue;
+        for (int64_t j = 0; j < m->cols; j++)
+            for (int64_t i = 0; i < r.rows; i++)
+                m->part[j * m->rows + r.local + i] = ldexp((double)*sums++, exponent);
+    }
+}
+
+/* All pieces of a cell behind each other, cell after cell, are the parts of one sum. */
+void dmat_sum_rows_i64(dmat *m, int64_t row, int64_t rows, int64_t *v, int exponent, int bytes) {
+    const comm *c = m->g->c;
+    const grid_shape g = m->g->shape;
+    int64_t *pieces = room_for(rows * m->n, sizeof *pieces),
+            *from = room_for(comm_size(c) + 1, sizeof *from), end = 0;
+    for (int rank = 0; rank < comm_size(c); rank++) {
+        const int p = rank / g.cols, q = rank % g.cols;
+        from[rank] = end;
+        for (int64_t at = row; at < row + rows && p < g.rows;) {
+            const run r = run_at(m, at, row + rows);
+            at += r.rows;
+            if (r.cell_row != p) continue;
+            piece_gather_i64(m, &r, q, v + (r.row - row) * m->n, pieces + end);
+            end += r.rows * grid_part(m->n, m->g->block, q, g.cols);
         }
     }
-    mem_free(piece);
+    from[comm_size(c)] = end;
+    comm_sum_i64_parts(c, pieces, from, bytes);
+    if (m->part) take_sums(m, row, rows, pieces + from[comm_rank(c)], exponent);
+    mem_free(pieces);
+    mem_free(from);
 }

@@ -11,6 +11,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { PARALLEL_FROM = 65536 }; /* numbers, for element-wise work */
@@ -164,17 +165,27 @@ void cayley_dist_put_gradient(cayley_dist *d, int64_t row, int64_t rows, const d
         memcpy(d->G + row * n, G, (size_t)(rows * n) * sizeof *G);
 }
 
-void cayley_dist_sum_gradient(cayley_dist *d, int64_t row, int64_t rows, int64_t *v, int exponent) {
+/* Where the first rank alone steps, it gets all. */
+static void sum_to_first(const cayley_dist *d, int64_t *v, int64_t n, int bytes) {
+    int64_t *from = calloc((size_t)comm_size(d->c) + 1, sizeof *from);
+    if (!from) abort();
+    for (int r = 1; r <= comm_size(d->c); r++) from[r] = n;
+    comm_sum_i64_parts(d->c, v, from, bytes);
+    free(from);
+}
+
+void cayley_dist_sum_gradient(cayley_dist *d, int64_t row, int64_t rows, int64_t *v, int exponent,
+                              int bytes) {
     const int64_t n = d->o.n;
     if (d->team) {
         cayley_team_sum_gradient(d->team, row, rows, v, exponent);
         return;
     }
     if (on_grid(d)) {
-        dmat_sum_rows_i64(d->dG, row, rows, v, exponent);
+        dmat_sum_rows_i64(d->dG, row, rows, v, exponent, bytes);
         return;
     }
-    comm_sum_i64_to(d->c, v, rows * n, 0);
+    sum_to_first(d, v, rows * n, bytes);
     for (int64_t i = 0; is_first(d) && i < rows * n; i++)
         d->G[row * n + i] = ldexp((double)v[i], exponent);
 }
@@ -206,6 +217,17 @@ void cayley_dist_get_rows_f32(const cayley_dist *d, int64_t row, int64_t rows, f
     }
     const double *whole = d->team ? cayley_team_R(d->team) : d->R;
     for (int64_t i = 0; whole && i < rows * n; i++) R[i] = (float)whole[row * n + i];
+    if (!d->team) comm_bcast(d->c, R, (uint64_t)(rows * n) * sizeof *R, 0);
+}
+
+void cayley_dist_get_rows_bf16(const cayley_dist *d, int64_t row, int64_t rows, bf16 *R) {
+    const int64_t n = d->o.n;
+    if (on_grid(d)) {
+        dmat_get_rows_bf16(d->dR, row, rows, R);
+        return;
+    }
+    const double *whole = d->team ? cayley_team_R(d->team) : d->R;
+    for (int64_t i = 0; whole && i < rows * n; i++) R[i] = half_to_bf16((float)whole[row * n + i]);
     if (!d->team) comm_bcast(d->c, R, (uint64_t)(rows * n) * sizeof *R, 0);
 }
 
@@ -442,10 +464,10 @@ uint64_t cayley_dist_beside_bytes(const cayley_dist_options *o) {
 
 /* Of a team G's integers, the product with G (in fp32 where rough) and the solution; else the
  * integers to those who step, and R to all. */
-uint64_t cayley_dist_step_network(const cayley_dist_options *o) {
+uint64_t cayley_dist_step_network(const cayley_dist_options *o, int sum_bytes, int r_bytes) {
     const uint64_t team =
                        2 * sizeof(int64_t) + (o->rough_gradient ? sizeof(float) : sizeof(double)),
-                   cells = sizeof(int64_t) + sizeof(float);
+                   cells = (uint64_t)(sum_bytes + r_bytes);
     return (uint64_t)(o->n * o->n) * (of_team(o) ? team : cells);
 }
 

@@ -9,6 +9,7 @@
 #ifndef SPINSHARD_ROTATIONS_CAYLEY_DIST_H
 #define SPINSHARD_ROTATIONS_CAYLEY_DIST_H
 
+#include "base/half.h"
 #include "mpi/comm.h"
 #include "mpi/grid_shape.h"
 #include "rotations/optimizer.h"
@@ -38,9 +39,10 @@ void cayley_dist_put_rows(cayley_dist *d, int64_t row, int64_t rows, const doubl
 /* The gradient G = dL/dR of the next step, one of the two, in rows until all are given:
  * - Local. Rows of the summed G that every rank holds. For tests and benches.
  * - Collective. Rows of this rank's contribution in fixed point, v * 2^exponent; summed exactly
- *   over ranks into the cells. v is overwritten. */
+ *   over ranks into the cells. v is overwritten. bytes: as of comm_sum_i64_parts. */
 void cayley_dist_put_gradient(cayley_dist *d, int64_t row, int64_t rows, const double *G);
-void cayley_dist_sum_gradient(cayley_dist *d, int64_t row, int64_t rows, int64_t *v, int exponent);
+void cayley_dist_sum_gradient(cayley_dist *d, int64_t row, int64_t rows, int64_t *v, int exponent,
+                              int bytes);
 /* Collective, where ranks share the step; false elsewhere. All of a contribution at once, as G^T
  * [n, n]: v[j * n + i] * 2^exponent of G[i, j]. */
 bool cayley_dist_sum_transposed(cayley_dist *d, const int64_t *v, int exponent);
@@ -57,9 +59,11 @@ err cayley_dist_step(cayley_dist *d, double lr, double loss, optimizer_report *r
 void cayley_dist_keep(cayley_dist *d);
 void cayley_dist_take_back(cayley_dist *d);
 
-/* Collective. Rows of R to every rank, in fp64 or rounded to fp32 (half the traffic). */
+/* Collective. Rows of R to every rank, in fp64 or rounded to fp32, or from there to bf16 (a quarter
+ * of the traffic). */
 void cayley_dist_get_rows(const cayley_dist *d, int64_t row, int64_t rows, double *R);
 void cayley_dist_get_rows_f32(const cayley_dist *d, int64_t row, int64_t rows, float *R);
+void cayley_dist_get_rows_bf16(const cayley_dist *d, int64_t row, int64_t rows, bf16 *R);
 
 /* Collective. *max = max |R^T R - I|, on every rank. For tests: n^3 work. */
 err cayley_dist_orthogonality(cayley_dist *d, double *max);
@@ -81,9 +85,9 @@ uint64_t cayley_dist_plan_bytes(const cayley_dist_options *o);
 uint64_t cayley_dist_beside_bytes(const cayley_dist_options *o);
 
 /* Local. Bytes of a step that each rank but one, and each node but one, gets or gives, from the
- * gradient's rows of each rank to R in fp32 on all of them, by way of mpi/comm.h: without what
- * ScaLAPACK sends within a step over a grid. */
-uint64_t cayley_dist_step_network(const cayley_dist_options *o);
+ * gradient's rows of each rank, numbers of so many bytes, to R in that many on all of them, by way
+ * of mpi/comm.h: without what ScaLAPACK sends within a step over a grid. */
+uint64_t cayley_dist_step_network(const cayley_dist_options *o, int sum_bytes, int r_bytes);
 
 /* Local. Bytes of the matrices on this rank; and whether it is a cell. */
 uint64_t cayley_dist_bytes(const cayley_dist *d);

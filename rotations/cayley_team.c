@@ -103,7 +103,7 @@ void cayley_team_sum_gradient(cayley_team *t, int64_t row, int64_t rows, int64_t
     if (!from) abort();
     for (int i = 0; i <= size; i++)
         from[i] = (size_max(row, size_min(t->from[i], row + rows)) - row) * n;
-    comm_sum_i64_parts(t->c, v, from);
+    comm_sum_i64_parts(t->c, v, from, sizeof *v);
     put_sums(t, row + from[r] / n, (from[r + 1] - from[r]) / n, v + from[r], ldexp(1, exponent));
     free(from);
 }

@@ -349,7 +349,7 @@ static plan_bytes e2e_network(const learner *l, const plan_maker *m, const estim
     double passes = 1 + steps; /* the first one twice */
     for (int64_t i = 0; i <= t->steps; i++) passes += learn_judge_due(i, t->steps, E2E_JUDGE_EVERY);
     const plan_bytes step =
-        plan_add(plan_step_network(m, r1, false),
+        plan_add(plan_step_network(m, r1, false, sizeof(int64_t), sizeof(float)),
                  plan_add(kept_network(m, t, kept), peers_network(m, t, 2 * r2)));
     /* Replicas share the tokens. */
     const plan_bytes streams =

@@ -181,7 +181,9 @@ static plan_bytes range_network(const learner *l, const plan_maker *m, const lea
                           sizeof(double);
     const double commits =
         fmax((double)size_ceil_div(phase->steps, COMMIT_STEPS), seconds / LEARN_COMMIT_SECONDS);
-    const plan_bytes steps = plan_times((double)phase->steps, plan_step_network(m, r1, true)),
+    const plan_bytes steps =
+                         plan_times((double)phase->steps,
+                                    plan_step_network(m, r1, true, RANGE_SUM_BYTES, sizeof(bf16))),
                      state = plan_times(floor(commits), plan_layers_to_first(m, kept));
     return plan_add(plan_add(plan_r1_to_all(m, r1), steps),
                     plan_add(state, plan_layers_to_all(m, r2)));

@@ -83,10 +83,10 @@ plan_bytes plan_to_all(const plan_maker *m, uint64_t bytes) {
                         .network = bytes * (uint64_t)(m->p->place.nodes - 1)};
 }
 
-plan_bytes plan_step_network(const plan_maker *m, bool r1, bool rough) {
+plan_bytes plan_step_network(const plan_maker *m, bool r1, bool rough, int sum_bytes, int r_bytes) {
     cayley_dist_options o = {.n = plan_config(m)->hidden, .rough_gradient = rough};
     if (!r1 || plan_grid(m, &o.grid).code) return (plan_bytes){0}; /* refused by the phase itself */
-    return plan_to_all(m, cayley_dist_step_network(&o));
+    return plan_to_all(m, cayley_dist_step_network(&o, sum_bytes, r_bytes));
 }
 
 plan_bytes plan_layers_to_first(const plan_maker *m, uint64_t bytes) {

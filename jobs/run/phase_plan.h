@@ -45,11 +45,12 @@ plan_bytes plan_add(plan_bytes a, plan_bytes b);                  /* local */
 plan_bytes plan_times(double times, plan_bytes b);                /* local */
 bool plan_on_one_node(const plan_maker *m, int64_t a, int64_t b); /* local; two ranks */
 
-/* Local. Bytes of one step of R1 (rough: as cayley_dist_options); of bytes that one or all of the
- * ranks have in parts and all get; of so many bytes of each layer that the first rank gets (without
- * its own), or that all get by way of it; of R1 in fp64 to all; of so many that each stage of a
- * pipeline sends to the next. 0 where r1 is false. */
-plan_bytes plan_step_network(const plan_maker *m, bool r1, bool rough);
+/* Local. Bytes of one step of R1, with numbers of so many bytes (cayley_dist_step_network; rough:
+ * as cayley_dist_options); of bytes that one or all of the ranks have in parts and all get; of so
+ * many bytes of each layer that the first rank gets (without its own), or that all get by way of
+ * it; of R1 in fp64 to all; of so many that each stage of a pipeline sends to the next. 0 where r1
+ * is false. */
+plan_bytes plan_step_network(const plan_maker *m, bool r1, bool rough, int sum_bytes, int r_bytes);
 plan_bytes plan_to_all(const plan_maker *m, uint64_t bytes);
 plan_bytes plan_layers_to_first(const plan_maker *m, uint64_t bytes);
 plan_bytes plan_layers_to_all(const plan_maker *m, uint64_t bytes);

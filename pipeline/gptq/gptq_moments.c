@@ -426,7 +426,7 @@ err gptq_moments_cells(gptq_moments *m, int64_t first, int64_t rows, grid_shape 
     if (!p.start) abort();
     cells_start(&p, ranks);
     err e = fill_panel(&p);
-    if (!e.code) comm_sum_i64_parts(m->c, p.s.v, p.start);
+    if (!e.code) comm_sum_i64_parts(m->c, p.s.v, p.start, sizeof *p.s.v);
     *v = p.s.v + p.start[comm_rank(m->c)];
     free(p.start);
     return e;

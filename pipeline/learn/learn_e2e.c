@@ -341,7 +341,7 @@ static err move_r1(learn_e2e *l, int exponent, learn_report *report) {
             v = l->sums[SUM_R1].v + row * n;
         else
             memset(v, 0, (size_t)(b * n) * sizeof *v);
-        cayley_dist_sum_gradient(l->r1, row, b, v, exponent);
+        cayley_dist_sum_gradient(l->r1, row, b, v, exponent, sizeof *v);
     }
     const double lr = rate_now(l, l->o.lr_r1), share = share_now(l);
     err e = cayley_dist_step(l->r1, lr, share * report->loss, &r);

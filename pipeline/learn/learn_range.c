@@ -58,7 +58,7 @@ static err check_options(const learn_range_options *o, bool weights) {
 }
 
 void learn_range_share_r1(learn_range *l) {
-    cayley_dist_get_rows_f32(l->r1, 0, l->n, l->R1);
+    cayley_dist_get_rows_bf16(l->r1, 0, l->n, l->R1);
 }
 
 /* Collective: rows of the start pass through every rank. */
@@ -89,7 +89,7 @@ static err create_r1(learn_range *l, const dealt_rows *R1) {
     e = range_work_create(l->n, size_max(1, most), groups, &l->work1);
     if (!e.code) e = MEM_NEW(&l->grad1, l->n * l->n, "gradient of R1");
     if (!e.code) e = MEM_NEW(&l->rows, RANGE_BAND * l->n, "gradient of R1");
-    if (!e.code) e = MEM_NEW(&l->R1, l->n * l->n, "R1 in fp32");
+    if (!e.code) e = MEM_NEW(&l->R1, l->n * l->n, "R1 in bf16");
     e = comm_agree(l->c, e, "learning", NULL);
     if (!e.code) put_start_r1(l, R1);
     return e;
@@ -162,9 +162,10 @@ uint64_t learn_range_bytes(const llama_config *cfg, const learn_range_options *o
     uint64_t bytes = 0;
     if (o->r1 && (act || rows_of_weights)) {
         const int64_t rows = (act ? per_site * 2 * n_layers : 0) + rows_of_weights;
-        bytes += n2 * (sizeof(int64_t) + sizeof(float)) +
-                 (uint64_t)(RANGE_BAND * n) * sizeof(int64_t) +
-                 range_work_bytes(n, size_max(1, rows), size_max(n / group_of(&o->act, n), groups));
+        bytes +=
+            n2 * (sizeof(int64_t) + sizeof(bf16)) +
+            2 * (uint64_t)(RANGE_BAND * n) * sizeof(int64_t) + /* as rows, and dealt to cells */
+            range_work_bytes(n, size_max(1, rows), size_max(n / group_of(&o->act, n), groups));
         bytes += cell ? cayley_dist_plan_bytes(&r1) : cayley_dist_beside_bytes(&r1);
     }
     if (o->r2_heads) bytes += bytes_of_r2(cfg->head_dim, o, n_layers, rows_of_weights > 0);
@@ -225,10 +226,22 @@ void learn_range_destroy(learn_range **l) {
     *l = NULL;
 }
 
+/* Bytes that the sums of all ranks fit in, the same on every rank: RANGE_SUM_BYTES, which plans
+ * count with, unless a gradient is larger than any that was met. */
+static int bytes_of_sums(const learn_range *l, const range_batch *b) {
+    int64_t most = 0;
+#pragma omp parallel for reduction(max : most)
+    for (int64_t i = 0; i < l->n * l->n; i++) most = size_max(most, llabs(b->grad[i]));
+    comm_max_i64(l->c, &most, 1);
+    return most <= (INT64_C(1) << (8 * RANGE_SUM_BYTES - 1)) / (comm_size(l->c) + 1)
+               ? RANGE_SUM_BYTES
+               : (int)sizeof *b->grad;
+}
+
 /* The transposed integers of a batch as rows of G, at once where ranks share the step, else a band
  * at a time, into the distributed sum. */
 static void sum_gradient(learn_range *l, const range_batch *b) {
-    int exponent = ilogb(b->unit);
+    const int exponent = ilogb(b->unit), bytes = bytes_of_sums(l, b);
     if (cayley_dist_sum_transposed(l->r1, b->grad, exponent)) return;
     for (int64_t i0 = 0; i0 < l->n; i0 += RANGE_BAND) {
         int64_t rows = size_min(RANGE_BAND, l->n - i0);
@@ -237,7 +250,7 @@ static void sum_gradient(learn_range *l, const range_batch *b) {
             for (int64_t i = 0; i < rows; i++)
                 for (int64_t j = j0; j < l->n && j < j0 + TILE; j++)
                     l->rows[i * l->n + j] = b->grad[j * l->n + i0 + i];
-        cayley_dist_sum_gradient(l->r1, i0, rows, l->rows, exponent);
+        cayley_dist_sum_gradient(l->r1, i0, rows, l->rows, exponent, bytes);
     }
 }
 
@@ -261,7 +274,7 @@ static void take_batch(learn_range *l, range_batch *b) {
     const bool act = l->o.r1 && aquant_on(&l->o.act);
     *b = (range_batch){.n = l->n, .unit = 1, .grad = l->grad1};
     if (l->o.r1) {
-        range_begin_f32(l->work1, l->R1);
+        range_begin_bf16(l->work1, l->R1);
         if (act) learn_range_draw_r1(l, RANGE_LEARNED);
         if (l->weights) weight_rows_add(l->weights, l->step, (float)l->factor1, l->work1);
         range_finish(l->work1, l->w_max1, b);

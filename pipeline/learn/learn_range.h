@@ -34,6 +34,9 @@ typedef struct learn_range_options {
     bool measure; /* the product peak, for the reports: rows of R1 a second, and share of it */
 } learn_range_options;
 
+/* Bytes of a number of R1's gradient on its way from rank to rank, for plans. */
+enum { RANGE_SUM_BYTES = 7 };
+
 typedef struct learn_range learn_range;
 
 /* Collective on c; ranks own contiguous layers in rank order (the pool's); ranks without layers
@@ -41,7 +44,7 @@ typedef struct learn_range learn_range;
  * (pipeline/learn/weight_rows.h); NULL: they are not. R1 [hidden, hidden] dealt over c, R2
  * [n_layers, r2_heads, head_dim, head_dim] of the rank's own layers: start points, copied (NULL
  * where not learned). No rank holds R1 in fp64 but the cells of the grid their parts (1x1 up to
- * order 2048: all); all hold it in fp32. Caller owns *out. Same result on every rank. Fails with
+ * order 2048: all); all hold it in bf16. Caller owns *out. Same result on every rank. Fails with
  * ERR_NOFIT, ERR_USAGE (nothing quantized that a rotation could help). */
 err learn_range_create(const comm *c, const learn_range_options *o, row_pool *pool,
                        weight_rows *weights, const dealt_rows *R1, const double *R2,
@@ -55,7 +58,7 @@ err learn_range_step(learn_range *l, learn_report *report);
 void learn_range_take_r1(learn_range *l, dealt_rows *to);
 /* Local. R2 of the rank's own layers as they are. Borrowed; change with a step. */
 const double *learn_range_r2(const learn_range *l);
-/* Local. What every rank holds a copy of, for mpi/replicas.h: R1 in fp32, NULL where it is not
+/* Local. What every rank holds a copy of, for mpi/replicas.h: R1 in bf16, NULL where it is not
  * learned; returns its bytes. Borrowed; changes with a step. */
 uint64_t learn_range_replica(const learn_range *l, const void **data);
 

@@ -28,7 +28,7 @@ static int64_t held_loss_r1(learn_range *l, learn_verdict *v) {
             attn = 0;
     if (!push) abort();
     if (l->o.r1) {
-        range_begin_f32(l->work1, l->R1);
+        range_begin_bf16(l->work1, l->R1);
         if (act) learn_range_draw_r1(l, RANGE_HELD);
         if (l->weights) weight_rows_add(l->weights, HELD_DRAW, (float)l->factor1, l->work1);
         loss = range_loss(l->work1);

@@ -18,7 +18,7 @@ struct learn_range {
     int64_t n, d, n_r2;   /* hidden, head_dim, R2 matrices of this rank */
     cayley_dist *r1;
     optimizer *r2;
-    float *R1;       /* as products use it, on every rank */
+    bf16 *R1;        /* as products use it, on every rank */
     double *R2, *W2; /* R2 and its directions of this rank */
     range_work *work1, *work2;
     int64_t *grad1, *grad2, *rows; /* rows: a band of G on its way */
@@ -50,7 +50,7 @@ static inline bool range_outputs_count(const learn_range_options *o) {
 double learn_range_loss_r1(const learn_range *l, int64_t sum);
 double learn_range_loss_r2(const learn_range *l, int64_t sum);
 
-/* Collective. R1 in fp32 to every rank, after each change. */
+/* Collective. R1 in bf16 to every rank, after each change. */
 void learn_range_share_r1(learn_range *l);
 
 /* Which rows a step may draw, and which are held out to judge it. */

@@ -127,8 +127,8 @@ void range_begin(range_work *w, const double *R) {
     begin(w);
 }
 
-void range_begin_f32(range_work *w, const float *R) {
-    half_array_to_bf16(R, w->n * w->n, w->R);
+void range_begin_bf16(range_work *w, const bf16 *R) {
+    memcpy(w->R, R, (size_t)(w->n * w->n) * sizeof *R);
     begin(w);
 }
 

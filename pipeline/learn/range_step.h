@@ -56,7 +56,7 @@ uint64_t range_work_bytes(int64_t n, int64_t max_rows, int64_t groups);
 
 /* Local. Begin a step with R [n, n]; R is rounded to bf16 for the products. */
 void range_begin(range_work *w, const double *R);
-void range_begin_f32(range_work *w, const float *R); /* R in fp32; gives the same bits */
+void range_begin_bf16(range_work *w, const bf16 *R); /* R rounded already */
 
 /* How rows are drawn. One token in HELD_OUT_OF is held out: of a set that is shuffled
  * (row_pool_finish) the last rows, else every HELD_OUT_OF-th token; what is learned from, and what

@@ -426,7 +426,7 @@ err row_pool_moment_r1_dist(const row_pool *p, dmat *out) {
     for (int64_t row = 0; !e.code && row < n; row += MOMENT_BAND) {
         const int64_t b = n - row < MOMENT_BAND ? n - row : MOMENT_BAND;
         moment_rows(p, row, b, exponent, wide, one, sum);
-        dmat_sum_rows_i64(out, row, b, sum, -exponent);
+        dmat_sum_rows_i64(out, row, b, sum, -exponent, sizeof(int64_t));
     }
     mem_free(wide);
     mem_free(one);

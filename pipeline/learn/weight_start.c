@@ -149,7 +149,7 @@ err weight_start_moment_r1_dist(const llama_stage *stage, dmat *out) {
     for (int64_t row = 0; row < n && !e.code; row += BAND) {
         const int64_t b = size_min(BAND, n - row);
         sum_band(stage, row, b, exponent, &k);
-        dmat_sum_rows_i64(out, row, b, k.sum, -exponent);
+        dmat_sum_rows_i64(out, row, b, k.sum, -exponent, sizeof *k.sum);
     }
     buffers_clear(&k);
     return e;

@@ -184,7 +184,7 @@ static void transposed_contributions_are_the_same(const comm *c, bool rough) {
         if (k)
             check(cayley_dist_sum_transposed(d, t, -40), "ranks share small steps");
         else
-            cayley_dist_sum_gradient(d, 0, N, v, -40);
+            cayley_dist_sum_gradient(d, 0, N, v, -40, 8);
         check_ok(cayley_dist_step(d, 0.1, 0, NULL), "step");
         got[k] = result(d);
         cayley_dist_destroy(&d);
@@ -192,6 +192,30 @@ static void transposed_contributions_are_the_same(const comm *c, bool rough) {
     check(same_bits(got[0], got[1]), "the transpose at once");
     check(!same_bits(got[0], R), "a step");
     free(v), free(t), free(R), free(got[0]), free(got[1]);
+}
+
+/* So many bytes have gone to each rank but one since `before`. */
+static void check_sent(const comm *c, uint64_t before, int64_t bytes, const char *what) {
+    int64_t sent = (int64_t)(comm_sent_bytes() - before);
+    comm_sum_i64(c, &sent, 1);
+    check(sent == bytes * (comm_size(c) - 1), what);
+}
+
+/* As they are after rounding to fp32 and from there, in two bytes each. */
+static void rows_go_in_bf16(const comm *c, grid_shape shape) {
+    cayley_dist *d = make(c, shape, OPTIMIZER_ADAM);
+    float *f = calloc(N * N, sizeof *f);
+    bf16 *got = calloc(N * N, sizeof *got);
+    if (!f || !got) abort();
+    cayley_dist_get_rows_f32(d, 0, N, f);
+    const uint64_t before = comm_sent_bytes();
+    cayley_dist_get_rows_bf16(d, 0, N, got);
+    if (shape.rows * shape.cols > 1) check_sent(c, before, 2 * N * N, "two bytes of a number");
+    bool right = true;
+    for (int64_t i = 0; i < N * N; i++) right = right && got[i] == half_to_bf16(f[i]);
+    check(right, "rows in bf16");
+    cayley_dist_destroy(&d);
+    free(f), free(got);
 }
 
 static void contributions_are_summed(const comm *c, grid_shape shape) {
@@ -204,8 +228,11 @@ static void contributions_are_summed(const comm *c, grid_shape shape) {
         v[i] = base + comm_rank(c) * 1000;
         G[i] = (double)(base * size + 1000 * (size * (size - 1) / 2)) / 1024;
     }
-    cayley_dist_sum_gradient(a, 0, 33, v, -10);
-    cayley_dist_sum_gradient(a, 33, N - 33, v + 33 * N, -10);
+    const uint64_t before = comm_sent_bytes();
+    cayley_dist_sum_gradient(a, 0, 33, v, -10, 7);
+    cayley_dist_sum_gradient(a, 33, N - 33, v + 33 * N, -10, 8);
+    if (shape.rows * shape.cols > 1)
+        check_sent(c, before, 7 * 33 * N + 8 * (N - 33) * N, "seven bytes of a number");
     cayley_dist_put_gradient(b, 0, N, G);
     check_ok(cayley_dist_step(a, 0.1, 0, NULL), "step");
     check_ok(cayley_dist_step(b, 0.1, 0, NULL), "step");
@@ -342,6 +369,7 @@ int main(int argc, char **argv) {
         }
         bits_depend_on_the_grid_alone(c, shapes[i]);
         contributions_are_summed(c, shapes[i]);
+        rows_go_in_bf16(c, shapes[i]);
         nan_is_refused(c, shapes[i]);
         start_points_are_those_of_one_rank(c, shapes[i], BLOCK);
         start_points_are_those_of_one_rank(c, shapes[i], 2 * N); /* a block above the order */

@@ -82,22 +82,26 @@ static void results_are_gathered(const comm *c) {
     check(m[0] == (size - 1) * 0.5 && m[1] == 0, "maximum");
 }
 
-/* Sums of several pieces and a bit, each at its rank; the second rank's part is empty. */
-static void sums_go_to_parts(const comm *c) {
-    enum { MANY = 3 * 131072 + 5 };
+/* Sums of several pieces and a bit, of both signs, each at its rank; the second rank's part is
+ * empty. The largest are just below 2^55, so that seven bytes hold them and six would not. */
+static void sums_go_to_parts(const comm *c, int bytes) {
+    enum { MANY = 3 * 131072 + 5, HIGH = 51 };
     const int rank = comm_rank(c), size = comm_size(c);
     int64_t from[16] = {0}, *v;
     void *room;
     for (int r = 0; r < size; r++) from[r + 1] = from[r] + (r == 1 ? 0 : MANY - 1000 * r);
     check(!mem_alloc(from[size], sizeof *v, "test", &room).code, "room");
     v = room;
-    for (int64_t i = 0; i < from[size]; i++) v[i] = (rank + 1) * ((int64_t)1 << 40) + i * rank;
-    comm_sum_i64_parts(c, v, from);
+    for (int64_t i = 0; i < from[size]; i++) {
+        const int64_t sign = i % 2 ? -1 : 1;
+        v[i] = sign * ((rank + 1) * ((int64_t)1 << HIGH) + i * rank);
+    }
+    comm_sum_i64_parts(c, v, from, bytes);
     bool right = true;
     for (int64_t i = 0; i < from[size]; i++) {
-        const int64_t pairs = (int64_t)size * (size + 1) / 2,
-                      sum = pairs * ((int64_t)1 << 40) + i * (pairs - size),
-                      own = (rank + 1) * ((int64_t)1 << 40) + i * rank;
+        const int64_t pairs = (int64_t)size * (size + 1) / 2, sign = i % 2 ? -1 : 1,
+                      sum = sign * (pairs * ((int64_t)1 << HIGH) + i * (pairs - size)),
+                      own = sign * ((rank + 1) * ((int64_t)1 << HIGH) + i * rank);
         const bool mine = i >= from[rank] && i < from[rank + 1];
         if (!mine && comm_nodes(c) > 1) continue;
         right = right && v[i] == (mine ? sum : own);
@@ -176,7 +180,7 @@ static void bytes_are_counted(const comm *c) {
     check_counts(c, at, 2 * N, "bytes of a sum");
     for (int r = 0; r < size; r++) from[r + 1] = N * (r + 1) / size;
     at[0] = comm_sent_bytes(), at[1] = comm_network_bytes();
-    comm_sum_i64_parts(c, v, from);
+    comm_sum_i64_parts(c, v, from, 8);
     check_counts(c, at, N, "bytes of a sum by parts");
     at[0] = comm_sent_bytes(), at[1] = comm_network_bytes();
     comm_share_f64(c, (double *)v, from);
@@ -193,7 +197,8 @@ static void everything(const comm *c, int bytes) {
     errors_are_agreed(c);
     bytes_go_round(c, bytes);
     results_are_gathered(c);
-    sums_go_to_parts(c);
+    sums_go_to_parts(c, 8);
+    sums_go_to_parts(c, 7);
     every_rank_is_a_root(c);
     bytes_are_counted(c);
     ranks_are_split(c);

@@ -88,8 +88,8 @@ static void contributions_are_summed(dgrid *g) {
     check_ok(dmat_create(g, N, "test", &m), "create");
     const int64_t size = comm_size(c), rank = comm_rank(c);
     for (int64_t i = 0; i < N * N; i++) v[i] = (i - 1000) * (rank + 1) + ((int64_t)1 << 50) * rank;
-    dmat_sum_rows_i64(m, 0, 20, v, -3);
-    dmat_sum_rows_i64(m, 20, N - 20, v + 20 * N, -3);
+    dmat_sum_rows_i64(m, 0, 20, v, -3, 8);
+    dmat_sum_rows_i64(m, 20, N - 20, v + 20 * N, -3, 7);
     double *got = collect(m);
     bool same = true;
     for (int64_t i = 0; i < N * N; i++) {
