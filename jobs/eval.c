@@ -212,7 +212,8 @@ static err make_sites(eval_job *j) {
     if (!e.code)
         e = comm_agree(j->c, take_cache_scales(j), "reading the scales of the cache", NULL);
     if (!e.code) {
-        e = setup_sites(s, &j->source.cfg, j->rotations, fused, r4_fused, &j->sites, &j->r2);
+        const weights_hold held = !fused ? HOLD_NONE : r4_fused ? HOLD_R1_R2_R4 : HOLD_R1_R2;
+        e = setup_sites(s, &j->source.cfg, j->rotations, held, &j->sites, &j->r2);
         if (!e.code) e = check_found(j);
         e = comm_agree(j->c, e, "making the sites", NULL);
     }

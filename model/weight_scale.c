@@ -71,24 +71,30 @@ void weight_terms_turned_rows(const weight_terms *t, int64_t first, int64_t d, c
 
 enum { Q, K, V, O, GATE, UP, DOWN };
 
-/* m times v over rows or columns, or over it. v goes by heads: row or column h d + j takes v[h /
- * share d + j]. NULL: ones. */
-void weight_scale_side(const scale_vector *v, int64_t d, int64_t share, bool over, bool rows_side,
-                       float *m, int64_t rows, int64_t cols) {
+void weight_scale_rows(const scale_vector *v, int64_t d, int64_t share, scale_way way, float *m,
+                       int64_t rows, int64_t cols) {
     if (!v) return;
-    const float *s = over ? v->inverse32 : v->s32;
+    const float *s = way == SCALE_OVER ? v->inverse32 : v->s32;
 #pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         float *row = m + r * cols;
-        const float own = rows_side ? s[r / d / share * d + r % d] : 1;
-        for (int64_t j = 0; rows_side && j < cols; j++) row[j] *= own;
-        for (int64_t h = 0; !rows_side && h < cols / d; h++)
-            scale_times_f32(s + h / share * d, d, row + h * d);
+        const float own = s[r / d / share * d + r % d];
+        for (int64_t j = 0; j < cols; j++) row[j] *= own;
     }
 }
 
+void weight_scale_columns(const scale_vector *v, int64_t d, int64_t share, scale_way way, float *m,
+                          int64_t rows, int64_t cols) {
+    if (!v) return;
+    const float *s = way == SCALE_OVER ? v->inverse32 : v->s32;
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t h = 0; h < cols / d; h++)
+            scale_times_f32(s + h / share * d, d, m + r * cols + h * d);
+}
+
 weight_scales weight_scales_of(const llama_config *c, int k) {
-    weight_scales l = {SCALE_KINDS, SCALE_KINDS, SCALE_KINDS, k != Q, 1};
+    weight_scales l = {SCALE_KINDS, SCALE_KINDS, SCALE_KINDS, k == Q ? SCALE_TIMES : SCALE_OVER, 1};
     if (k == V) l.out = SCALE_VO;
     if ((k == Q || k == K) && !c->qk_norm) l.out = SCALE_QK;
     if (k == UP) l.out = SCALE_UD;

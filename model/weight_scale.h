@@ -33,10 +33,17 @@ void weight_terms_columns(const weight_terms *t, double *to);
 void weight_terms_turned_rows(const weight_terms *t, int64_t first, int64_t d, const float *A,
                               double sign, double *to);
 
+/* Multiplied by scales, or divided by them. */
+typedef enum scale_way { SCALE_TIMES, SCALE_OVER } scale_way;
+/* The other way where `inverse`. */
+static inline scale_way scale_way_of(scale_way way, bool inverse) {
+    return (way == SCALE_OVER) != inverse ? SCALE_OVER : SCALE_TIMES;
+}
+
 /* What stands on a linear: which scales, on which side, times or over them. */
 typedef struct weight_scales {
     scale_kind out, in, after; /* SCALE_KINDS: none; after R1, the others before the rotations */
-    bool out_over;             /* outputs are divided */
+    scale_way out_way;         /* of out; all others are times */
     int64_t share;             /* heads of a KV head */
 } weight_scales;
 
@@ -47,9 +54,11 @@ weight_scales weight_scales_of(const llama_config *c, int linear);
 const scale_vector *weight_scale_at(const llama_sites *s, scale_kind kind, int64_t layer);
 int64_t weight_scale_part(const llama_config *c, scale_kind kind);
 
-/* Local, threaded. m [rows, cols] times v over its rows or columns, or over v; NULL: ones. v goes
- * by parts of d: row or column h d + j takes v[h / share d + j]. */
-void weight_scale_side(const scale_vector *v, int64_t d, int64_t share, bool over, bool rows_side,
-                       float *m, int64_t rows, int64_t cols);
+/* Local, threaded. The rows, or the columns, of m [rows, cols] times v or over v; NULL: ones. v
+ * goes by parts of d: row or column h d + j takes v[h / share d + j]. */
+void weight_scale_rows(const scale_vector *v, int64_t d, int64_t share, scale_way way, float *m,
+                       int64_t rows, int64_t cols);
+void weight_scale_columns(const scale_vector *v, int64_t d, int64_t share, scale_way way, float *m,
+                          int64_t rows, int64_t cols);
 
 #endif

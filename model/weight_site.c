@@ -255,16 +255,17 @@ static void scale_before(const weight_site *w, const llama_sites *s, int64_t lay
                          bool inverse, float *m, int64_t rows, int64_t cols) {
     const llama_config *c = w->from->cfg;
     const weight_scales l = weight_scales_of(c, k);
-    weight_scale_side(weight_scale_at(s, l.out, layer), weight_scale_part(c, l.out), l.share,
-                      l.out_over != inverse, true, m, rows, cols);
-    weight_scale_side(weight_scale_at(s, l.in, layer), weight_scale_part(c, l.in), l.share, inverse,
-                      false, m, rows, cols);
+    weight_scale_rows(weight_scale_at(s, l.out, layer), weight_scale_part(c, l.out), l.share,
+                      scale_way_of(l.out_way, inverse), m, rows, cols);
+    weight_scale_columns(weight_scale_at(s, l.in, layer), weight_scale_part(c, l.in), l.share,
+                         scale_way_of(SCALE_TIMES, inverse), m, rows, cols);
 }
 
 static void scale_after(const weight_site *w, const llama_sites *s, int64_t layer, int k,
                         bool inverse, float *m, int64_t rows, int64_t cols) {
     const weight_scales l = weight_scales_of(w->from->cfg, k);
-    weight_scale_side(weight_scale_at(s, l.after, layer), cols, 1, inverse, false, m, rows, cols);
+    weight_scale_columns(weight_scale_at(s, l.after, layer), cols, 1,
+                         scale_way_of(SCALE_TIMES, inverse), m, rows, cols);
 }
 
 /* m, of the checkpoint's basis, to that in which weights are rounded: in m, or in spare, which is
@@ -430,8 +431,8 @@ static void back_attn_in(const weight_site *w, const weight_layer *l, int64_t la
     const scale_vector *vo = scale_set_get(w->sites->scales, SCALE_VO, layer);
     const int64_t d = w->from->cfg->head_dim;
     times_dt(w, &l->moved[V], w->x, n_tokens, w->y);
-    weight_scale_side(vo, d, 1, false, false, w->g_v, n_tokens, kv * d);
-    weight_scale_side(vo, d, 1, true, false, w->y, n_tokens, kv * d);
+    weight_scale_columns(vo, d, 1, SCALE_TIMES, w->g_v, n_tokens, kv * d);
+    weight_scale_columns(vo, d, 1, SCALE_OVER, w->y, n_tokens, kv * d);
     add_heads(w, w->g_v, w->y, kv, 1, n_tokens);
 }
 
@@ -446,8 +447,8 @@ static void back_o_in(const weight_site *w, const weight_layer *l, int64_t layer
     const scale_vector *vo = scale_set_get(w->sites->scales, SCALE_VO, layer);
     const int64_t d = c->head_dim, share = c->heads / c->kv_heads, n = c->heads * d;
     times_d(w, &l->moved[O], w->g_out, n_tokens, w->y);
-    weight_scale_side(vo, d, share, true, false, w->x, n_tokens, n);
-    weight_scale_side(vo, d, share, false, false, w->y, n_tokens, n);
+    weight_scale_columns(vo, d, share, SCALE_OVER, w->x, n_tokens, n);
+    weight_scale_columns(vo, d, share, SCALE_TIMES, w->y, n_tokens, n);
     add_heads(w, w->x, w->y, c->heads, c->heads / c->kv_heads, n_tokens);
 }
 

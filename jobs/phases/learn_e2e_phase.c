@@ -59,7 +59,7 @@ static err phase_options(const quantize_run *q, const learn_settings *phase, int
         .measure = true,
         .weights = phase->weights ? &q->job.how : NULL,
     };
-    err e = setup_sites(s, &q->source.cfg, q->rotations, true, false, &o->sites, &unused);
+    err e = setup_sites(s, &q->source.cfg, q->rotations, HOLD_R1_R2, &o->sites, &unused);
     free(unused);
     if (e.code) return e;
     o->sites.scales = rotation_set_scales(q->rotations);

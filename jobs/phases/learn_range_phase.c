@@ -28,7 +28,7 @@ static err phase_options(const learner *l, const learn_settings *phase, int rank
     const settings *s = l->q->set;
     llama_sites sites;
     const rotation **unused;
-    err e = setup_sites(s, learner_cfg(l), l->q->rotations, true, false, &sites, &unused);
+    err e = setup_sites(s, learner_cfg(l), l->q->rotations, HOLD_R1_R2, &sites, &unused);
     free(unused);
     if (e.code) return e;
     *o = (learn_range_options){

@@ -45,7 +45,7 @@ bool learn_scales_smooth(const learner *l) {
 
 err learn_scale_sites(const learner *l, llama_sites *sites) {
     const rotation **r2;
-    err e = setup_sites(l->q->set, learner_cfg(l), l->q->rotations, true, false, sites, &r2);
+    err e = setup_sites(l->q->set, learner_cfg(l), l->q->rotations, HOLD_R1_R2, sites, &r2);
     free(r2);
     return e;
 }

@@ -148,7 +148,7 @@ static err current_make(const learner *l, current *now) {
     const rotation **unused;
     *now = (current){.R1 = NULL};
     err e =
-        setup_sites(l->q->set, learner_cfg(l), l->q->rotations, true, false, &now->sites, &unused);
+        setup_sites(l->q->set, learner_cfg(l), l->q->rotations, HOLD_R1_R2, &now->sites, &unused);
     free(unused);
     if (!e.code && l->r2_heads) e = take_r2(l, now);
     e = comm_agree(l->q->c, e, "clips", NULL);

@@ -44,7 +44,8 @@ static err phase_sites(const quantize_run *q, gptq_phase *p) {
     const rotation **unused;
     const bool quantized = q->set->weights.stream == STREAM_QUANTIZED;
     const bool r4 = rotation_set_r4(q->rotations) != NULL;
-    err e = setup_sites(q->set, &q->source.cfg, q->rotations, true, r4, &p->sites, &unused);
+    err e = setup_sites(q->set, &q->source.cfg, q->rotations, r4 ? HOLD_R1_R2_R4 : HOLD_R1_R2,
+                        &p->sites, &unused);
     if (e.code) return e;
     p->full = llama_sites_none();
     p->full.R4 = p->sites.R4;

@@ -380,8 +380,8 @@ err setup_inputs_group(recipe *r, const llama_config *cfg) {
     return check_inputs_group(group, cfg);
 }
 
-err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, bool fused,
-                bool r4_fused, llama_sites *out, const rotation ***r2) {
+err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, weights_hold held,
+                llama_sites *out, const rotation ***r2) {
     *out = llama_sites_none();
     *r2 = NULL;
     out->act = aquant_of(s, s->activations.bits, s->activations.symmetric);
@@ -404,8 +404,8 @@ err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, b
     out->R3_heads = rotation_set_r3_heads(set);
     out->clips = rotation_set_clips(set);
     out->R4 = rotation_set_r4(set);
-    out->r4_fused = r4_fused;
-    if (fused) return e;
+    out->r4_fused = held == HOLD_R1_R2_R4;
+    if (held != HOLD_NONE) return e;
     out->R1 = rotation_set_r1(set);
     out->scales = rotation_set_scales(set);
     int64_t heads = rotation_set_r2_count(set);

@@ -47,10 +47,17 @@ st_dtype setup_store_dtype(const settings *s, const source *from);
 /* Local. Options of the layout of the archive. */
 layout_options setup_layout(const settings *s, const wquant *how, st_dtype store, bool untied);
 
-/* Local. Quantization sites of an evaluation. R1, R2 are left out where the weights hold them
- * (fused). *r2 receives an array to free (free) that sites.R2 points to. */
-err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, bool fused,
-                bool r4_fused, llama_sites *out, const rotation ***r2);
+/* What the weights of a pass hold of its rotations and scales already. */
+typedef enum weights_hold {
+    HOLD_NONE,     /* those of the checkpoint: sites apply R1, R2, R4 and scales themselves */
+    HOLD_R1_R2,    /* R1, R2 and scales; R4 is undone after the quantizer */
+    HOLD_R1_R2_R4, /* also R4: inputs of down stay rotated */
+} weights_hold;
+
+/* Local. Quantization sites of an evaluation or a phase, for weights that hold so much. *r2
+ * receives an array to free (free) that sites.R2 points to. */
+err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, weights_hold held,
+                llama_sites *out, const rotation ***r2);
 
 /* Local. archive.base_model: an id as given, or that of a snapshot in a cache, put into r. */
 err setup_base_model(recipe *r, const char *model_dir);
