@@ -108,7 +108,7 @@ static void bench_step(compute_type compute, int64_t window, int repeats, const 
         at[1] = clock_now_s();
         bench_need(llama_ce_backward(&stage, window, x, ids, 1, x, &sum, NULL, work));
         at[2] = clock_now_s();
-        bench_need(llama_layers_back(layers, &stage, &s.sites, window, x, R1, R2, NULL, work));
+        bench_need(llama_layers_backward(layers, &stage, &s.sites, window, x, R1, R2, NULL, work));
         at[3] = clock_now_s();
         if (i == 0 || at[3] - at[0] >= best[0]) continue;
         best[0] = at[3] - at[0];

@@ -37,7 +37,7 @@ int64_t attention_part_keys(const attention_shape *s) {
     return size_max(BACK_PART_KEYS, keys);
 }
 
-int64_t attention_back_parts(const attention_shape *s) {
+int64_t attention_backward_parts(const attention_shape *s) {
     return size_ceil_div(s->tokens, attention_part_keys(s));
 }
 
@@ -46,7 +46,7 @@ uint64_t attention_touched_bytes(const attention_shape *s) {
     return (blocks * sizeof(bool) + 63) / 64 * 64;
 }
 
-uint64_t attention_back_thread_bytes(const attention_shape *s) {
+uint64_t attention_backward_thread_bytes(const attention_shape *s) {
     const uint64_t real = compute_sum_bytes(s->compute), d = (uint64_t)s->head_dim;
     const uint64_t factor = compute_factor_bytes(s->compute);
     const uint64_t rows = (uint64_t)(attention_block_tokens(s) * (s->heads / s->kv_heads));

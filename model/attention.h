@@ -32,24 +32,26 @@ void attention_f64(const attention_shape *s, const void *q, const void *k, const
                    double *out, double *lse, void *threads, uint64_t thread_bytes);
 
 /* Local. The backward cuts the keys into so many parts, each with a dq of its own. */
-int64_t attention_back_parts(const attention_shape *s);
+int64_t attention_backward_parts(const attention_shape *s);
 uint64_t
-attention_back_thread_bytes(const attention_shape *s); /* local; as attention_thread_bytes */
+attention_backward_thread_bytes(const attention_shape *s); /* local; as attention_thread_bytes */
 
 /* Local, threaded. Backward of `attention` for the same queries. d_out: factors of dL/dout in the
  * layout of q; dot [kv_heads, room, heads / kv_heads] = sum over a head of dL/dout times out. dk,
- * dv [kv_heads, room, head_dim] real, added to for keys 0 .. tokens - 1. dq: attention_back_parts
- * buffers of [heads * head_dim * (tokens - first)], for attention_back_queries. */
-void attention_back_f32(const attention_shape *s, const void *q, const void *k, const void *v,
-                        const float *lse, const void *d_out, const float *dot, float *dq, float *dk,
-                        float *dv, void *threads, uint64_t thread_bytes);
-void attention_back_f64(const attention_shape *s, const void *q, const void *k, const void *v,
-                        const double *lse, const void *d_out, const double *dot, double *dq,
-                        double *dk, double *dv, void *threads, uint64_t thread_bytes);
+ * dv [kv_heads, room, head_dim] real, added to for keys 0 .. tokens - 1. dq:
+ * attention_backward_parts buffers of [heads * head_dim * (tokens - first)], for
+ * attention_backward_queries. */
+void attention_backward_f32(const attention_shape *s, const void *q, const void *k, const void *v,
+                            const float *lse, const void *d_out, const float *dot, float *dq,
+                            float *dk, float *dv, void *threads, uint64_t thread_bytes);
+void attention_backward_f64(const attention_shape *s, const void *q, const void *k, const void *v,
+                            const double *lse, const void *d_out, const double *dot, double *dq,
+                            double *dk, double *dv, void *threads, uint64_t thread_bytes);
 
 /* Local. Sum of the parts for token t = first .. tokens - 1, in their order: to [heads * head_dim].
  */
-void attention_back_query_f32(const attention_shape *s, const float *dq, int64_t t, float *to);
-void attention_back_query_f64(const attention_shape *s, const double *dq, int64_t t, double *to);
+void attention_backward_query_f32(const attention_shape *s, const float *dq, int64_t t, float *to);
+void attention_backward_query_f64(const attention_shape *s, const double *dq, int64_t t,
+                                  double *to);
 
 #endif

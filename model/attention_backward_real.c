@@ -147,10 +147,10 @@ static void back_part(back_unit u, int64_t part, void *scratch) {
     }
 }
 
-void attention_back_f32(const attention_shape *s, const void *q, const void *k, const void *v,
-                        const real *lse, const void *d_out, const real *dot, real *dq, real *dk,
-                        real *dv, void *threads, uint64_t thread_bytes) {
-    const int64_t parts = attention_back_parts(s);
+void attention_backward_f32(const attention_shape *s, const void *q, const void *k, const void *v,
+                            const real *lse, const void *d_out, const real *dot, real *dq, real *dk,
+                            real *dv, void *threads, uint64_t thread_bytes) {
+    const int64_t parts = attention_backward_parts(s);
     const back_unit all = {.s = s,
                            .group = s->heads / s->kv_heads,
                            .room = attention_room(s),
@@ -173,9 +173,9 @@ void attention_back_f32(const attention_shape *s, const void *q, const void *k, 
     }
 }
 
-void attention_back_query_f32(const attention_shape *s, const real *dq, int64_t t, real *to) {
+void attention_backward_query_f32(const attention_shape *s, const real *dq, int64_t t, real *to) {
     const int64_t group = s->heads / s->kv_heads, d = s->head_dim, step = attention_block_tokens(s);
-    const int64_t queries = s->tokens - s->first, parts = attention_back_parts(s);
+    const int64_t queries = s->tokens - s->first, parts = attention_backward_parts(s);
     const int64_t b0 = (t - s->first) / step * step, rows = size_min(step, queries - b0) * group;
     memset(to, 0, (size_t)(s->heads * d) * sizeof *to);
     for (int64_t p = 0; p < parts; p++) {

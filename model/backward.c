@@ -10,7 +10,7 @@
 #include "model/norm.h"
 #include "model/rope.h"
 #include "model/sites.h"
-#include "model/wmat_back.h"
+#include "model/wmat_backward.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -163,7 +163,8 @@ static uint64_t thread_bytes_of(const llama_work *w, const llama_sites *sites) {
     uint64_t bytes = wmat_tile_scratch_bytes(w->shape.compute) + (uint64_t)reals * real;
     uint64_t chunk = (uint64_t)size_max(site_chunk_reals(&values), site_chunk_reals(&out)) * real;
     if (w->shape.r2 && chunk > bytes) bytes = chunk;
-    uint64_t forward = attention_thread_bytes(&shape), back = attention_back_thread_bytes(&shape);
+    uint64_t forward = attention_thread_bytes(&shape),
+             back = attention_backward_thread_bytes(&shape);
     bytes = forward > bytes ? forward : bytes;
     bytes = back > bytes ? back : bytes;
     return (bytes + 4095) / 4096 * 4096;
@@ -248,9 +249,9 @@ static uint64_t lay_out_work(llama_work *w, const llama_sites *sites, char *base
     w->mid_b = cut(&c, s * g->intermediate, factor);
     w->d_out = cut(&c, window * q, factor);
     w->dot = cut(&c, window * g->heads, real);
-    w->dq = cut(&c, attention_back_parts(&all) * s * q, real);
-    w->tap_x = cut(&c, s * widest(g), sizeof(float));
-    if (compute == COMPUTE_F64) w->tap_g = cut(&c, s * widest(g), sizeof(float));
+    w->dq = cut(&c, attention_backward_parts(&all) * s * q, real);
+    w->hook_x = cut(&c, s * widest(g), sizeof(float));
+    if (compute == COMPUTE_F64) w->hook_g = cut(&c, s * widest(g), sizeof(float));
     lay_out_site(w, sites, &c);
     if (w->shape.head) lay_out_head(w, &c);
     return c.used;
@@ -428,7 +429,7 @@ err llama_block_forward_keep(const llama_stage *stage, int64_t layer, const llam
 
 err llama_block_backward(const llama_stage *stage, int64_t layer, const llama_sites *sites,
                          int64_t t0, int64_t n_tokens, void *dx, llama_stash *stash,
-                         const rotation_grads *grads, const llama_tap *tap, llama_work *work) {
+                         const rotation_grads *grads, const llama_hook *hook, llama_work *work) {
     err e = check_call(stage, layer, sites, t0, n_tokens, stash, work);
     if (e.code) return e;
     if (t0 + n_tokens != stash->backward_tok)
@@ -444,9 +445,9 @@ err llama_block_backward(const llama_stage *stage, int64_t layer, const llama_si
     }
     const llama_layer *l = &stage->layers[layer - stage->first_layer];
     if (work->shape.compute == COMPUTE_F64)
-        e = block_back_f64(l, layer, sites, t0, n_tokens, dx, stash, grads, tap, work);
+        e = block_backward_f64(l, layer, sites, t0, n_tokens, dx, stash, grads, hook, work);
     else
-        e = block_back_f32(l, layer, sites, t0, n_tokens, dx, stash, grads, tap, work);
+        e = block_backward_f32(l, layer, sites, t0, n_tokens, dx, stash, grads, hook, work);
     stash->backward_tok = t0;
     return e;
 }

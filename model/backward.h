@@ -81,39 +81,39 @@ typedef struct rotation_grads {
 } rotation_grads;
 
 /* Places of a block where rows can be looked at during backward. */
-typedef enum tap_place {
-    TAP_ATTN_IN, /* rms(x), before the gain [hidden] */
-    TAP_MLP_IN,  /* the same before gate and up [hidden] */
-    TAP_KEY,     /* keys after RoPE [kv_heads * head_dim] */
-    TAP_VALUE,   /* values [kv_heads * head_dim] */
-    TAP_O_IN,    /* o_proj input [heads * head_dim] */
-    TAP_DOWN_IN, /* down_proj input [intermediate] */
+typedef enum hook_place {
+    HOOK_ATTN_IN, /* rms(x), before the gain [hidden] */
+    HOOK_MLP_IN,  /* the same before gate and up [hidden] */
+    HOOK_KEY,     /* keys after RoPE [kv_heads * head_dim] */
+    HOOK_VALUE,   /* values [kv_heads * head_dim] */
+    HOOK_O_IN,    /* o_proj input [heads * head_dim] */
+    HOOK_DOWN_IN, /* down_proj input [intermediate] */
     /* outputs of products, for the weight side: x is NULL */
-    TAP_QUERY_OUT, /* q_proj output, before RoPE [heads * head_dim] */
-    TAP_KEY_OUT,   /* k_proj output, before RoPE [kv_heads * head_dim] */
-    TAP_VALUE_OUT, /* v_proj output, before its site [kv_heads * head_dim] */
-    TAP_O_OUT,     /* residual stream after attention [hidden] */
-    TAP_GATE_OUT,  /* [intermediate] */
-    TAP_UP_OUT,    /* [intermediate] */
-    TAP_DOWN_OUT,  /* residual stream after the block [hidden] */
-    TAP_PLACES
-} tap_place;
+    HOOK_QUERY_OUT, /* q_proj output, before RoPE [heads * head_dim] */
+    HOOK_KEY_OUT,   /* k_proj output, before RoPE [kv_heads * head_dim] */
+    HOOK_VALUE_OUT, /* v_proj output, before its site [kv_heads * head_dim] */
+    HOOK_O_OUT,     /* residual stream after attention [hidden] */
+    HOOK_GATE_OUT,  /* [intermediate] */
+    HOOK_UP_OUT,    /* [intermediate] */
+    HOOK_DOWN_OUT,  /* residual stream after the block [hidden] */
+    HOOK_PLACES
+} hook_place;
 
 /* Called on the calling thread, in the order down to attention, with the rows of the slice: x
  * [n_tokens, width] the input of the site (rounded to bf16 in COMPUTE_BF16), g = dL/dx^ of the
  * same shape; borrowed until it returns. An error ends the backward. */
-typedef struct llama_tap {
+typedef struct llama_hook {
     uint32_t places; /* bit 1 << place: wanted */
-    err (*take)(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
+    err (*take)(void *ctx, int64_t layer, hook_place place, int64_t t0, int64_t n_tokens,
                 int64_t width, const float *x, const float *g);
     void *ctx;
-} llama_tap;
+} llama_hook;
 
 /* Local, threaded. dx [n_tokens, hidden] real: in dL/d output of the slice, out dL/d input. The
  * forward of all slices of the window is done, the backward of all later slices too. sites as in
- * the forward. Adds to grads (NULL: none wanted). tap may be NULL. */
+ * the forward. Adds to grads (NULL: none wanted). hook may be NULL. */
 err llama_block_backward(const llama_stage *stage, int64_t layer, const llama_sites *sites,
                          int64_t t0, int64_t n_tokens, void *dx, llama_stash *stash,
-                         const rotation_grads *grads, const llama_tap *tap, llama_work *work);
+                         const rotation_grads *grads, const llama_hook *hook, llama_work *work);
 
 #endif

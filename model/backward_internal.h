@@ -1,4 +1,4 @@
-/* backward_internal - the buffers of backward.h, shared by backward.c, tap.c, objective.c and the
+/* backward_internal - the buffers of backward.h, shared by backward.c, hook.c, objective.c and the
  * passes (block_keep_real.c, block_backward_real.c, objective_real.c). Nobody else includes it.
  * "Real" is float or double, "factor" what products take: bf16, float or double. W is shape.window,
  * S shape.slice. Rows are tokens. */
@@ -42,20 +42,20 @@ struct llama_work {
     llama_config cfg;
     llama_pass_shape shape;
     int threads;
-    unsigned on;           /* the sites that there is room for */
-    void *block;           /* owned */
-    void *cos_t, *sin_t;   /* real [W, head_dim / 2] */
-    void *wide;            /* real [S, max(hidden, heads head_dim)] */
-    void *input;           /* factor, the same shape */
-    void *dh;              /* real [S, hidden] */
-    void *q, *k, *v;       /* real [S, heads head_dim], [S, kv_heads head_dim] */
-    void *k_half, *v_half; /* factor [S, kv_heads head_dim] */
-    void *mid;             /* real [S, intermediate] */
-    void *mid_a, *mid_b;   /* factor [S, intermediate] */
-    void *d_out;           /* factor, in the layout of q in the stash */
-    void *dot;             /* real, in the layout of lse */
-    void *dq;              /* real, see attention_back */
-    float *tap_x, *tap_g;  /* [S, widest] */
+    unsigned on;            /* the sites that there is room for */
+    void *block;            /* owned */
+    void *cos_t, *sin_t;    /* real [W, head_dim / 2] */
+    void *wide;             /* real [S, max(hidden, heads head_dim)] */
+    void *input;            /* factor, the same shape */
+    void *dh;               /* real [S, hidden] */
+    void *q, *k, *v;        /* real [S, heads head_dim], [S, kv_heads head_dim] */
+    void *k_half, *v_half;  /* factor [S, kv_heads head_dim] */
+    void *mid;              /* real [S, intermediate] */
+    void *mid_a, *mid_b;    /* factor [S, intermediate] */
+    void *d_out;            /* factor, in the layout of q in the stash */
+    void *dot;              /* real, in the layout of lse */
+    void *dq;               /* real, see attention_backward */
+    float *hook_x, *hook_g; /* [S, widest] */
     site_work site;
     bf16 *r1_half;      /* owned; [hidden, hidden], COMPUTE_BF16 and a dense R1 */
     void *r1_t;         /* owned; real [hidden, hidden], through and a dense R1 */
@@ -83,11 +83,11 @@ attention_shape work_attention(const llama_work *w, int64_t layer, int64_t t0, i
 /* Local. The work of a site; with r1 it has the copies of R1, for the sites at the norms. */
 site_work work_site(const llama_work *w, const llama_sites *sites, bool r1);
 
-/* Local. True where the tap listens at `place`; and its call, with x (factors, or NULL) and g
+/* Local. True where the hook listens at `place`; and its call, with x (factors, or NULL) and g
  * (reals) as floats. */
-bool tap_wants(const llama_tap *tap, tap_place place);
-err tap_tell(const llama_tap *tap, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
-             int64_t width, const void *x, const void *g, llama_work *w);
+bool hook_wants(const llama_hook *hook, hook_place place);
+err hook_tell(const llama_hook *hook, int64_t layer, hook_place place, int64_t t0, int64_t n_tokens,
+              int64_t width, const void *x, const void *g, llama_work *w);
 
 /* Local. `base` moved by `count` elements of `size` bytes; NULL stays. */
 static inline void *bytes_at(const void *base, int64_t count, size_t size) {
@@ -99,12 +99,12 @@ void block_keep_f32(const llama_layer *l, int64_t layer, const llama_sites *site
                     int64_t n_tokens, float *x, llama_stash *stash, llama_work *w);
 void block_keep_f64(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
                     int64_t n_tokens, double *x, llama_stash *stash, llama_work *w);
-err block_back_f32(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                   int64_t n_tokens, float *dx, llama_stash *stash, const rotation_grads *grads,
-                   const llama_tap *tap, llama_work *w);
-err block_back_f64(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                   int64_t n_tokens, double *dx, llama_stash *stash, const rotation_grads *grads,
-                   const llama_tap *tap, llama_work *w);
+err block_backward_f32(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
+                       int64_t n_tokens, float *dx, llama_stash *stash, const rotation_grads *grads,
+                       const llama_hook *hook, llama_work *w);
+err block_backward_f64(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
+                       int64_t n_tokens, double *dx, llama_stash *stash,
+                       const rotation_grads *grads, const llama_hook *hook, llama_work *w);
 
 /* Parts of the vocabulary for rows at most: by the shape alone. */
 int64_t head_parts_of(int64_t rows, int64_t vocab);

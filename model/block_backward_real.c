@@ -6,7 +6,7 @@
 #include "base/vecmath.h"
 #include "model/norm.h"
 #include "model/rope.h"
-#include "model/wmat_back.h"
+#include "model/wmat_backward.h"
 
 #include <string.h>
 
@@ -19,9 +19,9 @@ static void back_site(const site *at, scale_kind kind, real *g, int64_t rows, co
                       const site_work *work, const llama_work *w) {
     real *dS = grads ? grads->scales[kind] : NULL;
     site_kept seen = *kept;
-    if (dS) site_scale_back_f32(at, g, rows, x, kept, dS, work);
+    if (dS) site_scale_backward_f32(at, g, rows, x, kept, dS, work);
     if (!w->shape.through) seen.moved = seen.ends = NULL;
-    site_back_f32(at, g, rows, x, &seen, dR, work);
+    site_backward_f32(at, g, rows, x, &seen, dR, work);
 }
 
 /* Factors by head of the slice as rows [n, kv_heads head_dim]. */
@@ -54,14 +54,14 @@ static void swiglu_back(const real *g, const void *gate, const void *up, int64_t
 
 /* The site before down_proj, when its rows are needed whole: g = dL/dx^ in w->mid. */
 static err back_down_site(int64_t layer, const llama_sites *sites, int64_t t0, int64_t n_tokens,
-                          llama_stash *st, const rotation_grads *grads, const llama_tap *tap,
+                          llama_stash *st, const rotation_grads *grads, const llama_hook *hook,
                           llama_work *w) {
     const compute_type compute = w->shape.compute;
     const int64_t width = w->cfg.intermediate;
     const size_t factor = compute_factor_bytes(compute);
     const site down = sites_down(sites, &w->cfg, layer);
     err e = err_none();
-    if (tap_wants(tap, TAP_DOWN_IN) || (grads && grads->scales[SCALE_UD])) {
+    if (hook_wants(hook, HOOK_DOWN_IN) || (grads && grads->scales[SCALE_UD])) {
 #pragma omp parallel for schedule(static)
         for (int64_t t = 0; t < n_tokens; t++) {
             real *a = work_of_thread(w), *b = a + width;
@@ -72,8 +72,8 @@ static err back_down_site(int64_t layer, const llama_sites *sites, int64_t t0, i
             norm_factors_f32(a, width, NULL, compute, bytes_at(w->mid_a, t * width, factor));
         }
     }
-    if (tap_wants(tap, TAP_DOWN_IN))
-        e = tap_tell(tap, layer, TAP_DOWN_IN, t0, n_tokens, width, w->mid_a, w->mid, w);
+    if (hook_wants(hook, HOOK_DOWN_IN))
+        e = hook_tell(hook, layer, HOOK_DOWN_IN, t0, n_tokens, width, w->mid_a, w->mid, w);
     const site_kept kept = site_kept_at(&st->down, &down, t0, compute);
     const site_work work = work_site(w, sites, false);
     back_site(&down, SCALE_UD, w->mid, n_tokens, w->mid_a, &kept, grads, NULL, &work, w);
@@ -83,17 +83,17 @@ static err back_down_site(int64_t layer, const llama_sites *sites, int64_t t0, i
 /* x + down_proj(mid): w->mid_a, mid_b = factors of the gradients of gate and up. */
 static err back_mid(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
                     int64_t n_tokens, llama_stash *st, const rotation_grads *grads,
-                    const llama_tap *tap, llama_work *w) {
+                    const llama_hook *hook, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const size_t factor = compute_factor_bytes(compute);
     const int64_t width = w->cfg.intermediate, hidden = w->cfg.hidden;
-    const bool whole = st->down.moved || tap_wants(tap, TAP_DOWN_IN);
+    const bool whole = st->down.moved || hook_wants(hook, HOOK_DOWN_IN);
     const wmat_tiles tiles = wmat_tiles_of(n_tokens, width);
     err e = err_none();
     if (whole) {
-        const wmat_back_term term = {&l->down, w->input};
-        wmat_back_products(&term, 1, compute, n_tokens, w->mid, w->per_thread, w->thread_bytes);
-        e = back_down_site(layer, sites, t0, n_tokens, st, grads, tap, w);
+        const wmat_backward_term term = {&l->down, w->input};
+        wmat_backward_products(&term, 1, compute, n_tokens, w->mid, w->per_thread, w->thread_bytes);
+        e = back_down_site(layer, sites, t0, n_tokens, st, grads, hook, w);
         if (e.code) return e;
     }
 #pragma omp parallel for schedule(dynamic)
@@ -101,8 +101,8 @@ static err back_mid(const llama_layer *l, int64_t layer, const llama_sites *site
         const wmat_rect r = wmat_tiles_at(&tiles, i);
         real *g = work_of_thread(w), *a = g + WMAT_TILE_ROWS * WMAT_TILE_COLUMNS, *b = a + r.n;
         if (!whole) {
-            wmat_back_tile(&l->down, compute, bytes_at(w->input, r.i * hidden, factor), hidden, r.m,
-                           r.j, r.n, GEMM_SET, g, r.n, work_tile_of_thread(w));
+            wmat_backward_tile(&l->down, compute, bytes_at(w->input, r.i * hidden, factor), hidden,
+                               r.m, r.j, r.n, GEMM_SET, g, r.n, work_tile_of_thread(w));
         }
         for (int64_t t = 0; t < r.m; t++) {
             const int64_t at = (r.i + t) * width + r.j, kept_at = at + t0 * width;
@@ -115,21 +115,21 @@ static err back_mid(const llama_layer *l, int64_t layer, const llama_sites *site
     return e;
 }
 
-static err tell_factors(const llama_tap *tap, int64_t layer, tap_place place, int64_t t0,
+static err tell_factors(const llama_hook *hook, int64_t layer, hook_place place, int64_t t0,
                         int64_t n_tokens, int64_t width, const void *g, llama_work *w) {
-    if (!tap_wants(tap, place)) return err_none();
+    if (!hook_wants(hook, place)) return err_none();
     real *wide = w->mid;
     site_widen_f32(g, n_tokens * width, w->shape.compute, wide);
-    return tap_tell(tap, layer, place, t0, n_tokens, width, NULL, wide, w);
+    return hook_tell(hook, layer, place, t0, n_tokens, width, NULL, wide, w);
 }
 
 /* rms, site, gain (or gain, site): w->dh = gradient of the products' input. dx gets the gradient of
  * x added. */
 static err back_normed(int64_t layer, const llama_sites *sites, int which, const float *gain,
                        int64_t t0, int64_t n_tokens, real *dx, llama_stash *st,
-                       const rotation_grads *grads, const llama_tap *tap, llama_work *w) {
+                       const rotation_grads *grads, const llama_hook *hook, llama_work *w) {
     const compute_type compute = w->shape.compute;
-    const tap_place place = which == NORM_ATTN ? TAP_ATTN_IN : TAP_MLP_IN;
+    const hook_place place = which == NORM_ATTN ? HOOK_ATTN_IN : HOOK_MLP_IN;
     const site at = sites_input(sites, &w->cfg, layer, which);
     const int64_t n = w->cfg.hidden;
     const size_t factor = compute_factor_bytes(compute);
@@ -139,14 +139,14 @@ static err back_normed(int64_t layer, const llama_sites *sites, int which, const
     const site_kept kept = site_kept_at(&st->input[which], &at, t0, compute);
     const site_work work = work_site(w, sites, true);
     /* No rotation and no scale there: its rows are asked for by nothing. */
-    if (behind) site_back_f32(&at, g, n_tokens, NULL, &kept, NULL, &work);
+    if (behind) site_backward_f32(&at, g, n_tokens, NULL, &kept, NULL, &work);
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < n_tokens; t++) {
 #pragma omp simd
         for (int64_t j = 0; j < n; j++) g[t * n + j] *= (real)gain[j];
     }
-    if (tap_wants(tap, place)) {
-        err e = tap_tell(tap, layer, place, t0, n_tokens, n, y, g, w);
+    if (hook_wants(hook, place)) {
+        err e = hook_tell(hook, layer, place, t0, n_tokens, n, y, g, w);
         if (e.code) return e;
     }
     if (!behind)
@@ -157,7 +157,7 @@ static err back_normed(int64_t layer, const llama_sites *sites, int which, const
     for (int64_t t = 0; t < n_tokens; t++) {
         real *row = work_of_thread(w);
         site_widen_f32(bytes_at(y, t * n, factor), n, compute, row);
-        norm_back_f32(row, scale[t], g + t * n, n, dx + t * n);
+        norm_backward_f32(row, scale[t], g + t * n, n, dx + t * n);
     }
     return err_none();
 }
@@ -187,15 +187,15 @@ static void back_heads(int64_t t0, int64_t n_tokens, const llama_stash *st, llam
 
 static err back_output(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
                        int64_t n_tokens, llama_stash *st, const rotation_grads *grads,
-                       const llama_tap *tap, llama_work *w) {
+                       const llama_hook *hook, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const int64_t n = w->cfg.heads * w->cfg.head_dim;
     const site out = sites_output(sites, &w->cfg, layer);
     const void *o = bytes_at(st->o, t0 * n, compute_factor_bytes(compute));
-    const wmat_back_term term = {&l->o, w->input};
-    wmat_back_products(&term, 1, compute, n_tokens, w->wide, w->per_thread, w->thread_bytes);
-    if (tap_wants(tap, TAP_O_IN)) {
-        err e = tap_tell(tap, layer, TAP_O_IN, t0, n_tokens, n, o, w->wide, w);
+    const wmat_backward_term term = {&l->o, w->input};
+    wmat_backward_products(&term, 1, compute, n_tokens, w->wide, w->per_thread, w->thread_bytes);
+    if (hook_wants(hook, HOOK_O_IN)) {
+        err e = hook_tell(hook, layer, HOOK_O_IN, t0, n_tokens, n, o, w->wide, w);
         if (e.code) return e;
     }
     const site_kept kept = site_kept_at(&st->out, &out, t0, compute);
@@ -221,7 +221,7 @@ static void gather_heads(const real *from, int64_t t0, int64_t n_tokens, real *t
 
 /* Sites of keys and values: w->k and w->v from dL/dx^ to dL/dx. */
 static err back_keys_values(int64_t layer, const llama_sites *sites, int64_t t0, int64_t n_tokens,
-                            llama_stash *st, const rotation_grads *grads, const llama_tap *tap,
+                            llama_stash *st, const rotation_grads *grads, const llama_hook *hook,
                             llama_work *w) {
     const compute_type compute = w->shape.compute;
     const site keys = sites_keys(sites, &w->cfg, layer),
@@ -234,13 +234,13 @@ static err back_keys_values(int64_t layer, const llama_sites *sites, int64_t t0,
     err e = err_none();
     gather_heads(st->dk, t0, n_tokens, w->k, w);
     gather_heads(st->dv, t0, n_tokens, w->v, w);
-    if (tap_wants(tap, TAP_KEY)) {
+    if (hook_wants(hook, HOOK_KEY)) {
         rows_of_heads(st->k, t0, n_tokens, w->k_half, w);
-        e = tap_tell(tap, layer, TAP_KEY, t0, n_tokens, keys.n, w->k_half, w->k, w);
+        e = hook_tell(hook, layer, HOOK_KEY, t0, n_tokens, keys.n, w->k_half, w->k, w);
     }
-    if (!e.code && tap_wants(tap, TAP_VALUE)) {
+    if (!e.code && hook_wants(hook, HOOK_VALUE)) {
         rows_of_heads(st->v, t0, n_tokens, w->v_half, w);
-        e = tap_tell(tap, layer, TAP_VALUE, t0, n_tokens, values.n, w->v_half, w->v, w);
+        e = hook_tell(hook, layer, HOOK_VALUE, t0, n_tokens, values.n, w->v_half, w->v, w);
     }
     if (e.code) return e;
     back_site(&keys, SCALE_QK, w->k, n_tokens, k_in, &keys_kept, grads, NULL, &work, w);
@@ -251,7 +251,7 @@ static err back_keys_values(int64_t layer, const llama_sites *sites, int64_t t0,
 
 /* The norm of heads: y = x / rms(x), output y gain. From g = dL/d output of a token, in place, to
  *     dL/dx = scale (gain g - y mean(gain g y)),
- * as norm_back has it with gain g for the gradient of y. */
+ * as norm_backward has it with gain g for the gradient of y. */
 static void back_head_norm(const float *gain, int64_t heads, int64_t token, real *g,
                            const head_norm_kept *kept, llama_work *w) {
     const compute_type compute = w->shape.compute;
@@ -267,7 +267,7 @@ static void back_head_norm(const float *gain, int64_t heads, int64_t token, real
             scaled[j] = row[j] * (real)gain[j];
             row[j] = 0;
         }
-        norm_back_f32(y, ((const real *)kept->scale)[at], scaled, d, row);
+        norm_backward_f32(y, ((const real *)kept->scale)[at], scaled, d, row);
     }
 }
 
@@ -285,11 +285,11 @@ static void back_positions(const llama_layer *l, int64_t layer, const attention_
         real *q = (real *)w->q + t * q_n, *k = (real *)w->k + t * kv_n;
         const real *cos_t = (real *)w->cos_t + (t0 + t) * half;
         const real *sin_t = (real *)w->sin_t + (t0 + t) * half;
-        attention_back_query_f32(shape, w->dq, t0 + t, q);
+        attention_backward_query_f32(shape, w->dq, t0 + t, q);
         for (int64_t h = 0; turned && h < c->heads; h++)
-            rope_head_back_f32(q + h * d, half, cos_t, sin_t);
+            rope_head_backward_f32(q + h * d, half, cos_t, sin_t);
         for (int64_t h = 0; turned && h < c->kv_heads; h++)
-            rope_head_back_f32(k + h * d, half, cos_t, sin_t);
+            rope_head_backward_f32(k + h * d, half, cos_t, sin_t);
         back_head_norm(l->q_norm, c->heads, t0 + t, q, &st->q_norm, w);
         back_head_norm(l->k_norm, c->kv_heads, t0 + t, k, &st->k_norm, w);
         norm_factors_f32(q, q_n, NULL, compute, bytes_at(w->input, t * q_n, factor));
@@ -301,58 +301,58 @@ static void back_positions(const llama_layer *l, int64_t layer, const attention_
 
 static err back_mlp(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
                     int64_t n_tokens, real *dx, llama_stash *st, const rotation_grads *grads,
-                    const llama_tap *tap, llama_work *w) {
+                    const llama_hook *hook, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const int64_t width = w->cfg.intermediate;
     norm_row_factors_f32(dx, n_tokens, w->cfg.hidden, NULL, compute, w->input);
-    err e = back_mid(l, layer, sites, t0, n_tokens, st, grads, tap, w);
-    if (!e.code) e = tell_factors(tap, layer, TAP_GATE_OUT, t0, n_tokens, width, w->mid_a, w);
-    if (!e.code) e = tell_factors(tap, layer, TAP_UP_OUT, t0, n_tokens, width, w->mid_b, w);
+    err e = back_mid(l, layer, sites, t0, n_tokens, st, grads, hook, w);
+    if (!e.code) e = tell_factors(hook, layer, HOOK_GATE_OUT, t0, n_tokens, width, w->mid_a, w);
+    if (!e.code) e = tell_factors(hook, layer, HOOK_UP_OUT, t0, n_tokens, width, w->mid_b, w);
     if (e.code) return e;
-    const wmat_back_term terms[] = {{&l->gate, w->mid_a}, {&l->up, w->mid_b}};
-    wmat_back_products(terms, 2, compute, n_tokens, w->dh, w->per_thread, w->thread_bytes);
-    return back_normed(layer, sites, NORM_MLP, l->mlp_norm, t0, n_tokens, dx, st, grads, tap, w);
+    const wmat_backward_term terms[] = {{&l->gate, w->mid_a}, {&l->up, w->mid_b}};
+    wmat_backward_products(terms, 2, compute, n_tokens, w->dh, w->per_thread, w->thread_bytes);
+    return back_normed(layer, sites, NORM_MLP, l->mlp_norm, t0, n_tokens, dx, st, grads, hook, w);
 }
 
 static err back_attention(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
                           int64_t n_tokens, real *dx, llama_stash *st, const rotation_grads *grads,
-                          const llama_tap *tap, llama_work *w) {
+                          const llama_hook *hook, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const llama_config *c = &w->cfg;
     const attention_shape shape = work_attention(w, layer, t0, n_tokens);
     norm_row_factors_f32(dx, n_tokens, c->hidden, NULL, compute, w->input);
-    err e = back_output(l, layer, sites, t0, n_tokens, st, grads, tap, w);
+    err e = back_output(l, layer, sites, t0, n_tokens, st, grads, hook, w);
     if (e.code) return e;
-    attention_back_f32(&shape, st->q, st->k, st->v, st->lse, w->d_out, w->dot, w->dq, st->dk,
-                       st->dv, w->per_thread, w->thread_bytes);
-    e = back_keys_values(layer, sites, t0, n_tokens, st, grads, tap, w);
+    attention_backward_f32(&shape, st->q, st->k, st->v, st->lse, w->d_out, w->dot, w->dq, st->dk,
+                           st->dv, w->per_thread, w->thread_bytes);
+    e = back_keys_values(layer, sites, t0, n_tokens, st, grads, hook, w);
     if (e.code) return e;
     back_positions(l, layer, &shape, t0, n_tokens, st, w);
-    if (tap_wants(tap, TAP_QUERY_OUT))
-        e = tap_tell(tap, layer, TAP_QUERY_OUT, t0, n_tokens, c->heads * c->head_dim, NULL, w->q,
-                     w);
-    if (!e.code && tap_wants(tap, TAP_KEY_OUT))
-        e = tap_tell(tap, layer, TAP_KEY_OUT, t0, n_tokens, c->kv_heads * c->head_dim, NULL, w->k,
-                     w);
-    if (!e.code && tap_wants(tap, TAP_VALUE_OUT))
-        e = tap_tell(tap, layer, TAP_VALUE_OUT, t0, n_tokens, c->kv_heads * c->head_dim, NULL, w->v,
-                     w);
+    if (hook_wants(hook, HOOK_QUERY_OUT))
+        e = hook_tell(hook, layer, HOOK_QUERY_OUT, t0, n_tokens, c->heads * c->head_dim, NULL, w->q,
+                      w);
+    if (!e.code && hook_wants(hook, HOOK_KEY_OUT))
+        e = hook_tell(hook, layer, HOOK_KEY_OUT, t0, n_tokens, c->kv_heads * c->head_dim, NULL,
+                      w->k, w);
+    if (!e.code && hook_wants(hook, HOOK_VALUE_OUT))
+        e = hook_tell(hook, layer, HOOK_VALUE_OUT, t0, n_tokens, c->kv_heads * c->head_dim, NULL,
+                      w->v, w);
     if (e.code) return e;
-    const wmat_back_term terms[] = {{&l->q, w->input}, {&l->k, w->k_half}, {&l->v, w->v_half}};
-    wmat_back_products(terms, 3, compute, n_tokens, w->dh, w->per_thread, w->thread_bytes);
-    return back_normed(layer, sites, NORM_ATTN, l->attn_norm, t0, n_tokens, dx, st, grads, tap, w);
+    const wmat_backward_term terms[] = {{&l->q, w->input}, {&l->k, w->k_half}, {&l->v, w->v_half}};
+    wmat_backward_products(terms, 3, compute, n_tokens, w->dh, w->per_thread, w->thread_bytes);
+    return back_normed(layer, sites, NORM_ATTN, l->attn_norm, t0, n_tokens, dx, st, grads, hook, w);
 }
 
-err block_back_f32(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                   int64_t n_tokens, real *dx, llama_stash *st, const rotation_grads *grads,
-                   const llama_tap *tap, llama_work *w) {
+err block_backward_f32(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
+                       int64_t n_tokens, real *dx, llama_stash *st, const rotation_grads *grads,
+                       const llama_hook *hook, llama_work *w) {
     const int64_t hidden = w->cfg.hidden;
     err e = err_none();
-    if (tap_wants(tap, TAP_DOWN_OUT))
-        e = tap_tell(tap, layer, TAP_DOWN_OUT, t0, n_tokens, hidden, NULL, dx, w);
-    if (!e.code) e = back_mlp(l, layer, sites, t0, n_tokens, dx, st, grads, tap, w);
-    if (!e.code && tap_wants(tap, TAP_O_OUT))
-        e = tap_tell(tap, layer, TAP_O_OUT, t0, n_tokens, hidden, NULL, dx, w);
-    if (!e.code) e = back_attention(l, layer, sites, t0, n_tokens, dx, st, grads, tap, w);
+    if (hook_wants(hook, HOOK_DOWN_OUT))
+        e = hook_tell(hook, layer, HOOK_DOWN_OUT, t0, n_tokens, hidden, NULL, dx, w);
+    if (!e.code) e = back_mlp(l, layer, sites, t0, n_tokens, dx, st, grads, hook, w);
+    if (!e.code && hook_wants(hook, HOOK_O_OUT))
+        e = hook_tell(hook, layer, HOOK_O_OUT, t0, n_tokens, hidden, NULL, dx, w);
+    if (!e.code) e = back_attention(l, layer, sites, t0, n_tokens, dx, st, grads, hook, w);
     return e;
 }

@@ -126,9 +126,9 @@ int64_t llama_layers_first_bad(const llama_layers *l, int64_t n_tokens, const vo
     return l->n_layers - 1;
 }
 
-err llama_layers_back(llama_layers *l, const llama_stage *stage, const llama_sites *sites,
-                      int64_t n_tokens, void *dx, void *R1, void *const *R2, const llama_tap *tap,
-                      llama_work *work) {
+err llama_layers_backward(llama_layers *l, const llama_stage *stage, const llama_sites *sites,
+                          int64_t n_tokens, void *dx, void *R1, void *const *R2,
+                          const llama_hook *hook, llama_work *work) {
     err e = check_layers(l, stage, n_tokens);
     for (int64_t i = l->n_layers - 1; !e.code && i >= 0; i--) {
         const int64_t layer = stage->first_layer + i;
@@ -138,14 +138,14 @@ err llama_layers_back(llama_layers *l, const llama_stage *stage, const llama_sit
                                          l->inputs + (size_t)i * input_bytes(l), stash, work);
         const rotation_grads grads = {.R1 = R1, .R2 = R2 ? R2[i] : NULL};
         if (!e.code)
-            e = llama_block_backward(stage, layer, sites, 0, n_tokens, dx, stash, &grads, tap,
+            e = llama_block_backward(stage, layer, sites, 0, n_tokens, dx, stash, &grads, hook,
                                      work);
     }
     return e;
 }
 
 err llama_capture(const llama_stage *stage, const int32_t *ids, int64_t n_tokens,
-                  const llama_tap *tap, double *nll_sum, llama_layers *layers, llama_work *work) {
+                  const llama_hook *hook, double *nll_sum, llama_layers *layers, llama_work *work) {
     const compute_type compute = layers->shape.compute;
     double sum;
     void *x, *next;
@@ -158,7 +158,8 @@ err llama_capture(const llama_stage *stage, const int32_t *ids, int64_t n_tokens
         e = llama_embed(stage, compute, ids, n_tokens, x);
         if (!e.code) e = llama_layers_keep(layers, stage, NULL, n_tokens, x, work);
         if (!e.code) e = llama_ce_backward(stage, n_tokens, x, next, 1, x, &sum, NULL, work);
-        if (!e.code) e = llama_layers_back(layers, stage, NULL, n_tokens, x, NULL, NULL, tap, work);
+        if (!e.code)
+            e = llama_layers_backward(layers, stage, NULL, n_tokens, x, NULL, NULL, hook, work);
         if (!e.code && nll_sum) *nll_sum = sum;
         mem_free(next);
     }

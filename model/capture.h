@@ -4,7 +4,7 @@
  * objective range.
  *
  * llama_capture runs a stage that is the whole model. A pipeline over several stages does the same
- * with llama_layers_keep, llama_ce_backward on the last stage, and llama_layers_back. */
+ * with llama_layers_keep, llama_ce_backward on the last stage, and llama_layers_backward. */
 #ifndef SPINSHARD_MODEL_CAPTURE_H
 #define SPINSHARD_MODEL_CAPTURE_H
 
@@ -41,16 +41,16 @@ int64_t llama_layers_first_bad(const llama_layers *l, int64_t n_tokens, const vo
 
 /* Local, threaded. dx through the layers backwards, in place, after llama_layers_keep with the same
  * sites. R1: [hidden, hidden] real, added to, or NULL; R2: one pointer per layer of the stage as in
- * rotation_grads, or NULL. tap may be NULL. */
-err llama_layers_back(llama_layers *l, const llama_stage *stage, const llama_sites *sites,
-                      int64_t n_tokens, void *dx, void *R1, void *const *R2, const llama_tap *tap,
-                      llama_work *work);
+ * rotation_grads, or NULL. hook may be NULL. */
+err llama_layers_backward(llama_layers *l, const llama_stage *stage, const llama_sites *sites,
+                          int64_t n_tokens, void *dx, void *R1, void *const *R2,
+                          const llama_hook *hook, llama_work *work);
 
 /* Local, threaded. Window ids [n_tokens] through a stage that is the whole model, no quantization:
- * tap gets every place it wants, layers from last to first, gradients of the summed cross entropy
+ * hook gets every place it wants, layers from last to first, gradients of the summed cross entropy
  * of ids[1] .. ids[n_tokens - 1]. *nll_sum may be NULL. layers and work are made for sites NULL,
  * with head. For tests: a run goes through the stages (pipeline/learn/capture_run.h). */
 err llama_capture(const llama_stage *stage, const int32_t *ids, int64_t n_tokens,
-                  const llama_tap *tap, double *nll_sum, llama_layers *layers, llama_work *work);
+                  const llama_hook *hook, double *nll_sum, llama_layers *layers, llama_work *work);
 
 #endif

@@ -21,8 +21,8 @@ double norm_scale_f64(const double *x, int64_t n, double eps);
 
 /* Local. Backward of norm_rows on one row, without gain: dx += scale (g - y mean(g y)), with y the
  * output and scale its norm_scale. */
-void norm_back_f32(const float *y, float scale, const float *g, int64_t n, float *dx);
-void norm_back_f64(const double *y, double scale, const double *g, int64_t n, double *dx);
+void norm_backward_f32(const float *y, float scale, const float *g, int64_t n, float *dx);
+void norm_backward_f64(const double *y, double scale, const double *g, int64_t n, double *dx);
 
 /* Local. x[0..n] times gain (NULL: 1) as factors of a product in `compute`: bf16, or REAL. to may
  * be x where the type is the same. */

@@ -32,7 +32,7 @@ real norm_scale_f32(const real *x, int64_t n, double eps) {
     return (real)(1 / sqrt((double)sum / (double)n + eps));
 }
 
-void norm_back_f32(const real *y, real scale, const real *g, int64_t n, real *dx) {
+void norm_backward_f32(const real *y, real scale, const real *g, int64_t n, real *dx) {
     real sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < n; j++) sum += g[j] * y[j];

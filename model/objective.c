@@ -57,9 +57,9 @@ err llama_objective_backward(objective_kind kind, const llama_stage *stage, cons
     if (!e.code && r->teacher) e = check_top(head, work);
     if (e.code) return e;
     if (work->shape.compute == COMPUTE_F64)
-        objective_back_f64(kind, head, stage->final_norm, r, work);
+        objective_backward_f64(kind, head, stage->final_norm, r, work);
     else
-        objective_back_f32(kind, head, stage->final_norm, r, work);
+        objective_backward_f32(kind, head, stage->final_norm, r, work);
     hand_over(work, r->n, sum, each);
     return e;
 }

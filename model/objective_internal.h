@@ -8,10 +8,10 @@
 #include "model/teacher.h"
 
 /* Local, threaded. As llama_objective_backward; the losses go to w->row_loss. */
-void objective_back_f32(objective_kind kind, const wmat *head, const float *gain,
-                        const objective_rows *r, llama_work *w);
-void objective_back_f64(objective_kind kind, const wmat *head, const float *gain,
-                        const objective_rows *r, llama_work *w);
+void objective_backward_f32(objective_kind kind, const wmat *head, const float *gain,
+                            const objective_rows *r, llama_work *w);
+void objective_backward_f64(objective_kind kind, const wmat *head, const float *gain,
+                            const objective_rows *r, llama_work *w);
 
 /* Local, threaded. As llama_teacher_keep. room: TEACHER_ROWS rows of 2 top_k for each thread. */
 void objective_teacher_f32(const wmat *head, const float *gain, int64_t rows, const float *x,

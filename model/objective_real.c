@@ -8,7 +8,7 @@
 #include "base/vecmath.h"
 #include "model/backward_internal.h"
 #include "model/norm.h"
-#include "model/wmat_back.h"
+#include "model/wmat_backward.h"
 
 #include <math.h>
 #include <string.h>
@@ -98,9 +98,9 @@ static void add_rows_of_head(const head_pass *p, int64_t j, int64_t n, const voi
                              int64_t m, gemm_into into, real *sums) {
     const int64_t hidden = p->w->cfg.hidden;
     for (int64_t c = 0; c < hidden; c += WMAT_TILE_COLUMNS) {
-        wmat_back_tile_rows(p->head, p->w->shape.compute, j, n, weights, n, m, c,
-                            size_min(WMAT_TILE_COLUMNS, hidden - c), into, sums + c, hidden,
-                            work_tile_of_thread(p->w));
+        wmat_backward_tile_rows(p->head, p->w->shape.compute, j, n, weights, n, m, c,
+                                size_min(WMAT_TILE_COLUMNS, hidden - c), into, sums + c, hidden,
+                                work_tile_of_thread(p->w));
     }
 }
 
@@ -189,7 +189,7 @@ static void head_row_back(const float *gain, const real *x, real *g, double weig
 #pragma omp simd
     for (int64_t j = 0; j < n; j++) g[j] *= (real)gain[j] * by;
     memset(dx, 0, (size_t)n * sizeof *dx);
-    norm_back_f32(y, scale, g, n, dx);
+    norm_backward_f32(y, scale, g, n, dx);
 }
 
 static void ce_back(const wmat *head, const float *gain, const objective_rows *r, llama_work *w) {
@@ -292,8 +292,8 @@ static void kl_back(const wmat *head, const float *gain, const objective_rows *r
     }
 }
 
-void objective_back_f32(objective_kind kind, const wmat *head, const float *gain,
-                        const objective_rows *r, llama_work *w) {
+void objective_backward_f32(objective_kind kind, const wmat *head, const float *gain,
+                            const objective_rows *r, llama_work *w) {
     static void (*const losses[])(const wmat *, const float *, const objective_rows *,
                                   llama_work *) = {
         [OBJECTIVE_CE] = ce_back,

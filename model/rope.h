@@ -26,7 +26,7 @@ void rope_head_f64(double *x, int64_t half, const double *cos_t, const double *s
 
 /* Local. Its backward, in place on dL/d output: the turn by the opposite angle, times the same
  * gain. */
-void rope_head_back_f32(float *g, int64_t half, const float *cos_t, const float *sin_t);
-void rope_head_back_f64(double *g, int64_t half, const double *cos_t, const double *sin_t);
+void rope_head_backward_f32(float *g, int64_t half, const float *cos_t, const float *sin_t);
+void rope_head_backward_f64(double *g, int64_t half, const double *cos_t, const double *sin_t);
 
 #endif

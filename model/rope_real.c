@@ -26,7 +26,7 @@ void rope_head_f32(real *x, int64_t half, const real *cos_t, const real *sin_t) 
     }
 }
 
-void rope_head_back_f32(real *g, int64_t half, const real *cos_t, const real *sin_t) {
+void rope_head_backward_f32(real *g, int64_t half, const real *cos_t, const real *sin_t) {
 #pragma omp simd
     for (int64_t i = 0; i < half; i++) {
         real a = g[i], b = g[i + half];

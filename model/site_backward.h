@@ -76,10 +76,10 @@ void site_keep_f64(const site *s, double *x, int64_t rows, const void *factors,
 /* Local, threaded. g [rows, n]: in dL/dx^, out dL/dx. x: factors of the rows before the site, for
  * the gradient through the range; moved NULL: the range is held. dR [site_rotations, segment,
  * segment] real is added to; NULL or error NULL: not wanted. */
-void site_back_f32(const site *s, float *g, int64_t rows, const void *x, const site_kept *kept,
-                   float *dR, const site_work *work);
-void site_back_f64(const site *s, double *g, int64_t rows, const void *x, const site_kept *kept,
-                   double *dR, const site_work *work);
+void site_backward_f32(const site *s, float *g, int64_t rows, const void *x, const site_kept *kept,
+                       float *dR, const site_work *work);
+void site_backward_f64(const site *s, double *g, int64_t rows, const void *x, const site_kept *kept,
+                       double *dR, const site_work *work);
 
 /* Local, threaded. What a gradient through the range begins with, from g = dL/dx^ [rows, n] and the
  * moved and ends that were kept: work->slopes [rows, ranges, 2] = du at the two ends of each range;

@@ -395,8 +395,8 @@ static void add_range(const site *s, real *g, int64_t rows, const site_kept *kep
     }
 }
 
-void site_back_f32(const site *s, real *g, int64_t rows, const void *x, const site_kept *kept,
-                   real *dR, const site_work *work) {
+void site_backward_f32(const site *s, real *g, int64_t rows, const void *x, const site_kept *kept,
+                       real *dR, const site_work *work) {
     if (!aquant_on(&s->quant)) return;
     const bool through = kept->moved && kept->ends;
     if (through) site_end_slopes_f32(s, g, rows, kept, work);

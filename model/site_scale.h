@@ -26,9 +26,9 @@
  * n], not used where scales stand after R. kept: moved and ends, and with scales after R the error.
  * dS, of the entries of the site's scale_vector, real, is added to: each channel by itself, also
  * where channels share a scale. Bits do not depend on threads. */
-void site_scale_back_f32(const site *s, const float *g, int64_t rows, const void *x,
-                         const site_kept *kept, float *dS, const site_work *work);
-void site_scale_back_f64(const site *s, const double *g, int64_t rows, const void *x,
-                         const site_kept *kept, double *dS, const site_work *work);
+void site_scale_backward_f32(const site *s, const float *g, int64_t rows, const void *x,
+                             const site_kept *kept, float *dS, const site_work *work);
+void site_scale_backward_f64(const site *s, const double *g, int64_t rows, const void *x,
+                             const site_kept *kept, double *dS, const site_work *work);
 
 #endif

@@ -96,8 +96,8 @@ static void rows_after(const site *s, const real *g, int64_t i0, int64_t m, cons
     }
 }
 
-void site_scale_back_f32(const site *s, const real *g, int64_t rows, const void *x,
-                         const site_kept *kept, real *dS, const site_work *work) {
+void site_scale_backward_f32(const site *s, const real *g, int64_t rows, const void *x,
+                             const site_kept *kept, real *dS, const site_work *work) {
     if (!aquant_on(&s->quant) || (!s->before && !s->after)) return;
     const int64_t n = s->n, at_once = size_max(1, work->panel_room / n);
     site_end_slopes_f32(s, g, rows, kept, work);

@@ -8,7 +8,7 @@
 #include "base/size.h"
 #include "model/sites.h"
 #include "model/weight_scale.h"
-#include "model/wmat_back.h"
+#include "model/wmat_backward.h"
 
 #include <string.h>
 
@@ -374,8 +374,8 @@ static const void *factors_of(const weight_site *w, const float *x, int64_t n) {
 /* to [T, cols] = g D. */
 static void times_d(const weight_site *w, const wmat *D, const float *g, int64_t n_tokens,
                     float *to) {
-    const wmat_back_term term = {D, factors_of(w, g, n_tokens * D->rows)};
-    wmat_back_products(&term, 1, w->compute, n_tokens, to, w->tiles, w->thread_bytes);
+    const wmat_backward_term term = {D, factors_of(w, g, n_tokens * D->rows)};
+    wmat_backward_products(&term, 1, w->compute, n_tokens, to, w->tiles, w->thread_bytes);
 }
 
 /* to [T, rows] = x D^T. */
@@ -529,7 +529,7 @@ static void add_readers(weight_site *w, int64_t layer, int first, int last, int6
     }
 }
 
-static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
+static err take(void *ctx, int64_t layer, hook_place place, int64_t t0, int64_t n_tokens,
                 int64_t width, const float *x, const float *g) {
     weight_site *w = ctx;
     const llama_config *c = w->from->cfg;
@@ -538,47 +538,47 @@ static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n
     site s;
     (void)t0;
     switch (place) {
-    case TAP_DOWN_OUT:
-    case TAP_O_OUT:
+    case HOOK_DOWN_OUT:
+    case HOOK_O_OUT:
         memcpy(w->g_out, g, bytes);
         break;
-    case TAP_DOWN_IN:
+    case HOOK_DOWN_IN:
         s = sites_down(w->sites, c, layer);
         through_site(w, &s, x, NULL, n_tokens);
         add_scales(w, layer, DOWN, w->g_out, n_tokens);
         times_dt(w, &l->moved[DOWN], w->x, n_tokens, w->y);
         if (w->shape.r1) add_whole(w, w->g_out, w->y, n_tokens);
         break;
-    case TAP_O_IN:
+    case HOOK_O_IN:
         s = sites_output(w->sites, c, layer);
         through_site(w, &s, x, NULL, n_tokens);
         add_scales(w, layer, O, w->g_out, n_tokens);
         back_o_in(w, l, layer, n_tokens);
         break;
-    case TAP_GATE_OUT:
-    case TAP_UP_OUT:
-        keep_reader(w, place == TAP_GATE_OUT ? 0 : width, n_tokens, width, g);
-        add_reader(w, &l->moved[place == TAP_GATE_OUT ? GATE : UP], g, n_tokens,
-                   place == TAP_GATE_OUT);
+    case HOOK_GATE_OUT:
+    case HOOK_UP_OUT:
+        keep_reader(w, place == HOOK_GATE_OUT ? 0 : width, n_tokens, width, g);
+        add_reader(w, &l->moved[place == HOOK_GATE_OUT ? GATE : UP], g, n_tokens,
+                   place == HOOK_GATE_OUT);
         break;
-    case TAP_MLP_IN:
+    case HOOK_MLP_IN:
         s = sites_input(w->sites, c, layer, NORM_MLP);
         through_site(w, &s, x, gain_left(w, layer, SCALE_MLP), n_tokens);
         add_readers(w, layer, GATE, UP, n_tokens);
         if (w->shape.r1) add_whole(w, w->x, w->g_in, n_tokens);
         break;
-    case TAP_QUERY_OUT:
-    case TAP_KEY_OUT:
-        keep_reader(w, place == TAP_QUERY_OUT ? 0 : l->moved[Q].rows, n_tokens, width, g);
-        add_reader(w, &l->moved[place == TAP_QUERY_OUT ? Q : K], g, n_tokens,
-                   place == TAP_QUERY_OUT);
+    case HOOK_QUERY_OUT:
+    case HOOK_KEY_OUT:
+        keep_reader(w, place == HOOK_QUERY_OUT ? 0 : l->moved[Q].rows, n_tokens, width, g);
+        add_reader(w, &l->moved[place == HOOK_QUERY_OUT ? Q : K], g, n_tokens,
+                   place == HOOK_QUERY_OUT);
         break;
-    case TAP_VALUE_OUT:
+    case HOOK_VALUE_OUT:
         memcpy(w->g_v, g, bytes);
         keep_reader(w, l->moved[Q].rows + l->moved[K].rows, n_tokens, width, g);
         add_reader(w, &l->moved[V], g, n_tokens, false);
         break;
-    case TAP_ATTN_IN:
+    case HOOK_ATTN_IN:
         s = sites_input(w->sites, c, layer, NORM_ATTN);
         through_site(w, &s, x, gain_left(w, layer, SCALE_ATTN), n_tokens);
         add_readers(w, layer, Q, V, n_tokens);
@@ -590,11 +590,11 @@ static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n
     return err_none();
 }
 
-llama_tap weight_site_tap(weight_site *w, const llama_sites *sites) {
+llama_hook weight_site_hook(weight_site *w, const llama_sites *sites) {
     w->sites = sites;
-    return (llama_tap){.places = ((1u << TAP_PLACES) - 1) & ~(1u << TAP_KEY | 1u << TAP_VALUE),
-                       .take = take,
-                       .ctx = w};
+    return (llama_hook){.places = ((1u << HOOK_PLACES) - 1) & ~(1u << HOOK_KEY | 1u << HOOK_VALUE),
+                        .take = take,
+                        .ctx = w};
 }
 
 /* to += M R, real. */

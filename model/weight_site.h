@@ -42,9 +42,9 @@ err weight_site_refresh(weight_site *w, const llama_sites *sites);
 const llama_stage *weight_site_stage(const weight_site *w);
 
 /* Local. What shows a backward of weight_site_stage to *w. sites as in the pass. */
-llama_tap weight_site_tap(weight_site *w, const llama_sites *sites);
+llama_hook weight_site_hook(weight_site *w, const llama_sites *sites);
 
-/* Local, threaded. What the tap saw of one block and slice is added to its gradients (real), and
+/* Local, threaded. What the hook saw of one block and slice is added to its gradients (real), and
  * forgotten. */
 void weight_site_add(weight_site *w, int64_t layer, const rotation_grads *grads);
 

@@ -1,5 +1,5 @@
 /* Layers are cut over the ranks so that work and memory of the capture are even; each window then
- * goes forward through the stages and back, and taps keep rows and sums of what passes. */
+ * goes forward through the stages and back, and hooks keep rows and sums of what passes. */
 #include "jobs/phases/learn_capture.h"
 
 #include "base/log.h"
@@ -158,27 +158,27 @@ static err pass(learner *l, const embed_rows *rows, int64_t window) {
     quantize_run *q = l->q;
     const int64_t n = q->calib_windows;
     const int32_t **starts = calloc((size_t)n, sizeof *starts);
-    llama_tap taps[8];
+    llama_hook hooks[8];
     int64_t now = 0;
-    capture_taps also = {.taps = taps, .window = &now};
+    capture_hooks also = {.hooks = hooks, .window = &now};
     const capture_between between = {.call = between_waves, .ctx = q};
     double nll = 0;
     err e = err_none();
     if (!starts) abort();
     for (int64_t i = 0; i < n; i++) starts[i] = q->calib_ids + i * window;
     eval_windows w = {.ids = starts, .n = n, .length = window};
-    if (l->moments) taps[also.n++] = weight_moments_tap(l->moments);
-    if (l->scale_moments) taps[also.n++] = scale_moments_tap(l->scale_moments);
-    if (l->scale_peaks) taps[also.n++] = scale_peaks_tap(l->scale_peaks);
-    if (l->keys) taps[also.n++] = key_moments_tap(l->keys);
-    if (l->peaks) taps[also.n++] = cache_peaks_tap(l->peaks);
+    if (l->moments) hooks[also.n++] = weight_moments_hook(l->moments);
+    if (l->scale_moments) hooks[also.n++] = scale_moments_hook(l->scale_moments);
+    if (l->scale_peaks) hooks[also.n++] = scale_peaks_hook(l->scale_peaks);
+    if (l->keys) hooks[also.n++] = key_moments_hook(l->keys);
+    if (l->peaks) hooks[also.n++] = cache_peaks_hook(l->peaks);
     const settings *s = q->set;
     const bool behind = !s->rotate.r1 && !(s->scale.pairs & PAIR_NORM);
     if (l->noise && behind) noise_rows_behind(l->noise, &l->stage);
     if (l->looks && behind) site_rows_behind(l->looks, &l->stage);
-    if (l->noise) taps[also.n++] = noise_rows_tap(l->noise, &now);
-    if (l->drawn) taps[also.n++] = noise_rows_tap(l->drawn, &now);
-    if (l->looks) taps[also.n++] = site_rows_tap(l->looks, &now);
+    if (l->noise) hooks[also.n++] = noise_rows_hook(l->noise, &now);
+    if (l->drawn) hooks[also.n++] = noise_rows_hook(l->drawn, &now);
+    if (l->looks) hooks[also.n++] = site_rows_hook(l->looks, &now);
     if (comm_rank(q->c) < l->n_stages)
         e = capture_run(l->stages ? l->stages : q->c, &l->stage, COMPUTE_BF16, rows, &w, &l->pool,
                         &also, &between, &nll);

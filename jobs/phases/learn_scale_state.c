@@ -103,13 +103,13 @@ bool learn_scales_need_gradients(const learner *l) {
 static scale_places places_of(const learner *l) {
     llama_sites sites;
     scale_places p;
-    for (int k = 0; k < SCALE_KINDS; k++) p.of[k] = TAP_PLACES;
+    for (int k = 0; k < SCALE_KINDS; k++) p.of[k] = HOOK_PLACES;
     if (learn_scales_done(l) || learn_scales_smooth(l) || learn_scale_sites(l, &sites).code)
         return p;
-    if (learn_scale_wanted(l, SCALE_UD)) p.of[SCALE_UD] = TAP_DOWN_IN;
-    if (learn_scale_wanted(l, SCALE_QK)) p.of[SCALE_QK] = TAP_KEY;
+    if (learn_scale_wanted(l, SCALE_UD)) p.of[SCALE_UD] = HOOK_DOWN_IN;
+    if (learn_scale_wanted(l, SCALE_QK)) p.of[SCALE_QK] = HOOK_KEY;
     if (learn_scale_wanted(l, SCALE_VO))
-        p.of[SCALE_VO] = aquant_on(&sites.act) ? TAP_O_IN : TAP_VALUE;
+        p.of[SCALE_VO] = aquant_on(&sites.act) ? HOOK_O_IN : HOOK_VALUE;
     return p;
 }
 
@@ -119,7 +119,7 @@ err learn_scales_moments(learner *l) {
     if (learn_scales_smooth(l) && !learn_scales_done(l))
         return scale_peaks_create(learner_cfg(l), l->range.first, l->range.n, l->scale_kinds,
                                   &l->scale_peaks);
-    for (int k = 0; k < SCALE_KINDS; k++) any |= p.of[k] != TAP_PLACES;
+    for (int k = 0; k < SCALE_KINDS; k++) any |= p.of[k] != HOOK_PLACES;
     if (!any) return err_none();
     return scale_moments_create(learner_cfg(l), l->range.first, l->range.n, &p, &l->scale_moments);
 }

@@ -42,10 +42,10 @@ static bool above(double a, double most) {
     return a > most || isnan(a);
 }
 
-static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
+static err take(void *ctx, int64_t layer, hook_place place, int64_t t0, int64_t n_tokens,
                 int64_t width, const float *x, const float *g) {
     const cache_peaks *p = ctx;
-    double *peaks = p->peaks + (layer - p->first) * 2 * p->each + (place == TAP_KEY ? 0 : p->each);
+    double *peaks = p->peaks + (layer - p->first) * 2 * p->each + (place == HOOK_KEY ? 0 : p->each);
     (void)t0, (void)g;
     for (int64_t t = 0; t < n_tokens; t++)
         for (int64_t j = 0; j < width; j++) {
@@ -55,8 +55,8 @@ static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n
     return err_none();
 }
 
-llama_tap cache_peaks_tap(cache_peaks *p) {
-    return (llama_tap){.places = 1u << TAP_KEY | 1u << TAP_VALUE, .take = take, .ctx = p};
+llama_hook cache_peaks_hook(cache_peaks *p) {
+    return (llama_hook){.places = 1u << HOOK_KEY | 1u << HOOK_VALUE, .take = take, .ctx = p};
 }
 
 byte_piece cache_peaks_piece(const cache_peaks *p, int64_t layer) {

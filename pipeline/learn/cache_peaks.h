@@ -24,7 +24,7 @@ void cache_peaks_destroy(cache_peaks **p);                      /* local; NULL i
 uint64_t cache_peaks_bytes(const llama_config *cfg, int64_t n); /* local */
 
 /* Local. The hook that takes a pass into *p. It takes maxima, so windows may come in any order. */
-llama_tap cache_peaks_tap(cache_peaks *p);
+llama_hook cache_peaks_hook(cache_peaks *p);
 
 /* Local. The peaks of one layer, to be kept for a restart and to be read into. */
 byte_piece cache_peaks_piece(const cache_peaks *p, int64_t layer);

@@ -25,7 +25,7 @@ typedef struct capture {
     const embed_rows *rows;
     const eval_windows *w;
     row_pool *pool;
-    const capture_taps *also;
+    const capture_hooks *also;
     int in_flight;
     llama_layers **layers; /* [in_flight] */
     void **x;              /* [in_flight] residual stream, then its gradient */
@@ -34,7 +34,7 @@ typedef struct capture {
     int32_t *next;  /* token that follows each row */
     double *nll;    /* [windows] */
     int64_t done;   /* of this rank, in passes through a layer: one forward, two in the backward */
-    int64_t window; /* the one whose rows are tapped */
+    int64_t window; /* the one whose rows are hooked */
     int64_t
         bad_layer; /* of that window: whose gradient was the first that is not finite; -1 none */
 } capture;
@@ -58,20 +58,20 @@ uint64_t capture_bytes(const llama_config *cfg, compute_type compute, int64_t n_
  * on the numbers of windows and tokens alone. Windows begin at different tokens: a model's outlier
  * of all is the first token of a window, and a pool in which each window had its own would be
  * learned from too many of them (docs/DECISIONS.md). */
-static void pool_rows(capture *k, int64_t layer, tap_place place, int64_t n_tokens, const float *x,
+static void pool_rows(capture *k, int64_t layer, hook_place place, int64_t n_tokens, const float *x,
                       const float *g) {
     int64_t quota = size_max(1, k->pool->tokens / k->w->n), at = k->window * quota;
     if (at >= k->pool->tokens) return;
     int64_t stride = size_max(1, k->w->length / quota), used = size_min(n_tokens, quota * stride);
     const int64_t first = k->window % stride;
     static const struct {
-        tap_place place;
+        hook_place place;
         pool_kind kind;
         int site;
-    } places[] = {{TAP_ATTN_IN, POOL_R1, 0},
-                  {TAP_MLP_IN, POOL_R1, 1},
-                  {TAP_VALUE, POOL_VALUE, 0},
-                  {TAP_O_IN, POOL_O, 0}};
+    } places[] = {{HOOK_ATTN_IN, POOL_R1, 0},
+                  {HOOK_MLP_IN, POOL_R1, 1},
+                  {HOOK_VALUE, POOL_VALUE, 0},
+                  {HOOK_O_IN, POOL_O, 0}};
     for (size_t i = 0; i < sizeof places / sizeof places[0]; i++)
         if (places[i].place == place)
             row_pool_put(k->pool, places[i].kind, layer, places[i].site, at, used, first, stride, x,
@@ -90,26 +90,26 @@ static void tell_progress(capture *k, int64_t passes) {
     log_progress("capture, layers", k->done, 3 * k->stage->n_layers * k->w->n);
 }
 
-static err take_rows(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
+static err take_rows(void *ctx, int64_t layer, hook_place place, int64_t t0, int64_t n_tokens,
                      int64_t width, const float *x, const float *g) {
     capture *k = ctx;
     err e = err_none();
     pool_rows(k, layer, place, n_tokens, x, g);
-    if (k->bad_layer < 0 && place == TAP_ATTN_IN && !finite_rows(g, n_tokens * width))
+    if (k->bad_layer < 0 && place == HOOK_ATTN_IN && !finite_rows(g, n_tokens * width))
         k->bad_layer = layer - k->stage->first_layer;
     for (int i = 0; i < k->also->n && !e.code; i++) {
-        const llama_tap *tap = &k->also->taps[i];
-        if (tap->places & 1u << place)
-            e = tap->take(tap->ctx, layer, place, t0, n_tokens, width, x, g);
+        const llama_hook *hook = &k->also->hooks[i];
+        if (hook->places & 1u << place)
+            e = hook->take(hook->ctx, layer, place, t0, n_tokens, width, x, g);
     }
-    if (place == TAP_ATTN_IN) tell_progress(k, 2); /* a layer's last */
+    if (place == HOOK_ATTN_IN) tell_progress(k, 2); /* a layer's last */
     return e;
 }
 
 /* Places of the pool, and what the others want. */
 static uint32_t places_of(const capture *k) {
-    uint32_t places = 1u << TAP_ATTN_IN | 1u << TAP_MLP_IN | 1u << TAP_VALUE | 1u << TAP_O_IN;
-    for (int i = 0; i < k->also->n; i++) places |= k->also->taps[i].places;
+    uint32_t places = 1u << HOOK_ATTN_IN | 1u << HOOK_MLP_IN | 1u << HOOK_VALUE | 1u << HOOK_O_IN;
+    for (int i = 0; i < k->also->n; i++) places |= k->also->hooks[i].places;
     return places;
 }
 
@@ -199,11 +199,12 @@ static void backward(capture *k, int64_t window, int slot, err *e) {
             *e = not_finite(k, window, "the gradient of the loss", -1);
     }
     k->bad_layer = llama_layers_finite(k->layers[slot], n, x) ? -1 : INT64_MAX;
-    llama_tap tap = {.places = places_of(k), .take = take_rows, .ctx = k};
+    llama_hook hook = {.places = places_of(k), .take = take_rows, .ctx = k};
     k->window = window;
     if (k->also->window) *k->also->window = window;
     if (!e->code)
-        *e = llama_layers_back(k->layers[slot], k->stage, NULL, n, x, NULL, NULL, &tap, k->work);
+        *e = llama_layers_backward(k->layers[slot], k->stage, NULL, n, x, NULL, NULL, &hook,
+                                   k->work);
     if (!e->code && k->bad_layer >= 0 && k->bad_layer < INT64_MAX)
         *e = not_finite(k, window, "the gradient", k->bad_layer);
     if (rank > 0) k->sent[slot] = comm_isend(k->c, x, stream_bytes(k), rank - 1, TAG_GRADIENTS);
@@ -211,8 +212,8 @@ static void backward(capture *k, int64_t window, int slot, err *e) {
 
 err capture_run(const comm *c, const llama_stage *stage, compute_type compute,
                 const embed_rows *rows, const eval_windows *w, row_pool *pool,
-                const capture_taps *also, const capture_between *between, double *nll) {
-    const capture_taps none = {.n = 0};
+                const capture_hooks *also, const capture_between *between, double *nll) {
+    const capture_hooks none = {.n = 0};
     capture k = {.c = c,
                  .stage = stage,
                  .compute = compute,

@@ -14,11 +14,11 @@
 /* Hooks that see the activations and gradients of the pass; n may be 0. The order in which the
  * windows reach a layer depends on the number of stages, so what a hook adds up must not depend on
  * order. */
-typedef struct capture_taps {
-    const llama_tap *taps; /* borrowed */
+typedef struct capture_hooks {
+    const llama_hook *hooks; /* borrowed */
     int n;
     int64_t *window; /* borrowed; set to the window whose rows come next; NULL: nobody asks */
-} capture_taps;
+} capture_hooks;
 
 /* Called on every rank of c between two waves of windows, with those done. What it returns must be
  * the same on all of them; an error ends the capture. call NULL: nobody is to be told. */
@@ -34,7 +34,7 @@ typedef struct capture_between {
  * are. */
 err capture_run(const comm *c, const llama_stage *stage, compute_type compute,
                 const embed_rows *rows, const eval_windows *w, row_pool *pool,
-                const capture_taps *also, const capture_between *between, double *nll);
+                const capture_hooks *also, const capture_between *between, double *nll);
 
 /* Local. Bytes of its buffers on a rank with n_layers layers. */
 uint64_t capture_bytes(const llama_config *cfg, compute_type compute, int64_t n_layers,

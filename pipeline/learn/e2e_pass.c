@@ -312,12 +312,13 @@ static void layer_backward(e2e_pass *p, const piece *c, int64_t l) {
     const llama_stage *stage = student(p);
     const compute_type compute = p->s.shape.compute;
     weight_site *weights = p->s.weights;
-    const llama_tap tap = weights ? weight_site_tap(weights, p->sites) : (llama_tap){.places = 0};
+    const llama_hook hook =
+        weights ? weight_site_hook(weights, p->sites) : (llama_hook){.places = 0};
     fixed_sum *R1 = p->out->R1, *R2 = p->out->R2, *S = p->out->scales;
     const int64_t each = p->scale_at[SCALE_KINDS];
     const rotation_grads grads = unit_of(p);
     p->e = llama_block_backward(stage, stage->first_layer + l, p->sites, c->t0, c->n, c->x,
-                                c->at->stash[l], &grads, weights ? &tap : NULL, p->work);
+                                c->at->stash[l], &grads, weights ? &hook : NULL, p->work);
     if (p->e.code) return;
     if (weights) weight_site_add(weights, stage->first_layer + l, &grads);
     if (R1) fixed_sum_add(R1, 0, R1->n, compute, p->unit_r1);

@@ -88,7 +88,7 @@ static err add_head(key_moments *m, int64_t layer, int64_t head, int64_t n_token
     return e;
 }
 
-static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
+static err take(void *ctx, int64_t layer, hook_place place, int64_t t0, int64_t n_tokens,
                 int64_t width, const float *x, const float *g) {
     key_moments *m = ctx;
     (void)place;
@@ -99,8 +99,8 @@ static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n
     return e;
 }
 
-llama_tap key_moments_tap(key_moments *m) {
-    return (llama_tap){.places = 1u << TAP_KEY, .take = take, .ctx = m};
+llama_hook key_moments_hook(key_moments *m) {
+    return (llama_hook){.places = 1u << HOOK_KEY, .take = take, .ctx = m};
 }
 
 static const wide_sum *sums_of(const key_moments *m, int64_t layer, int64_t head) {

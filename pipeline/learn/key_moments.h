@@ -23,7 +23,7 @@ uint64_t key_moments_bytes(const llama_config *cfg, int64_t n); /* local */
 
 /* Local. The hook that adds the keys of a pass to *m. Sums are integers, so windows may come in any
  * order. */
-llama_tap key_moments_tap(key_moments *m);
+llama_hook key_moments_hook(key_moments *m);
 
 /* Local. The sums of one layer, to be kept for a restart and to be read into. */
 byte_piece key_moments_piece(const key_moments *m, int64_t layer);

@@ -32,10 +32,10 @@ struct noise_rows {
     const llama_stage *behind; /* whose gains are applied first; NULL: none */
 };
 
-tap_place noise_tap_place(clip_place place) {
-    static const tap_place taps[CLIP_PLACES] = {TAP_ATTN_IN, TAP_MLP_IN, TAP_O_IN,
-                                                TAP_DOWN_IN, TAP_KEY,    TAP_VALUE};
-    return taps[place];
+hook_place noise_hook_place(clip_place place) {
+    static const hook_place hooks[CLIP_PLACES] = {HOOK_ATTN_IN, HOOK_MLP_IN, HOOK_O_IN,
+                                                  HOOK_DOWN_IN, HOOK_KEY,    HOOK_VALUE};
+    return hooks[place];
 }
 
 int64_t noise_width(const llama_config *cfg, clip_place place) {
@@ -194,11 +194,11 @@ static void take_rows(noise_rows *p, int place, int64_t layer, int64_t t0, int64
     }
 }
 
-static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
+static err take(void *ctx, int64_t layer, hook_place place, int64_t t0, int64_t n_tokens,
                 int64_t width, const float *x, const float *g) {
     noise_rows *p = ctx;
     for (int k = 0; k < CLIP_PLACES; k++)
-        if (asked(p->places, k) && noise_tap_place((clip_place)k) == place)
+        if (asked(p->places, k) && noise_hook_place((clip_place)k) == place)
             take_rows(p, k, layer, t0, n_tokens, width, x, g);
     return err_none();
 }
@@ -207,12 +207,12 @@ void noise_rows_behind(noise_rows *p, const llama_stage *stage) {
     p->behind = stage;
 }
 
-llama_tap noise_rows_tap(noise_rows *p, const int64_t *window) {
+llama_hook noise_rows_hook(noise_rows *p, const int64_t *window) {
     uint32_t places = 0;
     p->now = window;
     for (int k = 0; k < CLIP_PLACES; k++)
-        if (asked(p->places, k)) places |= 1u << noise_tap_place((clip_place)k);
-    return (llama_tap){.places = places, .take = take, .ctx = p};
+        if (asked(p->places, k)) places |= 1u << noise_hook_place((clip_place)k);
+    return (llama_hook){.places = places, .take = take, .ctx = p};
 }
 
 static int by_token(const void *a, const void *b) {

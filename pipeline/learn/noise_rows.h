@@ -37,8 +37,8 @@ uint64_t noise_rows_bytes(const llama_config *cfg, int64_t n, uint32_t places,
                           int64_t rows); /* local */
 
 /* Local. The hook that offers the rows of a backward pass; *window, borrowed, is the number of the
- * window whose rows come (capture_taps.window). Windows may come in any order. */
-llama_tap noise_rows_tap(noise_rows *p, const int64_t *window);
+ * window whose rows come (capture_hooks.window). Windows may come in any order. */
+llama_hook noise_rows_hook(noise_rows *p, const int64_t *window);
 
 /* Local. Rows of the two norms' sites are from now on taken behind the gains of this stage
  * (borrowed while rows come): where nothing is rotated there, quantizers stand behind them
@@ -57,8 +57,8 @@ enum { NOISE_ROWS_PIECES = 4 * CLIP_PLACES };
 int noise_rows_pieces(noise_rows *p, int64_t layer, byte_piece out[NOISE_ROWS_PIECES]);
 uint64_t noise_rows_kept_bytes(const llama_config *cfg, uint32_t places, int64_t rows); /* local */
 
-/* Local. The tap of a place, and entries of its rows. */
-tap_place noise_tap_place(clip_place place);
+/* Local. The hook of a place, and entries of its rows. */
+hook_place noise_hook_place(clip_place place);
 int64_t noise_width(const llama_config *cfg, clip_place place);
 
 #endif

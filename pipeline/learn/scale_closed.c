@@ -23,10 +23,10 @@ struct scale_moments {
     double *row;             /* [widest] sums of a slice */
 };
 
-static int64_t width_of(const llama_config *c, tap_place place) {
-    if (place == TAP_DOWN_IN) return c->intermediate;
-    if (place == TAP_O_IN) return c->heads * c->head_dim;
-    return place == TAP_PLACES ? 0 : c->kv_heads * c->head_dim;
+static int64_t width_of(const llama_config *c, hook_place place) {
+    if (place == HOOK_DOWN_IN) return c->intermediate;
+    if (place == HOOK_O_IN) return c->heads * c->head_dim;
+    return place == HOOK_PLACES ? 0 : c->kv_heads * c->head_dim;
 }
 
 /* Fills at, gives the sums of a layer, and the widest. */
@@ -95,7 +95,7 @@ static err add_squares(scale_moments *m, int64_t layer, int64_t at, int64_t n_to
     return err_none();
 }
 
-static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
+static err take(void *ctx, int64_t layer, hook_place place, int64_t t0, int64_t n_tokens,
                 int64_t width, const float *x, const float *g) {
     scale_moments *m = ctx;
     err e = err_none();
@@ -108,11 +108,11 @@ static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n
     return e;
 }
 
-llama_tap scale_moments_tap(scale_moments *m) {
+llama_hook scale_moments_hook(scale_moments *m) {
     uint32_t places = 0;
     for (int k = 0; k < SCALE_KINDS; k++)
-        if (m->places.of[k] != TAP_PLACES) places |= 1u << m->places.of[k];
-    return (llama_tap){.places = places, .take = take, .ctx = m};
+        if (m->places.of[k] != HOOK_PLACES) places |= 1u << m->places.of[k];
+    return (llama_hook){.places = places, .take = take, .ctx = m};
 }
 
 byte_piece scale_moments_piece(const scale_moments *m, int64_t layer) {
@@ -120,12 +120,12 @@ byte_piece scale_moments_piece(const scale_moments *m, int64_t layer) {
                         (uint64_t)m->each * sizeof *m->sums};
 }
 
-/* Which scale channel j of the tapped site takes. */
+/* Which scale channel j of the hooked site takes. */
 static int64_t scale_of(const scale_moments *m, scale_kind kind, int64_t j) {
     const int64_t d = m->cfg.head_dim, head = j / d, c = j % d;
     if (kind == SCALE_UD) return j;
     if (kind == SCALE_QK) return (m->cfg.qk_norm ? 0 : head * d) + c % (d / 2);
-    return (m->places.of[kind] == TAP_O_IN ? head / (m->cfg.heads / m->cfg.kv_heads) : head) * d +
+    return (m->places.of[kind] == HOOK_O_IN ? head / (m->cfg.heads / m->cfg.kv_heads) : head) * d +
            c;
 }
 

@@ -19,11 +19,11 @@
 
 typedef struct scale_moments scale_moments;
 
-/* At which place of a block the moments of each kind of scales are taken; TAP_PLACES: not at all.
- * SCALE_UD: TAP_DOWN_IN; SCALE_VO: TAP_O_IN, or TAP_VALUE where the cache alone is quantized;
- * SCALE_QK: TAP_KEY. */
+/* At which place of a block the moments of each kind of scales are taken; HOOK_PLACES: not at all.
+ * SCALE_UD: HOOK_DOWN_IN; SCALE_VO: HOOK_O_IN, or HOOK_VALUE where the cache alone is quantized;
+ * SCALE_QK: HOOK_KEY. */
 typedef struct scale_places {
-    tap_place of[SCALE_KINDS];
+    hook_place of[SCALE_KINDS];
 } scale_places;
 
 /* Local. For layers [first, first + n) of cfg. Caller owns *out. Fails with ERR_NOFIT. */
@@ -34,7 +34,7 @@ uint64_t scale_moments_bytes(const llama_config *cfg, int64_t n, const scale_pla
 
 /* Local. The hook that adds a backward pass to *m. Sums are integers, so windows may come in any
  * order. */
-llama_tap scale_moments_tap(scale_moments *m);
+llama_hook scale_moments_hook(scale_moments *m);
 
 /* Local. The sums of one layer, to be kept for a restart and to be read into. */
 byte_piece scale_moments_piece(const scale_moments *m, int64_t layer);

@@ -21,12 +21,12 @@ struct scale_peaks {
     float *peaks;            /* [n, each] */
 };
 
-static tap_place place_of(scale_kind kind) {
-    static const tap_place places[] = {[SCALE_ATTN] = TAP_ATTN_IN,
-                                       [SCALE_MLP] = TAP_MLP_IN,
-                                       [SCALE_VO] = TAP_O_IN,
-                                       [SCALE_QK] = TAP_PLACES,
-                                       [SCALE_UD] = TAP_DOWN_IN};
+static hook_place place_of(scale_kind kind) {
+    static const hook_place places[] = {[SCALE_ATTN] = HOOK_ATTN_IN,
+                                        [SCALE_MLP] = HOOK_MLP_IN,
+                                        [SCALE_VO] = HOOK_O_IN,
+                                        [SCALE_QK] = HOOK_PLACES,
+                                        [SCALE_UD] = HOOK_DOWN_IN};
     return places[kind];
 }
 
@@ -78,7 +78,7 @@ static float *peaks_at(const scale_peaks *p, scale_kind kind, int64_t layer) {
     return p->peaks + (layer - p->first) * p->each + p->at[kind];
 }
 
-static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
+static err take(void *ctx, int64_t layer, hook_place place, int64_t t0, int64_t n_tokens,
                 int64_t width, const float *x, const float *g) {
     scale_peaks *p = ctx;
     (void)t0, (void)g;
@@ -97,11 +97,11 @@ static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n
     return err_none();
 }
 
-llama_tap scale_peaks_tap(scale_peaks *p) {
+llama_hook scale_peaks_hook(scale_peaks *p) {
     uint32_t places = 0;
     for (int k = 0; k < SCALE_KINDS; k++)
         if (p->kinds >> k & 1u) places |= 1u << place_of((scale_kind)k);
-    return (llama_tap){.places = places, .take = take, .ctx = p};
+    return (llama_hook){.places = places, .take = take, .ctx = p};
 }
 
 byte_piece scale_peaks_piece(const scale_peaks *p, int64_t layer) {

@@ -21,7 +21,7 @@ void scale_peaks_destroy(scale_peaks **p); /* local; NULL is fine; sets NULL */
 uint64_t scale_peaks_bytes(const llama_config *cfg, int64_t n, uint32_t kinds);
 
 /* Local. The hook that takes a pass into *p. It takes maxima, so windows may come in any order. */
-llama_tap scale_peaks_tap(scale_peaks *p);
+llama_hook scale_peaks_hook(scale_peaks *p);
 
 /* Local. The maxima of one layer, to be kept for a restart and to be read into. */
 byte_piece scale_peaks_piece(const scale_peaks *p, int64_t layer);

@@ -5,7 +5,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 
-/* Rows of a site: with the buffers of their taps these add less than 2 % to what the capture holds
+/* Rows of a site: with the buffers of their hooks these add less than 2 % to what the capture holds
  * of a small model, and less of a large one, whose weights grow with the square of the width. A
  * covariance takes 2 d rows of d channels: where these are few, and else in the layer that is
  * drawn. */
@@ -85,10 +85,10 @@ static void keep(const float *gain, const float *x, int64_t width, bf16 *to) {
     for (int64_t j = 0; gain && j < width; j++) to[j] = half_to_bf16(x[j] * gain[j]);
 }
 
-static const tap_place places[STEP_COUNT] = {TAP_ATTN_IN, TAP_O_IN, TAP_MLP_IN, TAP_DOWN_IN};
+static const hook_place places[STEP_COUNT] = {HOOK_ATTN_IN, HOOK_O_IN, HOOK_MLP_IN, HOOK_DOWN_IN};
 
 /* Tokens first + k stride of the window, k < quota; its rows follow those of the windows before. */
-static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
+static err take(void *ctx, int64_t layer, hook_place place, int64_t t0, int64_t n_tokens,
                 int64_t width, const float *x, const float *g) {
     site_rows *p = ctx;
     (void)g;
@@ -106,11 +106,11 @@ static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n
     return err_none();
 }
 
-llama_tap site_rows_tap(site_rows *p, const int64_t *window) {
+llama_hook site_rows_hook(site_rows *p, const int64_t *window) {
     uint32_t wanted = 0;
     p->now = window;
     for (int s = 0; s < STEP_COUNT; s++) wanted |= 1u << places[s];
-    return (llama_tap){.places = wanted, .take = take, .ctx = p};
+    return (llama_hook){.places = wanted, .take = take, .ctx = p};
 }
 
 void site_rows_behind(site_rows *p, const llama_stage *stage) {

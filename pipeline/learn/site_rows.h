@@ -19,8 +19,8 @@ void site_rows_destroy(site_rows **p); /* local; NULL is fine; sets NULL */
 uint64_t site_rows_bytes(const llama_config *cfg, int64_t first, int64_t n); /* local; at most */
 
 /* Local. The hook that keeps them from a backward pass; *window, borrowed, is the number of the
- * window whose rows come (capture_taps.window). Windows may come in any order. */
-llama_tap site_rows_tap(site_rows *p, const int64_t *window);
+ * window whose rows come (capture_hooks.window). Windows may come in any order. */
+llama_hook site_rows_hook(site_rows *p, const int64_t *window);
 
 /* Local. Rows of the two norms' sites are from now on taken behind the gains of this stage
  * (borrowed while rows come): what linears read where the gain stays in the norm. */

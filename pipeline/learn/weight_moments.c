@@ -15,8 +15,8 @@ enum { UNIT_BITS = 70 };
 /* Channels whose sums are kept, one after the other in a layer's part. */
 typedef struct part {
     llama_role linear;
-    tap_place place; /* where g of its outputs is seen */
-    int64_t at, n;   /* n is 1 where channels are averaged */
+    hook_place place; /* where g of its outputs is seen */
+    int64_t at, n;    /* n is 1 where channels are averaged */
 } part;
 enum { PARTS = 7 };
 
@@ -39,13 +39,13 @@ static int64_t widest(const llama_config *cfg) {
 static int64_t set_parts(const llama_config *cfg, part *parts) {
     const int64_t q = cfg->heads * cfg->head_dim, kv = cfg->kv_heads * cfg->head_dim;
     const part table[PARTS] = {
-        {ROLE_Q, TAP_QUERY_OUT, 0, q},
-        {ROLE_K, TAP_KEY_OUT, 0, kv},
-        {ROLE_V, TAP_VALUE, 0, kv},
-        {ROLE_O, TAP_O_OUT, 0, 1},
-        {ROLE_GATE, TAP_GATE_OUT, 0, cfg->intermediate},
-        {ROLE_UP, TAP_UP_OUT, 0, cfg->intermediate},
-        {ROLE_DOWN, TAP_DOWN_OUT, 0, 1},
+        {ROLE_Q, HOOK_QUERY_OUT, 0, q},
+        {ROLE_K, HOOK_KEY_OUT, 0, kv},
+        {ROLE_V, HOOK_VALUE, 0, kv},
+        {ROLE_O, HOOK_O_OUT, 0, 1},
+        {ROLE_GATE, HOOK_GATE_OUT, 0, cfg->intermediate},
+        {ROLE_UP, HOOK_UP_OUT, 0, cfg->intermediate},
+        {ROLE_DOWN, HOOK_DOWN_OUT, 0, 1},
     };
     int64_t at = 0;
     for (int i = 0; i < PARTS; i++) {
@@ -143,14 +143,14 @@ static err add_lengths(weight_moments *m, const part *p, int64_t layer, int64_t 
     return add(m, layer, p->at, &sum, 1);
 }
 
-static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
+static err take(void *ctx, int64_t layer, hook_place place, int64_t t0, int64_t n_tokens,
                 int64_t width, const float *x, const float *g) {
     weight_moments *m = ctx;
     (void)t0;
-    if (place == TAP_O_IN) return add_lengths(m, &m->parts[3], layer, n_tokens, width, x);
-    if (place == TAP_DOWN_IN) return add_lengths(m, &m->parts[6], layer, n_tokens, width, x);
-    if (place == TAP_O_OUT || place == TAP_DOWN_OUT) {
-        if (place == TAP_DOWN_OUT) m->tokens[layer - m->first] += n_tokens;
+    if (place == HOOK_O_IN) return add_lengths(m, &m->parts[3], layer, n_tokens, width, x);
+    if (place == HOOK_DOWN_IN) return add_lengths(m, &m->parts[6], layer, n_tokens, width, x);
+    if (place == HOOK_O_OUT || place == HOOK_DOWN_OUT) {
+        if (place == HOOK_DOWN_OUT) m->tokens[layer - m->first] += n_tokens;
         for (int64_t t = 0; t < n_tokens; t++) m->energy_g[t] = square(g + t * width, width);
         return err_none();
     }
@@ -159,10 +159,10 @@ static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n
     return err_none();
 }
 
-llama_tap weight_moments_tap(weight_moments *m) {
-    uint32_t places = 1u << TAP_O_IN | 1u << TAP_DOWN_IN;
+llama_hook weight_moments_hook(weight_moments *m) {
+    uint32_t places = 1u << HOOK_O_IN | 1u << HOOK_DOWN_IN;
     for (int i = 0; i < PARTS; i++) places |= 1u << m->parts[i].place;
-    return (llama_tap){.places = places, .take = take, .ctx = m};
+    return (llama_hook){.places = places, .take = take, .ctx = m};
 }
 
 int weight_moments_pieces(const weight_moments *m, int64_t layer,

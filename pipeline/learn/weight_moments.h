@@ -27,7 +27,7 @@ uint64_t weight_moments_bytes(const llama_config *cfg, int64_t n, int64_t window
 
 /* Local. The hook that adds a backward pass to *m. Sums are integers, so windows may come in any
  * order. */
-llama_tap weight_moments_tap(weight_moments *m);
+llama_hook weight_moments_hook(weight_moments *m);
 
 /* Local. The sums of one layer, to be kept for a restart and to be read into. */
 enum { WEIGHT_MOMENTS_PIECES = 2 };

@@ -35,12 +35,13 @@ static noise_rows *offer(int64_t first, int64_t n, int64_t rows) {
     noise_rows *p;
     const int64_t window = 0;
     OK(noise_rows_create(&cfg, first, n, 1u << CLIP_ATTN | 1u << CLIP_MLP, WINDOW, rows, &p));
-    const llama_tap tap = noise_rows_tap(p, &window);
+    const llama_hook hook = noise_rows_hook(p, &window);
     float *x = calloc((size_t)WINDOW * N, sizeof *x), *g = calloc((size_t)WINDOW * N, sizeof *g);
     if (!x || !g) abort();
     for (int64_t i = 0; i < 2 * n; i++) {
         fill(2 * first + i, x, g);
-        OK(tap.take(tap.ctx, first + i / 2, i % 2 ? TAP_MLP_IN : TAP_ATTN_IN, 0, WINDOW, N, x, g));
+        OK(hook.take(hook.ctx, first + i / 2, i % 2 ? HOOK_MLP_IN : HOOK_ATTN_IN, 0, WINDOW, N, x,
+                     g));
     }
     noise_rows_finish(p);
     free(x);

@@ -250,10 +250,10 @@ static inline double slope_of(line *l, uint32_t places) {
     const llama_config *c = &s->m.cfg;
     const int64_t n = c->hidden, d = c->head_dim, heads = s->sites.r2_per_head ? c->kv_heads : 1;
     const llama_stage *used = weight_site_stage(s->w);
-    llama_tap tap = weight_site_tap(s->w, &s->sites);
+    llama_hook hook = weight_site_hook(s->w, &s->sites);
     double *G1 = room(n * n, sizeof *G1), *SR = room(n * n, sizeof *SR), sum = 0,
            *x = room(T * n, sizeof *x), *g = room(T * n, sizeof *g);
-    tap.places &= places;
+    hook.places &= places;
     memcpy(x, l->x, (size_t)(T * n) * sizeof *x);
     memcpy(g, l->c, (size_t)(T * n) * sizeof *g);
     llama_stash *stash[2];
@@ -264,7 +264,8 @@ static inline double slope_of(line *l, uint32_t places) {
     for (int64_t i = c->layers - 1; i >= 0; i--) {
         double G2[2 * 8 * 8] = {0};
         const rotation_grads grads = {.R1 = G1, .R2 = G2};
-        assert_ok(llama_block_backward(used, i, &s->sites, 0, T, g, stash[i], NULL, &tap, s->work));
+        assert_ok(
+            llama_block_backward(used, i, &s->sites, 0, T, g, stash[i], NULL, &hook, s->work));
         weight_site_add(s->w, i, &grads);
         for (int64_t h = 0; h < heads; h++) {
             gemm_f64(GEMM_N, GEMM_N, d, d, d, s2_of(l, i, h), d, r2_of(s, i, h), d, GEMM_SET, SR,

@@ -9,7 +9,7 @@
 #include "model/norm.h"
 #include "model/objective.h"
 #include "model/rope.h"
-#include "model/wmat_back.h"
+#include "model/wmat_backward.h"
 #include "tests/unit/product_bound.h"
 #include "tests/unit/small_model.h"
 
@@ -61,11 +61,11 @@ static void test_norm_and_rope(void **state) {
         row_line l = {.x = x, .v = v, .c = c, .n = n, .cos_t = cos_t, .sin_t = sin_t};
         norm_rows_f64(x, 1, n, 1e-5, NULL, y);
         memset(g, 0, sizeof g);
-        norm_back_f64(y, norm_scale_f64(x, n, 1e-5), c, n, g);
+        norm_backward_f64(y, norm_scale_f64(x, n, 1e-5), c, n, g);
         near_relative(dot_f64(g, v, n), five_point(along_row, &l, 1e-3), 1e-8);
         l.kind = 1;
         memcpy(g, c, (size_t)n * sizeof *c);
-        rope_head_back_f64(g, n / 2, cos_t, sin_t);
+        rope_head_backward_f64(g, n / 2, cos_t, sin_t);
         near_relative(dot_f64(g, v, n), five_point(along_row, &l, 1e-3), 1e-8);
         mem_free(x);
         mem_free(v);
@@ -94,8 +94,8 @@ static void check_product(const wmat *w, compute_type compute) {
     const uint64_t each = wmat_tile_scratch_bytes(compute) + 64;
     void *scratch = room((int64_t)each * gemm_threads(), 1);
     for (int add = 0; add < 2; add++) {
-        const wmat_back_term terms[] = {{w, in}, {w, in}};
-        wmat_back_products(terms, 1 + add, compute, m, out, scratch, each);
+        const wmat_backward_term terms[] = {{w, in}, {w, in}};
+        wmat_backward_products(terms, 1 + add, compute, m, out, scratch, each);
         for (int64_t i = 0; i < m; i++) {
             for (int64_t j = 0; j < w->cols; j++) {
                 double want = 0, size = 0;
@@ -177,7 +177,7 @@ static void check_attention(int64_t tokens, int64_t heads, int64_t kv_heads, int
                               .compute = COMPUTE_F64}};
     const attention_shape *s = &l.s;
     const int64_t d = s->head_dim, group = heads / kv_heads, n = attention_count(s, 0);
-    uint64_t back = attention_back_thread_bytes(s), forward = attention_thread_bytes(s);
+    uint64_t back = attention_backward_thread_bytes(s), forward = attention_thread_bytes(s);
     l.thread_bytes = ((back > forward ? back : forward) + 63) / 64 * 64;
     l.threads = room((int64_t)l.thread_bytes * gemm_threads(), 1);
     double *g[3];
@@ -201,12 +201,12 @@ static void check_attention(int64_t tokens, int64_t heads, int64_t kv_heads, int
             dot[at] = dot_f64(l.c + (t * heads + h) * d, l.out + (t * heads + h) * d, d);
         }
     }
-    double *dq = room(attention_back_parts(s) * n, sizeof(double));
-    attention_back_f64(s, l.at[0], l.at[1], l.at[2], l.lse, d_out, dot, dq, g[1], g[2], l.threads,
-                       l.thread_bytes);
+    double *dq = room(attention_backward_parts(s) * n, sizeof(double));
+    attention_backward_f64(s, l.at[0], l.at[1], l.at[2], l.lse, d_out, dot, dq, g[1], g[2],
+                           l.threads, l.thread_bytes);
     double *row = room(heads * d, sizeof(double));
     for (int64_t t = 0; t < tokens; t++) {
-        attention_back_query_f64(s, dq, t, row);
+        attention_backward_query_f64(s, dq, t, row);
         for (int64_t h = 0; h < heads; h++) {
             const int64_t at = (h / group * tokens + t) * group + h % group;
             memcpy(g[0] + at * d, row + h * d, (size_t)d * sizeof *row);
@@ -282,7 +282,8 @@ static void check_block(int64_t tokens, int64_t sliding, bool varied) {
     memcpy(y, x, (size_t)n * sizeof *x);
     memcpy(g, c, (size_t)n * sizeof *c);
     assert_ok(llama_layers_keep(p.layers, &p.m.stage, NULL, tokens, y, p.work));
-    assert_ok(llama_layers_back(p.layers, &p.m.stage, NULL, tokens, g, NULL, NULL, NULL, p.work));
+    assert_ok(
+        llama_layers_backward(p.layers, &p.m.stage, NULL, tokens, g, NULL, NULL, NULL, p.work));
     for (int i = 0; i < 5; i++) {
         double *v = random_f64(n, 1);
         block_line l = {.p = &p, .x = x, .v = v, .c = c, .y = y};
@@ -402,12 +403,12 @@ static int32_t *some_targets(int64_t rows, int64_t vocab) {
 /* Capture: gradients at every place against differences of the whole loss. */
 
 typedef struct captured {
-    int seen[TAP_PLACES];
-    float *x[TAP_PLACES], *g[TAP_PLACES];
+    int seen[HOOK_PLACES];
+    float *x[HOOK_PLACES], *g[HOOK_PLACES];
     int64_t layer;
 } captured;
 
-static err take(void *ctx, int64_t layer, tap_place place, int64_t t0, int64_t n_tokens,
+static err take(void *ctx, int64_t layer, hook_place place, int64_t t0, int64_t n_tokens,
                 int64_t width, const float *x, const float *g) {
     captured *c = ctx;
     assert_int_equal(t0, 0);
@@ -469,24 +470,24 @@ static void check_capture(bool varied) {
     int32_t ids[40];
     for (int t = 0; t < 40; t++) ids[t] = t * 131 % 700;
     captured got = {.layer = 0};
-    const llama_tap tap = {.places = (1u << TAP_PLACES) - 1, .take = take, .ctx = &got};
+    const llama_hook hook = {.places = (1u << HOOK_PLACES) - 1, .take = take, .ctx = &got};
     double nll, want_nll;
-    assert_ok(llama_capture(&p.m.stage, ids, 40, &tap, &nll, p.layers, p.work));
+    assert_ok(llama_capture(&p.m.stage, ids, 40, &hook, &nll, p.layers, p.work));
     capture_line l = {.p = &p, .ids = ids, .x = room(40 * c->hidden, sizeof(double))};
     llama_layer *layer = &p.m.stage.layers[0];
     l.bias = layer->bq;
     l.from = *l.bias;
     want_nll = loss_of_ids(&l, 0);
     near_relative(nll, want_nll, 1e-12);
-    for (int i = 0; i < TAP_PLACES; i++) assert_int_equal(got.seen[i], 1);
+    for (int i = 0; i < HOOK_PLACES; i++) assert_int_equal(got.seen[i], 1);
     for (int64_t j = 3; j < 16; j += 5) {
-        check_bias(&l, layer->bq, got.g[TAP_QUERY_OUT], c->heads * c->head_dim, j);
-        check_bias(&l, layer->bk, got.g[TAP_KEY_OUT], c->kv_heads * c->head_dim, j);
-        check_bias(&l, layer->bv, got.g[TAP_VALUE], c->kv_heads * c->head_dim, j);
-        check_bias(&l, layer->bo, got.g[TAP_O_OUT], c->hidden, j);
-        check_bias(&l, layer->bgate, got.g[TAP_GATE_OUT], c->intermediate, j);
-        check_bias(&l, layer->bup, got.g[TAP_UP_OUT], c->intermediate, j);
-        check_bias(&l, layer->bdown, got.g[TAP_DOWN_OUT], c->hidden, j);
+        check_bias(&l, layer->bq, got.g[HOOK_QUERY_OUT], c->heads * c->head_dim, j);
+        check_bias(&l, layer->bk, got.g[HOOK_KEY_OUT], c->kv_heads * c->head_dim, j);
+        check_bias(&l, layer->bv, got.g[HOOK_VALUE], c->kv_heads * c->head_dim, j);
+        check_bias(&l, layer->bo, got.g[HOOK_O_OUT], c->hidden, j);
+        check_bias(&l, layer->bgate, got.g[HOOK_GATE_OUT], c->intermediate, j);
+        check_bias(&l, layer->bup, got.g[HOOK_UP_OUT], c->intermediate, j);
+        check_bias(&l, layer->bdown, got.g[HOOK_DOWN_OUT], c->hidden, j);
     }
     /* inputs: g of an input is g of the output times W, x of it gives the output itself */
     const float *down = layer->down.data, *v = layer->v.data;
@@ -494,16 +495,16 @@ static void check_capture(bool varied) {
         for (int64_t i = 0; i < 5; i++) {
             double sum = 0, value = (double)layer->bv[i];
             for (int64_t j = 0; j < c->hidden; j++) {
-                sum += (double)got.g[TAP_DOWN_OUT][t * c->hidden + j] *
+                sum += (double)got.g[HOOK_DOWN_OUT][t * c->hidden + j] *
                        (double)down[j * c->intermediate + i];
-                value += (double)got.x[TAP_ATTN_IN][t * c->hidden + j] *
+                value += (double)got.x[HOOK_ATTN_IN][t * c->hidden + j] *
                          (double)layer->attn_norm[j] * (double)v[i * c->hidden + j];
             }
-            assert_true(fabs(sum - (double)got.g[TAP_DOWN_IN][t * c->intermediate + i]) <= 1e-5);
-            assert_true(fabs(value - (double)got.x[TAP_VALUE][t * 16 + i]) <= 1e-5);
+            assert_true(fabs(sum - (double)got.g[HOOK_DOWN_IN][t * c->intermediate + i]) <= 1e-5);
+            assert_true(fabs(value - (double)got.x[HOOK_VALUE][t * 16 + i]) <= 1e-5);
         }
     }
-    for (int i = 0; i < TAP_PLACES; i++) {
+    for (int i = 0; i < HOOK_PLACES; i++) {
         mem_free(got.x[i]);
         mem_free(got.g[i]);
     }
@@ -532,7 +533,7 @@ static void gradient_of_type(const small_model *m, compute_type compute, bool re
     assert_ok(llama_embed(&m->stage, compute, ids, tokens, x));
     assert_ok(llama_layers_keep(layers, &m->stage, NULL, tokens, x, work));
     assert_ok(llama_ce_backward(&m->stage, tokens, x, next, 1, x, loss, NULL, work));
-    assert_ok(llama_layers_back(layers, &m->stage, NULL, tokens, x, NULL, NULL, NULL, work));
+    assert_ok(llama_layers_backward(layers, &m->stage, NULL, tokens, x, NULL, NULL, NULL, work));
     for (int64_t i = 0; i < n; i++)
         g[i] = compute == COMPUTE_F64 ? ((double *)x)[i] : (double)((float *)x)[i];
     mem_free(x);

@@ -11,7 +11,7 @@ static const llama_config cfg = {.kv_heads = HEADS, .head_dim = D, .layers = 4};
 
 static void test_peaks(void **state) {
     (void)state;
-    static const tap_place places[2] = {TAP_KEY, TAP_VALUE};
+    static const hook_place places[2] = {HOOK_KEY, HOOK_VALUE};
     double want[LAYERS][2][WIDTH] = {{{0}}};
     float *rows[WINDOWS][LAYERS][2];
     cache_peaks *forth, *back;
@@ -26,10 +26,10 @@ static void test_peaks(void **state) {
     for (int i = 0; i < WINDOWS * LAYERS * 2; i++)
         for (int way = 0; way < 2; way++) {
             const int k = way ? WINDOWS * LAYERS * 2 - 1 - i : i;
-            const llama_tap tap = cache_peaks_tap(way ? back : forth);
-            assert_int_equal(tap.places, 1u << TAP_KEY | 1u << TAP_VALUE);
-            assert_ok(tap.take(tap.ctx, FIRST + k / 2 % 2, places[k % 2], 0, T, WIDTH,
-                               rows[k / 4][k / 2 % 2][k % 2], NULL));
+            const llama_hook hook = cache_peaks_hook(way ? back : forth);
+            assert_int_equal(hook.places, 1u << HOOK_KEY | 1u << HOOK_VALUE);
+            assert_ok(hook.take(hook.ctx, FIRST + k / 2 % 2, places[k % 2], 0, T, WIDTH,
+                                rows[k / 4][k / 2 % 2][k % 2], NULL));
         }
     for (int l = 0; l < LAYERS; l++)
         for (int j = 0; j < 2 * WIDTH; j++) {

@@ -24,15 +24,15 @@ static noise_rows *drawn(const llama_config *cfg, int64_t layers, int64_t rows, 
     noise_rows *p;
     assert_ok(noise_rows_create(cfg, 0, layers, 1u << CLIP_ATTN, WINDOW, rows, &p));
     int64_t now = 0;
-    const llama_tap tap = noise_rows_tap(p, &now);
-    assert_true(tap.places == 1u << TAP_ATTN_IN);
+    const llama_hook hook = noise_rows_hook(p, &now);
+    assert_true(hook.places == 1u << HOOK_ATTN_IN);
     float *x = room(WINDOW * cfg->hidden, sizeof *x), *g = room(WINDOW * cfg->hidden, sizeof *g);
     for (int64_t i = 0; i < layers * WINDOWS; i++) {
         const int64_t layer = i / WINDOWS, w = i % WINDOWS,
                       window = backwards ? WINDOWS - 1 - w : w;
         make_rows(layer, window, cfg->hidden, x, g);
         now = window;
-        assert_ok(tap.take(tap.ctx, layer, TAP_ATTN_IN, 0, WINDOW, cfg->hidden, x, g));
+        assert_ok(hook.take(hook.ctx, layer, HOOK_ATTN_IN, 0, WINDOW, cfg->hidden, x, g));
     }
     noise_rows_finish(p);
     mem_free(x);
@@ -237,7 +237,7 @@ static key_moments *keys_of(const llama_config *cfg, bool backwards) {
     const int64_t width = cfg->kv_heads * cfg->head_dim;
     key_moments *m;
     assert_ok(key_moments_create(cfg, 1, 1, &m));
-    const llama_tap tap = key_moments_tap(m);
+    const llama_hook hook = key_moments_hook(m);
     float *x = room(WINDOW * width, sizeof *x);
     for (int64_t w = 0; w < WINDOWS; w++) {
         const int64_t window = backwards ? WINDOWS - 1 - w : w;
@@ -249,7 +249,7 @@ static key_moments *keys_of(const llama_config *cfg, bool backwards) {
                     : c == 5 ? -2.0f
                              : 0.0f);
         }
-        assert_ok(tap.take(tap.ctx, 1, TAP_KEY, 0, WINDOW, width, x, x));
+        assert_ok(hook.take(hook.ctx, 1, HOOK_KEY, 0, WINDOW, width, x, x));
     }
     mem_free(x);
     return m;

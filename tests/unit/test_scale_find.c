@@ -11,7 +11,8 @@ static llama_config some_config(void) {
         .hidden = 32, .intermediate = 40, .layers = 3, .heads = 6, .kv_heads = 2, .head_dim = 8};
 }
 
-static const scale_places places = {.of = {TAP_PLACES, TAP_PLACES, TAP_O_IN, TAP_KEY, TAP_DOWN_IN}};
+static const scale_places places = {
+    .of = {HOOK_PLACES, HOOK_PLACES, HOOK_O_IN, HOOK_KEY, HOOK_DOWN_IN}};
 
 /* Rows whose channel j has energy a_j^2 in every token, with signs. */
 static float *signed_rows(const double *a, int64_t n, int64_t tokens) {
@@ -27,12 +28,12 @@ static double *log_normal(int64_t n, double spread) {
     return v;
 }
 
-static void show(scale_moments *m, tap_place place, int64_t width, const double *a, const double *b,
-                 int64_t tokens) {
-    const llama_tap tap = scale_moments_tap(m);
-    assert_true(tap.places >> place & 1u);
+static void show(scale_moments *m, hook_place place, int64_t width, const double *a,
+                 const double *b, int64_t tokens) {
+    const llama_hook hook = scale_moments_hook(m);
+    assert_true(hook.places >> place & 1u);
     float *x = signed_rows(a, width, tokens), *g = signed_rows(b, width, tokens);
-    assert_ok(tap.take(tap.ctx, 2, place, 0, tokens, width, x, g));
+    assert_ok(hook.take(hook.ctx, 2, place, 0, tokens, width, x, g));
     mem_free(x);
     mem_free(g);
 }
@@ -72,8 +73,8 @@ static void test_closed(void **state) {
     scale_moments *m;
     assert_ok(scale_moments_create(&c, 2, 1, &places, &m));
     double *a = log_normal(48, 0.6), *b = log_normal(48, 0.6), s[48], X[48] = {0}, G[48] = {0};
-    show(m, TAP_DOWN_IN, 40, a, b, 5);
-    show(m, TAP_DOWN_IN, 40, a, b, 9);
+    show(m, HOOK_DOWN_IN, 40, a, b, 5);
+    show(m, HOOK_DOWN_IN, 40, a, b, 9);
     scale_closed(m, SCALE_UD, 2, s);
     for (int j = 0; j < 40; j++) {
         X[j] = a[j] * a[j];
@@ -83,7 +84,7 @@ static void test_closed(void **state) {
 
     memset(X, 0, sizeof X);
     memset(G, 0, sizeof G);
-    show(m, TAP_O_IN, 48, a, b, 7); /* three query heads share the scales of a KV head */
+    show(m, HOOK_O_IN, 48, a, b, 7); /* three query heads share the scales of a KV head */
     scale_closed(m, SCALE_VO, 2, s);
     for (int j = 0; j < 48; j++) {
         X[j / 24 * 8 + j % 8] += a[j] * a[j];
@@ -91,7 +92,7 @@ static void test_closed(void **state) {
     }
     check_best(s, X, G, 16);
 
-    show(m, TAP_KEY, 16, a, b, 7); /* pairs i, i + 4 of a head */
+    show(m, HOOK_KEY, 16, a, b, 7); /* pairs i, i + 4 of a head */
     scale_closed(m, SCALE_QK, 2, s);
     double half[8], Xp[8], Gp[8];
     for (int j = 0; j < 8; j++) {
@@ -122,7 +123,7 @@ static void test_order_and_ends(void **state) {
         assert_ok(scale_moments_create(&c, 2, 1, &places, &m));
         for (int w = 0; w < WINDOWS; w++) {
             const int at = way ? (w * 5 + 3) % WINDOWS : w;
-            show(m, TAP_DOWN_IN, N, x[at], g[at], TOKENS);
+            show(m, HOOK_DOWN_IN, N, x[at], g[at], TOKENS);
         }
         scale_closed(m, SCALE_UD, 2, s[way]);
         scale_moments_destroy(&m);
@@ -135,14 +136,14 @@ static void test_order_and_ends(void **state) {
     for (int j = 0; j < N; j++) ones[j] = 1;
     x[0][3] = 0; /* a dead channel, a channel without gradient */
     g[0][7] = 0;
-    show(m, TAP_DOWN_IN, N, x[0], ones, TOKENS);
-    show(m, TAP_DOWN_IN, N, ones, g[0], TOKENS);
+    show(m, HOOK_DOWN_IN, N, x[0], ones, TOKENS);
+    show(m, HOOK_DOWN_IN, N, ones, g[0], TOKENS);
     scale_closed(m, SCALE_UD, 2, s[0]);
     for (int j = 0; j < N; j++) assert_true(s[0][j] >= 1.0 / 64 && s[0][j] <= 64);
     float bad[N] = {NAN}, good[N] = {1};
-    const llama_tap tap = scale_moments_tap(m);
-    assert_int_equal(tap.take(tap.ctx, 2, TAP_DOWN_IN, 0, 1, N, bad, good).code, ERR_NUMERICS);
-    assert_int_equal(tap.take(tap.ctx, 2, TAP_DOWN_IN, 0, 1, N, good, bad).code, ERR_NUMERICS);
+    const llama_hook hook = scale_moments_hook(m);
+    assert_int_equal(hook.take(hook.ctx, 2, HOOK_DOWN_IN, 0, 1, N, bad, good).code, ERR_NUMERICS);
+    assert_int_equal(hook.take(hook.ctx, 2, HOOK_DOWN_IN, 0, 1, N, good, bad).code, ERR_NUMERICS);
     scale_moments_destroy(&m);
     for (int w = 0; w < WINDOWS; w++) {
         mem_free(x[w]);

@@ -72,7 +72,7 @@ static void check_half(bool through, bool with_factors, bool scaled) {
                             .R_t = R_t32};
     site_keep_f32(&s, x32, TOKENS, with_factors ? x_half : NULL, &kept, &work);
     float *dR32 = room(N * N, sizeof *dR32);
-    site_back_f32(&s, g32, TOKENS, x_half, &kept, dR32, &work);
+    site_backward_f32(&s, g32, TOKENS, x_half, &kept, dR32, &work);
 
     double *error = wide_copy(kept.error, COUNT, true), *after = wide_copy(x32, COUNT, false);
     double *u = times(false, false, TOKENS, N, N, x, R);

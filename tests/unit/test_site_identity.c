@@ -131,7 +131,7 @@ static void check_identity(const site *s, double *const *R) {
     double *y = times(false, true, TOKENS, after, n, x, W);
     for (int64_t i = 0; i < TOKENS * after; i++) y[i] = cos(y[i]);
     double *g = times(false, false, TOKENS, n, after, y, W);
-    site_back_f64(s, g, TOKENS, NULL, &kept, got, &work);
+    site_backward_f64(s, g, TOKENS, NULL, &kept, got, &work);
 
     for (int64_t r = 0; r < count; r++) {
         skew_part(want + r * d * d, R[r], d, want + r * d * d);

@@ -13,7 +13,7 @@ enum { LAYERS = 3, WINDOWS = 5, LENGTH = 40 };
 
 static const llama_config CFG = {
     .hidden = 24, .layers = LAYERS, .heads = 6, .kv_heads = 3, .head_dim = 4, .intermediate = 20};
-static const tap_place PLACES[STEP_COUNT] = {TAP_ATTN_IN, TAP_O_IN, TAP_MLP_IN, TAP_DOWN_IN};
+static const hook_place PLACES[STEP_COUNT] = {HOOK_ATTN_IN, HOOK_O_IN, HOOK_MLP_IN, HOOK_DOWN_IN};
 
 /* Token t of a window at a step of a layer; exact in bf16, with a few large channels. */
 static float entry(int64_t layer, int step, int64_t window, int64_t t, int64_t j) {
@@ -22,14 +22,14 @@ static float entry(int64_t layer, int step, int64_t window, int64_t t, int64_t j
     return half_from_bf16(half_to_bf16(v));
 }
 
-static void pass_window(const llama_tap *tap, int64_t first, int64_t n, int64_t window) {
+static void pass_window(const llama_hook *hook, int64_t first, int64_t n, int64_t window) {
     for (int64_t layer = first; layer < first + n; layer++)
         for (int s = 0; s < STEP_COUNT; s++) {
             const int64_t width = llama_step_width(&CFG, (llama_step)s);
             float *x = room(LENGTH * width, sizeof *x);
             for (int64_t i = 0; i < LENGTH * width; i++)
                 x[i] = entry(layer, s, window, i / width, i % width);
-            assert_ok(tap->take(tap->ctx, layer, PLACES[s], 0, LENGTH, width, x, NULL));
+            assert_ok(hook->take(hook->ctx, layer, PLACES[s], 0, LENGTH, width, x, NULL));
             mem_free(x);
         }
 }
@@ -40,10 +40,10 @@ static site_rows *kept(int64_t first, int64_t n, bool backwards, const llama_sta
     int64_t now = 0;
     assert_ok(site_rows_create(&CFG, first, n, WINDOWS, LENGTH, &p));
     if (behind) site_rows_behind(p, behind);
-    const llama_tap tap = site_rows_tap(p, &now);
+    const llama_hook hook = site_rows_hook(p, &now);
     for (int64_t i = 0; i < WINDOWS; i++) {
         now = backwards ? WINDOWS - 1 - i : i;
-        pass_window(&tap, first, n, now);
+        pass_window(&hook, first, n, now);
     }
     return p;
 }

@@ -154,7 +154,7 @@ static void check_site(const site *s, double *const *R) {
     double *y = times(false, true, TOKENS, e.after, n, x, e.W);
     for (int64_t i = 0; i < TOKENS * e.after; i++) y[i] = cos(y[i]);
     double *g = times(false, false, TOKENS, n, e.after, y, e.W);
-    site_scale_back_f64(s, g, TOKENS, x_in, &kept, got, &work);
+    site_scale_backward_f64(s, g, TOKENS, x_in, &kept, got, &work);
     double off = 0, size = 0, sum = 0, total = 0;
     for (int64_t j = 0; j < n / (s->before ? s->before_share : 1); j++) {
         off = fmax(off, fabs(got[j] - want[j]));

@@ -71,16 +71,16 @@ static int clear_stage(void **state) {
 
 /* ---- moments that are wanted: shown as one token ---- */
 
-static const tap_place places[PARTS] = {TAP_QUERY_OUT, TAP_KEY_OUT, TAP_VALUE,   TAP_O_OUT,
-                                        TAP_GATE_OUT,  TAP_UP_OUT,  TAP_DOWN_OUT};
+static const hook_place places[PARTS] = {HOOK_QUERY_OUT, HOOK_KEY_OUT, HOOK_VALUE,   HOOK_O_OUT,
+                                         HOOK_GATE_OUT,  HOOK_UP_OUT,  HOOK_DOWN_OUT};
 
-static void show_length(llama_tap *tap, int64_t layer, tap_place out, tap_place in, int64_t width,
-                        double moment) {
+static void show_length(llama_hook *hook, int64_t layer, hook_place out, hook_place in,
+                        int64_t width, double moment) {
     float *g = room(N, sizeof *g), *x = room(width, sizeof *x);
     g[3] = (float)sqrt(moment);
     x[1] = (float)sqrt((double)N);
-    assert_ok(tap->take(tap->ctx, layer, out, 0, 1, N, NULL, g));
-    assert_ok(tap->take(tap->ctx, layer, in, 0, 1, width, x, x));
+    assert_ok(hook->take(hook->ctx, layer, out, 0, 1, N, NULL, g));
+    assert_ok(hook->take(hook->ctx, layer, in, 0, 1, width, x, x));
     mem_free(g);
     mem_free(x);
 }
@@ -91,15 +91,15 @@ typedef double wanted[LAYERS][PARTS][MID];
 static weight_moments *moments_of(wanted m) {
     weight_moments *out;
     assert_ok(weight_moments_create(&cfg, 0, LAYERS, 1, &out));
-    llama_tap tap = weight_moments_tap(out);
+    llama_hook hook = weight_moments_hook(out);
     for (int64_t l = 0; l < LAYERS; l++) {
-        show_length(&tap, l, TAP_DOWN_OUT, TAP_DOWN_IN, MID, m[l][6][0]);
-        show_length(&tap, l, TAP_O_OUT, TAP_O_IN, HEADS * D, m[l][3][0]);
+        show_length(&hook, l, HOOK_DOWN_OUT, HOOK_DOWN_IN, MID, m[l][6][0]);
+        show_length(&hook, l, HOOK_O_OUT, HOOK_O_IN, HEADS * D, m[l][3][0]);
         for (int p = 0; p < PARTS; p++) {
             float g[MID];
             if (p == 3 || p == 6) continue;
             for (int64_t i = 0; i < matrix(l, p)->rows; i++) g[i] = (float)sqrt(m[l][p][i] / N);
-            assert_ok(tap.take(tap.ctx, l, places[p], 0, 1, matrix(l, p)->rows, NULL, g));
+            assert_ok(hook.take(hook.ctx, l, places[p], 0, 1, matrix(l, p)->rows, NULL, g));
         }
     }
     return out;
@@ -438,17 +438,17 @@ static void moments_are_means_of_products(void **state) {
     for (int order = 0; order < 2; order++) {
         weight_moments *m;
         assert_ok(weight_moments_create(&cfg, 1, 1, T, &m));
-        llama_tap tap = weight_moments_tap(m);
+        llama_hook hook = weight_moments_hook(m);
         for (int i = 0; i < 2; i++) {
             const int k = order ? 1 - i : i;
-            assert_ok(tap.take(tap.ctx, 1, TAP_DOWN_OUT, 0, T, N, NULL, g_out[k]));
-            assert_ok(tap.take(tap.ctx, 1, TAP_DOWN_IN, 0, T, MID, x[k], x[k]));
-            assert_ok(tap.take(tap.ctx, 1, TAP_GATE_OUT, 0, T, MID, NULL, g_mid[k]));
+            assert_ok(hook.take(hook.ctx, 1, HOOK_DOWN_OUT, 0, T, N, NULL, g_out[k]));
+            assert_ok(hook.take(hook.ctx, 1, HOOK_DOWN_IN, 0, T, MID, x[k], x[k]));
+            assert_ok(hook.take(hook.ctx, 1, HOOK_GATE_OUT, 0, T, MID, NULL, g_mid[k]));
         }
         for (int64_t j = 0; j < MID; j++) got[order][j] = weight_moments_row(m, 1, ROLE_GATE, j);
         got[order][MID] = weight_moments_row(m, 1, ROLE_DOWN, 17);
         g_mid[0][1] = NAN;
-        assert_int_equal(tap.take(tap.ctx, 1, TAP_GATE_OUT, 0, T, MID, NULL, g_mid[0]).code,
+        assert_int_equal(hook.take(hook.ctx, 1, HOOK_GATE_OUT, 0, T, MID, NULL, g_mid[0]).code,
                          ERR_NUMERICS);
         g_mid[0][1] = 0;
         weight_moments_destroy(&m);

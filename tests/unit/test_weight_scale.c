@@ -131,7 +131,7 @@ static void slopes_of_scales(scale_line *l, double sum[SCALE_KINDS]) {
     const llama_config *c = &s->m.cfg;
     const int64_t n = T * c->hidden;
     const llama_stage *used = weight_site_stage(s->w);
-    const llama_tap tap = weight_site_tap(s->w, &s->sites);
+    const llama_hook hook = weight_site_hook(s->w, &s->sites);
     double *x = room(n, sizeof *x), *g = room(n, sizeof *g);
     memcpy(x, l->l.x, (size_t)n * sizeof *x);
     memcpy(g, l->l.c, (size_t)n * sizeof *g);
@@ -145,7 +145,7 @@ static void slopes_of_scales(scale_line *l, double sum[SCALE_KINDS]) {
         for (int k = 0; k < SCALE_KINDS; k++)
             grads.scales[k] = room(scale_set_length(s->scales, (scale_kind)k), sizeof(double));
         assert_ok(
-            llama_block_backward(used, i, &s->sites, 0, T, g, stash[i], &grads, &tap, s->work));
+            llama_block_backward(used, i, &s->sites, 0, T, g, stash[i], &grads, &hook, s->work));
         weight_site_add(s->w, i, &grads);
         for (int k = 0; k < SCALE_KINDS; k++) {
             sum[k] +=

@@ -120,8 +120,8 @@ static void inputs_are_the_quantized_ones(void **state) {
         line l;
         open_setting_as(&s, true, 4, 1, o, NULL, way < 2);
         open_line(&l, &s, 1u << part);
-        near(slope_of(&l, o ? 1u << TAP_O_OUT | 1u << TAP_O_IN
-                            : 1u << TAP_DOWN_OUT | 1u << TAP_DOWN_IN),
+        near(slope_of(&l, o ? 1u << HOOK_O_OUT | 1u << HOOK_O_IN
+                            : 1u << HOOK_DOWN_OUT | 1u << HOOK_DOWN_IN),
              difference(&l));
         close_line(&l);
         close_setting(&s);

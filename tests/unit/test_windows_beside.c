@@ -30,7 +30,7 @@ static void forward(const small_model *m, const window *w, llama_layers *l, floa
 static void backward(const small_model *m, const window *w, llama_layers *l, float *x, double *loss,
                      llama_work *work) {
     assert_ok(llama_ce_backward(&m->stage, TOKENS, x, w->next, 1, x, loss, NULL, work));
-    assert_ok(llama_layers_back(l, &m->stage, NULL, TOKENS, x, NULL, NULL, NULL, work));
+    assert_ok(llama_layers_backward(l, &m->stage, NULL, TOKENS, x, NULL, NULL, NULL, work));
 }
 
 static void test_windows(void **state) {

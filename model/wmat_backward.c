@@ -1,5 +1,5 @@
 /* dx = dy W tile by tile, with the rows of W in pieces whose partial sums are added in order. */
-#include "model/wmat_back.h"
+#include "model/wmat_backward.h"
 
 #include "base/gemm.h"
 #include "base/size.h"
@@ -38,9 +38,9 @@ static void tile_bf16(const wmat *w, int64_t row0, int64_t rows, const bf16 *dy,
     }
 }
 
-void wmat_back_tile_rows(const wmat *w, compute_type compute, int64_t row0, int64_t rows,
-                         const void *dy, int64_t ldy, int64_t m, int64_t j0, int64_t n,
-                         gemm_into into, void *dx, int64_t ldx, void *scratch) {
+void wmat_backward_tile_rows(const wmat *w, compute_type compute, int64_t row0, int64_t rows,
+                             const void *dy, int64_t ldy, int64_t m, int64_t j0, int64_t n,
+                             gemm_into into, void *dx, int64_t ldx, void *scratch) {
     const int64_t at = row0 * w->cols + j0;
     if (compute == COMPUTE_BF16) {
         tile_bf16(w, row0, rows, dy, ldy, m, j0, n, into, dx, ldx);
@@ -54,13 +54,14 @@ void wmat_back_tile_rows(const wmat *w, compute_type compute, int64_t row0, int6
     }
 }
 
-void wmat_back_tile(const wmat *w, compute_type compute, const void *dy, int64_t ldy, int64_t m,
-                    int64_t j0, int64_t n, gemm_into into, void *dx, int64_t ldx, void *scratch) {
-    wmat_back_tile_rows(w, compute, 0, w->rows, dy, ldy, m, j0, n, into, dx, ldx, scratch);
+void wmat_backward_tile(const wmat *w, compute_type compute, const void *dy, int64_t ldy, int64_t m,
+                        int64_t j0, int64_t n, gemm_into into, void *dx, int64_t ldx,
+                        void *scratch) {
+    wmat_backward_tile_rows(w, compute, 0, w->rows, dy, ldy, m, j0, n, into, dx, ldx, scratch);
 }
 
-void wmat_back_products(const wmat_back_term *terms, int n, compute_type compute, int64_t m,
-                        void *dx, void *scratch, uint64_t thread_bytes) {
+void wmat_backward_products(const wmat_backward_term *terms, int n, compute_type compute, int64_t m,
+                            void *dx, void *scratch, uint64_t thread_bytes) {
     const int64_t cols = terms[0].w->cols;
     const wmat_tiles tiles = wmat_tiles_of(m, cols);
     const size_t factor = compute_factor_bytes(compute), sum = compute_sum_bytes(compute);
@@ -72,8 +73,8 @@ void wmat_back_products(const wmat_back_term *terms, int n, compute_type compute
         for (int i = 0; i < n; i++) {
             const wmat *w = terms[i].w;
             const char *dy = (const char *)terms[i].dy + (size_t)(r.i * w->rows) * factor;
-            wmat_back_tile(w, compute, dy, w->rows, r.m, r.j, r.n, gemm_into_of(i > 0), to, cols,
-                           part);
+            wmat_backward_tile(w, compute, dy, w->rows, r.m, r.j, r.n, gemm_into_of(i > 0), to,
+                               cols, part);
         }
     }
 }
