@@ -13,9 +13,11 @@
 #include "jobs/run/run_phase.h"
 #include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
+#include "model/sites.h"
 #include "model/tensors.h"
 #include "pipeline/learn/learn_e2e.h"
 #include "pipeline/learn/r2_part.h"
+#include "pipeline/learn/scale_part.h"
 #include "pipeline/stages/schedule.h"
 
 #include <inttypes.h>
@@ -335,26 +337,31 @@ static plan_bytes kept_network(const plan_maker *m, const estimate *t, uint64_t 
     return b;
 }
 
-/* Streams and their gradients of each pass, the steps of R1 and R2, and of R2 each commit. */
+/* Streams (also of a teacher) and their gradients of each pass, the steps of R1, of R2 and of
+ * scales (`scales`: a bit for each kind that is learned), and of the latter two each commit. */
 static plan_bytes e2e_network(const learner *l, const plan_maker *m, const estimate *t, bool r1,
-                              optimizer_kind kind) {
+                              optimizer_kind kind, uint32_t scales) {
     const llama_config *cfg = plan_config(m);
+    const scale_sizes sizes = llama_scale_sizes(cfg);
+    const int64_t kept_r2 = l->r2_heads * r2_part_state_each(kind, cfg->head_dim),
+                  kept_scales = scales ? scale_part_state_each(&sizes, scales) : 0;
     const uint64_t layers = (uint64_t)cfg->layers,
                    r2 = layers * (uint64_t)learner_r2_entries(l) * sizeof(double),
-                   kept = layers *
-                          (uint64_t)(l->r2_heads * r2_part_state_each(kind, cfg->head_dim)) *
-                          sizeof(double),
-                   stream = 2 * sizeof(float) * (uint64_t)(t->tokens * cfg->hidden);
+                   s = layers * (uint64_t)scale_sizes_at(&sizes, scales, SCALE_KINDS) *
+                       sizeof(double),
+                   kept = layers * (uint64_t)(kept_r2 + kept_scales) * sizeof(double),
+                   stream =
+                       (t->teacher ? 3 : 2) * sizeof(float) * (uint64_t)(t->tokens * cfg->hidden);
     const double steps = (double)t->steps;
     double passes = 1 + steps; /* the first one twice */
     for (int64_t i = 0; i <= t->steps; i++) passes += learn_judge_due(i, t->steps, E2E_JUDGE_EVERY);
     const plan_bytes step =
         plan_add(plan_step_network(m, r1, false, sizeof(int64_t), sizeof(float)),
-                 plan_add(kept_network(m, t, kept), peers_network(m, t, 2 * r2)));
+                 plan_add(kept_network(m, t, kept), peers_network(m, t, 2 * (r2 + s))));
     /* Replicas share the tokens. */
     const plan_bytes streams =
         plan_times(passes / t->replicas, plan_to_next(m, t->replicas, t->stages, stream));
-    return plan_add(plan_add(plan_r1_to_all(m, r1), plan_to_all(m, r2)),
+    return plan_add(plan_add(plan_r1_to_all(m, r1), plan_to_all(m, r2 + s)),
                     plan_add(streams, plan_times(steps, step)));
 }
 
@@ -392,7 +399,10 @@ err learn_e2e_plan(learner *l, plan_maker *m, int64_t k) {
     f->blind_s = 2 * step;
     f->again_s = step;
     f->busy = 1 - t.idle;
-    plan_send(m, f, e2e_network(l, m, &t, r1, m->q->set->learn[k].optimizer));
+    const learn_settings *phase = &m->q->set->learn[k];
+    plan_send(m, f,
+              e2e_network(l, m, &t, r1, phase->optimizer,
+                          learn_scales_by(m->q->set, phase) ? learn_scale_kinds(m->q->set) : 0));
     snprintf(f->note, sizeof f->note, "%d replicas x %d stages%s", t.replicas, t.stages,
              t.recompute ? ", layers computed again" : "");
     return e;

@@ -280,6 +280,10 @@ exec "$@"
             *few, "weights.method=gptq", "rotate.online=[r3]", "learn=[{objective: range, steps: 5, rows: 256}]"))
         by_ce = ("--replicas", 2, "--stages", 2, *settings(
             *few, "weights.method=gptaq", "learn=[{objective: ce, steps: 3, batch: 2, window: 64}]"))
+        with_scales = ("--replicas", 2, "--stages", 2, *settings(
+            *few, "kv.bits=4", "rotate.r2=head", "rotate.online=[r3]", "scale.pairs=[norm, vo, qk, ud]", "scale.start=ones",
+            "learn=[{objective: kl-top, top_k: 50, steps: 3, batch: 2, window: 64, lr_scale: 0.01}]"))
+        self.assertEqual(self.check_sent("scales", 4, *with_scales), {"learn.0", "round", "pack", "verify"})
         for nodes in None, (0, 0, 1):
             self.assertEqual(self.check_sent(f"range{nodes}", 3, *by_range, nodes=nodes),
                              {"capture", "learn.0", "scales", "sites", "gptq", "pack", "verify"})
