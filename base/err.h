@@ -17,7 +17,7 @@ typedef enum err_code {
     ERR_SPACE = 5,    /* out of space or quota */
     ERR_NOFIT = 6,    /* does not fit in memory */
     ERR_MISMATCH = 7, /* run state does not match */
-    ERR_NUMERICS = 8, /* NaN, not orthogonal */
+    ERR_NUMERICS = 8, /* computed: not finite, not orthogonal; NaN in a file is 3 */
     ERR_RANK = 9,     /* a rank was lost or hung */
     ERR_STOPPED = 75, /* stopped at a commit: run the same command again */
 } err_code;

@@ -214,7 +214,7 @@ err comm_agree(const comm *c, err e, const char *phase, int *others) {
     /* Key: code, then rank; success sorts last. One small reduction when all is well. */
     if (others) *others = 0;
     if (c->size == 1) {
-        if (e.code) e.rank = world.rank;
+        if (e.code && e.rank < 0) e.rank = world.rank;
         if (e.code && !e.where[0]) snprintf(e.where, sizeof e.where, "%s", phase);
         return e;
     }
@@ -225,12 +225,16 @@ err comm_agree(const comm *c, err e, const char *phase, int *others) {
     comm_sum_i64(c, &failed, 1);
     if (others) *others = (int)failed - 1;
     int root = (int)(least & 0xffffffff);
-    if (root == c->rank) e.rank = world.rank;
+    /* An error that a part of the ranks agreed on before keeps the rank and the words it had. */
+    if (root == c->rank && e.rank < 0) {
+        const size_t used = strlen(e.what);
+        e.rank = world.rank;
+        if (failed > 1 && failed < c->size) /* all of them: the message speaks for every rank */
+            snprintf(e.what + used, sizeof e.what - used, " (and on %d other ranks)",
+                     (int)failed - 1);
+    }
     comm_bcast(c, &e, sizeof e, root);
     if (!e.where[0]) snprintf(e.where, sizeof e.where, "%s", phase);
-    size_t used = strlen(e.what);
-    if (failed > 1 && failed < c->size) /* all of them: the message speaks for every rank */
-        snprintf(e.what + used, sizeof e.what - used, " (and on %d other ranks)", (int)failed - 1);
     return e;
 }
 

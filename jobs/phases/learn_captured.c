@@ -169,7 +169,7 @@ static bool wanted(const learner *l) {
     struct statvfs fs;
     if (want && statvfs(q->out, &fs) == 0) {
         const uint64_t room = (uint64_t)fs.f_bavail * fs.f_frsize;
-        want = room >= f->kept_bytes + q->plan->archive_bytes + q->plan->run_bytes;
+        want = room >= q->plan->archive_bytes + q->plan->run_bytes; /* kept_bytes in it */
         if (!want)
             log_line(LOG_WARN,
                      "%s is short of room: what was captured is not kept, a restart "

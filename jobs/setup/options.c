@@ -163,7 +163,7 @@ static const struct {
     [OPT_ERRORS] = {"--errors", NULL, "of an output folder: what GPTQ did to each linear",
                     BIT(CMD_INSPECT), false},
     [OPT_SITES] = {"--sites", NULL,
-                   "of an output folder: what GPTQ saw at the inputs of the linears, before and "
+                   "of an output folder: what the inputs of the linears are like, before and "
                    "after rotation; what the noise of quantizers costs, and their clips",
                    BIT(CMD_INSPECT), false},
     [OPT_EXPORT_SPINQUANT] = {"--export-spinquant", "FILE",

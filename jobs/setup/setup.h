@@ -17,7 +17,8 @@
  * Same result on every rank; caller owns *out. */
 err setup_recipe(const comm *c, const options *o, const json_t *base, recipe **out);
 
-/* Local. ERR_USAGE for keys whose work this version does not do yet (learning, GPTQ, scales). */
+/* Local. ERR_USAGE for keys that contradict each other: learning, scales or a cache with nothing to
+ * act on, or that no runtime has. */
 err setup_refuse_missing(const settings *s);
 
 /* Local. Takes those pairs out of scale.pairs that nothing quantized would profit from, and says

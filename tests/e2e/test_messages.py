@@ -22,8 +22,8 @@ UP = "model.layers.0.mlp.up_proj.weight"
 HEAD = """# What goes wrong, what is said, and the exit code
 
 Made by tests/e2e/test_messages.py (`SPINSHARD_WRITE=1`), which runs every line of it. A failed run says one
-thing, once, on stderr: where, what is wrong, and after `try:` what to do. On several ranks the rank that failed
-first is named. Codes: 2 usage, 3 bad input or model, 4 verification failed, 5 out of space, 6 does not fit, 7 state
+thing, once, on stderr: where, what is wrong, and after `try:` what to do. On several ranks one is named: of those with
+the smallest code, the lowest. Codes: 2 usage, 3 bad input or model, 4 verification failed, 5 out of space, 6 does not fit, 7 state
 does not match, 8 numerics. `SPINSHARD_FAULT` (base/fault.h) stands for a disk, a memory or a node that fails.
 """
 

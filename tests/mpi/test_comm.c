@@ -23,6 +23,15 @@ static void errors_are_agreed(const comm *c) {
     check(others == (size > 1 ? 1 : 0), "the others are counted");
     bool told = strstr(e.what, "other ranks") != NULL;
     check(told == (size > 2), "others are told unless every rank failed");
+    /* Agreed on again, as by a phase that a part of the ranks ran: who failed stays known. */
+    e = comm_agree(c, rank == size - 1 ? err_make(ERR_INPUT, "w", NULL, "once") : err_none(),
+                   "inner", NULL);
+    for (int again = 0; again < 2; again++) {
+        if (again && rank == 0 && size > 2) e = err_none(); /* those outside had no error */
+        e = comm_agree(c, e, "outer", NULL);
+        check(e.rank == size - 1, "the rank that failed is kept");
+        check(!strcmp(e.what, "once"), "nothing is added to a message that was agreed on");
+    }
     /* Equal codes: the lowest rank speaks. */
     e = comm_agree(c, err_make(ERR_INPUT, "w", NULL, "rank %d", rank), "phase", NULL);
     check(e.rank == 0 && !strncmp(e.what, "rank 0", 6), "lowest rank of equal codes");
