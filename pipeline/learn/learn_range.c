@@ -241,8 +241,9 @@ static int bytes_of_sums(const learn_range *l, const range_batch *b) {
 /* The transposed integers of a batch as rows of G, at once where ranks share the step, else a band
  * at a time, into the distributed sum. */
 static void sum_gradient(learn_range *l, const range_batch *b) {
-    const int exponent = ilogb(b->unit), bytes = bytes_of_sums(l, b);
+    const int exponent = ilogb(b->unit);
     if (cayley_dist_sum_transposed(l->r1, b->grad, exponent)) return;
+    const int bytes = bytes_of_sums(l, b);
     for (int64_t i0 = 0; i0 < l->n; i0 += RANGE_BAND) {
         int64_t rows = size_min(RANGE_BAND, l->n - i0);
 #pragma omp parallel for
