@@ -46,6 +46,7 @@ static site_ends_f32 ends_of_range(const site *s, const real *u, int64_t n) {
         hi = u[j] > hi ? u[j] : hi;
     }
     site_ends_f32 e = {.hi = place_of(u, n, hi), .lo = place_of(u, n, lo)};
+    if (s->quant.rule == AQUANT_FP8) return e; /* its steps do not depend on a range */
     /* A clip about the middle leaves (a + b)/2 of the whole range, which cancels in the slopes. */
     const bool about_zero = s->include_zero || s->quant.symmetric;
     const real a = about_zero ? (real)s->quant.clip[0] : 1,

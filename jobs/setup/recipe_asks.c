@@ -31,7 +31,7 @@ bool quantize_tunes_sites(const settings *s) {
 }
 
 bool quantize_scales_cache(const settings *s) {
-    return settings_fp8_cache(s);
+    return settings_fp8_cache(s) && settings_round_weights(s) && !settings_fp16_scales(s);
 }
 
 bool quantize_uses_gptq(const settings *s) {

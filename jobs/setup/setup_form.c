@@ -3,6 +3,7 @@
 #include "jobs/setup/setup_form.h"
 
 #include "base/log.h"
+#include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/recipe_words.h"
 
 #include <inttypes.h>
@@ -76,7 +77,7 @@ form_inputs setup_inputs(const settings *s) {
 }
 
 bool setup_fp8_scheme(const settings *s) {
-    return settings_fp8_cache(s) && settings_round_weights(s) && !settings_fp16_scales(s);
+    return quantize_scales_cache(s);
 }
 
 const form *setup_form_of(const settings *s) {
