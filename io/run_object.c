@@ -104,6 +104,19 @@ void run_object_abandon(run_object **o) {
     *o = NULL;
 }
 
+err run_object_write(const char *out_dir, const byte_piece *pieces, int n, char hex[SHA256_HEX]) {
+    run_object *o;
+    uint64_t at = 0;
+    err e = run_object_create(out_dir, byte_pieces_total(pieces, n), &o);
+    for (int i = 0; i < n && !e.code; i++) {
+        e = run_object_put(o, pieces[i].p, pieces[i].n, at);
+        at += pieces[i].n;
+    }
+    if (!e.code) e = run_object_finish(&o, hex);
+    run_object_abandon(&o);
+    return e;
+}
+
 /* Opens an object that has a name and this size; the caller frees *path and closes *fd. */
 static err open_object(const char *out_dir, const char *hex, uint64_t bytes, char **path, int *fd) {
     uint64_t size;

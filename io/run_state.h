@@ -52,6 +52,10 @@ err run_object_put(run_object *o, const void *data, uint64_t n, uint64_t offset)
 err run_object_finish(run_object **o, char hex[SHA256_HEX]);
 void run_object_abandon(run_object **o); /* local; NULL is fine; removes the file; sets NULL */
 
+/* Local. A whole object of these pieces, one after the other. Fails with ERR_SPACE and leaves no
+ * file. */
+err run_object_write(const char *out_dir, const byte_piece *pieces, int n, char hex[SHA256_HEX]);
+
 /* Root only, before any rank writes. Remove what writers that were killed left unfinished. */
 void run_objects_sweep(const char *out_dir);
 

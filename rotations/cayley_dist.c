@@ -417,7 +417,7 @@ err cayley_dist_probe(cayley_dist *d, uint64_t seed, int64_t step, double *max) 
 /* State: R with its optimiser (on a grid steps, v, R and, of adam, M, as this cell has them); what
  * is remembered of R stands behind it. */
 
-int cayley_dist_state_pieces(cayley_dist *d, state_piece out[CAYLEY_STATE_PIECES]) {
+int cayley_dist_state_pieces(cayley_dist *d, byte_piece out[CAYLEY_STATE_PIECES]) {
     int64_t entries;
     int n = 0;
     double *R = own_part(d, &entries);
@@ -425,14 +425,15 @@ int cayley_dist_state_pieces(cayley_dist *d, state_piece out[CAYLEY_STATE_PIECES
     if (d->team) {
         n = cayley_team_state_pieces(d->team, out);
     } else if (on_grid(d)) {
-        out[n++] = (state_piece){d->numbers, 2};
-        out[n++] = (state_piece){R, entries};
-        if (d->o.kind == OPTIMIZER_ADAM) out[n++] = (state_piece){dmat_part(d->extra), entries};
+        out[n++] = byte_piece_of_doubles(d->numbers, 2);
+        out[n++] = byte_piece_of_doubles(R, entries);
+        if (d->o.kind == OPTIMIZER_ADAM)
+            out[n++] = byte_piece_of_doubles(dmat_part(d->extra), entries);
     } else {
-        out[n++] = (state_piece){R, entries};
+        out[n++] = byte_piece_of_doubles(R, entries);
         n += optimizer_state_pieces(d->opt, out + n);
     }
-    out[n++] = (state_piece){d->kept, entries};
+    out[n++] = byte_piece_of_doubles(d->kept, entries);
     return n;
 }
 

@@ -75,7 +75,7 @@ err cayley_dist_probe(cayley_dist *d, uint64_t seed, int64_t step, double *max);
  * be read, or to be written, before cayley_dist_state_taken. Returns how many pieces; 0 where the
  * rank is no cell. A state goes back only onto the same grid, and continues bit for bit. */
 enum { CAYLEY_STATE_PIECES = 2 + OPTIMIZER_PIECES };
-int cayley_dist_state_pieces(cayley_dist *d, state_piece out[CAYLEY_STATE_PIECES]);
+int cayley_dist_state_pieces(cayley_dist *d, byte_piece out[CAYLEY_STATE_PIECES]);
 /* Collective. After each cell has written its pieces. */
 void cayley_dist_state_taken(cayley_dist *d);
 

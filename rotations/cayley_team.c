@@ -182,14 +182,13 @@ err cayley_team_step(cayley_team *t, double lr, double loss, optimizer_report *r
     return e;
 }
 
-int cayley_team_state_pieces(cayley_team *t, state_piece out[CAYLEY_TEAM_PIECES]) {
-    out[0] = (state_piece){t->R, t->n * t->n};
+int cayley_team_state_pieces(cayley_team *t, byte_piece out[CAYLEY_TEAM_PIECES]) {
+    out[0] = byte_piece_of_doubles(t->R, t->n * t->n);
     return 1 + optimizer_state_pieces(t->opt, out + 1);
 }
 
 void cayley_team_state_taken(cayley_team *t) {
-    state_piece pieces[CAYLEY_TEAM_PIECES];
+    byte_piece pieces[CAYLEY_TEAM_PIECES];
     const int n = cayley_team_state_pieces(t, pieces);
-    for (int i = 0; i < n; i++)
-        comm_bcast(t->c, pieces[i].v, (uint64_t)pieces[i].n * sizeof(double), 0);
+    for (int i = 0; i < n; i++) comm_bcast(t->c, pieces[i].p, pieces[i].n, 0);
 }

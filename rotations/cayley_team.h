@@ -38,7 +38,7 @@ err cayley_team_step(cayley_team *t, double lr, double loss, optimizer_report *r
 /* The state where it stands, as optimizer_state_pieces: local, equal on every rank. taken:
  * collective, after it was written at root. */
 enum { CAYLEY_TEAM_PIECES = 1 + OPTIMIZER_PIECES };
-int cayley_team_state_pieces(cayley_team *t, state_piece out[CAYLEY_TEAM_PIECES]);
+int cayley_team_state_pieces(cayley_team *t, byte_piece out[CAYLEY_TEAM_PIECES]);
 void cayley_team_state_taken(cayley_team *t);
 
 #endif

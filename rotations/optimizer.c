@@ -226,9 +226,9 @@ int64_t optimizer_state_count(const optimizer *o) {
     return 1 + o->count + (o->M ? o->count * o->n * o->n : 0);
 }
 
-int optimizer_state_pieces(optimizer *o, state_piece out[OPTIMIZER_PIECES]) {
-    out[0] = (state_piece){o->numbers, 1 + o->count};
-    out[1] = (state_piece){o->M, o->count * o->n * o->n};
+int optimizer_state_pieces(optimizer *o, byte_piece out[OPTIMIZER_PIECES]) {
+    out[0] = byte_piece_of_doubles(o->numbers, 1 + o->count);
+    out[1] = byte_piece_of_doubles(o->M, o->count * o->n * o->n);
     return o->M ? 2 : 1;
 }
 

@@ -35,8 +35,8 @@
 #ifndef SPINSHARD_ROTATIONS_OPTIMIZER_H
 #define SPINSHARD_ROTATIONS_OPTIMIZER_H
 
+#include "base/byte_piece.h"
 #include "base/err.h"
-#include "rotations/state_piece.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -94,7 +94,7 @@ void optimizer_state_save(const optimizer *o, double *out);
 void optimizer_state_load(optimizer *o, const double *in);
 /* Local. These doubles where they stand, to be read or written there; how many pieces. */
 enum { OPTIMIZER_PIECES = 2 };
-int optimizer_state_pieces(optimizer *o, state_piece out[OPTIMIZER_PIECES]);
+int optimizer_state_pieces(optimizer *o, byte_piece out[OPTIMIZER_PIECES]);
 
 /* Local. The scalars of a step, shared with the distributed form. adam: factor on M from |W|_2,
  * then shortened by what it promises, `inner` = <W, M>; sgd-published: factor on W from |W'|_1.

@@ -23,7 +23,11 @@
 
 /* ---- a layer ---- */
 
-enum { MOST_PIECES = NOISE_ROWS_PIECES, MOST_PARTS = 11 };
+enum {
+    MOST_PIECES = NOISE_ROWS_PIECES,
+    MOST_PARTS = 11,
+    OBJECT_PIECES = 1 + MOST_PARTS * MOST_PIECES, /* the table before them */
+};
 
 /* An object begins with a table of its parts, [MOST_PARTS]; unused rows are zeros. */
 typedef struct part_row {
@@ -90,12 +94,6 @@ static void make_table(const part *list, int n, part_row table[MOST_PARTS]) {
         snprintf(table[i].name, sizeof table[i].name, "%s", list[i].name);
         table[i].bytes = byte_pieces_total(list[i].pieces, list[i].n);
     }
-}
-
-static uint64_t layer_bytes(const part_row table[MOST_PARTS]) {
-    uint64_t sum = TABLE_BYTES;
-    for (int i = 0; i < MOST_PARTS; i++) sum += table[i].bytes;
-    return sum;
 }
 
 /* ---- the plan ---- */
@@ -190,21 +188,14 @@ typedef struct object_name {
 static err write_layer(learner *l, int64_t layer, object_name *name) {
     part list[MOST_PARTS];
     part_row table[MOST_PARTS];
+    byte_piece pieces[OBJECT_PIECES] = {{table, TABLE_BYTES}};
     const int n = list_parts(l, layer, list);
-    run_object *o = NULL;
-    uint64_t at = TABLE_BYTES;
+    int count = 1;
     make_table(list, n, table);
-    name->bytes = (int64_t)layer_bytes(table);
-    err e = run_object_create(l->q->out, layer_bytes(table), &o);
-    if (!e.code) e = run_object_put(o, table, TABLE_BYTES, 0);
     for (int i = 0; i < n; i++)
-        for (int k = 0; k < list[i].n && !e.code; k++) {
-            e = run_object_put(o, list[i].pieces[k].p, list[i].pieces[k].n, at);
-            at += list[i].pieces[k].n;
-        }
-    if (!e.code) e = run_object_finish(&o, name->hex);
-    run_object_abandon(&o);
-    return e;
+        for (int k = 0; k < list[i].n; k++) pieces[count++] = list[i].pieces[k];
+    name->bytes = (int64_t)byte_pieces_total(pieces, count);
+    return run_object_write(l->q->out, pieces, count, name->hex);
 }
 
 static err write_layers(learner *l, object_name *names) {
@@ -308,7 +299,7 @@ static err read_table(const learner *l, const char *hex, part_row table[MOST_PAR
 static err read_layer(learner *l, const json_t *entry, int64_t layer) {
     part list[MOST_PARTS];
     part_row table[MOST_PARTS], again[MOST_PARTS];
-    byte_piece pieces[1 + MOST_PARTS * MOST_PIECES] = {{again, TABLE_BYTES}};
+    byte_piece pieces[OBJECT_PIECES] = {{again, TABLE_BYTES}};
     const json_t *cells = json_object_get(entry, "cells");
     const char *hex =
         json_string_value(json_object_get(json_array_get(cells, (size_t)layer), "object"));

@@ -97,7 +97,7 @@ static int64_t state_count(void *self) {
     return learn_range_state_count(self);
 }
 
-static int state_cell(void *self, state_piece out[CAYLEY_STATE_PIECES]) {
+static int state_cell(void *self, byte_piece out[CAYLEY_STATE_PIECES]) {
     return learn_range_state_cell(self, out);
 }
 

@@ -19,21 +19,6 @@ enum { N_ENTRIES = sizeof entries / sizeof entries[0] };
 
 /* ---- objects ---- */
 
-static err put_object(const quantize_run *q, const state_piece *pieces, int n,
-                      char hex[SHA256_HEX]) {
-    run_object *o;
-    uint64_t at = 0;
-    err e = run_object_create(q->out, (uint64_t)state_pieces_total(pieces, n) * sizeof(double), &o);
-    for (int i = 0; i < n && !e.code; i++) {
-        const uint64_t bytes = (uint64_t)pieces[i].n * sizeof(double);
-        e = run_object_put(o, pieces[i].v, bytes, at);
-        at += bytes;
-    }
-    if (!e.code) e = run_object_finish(&o, hex);
-    run_object_abandon(&o);
-    return e;
-}
-
 /* An object that is whole: n doubles with their hash. Asked before memory of that size is taken,
  * since a number in state.json is no reason to allocate. */
 static err check_object(const quantize_run *q, const char *hex, int64_t n) {
@@ -41,15 +26,14 @@ static err check_object(const quantize_run *q, const char *hex, int64_t n) {
     return run_object_check(q->out, hex, (uint64_t)n * sizeof(double));
 }
 
-static err get_object(const quantize_run *q, const char *hex, const state_piece *pieces, int n) {
+static err get_object(const quantize_run *q, const char *hex, const byte_piece *pieces, int n) {
     char *path = run_object_path(q->out, hex);
     int fd = -1;
     err e = file_open_read(path, &fd, NULL);
     uint64_t at = 0;
     for (int i = 0; i < n && !e.code; i++) {
-        const uint64_t bytes = (uint64_t)pieces[i].n * sizeof(double);
-        e = file_pread(fd, path, pieces[i].v, bytes, at);
-        at += bytes;
+        e = file_pread(fd, path, pieces[i].p, pieces[i].n, at);
+        at += pieces[i].n;
     }
     if (fd >= 0) close(fd);
     free(path);
@@ -135,10 +119,10 @@ void learn_kept_clear(learn_kept *k) {
     *k = (learn_kept){0};
 }
 
-bool learn_state_fits(const learn_kept *saved, int64_t k, int64_t n_common, const state_piece *cell,
+bool learn_state_fits(const learn_kept *saved, int64_t k, int64_t n_common, const byte_piece *cell,
                       int pieces) {
     return saved->common && saved->phase == k && saved->n_common == n_common &&
-           saved->n_cell == state_pieces_total(cell, pieces);
+           saved->n_cell == byte_pieces_doubles(cell, pieces);
 }
 
 /* What each rank tells root of its cell. */
@@ -158,15 +142,15 @@ static void put_entry(quantize_run *q, const learn_kept *k, const char *hex,
     json_object_set_new(run_state_work(q->state), "learning", entry);
 }
 
-err learn_keep(quantize_run *q, const learn_kept *k, const state_piece *cell, int pieces) {
+err learn_keep(quantize_run *q, const learn_kept *k, const byte_piece *cell, int pieces) {
     char hex[SHA256_HEX] = "";
-    const state_piece common = {k->common, k->n_common};
-    cell_name mine = {.n = state_pieces_total(cell, pieces)},
+    const byte_piece common = byte_piece_of_doubles(k->common, k->n_common);
+    cell_name mine = {.n = byte_pieces_doubles(cell, pieces)},
               *all = calloc((size_t)comm_size(q->c), sizeof *all);
     if (!all) abort();
     err e = err_none();
-    if (q->state) e = put_object(q, &common, 1, hex);
-    if (!e.code && mine.n) e = put_object(q, cell, pieces, mine.hex);
+    if (q->state) e = run_object_write(q->out, &common, 1, hex);
+    if (!e.code && mine.n) e = run_object_write(q->out, cell, pieces, mine.hex);
     e = comm_agree(q->c, e, "keeping the state of learning", NULL);
     if (!e.code) comm_gather(q->c, &mine, sizeof mine, all, 0);
     if (!e.code && q->state) put_entry(q, k, hex, all);
@@ -200,7 +184,7 @@ static err read_named(const quantize_run *q, const json_t *named, const char *wh
     if (e.code) return e;
     e = MEM_NEW(v, *n, what);
     if (e.code) return e;
-    const state_piece whole = {*v, *n};
+    const byte_piece whole = byte_piece_of_doubles(*v, *n);
     return *n ? get_object(q, hex, &whole, 1) : e;
 }
 
@@ -224,7 +208,7 @@ static err read_kept(quantize_run *q, const json_t *entry, learn_kept *out, bool
     return err_none();
 }
 
-err learn_recall_cell(quantize_run *q, const learn_kept *k, const state_piece *cell, int pieces) {
+err learn_recall_cell(quantize_run *q, const learn_kept *k, const byte_piece *cell, int pieces) {
     err e = k->n_cell ? get_object(q, k->cell, cell, pieces) : err_none();
     return comm_agree(q->c, e, "reading the state of learning", NULL);
 }

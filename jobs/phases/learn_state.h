@@ -5,9 +5,9 @@
 #ifndef SPINSHARD_JOBS_PHASES_LEARN_STATE_H
 #define SPINSHARD_JOBS_PHASES_LEARN_STATE_H
 
+#include "base/byte_piece.h"
 #include "base/sha256.h"
 #include "jobs/phases/learner.h"
-#include "rotations/state_piece.h"
 
 /* The state of a phase: `common` of the whole run, and what one rank alone has (a cell of the grid
  * of R1), which is large and goes from where it stands to its object and back. Kept by learn_keep:
@@ -24,14 +24,14 @@ void learn_kept_clear(learn_kept *k); /* local */
 /* Collective. The state of a phase to objects and their names into the work tree, `cell` being the
  * pieces of this rank; the state before it stays, the one before that goes with the next
  * learn_commit. Fails, agreed. */
-err learn_keep(quantize_run *q, const learn_kept *k, const state_piece *cell, int pieces);
+err learn_keep(quantize_run *q, const learn_kept *k, const byte_piece *cell, int pieces);
 
 /* Collective. What learn_keep kept last, or where that is damaged (said) what it kept before; with
  * neither *out is empty, and the phase begins anew. Fails, agreed, with ERR_NOFIT. */
 err learn_recall(quantize_run *q, learn_kept *out);
 /* Collective. The object of this rank, which learn_recall found whole, into its pieces. Fails,
  * agreed, with what reading gives. */
-err learn_recall_cell(quantize_run *q, const learn_kept *k, const state_piece *cell, int pieces);
+err learn_recall_cell(quantize_run *q, const learn_kept *k, const byte_piece *cell, int pieces);
 
 /* Root only. Commit; then the objects that nothing names any more are removed. */
 err learn_commit(quantize_run *q, const char *phase);
@@ -55,7 +55,7 @@ err learn_keep_rotations(learner *l, int64_t phases_done);
 err learn_recall_rotations(learner *l, int64_t *phases_done);
 
 /* Local. True where `saved` is a state of phase k of these sizes on this rank. */
-bool learn_state_fits(const learn_kept *saved, int64_t k, int64_t n_common, const state_piece *cell,
+bool learn_state_fits(const learn_kept *saved, int64_t k, int64_t n_common, const byte_piece *cell,
                       int pieces);
 
 #endif

@@ -37,7 +37,7 @@ static err commit_phase(learner *l, const learn_phase *p, const learn_report *re
     err e = check_replicas(l, p, name);
     if (e.code) return e;
     e = phase_state(l, p, &k);
-    state_piece cell[CAYLEY_STATE_PIECES];
+    byte_piece cell[CAYLEY_STATE_PIECES];
     const int pieces = p->state_cell(p->self, cell);
     if (!e.code) e = learn_keep(q, &k, cell, pieces);
     if (q->state && !e.code) e = learn_commit(q, name);
@@ -131,7 +131,7 @@ static void tell_end(const char *name, const learn_phase *p, const learn_verdict
 
 /* Collective. A state of this phase and of these sizes on every rank is taken over. */
 static err go_on(const learner *l, const learn_phase *p, const learn_kept *saved, int64_t *done) {
-    state_piece cell[CAYLEY_STATE_PIECES];
+    byte_piece cell[CAYLEY_STATE_PIECES];
     const int pieces = p->state_cell(p->self, cell);
     int64_t misfits = !learn_state_fits(saved, p->number, p->state_count(p->self), cell, pieces);
     comm_max_i64(l->q->c, &misfits, 1);

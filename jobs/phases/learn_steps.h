@@ -24,7 +24,7 @@ typedef struct learn_phase {
     int64_t (*state_count)(void *self);
     err (*state_save)(void *self, double *common);
     err (*state_load)(void *self, const double *common); /* collective; after the pieces */
-    int (*state_cell)(void *self, state_piece out[CAYLEY_STATE_PIECES]);
+    int (*state_cell)(void *self, byte_piece out[CAYLEY_STATE_PIECES]);
     /* What is the same on every rank that has it; returns its bytes: local. */
     uint64_t (*replica)(void *self, const void **data);
 } learn_phase;

@@ -561,7 +561,7 @@ uint64_t learn_e2e_replica(learn_e2e *l, const void **data) {
     return (uint64_t)n * (wide ? sizeof *row : sizeof *narrow);
 }
 
-int learn_e2e_state_cell(learn_e2e *l, state_piece out[CAYLEY_STATE_PIECES]) {
+int learn_e2e_state_cell(learn_e2e *l, byte_piece out[CAYLEY_STATE_PIECES]) {
     return l->r1 ? cayley_dist_state_pieces(l->r1, out) : 0;
 }
 

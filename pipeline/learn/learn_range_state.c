@@ -64,7 +64,7 @@ static void save_numbers(const learn_range *l, double *out) {
     learn_judge_save(&l->judge2, out + STATE_JUDGES + JUDGE_DOUBLES);
 }
 
-int learn_range_state_cell(learn_range *l, state_piece out[CAYLEY_STATE_PIECES]) {
+int learn_range_state_cell(learn_range *l, byte_piece out[CAYLEY_STATE_PIECES]) {
     return l->o.r1 ? cayley_dist_state_pieces(l->r1, out) : 0;
 }
 

@@ -10,7 +10,7 @@
  * none but on the cells of the grid, where a restart must have the same ones (the first ranks; on
  * 1x1 the first). */
 int64_t learn_range_state_count(const learn_range *l); /* local; doubles of common */
-int learn_range_state_cell(learn_range *l, state_piece out[CAYLEY_STATE_PIECES]); /* local */
+int learn_range_state_cell(learn_range *l, byte_piece out[CAYLEY_STATE_PIECES]); /* local */
 /* Collective. common is written at root alone. */
 err learn_range_state_save(learn_range *l, double *common);
 /* Collective. common on every rank, and after the pieces of the cells were written. */

@@ -283,10 +283,10 @@ static void restart_continues(const comm *c, grid_shape shape, optimizer_kind ki
     cayley_dist *a = make(c, shape, kind), *d = make(c, shape, kind);
     const int64_t cut = shape.rows * shape.cols == 2 ? 98 : 3; /* once over a polish */
     go(a, kind, 0, cut);
-    state_piece from[CAYLEY_STATE_PIECES], to[CAYLEY_STATE_PIECES];
+    byte_piece from[CAYLEY_STATE_PIECES], to[CAYLEY_STATE_PIECES];
     const int pieces = cayley_dist_state_pieces(a, from);
-    const int64_t count = state_pieces_total(from, pieces);
-    check(cayley_dist_state_pieces(d, to) == pieces && state_pieces_total(to, pieces) == count,
+    const int64_t count = byte_pieces_doubles(from, pieces);
+    check(cayley_dist_state_pieces(d, to) == pieces && byte_pieces_doubles(to, pieces) == count,
           "equal states have equal pieces");
     check((count > 0) == cayley_dist_is_cell(a), "state at cells alone");
     double *state = room(count + 1);

@@ -239,11 +239,11 @@ static void run_end(run *r, outcome *out) {
 
 /* Collective on c. State of r into new buffers, common on every rank. */
 static void state_of(const comm *c, run *r, double **common, double **cell) {
-    state_piece pieces[CAYLEY_STATE_PIECES];
+    byte_piece pieces[CAYLEY_STATE_PIECES];
     const int64_t n_common = learn_e2e_state_count(r->learn);
     const int n = learn_e2e_state_cell(r->learn, pieces);
     *common = room(n_common, sizeof **common);
-    *cell = room(state_pieces_total(pieces, n), sizeof **cell);
+    *cell = room(byte_pieces_doubles(pieces, n), sizeof **cell);
     OK(learn_e2e_state_save(r->learn, *common));
     state_copy_out(pieces, n, *cell);
     comm_bcast(c, *common, (uint64_t)n_common * sizeof **common, 0);
@@ -251,7 +251,7 @@ static void state_of(const comm *c, run *r, double **common, double **cell) {
 
 /* Collective. And into a learner. */
 static void give_state(run *r, const double *common, const double *cell) {
-    state_piece pieces[CAYLEY_STATE_PIECES];
+    byte_piece pieces[CAYLEY_STATE_PIECES];
     state_copy_in(cell, pieces, learn_e2e_state_cell(r->learn, pieces));
     OK(learn_e2e_state_load(r->learn, common));
 }
