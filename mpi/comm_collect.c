@@ -213,12 +213,15 @@ void comm_sum_i64_parts(const comm *c, int64_t *v, const int64_t *from, int byte
     parts p = {.c = c, .v = v, .from = from, .bytes = bytes, .out = malloc(2 * room)};
     if (!p.out) comm_abort(ERR_NOFIT, "no memory for a sum");
     p.in = p.out + room;
-    for (int k = 1; k < c->size && !c->two_levels; k++) {
-        const int to = (c->rank + k) % c->size;
-        exchange_parts(&p, to, to, c->rank, (c->rank + c->size - k) % c->size);
+    if (c->two_levels) {
+        for (int node = 0; node < c->n_nodes; node++) sum_within(&p, node);
+        for (int k = 1; k < c->n_nodes; k++) sum_between(&p, k);
+    } else {
+        for (int k = 1; k < c->size; k++) {
+            const int to = (c->rank + k) % c->size;
+            exchange_parts(&p, to, to, c->rank, (c->rank + c->size - k) % c->size);
+        }
     }
-    for (int node = 0; c->two_levels && node < c->n_nodes; node++) sum_within(&p, node);
-    for (int k = 1; c->two_levels && k < c->n_nodes; k++) sum_between(&p, k);
     free(p.out);
 }
 
@@ -226,10 +229,12 @@ void comm_sum_i64_parts(const comm *c, int64_t *v, const int64_t *from, int byte
 static void share(const comm *c, void *all, const int64_t *from, MPI_Datatype type) {
     const size_t size = type == MPI_DOUBLE ? sizeof(double) : sizeof(float);
     if (c->size == 1) return;
-    for (int r = 0; r < c->size && c->two_levels; r++)
-        comm_bcast(c, (char *)all + (size_t)from[r] * size,
-                   (uint64_t)(from[r + 1] - from[r]) * size, r);
-    if (c->two_levels) return;
+    if (c->two_levels) {
+        for (int r = 0; r < c->size; r++)
+            comm_bcast(c, (char *)all + (size_t)from[r] * size,
+                       (uint64_t)(from[r + 1] - from[r]) * size, r);
+        return;
+    }
     comm_count_to_all(c, (uint64_t)(from[c->rank + 1] - from[c->rank]) * size);
     int *counts = malloc(2 * (size_t)c->size * sizeof *counts), *at = counts + c->size;
     if (!counts) comm_abort(ERR_NOFIT, "no memory to share parts");

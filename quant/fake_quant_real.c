@@ -67,22 +67,23 @@ static float cut_off(float v) {
     return truncf(v);
 }
 
-/* The power of two of v, 2^e <= |v| < 2^(e + 1); infinite where v is no number. */
-static float binade(float v) {
+/* v with these of its bits alone. */
+static float masked(float v, uint32_t mask) {
     uint32_t bits;
     memcpy(&bits, &v, sizeof bits);
-    bits &= UINT32_C(0x7f800000);
+    bits &= mask;
     memcpy(&v, &bits, sizeof v);
     return v;
 }
 
+/* The power of two of v, 2^e <= |v| < 2^(e + 1); infinite where v is no number. */
+static float binade(float v) {
+    return masked(v, UINT32_C(0x7f800000));
+}
+
 /* v without the low four bits of its significand. */
 static float without_zero_point(float v) {
-    uint32_t bits;
-    memcpy(&bits, &v, sizeof bits);
-    bits &= ~UINT32_C(15);
-    memcpy(&v, &bits, sizeof v);
-    return v;
+    return masked(v, ~UINT32_C(15));
 }
 #else
 static double cut_off(double v) {

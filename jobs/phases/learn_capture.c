@@ -201,10 +201,16 @@ err learn_capture_room(learner *l) {
     if (!e.code && learn_scales_need_gradients(l)) e = row_pool_keep_gradients(&l->pool);
     if (!e.code) e = learn_scales_moments(l);
     if (!e.code) e = learn_sites_samples(l, window);
-    if (!e.code && learn_looks_wanted(l->q) && l->range.n &&
-        site_rows_create(cfg, l->range.first, l->range.n, l->q->calib_windows, window, &l->looks)
-            .code)
-        log_line(LOG_WARN, "no memory to keep inputs for the report");
+    /* On all ranks or on none: a report of some layers would give them the numbers of others. */
+    int64_t lacks = 0;
+    if (!e.code && learn_looks_wanted(l->q) && l->range.n)
+        lacks = site_rows_create(cfg, l->range.first, l->range.n, l->q->calib_windows, window,
+                                 &l->looks)
+                    .code != ERR_OK;
+    comm_max_i64(l->q->c, &lacks, 1);
+    if (lacks) site_rows_destroy(&l->looks);
+    if (lacks && comm_rank(l->q->c) == 0)
+        log_line(LOG_WARN, "no memory on every rank to keep inputs for the report: it has none");
     return e;
 }
 

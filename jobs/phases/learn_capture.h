@@ -26,9 +26,9 @@ err learn_capture_plan(learner *l, plan_maker *m); /* local; the phase of a plan
  * l->pool, moments into l->moments. Weights stay where phases or the start point need them. */
 err learn_capture_rows(learner *l);
 
-/* Local. Parts of it, for a start that reads back what the capture left (learn_captured.h): room
- * for all that this learner needs of it, which is freed by learn_capture_clear; and the weights
- * that stay, of the rank's layers alone. */
+/* Parts of it, for a start that reads back what the capture left (learn_captured.h). Collective,
+ * and its error is not yet agreed: room for all that this learner needs of it, which is freed by
+ * learn_capture_clear. Local: the weights that stay, of the rank's layers alone. */
 err learn_capture_room(learner *l);
 void learn_capture_clear(learner *l); /* local; all that the capture makes, also where it failed */
 err learn_capture_weights(learner *l);

@@ -39,6 +39,11 @@ typedef struct e2e_phase {
     embed_rows rows;
 } e2e_phase;
 
+/* A bit for each kind of scales that the phase learns. */
+static uint32_t scales_learned(const settings *s, const learn_settings *phase) {
+    return learn_scales_by(s, phase) ? learn_scale_kinds(s) : 0;
+}
+
 static err phase_options(const quantize_run *q, const learn_settings *phase, int ranks,
                          learn_e2e_options *o) {
     const settings *s = q->set;
@@ -53,7 +58,7 @@ static err phase_options(const quantize_run *q, const learn_settings *phase, int
         .blas_threads = settings_blas_threads(s),
         .r1 = rotation_set_r1(q->rotations) != NULL,
         .r2_heads = rotation_set_r2_count(q->rotations),
-        .scales = learn_scales_by(s, phase) ? learn_scale_kinds(s) : 0,
+        .scales = scales_learned(s, phase),
         .lr_scale = phase->lr_scale,
         .ids = q->calib_ids,
         .n_windows = q->calib_windows,
@@ -400,9 +405,7 @@ err learn_e2e_plan(learner *l, plan_maker *m, int64_t k) {
     f->again_s = step;
     f->busy = 1 - t.idle;
     const learn_settings *phase = &m->q->set->learn[k];
-    plan_send(m, f,
-              e2e_network(l, m, &t, r1, phase->optimizer,
-                          learn_scales_by(m->q->set, phase) ? learn_scale_kinds(m->q->set) : 0));
+    plan_send(m, f, e2e_network(l, m, &t, r1, phase->optimizer, scales_learned(m->q->set, phase)));
     snprintf(f->note, sizeof f->note, "%d replicas x %d stages%s", t.replicas, t.stages,
              t.recompute ? ", layers computed again" : "");
     return e;

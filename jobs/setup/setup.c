@@ -344,7 +344,7 @@ layout_options setup_layout(const settings *s, const wquant *how, st_dtype store
                     .symmetric = how->symmetric,
                     .scale_dtype = stored_scale_dtype(how->scale_type),
                     .inputs = setup_inputs(s),
-                    .fp8_cache = setup_fp8_scheme(s),
+                    .fp8_cache = quantize_scales_cache(s),
                     .online = setup_online(s)},
         .store_dtype = store,
         .untied = untied,

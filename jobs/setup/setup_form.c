@@ -76,10 +76,6 @@ form_inputs setup_inputs(const settings *s) {
                          .down_bits = down == bits ? 0 : (int)down};
 }
 
-bool setup_fp8_scheme(const settings *s) {
-    return quantize_scales_cache(s);
-}
-
 const form *setup_form_of(const settings *s) {
     char name[32];
     if (s->archive.form != FORM_GGUF && !settings_round_weights(s)) return NULL;
@@ -180,7 +176,7 @@ void setup_form_say(const settings *s) {
         log_line(LOG_RUN, "the 4-bit cache is no part of an archive: vLLM has it on GPUs with "
                           "--kv-cache-dtype int4_per_token_head, and `spinshard eval` does the "
                           "same");
-    else if (setup_fp8_scheme(s))
+    else if (quantize_scales_cache(s))
         log_line(LOG_RUN, "the archive holds scales of an FP8 cache (kv_cache_scheme), which vLLM "
                           "then keeps by itself, and `spinshard eval` does the same");
     else if (settings_fp8_cache(s))

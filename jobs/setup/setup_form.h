@@ -40,9 +40,6 @@ json_t *setup_eval_keys_of(const json_t *config, const form_scheme *linears);
  * say what the recipe asks. */
 form_inputs setup_inputs(const settings *s);
 
-/* Local. The archive says an FP8 cache to its runtime, with scales for it. */
-bool setup_fp8_scheme(const settings *s);
-
 /* Local. The form of the archive, after setup_form; NULL: a plain folder. */
 const form *setup_form_of(const settings *s);
 

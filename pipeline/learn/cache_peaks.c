@@ -2,6 +2,7 @@
 #include "pipeline/learn/cache_peaks.h"
 
 #include "base/mem.h"
+#include "base/peak.h"
 
 #include <math.h>
 
@@ -37,11 +38,6 @@ void cache_peaks_destroy(cache_peaks **p) {
     *p = NULL;
 }
 
-/* NaN is above all numbers, and nothing above NaN. */
-static bool above(double a, double most) {
-    return a > most || isnan(a);
-}
-
 static err take(void *ctx, int64_t layer, hook_place place, int64_t t0, int64_t n_tokens,
                 int64_t width, const float *x, const float *g) {
     const cache_peaks *p = ctx;
@@ -50,7 +46,7 @@ static err take(void *ctx, int64_t layer, hook_place place, int64_t t0, int64_t 
     for (int64_t t = 0; t < n_tokens; t++)
         for (int64_t j = 0; j < width; j++) {
             const double size = fabs((double)x[t * width + j]);
-            if (above(size, peaks[j])) peaks[j] = size;
+            if (peak_above(size, peaks[j])) peaks[j] = size;
         }
     return err_none();
 }
@@ -76,10 +72,10 @@ double cache_scale_of(const double *peaks, const double *S, int64_t heads, int64
         for (int64_t j = h * d; j < (h + 1) * d; j++) {
             const double a = peaks[j] / (S ? S[j] : 1);
             sum += a * a;
-            if (above(a, most)) most = a;
+            if (peak_above(a, most)) most = a;
         }
         const double here = turned ? sqrt(sum) : most;
-        if (above(here, bound)) bound = here;
+        if (peak_above(here, bound)) bound = here;
     }
     return bound != 0 ? exp2(ceil(log2(bound / largest))) : 1;
 }

@@ -3,6 +3,7 @@
 #include "pipeline/learn/scale_smooth.h"
 
 #include "base/mem.h"
+#include "base/peak.h"
 #include "base/size.h"
 #include "pipeline/learn/scale_closed.h"
 
@@ -86,8 +87,10 @@ static err take(void *ctx, int64_t layer, hook_place place, int64_t t0, int64_t 
         if (!(p->kinds >> k & 1u) || place_of((scale_kind)k) != place) continue;
         float *peaks = peaks_at(p, (scale_kind)k, layer);
         for (int64_t t = 0; t < n_tokens; t++)
-            for (int64_t j = 0; j < width; j++)
-                if (!(fabsf(x[t * width + j]) <= peaks[j])) peaks[j] = fabsf(x[t * width + j]);
+            for (int64_t j = 0; j < width; j++) {
+                const float size = fabsf(x[t * width + j]);
+                if (peak_above(size, peaks[j])) peaks[j] = size;
+            }
         for (int64_t j = 0; j < width; j++)
             if (!isfinite(peaks[j]))
                 return err_make(ERR_NUMERICS, "activations of the calibration text",

@@ -2,6 +2,7 @@
  * give, by hand, and against rows under random rotations. */
 #include "base/gemm.h"
 #include "pipeline/learn/cache_peaks.h"
+#include "pipeline/learn/scale_smooth.h"
 #include "tests/unit/small_model.h"
 
 #include <math.h>
@@ -77,9 +78,34 @@ static void test_scales_hold(void **state) {
     mem_free(u);
 }
 
+/* A NaN is still there after the numbers behind it, for the scales that share peaks out too. */
+static void test_nan_stays(void **state) {
+    (void)state;
+    enum { HIDDEN = 4 };
+    const llama_config small = {.hidden = HIDDEN,
+                                .layers = 1,
+                                .heads = 1,
+                                .kv_heads = 1,
+                                .head_dim = HIDDEN,
+                                .intermediate = HIDDEN};
+    float x[3 * HIDDEN] = {1, 2, 3, 4, 5, NAN, 7, 8, 9, 10, 11, 12};
+    cache_peaks *cache;
+    scale_peaks *smooth;
+    assert_ok(cache_peaks_create(&small, 0, 1, &cache));
+    assert_ok(scale_peaks_create(&small, 0, 1, 1u << SCALE_ATTN, &smooth));
+    const llama_hook of_cache = cache_peaks_hook(cache), of_smooth = scale_peaks_hook(smooth);
+    assert_ok(of_cache.take(of_cache.ctx, 0, HOOK_KEY, 0, 3, HIDDEN, x, NULL));
+    assert_true(isnan(cache_peaks_get(cache, 0)[1]));
+    assert_true(cache_peaks_get(cache, 0)[0] == 9);
+    assert_int_equal(of_smooth.take(of_smooth.ctx, 0, HOOK_ATTN_IN, 0, 3, HIDDEN, x, NULL).code,
+                     ERR_NUMERICS);
+    cache_peaks_destroy(&cache);
+    scale_peaks_destroy(&smooth);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_peaks),
-                                       cmocka_unit_test(test_scales_by_hand),
-                                       cmocka_unit_test(test_scales_hold)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_peaks), cmocka_unit_test(test_scales_by_hand),
+        cmocka_unit_test(test_scales_hold), cmocka_unit_test(test_nan_stays)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
