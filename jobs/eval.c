@@ -149,6 +149,7 @@ static err check_found(const eval_job *j) {
 
 /* Local. The scales of the cache that an archive holds, into the set. */
 static err take_cache_scales(const eval_job *j) {
+    static const char again[] = "fetch the archive again, or make it anew";
     err e = err_none();
     const int64_t layers = j->source.linears.fp8_cache ? j->source.cfg.layers : 0;
     for (int64_t i = 0; i < layers && !e.code; i++) {
@@ -160,11 +161,10 @@ static err take_cache_scales(const eval_job *j) {
             form_cache_name(of.name, name);
             const hf_tensor *t = hf_checkpoint_find(j->source.ck, name);
             if (!t || t->info.dtype != ST_F32 || hf_tensor_bytes(t) != sizeof *scale)
-                return err_make(ERR_VERIFY, name, "fetch the archive again, or make it anew",
-                                "is no scale of the cache: F32 [1]");
+                return err_make(ERR_VERIFY, name, again, "is no scale of the cache: F32 [1]");
             e = hf_checkpoint_read(j->source.ck, t, &scale[k], NULL);
             if (!e.code && !(scale[k] > 0 && isfinite(scale[k])))
-                e = err_make(ERR_VERIFY, name, NULL, "is %g: no scale", (double)scale[k]);
+                e = err_make(ERR_VERIFY, name, again, "is %g: no scale", (double)scale[k]);
         }
         if (!e.code) e = rotation_set_put_cache_scales(j->rotations, i, scale[0], scale[1]);
     }
