@@ -338,7 +338,6 @@ static err do_layers(quantize_run *q, gptq_run *run, int64_t last) {
         e = quantize_layer(q, run, i, i == last, &piece, &done, &report);
         if (!e.code && q->state) e = keep_layer(q, &done, &report);
         e = comm_agree(q->c, e, "committing", NULL);
-        log_progress("gptq", i + 1, n);
         if (!e.code && i < last && stop_agreed(q->c))
             e = comm_agree(q->c, stop_error(q->out), "stopping", NULL);
     }

@@ -202,6 +202,18 @@ static err take_sites(gptq_run *r, int64_t layer, int stream, llama_step step,
     return comm_agree(r->s.c, e, "activations", NULL);
 }
 
+/* A step takes about as long as its input is wide, so its channels are what progress counts: a
+ * layer of a large model may take minutes, most of them in its last step. */
+static void tell_progress(const gptq_run *r, int64_t layer, llama_step step) {
+    const llama_config *cfg = r->s.job->cfg;
+    int64_t each = 0, done = 0;
+    for (llama_step k = STEP_QKV; k < STEP_COUNT; k++) {
+        each += llama_step_width(cfg, k);
+        if (k <= step) done = each;
+    }
+    log_progress("gptq, input channels", layer * each + done, cfg->layers * each);
+}
+
 static err do_step(gptq_run *r, llama_step step, llama_stage *stage, llama_stage *full,
                    const quantize_sink *sink, bool go_on, gptq_layer_report *report) {
     const double start = clock_now_s();
@@ -224,6 +236,7 @@ static err do_step(gptq_run *r, llama_step step, llama_stage *stage, llama_stage
         if (full) drop_linears(full, step);
     }
     report->step_s[step] = clock_now_s() - start;
+    if (!e.code) tell_progress(r, stage->first_layer, step);
     return e;
 }
 
