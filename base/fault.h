@@ -3,7 +3,7 @@
  * SIGKILL for ACTION kill, or for ACTION stop wait there for SIGCONT and then go on, so that a test
  * can act at a known place of the run, or for ACTION term get SIGTERM and go on. Kinds: open, read,
  * write, fsync, rename, close, unlink, mkdir; malloc (large buffers, base/mem.h); code, fuse, state
- * (a bit of a result is turned over, where the program must notice); commit; unit (between units of
+ * (a bit of a result is flipped, where the program must notice); commit; unit (between units of
  * any phase, jobs/run/stop.h). KIND "any" counts the calls of the file system alone. N may be
  * SEED/MOST: a number in 1..MOST drawn from the seed, so that a script samples by counting seeds.
  * Unset: one load and a branch. */

@@ -48,7 +48,7 @@ typedef double real;
 #define attention_product_f32         attention_product_f64
 #define block_backward_f32            block_backward_f64
 #define block_forward_f32             block_forward_f64
-#define block_keep_f32                block_keep_f64
+#define block_save_f32                block_save_f64
 #define block_step_add_f32            block_step_add_f64
 #define block_step_input_f32          block_step_input_f64
 #define loss_logits_f32               loss_logits_f64
@@ -69,12 +69,12 @@ typedef double real;
 #define site_backward_f32             site_backward_f64
 #define site_end_slopes_f32           site_end_slopes_f64
 #define site_ends_f32                 site_ends_f64
-#define site_keep_f32                 site_keep_f64
+#define site_save_f32                 site_save_f64
 #define site_range_rows_f32           site_range_rows_f64
 #define site_scale_backward_f32       site_scale_backward_f64
 #define site_scale_f32                site_scale_f64
 #define site_then_f32                 site_then_f64
-#define site_turn_f32                 site_turn_f64
+#define site_rotate_f32               site_rotate_f64
 #define site_widen_f32                site_widen_f64
 #define wmat_expand_f32               wmat_expand_f64
 

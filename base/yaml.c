@@ -1,4 +1,4 @@
-/* The library's events are turned into a JSON tree by recursive descent, and a tree is written as
+/* The library's events are made into a JSON tree by recursive descent, and a tree is written as
  * blocks for the first level and flow style below. */
 #include "base/yaml.h"
 

@@ -104,7 +104,7 @@ static void bench_step(compute_type compute, int64_t window, int repeats, const 
     for (int i = 0; i <= repeats; i++) { /* the first warms up */
         double at[4] = {clock_now_s()};
         bench_need(llama_embed(&stage, compute, ids, window, x));
-        bench_need(llama_layers_keep(layers, &stage, &s.sites, window, x, work));
+        bench_need(llama_layers_save(layers, &stage, &s.sites, window, x, work));
         at[1] = clock_now_s();
         bench_need(llama_ce_backward(&stage, window, x, ids, 1, x, &sum, NULL, work));
         at[2] = clock_now_s();
@@ -114,7 +114,7 @@ static void bench_step(compute_type compute, int64_t window, int repeats, const 
         best[0] = at[3] - at[0];
         for (int k = 1; k < 4; k++) best[k] = at[k] - at[k - 1];
     }
-    printf("%s: %.0f tokens/s; forward %.0f ms, loss %.0f ms, backward %.0f ms; stash %.0f MB, "
+    printf("%s: %.0f tokens/s; forward %.0f ms, loss %.0f ms, backward %.0f ms; saved %.0f MB, "
            "work %.0f MB; loss %.4f\n",
            range, (double)window / best[0], best[1] * 1e3, best[2] * 1e3, best[3] * 1e3,
            (double)llama_layers_bytes(&c, &s.sites, &shape, c.layers, false) / 1e6,
@@ -163,9 +163,9 @@ static void bench_layer(int64_t slice, int64_t window, int repeats, const char *
                                     .r1 = s.on,
                                     .r2 = s.on};
     llama_work *work;
-    llama_stash *stash;
+    llama_saved *saved;
     bench_need(llama_work_create(&c, &s.sites, &shape, &work));
-    bench_need(llama_stash_create(&c, &s.sites, &shape, &stash));
+    bench_need(llama_saved_create(&c, &s.sites, &shape, &saved));
     bench_need(llama_work_put_r1(work, s.r1));
     float *x = bench_room(window * hidden, sizeof *x),
           *dx = bench_room(window * hidden, sizeof *dx);
@@ -180,26 +180,26 @@ static void bench_layer(int64_t slice, int64_t window, int repeats, const char *
         double start = 0;
         for (int64_t t = 0; t < window; t += slice) {
             start = clock_now_s();
-            bench_need(llama_block_forward_keep(&stage, 0, &s.sites, t, slice, x + t * hidden,
-                                                stash, work));
+            bench_need(llama_block_forward_save(&stage, 0, &s.sites, t, slice, x + t * hidden,
+                                                saved, work));
         }
         double middle = clock_now_s();
         bench_need(llama_block_backward(&stage, 0, &s.sites, window - slice, slice,
-                                        dx + (window - slice) * hidden, stash, &grads, NULL, work));
+                                        dx + (window - slice) * hidden, saved, &grads, NULL, work));
         double end = clock_now_s();
         forward = fmin(forward, middle - start);
         backward = fmin(backward, end - middle);
     }
     const double weights = (double)(hidden * (2 * hidden + hidden / 4 + 3 * intermediate));
-    const double turns = s.on ? 3.0 * 2 * (double)(hidden * hidden) : 0;
+    const double rotations = s.on ? 3.0 * 2 * (double)(hidden * hidden) : 0;
     const double attention = 7.0 * (double)(hidden * (window - slice / 2));
-    const double flop = 2 * (double)slice * (2 * weights + turns + attention);
+    const double flop = 2 * (double)slice * (2 * weights + rotations + attention);
     printf("%s: peak %.0f GF/s; forward %.0f ms, backward %.0f ms: %.0f GF/s, %.0f %% of the peak "
-           "(weights alone %.0f %%); stash %.1f MB, work %.1f MB, held at most %.1f MB\n",
+           "(weights alone %.0f %%); saved %.1f MB, work %.1f MB, held at most %.1f MB\n",
            range, peak / 1e9, forward * 1e3, backward * 1e3, flop / (forward + backward) / 1e9,
            100 * flop / (forward + backward) / peak,
            100 * 4 * (double)slice * weights / (forward + backward) / peak,
-           (double)llama_stash_bytes(&c, &s.sites, &shape) / 1e6,
+           (double)llama_saved_bytes(&c, &s.sites, &shape) / 1e6,
            (double)llama_work_bytes(&c, &s.sites, &shape, gemm_threads()) / 1e6,
            (double)mem_peak_bytes() / 1e6);
 }

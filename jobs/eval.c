@@ -95,7 +95,7 @@ static err read_flags(eval_job *j) {
     return e;
 }
 
-/* The weights of an archive hold R4 for good; its input must be turned whatever the recipe says
+/* The weights of an archive hold R4 for good; its input must be rotated whatever the recipe says
  * now. */
 static bool archive_has_r4(const source *s) {
     const json_t *online = json_object_get(json_object_get(s->recipe, "rotate"), "online");

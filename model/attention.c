@@ -28,13 +28,14 @@ uint64_t attention_thread_bytes(const attention_shape *s) {
     return rows * (ATTENTION_KEYS + (uint64_t)s->head_dim + 2) * real + half;
 }
 
-/* The backward: parts of whole key blocks, at most BACK_PARTS, by the room of a window alone. */
-enum { BACK_PARTS = 8, BACK_PART_KEYS = 512 };
+/* The backward: parts of whole key blocks, at most BACKWARD_PARTS, by the room of a window alone.
+ */
+enum { BACKWARD_PARTS = 8, BACKWARD_PART_KEYS = 512 };
 
 int64_t attention_part_keys(const attention_shape *s) {
-    int64_t keys = size_ceil_div(size_ceil_div(attention_room(s), BACK_PARTS), ATTENTION_KEYS) *
+    int64_t keys = size_ceil_div(size_ceil_div(attention_room(s), BACKWARD_PARTS), ATTENTION_KEYS) *
                    ATTENTION_KEYS;
-    return size_max(BACK_PART_KEYS, keys);
+    return size_max(BACKWARD_PART_KEYS, keys);
 }
 
 int64_t attention_backward_parts(const attention_shape *s) {

@@ -14,7 +14,7 @@
 
 #include "base/real.h"
 
-typedef struct back_unit {
+typedef struct backward_unit {
     const attention_shape *s;
     int64_t group, room, kv, c0, n; /* keys c0 .. c0 + n of head kv */
     real scale;
@@ -25,10 +25,10 @@ typedef struct back_unit {
     void *pf, *dsf;    /* the same as factors; p and ds themselves where reals are factors */
     void *k_t;         /* factors [head_dim, n]: keys transposed */
     real *dk_n, *dv_n; /* [n, head_dim] */
-} back_unit;
+} backward_unit;
 
 /* Scores and their gradient for the queries t0 .. of `rows` rows, as factors. */
-static void back_weigh(const back_unit *u, int64_t t0, int64_t rows) {
+static void backward_weigh(const backward_unit *u, int64_t t0, int64_t rows) {
     const attention_shape *s = u->s;
     const real *lse = u->lse + (u->kv * u->room + t0) * u->group;
     const real *dot = u->dot + (u->kv * u->room + t0) * u->group;
@@ -56,7 +56,7 @@ static void back_weigh(const back_unit *u, int64_t t0, int64_t rows) {
 }
 
 /* One block of queries against the unit's keys; `first`: dq holds nothing yet. */
-static void back_block(const back_unit *u, int64_t t0, int64_t rows, bool first) {
+static void backward_block(const backward_unit *u, int64_t t0, int64_t rows, bool first) {
     const attention_shape *s = u->s;
     const int64_t d = s->head_dim;
     const size_t row_bytes = (size_t)d * compute_factor_bytes(s->compute);
@@ -67,14 +67,14 @@ static void back_block(const back_unit *u, int64_t t0, int64_t rows, bool first)
     real *dq = u->dq + ((u->kv * (s->tokens - s->first) + t0 - s->first) * u->group) * d;
     attention_product_f32(s, GEMM_T, u->n, rows, d, k, d, q, d, GEMM_SET, u->p, rows);
     attention_product_f32(s, GEMM_T, u->n, rows, d, v, d, d_out, d, GEMM_SET, u->ds, rows);
-    back_weigh(u, t0, rows);
+    backward_weigh(u, t0, rows);
     attention_product_f32(s, GEMM_N, u->n, d, rows, u->pf, rows, d_out, d, GEMM_ADD, u->dv_n, d);
     attention_product_f32(s, GEMM_N, u->n, d, rows, u->dsf, rows, q, d, GEMM_ADD, u->dk_n, d);
     attention_product_f32(s, GEMM_N, d, rows, u->n, u->k_t, u->n, u->dsf, rows,
                           gemm_into_of(!first), dq, rows);
 }
 
-static void back_unit_buffers(back_unit *u, void *scratch) {
+static void backward_unit_buffers(backward_unit *u, void *scratch) {
     const int64_t most = attention_block_tokens(u->s) * u->group, d = u->s->head_dim;
     const bool half = u->s->compute == COMPUTE_BF16;
     u->p = scratch;
@@ -87,7 +87,7 @@ static void back_unit_buffers(back_unit *u, void *scratch) {
     u->dsf = half ? (void *)((bf16 *)u->pf + ATTENTION_KEYS * most) : u->ds;
 }
 
-static void transpose_keys(const back_unit *u) {
+static void transpose_keys(const backward_unit *u) {
     const int64_t d = u->s->head_dim;
     const size_t size = compute_factor_bytes(u->s->compute);
     const char *k = u->k + (size_t)((u->kv * u->room + u->c0) * d) * size;
@@ -103,7 +103,7 @@ static void transpose_keys(const back_unit *u) {
 }
 
 /* Keys c0 .. c0 + n against all queries that see them. */
-static void back_keys(back_unit *u, bool *touched) {
+static void backward_keys(backward_unit *u, bool *touched) {
     const attention_shape *s = u->s;
     const int64_t d = s->head_dim, step = attention_block_tokens(s);
     const size_t bytes = (size_t)(u->n * d) * sizeof(real);
@@ -114,7 +114,7 @@ static void back_keys(back_unit *u, bool *touched) {
         const int64_t t_end = size_min(s->tokens, t0 + step);
         if (t_end <= u->c0) continue;
         if (s->sliding_window > 0 && t0 >= u->c0 + u->n - 1 + s->sliding_window) continue;
-        back_block(u, t0, (t_end - t0) * u->group, !touched[b]);
+        backward_block(u, t0, (t_end - t0) * u->group, !touched[b]);
         touched[b] = true;
     }
     real *dk = u->dk + (u->kv * u->room + u->c0) * d, *dv = u->dv + (u->kv * u->room + u->c0) * d;
@@ -126,18 +126,18 @@ static void back_keys(back_unit *u, bool *touched) {
 }
 
 /* Part `part` of the keys of head kv. */
-static void back_part(back_unit u, int64_t part, void *scratch) {
+static void backward_part(backward_unit u, int64_t part, void *scratch) {
     const attention_shape *s = u.s;
     const int64_t step = attention_block_tokens(s), keys = attention_part_keys(s);
     const int64_t blocks = size_ceil_div(s->tokens - s->first, step);
     const int64_t end = size_min(s->tokens, (part + 1) * keys);
     bool *touched = scratch;
     memset(touched, 0, (size_t)blocks * sizeof *touched);
-    back_unit_buffers(&u, (char *)scratch + attention_touched_bytes(s));
+    backward_unit_buffers(&u, (char *)scratch + attention_touched_bytes(s));
     u.dq += part * s->heads * s->head_dim * (s->tokens - s->first);
     for (u.c0 = part * keys; u.c0 < end; u.c0 += ATTENTION_KEYS) {
         u.n = size_min(ATTENTION_KEYS, end - u.c0);
-        back_keys(&u, touched);
+        backward_keys(&u, touched);
     }
     for (int64_t b = 0; b < blocks; b++) {
         if (touched[b]) continue;
@@ -151,25 +151,25 @@ void attention_backward_f32(const attention_shape *s, const void *q, const void 
                             const real *lse, const void *d_out, const real *dot, real *dq, real *dk,
                             real *dv, void *threads, uint64_t thread_bytes) {
     const int64_t parts = attention_backward_parts(s);
-    const back_unit all = {.s = s,
-                           .group = s->heads / s->kv_heads,
-                           .room = attention_room(s),
-                           .scale = (real)attention_scale(s),
-                           .q = q,
-                           .k = k,
-                           .v = v,
-                           .d_out = d_out,
-                           .lse = lse,
-                           .dot = dot,
-                           .dq = dq,
-                           .dk = dk,
-                           .dv = dv};
+    const backward_unit all = {.s = s,
+                               .group = s->heads / s->kv_heads,
+                               .room = attention_room(s),
+                               .scale = (real)attention_scale(s),
+                               .q = q,
+                               .k = k,
+                               .v = v,
+                               .d_out = d_out,
+                               .lse = lse,
+                               .dot = dot,
+                               .dq = dq,
+                               .dk = dk,
+                               .dv = dv};
     /* the first keys are seen by most queries: begin with them */
 #pragma omp parallel for schedule(dynamic)
     for (int64_t i = 0; i < parts * s->kv_heads; i++) {
-        back_unit u = all;
+        backward_unit u = all;
         u.kv = i % s->kv_heads;
-        back_part(u, i / s->kv_heads, (char *)threads + thread_bytes * (uint64_t)gemm_thread());
+        backward_part(u, i / s->kv_heads, (char *)threads + thread_bytes * (uint64_t)gemm_thread());
     }
 }
 

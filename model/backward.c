@@ -1,5 +1,5 @@
 /* Buffers of saved activations and of the passes are laid out in one allocation each; the passes,
- * forward with saving and the chain rule backward, are in block_keep_real.c and
+ * forward with saving and the chain rule backward, are in block_save_real.c and
  * block_backward_real.c. */
 #include "model/backward.h"
 
@@ -41,18 +41,18 @@ static unsigned sites_on(const llama_config *cfg, const llama_sites *sites) {
 }
 
 /* learned: its rotation, or scales after it; scaled: its scales. */
-static site_kept cut_kept(cutter *c, const site *s, const llama_pass_shape *shape, bool learned,
-                          bool scaled) {
+static site_saved cut_saved(cutter *c, const site *s, const llama_pass_shape *shape, bool learned,
+                            bool scaled) {
     const uint64_t factor = compute_factor_bytes(shape->compute);
     const int64_t rows = shape->window;
-    site_kept kept = {0};
-    if (!aquant_on(&s->quant)) return kept;
+    site_saved saved = {0};
+    if (!aquant_on(&s->quant)) return saved;
     const bool range = shape->through || scaled;
-    if (learned || (range && site_cuts_segments(s))) kept.error = cut(c, rows * s->n, factor);
-    if (!range) return kept;
-    kept.moved = cut(c, rows * s->n, factor);
-    kept.ends = cut(c, rows * site_ranges(s), site_ends_bytes(shape->compute));
-    return kept;
+    if (learned || (range && site_cuts_segments(s))) saved.error = cut(c, rows * s->n, factor);
+    if (!range) return saved;
+    saved.moved = cut(c, rows * s->n, factor);
+    saved.ends = cut(c, rows * site_ranges(s), site_ends_bytes(shape->compute));
+    return saved;
 }
 
 /* By the shape alone: plans lay out before there are scales. */
@@ -60,9 +60,9 @@ static bool learns_scales(const llama_pass_shape *shape, scale_kind kind) {
     return shape->scales >> kind & 1u;
 }
 
-/* The stash. */
+/* Activations saved by a forward. */
 
-static uint64_t lay_out_stash(llama_stash *s, const llama_sites *sites, char *base) {
+static uint64_t lay_out_saved(llama_saved *s, const llama_sites *sites, char *base) {
     const llama_config *g = &s->cfg;
     const llama_pass_shape *shape = &s->shape;
     const uint64_t real = compute_sum_bytes(shape->compute);
@@ -76,7 +76,7 @@ static uint64_t lay_out_stash(llama_stash *s, const llama_sites *sites, char *ba
         s->y[i] = cut(&c, w * g->hidden, factor);
         s->scale[i] = cut(&c, w, real);
         const bool scaled = learns_scales(shape, i == NORM_ATTN ? SCALE_ATTN : SCALE_MLP);
-        s->input[i] = cut_kept(&c, &input, shape, shape->r1 || scaled, scaled);
+        s->input[i] = cut_saved(&c, &input, shape, shape->r1 || scaled, scaled);
     }
     if (g->qk_norm) {
         s->q_norm.y = cut(&c, w * g->heads * d, factor);
@@ -90,24 +90,24 @@ static uint64_t lay_out_stash(llama_stash *s, const llama_sites *sites, char *ba
     s->lse = cut(&c, w * g->heads, real);
     s->o = cut(&c, w * g->heads * d, factor);
     const bool qk = learns_scales(shape, SCALE_QK), vo = learns_scales(shape, SCALE_VO);
-    s->keys = cut_kept(&c, &keys, shape, false, qk);
+    s->keys = cut_saved(&c, &keys, shape, false, qk);
     if (aquant_on(&keys.quant) && qk) s->k_in = cut(&c, w * keys.n, factor);
-    s->values = cut_kept(&c, &values, shape, shape->r2, vo);
+    s->values = cut_saved(&c, &values, shape, shape->r2, vo);
     if (aquant_on(&values.quant) && ((shape->r2 && shape->through) || vo))
         s->v_in = cut(&c, w * values.n, factor);
-    s->out = cut_kept(&c, &out, shape, shape->r2, vo);
+    s->out = cut_saved(&c, &out, shape, shape->r2, vo);
     s->gate = cut(&c, w * g->intermediate, factor);
     s->up = cut(&c, w * g->intermediate, factor);
-    s->down = cut_kept(&c, &down, shape, false, learns_scales(shape, SCALE_UD));
+    s->down = cut_saved(&c, &down, shape, false, learns_scales(shape, SCALE_UD));
     s->dk = cut(&c, w * g->kv_heads * d, real);
     s->dv = cut(&c, w * g->kv_heads * d, real);
     return c.used;
 }
 
-uint64_t llama_stash_bytes(const llama_config *cfg, const llama_sites *sites,
+uint64_t llama_saved_bytes(const llama_config *cfg, const llama_sites *sites,
                            const llama_pass_shape *shape) {
-    llama_stash s = {.cfg = *cfg, .shape = *shape};
-    return lay_out_stash(&s, sites, NULL);
+    llama_saved s = {.cfg = *cfg, .shape = *shape};
+    return lay_out_saved(&s, sites, NULL);
 }
 
 static err check_shape(const llama_pass_shape *s) {
@@ -116,19 +116,19 @@ static err check_shape(const llama_pass_shape *s) {
                     s->slice, s->window);
 }
 
-err llama_stash_create(const llama_config *cfg, const llama_sites *sites,
-                       const llama_pass_shape *shape, llama_stash **out) {
+err llama_saved_create(const llama_config *cfg, const llama_sites *sites,
+                       const llama_pass_shape *shape, llama_saved **out) {
     void *block;
-    llama_stash *s;
+    llama_saved *s;
     *out = NULL;
     err e = check_shape(shape);
-    if (!e.code) e = MEM_NEW(&s, 1, "stash of a layer");
+    if (!e.code) e = MEM_NEW(&s, 1, "saved activations");
     if (e.code) return e;
-    *s = (llama_stash){.cfg = *cfg, .shape = *shape, .on = sites_on(cfg, sites)};
-    e = mem_alloc((int64_t)lay_out_stash(s, sites, NULL), 1, "stash of a layer", &block);
+    *s = (llama_saved){.cfg = *cfg, .shape = *shape, .on = sites_on(cfg, sites)};
+    e = mem_alloc((int64_t)lay_out_saved(s, sites, NULL), 1, "saved activations", &block);
     if (!e.code) {
         s->block = block;
-        lay_out_stash(s, sites, block);
+        lay_out_saved(s, sites, block);
         *out = s;
     } else {
         mem_free(s);
@@ -136,7 +136,7 @@ err llama_stash_create(const llama_config *cfg, const llama_sites *sites,
     return e;
 }
 
-void llama_stash_destroy(llama_stash **s) {
+void llama_saved_destroy(llama_saved **s) {
     if (!*s) return;
     mem_free((*s)->block);
     mem_free(*s);
@@ -164,9 +164,9 @@ static uint64_t thread_bytes_of(const llama_work *w, const llama_sites *sites) {
     uint64_t chunk = (uint64_t)size_max(site_chunk_reals(&values), site_chunk_reals(&out)) * real;
     if (w->shape.r2 && chunk > bytes) bytes = chunk;
     uint64_t forward = attention_thread_bytes(&shape),
-             back = attention_backward_thread_bytes(&shape);
+             backward = attention_backward_thread_bytes(&shape);
     bytes = forward > bytes ? forward : bytes;
-    bytes = back > bytes ? back : bytes;
+    bytes = backward > bytes ? backward : bytes;
     return (bytes + 4095) / 4096 * 4096;
 }
 
@@ -387,14 +387,14 @@ err llama_work_put_r1(llama_work *w, const rotation *R1) {
 /* The passes. */
 
 static err check_call(const llama_stage *stage, int64_t layer, const llama_sites *sites, int64_t t0,
-                      int64_t n_tokens, const llama_stash *st, const llama_work *w) {
+                      int64_t n_tokens, const llama_saved *st, const llama_work *w) {
     const char *what = "backward pass";
     const llama_pass_shape *a = &st->shape, *b = &w->shape;
     if (layer < stage->first_layer || layer >= stage->first_layer + stage->n_layers)
         return err_make(ERR_BUG, what, NULL, "layer %" PRId64 " is not of this stage", layer);
     if (a->compute != b->compute || a->window != b->window || a->slice != b->slice ||
         a->through != b->through || a->r1 != b->r1 || a->r2 != b->r2)
-        return err_make(ERR_BUG, what, NULL, "stash and buffers of different shapes");
+        return err_make(ERR_BUG, what, NULL, "saved activations and buffers of different shapes");
     if (n_tokens < 1 || n_tokens > b->slice || t0 < 0 || t0 > b->window - n_tokens)
         return err_make(ERR_BUG, what, NULL,
                         "tokens %" PRId64 " + %" PRId64 " in slices of %" PRId64 " of %" PRId64, t0,
@@ -409,45 +409,45 @@ static err check_call(const llama_stage *stage, int64_t layer, const llama_sites
     return err_none();
 }
 
-err llama_block_forward_keep(const llama_stage *stage, int64_t layer, const llama_sites *sites,
-                             int64_t t0, int64_t n_tokens, void *x, llama_stash *stash,
+err llama_block_forward_save(const llama_stage *stage, int64_t layer, const llama_sites *sites,
+                             int64_t t0, int64_t n_tokens, void *x, llama_saved *saved,
                              llama_work *work) {
-    err e = check_call(stage, layer, sites, t0, n_tokens, stash, work);
+    err e = check_call(stage, layer, sites, t0, n_tokens, saved, work);
     if (e.code) return e;
-    if (t0 != 0 && t0 != stash->forward_tok)
+    if (t0 != 0 && t0 != saved->forward_tok)
         return err_make(ERR_BUG, "forward pass", NULL,
                         "a slice from token %" PRId64 " after %" PRId64 " tokens", t0,
-                        stash->forward_tok);
+                        saved->forward_tok);
     const llama_layer *l = &stage->layers[layer - stage->first_layer];
     if (work->shape.compute == COMPUTE_F64)
-        block_keep_f64(l, layer, sites, t0, n_tokens, x, stash, work);
+        block_save_f64(l, layer, sites, t0, n_tokens, x, saved, work);
     else
-        block_keep_f32(l, layer, sites, t0, n_tokens, x, stash, work);
-    stash->forward_tok = stash->backward_tok = t0 + n_tokens;
+        block_save_f32(l, layer, sites, t0, n_tokens, x, saved, work);
+    saved->forward_tok = saved->backward_tok = t0 + n_tokens;
     return e;
 }
 
 err llama_block_backward(const llama_stage *stage, int64_t layer, const llama_sites *sites,
-                         int64_t t0, int64_t n_tokens, void *dx, llama_stash *stash,
+                         int64_t t0, int64_t n_tokens, void *dx, llama_saved *saved,
                          const rotation_grads *grads, const llama_hook *hook, llama_work *work) {
-    err e = check_call(stage, layer, sites, t0, n_tokens, stash, work);
+    err e = check_call(stage, layer, sites, t0, n_tokens, saved, work);
     if (e.code) return e;
-    if (t0 + n_tokens != stash->backward_tok)
+    if (t0 + n_tokens != saved->backward_tok)
         return err_make(ERR_BUG, "backward pass", NULL,
                         "a slice to token %" PRId64 " where %" PRId64 " is next", t0 + n_tokens,
-                        stash->backward_tok);
-    if (stash->backward_tok == stash->forward_tok) {
-        const llama_config *c = &stash->cfg;
-        const size_t bytes = (size_t)(stash->shape.window * c->kv_heads * c->head_dim) *
-                             compute_sum_bytes(stash->shape.compute);
-        memset(stash->dk, 0, bytes);
-        memset(stash->dv, 0, bytes);
+                        saved->backward_tok);
+    if (saved->backward_tok == saved->forward_tok) {
+        const llama_config *c = &saved->cfg;
+        const size_t bytes = (size_t)(saved->shape.window * c->kv_heads * c->head_dim) *
+                             compute_sum_bytes(saved->shape.compute);
+        memset(saved->dk, 0, bytes);
+        memset(saved->dv, 0, bytes);
     }
     const llama_layer *l = &stage->layers[layer - stage->first_layer];
     if (work->shape.compute == COMPUTE_F64)
-        e = block_backward_f64(l, layer, sites, t0, n_tokens, dx, stash, grads, hook, work);
+        e = block_backward_f64(l, layer, sites, t0, n_tokens, dx, saved, grads, hook, work);
     else
-        e = block_backward_f32(l, layer, sites, t0, n_tokens, dx, stash, grads, hook, work);
-    stash->backward_tok = t0;
+        e = block_backward_f32(l, layer, sites, t0, n_tokens, dx, saved, grads, hook, work);
+    saved->backward_tok = t0;
     return e;
 }

@@ -1,14 +1,15 @@
-/* backward - one block of LLaMA forward, keeping what its backward needs, and backward: the
+/* backward - one block of LLaMA forward, saving what its backward needs, and backward: the
  * gradient of x and of the rotations R1 and R2. Weights are frozen: no gradient of a weight is ever
  * formed. Not a loss (model/objective.h), not a schedule: the pipeline decides which layer, window
  * and slice comes when. Stands at "block forward with quantization sites -> loss -> gradient of R
  * at each site".
  *
  * A window of `window` tokens goes through a block whole or in slices of consecutive tokens:
- * forward from the first slice to the last, backward from the last to the first. The stash of a
- * block and window carries keys, values and their gradients from slice to slice. Bits depend on the
- * cut into slices (sums of gradients are taken slice by slice), and on nothing else: not on
- * threads, not on whether a stash was kept or made again by a second forward from the same x.
+ * forward from the first slice to the last, backward from the last to the first. The saved
+ * activations of a block and window carries keys, values and their gradients from slice to slice.
+ * Bits depend on the cut into slices (sums of gradients are taken slice by slice), and on nothing
+ * else: not on threads, not on whether they were saved or made again by a second forward from the
+ * same x.
  *
  * Site x -> x^ = x + e R^T with e = Q(xR) - xR, DESIGN.md 2.2. With g = dL/dx^:
  *     detached   dL/dx = g            dL/dR += g^T e   (without S R, S symmetric, which is not
@@ -24,8 +25,8 @@
 
 #include "model/forward.h"
 
-/* What passes are to be made; a plain value, the same for stash and work. "Real" below is float
- * for COMPUTE_BF16 and COMPUTE_F32, double for COMPUTE_F64. */
+/* What passes are to be made; a plain value, the same for llama_saved and llama_work. "Real" below
+ * is float for COMPUTE_BF16 and COMPUTE_F32, double for COMPUTE_F64. */
 typedef struct llama_pass_shape {
     compute_type compute;
     int64_t window;  /* tokens of a window at most */
@@ -37,15 +38,15 @@ typedef struct llama_pass_shape {
     int64_t top_k;   /* of kl-top; 0: cross entropy only (work only) */
 } llama_pass_shape;
 
-/* What one block keeps of one window. */
-typedef struct llama_stash llama_stash;
+/* What the forward of one block saves of one window for its backward. */
+typedef struct llama_saved llama_saved;
 
 /* Local. For one block of cfg under these sites (NULL: none; bits and clips may change later, what
  * acts may not). Caller owns *out. Fails with ERR_NOFIT. */
-err llama_stash_create(const llama_config *cfg, const llama_sites *sites,
-                       const llama_pass_shape *shape, llama_stash **out);
-void llama_stash_destroy(llama_stash **s); /* local; NULL is fine; sets NULL */
-uint64_t llama_stash_bytes(const llama_config *cfg, const llama_sites *sites,
+err llama_saved_create(const llama_config *cfg, const llama_sites *sites,
+                       const llama_pass_shape *shape, llama_saved **out);
+void llama_saved_destroy(llama_saved **s); /* local; NULL is fine; sets NULL */
+uint64_t llama_saved_bytes(const llama_config *cfg, const llama_sites *sites,
                            const llama_pass_shape *shape); /* local; what create takes */
 
 /* Buffers of the passes, for any block of cfg, one call at a time. */
@@ -67,8 +68,8 @@ err llama_work_put_r1(llama_work *w, const rotation *R1);
  * = tokens t0 .. t0 + n_tokens of the window, in place. In COMPUTE_F32 and COMPUTE_F64 the same
  * bits as llama_layers_forward where the window is one slice; in COMPUTE_BF16 a dense R1 turns in
  * bf16. ERR_BUG: no room, a slice out of turn, r4_fused sites. */
-err llama_block_forward_keep(const llama_stage *stage, int64_t layer, const llama_sites *sites,
-                             int64_t t0, int64_t n_tokens, void *x, llama_stash *stash,
+err llama_block_forward_save(const llama_stage *stage, int64_t layer, const llama_sites *sites,
+                             int64_t t0, int64_t n_tokens, void *x, llama_saved *saved,
                              llama_work *work);
 
 /* Where gradients of rotations and scales are added to, real, row-major; NULL: not wanted. */
@@ -113,7 +114,7 @@ typedef struct llama_hook {
  * forward of all slices of the window is done, the backward of all later slices too. sites as in
  * the forward. Adds to grads (NULL: none wanted). hook may be NULL. */
 err llama_block_backward(const llama_stage *stage, int64_t layer, const llama_sites *sites,
-                         int64_t t0, int64_t n_tokens, void *dx, llama_stash *stash,
+                         int64_t t0, int64_t n_tokens, void *dx, llama_saved *saved,
                          const rotation_grads *grads, const llama_hook *hook, llama_work *work);
 
 #endif

@@ -1,5 +1,5 @@
 /* backward_internal - the buffers of backward.h, shared by backward.c, hook.c, objective.c and the
- * passes (block_keep_real.c, block_backward_real.c, objective_real.c). Nobody else includes it.
+ * passes (block_save_real.c, block_backward_real.c, objective_real.c). Nobody else includes it.
  * "Real" is float or double, "factor" what products take: bf16, float or double. W is shape.window,
  * S shape.slice. Rows are tokens. */
 #ifndef SPINSHARD_MODEL_BACKWARD_INTERNAL_H
@@ -13,26 +13,26 @@
 
 /* Of the norm of heads: rows before the gain, and 1 / rms; NULL where the model has no such norm.
  */
-typedef struct head_norm_kept {
+typedef struct head_norm_saved {
     void *y;     /* factor [W, heads head_dim] */
     void *scale; /* real [W, heads] */
-} head_norm_kept;
+} head_norm_saved;
 
-struct llama_stash {
+struct llama_saved {
     llama_config cfg;
     llama_pass_shape shape;
-    void *block;            /* owned: one allocation, the rest points into it */
-    void *y[NORMS];         /* factor [W, hidden]: rms(x) before site and gain */
-    void *scale[NORMS];     /* real [W]: 1 / rms */
-    site_kept input[NORMS]; /* [W, hidden] */
-    head_norm_kept q_norm, k_norm;
+    void *block;             /* owned: one allocation, the rest points into it */
+    void *y[NORMS];          /* factor [W, hidden]: rms(x) before site and gain */
+    void *scale[NORMS];      /* real [W]: 1 / rms */
+    site_saved input[NORMS]; /* [W, hidden] */
+    head_norm_saved q_norm, k_norm;
     void *q, *k, *v;                   /* factor, by KV head, see attention.h */
     void *lse;                         /* real [kv_heads, W, heads / kv_heads] */
     void *o;                           /* factor [W, heads head_dim]: before the site */
     void *k_in, *v_in;                 /* factor [W, kv_heads head_dim]: before the site, or NULL */
-    site_kept keys, values, out;       /* [W, ...] */
+    site_saved keys, values, out;      /* [W, ...] */
     void *gate, *up;                   /* factor [W, intermediate] */
-    site_kept down;                    /* [W, intermediate] */
+    site_saved down;                   /* [W, intermediate] */
     void *dk, *dv;                     /* real [kv_heads, W, head_dim] */
     unsigned on;                       /* the sites that there is room for */
     int64_t forward_tok, backward_tok; /* tokens done forward; tokens still to go backward */
@@ -52,7 +52,7 @@ struct llama_work {
     void *k_half, *v_half;  /* factor [S, kv_heads head_dim] */
     void *mid;              /* real [S, intermediate] */
     void *mid_a, *mid_b;    /* factor [S, intermediate] */
-    void *d_out;            /* factor, in the layout of q in the stash */
+    void *d_out;            /* factor, in the layout of llama_saved.q */
     void *dot;              /* real, in the layout of lse */
     void *dq;               /* real, see attention_backward */
     float *hook_x, *hook_g; /* [S, widest] */
@@ -94,16 +94,16 @@ static inline void *bytes_at(const void *base, int64_t count, size_t size) {
     return base ? (char *)base + (size_t)count * size : NULL;
 }
 
-/* Local, threaded. As llama_block_forward_keep and llama_block_backward, checked by these. */
-void block_keep_f32(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                    int64_t n_tokens, float *x, llama_stash *stash, llama_work *w);
-void block_keep_f64(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                    int64_t n_tokens, double *x, llama_stash *stash, llama_work *w);
+/* Local, threaded. As llama_block_forward_save and llama_block_backward, checked by these. */
+void block_save_f32(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
+                    int64_t n_tokens, float *x, llama_saved *saved, llama_work *w);
+void block_save_f64(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
+                    int64_t n_tokens, double *x, llama_saved *saved, llama_work *w);
 err block_backward_f32(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                       int64_t n_tokens, float *dx, llama_stash *stash, const rotation_grads *grads,
+                       int64_t n_tokens, float *dx, llama_saved *saved, const rotation_grads *grads,
                        const llama_hook *hook, llama_work *w);
 err block_backward_f64(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                       int64_t n_tokens, double *dx, llama_stash *stash,
+                       int64_t n_tokens, double *dx, llama_saved *saved,
                        const rotation_grads *grads, const llama_hook *hook, llama_work *w);
 
 /* Parts of the vocabulary for rows at most: by the shape alone. */

@@ -1,4 +1,4 @@
-/* The backward of block_keep_real.c: its steps undone from the last to the first. g is always the
+/* The backward of block_save_real.c: its steps undone from the last to the first. g is always the
  * gradient of what the step named there gave. */
 #include "model/backward_internal.h"
 
@@ -14,12 +14,12 @@
 
 /* Back through a site whose scales are of `kind`: their gradient, then g from dL/dx^ to dL/dx. What
  * is kept of the range for scales alone is not for the others. */
-static void back_site(const site *at, scale_kind kind, real *g, int64_t rows, const void *x,
-                      const site_kept *kept, const rotation_grads *grads, real *dR,
-                      const site_work *work, const llama_work *w) {
+static void backward_site(const site *at, scale_kind kind, real *g, int64_t rows, const void *x,
+                          const site_saved *saved, const rotation_grads *grads, real *dR,
+                          const site_work *work, const llama_work *w) {
     real *dS = grads ? grads->scales[kind] : NULL;
-    site_kept seen = *kept;
-    if (dS) site_scale_backward_f32(at, g, rows, x, kept, dS, work);
+    site_saved seen = *saved;
+    if (dS) site_scale_backward_f32(at, g, rows, x, saved, dS, work);
     if (!w->shape.through) seen.moved = seen.ends = NULL;
     site_backward_f32(at, g, rows, x, &seen, dR, work);
 }
@@ -38,8 +38,8 @@ static void rows_of_heads(const void *from, int64_t t0, int64_t n_tokens, void *
 }
 
 /* mid = silu(gate) up: g = dL/dmid gives both as factors. */
-static void swiglu_back(const real *g, const void *gate, const void *up, int64_t n,
-                        compute_type compute, real *a, real *b, void *d_gate, void *d_up) {
+static void swiglu_backward(const real *g, const void *gate, const void *up, int64_t n,
+                            compute_type compute, real *a, real *b, void *d_gate, void *d_up) {
     site_widen_f32(gate, n, compute, a);
     site_widen_f32(up, n, compute, b);
 #pragma omp simd
@@ -53,9 +53,9 @@ static void swiglu_back(const real *g, const void *gate, const void *up, int64_t
 }
 
 /* The site before down_proj, when its rows are needed whole: g = dL/dx^ in w->mid. */
-static err back_down_site(int64_t layer, const llama_sites *sites, int64_t t0, int64_t n_tokens,
-                          llama_stash *st, const rotation_grads *grads, const llama_hook *hook,
-                          llama_work *w) {
+static err backward_down_site(int64_t layer, const llama_sites *sites, int64_t t0, int64_t n_tokens,
+                              llama_saved *st, const rotation_grads *grads, const llama_hook *hook,
+                              llama_work *w) {
     const compute_type compute = w->shape.compute;
     const int64_t width = w->cfg.intermediate;
     const size_t factor = compute_factor_bytes(compute);
@@ -74,16 +74,16 @@ static err back_down_site(int64_t layer, const llama_sites *sites, int64_t t0, i
     }
     if (hook_wants(hook, HOOK_DOWN_IN))
         e = hook_tell(hook, layer, HOOK_DOWN_IN, t0, n_tokens, width, w->mid_a, w->mid, w);
-    const site_kept kept = site_kept_at(&st->down, &down, t0, compute);
+    const site_saved saved = site_saved_at(&st->down, &down, t0, compute);
     const site_work work = work_site(w, sites, false);
-    back_site(&down, SCALE_UD, w->mid, n_tokens, w->mid_a, &kept, grads, NULL, &work, w);
+    backward_site(&down, SCALE_UD, w->mid, n_tokens, w->mid_a, &saved, grads, NULL, &work, w);
     return e;
 }
 
 /* x + down_proj(mid): w->mid_a, mid_b = factors of the gradients of gate and up. */
-static err back_mid(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                    int64_t n_tokens, llama_stash *st, const rotation_grads *grads,
-                    const llama_hook *hook, llama_work *w) {
+static err backward_mid(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
+                        int64_t n_tokens, llama_saved *st, const rotation_grads *grads,
+                        const llama_hook *hook, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const size_t factor = compute_factor_bytes(compute);
     const int64_t width = w->cfg.intermediate, hidden = w->cfg.hidden;
@@ -93,7 +93,7 @@ static err back_mid(const llama_layer *l, int64_t layer, const llama_sites *site
     if (whole) {
         const wmat_backward_term term = {&l->down, w->input};
         wmat_backward_products(&term, 1, compute, n_tokens, w->mid, w->per_thread, w->thread_bytes);
-        e = back_down_site(layer, sites, t0, n_tokens, st, grads, hook, w);
+        e = backward_down_site(layer, sites, t0, n_tokens, st, grads, hook, w);
         if (e.code) return e;
     }
 #pragma omp parallel for schedule(dynamic)
@@ -105,11 +105,11 @@ static err back_mid(const llama_layer *l, int64_t layer, const llama_sites *site
                                r.m, r.j, r.n, GEMM_SET, g, r.n, work_tile_of_thread(w));
         }
         for (int64_t t = 0; t < r.m; t++) {
-            const int64_t at = (r.i + t) * width + r.j, kept_at = at + t0 * width;
-            swiglu_back(whole ? (real *)w->mid + at : g + t * r.n,
-                        bytes_at(st->gate, kept_at, factor), bytes_at(st->up, kept_at, factor), r.n,
-                        compute, a, b, bytes_at(w->mid_a, at, factor),
-                        bytes_at(w->mid_b, at, factor));
+            const int64_t at = (r.i + t) * width + r.j, saved_at = at + t0 * width;
+            swiglu_backward(whole ? (real *)w->mid + at : g + t * r.n,
+                            bytes_at(st->gate, saved_at, factor),
+                            bytes_at(st->up, saved_at, factor), r.n, compute, a, b,
+                            bytes_at(w->mid_a, at, factor), bytes_at(w->mid_b, at, factor));
         }
     }
     return e;
@@ -125,9 +125,9 @@ static err tell_factors(const llama_hook *hook, int64_t layer, hook_place place,
 
 /* rms, site, gain (or gain, site): w->dh = gradient of the products' input. dx gets the gradient of
  * x added. */
-static err back_normed(int64_t layer, const llama_sites *sites, int which, const float *gain,
-                       int64_t t0, int64_t n_tokens, real *dx, llama_stash *st,
-                       const rotation_grads *grads, const llama_hook *hook, llama_work *w) {
+static err backward_normed(int64_t layer, const llama_sites *sites, int which, const float *gain,
+                           int64_t t0, int64_t n_tokens, real *dx, llama_saved *st,
+                           const rotation_grads *grads, const llama_hook *hook, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const hook_place place = which == NORM_ATTN ? HOOK_ATTN_IN : HOOK_MLP_IN;
     const site at = sites_input(sites, &w->cfg, layer, which);
@@ -136,10 +136,10 @@ static err back_normed(int64_t layer, const llama_sites *sites, int which, const
     const void *y = bytes_at(st->y[which], t0 * n, factor);
     const bool behind = aquant_on(&at.quant) && site_behind_gain(&at);
     real *g = w->dh;
-    const site_kept kept = site_kept_at(&st->input[which], &at, t0, compute);
+    const site_saved saved = site_saved_at(&st->input[which], &at, t0, compute);
     const site_work work = work_site(w, sites, true);
     /* No rotation and no scale there: its rows are asked for by nothing. */
-    if (behind) site_backward_f32(&at, g, n_tokens, NULL, &kept, NULL, &work);
+    if (behind) site_backward_f32(&at, g, n_tokens, NULL, &saved, NULL, &work);
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < n_tokens; t++) {
 #pragma omp simd
@@ -150,8 +150,8 @@ static err back_normed(int64_t layer, const llama_sites *sites, int which, const
         if (e.code) return e;
     }
     if (!behind)
-        back_site(&at, which == NORM_ATTN ? SCALE_ATTN : SCALE_MLP, g, n_tokens, y, &kept, grads,
-                  grads ? grads->R1 : NULL, &work, w);
+        backward_site(&at, which == NORM_ATTN ? SCALE_ATTN : SCALE_MLP, g, n_tokens, y, &saved,
+                      grads, grads ? grads->R1 : NULL, &work, w);
     const real *scale = (real *)st->scale[which] + t0;
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < n_tokens; t++) {
@@ -163,7 +163,7 @@ static err back_normed(int64_t layer, const llama_sites *sites, int which, const
 }
 
 /* The site after attention: w->d_out and w->dot from w->wide = gradient of o_proj's input. */
-static void back_heads(int64_t t0, int64_t n_tokens, const llama_stash *st, llama_work *w) {
+static void backward_heads(int64_t t0, int64_t n_tokens, const llama_saved *st, llama_work *w) {
     const llama_config *c = &w->cfg;
     const compute_type compute = w->shape.compute;
     const int64_t d = c->head_dim, group = c->heads / c->kv_heads, n = c->heads * d;
@@ -185,9 +185,9 @@ static void back_heads(int64_t t0, int64_t n_tokens, const llama_stash *st, llam
     }
 }
 
-static err back_output(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                       int64_t n_tokens, llama_stash *st, const rotation_grads *grads,
-                       const llama_hook *hook, llama_work *w) {
+static err backward_output(const llama_layer *l, int64_t layer, const llama_sites *sites,
+                           int64_t t0, int64_t n_tokens, llama_saved *st,
+                           const rotation_grads *grads, const llama_hook *hook, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const int64_t n = w->cfg.heads * w->cfg.head_dim;
     const site out = sites_output(sites, &w->cfg, layer);
@@ -198,11 +198,11 @@ static err back_output(const llama_layer *l, int64_t layer, const llama_sites *s
         err e = hook_tell(hook, layer, HOOK_O_IN, t0, n_tokens, n, o, w->wide, w);
         if (e.code) return e;
     }
-    const site_kept kept = site_kept_at(&st->out, &out, t0, compute);
+    const site_saved saved = site_saved_at(&st->out, &out, t0, compute);
     const site_work work = work_site(w, sites, false);
-    back_site(&out, SCALE_VO, w->wide, n_tokens, o, &kept, grads, grads ? grads->R2 : NULL, &work,
-              w);
-    back_heads(t0, n_tokens, st, w);
+    backward_site(&out, SCALE_VO, w->wide, n_tokens, o, &saved, grads, grads ? grads->R2 : NULL,
+                  &work, w);
+    backward_heads(t0, n_tokens, st, w);
     return err_none();
 }
 
@@ -220,14 +220,14 @@ static void gather_heads(const real *from, int64_t t0, int64_t n_tokens, real *t
 }
 
 /* Sites of keys and values: w->k and w->v from dL/dx^ to dL/dx. */
-static err back_keys_values(int64_t layer, const llama_sites *sites, int64_t t0, int64_t n_tokens,
-                            llama_stash *st, const rotation_grads *grads, const llama_hook *hook,
-                            llama_work *w) {
+static err backward_keys_values(int64_t layer, const llama_sites *sites, int64_t t0,
+                                int64_t n_tokens, llama_saved *st, const rotation_grads *grads,
+                                const llama_hook *hook, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const site keys = sites_keys(sites, &w->cfg, layer),
                values = sites_values(sites, &w->cfg, layer);
-    const site_kept keys_kept = site_kept_at(&st->keys, &keys, t0, compute);
-    const site_kept values_kept = site_kept_at(&st->values, &values, t0, compute);
+    const site_saved keys_saved = site_saved_at(&st->keys, &keys, t0, compute);
+    const site_saved values_saved = site_saved_at(&st->values, &values, t0, compute);
     const site_work work = work_site(w, sites, false);
     const void *k_in = bytes_at(st->k_in, t0 * keys.n, compute_factor_bytes(compute));
     const void *v_in = bytes_at(st->v_in, t0 * values.n, compute_factor_bytes(compute));
@@ -243,17 +243,17 @@ static err back_keys_values(int64_t layer, const llama_sites *sites, int64_t t0,
         e = hook_tell(hook, layer, HOOK_VALUE, t0, n_tokens, values.n, w->v_half, w->v, w);
     }
     if (e.code) return e;
-    back_site(&keys, SCALE_QK, w->k, n_tokens, k_in, &keys_kept, grads, NULL, &work, w);
-    back_site(&values, SCALE_VO, w->v, n_tokens, v_in, &values_kept, grads,
-              grads ? grads->R2 : NULL, &work, w);
+    backward_site(&keys, SCALE_QK, w->k, n_tokens, k_in, &keys_saved, grads, NULL, &work, w);
+    backward_site(&values, SCALE_VO, w->v, n_tokens, v_in, &values_saved, grads,
+                  grads ? grads->R2 : NULL, &work, w);
     return e;
 }
 
 /* The norm of heads: y = x / rms(x), output y gain. From g = dL/d output of a token, in place, to
  *     dL/dx = scale (gain g - y mean(gain g y)),
  * as norm_backward has it with gain g for the gradient of y. */
-static void back_head_norm(const float *gain, int64_t heads, int64_t token, real *g,
-                           const head_norm_kept *kept, llama_work *w) {
+static void backward_head_norm(const float *gain, int64_t heads, int64_t token, real *g,
+                               const head_norm_saved *saved, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const int64_t d = w->cfg.head_dim;
     const size_t factor = compute_factor_bytes(compute);
@@ -261,22 +261,22 @@ static void back_head_norm(const float *gain, int64_t heads, int64_t token, real
     for (int64_t h = 0; gain && h < heads; h++) {
         const int64_t at = token * heads + h;
         real *row = g + h * d;
-        site_widen_f32(bytes_at(kept->y, at * d, factor), d, compute, y);
+        site_widen_f32(bytes_at(saved->y, at * d, factor), d, compute, y);
 #pragma omp simd
         for (int64_t j = 0; j < d; j++) {
             scaled[j] = row[j] * (real)gain[j];
             row[j] = 0;
         }
-        norm_backward_f32(y, ((const real *)kept->scale)[at], scaled, d, row);
+        norm_backward_f32(y, ((const real *)saved->scale)[at], scaled, d, row);
     }
 }
 
 /* RoPE and norms of heads: gradients of the outputs of q, k and v as factors in w->input, k_half,
  * v_half. */
-static void back_positions(const llama_layer *l, int64_t layer, const attention_shape *shape,
-                           int64_t t0, int64_t n_tokens, const llama_stash *st, llama_work *w) {
+static void backward_positions(const llama_layer *l, int64_t layer, const attention_shape *shape,
+                               int64_t t0, int64_t n_tokens, const llama_saved *st, llama_work *w) {
     const llama_config *c = &w->cfg;
-    const bool turned = llama_has_rope(c, layer);
+    const bool rope_here = llama_has_rope(c, layer);
     const compute_type compute = w->shape.compute;
     const int64_t d = c->head_dim, half = d / 2, q_n = c->heads * d, kv_n = c->kv_heads * d;
     const size_t factor = compute_factor_bytes(compute);
@@ -286,12 +286,12 @@ static void back_positions(const llama_layer *l, int64_t layer, const attention_
         const real *cos_t = (real *)w->cos_t + (t0 + t) * half;
         const real *sin_t = (real *)w->sin_t + (t0 + t) * half;
         attention_backward_query_f32(shape, w->dq, t0 + t, q);
-        for (int64_t h = 0; turned && h < c->heads; h++)
+        for (int64_t h = 0; rope_here && h < c->heads; h++)
             rope_head_backward_f32(q + h * d, half, cos_t, sin_t);
-        for (int64_t h = 0; turned && h < c->kv_heads; h++)
+        for (int64_t h = 0; rope_here && h < c->kv_heads; h++)
             rope_head_backward_f32(k + h * d, half, cos_t, sin_t);
-        back_head_norm(l->q_norm, c->heads, t0 + t, q, &st->q_norm, w);
-        back_head_norm(l->k_norm, c->kv_heads, t0 + t, k, &st->k_norm, w);
+        backward_head_norm(l->q_norm, c->heads, t0 + t, q, &st->q_norm, w);
+        backward_head_norm(l->k_norm, c->kv_heads, t0 + t, k, &st->k_norm, w);
         norm_factors_f32(q, q_n, NULL, compute, bytes_at(w->input, t * q_n, factor));
         norm_factors_f32(k, kv_n, NULL, compute, bytes_at(w->k_half, t * kv_n, factor));
         norm_factors_f32((real *)w->v + t * kv_n, kv_n, NULL, compute,
@@ -299,35 +299,36 @@ static void back_positions(const llama_layer *l, int64_t layer, const attention_
     }
 }
 
-static err back_mlp(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                    int64_t n_tokens, real *dx, llama_stash *st, const rotation_grads *grads,
-                    const llama_hook *hook, llama_work *w) {
+static err backward_mlp(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
+                        int64_t n_tokens, real *dx, llama_saved *st, const rotation_grads *grads,
+                        const llama_hook *hook, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const int64_t width = w->cfg.intermediate;
     norm_row_factors_f32(dx, n_tokens, w->cfg.hidden, NULL, compute, w->input);
-    err e = back_mid(l, layer, sites, t0, n_tokens, st, grads, hook, w);
+    err e = backward_mid(l, layer, sites, t0, n_tokens, st, grads, hook, w);
     if (!e.code) e = tell_factors(hook, layer, HOOK_GATE_OUT, t0, n_tokens, width, w->mid_a, w);
     if (!e.code) e = tell_factors(hook, layer, HOOK_UP_OUT, t0, n_tokens, width, w->mid_b, w);
     if (e.code) return e;
     const wmat_backward_term terms[] = {{&l->gate, w->mid_a}, {&l->up, w->mid_b}};
     wmat_backward_products(terms, 2, compute, n_tokens, w->dh, w->per_thread, w->thread_bytes);
-    return back_normed(layer, sites, NORM_MLP, l->mlp_norm, t0, n_tokens, dx, st, grads, hook, w);
+    return backward_normed(layer, sites, NORM_MLP, l->mlp_norm, t0, n_tokens, dx, st, grads, hook,
+                           w);
 }
 
-static err back_attention(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                          int64_t n_tokens, real *dx, llama_stash *st, const rotation_grads *grads,
-                          const llama_hook *hook, llama_work *w) {
+static err backward_attention(const llama_layer *l, int64_t layer, const llama_sites *sites,
+                              int64_t t0, int64_t n_tokens, real *dx, llama_saved *st,
+                              const rotation_grads *grads, const llama_hook *hook, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const llama_config *c = &w->cfg;
     const attention_shape shape = work_attention(w, layer, t0, n_tokens);
     norm_row_factors_f32(dx, n_tokens, c->hidden, NULL, compute, w->input);
-    err e = back_output(l, layer, sites, t0, n_tokens, st, grads, hook, w);
+    err e = backward_output(l, layer, sites, t0, n_tokens, st, grads, hook, w);
     if (e.code) return e;
     attention_backward_f32(&shape, st->q, st->k, st->v, st->lse, w->d_out, w->dot, w->dq, st->dk,
                            st->dv, w->per_thread, w->thread_bytes);
-    e = back_keys_values(layer, sites, t0, n_tokens, st, grads, hook, w);
+    e = backward_keys_values(layer, sites, t0, n_tokens, st, grads, hook, w);
     if (e.code) return e;
-    back_positions(l, layer, &shape, t0, n_tokens, st, w);
+    backward_positions(l, layer, &shape, t0, n_tokens, st, w);
     if (hook_wants(hook, HOOK_QUERY_OUT))
         e = hook_tell(hook, layer, HOOK_QUERY_OUT, t0, n_tokens, c->heads * c->head_dim, NULL, w->q,
                       w);
@@ -340,19 +341,20 @@ static err back_attention(const llama_layer *l, int64_t layer, const llama_sites
     if (e.code) return e;
     const wmat_backward_term terms[] = {{&l->q, w->input}, {&l->k, w->k_half}, {&l->v, w->v_half}};
     wmat_backward_products(terms, 3, compute, n_tokens, w->dh, w->per_thread, w->thread_bytes);
-    return back_normed(layer, sites, NORM_ATTN, l->attn_norm, t0, n_tokens, dx, st, grads, hook, w);
+    return backward_normed(layer, sites, NORM_ATTN, l->attn_norm, t0, n_tokens, dx, st, grads, hook,
+                           w);
 }
 
 err block_backward_f32(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                       int64_t n_tokens, real *dx, llama_stash *st, const rotation_grads *grads,
+                       int64_t n_tokens, real *dx, llama_saved *st, const rotation_grads *grads,
                        const llama_hook *hook, llama_work *w) {
     const int64_t hidden = w->cfg.hidden;
     err e = err_none();
     if (hook_wants(hook, HOOK_DOWN_OUT))
         e = hook_tell(hook, layer, HOOK_DOWN_OUT, t0, n_tokens, hidden, NULL, dx, w);
-    if (!e.code) e = back_mlp(l, layer, sites, t0, n_tokens, dx, st, grads, hook, w);
+    if (!e.code) e = backward_mlp(l, layer, sites, t0, n_tokens, dx, st, grads, hook, w);
     if (!e.code && hook_wants(hook, HOOK_O_OUT))
         e = hook_tell(hook, layer, HOOK_O_OUT, t0, n_tokens, hidden, NULL, dx, w);
-    if (!e.code) e = back_attention(l, layer, sites, t0, n_tokens, dx, st, grads, hook, w);
+    if (!e.code) e = backward_attention(l, layer, sites, t0, n_tokens, dx, st, grads, hook, w);
     return e;
 }

@@ -39,7 +39,7 @@ static void normed_input(const site *at, const float *gain, int64_t n_tokens, co
 static void place_positions(const llama_layer *l, int64_t layer, int64_t n_tokens,
                             llama_scratch *s) {
     const llama_config *c = &s->cfg;
-    const bool turned = llama_has_rope(c, layer);
+    const bool rope_here = llama_has_rope(c, layer);
     const int64_t d = c->head_dim, half = d / 2, group = c->heads / c->kv_heads;
     const size_t factor = compute_factor_bytes(s->compute);
 #pragma omp parallel for schedule(static)
@@ -52,11 +52,11 @@ static void place_positions(const llama_layer *l, int64_t layer, int64_t n_token
         norm_add_bias_f32((real *)s->v + t * c->kv_heads * d, l->bv, c->kv_heads * d);
         if (l->k_norm) norm_rows_f32(k, c->kv_heads, d, c->rms_eps, l->k_norm, k);
         if (l->q_norm) norm_rows_f32(q, c->heads, d, c->rms_eps, l->q_norm, q);
-        for (int64_t h = 0; turned && h < c->kv_heads; h++)
+        for (int64_t h = 0; rope_here && h < c->kv_heads; h++)
             rope_head_f32(k + h * d, half, cos_t, sin_t);
         for (int64_t h = 0; h < c->heads; h++) {
             const int64_t to = ((h / group * n_tokens + t) * group + h % group) * d;
-            if (turned) rope_head_f32(q + h * d, half, cos_t, sin_t);
+            if (rope_here) rope_head_f32(q + h * d, half, cos_t, sin_t);
             norm_factors_f32(q + h * d, d, NULL, s->compute,
                              (char *)s->q_heads + (size_t)to * factor);
         }

@@ -12,8 +12,8 @@
 struct llama_layers {
     int64_t n_layers, hidden;
     llama_pass_shape shape;
-    bool recompute, borrows; /* borrows: the stash is that of other layers */
-    llama_stash **stash;     /* [n_layers], or one */
+    bool recompute, borrows; /* borrows: the room for saved activations is that of other layers */
+    llama_saved **saved;     /* [n_layers], or one */
     char *inputs;            /* real [n_layers, window, hidden]; recompute only */
 };
 
@@ -23,9 +23,9 @@ static size_t input_bytes(const llama_layers *l) {
 
 uint64_t llama_layers_bytes(const llama_config *cfg, const llama_sites *sites,
                             const llama_pass_shape *shape, int64_t n_layers, bool recompute) {
-    const uint64_t stash = llama_stash_bytes(cfg, sites, shape), n = (uint64_t)n_layers;
+    const uint64_t saved = llama_saved_bytes(cfg, sites, shape), n = (uint64_t)n_layers;
     const llama_layers l = {.hidden = cfg->hidden, .shape = *shape};
-    return recompute ? stash + n * input_bytes(&l) : n * stash;
+    return recompute ? saved + n * input_bytes(&l) : n * saved;
 }
 
 uint64_t llama_layers_beside_bytes(const llama_config *cfg, const llama_pass_shape *shape,
@@ -51,10 +51,10 @@ err llama_layers_create(const llama_config *cfg, const llama_sites *sites,
     if (e.code) return e;
     *l = (llama_layers){
         .n_layers = n_layers, .hidden = cfg->hidden, .shape = *shape, .recompute = recompute};
-    e = mem_alloc(n_layers, sizeof *l->stash, "layers of a window", &p);
-    if (!e.code) l->stash = p;
+    e = mem_alloc(n_layers, sizeof *l->saved, "layers of a window", &p);
+    if (!e.code) l->saved = p;
     for (int64_t i = 0; !e.code && i < (recompute ? 1 : n_layers); i++) {
-        e = llama_stash_create(cfg, sites, shape, &l->stash[i]);
+        e = llama_saved_create(cfg, sites, shape, &l->saved[i]);
     }
     if (!e.code && recompute) e = create_inputs(l);
     if (e.code) llama_layers_destroy(&l);
@@ -65,7 +65,8 @@ err llama_layers_create(const llama_config *cfg, const llama_sites *sites,
 err llama_layers_create_beside(const llama_layers *with, llama_layers **out) {
     *out = NULL;
     if (!with->recompute)
-        return err_make(ERR_BUG, "layers of a window", NULL, "each layer has a stash of its own");
+        return err_make(ERR_BUG, "layers of a window", NULL,
+                        "each layer saves its activations apart");
     llama_layers *l;
     err e = MEM_NEW(&l, 1, "layers of a window");
     if (e.code) return e;
@@ -81,9 +82,9 @@ err llama_layers_create_beside(const llama_layers *with, llama_layers **out) {
 void llama_layers_destroy(llama_layers **l) {
     if (!*l) return;
     if (!(*l)->borrows) {
-        for (int64_t i = 0; (*l)->stash && i < (*l)->n_layers; i++)
-            llama_stash_destroy(&(*l)->stash[i]);
-        mem_free((*l)->stash);
+        for (int64_t i = 0; (*l)->saved && i < (*l)->n_layers; i++)
+            llama_saved_destroy(&(*l)->saved[i]);
+        mem_free((*l)->saved);
     }
     mem_free((*l)->inputs);
     mem_free(*l);
@@ -97,14 +98,14 @@ static err check_layers(const llama_layers *l, const llama_stage *stage, int64_t
                     stage->n_layers, l->n_layers);
 }
 
-err llama_layers_keep(llama_layers *l, const llama_stage *stage, const llama_sites *sites,
+err llama_layers_save(llama_layers *l, const llama_stage *stage, const llama_sites *sites,
                       int64_t n_tokens, void *x, llama_work *work) {
     err e = check_layers(l, stage, n_tokens);
     const size_t bytes = (size_t)(n_tokens * l->hidden) * llama_real_bytes(l->shape.compute);
     for (int64_t i = 0; !e.code && i < l->n_layers; i++) {
         if (l->recompute) memcpy(l->inputs + (size_t)i * input_bytes(l), x, bytes);
-        e = llama_block_forward_keep(stage, stage->first_layer + i, sites, 0, n_tokens, x,
-                                     l->stash[l->recompute ? 0 : i], work);
+        e = llama_block_forward_save(stage, stage->first_layer + i, sites, 0, n_tokens, x,
+                                     l->saved[l->recompute ? 0 : i], work);
     }
     return e;
 }
@@ -132,13 +133,13 @@ err llama_layers_backward(llama_layers *l, const llama_stage *stage, const llama
     err e = check_layers(l, stage, n_tokens);
     for (int64_t i = l->n_layers - 1; !e.code && i >= 0; i--) {
         const int64_t layer = stage->first_layer + i;
-        llama_stash *stash = l->stash[l->recompute ? 0 : i];
+        llama_saved *saved = l->saved[l->recompute ? 0 : i];
         if (l->recompute)
-            e = llama_block_forward_keep(stage, layer, sites, 0, n_tokens,
-                                         l->inputs + (size_t)i * input_bytes(l), stash, work);
+            e = llama_block_forward_save(stage, layer, sites, 0, n_tokens,
+                                         l->inputs + (size_t)i * input_bytes(l), saved, work);
         const rotation_grads grads = {.R1 = R1, .R2 = R2 ? R2[i] : NULL};
         if (!e.code)
-            e = llama_block_backward(stage, layer, sites, 0, n_tokens, dx, stash, &grads, hook,
+            e = llama_block_backward(stage, layer, sites, 0, n_tokens, dx, saved, &grads, hook,
                                      work);
     }
     return e;
@@ -156,7 +157,7 @@ err llama_capture(const llama_stage *stage, const int32_t *ids, int64_t n_tokens
         memcpy(next, ids + 1, (size_t)(n_tokens - 1) * sizeof *ids);
         ((int32_t *)next)[n_tokens - 1] = -1;
         e = llama_embed(stage, compute, ids, n_tokens, x);
-        if (!e.code) e = llama_layers_keep(layers, stage, NULL, n_tokens, x, work);
+        if (!e.code) e = llama_layers_save(layers, stage, NULL, n_tokens, x, work);
         if (!e.code) e = llama_ce_backward(stage, n_tokens, x, next, 1, x, &sum, NULL, work);
         if (!e.code)
             e = llama_layers_backward(layers, stage, NULL, n_tokens, x, NULL, NULL, hook, work);

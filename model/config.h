@@ -45,7 +45,7 @@ typedef struct llama_config {
     bool qk_norm;           /* RMSNorm of each head of queries and keys, before RoPE */
     int64_t sliding_window; /* tokens a position sees, itself included; 0: all */
     layer_flags unwindowed; /* layers to which sliding_window does not apply */
-    layer_flags no_rope;    /* layers whose queries and keys are not turned by position */
+    layer_flags no_rope;    /* layers whose queries and keys are not rotated by position */
     double embed_scale;     /* what the embedding is times; 0: 1 */
     double score_scale;     /* what scores of attention are times; 0: 1 / sqrt(head_dim) */
     double logit_scale;     /* what logits are times, a power of two; 0: 1 */

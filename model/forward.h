@@ -60,14 +60,14 @@ typedef struct llama_sites {
     bool r2_per_head;
     const rotation *R3;              /* head_dim, keys */
     const rotation *const *R3_heads; /* [layers * kv_heads], in place of R3; NULL: R3 */
-    const rotation *cache_turn;      /* head_dim: keys, in place of R3, and values behind R2, as the
-                                        runtime's cache turns them (rotations/cache_turn.h) */
+    const rotation *cache_rotation;  /* head_dim: keys, in place of R3, and values behind R2, as the
+                                    runtime's cache rotates them (rotations/cache_rotation.h) */
     const rotation *R4;              /* intermediate */
     const scale_set *scales;         /* NULL: ones; also where the weights hold them */
     const double *cache_scales;      /* [layers, 2], of keys and values, in place of kv.cache_scale;
                                         NULL: that */
     const clip_set *clips;           /* in place of act.clip and kv.clip; NULL: those */
-    bool r4_fused; /* down_proj already holds R4: its input is turned for real, quantized or not */
+    bool r4_fused; /* down_proj already holds R4: its input is rotated for real, quantized or not */
 } llama_sites;
 
 /* Local. No quantization, no rotation. */

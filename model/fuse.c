@@ -18,7 +18,7 @@ enum {
     TILE = 1 << 19,         /* numbers in a tile of rows */
     DENSE_TILE_ROWS = 2048, /* a dense product wants at least so many */
     BLOCK = 1 << 13,        /* numbers in a block of rows that one thread takes */
-    LEAST_COLUMNS = 16,     /* columns turned together where rows are mixed: a Hadamard matrix, */
+    LEAST_COLUMNS = 16,     /* columns rotated together where rows are mixed: a Hadamard matrix, */
     MOST_COLUMNS = 64,
     DENSE_COLUMNS = 2048, /* or a dense one */
     TURNED = 1 << 17,     /* numbers in such columns that fit the second cache */
@@ -98,7 +98,7 @@ static int64_t tile_rows(const fuse_job *job) {
     return size_min(rows, job->rows);
 }
 
-/* Columns that are turned together, and in how many buffers of that many columns: one a thread, or
+/* Columns that are rotated together, and in how many buffers of that many columns: one a thread, or
  * the factor and the result of a dense product. */
 static int64_t column_block(const fuse_job *job, int64_t *buffers) {
     bool dense = is_large_dense(job->out);
@@ -150,8 +150,8 @@ static err check_job(const fuse_job *job) {
 }
 
 /* Rows of length n times the rotation of one side. */
-static void turn(const rotation *whole, const fuse_heads *heads, int64_t n, double *x, int64_t rows,
-                 int64_t ld) {
+static void rotate(const rotation *whole, const fuse_heads *heads, int64_t n, double *x,
+                   int64_t rows, int64_t ld) {
     rotation_apply_f64(whole, x, rows, ld, false);
     if (!heads->rotations) return;
     int64_t size = n / heads->n_heads;
@@ -209,7 +209,7 @@ static void finish_rows(const fuse_job *job, int64_t row0, int64_t rows, const r
         for (int64_t r = 0; r < n && t->from_source; r++)
             widen(job, row0 + first + r, 0, cols, w + r * cols);
         if (t->product) continue;
-        turn(job->in, &job->in_heads, cols, w, n, cols);
+        rotate(job->in, &job->in_heads, cols, w, n, cols);
         round_rows(job, w, n, t->out ? t->out + first * cols : NULL);
     }
     if (!t->product) return;
@@ -260,7 +260,7 @@ static void left_side_blocks(const fuse_job *job, double *w, int64_t columns, do
         double *t = scratch + omp_get_thread_num() * columns * job->rows;
         const int64_t c0 = k * columns, n = size_min(columns, job->cols - c0);
         columns_out(job, c0, n, t);
-        turn(job->out, &job->out_heads, job->rows, t, n, job->rows);
+        rotate(job->out, &job->out_heads, job->rows, t, n, job->rows);
         columns_in(job, t, c0, n, w);
     }
 }
@@ -268,7 +268,7 @@ static void left_side_blocks(const fuse_job *job, double *w, int64_t columns, do
 /* The left factor where it is a large dense R: one block of columns after the other, each by a
  * product that uses all threads. */
 static void left_side_dense(const fuse_job *job, double *w, int64_t columns, double *scratch) {
-    double *t = scratch, *turned = scratch + columns * job->rows;
+    double *t = scratch, *rotated = scratch + columns * job->rows;
     for (int64_t c0 = 0; c0 < job->cols; c0 += columns) {
         const int64_t n = size_min(columns, job->cols - c0),
                       parts = size_ceil_div(n, LEAST_COLUMNS);
@@ -277,11 +277,11 @@ static void left_side_dense(const fuse_job *job, double *w, int64_t columns, dou
             int64_t c = p * LEAST_COLUMNS;
             columns_out(job, c0 + c, size_min(LEAST_COLUMNS, n - c), t + c * job->rows);
         }
-        rotation_product_f64(job->out, t, n, turned);
+        rotation_product_f64(job->out, t, n, rotated);
 #pragma omp parallel for schedule(dynamic)
         for (int64_t p = 0; p < parts; p++) {
             int64_t c = p * LEAST_COLUMNS;
-            columns_in(job, turned + c * job->rows, c0 + c, size_min(LEAST_COLUMNS, n - c), w);
+            columns_in(job, rotated + c * job->rows, c0 + c, size_min(LEAST_COLUMNS, n - c), w);
         }
     }
 }
@@ -323,7 +323,7 @@ static err each_block(const fuse_job *job, int64_t row0, int64_t rows, const row
                                      : t->w + first * cols;
         for (int64_t r = 0; r < n && t->from_source && !t->product; r++)
             widen(job, row0 + first + r, 0, cols, w + r * cols);
-        if (!t->product) turn(job->in, &job->in_heads, cols, w, n, cols);
+        if (!t->product) rotate(job->in, &job->in_heads, cols, w, n, cols);
         round_rows(job, w, n, t->out + room);
         err_note(&failed, first, sink->each(sink->arg, row0 + first, n, t->out + room));
     }
@@ -350,15 +350,15 @@ static err hand_over_each(const fuse_job *job, row_tile t, const either_sink *si
 /* Rows that mix: the whole matrix in fp64, left factor first. */
 static err mix_rows(const fuse_job *job, double *w) {
     int64_t buffers, columns = column_block(job, &buffers);
-    void *turned;
+    void *rotated;
     err e = mem_alloc_unset(job->rows * columns * buffers, sizeof(double),
-                            "columns of a fused matrix", &turned);
+                            "columns of a fused matrix", &rotated);
     if (e.code) return e;
     if (is_large_dense(job->out))
-        left_side_dense(job, w, columns, turned);
+        left_side_dense(job, w, columns, rotated);
     else
-        left_side_blocks(job, w, columns, turned);
-    mem_free(turned);
+        left_side_blocks(job, w, columns, rotated);
+    mem_free(rotated);
     return e;
 }
 
@@ -392,7 +392,7 @@ void fuse_probe_signs(int64_t cols, float *t) {
 }
 
 /* R (a t): as a row, a t R^T. */
-static void turn_probe(const fuse_job *job, const float *t, double *to) {
+static void rotate_probe(const fuse_job *job, const float *t, double *to) {
     for (int64_t j = 0; j < job->cols; j++) to[j] = (double)t[j];
     if (job->after_scale) scale_times_f64(job->after_scale, job->cols, to);
     rotation_apply_f64(job->in, to, 1, job->cols, true);
@@ -417,14 +417,14 @@ err fuse_probe_source(const fuse_job *job, const float *t, double *norm2) {
     *norm2 = 0;
     err e = mem_alloc(probe_doubles(job), sizeof(double), "probe", &memory);
     if (e.code) return e;
-    double *turned = memory, *dots = turned + cols, *rows = dots + job->rows;
-    turn_probe(job, t, turned);
+    double *rotated = memory, *dots = rotated + cols, *rows = dots + job->rows;
+    rotate_probe(job, t, rotated);
 #pragma omp parallel for schedule(static) if (job->rows > 64) num_threads((int)threads)
     for (int64_t r = 0; r < job->rows; r++) {
         double *w = rows + omp_get_thread_num() * cols, sum = 0;
         widen(job, r, 0, cols, w);
 #pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < cols; j++) sum += w[j] * turned[j];
+        for (int64_t j = 0; j < cols; j++) sum += w[j] * rotated[j];
         dots[r] = sum;
     }
     for (int64_t r = 0; r < job->rows; r++) *norm2 += dots[r] * dots[r];
@@ -462,7 +462,7 @@ err fuse_bias_wide(const fuse_job *job, double *b, int64_t n) {
     err e = check_side(job->out, &job->out_heads, n, "bias");
     if (e.code) return e;
     if (job->out_scale) scale_times_f64(job->out_scale, n, b);
-    turn(job->out, &job->out_heads, n, b, 1, n);
+    rotate(job->out, &job->out_heads, n, b, 1, n);
     return e;
 }
 

@@ -70,7 +70,7 @@ err llama_ce_backward(const llama_stage *stage, int64_t n_rows, const void *x, c
     return llama_objective_backward(OBJECTIVE_CE, stage, &r, nll_sum, nll, work);
 }
 
-err llama_teacher_keep(const llama_stage *stage, int64_t n_rows, const void *x, llama_teacher *out,
+err llama_teacher_save(const llama_stage *stage, int64_t n_rows, const void *x, llama_teacher *out,
                        llama_work *work) {
     const wmat *head;
     void *candidates;

@@ -20,7 +20,7 @@ typedef struct llama_teacher {
 } llama_teacher;
 
 /* Local, threaded. x: rows out of the last block with all sites off. Fills the caller's arrays. */
-err llama_teacher_keep(const llama_stage *stage, int64_t n_rows, const void *x, llama_teacher *out,
+err llama_teacher_save(const llama_stage *stage, int64_t n_rows, const void *x, llama_teacher *out,
                        llama_work *work);
 
 /* Rows out of the last block, on the rank that has the head. */

@@ -13,7 +13,7 @@ void objective_backward_f32(objective_kind kind, const wmat *head, const float *
 void objective_backward_f64(objective_kind kind, const wmat *head, const float *gain,
                             const objective_rows *r, llama_work *w);
 
-/* Local, threaded. As llama_teacher_keep. room: TEACHER_ROWS rows of 2 top_k for each thread. */
+/* Local, threaded. As llama_teacher_save. room: TEACHER_ROWS rows of 2 top_k for each thread. */
 void objective_teacher_f32(const wmat *head, const float *gain, int64_t rows, const float *x,
                            llama_teacher *out, candidate *room, llama_work *w);
 void objective_teacher_f64(const wmat *head, const float *gain, int64_t rows, const double *x,

@@ -181,8 +181,8 @@ static void head_units(const head_pass *p) {
 }
 
 /* Through gain and norm: dx = weight d loss / dx of a row, from g = d loss / d(norm times gain). */
-static void head_row_back(const float *gain, const real *x, real *g, double weight, real *y,
-                          real *dx, const llama_work *w) {
+static void head_row_backward(const float *gain, const real *x, real *g, double weight, real *y,
+                              real *dx, const llama_work *w) {
     const int64_t n = w->cfg.hidden;
     const real scale = norm_scale_f32(x, n, w->cfg.rms_eps), by = (real)weight;
     norm_rows_f32(x, 1, n, w->cfg.rms_eps, NULL, y);
@@ -192,7 +192,8 @@ static void head_row_back(const float *gain, const real *x, real *g, double weig
     norm_backward_f32(y, scale, g, n, dx);
 }
 
-static void ce_back(const wmat *head, const float *gain, const objective_rows *r, llama_work *w) {
+static void ce_backward(const wmat *head, const float *gain, const objective_rows *r,
+                        llama_work *w) {
     const int64_t n = w->cfg.hidden, rows = r->n;
     const int32_t *next = r->next;
     const real *x = r->x;
@@ -220,7 +221,7 @@ static void ce_back(const wmat *head, const float *gain, const objective_rows *r
 #pragma omp simd
             for (int64_t j = 0; j < n; j++) g[j] += share * sums[j];
         }
-        head_row_back(gain, x + t * n, g, r->weight, y, dx + t * n, w);
+        head_row_backward(gain, x + t * n, g, r->weight, y, dx + t * n, w);
     }
 }
 
@@ -258,7 +259,8 @@ void objective_teacher_f32(const wmat *head, const float *gain, int64_t rows, co
     }
 }
 
-static void kl_back(const wmat *head, const float *gain, const objective_rows *r, llama_work *w) {
+static void kl_backward(const wmat *head, const float *gain, const objective_rows *r,
+                        llama_work *w) {
     const int64_t n = w->cfg.hidden, k = w->shape.top_k, rows = r->n;
     const llama_teacher *teacher = r->teacher;
     const real *x = r->x;
@@ -288,7 +290,7 @@ static void kl_back(const wmat *head, const float *gain, const objective_rows *r
 #pragma omp simd
             for (int64_t j = 0; j < n; j++) g[j] += sums[j];
         }
-        head_row_back(gain, x + t * n, g, r->weight, y, dx + t * n, w);
+        head_row_backward(gain, x + t * n, g, r->weight, y, dx + t * n, w);
     }
 }
 
@@ -296,8 +298,8 @@ void objective_backward_f32(objective_kind kind, const wmat *head, const float *
                             const objective_rows *r, llama_work *w) {
     static void (*const losses[])(const wmat *, const float *, const objective_rows *,
                                   llama_work *) = {
-        [OBJECTIVE_CE] = ce_back,
-        [OBJECTIVE_KL_TOP] = kl_back,
+        [OBJECTIVE_CE] = ce_backward,
+        [OBJECTIVE_KL_TOP] = kl_backward,
     };
     losses[kind](head, gain, r, w);
 }

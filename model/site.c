@@ -21,5 +21,5 @@ bool site_is_plain(const site *s) {
 }
 
 bool site_acts(const site *s) {
-    return aquant_on(&s->quant) || (s->turned && !site_is_identity(s));
+    return aquant_on(&s->quant) || (s->rotated && !site_is_identity(s));
 }

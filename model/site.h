@@ -16,7 +16,7 @@ typedef struct site {
     aquant quant;
     bool include_zero;
     bool range_per_segment;   /* without quant.group: a range per segment, else per row */
-    bool turned;              /* leave the row in the rotated basis */
+    bool rotated;             /* leave the row in the rotated basis */
     int64_t n, segment;       /* row length; segment divides it */
     const rotation *const *R; /* segment i uses R[i / share]; a NULL one is the identity */
     int64_t share;
@@ -56,13 +56,13 @@ bool site_is_identity(const site *s); /* local; true where no segment has an R *
 bool site_behind_gain(const site *s);
 bool site_is_plain(const site *s); /* local; no rotation and no scale: x -> Q(x) */
 
-/* Local, threaded. Rows [rows, s->n] times R, or R^T where `back`, segment by segment. */
-void site_turn_f32(const site *s, float *x, int64_t rows, bool back);
-void site_turn_f64(const site *s, double *x, int64_t rows, bool back);
+/* Local, threaded. Rows [rows, s->n] times R, or R^T where `inverse`, segment by segment. */
+void site_rotate_f32(const site *s, float *x, int64_t rows, bool inverse);
+void site_rotate_f64(const site *s, double *x, int64_t rows, bool inverse);
 
 /* Local, threaded. Rows times s->then alone. */
-void site_then_f32(const site *s, float *x, int64_t rows, bool back);
-void site_then_f64(const site *s, double *x, int64_t rows, bool back);
+void site_then_f32(const site *s, float *x, int64_t rows, bool inverse);
+void site_then_f64(const site *s, double *x, int64_t rows, bool inverse);
 
 /* Local, threaded. Rows [rows, s->n] times the scales before the rotation, or (inverse) over them;
  * nothing without these. */

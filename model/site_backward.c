@@ -40,11 +40,12 @@ static void *moved_by(const void *base, int64_t count, size_t size) {
     return base ? (char *)base + (size_t)count * size : NULL;
 }
 
-site_kept site_kept_at(const site_kept *kept, const site *s, int64_t row, compute_type compute) {
+site_saved site_saved_at(const site_saved *saved, const site *s, int64_t row,
+                         compute_type compute) {
     const size_t factor = compute_factor_bytes(compute);
-    return (site_kept){
-        .error = moved_by(kept->error, row * s->n, factor),
-        .moved = moved_by(kept->moved, row * s->n, factor),
-        .ends = moved_by(kept->ends, row * site_ranges(s), site_ends_bytes(compute)),
+    return (site_saved){
+        .error = moved_by(saved->error, row * s->n, factor),
+        .moved = moved_by(saved->moved, row * s->n, factor),
+        .ends = moved_by(saved->ends, row * site_ranges(s), site_ends_bytes(compute)),
     };
 }

@@ -23,12 +23,12 @@ typedef struct site_ends_f64 {
 } site_ends_f64;
 
 /* What rows leave behind; NULL: not kept. Factors are bf16 or real, by compute. */
-typedef struct site_kept {
+typedef struct site_saved {
     void *error; /* factor [rows, n]: e = Q(xR) - xR, for dR, and for the range where it cuts
                     segments */
     void *moved; /* factor [rows, n]: x^ - x, for the range */
     void *ends;  /* site_ends [rows, n / range], for the range */
-} site_kept;
+} site_saved;
 
 typedef struct site_work {
     compute_type compute;
@@ -57,7 +57,7 @@ int64_t site_chunk_reals(const site *s);
 
 /* Local. Bytes of the ends of a range; what was kept of the rows from `row` on. */
 size_t site_ends_bytes(compute_type compute);
-site_kept site_kept_at(const site_kept *kept, const site *s, int64_t row, compute_type compute);
+site_saved site_saved_at(const site_saved *saved, const site *s, int64_t row, compute_type compute);
 
 /* Local. A range is a part of a segment that a rotation mixes, so that no basis but the rotated one
  * has what moved in it. */
@@ -66,32 +66,32 @@ bool site_cuts_segments(const site *s);
 /* Local. How many rotations the segments of a row share. */
 int64_t site_rotations(const site *s);
 
-/* Local, threaded. x [rows, n] in place, as site_apply; fills what of `kept` is not NULL. factors:
+/* Local, threaded. x [rows, n] in place, as site_apply; fills what of `saved` is not NULL. factors:
  * x as factors, where the caller has them; or NULL. */
-void site_keep_f32(const site *s, float *x, int64_t rows, const void *factors,
-                   const site_kept *kept, const site_work *work);
-void site_keep_f64(const site *s, double *x, int64_t rows, const void *factors,
-                   const site_kept *kept, const site_work *work);
+void site_save_f32(const site *s, float *x, int64_t rows, const void *factors,
+                   const site_saved *saved, const site_work *work);
+void site_save_f64(const site *s, double *x, int64_t rows, const void *factors,
+                   const site_saved *saved, const site_work *work);
 
 /* Local, threaded. g [rows, n]: in dL/dx^, out dL/dx. x: factors of the rows before the site, for
  * the gradient through the range; moved NULL: the range is held. dR [site_rotations, segment,
  * segment] real is added to; NULL or error NULL: not wanted. */
-void site_backward_f32(const site *s, float *g, int64_t rows, const void *x, const site_kept *kept,
-                       float *dR, const site_work *work);
-void site_backward_f64(const site *s, double *g, int64_t rows, const void *x, const site_kept *kept,
-                       double *dR, const site_work *work);
+void site_backward_f32(const site *s, float *g, int64_t rows, const void *x,
+                       const site_saved *saved, float *dR, const site_work *work);
+void site_backward_f64(const site *s, double *g, int64_t rows, const void *x,
+                       const site_saved *saved, double *dR, const site_work *work);
 
 /* Local, threaded. What a gradient through the range begins with, from g = dL/dx^ [rows, n] and the
  * moved and ends that were kept: work->slopes [rows, ranges, 2] = du at the two ends of each range;
  * then work->panel [m, n] = rows i0 .. i0 + m of (du R^T) S^-1, S the scales before R, which is
  * what dL/dx has beyond g. */
-void site_end_slopes_f32(const site *s, const float *g, int64_t rows, const site_kept *kept,
+void site_end_slopes_f32(const site *s, const float *g, int64_t rows, const site_saved *saved,
                          const site_work *work);
-void site_end_slopes_f64(const site *s, const double *g, int64_t rows, const site_kept *kept,
+void site_end_slopes_f64(const site *s, const double *g, int64_t rows, const site_saved *saved,
                          const site_work *work);
-void site_range_rows_f32(const site *s, int64_t i0, int64_t m, const site_kept *kept,
+void site_range_rows_f32(const site *s, int64_t i0, int64_t m, const site_saved *saved,
                          const site_work *work);
-void site_range_rows_f64(const site *s, int64_t i0, int64_t m, const site_kept *kept,
+void site_range_rows_f64(const site *s, int64_t i0, int64_t m, const site_saved *saved,
                          const site_work *work);
 
 /* Local. n factors as reals. */

@@ -67,13 +67,13 @@ static site_ends_f32 ends_of_range(const site *s, const real *u, int64_t n) {
 
 /* One row: u = xR -> (Q(u/S) - u/S) S with the scales after the rotation, or Q(u) - u; Q(u) to x
  * where the basis is x's own. The ends are of u/S and their slopes those of u. */
-static void keep_row(const site *s, real *u, int64_t i, real *x, const site_kept *kept,
+static void save_row(const site *s, real *u, int64_t i, real *x, const site_saved *saved,
                      const site_work *work) {
     const int64_t n = s->n, range = site_range(s), ranges = n / range;
     real *q = (real *)((char *)work->threads + work->thread_bytes * (uint64_t)gemm_thread());
     if (s->after) scale_times_f32(s->after->inverse32, n, u);
-    if (kept->ends) {
-        site_ends_f32 *ends = (site_ends_f32 *)kept->ends + i * ranges;
+    if (saved->ends) {
+        site_ends_f32 *ends = (site_ends_f32 *)saved->ends + i * ranges;
         for (int64_t r = 0; r < ranges; r++) {
             ends[r] = ends_of_range(s, u + r * range, range);
             ends[r].hi += (int32_t)(r * range);
@@ -90,14 +90,14 @@ static void keep_row(const site *s, real *u, int64_t i, real *x, const site_kept
 #pragma omp simd
     for (int64_t j = 0; j < n; j++) u[j] = q[j] - u[j];
     if (s->after) scale_times_f32(s->after->s32, n, u);
-    if (kept->error && !s->then) {
-        char *to = (char *)kept->error + (size_t)(i * n) * compute_factor_bytes(work->compute);
+    if (saved->error && !s->then) {
+        char *to = (char *)saved->error + (size_t)(i * n) * compute_factor_bytes(work->compute);
         norm_factors_f32(u, n, NULL, work->compute, to);
     }
 }
 
 /* Rows as factors; `to` may be NULL: not kept. */
-static void keep_rows(const real *rows_of, int64_t rows, int64_t n, void *to,
+static void save_rows(const real *rows_of, int64_t rows, int64_t n, void *to,
                       const site_work *work) {
     if (!to) return;
     const size_t factor = compute_factor_bytes(work->compute);
@@ -108,8 +108,8 @@ static void keep_rows(const real *rows_of, int64_t rows, int64_t n, void *to,
 }
 
 /* A dense R of whole rows turns in bf16: rows and errors as factors, which are kept anyway. */
-static void site_keep_half(const site *s, real *x, int64_t rows, const void *factors,
-                           const site_kept *kept, const site_work *work) {
+static void site_save_half(const site *s, real *x, int64_t rows, const void *factors,
+                           const site_saved *saved, const site_work *work) {
     const int64_t n = s->n;
     real *u = work->panel;
     if (!factors) {
@@ -120,11 +120,11 @@ static void site_keep_half(const site *s, real *x, int64_t rows, const void *fac
         factors = work->half;
     }
     gemm_bf16(GEMM_N, rows, n, n, factors, n, work->R_half, n, GEMM_SET, (void *)u, n);
-    site_kept errors = *kept;
+    site_saved errors = *saved;
     if (!errors.error) errors.error = work->half;
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < rows; i++) keep_row(s, u + i * n, i, NULL, &errors, work);
-    if (!kept->moved) {
+    for (int64_t i = 0; i < rows; i++) save_row(s, u + i * n, i, NULL, &errors, work);
+    if (!saved->moved) {
         gemm_bf16(GEMM_T, rows, n, n, errors.error, n, work->R_half, n, GEMM_ADD, (void *)x, n);
         return;
     }
@@ -132,17 +132,17 @@ static void site_keep_half(const site *s, real *x, int64_t rows, const void *fac
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < rows; i++) {
         const real *row = u + i * n;
-        norm_factors_f32(row, n, NULL, COMPUTE_BF16, (bf16 *)kept->moved + i * n);
+        norm_factors_f32(row, n, NULL, COMPUTE_BF16, (bf16 *)saved->moved + i * n);
 #pragma omp simd
         for (int64_t j = 0; j < n; j++) x[i * n + j] += row[j];
     }
 }
 
-void site_keep_f32(const site *s, real *x, int64_t rows, const void *factors, const site_kept *kept,
-                   const site_work *work) {
+void site_save_f32(const site *s, real *x, int64_t rows, const void *factors,
+                   const site_saved *saved, const site_work *work) {
     if (!aquant_on(&s->quant)) return;
     if (work->R_half) {
-        site_keep_half(s, x, rows, factors, kept, work);
+        site_save_half(s, x, rows, factors, saved, work);
         return;
     }
     const bool plain = site_is_plain(s);
@@ -154,25 +154,25 @@ void site_keep_f32(const site *s, real *x, int64_t rows, const void *factors, co
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < m; i++) memcpy(u + i * n, part + i * n, (size_t)n * sizeof *u);
         site_scale_f32(s, u, m, true);
-        site_turn_f32(s, u, m, false);
-        const site_kept at = site_kept_at(kept, s, i0, work->compute);
+        site_rotate_f32(s, u, m, false);
+        const site_saved at = site_saved_at(saved, s, i0, work->compute);
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < m; i++) {
-            keep_row(s, u + i * n, i, plain ? part + i * n : NULL, &at, work);
+            save_row(s, u + i * n, i, plain ? part + i * n : NULL, &at, work);
         }
         if (s->then) { /* e then^T is what stands beside R alone */
             site_then_f32(s, u, m, true);
-            keep_rows(u, m, n, at.error, work);
+            save_rows(u, m, n, at.error, work);
         }
         if (!plain) {
             site first = *s;
             first.then = NULL;
-            site_turn_f32(&first, u, m, true);
+            site_rotate_f32(&first, u, m, true);
             site_scale_f32(s, u, m, false);
 #pragma omp parallel for simd schedule(static)
             for (int64_t j = 0; j < m * n; j++) part[j] += u[j];
         }
-        keep_rows(u, m, n, at.moved, work);
+        save_rows(u, m, n, at.moved, work);
     }
 }
 
@@ -186,9 +186,9 @@ void site_keep_f32(const site *s, real *x, int64_t rows, const void *factors, co
 /* Of rows i0 .. i0 + m, whose gradient is g [m, n], from factors of what moved in the same basis.
  */
 static void slopes_of_rows(const site *s, const real *g, int64_t i0, int64_t m, const void *factors,
-                           const site_kept *kept, const site_work *work) {
+                           const site_saved *saved, const site_work *work) {
     const int64_t n = s->n, range = site_range(s), ranges = n / range;
-    const site_ends_f32 *ends = (site_ends_f32 *)kept->ends + i0 * ranges;
+    const site_ends_f32 *ends = (site_ends_f32 *)saved->ends + i0 * ranges;
     real *slopes = (real *)work->slopes + 2 * i0 * ranges;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < m; i++) {
@@ -209,11 +209,11 @@ static void slopes_of_rows(const site *s, const real *g, int64_t i0, int64_t m, 
 /* du at the two ends of each range, from <dL/dq, q - u> over the range. Where a range is made of
  * whole segments that is <g, x^ - x>, since R turns each segment in itself; a part of a segment has
  * to be looked at in the rotated basis, where dL/dq is g S R and the error is e. */
-void site_end_slopes_f32(const site *s, const real *g, int64_t rows, const site_kept *kept,
+void site_end_slopes_f32(const site *s, const real *g, int64_t rows, const site_saved *saved,
                          const site_work *work) {
     const int64_t n = s->n, at_once = size_max(1, work->panel_room / n);
     if (!site_cuts_segments(s)) {
-        slopes_of_rows(s, g, 0, rows, kept->moved, kept, work);
+        slopes_of_rows(s, g, 0, rows, saved->moved, saved, work);
         return;
     }
     real *u = work->panel;
@@ -221,14 +221,14 @@ void site_end_slopes_f32(const site *s, const real *g, int64_t rows, const site_
         const int64_t m = size_min(at_once, rows - i0);
         memcpy(u, g + i0 * n, (size_t)(m * n) * sizeof *u);
         site_scale_f32(s, u, m, false);
-        site_turn_f32(s, u, m, false);
-        slopes_of_rows(s, u, i0, m, kept->error, kept, work);
+        site_rotate_f32(s, u, m, false);
+        slopes_of_rows(s, u, i0, m, saved->error, saved, work);
     }
 }
 
 /* dR += g^T e for one rotation of whole rows. */
-static void whole_error(const site *s, const real *g, int64_t rows, const site_kept *kept, real *dR,
-                        const site_work *work) {
+static void whole_error(const site *s, const real *g, int64_t rows, const site_saved *saved,
+                        real *dR, const site_work *work) {
     const int64_t n = s->n;
     if (work->compute == COMPUTE_BF16) {
         bf16 *g_t = work->half; /* [n, rows] */
@@ -245,19 +245,19 @@ static void whole_error(const site *s, const real *g, int64_t rows, const site_k
                 }
             }
         }
-        gemm_bf16(GEMM_N, n, n, rows, g_t, rows, kept->error, n, GEMM_ADD, (void *)dR, n);
+        gemm_bf16(GEMM_N, n, n, rows, g_t, rows, saved->error, n, GEMM_ADD, (void *)dR, n);
         return;
     }
-    gemm_f32(GEMM_T, GEMM_N, n, n, rows, g, n, kept->error, n, GEMM_ADD, dR, n);
+    gemm_f32(GEMM_T, GEMM_N, n, n, rows, g, n, saved->error, n, GEMM_ADD, dR, n);
 }
 
 /* dR += x^T du for one rotation of whole rows: two columns of dR a range. A unit is a few rows of
  * dR, so that its sums run over tokens in order. */
-static void whole_range(const site *s, int64_t rows, const void *x, const site_kept *kept, real *dR,
-                        const site_work *work) {
+static void whole_range(const site *s, int64_t rows, const void *x, const site_saved *saved,
+                        real *dR, const site_work *work) {
     enum { SIDE = 16 };
     const int64_t n = s->n, ranges = site_ranges(s);
-    const site_ends_f32 *ends = kept->ends;
+    const site_ends_f32 *ends = saved->ends;
     const real *slopes = work->slopes;
 #pragma omp parallel for schedule(static)
     for (int64_t j0 = 0; j0 < n; j0 += SIDE) {
@@ -284,10 +284,10 @@ static void scale_segments(const site *s, int64_t rows, bool inverse, real *v) {
 }
 
 /* du of rows i0 .. i0 + m, as u [m, n]. */
-static void rows_of_slopes(const site *s, int64_t i0, int64_t m, const site_kept *kept, real *u,
+static void rows_of_slopes(const site *s, int64_t i0, int64_t m, const site_saved *saved, real *u,
                            const site_work *work) {
     const int64_t n = s->n, ranges = site_ranges(s);
-    const site_ends_f32 *ends = kept->ends;
+    const site_ends_f32 *ends = saved->ends;
     const real *slopes = work->slopes;
     memset(u, 0, (size_t)(m * n) * sizeof *u);
     for (int64_t k = 0; k < m * ranges; k++) {
@@ -300,11 +300,11 @@ static void rows_of_slopes(const site *s, int64_t i0, int64_t m, const site_kept
 /* The share of rows i0 .. i0 + m in the gradients of the segments' rotations: part [rotations,
  * segment, segment]. */
 static void segments_part(const site *s, const real *g, int64_t i0, int64_t m, const void *x,
-                          const site_kept *kept, real *part, const site_work *work) {
+                          const site_saved *saved, real *part, const site_work *work) {
     const int64_t n = s->n, d = s->segment, segments = n / d, ranges = site_ranges(s);
     real *errors = (real *)((char *)work->threads + work->thread_bytes * (uint64_t)gemm_thread());
     real *xs = errors + m * n;
-    site_widen_f32(factors_at(kept->error, i0 * n, work->compute), m * n, work->compute, errors);
+    site_widen_f32(factors_at(saved->error, i0 * n, work->compute), m * n, work->compute, errors);
     memset(part, 0, (size_t)(site_rotations(s) * d * d) * sizeof *part);
     const real *gs = g + i0 * n;
     if (s->before) { /* xs is free until the range */
@@ -321,11 +321,11 @@ static void segments_part(const site *s, const real *g, int64_t i0, int64_t m, c
                           d);
         }
     }
-    if (!kept->moved) return;
+    if (!saved->moved) return;
     site_widen_f32(factors_at(x, i0 * n, work->compute), m * n, work->compute, xs);
     if (s->before) scale_segments(s, m, true, xs);
     if (s->then) { /* du T^T has no zeros: its rows take the room of the errors */
-        rows_of_slopes(s, i0, m, kept, errors, work);
+        rows_of_slopes(s, i0, m, saved, errors, work);
         site_then_f32(s, errors, m, true);
         for (int64_t h = 0; h < segments; h++) {
             real *to = part + (s->share >= segments ? 0 : h / s->share) * d * d;
@@ -336,7 +336,7 @@ static void segments_part(const site *s, const real *g, int64_t i0, int64_t m, c
     }
     for (int64_t k = 0; k < 2 * m * ranges; k++) {
         const int64_t i = k / (2 * ranges);
-        const site_ends_f32 *e = (site_ends_f32 *)kept->ends + i0 * ranges + k / 2;
+        const site_ends_f32 *e = (site_ends_f32 *)saved->ends + i0 * ranges + k / 2;
         const int64_t at = k % 2 ? e->lo : e->hi, h = at / d;
         const real du = ((real *)work->slopes)[2 * i0 * ranges + k];
         real *to = part + h / s->share * d * d + at % d;
@@ -345,13 +345,13 @@ static void segments_part(const site *s, const real *g, int64_t i0, int64_t m, c
 }
 
 static void segments_gradient(const site *s, const real *g, int64_t rows, const void *x,
-                              const site_kept *kept, real *dR, const site_work *work) {
+                              const site_saved *saved, real *dR, const site_work *work) {
     const int64_t per = site_chunk_rows(s), chunks = size_ceil_div(rows, per);
     const int64_t size = site_rotations(s) * s->segment * s->segment;
     real *parts = work->parts;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t c = 0; c < chunks; c++) {
-        segments_part(s, g, c * per, size_min(per, rows - c * per), x, kept, parts + c * size,
+        segments_part(s, g, c * per, size_min(per, rows - c * per), x, saved, parts + c * size,
                       work);
     }
     for (int64_t c = 0; c < chunks; c++) {
@@ -360,19 +360,19 @@ static void segments_gradient(const site *s, const real *g, int64_t rows, const 
     }
 }
 
-void site_range_rows_f32(const site *s, int64_t i0, int64_t m, const site_kept *kept,
+void site_range_rows_f32(const site *s, int64_t i0, int64_t m, const site_saved *saved,
                          const site_work *work) {
     real *u = work->panel;
-    rows_of_slopes(s, i0, m, kept, u, work);
-    site_turn_f32(s, u, m, true);
+    rows_of_slopes(s, i0, m, saved, u, work);
+    site_rotate_f32(s, u, m, true);
     site_scale_f32(s, u, m, true);
 }
 
 /* g += du R^T, over the scales before R. */
-static void add_range(const site *s, real *g, int64_t rows, const site_kept *kept,
+static void add_range(const site *s, real *g, int64_t rows, const site_saved *saved,
                       const site_work *work) {
     const int64_t n = s->n, ranges = site_ranges(s);
-    const site_ends_f32 *ends = kept->ends;
+    const site_ends_f32 *ends = saved->ends;
     const real *slopes = work->slopes, *R_t = work->R_t;
     if (R_t) {
 #pragma omp parallel for schedule(static)
@@ -390,22 +390,22 @@ static void add_range(const site *s, real *g, int64_t rows, const site_kept *kep
     const real *u = work->panel;
     for (int64_t i0 = 0; i0 < rows; i0 += at_once) {
         const int64_t m = size_min(at_once, rows - i0);
-        site_range_rows_f32(s, i0, m, kept, work);
+        site_range_rows_f32(s, i0, m, saved, work);
 #pragma omp parallel for simd schedule(static)
         for (int64_t j = 0; j < m * n; j++) g[i0 * n + j] += u[j];
     }
 }
 
-void site_backward_f32(const site *s, real *g, int64_t rows, const void *x, const site_kept *kept,
+void site_backward_f32(const site *s, real *g, int64_t rows, const void *x, const site_saved *saved,
                        real *dR, const site_work *work) {
     if (!aquant_on(&s->quant)) return;
-    const bool through = kept->moved && kept->ends;
-    if (through) site_end_slopes_f32(s, g, rows, kept, work);
-    if (dR && kept->error && site_is_whole(s)) {
-        whole_error(s, g, rows, kept, dR, work);
-        if (through) whole_range(s, rows, x, kept, dR, work);
-    } else if (dR && kept->error) {
-        segments_gradient(s, g, rows, x, kept, dR, work);
+    const bool through = saved->moved && saved->ends;
+    if (through) site_end_slopes_f32(s, g, rows, saved, work);
+    if (dR && saved->error && site_is_whole(s)) {
+        whole_error(s, g, rows, saved, dR, work);
+        if (through) whole_range(s, rows, x, saved, dR, work);
+    } else if (dR && saved->error) {
+        segments_gradient(s, g, rows, x, saved, dR, work);
     }
-    if (through) add_range(s, g, rows, kept, work);
+    if (through) add_range(s, g, rows, saved, work);
 }

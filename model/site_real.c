@@ -1,4 +1,4 @@
-/* Q(xR) - xR of a panel of rows at a time, turned back and added; rows are shared out to threads.
+/* Q(xR) - xR of a panel of rows at a time, rotated back and added; rows are shared out to threads.
  */
 #include "model/site.h"
 
@@ -9,27 +9,27 @@
 
 #include "base/real.h"
 
-void site_then_f32(const site *s, real *x, int64_t rows, bool back) {
-    rotation_apply_f32(s->then, x, rows * (s->n / s->segment), s->segment, back);
+void site_then_f32(const site *s, real *x, int64_t rows, bool inverse) {
+    rotation_apply_f32(s->then, x, rows * (s->n / s->segment), s->segment, inverse);
 }
 
 /* One rotation for all segments sees them as more rows. */
-static void turn_by_R(const site *s, real *x, int64_t rows, bool back) {
+static void rotate_by_R(const site *s, real *x, int64_t rows, bool inverse) {
     if (site_is_identity(s)) return;
     const int64_t segments = s->n / s->segment;
     if (s->share >= segments) {
-        rotation_apply_f32(s->R[0], x, rows * segments, s->segment, back);
+        rotation_apply_f32(s->R[0], x, rows * segments, s->segment, inverse);
         return;
     }
     for (int64_t i = 0; i < segments; i++) {
-        rotation_apply_f32(s->R[i / s->share], x + i * s->segment, rows, s->n, back);
+        rotation_apply_f32(s->R[i / s->share], x + i * s->segment, rows, s->n, inverse);
     }
 }
 
-void site_turn_f32(const site *s, real *x, int64_t rows, bool back) {
-    if (back) site_then_f32(s, x, rows, true);
-    turn_by_R(s, x, rows, back);
-    if (!back) site_then_f32(s, x, rows, false);
+void site_rotate_f32(const site *s, real *x, int64_t rows, bool inverse) {
+    if (inverse) site_then_f32(s, x, rows, true);
+    rotate_by_R(s, x, rows, inverse);
+    if (!inverse) site_then_f32(s, x, rows, false);
 }
 
 void site_scale_f32(const site *s, real *x, int64_t rows, bool inverse) {
@@ -72,8 +72,8 @@ static void errors_of_rows(const site *s, real *u, int64_t rows, const site_scra
 
 void site_apply_f32(const site *s, real *x, int64_t rows, const site_scratch *scratch) {
     if (!site_acts(s)) return;
-    if (site_is_plain(s) || s->turned) {
-        site_turn_f32(s, x, rows, false);
+    if (site_is_plain(s) || s->rotated) {
+        site_rotate_f32(s, x, rows, false);
         if (aquant_on(&s->quant)) quantize_rows(s, x, rows);
         return;
     }
@@ -84,9 +84,9 @@ void site_apply_f32(const site *s, real *x, int64_t rows, const site_scratch *sc
         real *part = x + i0 * n;
         memcpy(u, part, (size_t)count * sizeof *u);
         site_scale_f32(s, u, m, true);
-        site_turn_f32(s, u, m, false);
+        site_rotate_f32(s, u, m, false);
         errors_of_rows(s, u, m, scratch);
-        site_turn_f32(s, u, m, true);
+        site_rotate_f32(s, u, m, true);
         site_scale_f32(s, u, m, false);
 #pragma omp parallel for simd schedule(static)
         for (int64_t j = 0; j < count; j++) part[j] += u[j];

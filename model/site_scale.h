@@ -23,12 +23,12 @@
 #include "model/site_backward.h"
 
 /* Local, threaded. g [rows, n] = dL/dx^, not changed; x: factors of the rows before the site [rows,
- * n], not used where scales stand after R. kept: moved and ends, and with scales after R the error.
- * dS, of the entries of the site's scale_vector, real, is added to: each channel by itself, also
- * where channels share a scale. Bits do not depend on threads. */
+ * n], not used where scales stand after R. saved: moved and ends, and with scales after R the
+ * error. dS, of the entries of the site's scale_vector, real, is added to: each channel by itself,
+ * also where channels share a scale. Bits do not depend on threads. */
 void site_scale_backward_f32(const site *s, const float *g, int64_t rows, const void *x,
-                             const site_kept *kept, float *dS, const site_work *work);
+                             const site_saved *saved, float *dS, const site_work *work);
 void site_scale_backward_f64(const site *s, const double *g, int64_t rows, const void *x,
-                             const site_kept *kept, double *dS, const site_work *work);
+                             const site_saved *saved, double *dS, const site_work *work);
 
 #endif

@@ -43,24 +43,24 @@ static const real *widened(const void *factors, int64_t row, int64_t n, const si
 
 /* work->panel [m, n] = g (x^ - x) - (r R^T S^-1) x of the rows from i0 on. */
 static void rows_before(const site *s, const real *g, int64_t i0, int64_t m, const void *x,
-                        const site_kept *kept, const site_work *work) {
+                        const site_saved *saved, const site_work *work) {
     const int64_t n = s->n;
     real *u = work->panel;
-    site_range_rows_f32(s, i0, m, kept, work);
+    site_range_rows_f32(s, i0, m, saved, work);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < m; i++) {
         real *row = u + i * n;
         const real *gi = g + (i0 + i) * n, *xi = widened(x, i0 + i, n, work);
 #pragma omp simd
         for (int64_t j = 0; j < n; j++) row[j] *= -xi[j];
-        const real *moved = widened(kept->moved, i0 + i, n, work);
+        const real *moved = widened(saved->moved, i0 + i, n, work);
 #pragma omp simd
         for (int64_t j = 0; j < n; j++) row[j] += gi[j] * moved[j];
     }
 }
 
 /* work->panel [m, n] = g R; a dense R of whole rows turns as it does forward. */
-static void turned_gradient(const site *s, const real *g, int64_t m, const site_work *work) {
+static void rotated_gradient(const site *s, const real *g, int64_t m, const site_work *work) {
     const int64_t n = s->n;
 #ifndef SPINSHARD_F64
     if (work->R_half) {
@@ -72,21 +72,21 @@ static void turned_gradient(const site *s, const real *g, int64_t m, const site_
     }
 #endif
     memcpy(work->panel, g, (size_t)(m * n) * sizeof *g);
-    site_turn_f32(s, work->panel, m, false);
+    site_rotate_f32(s, work->panel, m, false);
 }
 
 /* work->panel [m, n] = (g R) (e S) - r v of the rows from i0 on. */
-static void rows_after(const site *s, const real *g, int64_t i0, int64_t m, const site_kept *kept,
+static void rows_after(const site *s, const real *g, int64_t i0, int64_t m, const site_saved *saved,
                        const site_work *work) {
     const int64_t n = s->n, ranges = site_ranges(s);
-    const site_ends_f32 *ends = kept->ends;
+    const site_ends_f32 *ends = saved->ends;
     const real *slopes = work->slopes;
     real *u = work->panel;
-    turned_gradient(s, g + i0 * n, m, work);
+    rotated_gradient(s, g + i0 * n, m, work);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < m; i++) {
         real *row = u + i * n;
-        const real *error = widened(kept->error, i0 + i, n, work);
+        const real *error = widened(saved->error, i0 + i, n, work);
 #pragma omp simd
         for (int64_t j = 0; j < n; j++) row[j] *= error[j];
         for (int64_t k = (i0 + i) * ranges; k < (i0 + i + 1) * ranges; k++) {
@@ -97,17 +97,17 @@ static void rows_after(const site *s, const real *g, int64_t i0, int64_t m, cons
 }
 
 void site_scale_backward_f32(const site *s, const real *g, int64_t rows, const void *x,
-                             const site_kept *kept, real *dS, const site_work *work) {
+                             const site_saved *saved, real *dS, const site_work *work) {
     if (!aquant_on(&s->quant) || (!s->before && !s->after)) return;
     const int64_t n = s->n, at_once = size_max(1, work->panel_room / n);
-    site_end_slopes_f32(s, g, rows, kept, work);
+    site_end_slopes_f32(s, g, rows, saved, work);
     for (int64_t i0 = 0; i0 < rows; i0 += at_once) {
         const int64_t m = size_min(at_once, rows - i0);
         if (s->after) {
-            rows_after(s, g, i0, m, kept, work);
+            rows_after(s, g, i0, m, saved, work);
             add_columns(work->panel, m, n, n, 1, dS);
         } else {
-            rows_before(s, g, i0, m, x, kept, work);
+            rows_before(s, g, i0, m, x, saved, work);
             add_columns(work->panel, m, n, s->segment, s->before_share, dS);
         }
     }

@@ -43,7 +43,7 @@ site sites_keys(const llama_sites *s, const llama_config *cfg, int64_t layer) {
     p.segment = cfg->head_dim;
     p.share = s->R3_heads ? 1 : cfg->kv_heads;
     p.R = s->R3_heads ? s->R3_heads + layer * cfg->kv_heads : &s->R3;
-    p.then = s->cache_turn;
+    p.then = s->cache_rotation;
     p.before = scale_set_get(s->scales, SCALE_QK, layer);
     return p;
 }
@@ -55,7 +55,7 @@ site sites_values(const llama_sites *s, const llama_config *cfg, int64_t layer) 
     if (s->cache_scales) p.quant.cache_scale = (float)s->cache_scales[2 * layer + 1];
     p.range_per_segment = true;
     put_r2(&p, s, cfg, layer, cfg->kv_heads);
-    p.then = s->cache_turn;
+    p.then = s->cache_rotation;
     p.before = scale_set_get(s->scales, SCALE_VO, layer);
     return p;
 }
@@ -78,7 +78,7 @@ site sites_down(const llama_sites *s, const llama_config *cfg, int64_t layer) {
     p.quant = clipped(s->act, s, CLIP_DOWN, layer);
     if (s->down_bits) p.quant.bits = s->down_bits;
     p.include_zero = true;
-    p.turned = s->r4_fused;
+    p.rotated = s->r4_fused;
     p.R = &s->R4;
     if (!s->r4_fused) p.before = scale_set_get(s->scales, SCALE_UD, layer);
     return p;

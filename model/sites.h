@@ -19,7 +19,7 @@ static inline scale_sizes llama_scale_sizes(const llama_config *cfg) {
 /* Local. Attention or MLP input: R1; which: NORM_ATTN, NORM_MLP. */
 enum { NORM_ATTN, NORM_MLP, NORMS };
 site sites_input(const llama_sites *s, const llama_config *cfg, int64_t layer, int which);
-/* Local. Keys after RoPE, per head: R3, or what the runtime turns the cache by. */
+/* Local. Keys after RoPE, per head: R3, or what the runtime rotates the cache by. */
 site sites_keys(const llama_sites *s, const llama_config *cfg, int64_t layer);
 site sites_values(const llama_sites *s, const llama_config *cfg,
                   int64_t layer); /* per head: R2, and that */

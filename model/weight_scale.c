@@ -52,8 +52,8 @@ void weight_terms_columns(const weight_terms *t, double *to) {
 }
 
 /* Row i of A X is sum_a A_ia X_a, so its product with that of Y is A_i (X Y^T) A_i^T. */
-void weight_terms_turned_rows(const weight_terms *t, int64_t first, int64_t d, const float *A,
-                              double sign, double *to) {
+void weight_terms_rotated_rows(const weight_terms *t, int64_t first, int64_t d, const float *A,
+                               double sign, double *to) {
     for (int64_t a = 0; a < d; a++) {
         for (int64_t b = 0; b < d; b++) {
             const int64_t x = (first + a) * t->cols, y = (first + b) * t->cols;

@@ -8,8 +8,8 @@
  * width): so dL/dU = H + P, P with c / U at the greatest, c = <H, E> over the group, and nothing
  * elsewhere. A scale of W's columns or rows enters U as its entries and W^ as one over them:
  *     dL / d log a_j = sum_r (H + P)_rj U_rj - H_rj Q_rj = sum_r P_rj U_rj - H_rj E_rj
- * the same for i with all four matrices turned back by B^T, and over columns for o, turned back by
- * A. Where A is none, a row's steps go with its scale and the sum is 0. */
+ * the same for i with all four matrices rotated back by B^T, and over columns for o, rotated back
+ * by A. Where A is none, a row's steps go with its scale and the sum is 0. */
 #ifndef SPINSHARD_MODEL_WEIGHT_SCALE_H
 #define SPINSHARD_MODEL_WEIGHT_SCALE_H
 
@@ -28,10 +28,10 @@ void weight_terms_range(const wquant *how, const weight_terms *t);
 /* Local, threaded. to[column] += the sum over rows of P U - H E. */
 void weight_terms_columns(const weight_terms *t, double *to);
 
-/* Local. to[i] += sign times the sum over columns of P U - H E, all four turned back by A [d, d]:
+/* Local. to[i] += sign times the sum over columns of P U - H E, all four rotated back by A [d, d]:
  * for row i of the `d` rows from `first` on. */
-void weight_terms_turned_rows(const weight_terms *t, int64_t first, int64_t d, const float *A,
-                              double sign, double *to);
+void weight_terms_rotated_rows(const weight_terms *t, int64_t first, int64_t d, const float *A,
+                               double sign, double *to);
 
 /* Multiplied by scales, or divided by them. */
 typedef enum scale_way { SCALE_TIMES, SCALE_OVER } scale_way;

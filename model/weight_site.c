@@ -27,9 +27,9 @@ struct weight_site {
     const llama_sites *sites; /* of the pass at hand */
     float *ones;              /* [hidden] */
     /* of a refresh */
-    float *plain, *turned, *other; /* [largest matrix] */
-    float *R1;                     /* [hidden, hidden] */
-    double *row;                   /* [hidden] of a rotation */
+    float *plain, *rotated, *other; /* [largest matrix] */
+    float *R1;                      /* [hidden, hidden] */
+    double *row;                    /* [hidden] of a rotation */
     /* of a slice */
     float *g_out;          /* [slice, hidden] gradient of o's or down's outputs */
     float *g_v;            /* [slice, kv_heads head_dim] */
@@ -43,10 +43,10 @@ struct weight_site {
     float *dense;          /* [head_dim, head_dim] an R2 */
     /* of scales; NULL where none are learned */
     scale_sizes sizes;
-    float *g_keep; /* [slice, outputs]: gradients of the readers until their x comes */
-    float *fourth; /* [largest matrix] */
-    double *dS;    /* [scale_sizes_at of shape.scales] */
-    double *one;   /* [widest]: of a linear */
+    float *g_saved; /* [slice, outputs]: gradients of the readers until their x comes */
+    float *fourth;  /* [largest matrix] */
+    double *dS;     /* [scale_sizes_at of shape.scales] */
+    double *one;    /* [widest]: of a linear */
 };
 
 enum { Q, K, V, O, GATE, UP, DOWN };
@@ -129,7 +129,7 @@ static err create_buffers(weight_site *w) {
     w->thread_bytes = wmat_tile_scratch_bytes(w->compute);
     err e = room(n, sizeof(float), &w->ones);
     if (!e.code) e = room(largest(c), sizeof(float), &w->plain);
-    if (!e.code) e = room(largest(c), sizeof(float), &w->turned);
+    if (!e.code) e = room(largest(c), sizeof(float), &w->rotated);
     if (!e.code) e = room(largest(c), sizeof(float), &w->other);
     if (!e.code) e = room(n * n, sizeof(float), &w->R1);
     if (!e.code) e = room(size_max(n, d), sizeof(double), &w->row);
@@ -153,7 +153,7 @@ static err create_scale_buffers(weight_site *w) {
     const llama_config *c = w->from->cfg;
     w->sizes = llama_scale_sizes(c);
     if (!w->shape.scales) return err_none();
-    err e = room(w->shape.slice * readers_of(c), sizeof(float), &w->g_keep);
+    err e = room(w->shape.slice * readers_of(c), sizeof(float), &w->g_saved);
     if (!e.code) e = room(largest(c), sizeof(float), &w->fourth);
     if (!e.code)
         e = room(scale_sizes_at(&w->sizes, w->shape.scales, SCALE_KINDS), sizeof(double), &w->dS);
@@ -187,10 +187,10 @@ void weight_site_destroy(weight_site **loop) {
             wmat_clear(llama_layer_linear(&w->used.layers[i], k));
             wmat_clear(&w->d[i].moved[k]);
         }
-    void *const all[] = {w->used.layers, w->d,      w->ones,   w->plain, w->turned, w->other,
-                         w->R1,          w->g_out,  w->g_v,    w->g_in,  w->x,      w->y,
-                         w->factors,     w->tiles,  w->panel,  w->rows,  w->M1,     w->M2,
-                         w->row,         w->g_keep, w->fourth, w->dS,    w->one,    w->dense};
+    void *const all[] = {w->used.layers, w->d,       w->ones,   w->plain, w->rotated, w->other,
+                         w->R1,          w->g_out,   w->g_v,    w->g_in,  w->x,       w->y,
+                         w->factors,     w->tiles,   w->panel,  w->rows,  w->M1,      w->M2,
+                         w->row,         w->g_saved, w->fourth, w->dS,    w->one,     w->dense};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
     mem_free(w);
     *loop = NULL;
@@ -216,35 +216,35 @@ static void dense_f32(const weight_site *w, const rotation *R, int64_t n, float 
     }
 }
 
-/* Rows times B, or B^T where `back`. */
-static void turn_inputs(const llama_sites *s, const llama_config *c, int64_t layer, int k, float *w,
-                        int64_t rows, bool back) {
+/* Rows times B, or B^T where `inverse`. */
+static void rotate_inputs(const llama_sites *s, const llama_config *c, int64_t layer, int k,
+                          float *w, int64_t rows, bool inverse) {
     const int64_t d = c->head_dim;
     if (k == DOWN) {
-        rotation_apply_f32(s->R4, w, rows, c->intermediate, back);
+        rotation_apply_f32(s->R4, w, rows, c->intermediate, inverse);
     } else if (k == O) {
         for (int64_t h = 0; h < c->heads; h++)
             rotation_apply_f32(r2_at(s, c, layer, h / (c->heads / c->kv_heads)), w + h * d, rows,
-                               c->heads * d, back);
+                               c->heads * d, inverse);
     } else {
-        rotation_apply_f32(s->R1, w, rows, c->hidden, back);
+        rotation_apply_f32(s->R1, w, rows, c->hidden, inverse);
     }
 }
 
-/* to = A^T from, or A from where `back`; [rows, cols]. False where there is no A. */
-static bool turn_outputs(const weight_site *w, const llama_sites *s, int64_t layer, int k,
-                         const float *from, float *to, int64_t rows, int64_t cols, bool back) {
+/* to = A^T from, or A from where `inverse`; [rows, cols]. False where there is no A. */
+static bool rotate_outputs(const weight_site *w, const llama_sites *s, int64_t layer, int k,
+                           const float *from, float *to, int64_t rows, int64_t cols, bool inverse) {
     const llama_config *c = w->from->cfg;
     const int64_t d = c->head_dim;
     if ((k == O || k == DOWN) && s->R1) {
-        gemm_f32(gemm_op_of(!back), GEMM_N, rows, cols, rows, w->R1, rows, from, cols, GEMM_SET, to,
-                 cols);
+        gemm_f32(gemm_op_of(!inverse), GEMM_N, rows, cols, rows, w->R1, rows, from, cols, GEMM_SET,
+                 to, cols);
         return true;
     }
     if (k != V || !s->R2) return false;
     for (int64_t h = 0; h < c->kv_heads; h++) {
         dense_f32(w, r2_at(s, c, layer, h), d, w->dense);
-        gemm_f32(gemm_op_of(!back), GEMM_N, d, cols, d, w->dense, d, from + h * d * cols, cols,
+        gemm_f32(gemm_op_of(!inverse), GEMM_N, d, cols, d, w->dense, d, from + h * d * cols, cols,
                  GEMM_SET, to + h * d * cols, cols);
     }
     return true;
@@ -273,9 +273,9 @@ static void scale_after(const weight_site *w, const llama_sites *s, int64_t laye
 static float *to_rounded(const weight_site *w, const llama_sites *s, int64_t layer, int k,
                          bool over, float *m, float *spare, int64_t rows, int64_t cols) {
     scale_before(w, s, layer, k, over, m, rows, cols);
-    turn_inputs(s, w->from->cfg, layer, k, m, rows, false);
+    rotate_inputs(s, w->from->cfg, layer, k, m, rows, false);
     scale_after(w, s, layer, k, over, m, rows, cols);
-    return turn_outputs(w, s, layer, k, m, spare, rows, cols, false) ? spare : m;
+    return rotate_outputs(w, s, layer, k, m, spare, rows, cols, false) ? spare : m;
 }
 
 static void put(wmat *to, const float *v) {
@@ -330,14 +330,14 @@ static err refresh_linear(weight_site *w, const llama_sites *s, int64_t i, int k
     const int64_t layer = w->from->first_layer + i, rows = m->rows, cols = m->cols,
                   all = rows * cols;
     plain_weights(w, s, i, k, w->plain);
-    float *u = w->turned, *v = w->other;
+    float *u = w->rotated, *v = w->other;
     memcpy(u, w->plain, (size_t)all * sizeof *u);
     const bool mixed = to_rounded(w, s, layer, k, false, u, v, rows, cols) == v;
     err e = rounding_error(w, mixed ? v : u, mixed ? u : v, rows, cols);
     if (e.code) return e;
-    if (mixed) turn_outputs(w, s, layer, k, v, u, rows, cols, true);
+    if (mixed) rotate_outputs(w, s, layer, k, v, u, rows, cols, true);
     scale_after(w, s, layer, k, true, u, rows, cols);
-    turn_inputs(s, w->from->cfg, layer, k, u, rows, true);
+    rotate_inputs(s, w->from->cfg, layer, k, u, rows, true);
     scale_before(w, s, layer, k, true, u, rows, cols);
     put(&w->d[i].moved[k], u);
     for (int64_t j = 0; j < all; j++) w->plain[j] += u[j];
@@ -423,8 +423,8 @@ static void add_reader(const weight_site *w, const wmat *D, const float *g, int6
     for (int64_t i = 0; !first && i < n; i++) w->g_in[i] += w->y[i];
 }
 
-static void back_attn_in(const weight_site *w, const weight_layer *l, int64_t layer,
-                         int64_t n_tokens) {
+static void backward_attn_in(const weight_site *w, const weight_layer *l, int64_t layer,
+                             int64_t n_tokens) {
     const int64_t kv = w->from->cfg->kv_heads;
     if (w->shape.r1) add_whole(w, w->x, w->g_in, n_tokens);
     if (!w->shape.r2) return;
@@ -436,8 +436,8 @@ static void back_attn_in(const weight_site *w, const weight_layer *l, int64_t la
     add_heads(w, w->g_v, w->y, kv, 1, n_tokens);
 }
 
-static void back_o_in(const weight_site *w, const weight_layer *l, int64_t layer,
-                      int64_t n_tokens) {
+static void backward_o_in(const weight_site *w, const weight_layer *l, int64_t layer,
+                          int64_t n_tokens) {
     const llama_config *c = w->from->cfg;
     if (w->shape.r1) {
         times_dt(w, &l->moved[O], w->x, n_tokens, w->y);
@@ -475,7 +475,7 @@ static void add_mixed_rows(weight_site *w, int64_t layer, const weight_terms *t,
     const int64_t d = c->head_dim;
     for (int64_t h = 0; h < c->kv_heads; h++) {
         dense_f32(w, r2_at(w->sites, c, layer, h), d, w->dense);
-        weight_terms_turned_rows(t, h * d, d, w->dense, -1, one + h * d);
+        weight_terms_rotated_rows(t, h * d, d, w->dense, -1, one + h * d);
     }
 }
 
@@ -487,7 +487,7 @@ static void add_scales(weight_site *w, int64_t layer, int k, const float *g, int
     const wmat *D = &w->d[i].moved[k];
     const int64_t rows = D->rows, cols = D->cols;
     const weight_scales l = weight_scales_of(w->from->cfg, k);
-    float *free_one = w->plain, *next[] = {w->turned, w->other, w->fourth}, *got[3];
+    float *free_one = w->plain, *next[] = {w->rotated, w->other, w->fourth}, *got[3];
     for (int n = 0; n < 3; n++) { /* H, E, U; where outputs are mixed the first stays free */
         if (n == 0)
             gemm_f32(GEMM_T, GEMM_N, rows, cols, n_tokens, g, rows, w->x, cols, GEMM_SET, free_one,
@@ -509,20 +509,20 @@ static void add_scales(weight_site *w, int64_t layer, int k, const float *g, int
     }
     if (l.in == SCALE_KINDS) return;
     float *const all[] = {t.H, t.E, t.U, t.P};
-    for (int n = 0; n < 4; n++) turn_inputs(s, w->from->cfg, layer, k, all[n], rows, true);
+    for (int n = 0; n < 4; n++) rotate_inputs(s, w->from->cfg, layer, k, all[n], rows, true);
     weight_terms_columns(&t, cleared(w));
     add_one(w, l.in, cols, l.share);
 }
 
-/* Gradients of readers wait for the x that they read: one after the other in g_keep. */
-static void keep_reader(const weight_site *w, int64_t at, int64_t n_tokens, int64_t width,
+/* Gradients of readers wait for the x that they read: one after the other in g_saved. */
+static void save_reader(const weight_site *w, int64_t at, int64_t n_tokens, int64_t width,
                         const float *g) {
     if (!w->shape.scales) return;
-    memcpy(w->g_keep + at * n_tokens, g, (size_t)(n_tokens * width) * sizeof *g);
+    memcpy(w->g_saved + at * n_tokens, g, (size_t)(n_tokens * width) * sizeof *g);
 }
 
 static void add_readers(weight_site *w, int64_t layer, int first, int last, int64_t n_tokens) {
-    const float *g = w->g_keep;
+    const float *g = w->g_saved;
     for (int k = first; w->shape.scales && k <= last; k++) {
         add_scales(w, layer, k, g, n_tokens);
         g += n_tokens * w->d[layer - w->from->first_layer].moved[k].rows;
@@ -553,11 +553,11 @@ static err take(void *ctx, int64_t layer, hook_place place, int64_t t0, int64_t 
         s = sites_output(w->sites, c, layer);
         through_site(w, &s, x, NULL, n_tokens);
         add_scales(w, layer, O, w->g_out, n_tokens);
-        back_o_in(w, l, layer, n_tokens);
+        backward_o_in(w, l, layer, n_tokens);
         break;
     case HOOK_GATE_OUT:
     case HOOK_UP_OUT:
-        keep_reader(w, place == HOOK_GATE_OUT ? 0 : width, n_tokens, width, g);
+        save_reader(w, place == HOOK_GATE_OUT ? 0 : width, n_tokens, width, g);
         add_reader(w, &l->moved[place == HOOK_GATE_OUT ? GATE : UP], g, n_tokens,
                    place == HOOK_GATE_OUT);
         break;
@@ -569,20 +569,20 @@ static err take(void *ctx, int64_t layer, hook_place place, int64_t t0, int64_t 
         break;
     case HOOK_QUERY_OUT:
     case HOOK_KEY_OUT:
-        keep_reader(w, place == HOOK_QUERY_OUT ? 0 : l->moved[Q].rows, n_tokens, width, g);
+        save_reader(w, place == HOOK_QUERY_OUT ? 0 : l->moved[Q].rows, n_tokens, width, g);
         add_reader(w, &l->moved[place == HOOK_QUERY_OUT ? Q : K], g, n_tokens,
                    place == HOOK_QUERY_OUT);
         break;
     case HOOK_VALUE_OUT:
         memcpy(w->g_v, g, bytes);
-        keep_reader(w, l->moved[Q].rows + l->moved[K].rows, n_tokens, width, g);
+        save_reader(w, l->moved[Q].rows + l->moved[K].rows, n_tokens, width, g);
         add_reader(w, &l->moved[V], g, n_tokens, false);
         break;
     case HOOK_ATTN_IN:
         s = sites_input(w->sites, c, layer, NORM_ATTN);
         through_site(w, &s, x, gain_left(w, layer, SCALE_ATTN), n_tokens);
         add_readers(w, layer, Q, V, n_tokens);
-        back_attn_in(w, l, layer, n_tokens);
+        backward_attn_in(w, l, layer, n_tokens);
         break;
     default:
         break;
@@ -598,8 +598,8 @@ llama_hook weight_site_hook(weight_site *w, const llama_sites *sites) {
 }
 
 /* to += M R, real. */
-static void add_turned(const weight_site *w, const float *M, const float *R, int64_t n, void *to) {
-    float *product = w->turned;
+static void add_rotated(const weight_site *w, const float *M, const float *R, int64_t n, void *to) {
+    float *product = w->rotated;
     gemm_f32(GEMM_N, GEMM_N, n, n, n, M, n, R, n, GEMM_SET, product, n);
     for (int64_t i = 0; i < n * n; i++) {
         if (w->shape.compute == COMPUTE_F64)
@@ -629,12 +629,12 @@ void weight_site_add(weight_site *w, int64_t layer, const rotation_grads *grads)
     const llama_config *c = w->from->cfg;
     const int64_t n = c->hidden, d = c->head_dim;
     const size_t real = llama_real_bytes(w->shape.compute);
-    if (grads->R1 && w->sites->R1) add_turned(w, w->M1, w->R1, n, grads->R1);
+    if (grads->R1 && w->sites->R1) add_rotated(w, w->M1, w->R1, n, grads->R1);
     for (int64_t h = 0; grads->R2 && w->sites->R2 && h < c->kv_heads; h++) {
         float *R = w->other;
         dense_f32(w, r2_at(w->sites, c, layer, h), d, R);
-        add_turned(w, w->M2 + h * d * d, R, d,
-                   (char *)grads->R2 + (w->sites->r2_per_head ? (size_t)(h * d * d) * real : 0));
+        add_rotated(w, w->M2 + h * d * d, R, d,
+                    (char *)grads->R2 + (w->sites->r2_per_head ? (size_t)(h * d * d) * real : 0));
     }
     memset(w->M1, 0, (size_t)(n * n) * sizeof *w->M1);
     memset(w->M2, 0, (size_t)(c->kv_heads * d * d) * sizeof *w->M2);

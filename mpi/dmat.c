@@ -265,7 +265,7 @@ err dmat_eigen(dmat *A, dmat *V, double *values) {
     const int liwork = 7 * A->order + 8 * g->shape.cols + 2;
     /* The need that pdsyevd tells forgets pdormtr's where the order is not far above the block: it
      * then complains on stderr, does nothing, and pdsyevd reports success. */
-    const int64_t nb = g->block, back_transform = nb * (A->rows + A->cols + 2 * nb);
+    const int64_t nb = g->block, transform_transposed = nb * (A->rows + A->cols + 2 * nb);
     int info = 0, query = -1, lwork = 0;
     double need = 0, *work = NULL;
     void *iwork = NULL;
@@ -275,7 +275,7 @@ err dmat_eigen(dmat *A, dmat *V, double *values) {
         if (!e.code)
             pdsyevd_("V", "L", &A->order, A->part, &ONE, &ONE, A->desc, values, V->part, &ONE, &ONE,
                      V->desc, &need, &query, iwork, &liwork, &info, 1, 1);
-        if (!e.code) e = work_alloc(need, A->n + back_transform, &lwork, &work);
+        if (!e.code) e = work_alloc(need, A->n + transform_transposed, &lwork, &work);
     }
     e = comm_agree(g->c, e, "distributed eigenvectors", NULL);
     if (!e.code && A->part) {

@@ -1,4 +1,4 @@
-/* The rows as they come, then turned in place to the other side, and told of both times. */
+/* The rows as they come, then rotated in place to the other side, and told of both times. */
 #include "pipeline/site_look.h"
 
 #include "base/size.h"
@@ -12,50 +12,51 @@ static void times(const scale_vector *s, int64_t first, int64_t n, bool inverse,
         scale_times_f32((inverse ? s->inverse32 : s->s32) + first, n, x + t * width);
 }
 
-/* x to x R S^-1, or back. */
-static void turn_stream(const rotation *R1, const scale_vector *s, bool back, float *x,
-                        int64_t rows, int64_t width) {
-    if (back) times(s, 0, width, false, x, rows, width);
-    rotation_apply_f32(R1, x, rows, width, back);
-    if (!back) times(s, 0, width, true, x, rows, width);
+/* x to x R S^-1, or (inverse) back. */
+static void rotate_stream(const rotation *R1, const scale_vector *s, bool inverse, float *x,
+                          int64_t rows, int64_t width) {
+    if (inverse) times(s, 0, width, false, x, rows, width);
+    rotation_apply_f32(R1, x, rows, width, inverse);
+    if (!inverse) times(s, 0, width, true, x, rows, width);
 }
 
-/* x to x S^-1 R, or back: of d entries of the row from `at` on, scales from `first` on. */
-static void turn_part(const rotation *R, const scale_vector *s, int64_t first, int64_t d, bool back,
-                      float *x, int64_t rows, int64_t width) {
-    if (!back) times(s, first, d, true, x, rows, width);
-    rotation_apply_f32(R, x, rows, width, back);
-    if (back) times(s, first, d, false, x, rows, width);
+/* x to x S^-1 R, or (inverse) back: of d entries of the row from `at` on, scales from `first` on.
+ */
+static void rotate_part(const rotation *R, const scale_vector *s, int64_t first, int64_t d,
+                        bool inverse, float *x, int64_t rows, int64_t width) {
+    if (!inverse) times(s, first, d, true, x, rows, width);
+    rotation_apply_f32(R, x, rows, width, inverse);
+    if (inverse) times(s, first, d, false, x, rows, width);
 }
 
 /* Head by head. */
-static err turn_heads(const llama_config *cfg, rotation_set *set, int64_t layer, bool back,
-                      float *x, int64_t rows, int64_t width) {
+static err rotate_heads(const llama_config *cfg, rotation_set *set, int64_t layer, bool inverse,
+                        float *x, int64_t rows, int64_t width) {
     const scale_vector *s = scale_set_get(rotation_set_scales(set), SCALE_VO, layer);
     err e = rotation_set_prepare_r2(set, layer);
     for (int64_t h = 0; h < cfg->heads && !e.code; h++) {
         const int64_t kv = h / (cfg->heads / cfg->kv_heads), d = cfg->head_dim;
-        turn_part(rotation_set_r2(set, layer, kv), s, kv * d, d, back, x + h * d, rows, width);
+        rotate_part(rotation_set_r2(set, layer, kv), s, kv * d, d, inverse, x + h * d, rows, width);
     }
     return e;
 }
 
-static err turn(const llama_config *cfg, rotation_set *set, int64_t layer, llama_step step,
-                bool back, float *x, int64_t rows) {
+static err rotate(const llama_config *cfg, rotation_set *set, int64_t layer, llama_step step,
+                  bool inverse, float *x, int64_t rows) {
     const int64_t width = llama_step_width(cfg, step);
     if (!set) return err_none();
     const scale_set *scales = rotation_set_scales(set);
     switch (step) {
     case STEP_O:
-        return turn_heads(cfg, set, layer, back, x, rows, width);
+        return rotate_heads(cfg, set, layer, inverse, x, rows, width);
     case STEP_DOWN:
-        turn_part(rotation_set_r4(set), scale_set_get(scales, SCALE_UD, layer), 0, width, back, x,
-                  rows, width);
+        rotate_part(rotation_set_r4(set), scale_set_get(scales, SCALE_UD, layer), 0, width, inverse,
+                    x, rows, width);
         return err_none();
     default:
-        turn_stream(rotation_set_r1(set),
-                    scale_set_get(scales, step == STEP_QKV ? SCALE_ATTN : SCALE_MLP, layer), back,
-                    x, rows, width);
+        rotate_stream(rotation_set_r1(set),
+                      scale_set_get(scales, step == STEP_QKV ? SCALE_ATTN : SCALE_MLP, layer),
+                      inverse, x, rows, width);
         return err_none();
     }
 }
@@ -102,7 +103,7 @@ err site_look_take(const llama_config *cfg, rotation_set *set, int64_t layer, ll
         out->map = (site_map){.rows = (int)size_min(rows, SITE_MAP_ROWS),
                               .cols = (int)size_min(width, SITE_MAP_COLS)};
     look(out, rotated, covariance, x, rows);
-    err e = turn(cfg, set, layer, step, rotated, x, rows);
+    err e = rotate(cfg, set, layer, step, rotated, x, rows);
     if (e.code) return e;
     look(out, !rotated, covariance, x, rows);
     out->log_scales = log_scales(cfg, set, layer, step);

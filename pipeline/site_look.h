@@ -31,7 +31,7 @@ typedef struct site_look {
 typedef enum site_side { SITE_BEFORE, SITE_AFTER } site_side;
 
 /* Local, threaded. Look at x [rows, llama_step_width], the inputs of a step of a layer on one side;
- * x is turned to the other in place. The set may be NULL. covariance: log_det is wanted, of more
+ * x is rotated to the other in place. The set may be NULL. covariance: log_det is wanted, of more
  * than `width` rows. Where memory is short out->there stays false, or log_det NAN; other errors are
  * those of making R2. */
 err site_look_take(const llama_config *cfg, rotation_set *set, int64_t layer, llama_step step,

@@ -337,15 +337,15 @@ static void finish_row(const job *j, int64_t at, gptq_loss *loss) {
     const int64_t unit = at / ROWS, r = at % ROWS;
     const unit_sums *s = &j->sums[unit];
     const double alpha = j->options->alpha, shift = j->cross ? alpha * alpha * s->shift[r] : 0;
-    uint8_t *kept = j->q->codes + (j->row0 + at) * j->n;
+    uint8_t *chosen = j->q->codes + (j->row0 + at) * j->n;
     const uint8_t *found = j->codes + unit * j->n * ROWS + r;
-    loss->rtn = s->pair[ROWS + r] - shift - j->lambda * distance(j, at, kept, 0);
+    loss->rtn = s->pair[ROWS + r] - shift - j->lambda * distance(j, at, chosen, 0);
     loss->gptq = s->pair[r] - shift - j->lambda * distance(j, at, found, ROWS);
     loss->fell_back = !(loss->gptq <= loss->rtn);
-    loss->kept = loss->fell_back ? loss->rtn : loss->gptq;
+    loss->chosen = loss->fell_back ? loss->rtn : loss->gptq;
     loss->energy = j->energy ? s->energy[r] - j->lambda * size_of_row(j, at) : 0;
     for (int64_t p = 0; p < j->n && !loss->fell_back; p++)
-        kept[j->order->column[p]] = found[p * ROWS];
+        chosen[j->order->column[p]] = found[p * ROWS];
 }
 
 static err run(job *j, gptq_panels panels, const double *cross, gptq_loss *loss) {
@@ -430,7 +430,7 @@ err gptq_cross_add(const float *w, int64_t rows, int64_t n, int64_t first, int64
 void gptq_report_add(const gptq_loss *loss, int64_t rows, gptq_report *sum) {
     for (int64_t i = 0; i < rows; i++) {
         sum->rtn += loss[i].rtn;
-        sum->kept += loss[i].kept;
+        sum->chosen += loss[i].chosen;
         sum->energy += loss[i].energy;
         sum->fell_back += loss[i].fell_back;
     }

@@ -94,8 +94,8 @@ gptq_panels gptq_panels_of(gptq_whole *u); /* local; borrows u; for tests and be
 typedef struct gptq_loss {
     double rtn;     /* (w - q) H (w - q)^T of rounding to nearest with the same scales */
     double gptq;    /* of what the loop found */
-    double kept;    /* of what is in q: the smaller */
-    double energy;  /* w H w^T, 0 unless asked: kept / energy is the relative output error */
+    double chosen;  /* of what is in q: the smaller */
+    double energy;  /* w H w^T, 0 unless asked: chosen / energy is the relative output error */
     bool fell_back; /* the loop ended above rounding to nearest, which was kept */
 } gptq_loss;
 
@@ -126,7 +126,7 @@ err gptq_cross_add(const float *w, int64_t rows, int64_t n, int64_t first, int64
 
 /* Sums of the losses of a tensor, rows in order. */
 typedef struct gptq_report {
-    double rtn, kept, energy;
+    double rtn, chosen, energy;
     int64_t rows, fell_back;
 } gptq_report;
 

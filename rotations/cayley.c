@@ -69,7 +69,7 @@ err cayley_skew(int64_t n, const double *G, const double *R, double *W) {
     return e;
 }
 
-err cayley_turn(int64_t n, const double *W, const double *R, double *W_right) {
+err cayley_skew_right(int64_t n, const double *W, const double *R, double *W_right) {
     double *a, *b;
     err e = take(2 * n * n, "turned direction", &a);
     if (e.code) return e;

@@ -22,7 +22,7 @@ err cayley_skew(int64_t n, const double *G, const double *R, double *W);
 
 /* Local. W' = R^T W R, exactly skew: the same direction as a step from the right, dR = R W'. W' may
  * not overlap the others. Fails with ERR_NOFIT. */
-err cayley_turn(int64_t n, const double *W, const double *R, double *W_right);
+err cayley_skew_right(int64_t n, const double *W, const double *R, double *W_right);
 
 /* Local. R <- 2 (I - A/2)^-1 R - R, equal to (I - A/2)^-1 (I + A/2) R and one product less (8/3 n^3
  * flops). A [n, n] skew. Fails with ERR_NOFIT, and with ERR_NUMERICS where A is not finite; R is

@@ -25,7 +25,7 @@ struct cayley_dist {
     const comm *c;
     cayley_dist_options o;
     cayley_team *team; /* 1x1, up to TEAM_MOST */
-    double *kept;      /* this rank's part of the R that is remembered */
+    double *snapshot;  /* this rank's part of the R that is remembered */
     /* 1x1 beyond: first rank only */
     double *R, *G; /* [n, n] */
     optimizer *opt;
@@ -85,20 +85,20 @@ static double *own_part(const cayley_dist *d, int64_t *entries) {
 static err create_kept(cayley_dist *d) {
     int64_t entries;
     own_part(d, &entries);
-    err e = MEM_NEW(&d->kept, entries, "R1 as it was");
+    err e = MEM_NEW(&d->snapshot, entries, "R1 as it was");
     return comm_agree(d->c, e, "R1", NULL);
 }
 
-void cayley_dist_keep(cayley_dist *d) {
+void cayley_dist_snapshot(cayley_dist *d) {
     int64_t entries;
     const double *R = own_part(d, &entries);
-    if (entries) memcpy(d->kept, R, (size_t)entries * sizeof *R);
+    if (entries) memcpy(d->snapshot, R, (size_t)entries * sizeof *R);
 }
 
-void cayley_dist_take_back(cayley_dist *d) {
+void cayley_dist_restore(cayley_dist *d) {
     int64_t entries;
     double *R = own_part(d, &entries);
-    if (entries) memcpy(R, d->kept, (size_t)entries * sizeof *R);
+    if (entries) memcpy(R, d->snapshot, (size_t)entries * sizeof *R);
     if (d->team) cayley_team_forget(d->team);
     if (d->opt) optimizer_forget(d->opt);
     if (!on_grid(d)) return;
@@ -130,7 +130,7 @@ err cayley_dist_create(const comm *c, const cayley_dist_options *o, cayley_dist 
 void cayley_dist_destroy(cayley_dist **d) {
     if (!*d) return;
     cayley_team_destroy(&(*d)->team);
-    mem_free((*d)->kept);
+    mem_free((*d)->snapshot);
     mem_free((*d)->R);
     mem_free((*d)->G);
     optimizer_destroy(&(*d)->opt);
@@ -283,7 +283,7 @@ static err adam_direction(cayley_dist *d, double lr, double loss, double sum_squ
         for (int64_t i = 0; i < entries; i++) M[i] = (1 - OPTIMIZER_BETA_1) * W[i];
         inner = (1 - OPTIMIZER_BETA_1) * sum_squares;
     }
-    said->alpha = optimizer_keep_promise(said->alpha, inner, loss, &said->promise);
+    said->alpha = optimizer_bound_promise(said->alpha, inner, loss, &said->promise);
 #pragma omp parallel for if (entries >= PARALLEL_FROM)
     for (int64_t i = 0; i < entries; i++) W[i] = said->alpha * M[i];
     return e;
@@ -351,7 +351,7 @@ static err step_grid(cayley_dist *d, double lr, double loss, optimizer_report *s
     else
         e = sgd_direction(d, lr, &said->alpha);
     if (e.code) return e;
-    said->turn = sqrt(dmat_sum_squares(d->dG) / n);
+    said->rms_angle = sqrt(dmat_sum_squares(d->dG) / n);
     e = angle_of(d, d->dG, &said->angle);
     if (!e.code) e = move(d);
     if (!e.code && (int64_t)++d->numbers[STEPS] % OPTIMIZER_POLISH_EVERY == 0) polish(d);
@@ -433,7 +433,7 @@ int cayley_dist_state_pieces(cayley_dist *d, byte_piece out[CAYLEY_STATE_PIECES]
         out[n++] = byte_piece_of_doubles(R, entries);
         n += optimizer_state_pieces(d->opt, out + n);
     }
-    out[n++] = byte_piece_of_doubles(d->kept, entries);
+    out[n++] = byte_piece_of_doubles(d->snapshot, entries);
     return n;
 }
 
@@ -442,7 +442,7 @@ void cayley_dist_state_taken(cayley_dist *d) {
     own_part(d, &entries);
     if (d->team) {
         cayley_team_state_taken(d->team);
-        comm_bcast(d->c, d->kept, (uint64_t)entries * sizeof *d->kept, 0);
+        comm_bcast(d->c, d->snapshot, (uint64_t)entries * sizeof *d->snapshot, 0);
     }
     /* Ranks beside the cells count steps too: the polish is a collective of all. */
     if (on_grid(d)) comm_bcast(d->c, &d->numbers[STEPS], sizeof d->numbers[STEPS], 0);

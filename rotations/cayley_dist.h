@@ -54,10 +54,10 @@ bool cayley_dist_sum_transposed(cayley_dist *d, const int64_t *v, int exponent);
 err cayley_dist_step(cayley_dist *d, double lr, double loss, optimizer_report *report);
 
 /* Local, to be called on every rank. R is remembered as it is now (from the first
- * cayley_dist_keep on; the memory is taken at creation); and R becomes what was remembered last,
- * and its optimiser forgets what led away from there (optimizer_forget). */
-void cayley_dist_keep(cayley_dist *d);
-void cayley_dist_take_back(cayley_dist *d);
+ * cayley_dist_snapshot on; the memory is taken at creation); and R becomes what was remembered
+ * last, and its optimiser forgets what led away from there (optimizer_forget). */
+void cayley_dist_snapshot(cayley_dist *d);
+void cayley_dist_restore(cayley_dist *d);
 
 /* Collective. Rows of R to every rank, in fp64 or rounded to fp32, or from there to bf16 (a quarter
  * of the traffic). */

@@ -1,4 +1,4 @@
-/* W is turned into a step A (adam or the capped published step, formulas in optimizer.h), R is
+/* W is made into a step A (adam or the capped published step, formulas in optimizer.h), R is
  * moved by the Cayley transform, and every 100 steps one Newton-Schulz iteration R (3 I - R^T R) /
  * 2 restores orthogonality. */
 #include "rotations/optimizer.h"
@@ -71,7 +71,7 @@ double optimizer_adam_factor(double lr, int64_t step, double angle, double *v) {
     return lr / (1 - pow(OPTIMIZER_BETA_1, t)) / (sqrt(corrected) + 1e-12);
 }
 
-double optimizer_keep_promise(double factor, double inner, double loss, double *promise) {
+double optimizer_bound_promise(double factor, double inner, double loss, double *promise) {
     *promise = 0;
     if (!(loss > 0)) return factor;
     *promise = factor * inner / loss;
@@ -98,7 +98,7 @@ static double adam_direction(optimizer *o, int64_t k, double lr, double loss, do
         for (int64_t i = 0; i < size; i++) M[i] = (1 - OPTIMIZER_BETA_1) * W[i];
         inner = (1 - OPTIMIZER_BETA_1) * o->squares[k];
     }
-    factor = optimizer_keep_promise(factor, inner, loss, &o->promise[k]);
+    factor = optimizer_bound_promise(factor, inner, loss, &o->promise[k]);
 #pragma omp parallel for if (size >= PARALLEL_FROM)
     for (int64_t i = 0; i < size; i++) W[i] = factor * M[i];
     return factor;
@@ -107,7 +107,7 @@ static double adam_direction(optimizer *o, int64_t k, double lr, double loss, do
 /* W becomes A = alpha W; scratch [n, n]. */
 static err sgd_direction(const optimizer *o, double lr, double *W, const double *R, double *scratch,
                          double *alpha) {
-    err e = cayley_turn(o->n, W, R, scratch);
+    err e = cayley_skew_right(o->n, W, R, scratch);
     if (e.code) return e;
     *alpha = optimizer_sgd_factor(lr, cayley_norm_1(o->n, scratch));
     for (int64_t i = 0; i < o->n * o->n; i++) W[i] *= *alpha;
@@ -167,8 +167,8 @@ static err take_angles(optimizer *o, const double *W) {
 /* W is A by now. */
 static err report_step(optimizer *o, const double *W, optimizer_report *said) {
     for (int64_t k = 0; k < o->count; k++)
-        said->turn = fmax(said->turn, cayley_sum_squares(o->n, W + k * o->n * o->n));
-    said->turn = sqrt(said->turn / (double)o->n);
+        said->rms_angle = fmax(said->rms_angle, cayley_sum_squares(o->n, W + k * o->n * o->n));
+    said->rms_angle = sqrt(said->rms_angle / (double)o->n);
     err e = take_angles(o, W);
     said->angle = largest(o->count, o->angles);
     said->promise = largest(o->count, o->promise);

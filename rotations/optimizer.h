@@ -50,11 +50,11 @@ double lr_schedule_at(lr_schedule schedule, double lr, int64_t t, int64_t steps)
 
 /* What a step did, for events; the largest over a batch. */
 typedef struct optimizer_report {
-    double angle;    /* |A|_2: the largest angle by which a vector turns, radians */
-    double turn;     /* |A|_F / sqrt(n): the RMS angle by which vectors turn, radians */
-    double alpha;    /* factor on W (sgd-published) or on M (adam); last matrix */
-    double gradient; /* |W|_F */
-    double promise;  /* <W, A> / L, what the step promises as a share of the loss; 0: L not given */
+    double angle;     /* |A|_2: the largest angle by which a vector turns, radians */
+    double rms_angle; /* |A|_F / sqrt(n): the RMS angle by which vectors turn, radians */
+    double alpha;     /* factor on W (sgd-published) or on M (adam); last matrix */
+    double gradient;  /* |W|_F */
+    double promise; /* <W, A> / L, what the step promises as a share of the loss; 0: L not given */
 } optimizer_report;
 
 typedef struct optimizer optimizer;
@@ -100,7 +100,7 @@ int optimizer_state_pieces(optimizer *o, byte_piece out[OPTIMIZER_PIECES]);
  * then shortened by what it promises, `inner` = <W, M>; sgd-published: factor on W from |W'|_1.
  * `step` counts from 1. */
 double optimizer_adam_factor(double lr, int64_t step, double angle, double *v);
-double optimizer_keep_promise(double factor, double inner, double loss, double *promise);
+double optimizer_bound_promise(double factor, double inner, double loss, double *promise);
 double optimizer_sgd_factor(double lr, double norm_1);
 
 enum { OPTIMIZER_POLISH_EVERY = 100 };

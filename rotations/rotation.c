@@ -251,7 +251,7 @@ static double distance_from_unit(const double *x, int64_t n, int64_t i0, int64_t
     return most;
 }
 
-/* Row i of R^T R is e_i R^T R: a block of unit vectors turned back and forth, or for a dense R the
+/* Row i of R^T R is e_i R^T R: a block of unit vectors rotated back and forth, or for a dense R the
  * product of its columns with R. */
 err rotation_orthogonality(const rotation *r, double *max) {
     const int64_t n = r->n, per = size_min(n, 256);

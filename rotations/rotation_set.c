@@ -4,7 +4,7 @@
 #include "rotations/rotation_set.h"
 
 #include "base/mem.h"
-#include "rotations/cache_turn.h"
+#include "rotations/cache_rotation.h"
 #include "rotations/hadamard.h"
 
 #include <assert.h>
@@ -75,7 +75,7 @@ static err fill(rotation_set *s) {
         e = rotation_create_blocks(s->sizes.intermediate,
                                    s->opts.r4_block ? s->opts.r4_block : s->sizes.intermediate,
                                    NULL, &s->r4);
-    if (!e.code && s->opts.cache) e = cache_turn_create(s->sizes.head_dim, &s->cache);
+    if (!e.code && s->opts.cache) e = cache_rotation_create(s->sizes.head_dim, &s->cache);
     return e;
 }
 

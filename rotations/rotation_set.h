@@ -18,7 +18,7 @@ typedef enum rotation_start { START_IDENTITY, START_HAD, START_LATER } rotation_
 typedef struct rotation_options {
     bool r1;
     rotation_r2 r2;       /* none, one a layer, one a KV head */
-    bool r3, r4, cache;   /* cache: keys and values are turned by the runtime (cache_turn.h) */
+    bool r3, r4, cache;   /* cache: keys and values are rotated by the runtime (cache_rotation.h) */
     int64_t r4_block;     /* 0: one Hadamard matrix of the whole width */
     rotation_start start; /* of R1 and R2; R4 is plain Hadamard, and R3 until others are put */
     bool r2_later;        /* R2 are identities, of any size, until they are put */
@@ -43,7 +43,7 @@ void rotation_set_destroy(rotation_set **s); /* local; NULL is fine; sets NULL *
 const rotation *rotation_set_r1(const rotation_set *s);
 const rotation *rotation_set_r3(const rotation_set *s);
 const rotation *rotation_set_r4(const rotation_set *s);
-/* Local. What the runtime turns each head of keys and values by; NULL: it does not. */
+/* Local. What the runtime rotates each head of keys and values by; NULL: it does not. */
 const rotation *rotation_set_cache(const rotation_set *s);
 
 /* Local. Make R2 of a layer (all its KV heads) if it is not there. Not for several threads at once.

@@ -58,7 +58,7 @@ static void column_signs(const dmat *V, int64_t n, double *rows, double *most, d
 }
 
 /* R = V T in rows: columns signed, largest value first, then mixed. */
-static void mix_rows(const dmat *V, int64_t n, const flat_mix *f, double *rows, double *turned,
+static void mix_rows(const dmat *V, int64_t n, const flat_mix *f, double *rows, double *rotated,
                      const double *signs, start_sink sink) {
     for (int64_t row = 0; row < n; row += ROWS) {
         const int64_t b = size_min(ROWS, n - row);
@@ -66,22 +66,22 @@ static void mix_rows(const dmat *V, int64_t n, const flat_mix *f, double *rows, 
 #pragma omp parallel for
         for (int64_t i = 0; i < b; i++)
             for (int64_t j = 0; j < n; j++)
-                turned[i * n + j] = signs[n - 1 - j] * rows[i * n + n - 1 - j];
-        flat_mix_rows(f, turned, b);
-        sink.put(sink.to, row, b, turned);
+                rotated[i * n + j] = signs[n - 1 - j] * rows[i * n + n - 1 - j];
+        flat_mix_rows(f, rotated, b);
+        sink.put(sink.to, row, b, rotated);
     }
 }
 
 static err pca_with(dgrid *g, dmat *C, int64_t n, const flat_mix *f, double *scratch,
                     start_sink sink) {
-    double *rows = scratch, *turned = rows + ROWS * n, *values = turned + ROWS * n;
+    double *rows = scratch, *rotated = rows + ROWS * n, *values = rotated + ROWS * n;
     double *most = values + n, *signs = most + n;
     dmat *V;
     err e = dmat_create(g, n, "eigenvectors", &V);
     if (!e.code) e = dmat_eigen(C, V, values);
     if (!e.code) {
         column_signs(V, n, rows, most, signs);
-        mix_rows(V, n, f, rows, turned, signs, sink);
+        mix_rows(V, n, f, rows, rotated, signs, sink);
     }
     dmat_destroy(&V);
     return e;

@@ -58,12 +58,12 @@ int64_t form_row_run(const form *f, const llama_config *cfg, llama_role role, in
 }
 
 void form_order_rows(const form *f, const llama_config *cfg, llama_role role, const void *from,
-                     int64_t n, int64_t size, bool back, void *to) {
+                     int64_t n, int64_t size, bool inverse, void *to) {
     for (int64_t i = 0, run; i < n; i += run) {
         int64_t place;
         run = form_row_run(f, cfg, role, i, n - i, &place);
-        memcpy((char *)to + (back ? i : place) * size,
-               (const char *)from + (back ? place : i) * size, (size_t)(run * size));
+        memcpy((char *)to + (inverse ? i : place) * size,
+               (const char *)from + (inverse ? place : i) * size, (size_t)(run * size));
     }
 }
 
@@ -133,13 +133,13 @@ err form_scale_same(const void *from, const qmatrix *q, bool *same, int64_t *row
     enum { PIECE = 1024 };
     const st_dtype dtype = stored_scale_dtype(q->scale_type);
     const int64_t n = q->rows * q->n_groups, size = st_dtype_bytes(dtype);
-    float back[PIECE];
+    float inverse[PIECE];
     *row = -1;
     *same = true;
     for (int64_t i = 0; i < n && *same; i += PIECE) {
         const int64_t m = size_min(PIECE, n - i);
-        stored_floats_take((const char *)from + i * size, m, dtype, back);
-        *same = !memcmp(back, q->scales + i, (size_t)m * sizeof *back);
+        stored_floats_take((const char *)from + i * size, m, dtype, inverse);
+        *same = !memcmp(inverse, q->scales + i, (size_t)m * sizeof *inverse);
     }
     return err_none();
 }

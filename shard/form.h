@@ -29,7 +29,7 @@ typedef struct form_inputs {
 #define FORM_DOWN_TARGET   "re:.*down_proj$"
 #define FORM_OTHERS_TARGET "re:.*(q|k|v|o|gate|up)_proj$"
 
-/* R4, which down_proj's weights hold and its input must be turned by while the model runs. An
+/* R4, which down_proj's weights hold and its input must be rotated by while the model runs. An
  * archive with it holds a tensor of its own, FORM_R4_SUFFIX of the first layer, and a key in its
  * scheme that transformers refuses by name: a reader that ignores R4 would answer with nonsense. */
 typedef struct form_online {
@@ -38,7 +38,7 @@ typedef struct form_online {
 } form_online;
 #define FORM_R4_SUFFIX ".R4_input.weight"
 #define FORM_R4_KEY    "needs_R4_online_by_transform_config"
-enum { FORM_R4_MOST = 1 << 15 }; /* largest block that vLLM turns by */
+enum { FORM_R4_MOST = 1 << 15 }; /* largest block that vLLM rotates by */
 
 /* How all linears of an archive are stored. */
 typedef struct form_scheme {
@@ -144,9 +144,9 @@ int64_t form_row_run(const form *f, const llama_config *cfg, llama_role role, in
                      int64_t n, int64_t *place);
 
 /* Local. The n rows of a tensor of `role`, of `size` bytes each, from their order in the checkpoint
- * to that in the file; back: the other way. to [n * size] is not `from`. */
+ * to that in the file; inverse: the other way. to [n * size] is not `from`. */
 void form_order_rows(const form *f, const llama_config *cfg, llama_role role, const void *from,
-                     int64_t n, int64_t size, bool back, void *to);
+                     int64_t n, int64_t size, bool inverse, void *to);
 
 /* Local. The form of a name, or NULL; that of a "quant_method" other than compressed-tensors. */
 const form *form_find(const char *name);

@@ -1,6 +1,6 @@
 /* The form gguf: files of llama.cpp's format. Codes and scale of 32 inputs are one block: Q4_0 (an
  * fp16 scale and 16 bytes, of which byte j has element j below and element j + 16 above, in offset
- * form) or Q8_0 (an fp16 scale and 32 signed bytes). Its runtime turns neighbouring channels of
+ * form) or Q8_0 (an fp16 scale and 32 signed bytes). Its runtime rotates neighbouring channels of
  * queries and keys, where Hugging Face checkpoints pair channels half a head apart, so rows of q
  * and k stand in another order. */
 #include "shard/form_internal.h"

@@ -227,7 +227,7 @@ err layout_create(const llama_config *cfg, const layout_options *opts, layout **
     l->opts = *opts;
     l->cfg = *cfg;
     if (opts->untied) l->cfg.tied = false;
-    if (cfg->mlp_bias) l->opts.linears.online.r4_block = 0; /* no runtime turns before a bias */
+    if (cfg->mlp_bias) l->opts.linears.online.r4_block = 0; /* no runtime rotates before a bias */
     e = list_slots(l);
     size_t word = sizeof(int64_t);
     if (!e.code) e = mem_alloc(l->n, word, "layout", (void **)&l->by_part);

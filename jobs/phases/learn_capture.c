@@ -96,7 +96,7 @@ uint64_t learn_capture_weights_bytes(const learner *l) {
 }
 
 /* And what the capture took of them. */
-void learn_kept_memory(const learner *l, int ranks, memory_plan *p) {
+void learn_saved_memory(const learner *l, int ranks, memory_plan *p) {
     if (weights_stay(l)) memory_plan_add(p, "weights", learn_capture_weights_bytes(l));
     add_pool(l, p);
     learn_r1_memory(l, ranks, p);

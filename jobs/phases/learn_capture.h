@@ -17,7 +17,7 @@ int64_t learn_pool_tokens(const quantize_run *q);
 /* Local. Large buffers that the capture leaves until the last phase `range` is done, for plans and
  * runs alike, added to *p. Looks at the recipe, the model, l->range, l->n_stages and
  * q->calib_windows, and not at what is there already. */
-void learn_kept_memory(const learner *l, int ranks, memory_plan *p);
+void learn_saved_memory(const learner *l, int ranks, memory_plan *p);
 /* Local. R1 between two uses, its rows dealt over so many ranks; of the largest, added to *p. */
 void learn_r1_memory(const learner *l, int ranks, memory_plan *p);
 err learn_capture_plan(learner *l, plan_maker *m); /* local; the phase of a plan */

@@ -115,7 +115,7 @@ static uint64_t planned_bytes(const learner *l) {
     if (!learn_scales_done(l))
         sum += learn_scales_moments_bytes(&two) - learn_scales_moments_bytes(&one);
     if (!learn_sites_done(l))
-        sum += noise_rows_kept_bytes(cfg, l->noise_places, LEARN_SITE_ROWS) +
+        sum += noise_rows_saved_bytes(cfg, l->noise_places, LEARN_SITE_ROWS) +
                (l->r3_wanted ? key_moments_bytes(cfg, 1) : 0) +
                (l->cache_wanted ? cache_peaks_bytes(cfg, 1) : 0);
     return sum;
@@ -139,15 +139,15 @@ void learn_captured_plan(learner *l, plan_maker *m) {
     if (!m->q->calib_windows) return;
     const uint64_t each = planned_bytes(l),
                    looks = learn_looks_wanted(l->q)
-                               ? site_rows_kept_bytes(learner_cfg(l), 0, p->layers,
-                                                      l->q->calib_windows, l->q->set->calib.window)
+                               ? site_rows_saved_bytes(learner_cfg(l), 0, p->layers,
+                                                       l->q->calib_windows, l->q->set->calib.window)
                                : 0,
                    all = each * (uint64_t)p->layers + looks;
     const double nodes = p->place.nodes, of_rank = (double)each * (double)p->most_layers,
                  hash = of_rank / (rates->hash * fmin(1, m->rank.cores)),
                  write_s = (double)all / (rates->write * nodes) + hash;
     if (!worth_it(all, write_s, f, p)) return;
-    f->kept_bytes = all;
+    f->saved_bytes = all;
     l->range = (stage_range){.n = p->most_layers};
     f->read_back_s = (double)all / (rates->read * nodes) + hash +
                      plan_time_load(&m->rank, learn_capture_weights_bytes(l));
@@ -163,11 +163,11 @@ void learn_captured_plan(learner *l, plan_maker *m) {
 static bool wanted(const learner *l) {
     const quantize_run *q = l->q;
     const plan_phase *f = q->plan ? plan_find(q->plan, "capture") : NULL;
-    int want = f && f->kept_bytes;
+    int want = f && f->saved_bytes;
     struct statvfs fs;
     if (want && statvfs(q->out, &fs) == 0) {
         const uint64_t room = (uint64_t)fs.f_bavail * fs.f_frsize;
-        want = room >= q->plan->archive_bytes + q->plan->run_bytes; /* kept_bytes in it */
+        want = room >= q->plan->archive_bytes + q->plan->run_bytes; /* saved_bytes in it */
         if (!want)
             log_line(LOG_WARN,
                      "%s is short of room: what was captured is not kept, a restart "
@@ -239,7 +239,7 @@ static err commit(learner *l, const object_name *names, double seconds) {
     return e;
 }
 
-err learn_captured_keep(learner *l) {
+err learn_captured_save(learner *l) {
     quantize_run *q = l->q;
     const double start = clock_now_s();
     size_t len;

@@ -14,7 +14,7 @@ void learn_captured_plan(learner *l, plan_maker *m);
 /* Collective. Where the plan says so and the disk has room, what learn_capture_rows left goes to
  * objects, and a commit names them. A disk that is full is no error: then a restart captures again.
  * Fails, agreed. */
-err learn_captured_keep(learner *l);
+err learn_captured_save(learner *l);
 
 /* Collective. All that this learner needs of a capture, as a commit names it, and the weights that
  * stay: as after learn_capture_rows. *whole false, which is said: there is none, it is damaged, or

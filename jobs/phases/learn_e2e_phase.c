@@ -266,7 +266,7 @@ static uint64_t replica_of(void *self, const void **data) {
     return learn_e2e_replica(self, data);
 }
 
-static err run(learner *l, int64_t k, const learn_kept *saved, const e2e_phase *p,
+static err run(learner *l, int64_t k, const learn_saved *saved, const e2e_phase *p,
                const llama_stage *stage, double *scales) {
     learn_e2e *r = NULL;
     err e = learn_e2e_create(l->q->c, &p->o, &p->w, &p->l, stage, l->R1, l->R2, &r);
@@ -290,7 +290,7 @@ static err run(learner *l, int64_t k, const learn_kept *saved, const e2e_phase *
 }
 
 /* Scales where the phase learns them, by layer: p->o.scale_start, and what it ends with. */
-static err run_with_scales(learner *l, int64_t k, const learn_kept *saved, e2e_phase *p,
+static err run_with_scales(learner *l, int64_t k, const learn_saved *saved, e2e_phase *p,
                            const llama_stage *stage) {
     void *scales = NULL;
     if (!p->o.scales) return run(l, k, saved, p, stage, NULL);
@@ -304,7 +304,7 @@ static err run_with_scales(learner *l, int64_t k, const learn_kept *saved, e2e_p
     return e.code ? e : learn_scales_adopt(l);
 }
 
-err learn_e2e_phase(learner *l, int64_t k, const learn_kept *saved) {
+err learn_e2e_phase(learner *l, int64_t k, const learn_saved *saved) {
     quantize_run *q = l->q;
     e2e_phase p;
     err e = phase_init(q, k, &p);
@@ -334,7 +334,7 @@ static plan_bytes peers_network(const plan_maker *m, const estimate *t, uint64_t
 }
 
 /* Of each commit: of the stages of the first replica but its first one. */
-static plan_bytes kept_network(const plan_maker *m, const estimate *t, uint64_t bytes) {
+static plan_bytes saved_network(const plan_maker *m, const estimate *t, uint64_t bytes) {
     const uint64_t one = bytes / (uint64_t)t->stages;
     plan_bytes b = {0};
     for (int s = 1; s < t->stages; s++)
@@ -348,13 +348,13 @@ static plan_bytes e2e_network(const learner *l, const plan_maker *m, const estim
                               optimizer_kind kind, uint32_t scales) {
     const llama_config *cfg = plan_config(m);
     const scale_sizes sizes = llama_scale_sizes(cfg);
-    const int64_t kept_r2 = l->r2_heads * r2_part_state_each(kind, cfg->head_dim),
-                  kept_scales = scales ? scale_part_state_each(&sizes, scales) : 0;
+    const int64_t saved_r2 = l->r2_heads * r2_part_state_each(kind, cfg->head_dim),
+                  saved_scales = scales ? scale_part_state_each(&sizes, scales) : 0;
     const uint64_t layers = (uint64_t)cfg->layers,
                    r2 = layers * (uint64_t)learner_r2_entries(l) * sizeof(double),
                    s = layers * (uint64_t)scale_sizes_at(&sizes, scales, SCALE_KINDS) *
                        sizeof(double),
-                   kept = layers * (uint64_t)(kept_r2 + kept_scales) * sizeof(double),
+                   saved = layers * (uint64_t)(saved_r2 + saved_scales) * sizeof(double),
                    stream =
                        (t->teacher ? 3 : 2) * sizeof(float) * (uint64_t)(t->tokens * cfg->hidden);
     const double steps = (double)t->steps;
@@ -362,7 +362,7 @@ static plan_bytes e2e_network(const learner *l, const plan_maker *m, const estim
     for (int64_t i = 0; i <= t->steps; i++) passes += learn_judge_due(i, t->steps, E2E_JUDGE_EVERY);
     const plan_bytes step =
         plan_add(plan_step_network(m, r1, false, sizeof(int64_t), sizeof(float)),
-                 plan_add(kept_network(m, t, kept), peers_network(m, t, 2 * (r2 + s))));
+                 plan_add(saved_network(m, t, saved), peers_network(m, t, 2 * (r2 + s))));
     /* Replicas share the tokens. */
     const plan_bytes streams =
         plan_times(passes / t->replicas, plan_to_next(m, t->replicas, t->stages, stream));

@@ -7,7 +7,7 @@
 #include "jobs/run/phase.h"
 
 /* Collective. Phase k of learn, from `saved` if it is a state of it; loads its own weights. */
-err learn_e2e_phase(learner *l, int64_t k, const learn_kept *saved);
+err learn_e2e_phase(learner *l, int64_t k, const learn_saved *saved);
 err learn_e2e_plan(learner *l, plan_maker *m, int64_t k); /* local; the phase of a plan */
 
 /* Collective. How the ranks will share each such phase of the recipe, told; refuses what cannot be.

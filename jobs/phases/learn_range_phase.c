@@ -40,7 +40,7 @@ static err phase_options(const learner *l, const learn_settings *phase, int rank
         .schedule = phase->schedule,
         .act = sites.act,
         .kv = sites.kv,
-        .cache_turn = sites.cache_turn,
+        .cache_rotation = sites.cache_rotation,
         .o_rows =
             sites.act.group ? learner_cfg(l)->head_dim % sites.act.group == 0 : sites.o_per_head,
         .r1 = rotation_set_r1(l->q->rotations) != NULL,
@@ -54,7 +54,7 @@ static err phase_options(const learner *l, const learn_settings *phase, int rank
                         &o->grid);
 }
 
-/* Large buffers of a rank beside learn_kept_memory, added to *p; cell: it is one of the grid of
+/* Large buffers of a rank beside learn_saved_memory, added to *p; cell: it is one of the grid of
  * R1. */
 static err range_memory(const learner *l, const learn_settings *phase, int ranks, bool cell,
                         memory_plan *p) {
@@ -79,7 +79,7 @@ static err check_memory(const learner *l, const learn_settings *phase, const cha
     err e = grid_resolve("numerics.grid", l->q->set->numerics.grid.text, learner_cfg(l)->hidden,
                          comm_size(c), &grid);
     memory_plan_add(&p, "program", l->q->base_bytes);
-    learn_kept_memory(l, comm_size(c), &p);
+    learn_saved_memory(l, comm_size(c), &p);
     if (!e.code) e = range_memory(l, phase, comm_size(c), comm_rank(c) < grid.rows * grid.cols, &p);
     e = comm_agree(c, e, name, NULL);
     return e.code ? e : memory_plan_check(c, &p, name, l->q->flags.limit);
@@ -122,7 +122,7 @@ static void tell_grid(const char *name, const learn_range_options *o, learn_rang
                  grid_text(o->grid, grid), bytes);
 }
 
-err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
+err learn_range_phase(learner *l, int64_t k, const learn_saved *saved) {
     quantize_run *q = l->q;
     const learn_settings *p = &q->set->learn[k];
     learn_range_options o;
@@ -176,15 +176,15 @@ err learn_range_phase(learner *l, int64_t k, const learn_kept *saved) {
 static plan_bytes range_network(const learner *l, const plan_maker *m, const learn_settings *phase,
                                 bool r1, double seconds) {
     const uint64_t r2 = (uint64_t)learner_r2_entries(l) * sizeof(double),
-                   kept = (uint64_t)(l->r2_heads * r2_part_state_each(phase->optimizer,
-                                                                      plan_config(m)->head_dim)) *
-                          sizeof(double);
+                   saved = (uint64_t)(l->r2_heads * r2_part_state_each(phase->optimizer,
+                                                                       plan_config(m)->head_dim)) *
+                           sizeof(double);
     const double commits =
         fmax((double)size_ceil_div(phase->steps, COMMIT_STEPS), seconds / LEARN_COMMIT_SECONDS);
     const plan_bytes steps =
                          plan_times((double)phase->steps,
                                     plan_step_network(m, r1, true, RANGE_SUM_BYTES, sizeof(bf16))),
-                     state = plan_times(floor(commits), plan_layers_to_first(m, kept));
+                     state = plan_times(floor(commits), plan_layers_to_first(m, saved));
     return plan_add(plan_add(plan_r1_to_all(m, r1), steps),
                     plan_add(state, plan_layers_to_all(m, r2)));
 }
@@ -208,7 +208,7 @@ err learn_range_plan(learner *l, plan_maker *m, int64_t k) {
     for (int r = 0; r < m->n_stages && !e.code; r++) {
         l->range = m->ranges[r];
         memory_plan p = plan_fresh(m);
-        learn_kept_memory(l, m->ranks, &p);
+        learn_saved_memory(l, m->ranks, &p);
         e = range_memory(l, phase, m->ranks, r < cells, &p);
         plan_offer(f, &p, r);
         const double rows = r1 ? samples * (double)l->range.n / (double)cfg->layers : 0;

@@ -7,7 +7,7 @@
 #include "jobs/run/phase.h"
 
 /* Collective. Phase k of learn, from `saved` if it is a state of it. */
-err learn_range_phase(learner *l, int64_t k, const learn_kept *saved);
+err learn_range_phase(learner *l, int64_t k, const learn_saved *saved);
 err learn_range_plan(learner *l, plan_maker *m, int64_t k); /* local; the phase of a plan */
 
 #endif

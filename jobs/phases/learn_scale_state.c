@@ -78,7 +78,7 @@ err learn_scales_init(learner *l) {
     return e;
 }
 
-void learn_scales_by_layer(const learner *l, double *v, bool back) {
+void learn_scales_by_layer(const learner *l, double *v, bool load) {
     const scale_sizes sizes = llama_scale_sizes(learner_cfg(l));
     const int64_t each = scale_sizes_at(&sizes, l->scale_kinds, SCALE_KINDS);
     for (int k = 0; k < SCALE_KINDS; k++) {
@@ -87,7 +87,7 @@ void learn_scales_by_layer(const learner *l, double *v, bool back) {
         for (int64_t i = 0; i < sizes.layers; i++) {
             double *at = v + i * each + scale_sizes_at(&sizes, l->scale_kinds, k),
                    *own = learn_scale_at(l, (scale_kind)k, i);
-            memcpy(back ? own : at, back ? at : own, bytes);
+            memcpy(load ? own : at, load ? at : own, bytes);
         }
     }
 }

@@ -26,8 +26,8 @@ bool learn_scale_is_norm(scale_kind kind);
 int64_t learn_scale_length(const learner *l, scale_kind kind);
 double *learn_scale_at(const learner *l, scale_kind kind, int64_t layer);
 
-/* Local. l->scales [1 ..] to v [layers, scale_sizes_at of l->scale_kinds], or from there. */
-void learn_scales_by_layer(const learner *l, double *v, bool back);
+/* Local. l->scales [1 ..] to v [layers, scale_sizes_at of l->scale_kinds], or (load) from v. */
+void learn_scales_by_layer(const learner *l, double *v, bool load);
 
 /* Local. The quantizers that scales are found for: R1 and R2 fused, R4 as an identity in the
  * weights. */

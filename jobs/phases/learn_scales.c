@@ -126,7 +126,7 @@ static err smooth(learner *l) {
 
 /* ---- all ---- */
 
-/* Large buffers while they are found, beside learn_kept_memory, added to *p. */
+/* Large buffers while they are found, beside learn_saved_memory, added to *p. */
 static void scales_memory(const learner *l, memory_plan *p) {
     const int64_t n = learner_cfg(l)->hidden;
     memory_plan_add(p, "scales", (uint64_t)l->n_scales * sizeof(double));
@@ -142,7 +142,7 @@ static void scales_memory(const learner *l, memory_plan *p) {
 static err check_memory(const learner *l) {
     memory_plan p = {.n = 0};
     memory_plan_add(&p, "program", l->q->base_bytes);
-    learn_kept_memory(l, comm_size(l->q->c), &p);
+    learn_saved_memory(l, comm_size(l->q->c), &p);
     scales_memory(l, &p);
     return memory_plan_check(l->q->c, &p, "scales", l->q->flags.limit);
 }
@@ -244,7 +244,7 @@ err learn_scales_plan(learner *l, plan_maker *m) {
     for (int r = 0; r < m->n_stages; r++) {
         l->range = m->ranges[r];
         memory_plan p = plan_fresh(m);
-        learn_kept_memory(l, m->ranks, &p);
+        learn_saved_memory(l, m->ranks, &p);
         scales_memory(l, &p);
         plan_offer(f, &p, r);
         most = size_max(most, l->range.n);

@@ -1,5 +1,5 @@
-/* Rows that the capture drew are turned as the quantizer will see them, and pairs of ends are tried
- * on them. */
+/* Rows that the capture drew are rotated as the quantizer will see them, and pairs of ends are
+ * tried on them. */
 #include "jobs/phases/learn_sites.h"
 
 #include "base/gemm.h"
@@ -272,7 +272,7 @@ static err adopt_clips(learner *l) {
 
 /* ---- the phase ---- */
 
-/* Large buffers beside learn_kept_memory, added to *p. */
+/* Large buffers beside learn_saved_memory, added to *p. */
 static void sites_memory(const learner *l, memory_plan *p) {
     const int64_t n = learner_cfg(l)->hidden;
     memory_plan_add(p, "clips and R3", (uint64_t)l->n_sites * sizeof(double));
@@ -285,7 +285,7 @@ static void sites_memory(const learner *l, memory_plan *p) {
 static err check_memory(const learner *l) {
     memory_plan p = {.n = 0};
     memory_plan_add(&p, "program", l->q->base_bytes);
-    learn_kept_memory(l, comm_size(l->q->c), &p);
+    learn_saved_memory(l, comm_size(l->q->c), &p);
     sites_memory(l, &p);
     return memory_plan_check(l->q->c, &p, "sites", l->q->flags.limit);
 }
@@ -324,7 +324,7 @@ err learn_sites_plan(learner *l, plan_maker *m) {
     for (int r = 0; r < m->n_stages; r++) {
         l->range = m->ranges[r];
         memory_plan p = plan_fresh(m);
-        learn_kept_memory(l, m->ranks, &p);
+        learn_saved_memory(l, m->ranks, &p);
         sites_memory(l, &p);
         plan_offer(f, &p, r);
         most = size_max(most, l->range.n);

@@ -114,12 +114,12 @@ err learn_commit(quantize_run *q, const char *phase) {
 
 /* ---- the state of a phase ---- */
 
-void learn_kept_clear(learn_kept *k) {
+void learn_saved_clear(learn_saved *k) {
     mem_free(k->common);
-    *k = (learn_kept){0};
+    *k = (learn_saved){0};
 }
 
-bool learn_state_fits(const learn_kept *saved, int64_t k, int64_t n_common, const byte_piece *cell,
+bool learn_state_fits(const learn_saved *saved, int64_t k, int64_t n_common, const byte_piece *cell,
                       int pieces) {
     return saved->common && saved->phase == k && saved->n_common == n_common &&
            saved->n_cell == byte_pieces_doubles(cell, pieces);
@@ -131,7 +131,7 @@ typedef struct cell_name {
     char hex[SHA256_HEX];
 } cell_name;
 
-static void put_entry(quantize_run *q, const learn_kept *k, const char *hex,
+static void put_entry(quantize_run *q, const learn_saved *k, const char *hex,
                       const cell_name *cells) {
     json_t *entry = name_of(hex, k->n_common), *list = json_array();
     for (int r = 0; r < comm_size(q->c); r++)
@@ -142,7 +142,7 @@ static void put_entry(quantize_run *q, const learn_kept *k, const char *hex,
     json_object_set_new(run_state_work(q->state), "learning", entry);
 }
 
-err learn_keep(quantize_run *q, const learn_kept *k, const byte_piece *cell, int pieces) {
+err learn_save(quantize_run *q, const learn_saved *k, const byte_piece *cell, int pieces) {
     char hex[SHA256_HEX] = "";
     const byte_piece common = byte_piece_of_doubles(k->common, k->n_common);
     cell_name mine = {.n = byte_pieces_doubles(cell, pieces)},
@@ -189,7 +189,7 @@ static err read_named(const quantize_run *q, const json_t *named, const char *wh
 }
 
 /* Root reads the common part, a rank its cell. *whole: nothing is damaged, on every rank. */
-static err read_kept(quantize_run *q, const json_t *entry, learn_kept *out, bool *whole) {
+static err read_saved(quantize_run *q, const json_t *entry, learn_saved *out, bool *whole) {
     const json_t *cell = json_array_get(json_object_get(entry, "cells"), (size_t)comm_rank(q->c));
     err e = err_none();
     out->phase = json_integer_value(json_object_get(entry, "phase"));
@@ -208,12 +208,12 @@ static err read_kept(quantize_run *q, const json_t *entry, learn_kept *out, bool
     return err_none();
 }
 
-err learn_recall_cell(quantize_run *q, const learn_kept *k, const byte_piece *cell, int pieces) {
+err learn_recall_cell(quantize_run *q, const learn_saved *k, const byte_piece *cell, int pieces) {
     err e = k->n_cell ? get_object(q, k->cell, cell, pieces) : err_none();
     return comm_agree(q->c, e, "reading the state of learning", NULL);
 }
 
-static err share_common(quantize_run *q, learn_kept *k) {
+static err share_common(quantize_run *q, learn_saved *k) {
     err e = err_none();
     void *p = k->common;
     comm_bcast(q->c, &k->n_common, sizeof k->n_common, 0);
@@ -224,12 +224,12 @@ static err share_common(quantize_run *q, learn_kept *k) {
     return e;
 }
 
-err learn_recall(quantize_run *q, learn_kept *out) {
-    *out = (learn_kept){0};
+err learn_recall(quantize_run *q, learn_saved *out) {
+    *out = (learn_saved){0};
     for (int i = 0; i < 2; i++) {
         json_t *entry = learn_share_entry(q, entries[i]);
         bool whole = false;
-        err e = entry ? read_kept(q, entry, out, &whole) : err_none();
+        err e = entry ? read_saved(q, entry, out, &whole) : err_none();
         if (!e.code && whole) e = share_common(q, out);
         if (entry && !whole && !e.code)
             log_line(LOG_WARN, i == 0
@@ -238,7 +238,7 @@ err learn_recall(quantize_run *q, learn_kept *out) {
                                    : "the state before it is damaged too; the phase starts over");
         json_decref(entry);
         if (e.code || whole) return e;
-        learn_kept_clear(out);
+        learn_saved_clear(out);
     }
     return err_none();
 }
@@ -306,7 +306,7 @@ static err put_sections(const learner *l, run_object *o) {
     return e;
 }
 
-err learn_keep_rotations(learner *l, int64_t phases_done) {
+err learn_save_rotations(learner *l, int64_t phases_done) {
     quantize_run *q = l->q;
     run_object *o = NULL;
     section list[N_SECTIONS];
@@ -341,7 +341,7 @@ static err open_rotations(const quantize_run *q, const json_t *entry, int64_t n,
     return e.code ? e : file_open_read(*path, fd, NULL);
 }
 
-/* Collective. *whole as in read_kept. */
+/* Collective. *whole as in read_saved. */
 static err read_rotations(learner *l, const json_t *entry, bool *whole) {
     quantize_run *q = l->q;
     section list[N_SECTIONS];

@@ -10,28 +10,28 @@
 #include "jobs/phases/learner.h"
 
 /* The state of a phase: `common` of the whole run, and what one rank alone has (a cell of the grid
- * of R1), which is large and goes from where it stands to its object and back. Kept by learn_keep:
+ * of R1), which is large and goes from where it stands to its object and back. Kept by learn_save:
  * common as root has it, cells as their ranks have them; given back by learn_recall: common on
  * every rank, to the rank of a cell the name of its object. */
-typedef struct learn_kept {
-    double *common; /* NULL: none; learn_kept_clear */
+typedef struct learn_saved {
+    double *common; /* NULL: none; learn_saved_clear */
     int64_t n_common, n_cell;
     char cell[SHA256_HEX]; /* learn_recall: the object of this rank; "" where n_cell is 0 */
     int64_t phase;         /* k of learn.k */
-} learn_kept;
-void learn_kept_clear(learn_kept *k); /* local */
+} learn_saved;
+void learn_saved_clear(learn_saved *k); /* local */
 
 /* Collective. The state of a phase to objects and their names into the work tree, `cell` being the
  * pieces of this rank; the state before it stays, the one before that goes with the next
  * learn_commit. Fails, agreed. */
-err learn_keep(quantize_run *q, const learn_kept *k, const byte_piece *cell, int pieces);
+err learn_save(quantize_run *q, const learn_saved *k, const byte_piece *cell, int pieces);
 
-/* Collective. What learn_keep kept last, or where that is damaged (said) what it kept before; with
+/* Collective. What learn_save kept last, or where that is damaged (said) what it kept before; with
  * neither *out is empty, and the phase begins anew. Fails, agreed, with ERR_NOFIT. */
-err learn_recall(quantize_run *q, learn_kept *out);
+err learn_recall(quantize_run *q, learn_saved *out);
 /* Collective. The object of this rank, which learn_recall found whole, into its pieces. Fails,
  * agreed, with what reading gives. */
-err learn_recall_cell(quantize_run *q, const learn_kept *k, const byte_piece *cell, int pieces);
+err learn_recall_cell(quantize_run *q, const learn_saved *k, const byte_piece *cell, int pieces);
 
 /* Root only. Commit; then the objects that nothing names any more are removed. */
 err learn_commit(quantize_run *q, const char *phase);
@@ -48,14 +48,14 @@ void learn_drop(quantize_run *q, const char *key);
 json_t *learn_share_entry(quantize_run *q, const char *name);
 
 /* Collective. Rotations, and how many phases are behind them, into a commit. */
-err learn_keep_rotations(learner *l, int64_t phases_done);
-/* Collective. Read back the rotations that learn_keep_rotations kept last, and the number of phases
+err learn_save_rotations(learner *l, int64_t phases_done);
+/* Collective. Read back the rotations that learn_save_rotations kept last, and the number of phases
  * that are behind them. If they are damaged, that is logged and the ones kept before are read. If
  * there are none that are whole, *phases_done is -1. */
 err learn_recall_rotations(learner *l, int64_t *phases_done);
 
 /* Local. True where `saved` is a state of phase k of these sizes on this rank. */
-bool learn_state_fits(const learn_kept *saved, int64_t k, int64_t n_common, const byte_piece *cell,
+bool learn_state_fits(const learn_saved *saved, int64_t k, int64_t n_common, const byte_piece *cell,
                       int pieces);
 
 #endif

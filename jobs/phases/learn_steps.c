@@ -13,8 +13,8 @@
 #include <stdlib.h>
 
 /* Collective. */
-static err phase_state(const learner *l, const learn_phase *p, learn_kept *k) {
-    *k = (learn_kept){.phase = p->number, .n_common = p->state_count(p->self)};
+static err phase_state(const learner *l, const learn_phase *p, learn_saved *k) {
+    *k = (learn_saved){.phase = p->number, .n_common = p->state_count(p->self)};
     err e = err_none();
     if (l->q->state) e = MEM_NEW(&k->common, k->n_common, "state of learning");
     e = comm_agree(l->q->c, e, "keeping the state of learning", NULL);
@@ -31,7 +31,7 @@ static err check_replicas(const learner *l, const learn_phase *p, const char *na
 
 static err commit_phase(learner *l, const learn_phase *p, const learn_report *report) {
     quantize_run *q = l->q;
-    learn_kept k;
+    learn_saved k;
     char name[32];
     snprintf(name, sizeof name, "learn.%" PRId64, p->number);
     err e = check_replicas(l, p, name);
@@ -39,9 +39,9 @@ static err commit_phase(learner *l, const learn_phase *p, const learn_report *re
     e = phase_state(l, p, &k);
     byte_piece cell[CAYLEY_STATE_PIECES];
     const int pieces = p->state_cell(p->self, cell);
-    if (!e.code) e = learn_keep(q, &k, cell, pieces);
+    if (!e.code) e = learn_save(q, &k, cell, pieces);
     if (q->state && !e.code) e = learn_commit(q, name);
-    learn_kept_clear(&k);
+    learn_saved_clear(&k);
     e = comm_agree(q->c, e, "committing", NULL);
     if (!e.code)
         events_add(q->events, name, "commit", json_pack("{s:I}", "step", (json_int_t)report->step));
@@ -63,7 +63,9 @@ static void tell_step(const learner *l, const char *name, const learn_report *r,
 }
 
 static const char *what_became(judge_word word) {
-    return word == JUDGE_KEEP ? "best" : word == JUDGE_GO_ON ? "close to the best" : "taken back";
+    return word == JUDGE_SNAPSHOT ? "best"
+           : word == JUDGE_GO_ON  ? "close to the best"
+                                  : "taken back";
 }
 
 /* The measure, and who pushes R1 how much. */
@@ -90,7 +92,7 @@ static void tell_verdict(const learner *l, const char *name, const learn_verdict
 /* Said at the first time; events have them all. At the end the closing lines tell it. */
 static void tell_taken_back(const char *name, const learn_verdict *v, const char *which,
                             judge_word word, double loss, const learn_judge *j, int64_t steps) {
-    if (word != JUDGE_TAKE_BACK || j->taken_back > 1 || v->step == steps) return;
+    if (word != JUDGE_RESTORE || j->taken_back > 1 || v->step == steps) return;
     log_line(LOG_PHASE,
              "%s: %s of step %" PRId64 " was worse on held-out rows than that of step %" PRId64
              " (%.5g, %.5g): taken back, and its rate is halved, as it will be if it happens again",
@@ -115,10 +117,10 @@ static err judge_phase(const learner *l, const learn_phase *p, const char *name,
  * taken back. */
 static void tell_held(const char *name, const char *which, const learn_judge *j, judge_word word,
                       double loss) {
-    const bool back = word == JUDGE_TAKE_BACK;
+    const bool restored = word == JUDGE_RESTORE;
     log_line(LOG_PHASE, "%s: %s on held-out rows %.5g -> %.5g%s", name, which, j->start,
-             back ? j->best : loss,
-             !back              ? ""
+             restored ? j->best : loss,
+             !restored          ? ""
              : j->best_step > 0 ? ", taken back to the best"
                                 : ": learning found nothing better, the start is kept");
 }
@@ -130,7 +132,7 @@ static void tell_end(const char *name, const learn_phase *p, const learn_verdict
 }
 
 /* Collective. A state of this phase and of these sizes on every rank is taken over. */
-static err go_on(const learner *l, const learn_phase *p, const learn_kept *saved, int64_t *done) {
+static err go_on(const learner *l, const learn_phase *p, const learn_saved *saved, int64_t *done) {
     byte_piece cell[CAYLEY_STATE_PIECES];
     const int pieces = p->state_cell(p->self, cell);
     int64_t misfits = !learn_state_fits(saved, p->number, p->state_count(p->self), cell, pieces);
@@ -143,7 +145,7 @@ static err go_on(const learner *l, const learn_phase *p, const learn_kept *saved
     return e.code ? e : p->state_load(p->self, saved->common);
 }
 
-err learn_run_steps(learner *l, const learn_phase *p, const learn_kept *saved) {
+err learn_run_steps(learner *l, const learn_phase *p, const learn_saved *saved) {
     quantize_run *q = l->q;
     int64_t done;
     err e = go_on(l, p, saved, &done);

@@ -31,6 +31,6 @@ typedef struct learn_phase {
 
 /* Collective. Steps up to p->steps with their events, commits, and stops (ERR_STOPPED), after those
  * of `saved` where that is a state of this phase and of its sizes on every rank. */
-err learn_run_steps(learner *l, const learn_phase *p, const learn_kept *saved);
+err learn_run_steps(learner *l, const learn_phase *p, const learn_saved *saved);
 
 #endif

@@ -39,7 +39,7 @@ static void phase_clear(gptq_phase *p) {
     free(p->scratch);
 }
 
-/* Weights hold R1, R2 and the scales; R3 and R4 stay, and R4 turns for real. */
+/* Weights hold R1, R2 and the scales; R3 and R4 stay, and R4 acts for real. */
 static err phase_sites(const quantize_run *q, gptq_phase *p) {
     const rotation **unused;
     const bool quantized = q->set->weights.stream == STREAM_QUANTIZED;
@@ -86,14 +86,14 @@ static err phase_settings(const quantize_run *q, gptq_phase *p) {
                            .alpha = s->weights.alpha,
                            .act_order = s->weights.act_order,
                            .tell_sites = q->flags.report,
-                           .solve = {.damp = s->weights.damp,
-                                     .block = s->numerics.gptq_block,
-                                     .dist_from = s->numerics.gptq_grid_from,
-                                     .grid = {1, 1},
-                                     .blas_threads = settings_blas_threads(s)}};
+                           .factor = {.damp = s->weights.damp,
+                                      .block = s->numerics.gptq_block,
+                                      .dist_from = s->numerics.gptq_grid_from,
+                                      .grid = {1, 1},
+                                      .blas_threads = settings_blas_threads(s)}};
     if (s->numerics.gptq_grid.word == WORD_AUTO) return e;
     return grid_resolve("numerics.gptq_grid", s->numerics.gptq_grid.text, q->source.cfg.hidden,
-                        1 << 20, &p->s.solve.grid);
+                        1 << 20, &p->s.factor.grid);
 }
 
 /* ---- memory ---- */
@@ -251,9 +251,9 @@ static err read_codes(void *arg, const llama_tensor *t, qmatrix *m) {
 
 static err pass_layer(const quantize_run *q, gptq_run *run, int64_t layer) {
     object_reader r = {.q = q, .fd = -1, .path = run_object_path(q->out, q->units[layer + 1].hex)};
-    const gptq_kept kept = {.arg = &r, .codes = read_codes, .vector = read_vector};
+    const gptq_saved saved = {.arg = &r, .codes = read_codes, .vector = read_vector};
     err e = comm_agree(q->c, file_open_read(r.path, &r.fd, NULL), "a finished layer", NULL);
-    if (!e.code) e = gptq_run_pass(run, layer, &kept);
+    if (!e.code) e = gptq_run_pass(run, layer, &saved);
     if (r.fd >= 0) close(r.fd);
     mem_free(r.bytes);
     free(r.path);

@@ -107,7 +107,7 @@ static err adopt(learner *l) {
     return comm_agree(l->q->c, e, "taking over the rotations", NULL);
 }
 
-static err run_phase(learner *l, int64_t k, const learn_kept *saved) {
+static err run_phase(learner *l, int64_t k, const learn_saved *saved) {
     const bool e2e = learn_e2e_is(&l->q->set->learn[k]);
     if (!e2e) return learn_range_phase(l, k, saved);
     if (!learn_needs_rows(l->q->set, k + 1, false)) { /* memory for the passes */
@@ -125,9 +125,9 @@ static bool rows_needed(const learner *l, int64_t phases_done, bool fresh) {
 }
 
 /* Collective. A commit of what is learned, after which captured rows go when they have served. */
-static err keep(learner *l, int64_t phases_done) {
+static err save(learner *l, int64_t phases_done) {
     if (!rows_needed(l, phases_done, false)) learn_drop(l->q, LEARN_CAPTURED);
-    return learn_keep_rotations(l, phases_done);
+    return learn_save_rotations(l, phases_done);
 }
 
 /* Scales, and then R3 and clips, stand after the phases `range` and before the first that runs the
@@ -137,24 +137,24 @@ static err scales_if_due(learner *l, int64_t phase, int64_t phases) {
     if (phase < phases && !learn_e2e_is(&l->q->set->learn[phase])) return e;
     if (!learn_scales_done(l)) {
         e = learn_scales(l);
-        if (!e.code) e = keep(l, phase);
+        if (!e.code) e = save(l, phase);
     }
     if (e.code || learn_sites_done(l)) return e;
     e = learn_sites(l);
-    return e.code ? e : keep(l, phase);
+    return e.code ? e : save(l, phase);
 }
 
 /* Collective. What phases learn from: as an earlier start left it, else captured and left for later
  * ones. */
 static err capture(learner *l, bool fresh) {
     quantize_run *q = l->q;
-    bool back;
+    bool recalled;
     quantize_phase_start(q, "capture");
-    err e = learn_captured_recall(l, &back);
-    if (!e.code && !back) e = learn_capture_rows(l);
-    if (!e.code && !back) e = learn_captured_keep(l);
+    err e = learn_captured_recall(l, &recalled);
+    if (!e.code && !recalled) e = learn_capture_rows(l);
+    if (!e.code && !recalled) e = learn_captured_save(l);
     if (!e.code && fresh) e = learn_start(l);
-    if (!e.code && !back) quantize_phase_end(q, "capture", NULL);
+    if (!e.code && !recalled) quantize_phase_end(q, "capture", NULL);
     return e;
 }
 
@@ -164,7 +164,7 @@ bool quantize_learn_wanted(const quantize_run *q) {
 
 err quantize_learn(quantize_run *q) {
     int64_t phases = q->set->n_learn, first = -1;
-    learn_kept saved = {0};
+    learn_saved saved = {0};
     learner l;
     err e = learner_init(&l, q);
     if (!e.code) e = learn_recall_rotations(&l, &first);
@@ -176,16 +176,16 @@ err quantize_learn(quantize_run *q) {
         e = capture(&l, fresh);
     else if (!e.code && fresh)
         e = learn_start(&l);
-    if (!e.code && fresh) e = keep(&l, 0);
+    if (!e.code && fresh) e = save(&l, 0);
     for (int64_t p = fresh ? 0 : first; p < phases && !e.code; p++) {
         e = scales_if_due(&l, p, phases);
         if (!e.code) e = run_phase(&l, p, &saved);
-        if (!e.code) e = keep(&l, p + 1);
+        if (!e.code) e = save(&l, p + 1);
     }
     if (!e.code) e = scales_if_due(&l, phases, phases);
     if (!e.code) e = adopt(&l);
     if (!e.code) e = learn_look(&l);
-    learn_kept_clear(&saved);
+    learn_saved_clear(&saved);
     learner_clear(&l);
     return e;
 }

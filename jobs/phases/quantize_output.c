@@ -11,9 +11,9 @@
 #include "base/size.h"
 #include "base/yaml.h"
 #include "io/run_owner.h"
-#include "jobs/run/kept_fingerprint.h"
 #include "jobs/run/run_end.h"
 #include "jobs/run/run_phase.h"
+#include "jobs/run/saved_fingerprint.h"
 #include "jobs/run/stop.h"
 #include "jobs/setup/setup.h"
 #include "jobs/setup/setup_form.h"
@@ -49,7 +49,7 @@ static bool out_has(const quantize_run *q, const char *name) {
  * What is there is this run's output, or another one's that is not to be replaced. */
 static err check_complete(quantize_run *q) {
     char list[400] = "";
-    json_t *then = kept_fingerprint(q->out);
+    json_t *then = saved_fingerprint(q->out);
     if (then) run_state_differences(then, q->fingerprint, list, sizeof list);
     q->complete = then && !list[0];
     json_decref(then);

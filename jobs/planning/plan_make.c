@@ -73,7 +73,8 @@ err plan_make(const phase_table *phases, const quantize_run *q, const plan_place
         if (phase_is_wanted(&phases->phases[i], &own)) e = phases->phases[i].plan(&m);
     /* What is captured goes before the units of the archive come. */
     for (int i = 0; i < out->n_phases; i++)
-        if (out->phases[i].kept_bytes > out->run_bytes) out->run_bytes = out->phases[i].kept_bytes;
+        if (out->phases[i].saved_bytes > out->run_bytes)
+            out->run_bytes = out->phases[i].saved_bytes;
     free(m.ranges);
     clear_copy(&own);
     return e;

@@ -110,7 +110,7 @@ static json_t *phase_json(const run_plan *p, const plan_phase *f) {
                      "seconds_high", f->seconds * p->rates.spread, "busy", f->busy, "sent_bytes",
                      (json_int_t)f->sent, "network_bytes", (json_int_t)f->network, "largest_rank",
                      f->rank, "bytes", (json_int_t)memory_plan_total(&f->memory), "buffers",
-                     buffers, "note", f->note, "kept_bytes", (json_int_t)f->kept_bytes);
+                     buffers, "note", f->note, "kept_bytes", (json_int_t)f->saved_bytes);
 }
 
 json_t *plan_json(const run_plan *p) {

@@ -63,7 +63,7 @@ static const plan_phase *play_all(const run_plan *p, double room_s, plan_slices 
         const plan_phase *f = &p->phases[i];
         if (!f->units) continue; /* done by those that need it */
         /* What a job has captured itself it need not read back. */
-        if (before && before->again_s != f->again_s) at.ready = before->kept_bytes > 0;
+        if (before && before->again_s != f->again_s) at.ready = before->saved_bytes > 0;
         before = f;
         if (!play(p, f, room_s, &at, s)) return f;
     }

@@ -36,7 +36,7 @@ json_t *gptq_table_of(const llama_config *cfg, int64_t layer, double seconds,
             tensors,
             json_pack("{s:s, s:o, s:o, s:f, s:i, s:I, s:I, s:f, s:b}", "tensor", t.name, "before",
                       real_or_null(relative(l->loss.rtn, l->loss.energy)), "after",
-                      real_or_null(relative(l->loss.kept, l->loss.energy)), "damping",
+                      real_or_null(relative(l->loss.chosen, l->loss.energy)), "damping",
                       l->damping.lambda, "raises", l->damping.raises, "fell_back",
                       (json_int_t)l->loss.fell_back, "rows", (json_int_t)l->loss.rows, "alpha",
                       l->alpha, "measured", l->measured));
@@ -56,7 +56,7 @@ void gptq_table_tell(const llama_config *cfg, int64_t layer, double seconds,
         const size_t used = strlen(text);
         snprintf(text + used, sizeof text - used, "%s %.2f->%.2f%%",
                  llama_role_name(llama_linears[k]), 100 * relative(l->loss.rtn, l->loss.energy),
-                 100 * relative(l->loss.kept, l->loss.energy));
+                 100 * relative(l->loss.chosen, l->loss.energy));
         if (l->loss.fell_back || l->damping.raises)
             snprintf(text + strlen(text), sizeof text - strlen(text),
                      " (%" PRId64 " rows kept, %d raises)", l->loss.fell_back, l->damping.raises);

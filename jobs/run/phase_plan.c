@@ -34,7 +34,7 @@ memory_plan plan_fresh(const plan_maker *m) {
 double plan_again_seconds(const plan_maker *m) {
     const plan_phase *f = plan_find(m->p, "capture");
     if (!f) return 0;
-    return f->kept_bytes ? f->read_back_s : f->seconds;
+    return f->saved_bytes ? f->read_back_s : f->seconds;
 }
 
 err plan_grid(const plan_maker *m, grid_shape *out) {

@@ -5,7 +5,7 @@
 #include "base/gemm.h"
 #include "base/log.h"
 #include "base/size.h"
-#include "jobs/run/kept_fingerprint.h"
+#include "jobs/run/saved_fingerprint.h"
 #include "jobs/setup/recipe_asks.h"
 #include "mpi/grid_shape.h"
 #include "pipeline/learn/e2e_layout.h"
@@ -29,15 +29,15 @@ static void take_grid(const json_t *v, char grid[24]) {
 }
 
 /* Root only. An unreadable state tells nothing here; opening it says what is wrong with it. */
-static numerics read_kept(const char *out_dir) {
-    numerics kept = {.threads = 0};
-    json_t *fingerprint = kept_fingerprint(out_dir);
+static numerics read_saved(const char *out_dir) {
+    numerics saved = {.threads = 0};
+    json_t *fingerprint = saved_fingerprint(out_dir);
     const json_t *v = json_object_get(json_object_get(fingerprint, "recipe"), "numerics");
-    take_grid(json_object_get(v, "grid"), kept.grid);
-    take_grid(json_object_get(v, "gptq_grid"), kept.gptq_grid);
-    kept.threads = json_integer_value(json_object_get(v, "threads")); /* 0 where it is "auto" */
+    take_grid(json_object_get(v, "grid"), saved.grid);
+    take_grid(json_object_get(v, "gptq_grid"), saved.gptq_grid);
+    saved.threads = json_integer_value(json_object_get(v, "threads")); /* 0 where it is "auto" */
     json_decref(fingerprint);
-    return kept;
+    return saved;
 }
 
 static void tell(const quantize_run *q, grid_shape grid) {
@@ -65,34 +65,34 @@ void quantize_resolve_slices(quantize_run *q) {
 }
 
 /* On one cell bits do not depend on threads: "auto" stays. */
-static void resolve_threads(quantize_run *q, grid_shape grid, const numerics *kept) {
+static void resolve_threads(quantize_run *q, grid_shape grid, const numerics *saved) {
     if (grid.rows * grid.cols > 1 && !q->set->numerics.threads)
         recipe_put(q->recipe, "numerics.threads",
-                   json_integer(kept->threads > 0 ? kept->threads : gemm_threads()));
+                   json_integer(saved->threads > 0 ? saved->threads : gemm_threads()));
 }
 
 /* A grid key that is "auto" becomes that of the unfinished run, or the best for order n. */
-static err resolve_grid(quantize_run *q, const char *key, const word_or_text *now, const char *kept,
-                        int64_t n, grid_shape *grid) {
+static err resolve_grid(quantize_run *q, const char *key, const word_or_text *now,
+                        const char *saved, int64_t n, grid_shape *grid) {
     char text[24];
-    const char *asked = now->word == WORD_AUTO && kept[0] ? kept : now->text;
+    const char *asked = now->word == WORD_AUTO && saved[0] ? saved : now->text;
     err e = grid_resolve(key, asked, n, comm_size(q->c), grid);
     if (!e.code) recipe_put(q->recipe, key, json_string(grid_text(*grid, text)));
     return e;
 }
 
 /* The widest inputs of linears decide; narrow ones stay on one rank all the same. */
-static err resolve_gptq(quantize_run *q, const numerics *kept) {
+static err resolve_gptq(quantize_run *q, const numerics *saved) {
     const llama_config *c = &q->source.cfg;
     const int64_t from = q->set->numerics.gptq_grid_from,
                   n = size_max(c->intermediate, size_max(c->hidden, c->heads * c->head_dim));
     grid_shape grid;
     char text[24];
     if (n < from) return err_none();
-    err e = resolve_grid(q, "numerics.gptq_grid", &q->set->numerics.gptq_grid, kept->gptq_grid,
+    err e = resolve_grid(q, "numerics.gptq_grid", &q->set->numerics.gptq_grid, saved->gptq_grid,
                          size_max(n, GRID_MIN_ORDER), &grid);
     if (e.code) return e;
-    resolve_threads(q, grid, kept);
+    resolve_threads(q, grid, saved);
     if (grid.rows * grid.cols > 1)
         log_line(LOG_RUN, "numerics: Hessians of %" PRId64 " columns and more on a grid of %s",
                  from, grid_text(grid, text));
@@ -102,22 +102,22 @@ static err resolve_gptq(quantize_run *q, const numerics *kept) {
 err quantize_resolve_numerics(quantize_run *q) {
     const bool learns = quantize_learns(q->set) && q->set->rotate.r1,
                gptq = quantize_uses_gptq(q->set);
-    numerics kept = {.threads = 0};
+    numerics saved = {.threads = 0};
     grid_shape grid;
     quantize_resolve_slices(q);
     if (!learns && !gptq)
         return err_none(); /* nothing is factored over ranks, and no byte depends on these */
-    if (comm_rank(q->c) == 0 && !options_has(q->o, OPT_FORCE)) kept = read_kept(q->out);
-    comm_bcast(q->c, &kept, sizeof kept, 0);
+    if (comm_rank(q->c) == 0 && !options_has(q->o, OPT_FORCE)) saved = read_saved(q->out);
+    comm_bcast(q->c, &saved, sizeof saved, 0);
     err e = err_none();
     if (learns) {
-        e = resolve_grid(q, "numerics.grid", &q->set->numerics.grid, kept.grid,
+        e = resolve_grid(q, "numerics.grid", &q->set->numerics.grid, saved.grid,
                          q->source.cfg.hidden, &grid);
         if (e.code) return e;
-        resolve_threads(q, grid, &kept);
+        resolve_threads(q, grid, &saved);
         tell(q, grid);
     }
-    return gptq ? resolve_gptq(q, &kept) : e;
+    return gptq ? resolve_gptq(q, &saved) : e;
 }
 
 void quantize_choose_gptq_grid(quantize_run *q, int ranks) {

@@ -37,7 +37,7 @@ typedef struct plan_phase {
     double blind_s;      /* the longest time in which it does not look whether to stop */
     /* Of the capture: what it leaves in the run state for later starts; 0: nothing, a start
      * captures again. And the time in which a start reads it. */
-    uint64_t kept_bytes;
+    uint64_t saved_bytes;
     double read_back_s;
     char note[96]; /* "2 replicas x 4 stages"; "" where there is nothing to say */
 } plan_phase;

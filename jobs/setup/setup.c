@@ -398,7 +398,7 @@ err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, w
     if (!e.code) e = check_cache(s);
     if (!e.code && out->down_bits) e = check_bits("activations.down_bits", out->down_bits);
     if (e.code) return e;
-    out->cache_turn = rotation_set_cache(set);
+    out->cache_rotation = rotation_set_cache(set);
     out->cache_scales = rotation_set_cache_scales(set);
     out->R3 = rotation_set_r3(set);
     out->R3_heads = rotation_set_r3_heads(set);

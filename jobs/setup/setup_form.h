@@ -22,7 +22,8 @@ form_online setup_online(const settings *s);
  * needs (R4). */
 err setup_form(recipe *r, const llama_config *cfg);
 
-/* Local. A line where the recipe says how a cache is turned or stored that it does not quantize. */
+/* Local. A line where the recipe says how a cache is rotated or stored that it does not quantize.
+ */
 void setup_cache_say(const settings *s);
 
 /* Local. Lines about what the recipe quantizes and no runtime will, with that one. */

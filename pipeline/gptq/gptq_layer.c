@@ -151,8 +151,8 @@ static void step_name(const gptq_run *r, int64_t layer, llama_step step, char na
 }
 
 /* More columns than tokens: the Hessian lacks directions, and damping stands in for them. */
-static gptq_solve_options solve_of(const gptq_run *r, int64_t n) {
-    gptq_solve_options o = r->s.solve;
+static hessian_factor_options factor_of_step(const gptq_run *r, int64_t n) {
+    hessian_factor_options o = r->s.factor;
     const int64_t tokens = r->s.n_distinct * r->s.length;
     if (tokens < n) o.damp *= (double)n / (double)tokens;
     return o;
@@ -162,22 +162,22 @@ static err quantize_stack(gptq_stack *k, llama_stage *stage, llama_stage *full,
                           const quantize_sink *sink, gptq_layer_report *report) {
     gptq_run *r = k->r;
     gptq_order *o = NULL;
-    gptq_solve *solve = NULL;
+    hessian_factor *factor = NULL;
     char name[96];
     double alpha = full ? r->s.alpha : 0;
-    const gptq_solve_options opts = solve_of(r, k->cols);
+    const hessian_factor_options opts = factor_of_step(r, k->cols);
     step_name(r, stage->first_layer, k->step, name);
     err e = gptq_stack_take(k, full);
     if (!e.code) e = step_order(k, name, &o);
-    if (!e.code) e = gptq_solve_create(&r->moments, o, &opts, name, &solve);
+    if (!e.code) e = hessian_factor_create(&r->moments, o, &opts, name, &factor);
     if (!e.code && alpha > 0) e = gptq_stack_cross(k);
     gptq_moments_drop(&r->moments);
     if (!e.code && full)
-        e = gptq_stack_round_best(k, o, solve, full, alpha, &alpha);
+        e = gptq_stack_round_best(k, o, factor, full, alpha, &alpha);
     else if (!e.code)
-        e = gptq_stack_round(k, o, solve, 0);
-    if (!e.code) gptq_stack_report(k, solve, alpha, report);
-    gptq_solve_destroy(&solve);
+        e = gptq_stack_round(k, o, factor, 0);
+    if (!e.code) gptq_stack_report(k, factor, alpha, report);
+    hessian_factor_destroy(&factor);
     gptq_order_destroy(&o);
     if (!e.code) e = gptq_stack_use(k, &stage->layers[0]);
     return e.code ? e : gptq_stack_hand_over(k, stage->first_layer, sink);
@@ -318,7 +318,7 @@ static err load_full(gptq_run *r, int64_t layer, llama_stage *full) {
     return e;
 }
 
-static err load_vector(const gptq_run *r, llama_role role, int64_t layer, const gptq_kept *kept,
+static err load_vector(const gptq_run *r, llama_role role, int64_t layer, const gptq_saved *saved,
                        float **to) {
     llama_tensor t;
     void *p;
@@ -326,29 +326,29 @@ static err load_vector(const gptq_run *r, llama_role role, int64_t layer, const 
     err e = mem_alloc(t.rows, sizeof(float), t.name, &p);
     if (e.code) return e;
     *to = p;
-    return kept->vector(kept->arg, &t, p);
+    return saved->vector(saved->arg, &t, p);
 }
 
-static err load_kept(const gptq_run *r, int64_t layer, const gptq_kept *kept, llama_layer *to) {
+static err load_saved(const gptq_run *r, int64_t layer, const gptq_saved *saved, llama_layer *to) {
     err e = err_none();
     for (int k = 0; k < LLAMA_VECTORS && !e.code; k++)
-        e = load_vector(r, llama_vectors[k], layer, kept, llama_layer_vector(to, k));
+        e = load_vector(r, llama_vectors[k], layer, saved, llama_layer_vector(to, k));
     for (int k = 0; k < LLAMA_LINEARS && !e.code; k++) {
         llama_tensor t;
         qmatrix *q = NULL;
         llama_tensor_of(r->s.job->cfg, llama_linears[k], layer, &t);
         e = qmatrix_create(t.rows, t.cols, &r->s.job->how, &q);
-        if (!e.code) e = kept->codes(kept->arg, &t, q);
+        if (!e.code) e = saved->codes(saved->arg, &t, q);
         if (!e.code) e = gptq_stack_values(q, llama_layer_linear(to, k));
         qmatrix_destroy(&q);
     }
     return e;
 }
 
-err gptq_run_pass(gptq_run *r, int64_t layer, const gptq_kept *kept) {
+err gptq_run_pass(gptq_run *r, int64_t layer, const gptq_saved *saved) {
     llama_stage stage = {.cfg = NULL}, full = {.cfg = NULL};
     err e = llama_stage_init(&stage, r->s.job->cfg, layer, 1);
-    if (!e.code) e = load_kept(r, layer, kept, &stage.layers[0]);
+    if (!e.code) e = load_saved(r, layer, saved, &stage.layers[0]);
     e = comm_agree(r->s.c, e, "a finished layer", NULL);
     if (!e.code) e = pass_stream(r, &stage, GPTQ_QUANTIZED);
     const bool both = r->s.asymmetric && !r->s.from_layer;
@@ -383,7 +383,7 @@ static uint64_t bf16_bytes(const gptq_stack *k) {
 static void offer_step(const gptq_settings *s, int ranks, int rank, const gptq_stack *k,
                        uint64_t later, uint64_t fused, gptq_bytes *best) {
     const gptq_options how = {
-        .how = s->job->how, .block = s->solve.block, .energy = !s->asymmetric};
+        .how = s->job->how, .block = s->factor.block, .energy = !s->asymmetric};
     const uint64_t own = (uint64_t)(k->own_n * k->cols) *
                          (sizeof(float) + (s->asymmetric ? sizeof(double) : 0)),
                    codes = qmatrix_bytes(k->rows, k->cols, &s->job->how) +
@@ -393,13 +393,13 @@ static void offer_step(const gptq_settings *s, int ranks, int rank, const gptq_s
                        gptq_rows_bytes(&how, size_min(k->own_n, gptq_stack_batch(s, ranks, k)),
                                        k->cols, s->asymmetric),
                    trial = s->asymmetric ? gptq_stack_trial_bytes(s, k) : 0,
-                   factor = gptq_solve_bytes(&s->solve, k->cols, rank);
+                   factor = hessian_factor_bytes(&s->factor, k->cols, rank);
     gptq_bytes m = {.activations = best->activations};
     m.weights = later + full;
     m.rows = own + codes;
     gptq_bytes taken = m, solved = m, rounded = m, used = m;
     taken.weights += fused;
-    solved.factor = factor + gptq_solve_scratch_bytes(&s->solve, k->cols, rank);
+    solved.factor = factor + hessian_factor_scratch_bytes(&s->factor, k->cols, rank);
     solved.sums = gptq_moments_bytes(k->cols, s->length, !s->scratch, s->asymmetric);
     rounded.factor = factor;
     rounded.rows += most(rounding, trial);

@@ -12,9 +12,9 @@
 #ifndef SPINSHARD_PIPELINE_GPTQ_GPTQ_LAYER_H
 #define SPINSHARD_PIPELINE_GPTQ_GPTQ_LAYER_H
 
-#include "pipeline/gptq/gptq_solve.h"
 #include "pipeline/gptq/gptq_source.h"
 #include "pipeline/gptq/gptq_windows.h"
+#include "pipeline/gptq/hessian_factor.h"
 #include "pipeline/site_look.h"
 
 typedef struct gptq_settings {
@@ -33,7 +33,7 @@ typedef struct gptq_settings {
     double alpha;        /* its strength at most */
     bool act_order;
     bool tell_sites; /* look at the inputs: gptq_layer_report.sites */
-    gptq_solve_options solve;
+    hessian_factor_options factor;
 } gptq_settings;
 
 /* What is reported of a linear. */
@@ -70,14 +70,14 @@ err gptq_run_layer(gptq_run *r, int64_t layer, const quantize_sink *sink, bool l
 
 /* Where a finished layer comes from: fills codes, scales and zero points of a linear into q (made
  * for it), and a norm or bias as stored into `to`. Called on every rank. */
-typedef struct gptq_kept {
+typedef struct gptq_saved {
     void *arg;
     err (*codes)(void *arg, const llama_tensor *t, qmatrix *q);
     err (*vector)(void *arg, const llama_tensor *t, float *to);
-} gptq_kept;
+} gptq_saved;
 
 /* Collective. Advance the streams through a layer that is quantized already. */
-err gptq_run_pass(gptq_run *r, int64_t layer, const gptq_kept *kept);
+err gptq_run_pass(gptq_run *r, int64_t layer, const gptq_saved *saved);
 
 /* Local. The most parts that a rank's rows can be rounded in; of s, job->cfg alone is looked at. */
 int64_t gptq_run_most_batches(const gptq_settings *s, int ranks);

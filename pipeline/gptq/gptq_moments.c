@@ -14,9 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Rows of a panel; columns of the diagonal at a time; tokens that are turned at a time; windows of
- * which a panel's products are added while its integers are in cache. */
-enum { PANEL = 1024, STRIPE = 128, TURN = 64, GROUP = 8 };
+/* Rows of a panel; columns of the diagonal at a time; tokens that are transposed at a time; windows
+ * of which a panel's products are added while its integers are in cache. */
+enum { PANEL = 1024, STRIPE = 128, TRANSPOSE_TILE = 64, GROUP = 8 };
 
 /* Products are cut into tiles of these rows and columns. */
 enum { TILE_ROWS = 256, TILE_COLS = 256 };
@@ -55,7 +55,7 @@ static uint64_t tile_bytes(int64_t length) {
     return packed_bytes(length) + TILE_ROWS * TILE_COLS * sizeof(float);
 }
 
-/* Windows whose turned rows are held at a time: as many as the integers in cache are worth, one
+/* Windows whose transposed rows are held at a time: as many as the integers in cache are worth, one
  * where each comes from a file. */
 static int64_t group_of(bool in_memory) {
     return in_memory ? GROUP : 1;
@@ -179,18 +179,18 @@ err gptq_moments_diagonal(gptq_moments *m, int64_t n, const char *what, double *
 
 /* ---- the order of the columns ---- */
 
-static void arrange_rows(bf16 *x, int64_t length, int64_t n, const int64_t *order, bool back,
+static void arrange_rows(bf16 *x, int64_t length, int64_t n, const int64_t *order, bool inverse,
                          bf16 *rooms) {
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < length; t++) {
         bf16 *row = x + t * n, *was = rooms + gemm_thread() * n;
         memcpy(was, row, (size_t)n * sizeof *row);
-        for (int64_t j = 0; j < n && !back; j++) row[j] = was[order[j]];
-        for (int64_t j = 0; j < n && back; j++) row[order[j]] = was[j];
+        for (int64_t j = 0; j < n && !inverse; j++) row[j] = was[order[j]];
+        for (int64_t j = 0; j < n && inverse; j++) row[order[j]] = was[j];
     }
 }
 
-err gptq_moments_arrange(gptq_moments *m, const int64_t *order, bool back) {
+err gptq_moments_arrange(gptq_moments *m, const int64_t *order, bool inverse) {
     const int64_t length = gptq_windows_get_options(m->windows)->length;
     void *rooms;
     err e = mem_alloc(gemm_threads() * m->n, sizeof(bf16), "inputs in another order", &rooms);
@@ -198,7 +198,7 @@ err gptq_moments_arrange(gptq_moments *m, const int64_t *order, bool back) {
         bf16 *x;
         e = gptq_windows_get_input(m->windows, GPTQ_QUANTIZED, i, &x);
         if (e.code) break;
-        arrange_rows(x, length, m->n, order, back, rooms);
+        arrange_rows(x, length, m->n, order, inverse, rooms);
         e = gptq_windows_put_input(m->windows, GPTQ_QUANTIZED, i);
     }
     mem_free(rooms);
@@ -207,8 +207,8 @@ err gptq_moments_arrange(gptq_moments *m, const int64_t *order, bool back) {
 
 /* ---- panels ----
  * A tile of the integers is TILE_ROWS x TILE_COLS. The right factor is what the forward pass left,
- * [length, n]; only the left one, a panel's rows, is turned. A thread takes the columns of a tile,
- * packs their factor once for all rows of a window, and adds window after window, so that its
+ * [length, n]; only the left one, a panel's rows, is transposed. A thread takes the columns of a
+ * tile, packs their factor once for all rows of a window, and adds window after window, so that its
  * integers stay in cache as long as there are windows at hand: all of a group where they are in
  * memory, one where they come from files. */
 
@@ -228,9 +228,9 @@ typedef struct panel {
 
 /* Tokens [t, t + tokens) and columns [j, j + cols) of x, less another, to rows of `to`. By way of a
  * block: neighbours in a column are whole pages apart, and would drive each other out of cache. */
-static void turn_block(const panel *p, const bf16 *x, const bf16 *less, int64_t t, int64_t tokens,
-                       int64_t j, int64_t cols, bf16 *to) {
-    bf16 block[TURN][TURN];
+static void transpose_block(const panel *p, const bf16 *x, const bf16 *less, int64_t t,
+                            int64_t tokens, int64_t j, int64_t cols, bf16 *to) {
+    bf16 block[TRANSPOSE_TILE][TRANSPOSE_TILE];
     for (int64_t i = 0; i < tokens; i++) {
         const bf16 *row = x + (t + i) * p->m->n + j;
         const bf16 *other = less ? less + (t + i) * p->m->n + j : NULL;
@@ -243,14 +243,14 @@ static void turn_block(const panel *p, const bf16 *x, const bf16 *less, int64_t 
 }
 
 /* Inputs [length, n] of the panel's rows to [rows, length]; less: other is taken away first. */
-static void turn(const panel *p, const bf16 *x, const bf16 *less, bf16 *to) {
-    const int64_t blocks = size_ceil_div(p->length, TURN);
+static void transpose(const panel *p, const bf16 *x, const bf16 *less, bf16 *to) {
+    const int64_t blocks = size_ceil_div(p->length, TRANSPOSE_TILE);
 #pragma omp parallel for schedule(static)
     for (int64_t b = 0; b < blocks; b++) {
-        const int64_t t = b * TURN, tokens = size_min(TURN, p->length - t);
-        for (int64_t r = 0; r < p->rows; r += TURN)
-            turn_block(p, x, less, t, tokens, p->first + r, size_min(TURN, p->rows - r),
-                       to + r * p->length + t);
+        const int64_t t = b * TRANSPOSE_TILE, tokens = size_min(TRANSPOSE_TILE, p->length - t);
+        for (int64_t r = 0; r < p->rows; r += TRANSPOSE_TILE)
+            transpose_block(p, x, less, t, tokens, p->first + r,
+                            size_min(TRANSPOSE_TILE, p->rows - r), to + r * p->length + t);
     }
 }
 
@@ -378,7 +378,7 @@ static err add_panels(panel *p) {
         if (!e.code && p->cross) e = gptq_windows_get_input(m->windows, GPTQ_FULL, i, &full);
         if (e.code) break;
         bf16 *left = m->left + p->windows * p->rows * p->length;
-        turn(p, p->cross ? full : x, p->cross ? x : NULL, left);
+        transpose(p, p->cross ? full : x, p->cross ? x : NULL, left);
         p->x[p->windows++] = x;
         if (p->windows == most) add_group(p);
     }

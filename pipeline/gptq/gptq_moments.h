@@ -3,7 +3,7 @@
  * are bf16 factors (exact in fp32) with fp32 sums; windows are added as integers, so the sums are
  * exact and the same for any number of ranks and threads. Row by row of panels: no rank ever holds
  * a whole moment of a large order. Not the factorization (quant/gptq.h,
- * pipeline/gptq/gptq_solve.h).
+ * pipeline/gptq/hessian_factor.h).
  *
  * The exponent of the integers: no entry of X^T X of a window is above its largest diagonal entry
  * (Cauchy, Schwarz), and those are found first, with the order of the columns that GPTQ wants. */
@@ -50,9 +50,9 @@ err gptq_moments_diagonal(gptq_moments *m, int64_t n, const char *what, double *
 int64_t gptq_moments_panel_rows(int64_t n); /* local */
 
 /* Local. Permute the columns of the stored inputs (stream GPTQ_QUANTIZED): column order[k] moves to
- * place k; with `back`, the inverse permutation. Later sums are in the new order. Fails with
+ * place k; with `inverse`, the inverse permutation. Later sums are in the new order. Fails with
  * ERR_NOFIT, ERR_INPUT, ERR_SPACE. */
-err gptq_moments_arrange(gptq_moments *m, const int64_t *order, bool back);
+err gptq_moments_arrange(gptq_moments *m, const int64_t *order, bool inverse);
 
 /* Collective. Rows [first, first + rows) of H, columns [first, n), as integers of 2^exponent
  * [rows, n - first] in *v, summed over all ranks; at `root` alone, or on every rank

@@ -217,18 +217,19 @@ static err row_errors(gptq_stack *k) {
     return e;
 }
 
-err gptq_stack_round(gptq_stack *k, const gptq_order *o, gptq_solve *solve, double alpha) {
+err gptq_stack_round(gptq_stack *k, const gptq_order *o, hessian_factor *factor, double alpha) {
     const gptq_settings *s = &k->r->s;
     const int64_t batch = gptq_stack_batch(s, comm_size(s->c), k),
                   most = most_units(comm_size(s->c), k) * GPTQ_UNIT_ROWS;
     const gptq_options opts = {
-        .how = s->job->how, .block = s->solve.block, .alpha = alpha, .energy = !s->asymmetric};
+        .how = s->job->how, .block = s->factor.block, .alpha = alpha, .energy = !s->asymmetric};
     err e = err_none();
     for (int64_t i = 0; i < most && !e.code; i += batch) { /* as often on every rank */
         const int64_t row = size_min(i, k->own_n), at = row * k->cols;
-        e = gptq_rows(&opts, o, gptq_solve_damping(solve)->lambda, gptq_solve_panels(solve),
-                      k->w + at, alpha > 0 ? k->cross + at : NULL, size_min(batch, k->own_n - row),
-                      k->own0 + row, k->q, k->loss + k->own0 + row);
+        e = gptq_rows(&opts, o, hessian_factor_damping(factor)->lambda,
+                      hessian_factor_panels(factor), k->w + at, alpha > 0 ? k->cross + at : NULL,
+                      size_min(batch, k->own_n - row), k->own0 + row, k->q,
+                      k->loss + k->own0 + row);
         e = comm_agree(s->c, e, "rounding rows", NULL);
     }
     if (!e.code) e = comm_agree(s->c, row_errors(k), "errors of rows", NULL);
@@ -236,20 +237,20 @@ err gptq_stack_round(gptq_stack *k, const gptq_order *o, gptq_solve *solve, doub
     return e;
 }
 
-void gptq_stack_report(const gptq_stack *k, const gptq_solve *solve, double alpha,
+void gptq_stack_report(const gptq_stack *k, const hessian_factor *factor, double alpha,
                        gptq_layer_report *report) {
     int64_t at = 0;
     qerror_add(k->errors, k->rows, &report->error);
     for (int i = 0; i < k->n_linears; i++) {
         gptq_linear_report *l = &report->linears[k->first_linear + i];
         const int64_t rows = linear_rows(k->r->s.job->cfg, k->first_linear + i);
-        *l = (gptq_linear_report){.damping = *gptq_solve_damping(solve), .alpha = alpha};
+        *l = (gptq_linear_report){.damping = *hessian_factor_damping(factor), .alpha = alpha};
         gptq_report_add(k->loss + at, rows, &l->loss);
         l->measured = k->measured;
         if (k->measured) {
             l->loss.rtn = k->nearest.error[i];
-            l->loss.kept = k->kept.error[i];
-            l->loss.energy = k->kept.energy[i];
+            l->loss.chosen = k->chosen.error[i];
+            l->loss.energy = k->chosen.energy[i];
         }
         at += rows;
     }
@@ -361,8 +362,8 @@ static double total_error(const gptq_stack *k, const gptq_outputs *o) {
     return sum;
 }
 
-err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, gptq_solve *solve, llama_stage *full,
-                          double first, double *alpha) {
+err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, hessian_factor *factor,
+                          llama_stage *full, double first, double *alpha) {
     const double tries[] = {0, first / 2, first};
     double least = INFINITY, last = -1;
     rtn_quantize_rows(&k->r->s.job->how, k->w, k->own_n, k->cols, k->own0, k->q);
@@ -371,7 +372,7 @@ err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, gptq_solve *solve,
     *alpha = first;
     for (int i = k->r->moments.hold_out && first > 0 ? 0 : 2; i < 3 && !e.code; i++) {
         gptq_outputs found;
-        e = gptq_stack_round(k, o, solve, tries[i]);
+        e = gptq_stack_round(k, o, factor, tries[i]);
         if (!e.code) e = measure(k, full, &found);
         if (e.code) break;
         last = tries[i];
@@ -379,8 +380,8 @@ err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, gptq_solve *solve,
         if (!(error < least)) continue;
         least = error;
         *alpha = tries[i];
-        k->kept = found;
+        k->chosen = found;
     }
     k->measured = !e.code;
-    return e.code || last == *alpha ? e : gptq_stack_round(k, o, solve, *alpha);
+    return e.code || last == *alpha ? e : gptq_stack_round(k, o, factor, *alpha);
 }

@@ -26,16 +26,16 @@ typedef struct gptq_stack {
     llama_step step;
     int first_linear, n_linears;
     int64_t rows, cols;
-    int64_t own0, own_n;        /* rows of this rank */
-    float *w;                   /* owned; [own_n, cols] */
-    double *cross;              /* owned; [own_n, cols] or NULL */
-    qmatrix *q;                 /* owned; [rows, cols] */
-    gptq_loss *loss;            /* owned; [rows] */
-    qerror *errors;             /* owned; [rows] */
-    bool measured;              /* GPTAQ: nearest and kept are known */
-    gptq_outputs nearest, kept; /* by rounding to nearest; by the codes in q */
-    int64_t at;                 /* first row of the linear whose bands come */
-    wmat *full;                 /* of that linear in the stream of full precision; NULL: none */
+    int64_t own0, own_n;          /* rows of this rank */
+    float *w;                     /* owned; [own_n, cols] */
+    double *cross;                /* owned; [own_n, cols] or NULL */
+    qmatrix *q;                   /* owned; [rows, cols] */
+    gptq_loss *loss;              /* owned; [rows] */
+    qerror *errors;               /* owned; [rows] */
+    bool measured;                /* GPTAQ: nearest and chosen are known */
+    gptq_outputs nearest, chosen; /* by rounding to nearest; by the codes in q */
+    int64_t at;                   /* first row of the linear whose bands come */
+    wmat *full;                   /* of that linear in the stream of full precision; NULL: none */
 } gptq_stack;
 
 /* Local. Rows and columns, and the rows of one of so many ranks: whole units, in rank order. */
@@ -55,15 +55,15 @@ err gptq_stack_take(gptq_stack *k, llama_stage *full);
 err gptq_stack_cross(gptq_stack *k);
 
 /* Collective. Codes of all rows, on every rank, with their losses. */
-err gptq_stack_round(gptq_stack *k, const gptq_order *o, gptq_solve *solve, double alpha);
+err gptq_stack_round(gptq_stack *k, const gptq_order *o, hessian_factor *factor, double alpha);
 
 /* Collective. For GPTAQ: the same with the strength of `first`, its half and 0 that leaves least
  * error in the outputs of the windows that are held out; *alpha: the one taken. Both streams'
  * inputs are at hand, `full` has the linears in full precision. The outputs are measured: losses of
  * GPTAQ lack a constant that only they tell. Fails with ERR_NUMERICS where one is not finite, by
  * window. */
-err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, gptq_solve *solve, llama_stage *full,
-                          double first, double *alpha);
+err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, hessian_factor *factor,
+                          llama_stage *full, double first, double *alpha);
 
 /* Local. Bytes of a trial of gptq_stack_round_best: values of the codes, outputs of a window. */
 uint64_t gptq_stack_trial_bytes(const gptq_settings *s, const gptq_stack *k);
@@ -74,7 +74,7 @@ err gptq_stack_values(const qmatrix *q, wmat *to);
 err gptq_stack_use(gptq_stack *k, llama_layer *layer);
 
 /* Local. Into the report of the layer. Collective: to the sink of the rank that has one. */
-void gptq_stack_report(const gptq_stack *k, const gptq_solve *solve, double alpha,
+void gptq_stack_report(const gptq_stack *k, const hessian_factor *factor, double alpha,
                        gptq_layer_report *report);
 err gptq_stack_hand_over(const gptq_stack *k, int64_t layer, const quantize_sink *sink);
 

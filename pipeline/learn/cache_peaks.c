@@ -64,7 +64,8 @@ const double *cache_peaks_get(const cache_peaks *p, int64_t layer) {
     return p->peaks + (layer - p->first) * 2 * p->each;
 }
 
-double cache_scale_of(const double *peaks, const double *S, int64_t heads, int64_t d, bool turned) {
+double cache_scale_of(const double *peaks, const double *S, int64_t heads, int64_t d,
+                      bool rotated) {
     const double largest = 448; /* of E4M3 */
     double bound = 0;
     for (int64_t h = 0; h < heads; h++) {
@@ -74,7 +75,7 @@ double cache_scale_of(const double *peaks, const double *S, int64_t heads, int64
             sum += a * a;
             if (peak_above(a, most)) most = a;
         }
-        const double here = turned ? sqrt(sum) : most;
+        const double here = rotated ? sqrt(sum) : most;
         if (peak_above(here, bound)) bound = here;
     }
     return bound != 0 ? exp2(ceil(log2(bound / largest))) : 1;

@@ -34,7 +34,7 @@ const double *cache_peaks_get(const cache_peaks *p, int64_t layer);
 int64_t cache_peaks_entries(const llama_config *cfg);
 
 /* Local. The scale for peaks [heads, d], a power of two, 1 where they are 0. S: scales before the
- * cache, [heads, d]; NULL: ones. turned: a rotation of the heads, whichever, stands between. */
-double cache_scale_of(const double *peaks, const double *S, int64_t heads, int64_t d, bool turned);
+ * cache, [heads, d]; NULL: ones. rotated: a rotation of the heads, whichever, stands between. */
+double cache_scale_of(const double *peaks, const double *S, int64_t heads, int64_t d, bool rotated);
 
 #endif

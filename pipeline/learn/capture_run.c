@@ -17,7 +17,8 @@
 
 /* As many windows are on their way at once as there are stages: forward of all, then backward of
  * all in reverse, so that no stage waits for a whole round trip. Blocks are computed again from
- * their inputs into one stash, which is what keeps a window in flight small. */
+ * their inputs, and the saved activations stand in one place, which is what keeps a window in
+ * flight small. */
 typedef struct capture {
     const comm *c;
     const llama_stage *stage;
@@ -137,7 +138,7 @@ static err capture_init(capture *k) {
 }
 
 static void capture_clear(capture *k) {
-    for (int i = k->in_flight - 1; i >= 0; i--) { /* the first has the stash of all */
+    for (int i = k->in_flight - 1; i >= 0; i--) { /* the first has the room of all */
         comm_wait(&k->sent[i]);
         llama_layers_destroy(&k->layers[i]);
         mem_free(k->x[i]);
@@ -176,7 +177,7 @@ static void forward(capture *k, int64_t window, int slot, err *e) {
     }
     if (rank > 0) comm_recv(k->c, x, stream_bytes(k), rank - 1, TAG_ACTIVATIONS);
     const bool good = llama_layers_finite(k->layers[slot], n, x);
-    if (!e->code) *e = llama_layers_keep(k->layers[slot], k->stage, NULL, n, x, k->work);
+    if (!e->code) *e = llama_layers_save(k->layers[slot], k->stage, NULL, n, x, k->work);
     tell_progress(k, k->stage->n_layers);
     const int64_t bad = e->code ? -1 : llama_layers_first_bad(k->layers[slot], n, x);
     if (good && bad >= 0) *e = not_finite(k, window, "the residual stream", bad);

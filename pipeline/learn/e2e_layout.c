@@ -64,9 +64,9 @@ static void cut_layers(const e2e_wish *w, int stages, stage_range *ranges) {
     const schedule_costs work = e2e_layout_costs(cfg, w->shape.through);
     const double params = (double)llama_layer_params(cfg), half = 2;
     const double row = half * (double)cfg->hidden;
-    const double stash = (double)llama_stash_bytes(cfg, w->sites, &w->shape);
+    const double saved = (double)llama_saved_bytes(cfg, w->sites, &w->shape);
     const stage_costs c = {.layer_work = work.forward + work.backward,
-                           .layer_memory = half * params + stash,
+                           .layer_memory = half * params + saved,
                            .first_memory = w->load.embed ? (double)w->load.embed->n * row : 0,
                            .last_work = work.head,
                            .last_memory = (double)cfg->vocab * row};

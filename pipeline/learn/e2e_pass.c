@@ -18,7 +18,7 @@
 typedef struct slot {
     char *x;             /* owned; real [window, hidden] */
     char *inputs;        /* owned; the same, what the stage was given; recompute only */
-    llama_stash **stash; /* [layers]; owned, but with recompute all slots have the same */
+    llama_saved **saved; /* [layers]; owned, but with recompute all slots have the same */
     comm_request **sent; /* [slices]: from rows of x */
 } slot;
 
@@ -57,8 +57,8 @@ uint64_t e2e_pass_bytes(const llama_config *cfg, const llama_sites *sites,
                         int64_t teacher_windows) {
     const uint64_t real = llama_real_bytes(shape->compute), n = (uint64_t)cfg->hidden;
     const uint64_t stream = (uint64_t)shape->window * n * real, in_flight = (uint64_t)k;
-    const uint64_t stashes = (uint64_t)n_layers * (recompute ? 1 : in_flight);
-    uint64_t bytes = stashes * llama_stash_bytes(cfg, sites, shape);
+    const uint64_t n_saved = (uint64_t)n_layers * (recompute ? 1 : in_flight);
+    uint64_t bytes = n_saved * llama_saved_bytes(cfg, sites, shape);
     bytes += llama_work_bytes(cfg, sites, shape, gemm_threads());
     bytes += in_flight * stream * (recompute ? 2 : 1) +
              (recompute ? (uint64_t)shape->slice * n * real : 0);
@@ -81,13 +81,13 @@ static err create_slot(e2e_pass *p, int64_t i, const llama_sites *sites) {
     slot *s = &p->slots[i];
     err e = room_for(rows, p->row_bytes, "residual stream", &s->x);
     if (!e.code) e = room_for(p->slices, sizeof *s->sent, "messages", &s->sent);
-    if (!e.code) e = room_for(p->n_layers, sizeof *s->stash, "stashes", &s->stash);
+    if (!e.code) e = room_for(p->n_layers, sizeof *s->saved, "saved activations", &s->saved);
     if (!e.code && p->recompute) e = room_for(rows, p->row_bytes, "inputs of a stage", &s->inputs);
     for (int64_t l = 0; l < p->n_layers && !e.code; l++) {
         if (p->recompute && i > 0)
-            s->stash[l] = p->slots[0].stash[l];
+            s->saved[l] = p->slots[0].saved[l];
         else
-            e = llama_stash_create(p->s.stage->cfg, sites, &shape, &s->stash[l]);
+            e = llama_saved_create(p->s.stage->cfg, sites, &shape, &s->saved[l]);
     }
     return e;
 }
@@ -148,9 +148,9 @@ err e2e_pass_create(const e2e_setting *s, const llama_sites *sites, e2e_pass **o
 static void clear_slot(e2e_pass *p, int64_t i) {
     slot *s = &p->slots[i];
     const bool owner = !p->recompute || i == 0;
-    for (int64_t l = 0; owner && s->stash && l < p->n_layers; l++)
-        llama_stash_destroy(&s->stash[l]);
-    mem_free(s->stash);
+    for (int64_t l = 0; owner && s->saved && l < p->n_layers; l++)
+        llama_saved_destroy(&s->saved[l]);
+    mem_free(s->saved);
     mem_free(s->sent);
     mem_free(s->inputs);
     mem_free(s->x);
@@ -227,8 +227,8 @@ static const llama_stage *student(const e2e_pass *p) {
 static void layers_forward(e2e_pass *p, const piece *c, const llama_sites *sites, char *x) {
     const llama_stage *stage = sites ? student(p) : p->s.stage;
     for (int64_t l = 0; l < p->n_layers && !p->e.code; l++) {
-        p->e = llama_block_forward_keep(stage, stage->first_layer + l, sites, c->t0, c->n, x,
-                                        c->at->stash[l], p->work);
+        p->e = llama_block_forward_save(stage, stage->first_layer + l, sites, c->t0, c->n, x,
+                                        c->at->saved[l], p->work);
         if (!p->e.code && !finite_reals(x, c->n * p->hidden, p->s.shape.compute))
             p->e = not_finite(p, "activations are", stage->first_layer + l, c->window);
     }
@@ -318,7 +318,7 @@ static void layer_backward(e2e_pass *p, const piece *c, int64_t l) {
     const int64_t each = p->scale_at[SCALE_KINDS];
     const rotation_grads grads = unit_of(p);
     p->e = llama_block_backward(stage, stage->first_layer + l, p->sites, c->t0, c->n, c->x,
-                                c->at->stash[l], &grads, weights ? &hook : NULL, p->work);
+                                c->at->saved[l], &grads, weights ? &hook : NULL, p->work);
     if (p->e.code) return;
     if (weights) weight_site_add(weights, stage->first_layer + l, &grads);
     if (R1) fixed_sum_add(R1, 0, R1->n, compute, p->unit_r1);
@@ -348,7 +348,7 @@ static void run_teacher(e2e_pass *p) {
                 send_on(p, &c, p->rank + 1, TAG_ACTIVATIONS);
             } else if (!p->e.code) {
                 llama_teacher t = teacher_at(p, &c);
-                p->e = llama_teacher_keep(p->s.stage, c.n, c.x, &t, p->work);
+                p->e = llama_teacher_save(p->s.stage, c.n, c.x, &t, p->work);
             }
         }
     }

@@ -46,7 +46,7 @@ typedef struct e2e_result {
 
 typedef struct e2e_pass e2e_pass;
 
-/* Local. sites: which act, as for llama_stash_create; gemm_threads() is taken here. Caller owns
+/* Local. sites: which act, as for llama_saved_create; gemm_threads() is taken here. Caller owns
  * *out. Fails with ERR_NOFIT. */
 err e2e_pass_create(const e2e_setting *s, const llama_sites *sites, e2e_pass **out);
 void e2e_pass_destroy(e2e_pass **p); /* local; NULL is fine; sets NULL */

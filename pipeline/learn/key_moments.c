@@ -137,15 +137,15 @@ err key_moments_signs(const key_moments *m, int64_t layer, int64_t kv_head, cons
     const int64_t d = m->d;
     const wide_sum *mean = sums_of(m, layer, kv_head) + d * d;
     rotation *H = NULL;
-    double *turned = NULL;
+    double *rotated = NULL;
     err e = rotation_create_hadamard(d, NULL, &H);
     if (!e.code) e = rotation_to_dense(H, R3);
-    if (!e.code) e = MEM_NEW(&turned, d, "mean of keys");
-    for (int64_t i = 0; i < d && !e.code; i++) turned[i] = real_of(mean[i]) / (S ? S[i] : 1);
-    if (!e.code) rotation_apply_f64(H, turned, 1, d, false);
+    if (!e.code) e = MEM_NEW(&rotated, d, "mean of keys");
+    for (int64_t i = 0; i < d && !e.code; i++) rotated[i] = real_of(mean[i]) / (S ? S[i] : 1);
+    if (!e.code) rotation_apply_f64(H, rotated, 1, d, false);
     for (int64_t i = 0; i < d * d && !e.code; i++)
-        if (turned[i % d] < 0) R3[i] = -R3[i];
-    mem_free(turned);
+        if (rotated[i % d] < 0) R3[i] = -R3[i];
+    mem_free(rotated);
     rotation_destroy(&H);
     return e;
 }

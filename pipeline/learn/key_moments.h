@@ -4,7 +4,7 @@
  * RoPE turns fast pairs through all angles, and slow ones hardly at all: those keep what a key's
  * projection has in common, a large constant part. A plain Hadamard matrix spreads it with both
  * signs, so that the zero point cannot take it. R3 may be any rotation of a KV head, since queries
- * of its group are turned likewise and q k^T stays. Two that know the mean:
+ * of its group are rotated likewise and q k^T stays. Two that know the mean:
  *     pca    V T, V the eigenvectors of E[k^T k], largest first, T flat with a constant first row:
  *            the main direction becomes an offset of all channels, as in the start of R2
  *     signs  H diag(sign(E[k] H)): every channel has its mean on the same side of zero */

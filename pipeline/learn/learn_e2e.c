@@ -412,9 +412,9 @@ static err mean_loss(const learn_e2e *l, double *mean) {
 static double token_flop(const learn_e2e *l) {
     const double n = (double)l->cfg->hidden, heads = (double)(l->cfg->heads * l->cfg->head_dim);
     const double scaled = l->w->shape.scales & (1u << SCALE_ATTN | 1u << SCALE_MLP) ? 2 * n * n : 0;
-    const double turns = (l->w->shape.r1 ? 6 * n * n : 0) + scaled;
+    const double rotations = (l->w->shape.r1 ? 6 * n * n : 0) + scaled;
     const double attention = 3.5 * heads * (double)l->w->shape.window;
-    const double layer = 2 * (double)llama_layer_params(l->cfg) + turns + attention;
+    const double layer = 2 * (double)llama_layer_params(l->cfg) + rotations + attention;
     return 2 * ((double)l->cfg->layers * layer + 2 * n * (double)l->cfg->vocab);
 }
 
@@ -457,15 +457,15 @@ err learn_e2e_step(learn_e2e *l, learn_report *report) {
 
 static void obey(learn_e2e *l, judge_word word) {
     if (word == JUDGE_GO_ON) return;
-    const bool back = word == JUDGE_TAKE_BACK;
-    if (l->r1 && back) cayley_dist_take_back(l->r1);
-    if (l->r1 && !back) cayley_dist_keep(l->r1);
-    if (l->r1 && back) share_r1(l);
-    if (l->r2 && back) r2_part_take_back(l->r2);
-    if (l->r2 && !back) r2_part_keep(l->r2);
-    if (l->r2 && l->active && back) share_r2(l);
-    if (l->scales && back) scale_part_take_back(l->scales);
-    if (l->scales && !back) scale_part_keep(l->scales);
+    const bool restore = word == JUDGE_RESTORE;
+    if (l->r1 && restore) cayley_dist_restore(l->r1);
+    if (l->r1 && !restore) cayley_dist_snapshot(l->r1);
+    if (l->r1 && restore) share_r1(l);
+    if (l->r2 && restore) r2_part_restore(l->r2);
+    if (l->r2 && !restore) r2_part_snapshot(l->r2);
+    if (l->r2 && l->active && restore) share_r2(l);
+    if (l->scales && restore) scale_part_restore(l->scales);
+    if (l->scales && !restore) scale_part_snapshot(l->scales);
 }
 
 /* The gradients of the pass are not used, and what it says of their size is not remembered. */

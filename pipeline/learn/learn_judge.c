@@ -11,7 +11,7 @@ judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last
         j->begun = true;
         j->start = j->best = loss;
         j->best_step = step;
-        return JUDGE_KEEP;
+        return JUDGE_SNAPSHOT;
     }
     if (loss <= j->best) {
         j->best = loss;
@@ -22,7 +22,7 @@ judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last
             j->rate *= 2;
             j->gained = 0;
         }
-        return JUDGE_KEEP;
+        return JUDGE_SNAPSHOT;
     }
     j->gained = 0;
     if (loss <= j->best * (1 + j->noise) && !(last && loss > j->start)) {
@@ -32,7 +32,7 @@ judge_word learn_judge_hear(learn_judge *j, double loss, int64_t step, bool last
     j->rate /= 2;
     j->waited = 0;
     j->taken_back++;
-    return JUDGE_TAKE_BACK;
+    return JUDGE_RESTORE;
 }
 
 int64_t learn_judge_every(int64_t steps) {

@@ -31,9 +31,9 @@ typedef struct learn_judge {
 } learn_judge;
 
 typedef enum judge_word {
-    JUDGE_KEEP,      /* the best so far: remember it */
-    JUDGE_GO_ON,     /* not the best, but close to it */
-    JUDGE_TAKE_BACK, /* go back to the best */
+    JUDGE_SNAPSHOT, /* the best so far: remember it */
+    JUDGE_GO_ON,    /* not the best, but close to it */
+    JUDGE_RESTORE,  /* go back to the best */
 } judge_word;
 
 /* Worse by more than this share of the best is worse than by noise. The rows are the same each

@@ -311,21 +311,21 @@ static err step_r1(learn_range *l, const range_batch *b, learn_report *report) {
 }
 
 int learn_range_passes_r2(const learn_range *l) {
-    return l->o.cache_turn ? 2 : 1;
+    return l->o.cache_rotation ? 2 : 1;
 }
 
-/* R2, or R2 T where the rows are values that the runtime turns. */
-static void begin_r2(learn_range *l, int64_t matrix, bool turned) {
+/* R2, or R2 T where the rows are values that the runtime rotates. */
+static void begin_r2(learn_range *l, int64_t matrix, bool rotated) {
     const int64_t dd = l->d * l->d;
     const double *R2 = l->R2 + matrix * dd;
-    if (!turned) {
+    if (!rotated) {
         range_begin(l->work2, R2);
         return;
     }
     double *both = malloc((size_t)dd * sizeof *both);
     if (!both) abort();
     memcpy(both, R2, (size_t)dd * sizeof *both);
-    rotation_apply_f64(l->o.cache_turn, both, l->d, l->d, false);
+    rotation_apply_f64(l->o.cache_rotation, both, l->d, l->d, false);
     range_begin(l->work2, both);
     free(both);
 }
@@ -378,7 +378,7 @@ static int64_t gradient_r2(learn_range *l, int64_t m, double *G) {
         for (int64_t i = 0; i < d; i++)
             for (int64_t j = 0; j < d; j++) G[i * d + j] += (double)b.grad[j * d + i] * b.unit;
         /* The sums of the values are by R2 T: by R2 they are these times T^T. */
-        if (pass == 0) rotation_apply_f64(l->o.cache_turn, G, d, d, true);
+        if (pass == 0) rotation_apply_f64(l->o.cache_rotation, G, d, d, true);
     }
     for (int64_t k = 0; l->G2 && k < dd; k++) G[k] += l->G2[m * dd + k] * (l->factor2 / l->factor1);
     return loss;

@@ -21,8 +21,8 @@ typedef struct learn_range_options {
     optimizer_kind kind;
     lr_schedule schedule;
     double lr_r1, lr_r2;
-    const rotation *cache_turn; /* llama_sites.cache_turn; borrowed */
-    aquant act, kv;             /* what is quantized: sites at 16 bit drop out */
+    const rotation *cache_rotation; /* llama_sites.cache_rotation; borrowed */
+    aquant act, kv;                 /* what is quantized: sites at 16 bit drop out */
     bool o_rows;      /* ranges of the o_proj input lie within heads, so that R2 alone decides them;
                          else only values count */
     bool r1;          /* learn R1 */

@@ -74,17 +74,17 @@ static int64_t held_loss_r2(learn_range *l) {
 }
 
 static void obey_r1(learn_range *l, judge_word word) {
-    if (word == JUDGE_KEEP) cayley_dist_keep(l->r1);
-    if (word != JUDGE_TAKE_BACK) return;
-    cayley_dist_take_back(l->r1);
+    if (word == JUDGE_SNAPSHOT) cayley_dist_snapshot(l->r1);
+    if (word != JUDGE_RESTORE) return;
+    cayley_dist_restore(l->r1);
     learn_range_share_r1(l);
 }
 
 static void obey_r2(learn_range *l, judge_word word) {
     const size_t bytes = (size_t)(l->n_r2 * l->d * l->d) * sizeof(double);
     if (!l->n_r2) return;
-    if (word == JUDGE_KEEP) memcpy(l->kept2, l->R2, bytes);
-    if (word != JUDGE_TAKE_BACK) return;
+    if (word == JUDGE_SNAPSHOT) memcpy(l->kept2, l->R2, bytes);
+    if (word != JUDGE_RESTORE) return;
     memcpy(l->R2, l->kept2, bytes);
     optimizer_forget(l->r2);
 }

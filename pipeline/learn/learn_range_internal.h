@@ -61,9 +61,9 @@ typedef enum range_part { RANGE_LEARNED, RANGE_HELD } range_part;
 void learn_range_draw_r1(learn_range *l, range_part part);
 
 /* Local. Rows of one R2 into work2, which begins with the rotation that they see: values, then
- * o_proj inputs of the query heads that share it. Where the runtime turns the cache by T
- * (o.cache_turn), values see R2 T and the inputs R2 alone: then they are drawn in two passes, and
- * else in one. */
+ * o_proj inputs of the query heads that share it. Where the runtime rotates the cache by T
+ * (o.cache_rotation), values see R2 T and the inputs R2 alone: then they are drawn in two passes,
+ * and else in one. */
 int learn_range_passes_r2(const learn_range *l);
 void learn_range_draw_r2(learn_range *l, int64_t matrix, range_part part, int pass);
 

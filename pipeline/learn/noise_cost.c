@@ -1,4 +1,4 @@
-/* Rows are turned once; each pair of ends then quantizes them again and weighs the errors. */
+/* Rows are rotated once; each pair of ends then quantizes them again and weighs the errors. */
 #include "pipeline/learn/noise_cost.h"
 
 #include "base/gemm.h"
@@ -63,8 +63,8 @@ void noise_cost_take(noise_cost *c, const noise_set *rows, const site *at, int64
     }
     site_scale_f32(at, c->u, n, true);
     site_scale_f32(at, c->h, n, false);
-    site_turn_f32(at, c->u, n, false);
-    site_turn_f32(at, c->h, n, false);
+    site_rotate_f32(at, c->u, n, false);
+    site_rotate_f32(at, c->h, n, false);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) {
         float *u = c->u + i * width, *h = c->h + i * width;

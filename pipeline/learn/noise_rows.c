@@ -281,7 +281,7 @@ int noise_rows_pieces(noise_rows *p, int64_t layer, byte_piece out[NOISE_ROWS_PI
     return n;
 }
 
-uint64_t noise_rows_kept_bytes(const llama_config *cfg, uint32_t places, int64_t rows) {
+uint64_t noise_rows_saved_bytes(const llama_config *cfg, uint32_t places, int64_t rows) {
     uint64_t sum = 0;
     for (int k = 0; k < CLIP_PLACES; k++)
         if (asked(places, k))

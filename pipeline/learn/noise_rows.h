@@ -55,7 +55,7 @@ noise_set noise_rows_get(const noise_rows *p, clip_place place, int64_t layer);
  * pieces of a fresh noise_rows are where they are read into; it is finished then. */
 enum { NOISE_ROWS_PIECES = 4 * CLIP_PLACES };
 int noise_rows_pieces(noise_rows *p, int64_t layer, byte_piece out[NOISE_ROWS_PIECES]);
-uint64_t noise_rows_kept_bytes(const llama_config *cfg, uint32_t places, int64_t rows); /* local */
+uint64_t noise_rows_saved_bytes(const llama_config *cfg, uint32_t places, int64_t rows); /* local */
 
 /* Local. The hook of a place, and entries of its rows. */
 hook_place noise_hook_place(clip_place place);

@@ -11,9 +11,9 @@
 struct r2_part {
     optimizer_kind kind;
     int64_t d, first, count;
-    double *R, *W; /* [count, d, d] */
-    double *kept;  /* R as it is remembered */
-    optimizer *o;  /* NULL where count is 0 */
+    double *R, *W;    /* [count, d, d] */
+    double *snapshot; /* R as it is remembered */
+    optimizer *o;     /* NULL where count is 0 */
 };
 
 err r2_part_create(optimizer_kind kind, int64_t d, int64_t first, int64_t count, const double *R,
@@ -25,7 +25,7 @@ err r2_part_create(optimizer_kind kind, int64_t d, int64_t first, int64_t count,
     *r = (r2_part){.kind = kind, .d = d, .first = first, .count = count};
     e = MEM_NEW(&r->R, count * d * d, "R2");
     if (!e.code) e = MEM_NEW(&r->W, count * d * d, "directions of R2");
-    if (!e.code) e = MEM_NEW(&r->kept, count * d * d, "R2 as it was");
+    if (!e.code) e = MEM_NEW(&r->snapshot, count * d * d, "R2 as it was");
     if (!e.code && count) e = optimizer_create(kind, d, count, &r->o);
     if (!e.code && count) memcpy(r->R, R, (size_t)(count * d * d) * sizeof *R);
     if (e.code) r2_part_destroy(&r);
@@ -38,7 +38,7 @@ void r2_part_destroy(r2_part **p) {
     optimizer_destroy(&(*p)->o);
     mem_free((*p)->R);
     mem_free((*p)->W);
-    mem_free((*p)->kept);
+    mem_free((*p)->snapshot);
     mem_free(*p);
     *p = NULL;
 }
@@ -59,12 +59,12 @@ err r2_part_step(r2_part *p, double lr, double loss, double *G, optimizer_report
     return e;
 }
 
-void r2_part_keep(r2_part *p) {
-    memcpy(p->kept, p->R, (size_t)(p->count * p->d * p->d) * sizeof *p->R);
+void r2_part_snapshot(r2_part *p) {
+    memcpy(p->snapshot, p->R, (size_t)(p->count * p->d * p->d) * sizeof *p->R);
 }
 
-void r2_part_take_back(r2_part *p) {
-    memcpy(p->R, p->kept, (size_t)(p->count * p->d * p->d) * sizeof *p->R);
+void r2_part_restore(r2_part *p) {
+    memcpy(p->R, p->snapshot, (size_t)(p->count * p->d * p->d) * sizeof *p->R);
     if (p->o) optimizer_forget(p->o);
 }
 
@@ -94,7 +94,7 @@ void r2_part_state_save(const r2_part *p, const comm *c, bool give, double *out)
     for (int64_t m = 0; m < count; m++) {
         double *to = mine + m * each;
         memcpy(to, p->R + m * dd, (size_t)dd * sizeof *s);
-        memcpy(to + dd, p->kept + m * dd, (size_t)dd * sizeof *s);
+        memcpy(to + dd, p->snapshot + m * dd, (size_t)dd * sizeof *s);
         if (each == 2 * dd) continue;
         to[2 * dd] = s[1 + m];
         memcpy(to + 2 * dd + 1, s + 1 + p->count + m * dd, (size_t)dd * sizeof *s);
@@ -113,7 +113,7 @@ void r2_part_state_load(r2_part *p, int64_t steps, const double *in) {
     in += p->first * each;
     for (int64_t m = 0; m < p->count; m++, in += each) {
         memcpy(p->R + m * dd, in, (size_t)dd * sizeof *s);
-        memcpy(p->kept + m * dd, in + dd, (size_t)dd * sizeof *s);
+        memcpy(p->snapshot + m * dd, in + dd, (size_t)dd * sizeof *s);
         if (each == 2 * dd) continue;
         s[1 + m] = in[2 * dd];
         memcpy(s + 1 + p->count + m * dd, in + 2 * dd + 1, (size_t)dd * sizeof *s);

@@ -24,8 +24,8 @@ err r2_part_step(r2_part *p, double lr, double loss, double *G, optimizer_report
 
 /* Local. The matrices are remembered as they are; they become what was remembered last, and their
  * optimiser forgets what led away from there. */
-void r2_part_keep(r2_part *p);
-void r2_part_take_back(r2_part *p);
+void r2_part_snapshot(r2_part *p);
+void r2_part_restore(r2_part *p);
 int64_t r2_part_steps_done(const r2_part *p); /* local; as of optimizer_steps_done; 0 without any */
 
 /* Local. Doubles of one matrix in a state: R, what is remembered of it, then for adam v and M. A

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PANEL = 256 }; /* rows turned at a time */
+enum { PANEL = 256 }; /* rows rotated at a time */
 
 struct scale_norm {
     int64_t n, rows, max_rows, max_groups;
@@ -21,7 +21,7 @@ struct scale_norm {
     const float *w;                   /* of the rows; borrowed */
     float *u;                         /* [max_rows, n] x R */
     float *wide;                      /* [PANEL, n] */
-    float *turned;                    /* [PANEL, n] */
+    float *rotated;                   /* [PANEL, n] */
     float *inverse;                   /* [n] */
     float *y;                         /* [threads, n] */
     range_ends *ends;                 /* [max_rows, max_groups] */
@@ -56,7 +56,7 @@ err scale_norm_create(int64_t n, int64_t max_rows, int64_t groups, scale_norm **
                       .max_groups = groups,
                       .u = p[0],
                       .wide = p[1],
-                      .turned = p[2],
+                      .rotated = p[2],
                       .inverse = p[3],
                       .y = p[4],
                       .ends = p[5],
@@ -75,15 +75,15 @@ err scale_norm_create(int64_t n, int64_t max_rows, int64_t groups, scale_norm **
 void scale_norm_destroy(scale_norm **s) {
     if (!*s) return;
     scale_norm *x = *s;
-    void *all[] = {x->u,     x->wide,     x->turned, x->inverse, x->y,     x->ends, x->t,
-                   x->log_s, x->gradient, x->m,      x->v,       x->noise, x->felt};
+    void *all[] = {x->u,     x->wide,     x->rotated, x->inverse, x->y,     x->ends, x->t,
+                   x->log_s, x->gradient, x->m,       x->v,       x->noise, x->felt};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
     mem_free(x);
     *s = NULL;
 }
 
 /* Rows i0 .. i0 + m of bf16 rows times R, into `to`. */
-static void turn_rows(scale_norm *s, const bf16 *from, int64_t m, const float *R, float *to) {
+static void rotate_rows(scale_norm *s, const bf16 *from, int64_t m, const float *R, float *to) {
     const int64_t n = s->n;
     half_array_from_bf16(from, m * n, R ? s->wide : to);
     if (R) gemm_f32(GEMM_N, GEMM_N, m, n, n, s->wide, n, R, n, GEMM_SET, to, n);
@@ -102,12 +102,12 @@ void scale_norm_take(scale_norm *s, const row_set *rows, const float *R, range_r
     memset(s->t, 0, (size_t)n * sizeof *s->t);
     for (int64_t i0 = 0; i0 < s->rows; i0 += PANEL) {
         const int64_t m = size_min(PANEL, s->rows - i0);
-        turn_rows(s, rows->x + i0 * n, m, R, s->u + i0 * n);
-        turn_rows(s, rows->g + i0 * n, m, R, s->turned);
+        rotate_rows(s, rows->x + i0 * n, m, R, s->u + i0 * n);
+        rotate_rows(s, rows->g + i0 * n, m, R, s->rotated);
 #pragma omp parallel for schedule(static)
         for (int64_t j = 0; j < n; j++) {
             for (int64_t i = 0; i < m; i++) {
-                const double g = s->turned[i * n + j];
+                const double g = s->rotated[i * n + j];
                 s->t[j] += g * g;
             }
         }

@@ -143,11 +143,11 @@ static size_t array_bytes(const scale_part *p) {
     return (size_t)(p->count * p->entries) * sizeof(double);
 }
 
-void scale_part_keep(scale_part *p) {
+void scale_part_snapshot(scale_part *p) {
     memcpy(p->v[KEPT], p->v[LOG_S], array_bytes(p));
 }
 
-void scale_part_take_back(scale_part *p) {
+void scale_part_restore(scale_part *p) {
     memcpy(p->v[LOG_S], p->v[KEPT], array_bytes(p));
     memset(p->v[FIRST_MOMENT], 0, array_bytes(p));
     memset(p->v[SECOND_MOMENT], 0, array_bytes(p));

@@ -42,8 +42,8 @@ double scale_part_condition(const scale_part *p);
 
 /* Local. The scales are remembered as they are; they become what was remembered last, and the
  * optimiser forgets what led away from there. */
-void scale_part_keep(scale_part *p);
-void scale_part_take_back(scale_part *p);
+void scale_part_snapshot(scale_part *p);
+void scale_part_restore(scale_part *p);
 int64_t scale_part_steps_done(const scale_part *p); /* local; since it forgot; 0 without any */
 
 /* Local. Doubles of a layer in a state: log s, what is remembered of it, both moments. A state is

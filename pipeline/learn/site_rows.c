@@ -126,8 +126,8 @@ int site_rows_pieces(const site_rows *p, int64_t layer, byte_piece out[STEP_COUN
     return STEP_COUNT;
 }
 
-uint64_t site_rows_kept_bytes(const llama_config *cfg, int64_t first, int64_t n, int64_t windows,
-                              int64_t length) {
+uint64_t site_rows_saved_bytes(const llama_config *cfg, int64_t first, int64_t n, int64_t windows,
+                               int64_t length) {
     const site_rows p = {.cfg = cfg, .windows = windows, .length = length};
     uint64_t sum = 0;
     for (int64_t i = 0; i < n * STEP_COUNT; i++) {

@@ -28,8 +28,8 @@ void site_rows_behind(site_rows *p, const llama_stage *stage);
 
 /* Local. The rows of one layer, to be kept for a restart and to be read into; bytes of n layers. */
 int site_rows_pieces(const site_rows *p, int64_t layer, byte_piece out[STEP_COUNT]);
-uint64_t site_rows_kept_bytes(const llama_config *cfg, int64_t first, int64_t n, int64_t windows,
-                              int64_t length);
+uint64_t site_rows_saved_bytes(const llama_config *cfg, int64_t first, int64_t n, int64_t windows,
+                               int64_t length);
 
 /* Local, threaded. Look at the rows of a step of one of the layers, after the last has come; set as
  * it is by then. As site_look_take; out->there stays false where memory is short. */

@@ -26,7 +26,7 @@ static int64_t r2_of_kv_head(const mixing *x, int64_t kv_head) {
     return x->w->o.r2_heads > 1 ? kv_head : 0;
 }
 
-/* R2 that turns query head h of the inputs of o. */
+/* R2 that rotates query head h of the inputs of o. */
 static int64_t r2_of_head(const mixing *x, int64_t h) {
     const llama_config *cfg = x->w->stage->cfg;
     return r2_of_kv_head(x, h / (cfg->heads / cfg->kv_heads));
@@ -74,20 +74,20 @@ static void scale_inputs(const mixing *x, float *v) {
 }
 
 /* to = from B, or from B^T. */
-static void turn_inputs(const mixing *x, const float *from, float *to, bool back) {
+static void rotate_inputs(const mixing *x, const float *from, float *to, bool inverse) {
     const weight_mix *k = &x->w->mix;
     const int64_t n = x->rows * x->cols, d = x->d;
     if (x->m->in == SIDE_R1) {
         half_array_to_bf16(from, n, k->a);
-        gemm_bf16(gemm_op_of(back), x->rows, x->n, x->n, k->a, x->n, x->R1, x->n, GEMM_SET, to,
+        gemm_bf16(gemm_op_of(inverse), x->rows, x->n, x->n, k->a, x->n, x->R1, x->n, GEMM_SET, to,
                   x->n);
     } else if (x->m->in == SIDE_R2) {
         for (int64_t h = 0; h < x->cols / d; h++)
-            gemm_f32(GEMM_N, gemm_op_of(back), x->rows, d, d, from + h * d, x->cols,
+            gemm_f32(GEMM_N, gemm_op_of(inverse), x->rows, d, d, from + h * d, x->cols,
                      x->w->R2 + r2_of_head(x, h) * d * d, d, GEMM_SET, to + h * d, x->cols);
     } else {
         memcpy(to, from, (size_t)n * sizeof *to);
-        if (x->m->in == SIDE_R4) rotation_apply_f32(x->w->o.R4, to, x->rows, x->cols, back);
+        if (x->m->in == SIDE_R4) rotation_apply_f32(x->w->o.R4, to, x->rows, x->cols, inverse);
     }
 }
 
@@ -146,7 +146,7 @@ static void add_output_gradient(const mixing *x) {
     const weight_matrix *m = x->m;
     const weight_mix *k = &x->w->mix;
     const bf16 *W = (const bf16 *)m->w->data + m->row0 * x->cols;
-    turn_inputs(x, k->u, k->z, true);
+    rotate_inputs(x, k->u, k->z, true);
     scale_inputs(x, k->z);
     half_array_to_bf16(k->z, x->rows * x->cols, k->a);
     gemm_bf16(GEMM_T, x->rows, m->rows, x->cols, k->a, x->cols, W, x->cols, GEMM_SET, k->da,
@@ -169,7 +169,7 @@ static void mix_rows(mixing *x) {
     const weight_mix *k = &x->w->mix;
     mix_outputs(x);
     if (m->out != SIDE_NONE) scale_inputs(x, k->z);
-    turn_inputs(x, k->z, k->u, false);
+    rotate_inputs(x, k->z, k->u, false);
     x->b->loss += take_ranges(x);
     if (x->loss_alone) return;
     if (m->in == SIDE_R1 || m->in == SIDE_R2) add_input_gradient(x);

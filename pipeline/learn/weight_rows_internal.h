@@ -23,7 +23,7 @@ typedef struct weight_matrix {
     float weight;       /* of each */
 } weight_matrix;
 
-enum { MIX_ROWS = 256 }; /* mixed rows that are turned together */
+enum { MIX_ROWS = 256 }; /* mixed rows that are rotated together */
 
 /* Buffers of weight_rows_mix, for any matrix of a stage. */
 typedef struct weight_mix {

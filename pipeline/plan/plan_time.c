@@ -98,8 +98,8 @@ double plan_time_range(const plan_rank *r, const llama_config *cfg, int64_t n_la
 
 double plan_time_pass(const plan_rank *r, const llama_config *cfg, const plan_pass *p) {
     const double n = (double)cfg->hidden, params = (double)llama_layer_params(cfg);
-    const double turns = p->r1 ? 4 * n * n : 0; /* two sites, there and back */
-    const double forward = product(r, r->rates->bf16, 2 * (params + turns)) +
+    const double rotations = p->r1 ? 4 * n * n : 0; /* two sites, there and back */
+    const double forward = product(r, r->rates->bf16, 2 * (params + rotations)) +
                            vector(r, OF_SITES * channels(cfg)) +
                            product(r, r->rates->f32, attention_flop(cfg, p->window));
     const double more = p->through ? 1.35 : 1.05;

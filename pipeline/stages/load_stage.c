@@ -212,20 +212,20 @@ static err read_embed_rows(const load_options *o, const char *name, wmat *w) {
     return e;
 }
 
-/* The kept rows through R1, which takes each row by itself. */
+/* The rows that occur through R1, which takes each row by itself. */
 static err fuse_embed_rows(const load_options *o, const llama_tensor *embed, wmat *w) {
-    wmat turned = {.kind = WMAT_NONE};
-    err e = wmat_init(&turned, WMAT_F32, w->rows, w->cols, "embedding");
+    wmat rotated = {.kind = WMAT_NONE};
+    err e = wmat_init(&rotated, WMAT_F32, w->rows, w->cols, "embedding");
     if (e.code) return e;
-    llama_tensor kept = *embed;
-    kept.rows = w->rows;
+    llama_tensor part = *embed;
+    part.rows = w->rows;
     const fused_source from = {.raw = w->data,
                                .dtype = w->kind == WMAT_BF16  ? FUSE_BF16
                                         : w->kind == WMAT_F16 ? FUSE_F16
                                                               : FUSE_F32};
-    e = fused_tensor_into(o->fuse, &kept, &from, turned.data);
+    e = fused_tensor_into(o->fuse, &part, &from, rotated.data);
     wmat_clear(w);
-    *w = turned;
+    *w = rotated;
     return e;
 }
 

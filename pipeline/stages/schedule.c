@@ -20,7 +20,7 @@ struct schedule {
     int64_t room;
 };
 
-/* One stage's list. `held` is the window whose stash is there, with recompute. */
+/* One stage's list. `held` is the window whose saved activations are there, with recompute. */
 typedef struct list {
     schedule_op *ops;
     int64_t n, held;
@@ -224,53 +224,54 @@ typedef struct progress {
     int64_t forward, again, backward; /* slices done; of `again` those that are there now */
 } progress;
 
-/* Effect of one operation. `stashed` counts slices with a stash, `open` windows begun and not
- * finished. */
+/* Effect of one operation. `saved` counts slices with saved activations, `open` windows begun and
+ * not finished. */
 static err take_op(const schedule *s, int stage, const schedule_op *op, progress *of,
-                   int64_t *stashed, int64_t *open) {
+                   int64_t *saved, int64_t *open) {
     const int64_t slices = s->shape.slices;
     progress *p = &of[op->window];
     if (op->window < 0 || op->window >= s->shape.windows || op->slice < 0 || op->slice >= slices)
         return wrong(op, stage, "there is no such slice");
     if (op->kind == OP_BACKWARD) {
         if (p->forward < slices) return wrong(op, stage, "not all slices are forward");
-        if (p->again != slices - p->backward) return wrong(op, stage, "its stash is not there");
+        if (p->again != slices - p->backward)
+            return wrong(op, stage, "its saved activations are not there");
         if (op->slice != slices - 1 - p->backward) return wrong(op, stage, "out of order");
         p->backward++;
         p->again--;
-        --*stashed;
+        --*saved;
         if (p->backward == slices) --*open;
         return err_none();
     }
     if (op->kind == OP_AGAIN && (p->forward < slices || p->backward || !s->shape.recompute))
         return wrong(op, stage, "not its time");
-    if (s->shape.recompute && op->slice == 0) /* the one stash is filled anew */
+    if (s->shape.recompute && op->slice == 0) /* the room is filled anew */
         for (int64_t w = 0; w < s->shape.windows; w++) {
-            *stashed -= of[w].again;
+            *saved -= of[w].again;
             of[w].again = 0;
         }
     if (op->slice != (op->kind == OP_FORWARD ? p->forward : p->again))
         return wrong(op, stage, "out of order");
     if (op->kind == OP_FORWARD && p->forward++ == 0) ++*open;
     p->again++;
-    ++*stashed;
+    ++*saved;
     return err_none();
 }
 
 static err check_stage(const schedule *s, int stage, int64_t *most) {
     const int64_t k = s->in_flight[stage], windows = s->shape.windows;
     progress *of = calloc((size_t)windows + 1, sizeof *of);
-    int64_t stashed = 0, open = 0;
+    int64_t saved = 0, open = 0;
     err e = err_none();
     if (!of) abort();
     *most = 0;
     for (int64_t i = 0; i < s->n_ops[stage] && !e.code; i++) {
         const schedule_op *op = &s->ops[stage * s->room + i];
-        e = take_op(s, stage, op, of, &stashed, &open);
-        *most = size_max(*most, stashed);
+        e = take_op(s, stage, op, of, &saved, &open);
+        *most = size_max(*most, saved);
         if (!e.code && open > k) e = wrong(op, stage, "more windows in flight than planned");
-        if (!e.code && stashed > s->shape.slices * (s->shape.recompute ? 1 : k))
-            e = wrong(op, stage, "more slices stashed than planned");
+        if (!e.code && saved > s->shape.slices * (s->shape.recompute ? 1 : k))
+            e = wrong(op, stage, "more slices saved than planned");
     }
     for (int64_t w = 0; w < windows && !e.code; w++)
         if (of[w].backward < s->shape.slices)
@@ -307,7 +308,7 @@ err schedule_check(const schedule *s) {
     return e;
 }
 
-int64_t schedule_stashed(const schedule *s, int stage) {
+int64_t schedule_saved_slices(const schedule *s, int stage) {
     int64_t most;
     return check_stage(s, stage, &most).code ? -1 : most;
 }

@@ -11,8 +11,9 @@
  * k is what the stage keeps in flight; it falls from stage to stage, so no stage waits for one that
  * waits for it. With P stages, W windows and S slices of equal cost the stages are idle for
  * (P - 1) / (W S + P - 1) of the time where k is large enough; the smallest such k are found by
- * simulation. With recompute a stage has room for the stash of one window, whatever k is, and runs
- * forward again (OP_AGAIN) from the inputs that it kept, where another window came between. */
+ * simulation. With recompute a stage has room for the saved activations of one window, whatever k
+ * is, and runs forward again (OP_AGAIN) from the inputs that it kept, where another window came
+ * between. */
 #ifndef SPINSHARD_PIPELINE_STAGES_SCHEDULE_H
 #define SPINSHARD_PIPELINE_STAGES_SCHEDULE_H
 
@@ -56,12 +57,12 @@ int64_t schedule_in_flight(const schedule *s, int stage); /* local; windows, the
 
 /* Local. Held against the rules above, from the lists alone: every operation once and in order,
  * both ends of a way in the same order, no deadlock with receives that block and sends that do not,
- * and never more stashed slices than schedule_in_flight windows (one with recompute) have. Fails
+ * and never more saved slices than schedule_in_flight windows (one with recompute) have. Fails
  * with ERR_BUG naming stage and operation. */
 err schedule_check(const schedule *s);
 
-/* Local. The most slices whose stash a stage holds at one time. For tests. */
-int64_t schedule_stashed(const schedule *s, int stage);
+/* Local. The most slices whose saved activations a stage holds at one time. For tests. */
+int64_t schedule_saved_slices(const schedule *s, int stage);
 
 /* Local. Time until the last stage is done, and the share of it that stages wait, on average.
  * False on a deadlock. */

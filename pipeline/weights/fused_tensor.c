@@ -26,12 +26,12 @@ typedef struct passage {
     fuse_sink take;
     void *arg;
     int64_t cols;
-    float *signs;   /* [cols] of the probe; NULL: nothing is turned, nothing probed */
+    float *signs;   /* [cols] of the probe; NULL: nothing is rotated, nothing probed */
     double *probes; /* [rows, 2]: a fused row times the signs; its squared norm */
     site_row *rows; /* [rows] as they come out; NULL: not wanted */
 } passage;
 
-static bool turns(const fuse_job *job) {
+static bool rotates(const fuse_job *job) {
     return job->in || job->out || job->in_heads.rotations || job->out_heads.rotations;
 }
 
@@ -57,7 +57,7 @@ static err pass_rows(void *arg, int64_t row0, int64_t rows, const float *w) {
 
 static err begin_probe(const fuse_job *job, passage *p) {
     void *signs;
-    if (!turns(job)) return err_none();
+    if (!rotates(job)) return err_none();
     err e = mem_alloc(job->cols, sizeof(float), "probe", &signs);
     p->signs = signs;
     if (e.code) return e;
@@ -197,7 +197,7 @@ uint64_t fused_tensor_bytes(rotation_set *set, const llama_tensor *t, fuse_dtype
         const uint64_t fusion = fuse_scratch_bytes(&plan.job),
                        source = fuse_probe_source_bytes(&plan.job);
         bytes = fusion;
-        if (turns(&plan.job))
+        if (rotates(&plan.job))
             bytes = (fusion > source ? fusion : source) + (uint64_t)t->cols * sizeof(float) +
                     2 * (uint64_t)t->rows * sizeof(double);
         bytes += (uint64_t)t->rows * sizeof(site_row);

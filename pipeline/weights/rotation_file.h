@@ -19,7 +19,7 @@
 /* Largest |R^T R - I| of a matrix that counts as orthogonal: F32 files of other tools have 1e-6. */
 #define ROTATION_FILE_ORTHOGONAL 1e-5
 /* Above this a matrix is replaced by the orthogonal one next to it when it is read: fused and
- * turned back it would else not give the model again. */
+ * rotated back it would else not give the model again. */
 #define ROTATION_FILE_EXACT 1e-12
 
 /* Root only. Write R1, all R2, the scales, clips and R3 of a set; metadata: key, value, ..., NULL.

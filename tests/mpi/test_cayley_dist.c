@@ -90,7 +90,7 @@ static void steps_are_those_of_one_rank(const comm *c, grid_shape shape, optimiz
         check_ok(cayley_dist_step(d, rates[kind], 0, &said), "step");
         check(fabs(said.alpha / one.alpha - 1) < 1e-12, "alpha");
         check(fabs(said.angle / one.angle - 1) < 1e-12, "angle");
-        check(fabs(said.turn / one.turn - 1) < 1e-12, "angle of a turn");
+        check(fabs(said.rms_angle / one.rms_angle - 1) < 1e-12, "angle of a turn");
         check(fabs(said.gradient / one.gradient - 1) < 1e-12, "gradient");
         free(G);
     }

@@ -51,7 +51,7 @@ typedef struct fixture {
     gptq_stack k;
     llama_stage full;
     gptq_order *o;
-    gptq_solve *solve;
+    hessian_factor *factor;
     float *w; /* [ROWS, N], as bf16 holds them */
     double held_share;
 } fixture;
@@ -102,7 +102,7 @@ static void begin(fixture *f, const comm *c, int64_t count, double held_share) {
         .n_windows = count,
         .length = LENGTH,
         .asymmetric = true,
-        .solve = {
+        .factor = {
             .damp = 0.01, .block = 32, .dist_from = 1 << 20, .grid = {1, 1}, .blas_threads = 1}};
     const gptq_windows_options o = {.cfg = &f->cfg, .count = count, .length = LENGTH, .streams = 2};
     OK(gptq_windows_create(c, &o, &f->r.windows));
@@ -113,12 +113,12 @@ static void begin(fixture *f, const comm *c, int64_t count, double held_share) {
     fill_weights(f);
     OK(gptq_moments_diagonal(&f->r.moments, N, "the tensor", diagonal));
     OK(gptq_order_create(N, diagonal, true, &f->o));
-    OK(gptq_solve_create(&f->r.moments, f->o, &f->r.s.solve, "test", &f->solve));
+    OK(hessian_factor_create(&f->r.moments, f->o, &f->r.s.factor, "test", &f->factor));
     OK(gptq_stack_cross(&f->k));
 }
 
 static void end(fixture *f) {
-    gptq_solve_destroy(&f->solve);
+    hessian_factor_destroy(&f->factor);
     gptq_order_destroy(&f->o);
     gptq_stack_clear(&f->k);
     gptq_moments_clear(&f->r.moments);
@@ -158,10 +158,10 @@ static double slow_error(const fixture *f, double *energy) {
 /* What is told of the outputs. Values of codes are rounded to bf16 there: 2^-9 of an output. */
 static void check_told(fixture *f) {
     double energy;
-    const double kept = slow_error(f, &energy), bound = energy * 0x1p-9 * 0x1p-9,
-                 both = 2 * sqrt(kept * bound);
-    check(f->k.measured && fabs(f->k.kept.error[0] - kept) <= bound + both, "error as kept");
-    check(fabs(f->k.kept.energy[0] - energy) <= 1e-5 * energy, "norm of the outputs");
+    const double chosen = slow_error(f, &energy), bound = energy * 0x1p-9 * 0x1p-9,
+                 both = 2 * sqrt(chosen * bound);
+    check(f->k.measured && fabs(f->k.chosen.error[0] - chosen) <= bound + both, "error as kept");
+    check(fabs(f->k.chosen.energy[0] - energy) <= 1e-5 * energy, "norm of the outputs");
     rtn_quantize_rows(&f->job.how, f->w, ROWS, N, 0, f->k.q);
     const double nearest = slow_error(f, &energy);
     check(fabs(f->k.nearest.error[0] - nearest) <= bound + 2 * sqrt(nearest * bound),
@@ -174,7 +174,7 @@ static void test_choice(const comm *c, double held_share, double first, double w
     fixture f;
     double alpha = -1;
     begin(&f, c, COUNT, held_share);
-    OK(gptq_stack_round_best(&f.k, f.o, f.solve, &f.full, first, &alpha));
+    OK(gptq_stack_round_best(&f.k, f.o, f.factor, &f.full, first, &alpha));
     check_value(alpha == want, "the strength that is taken", alpha);
     memcpy(codes, f.k.q->codes, ROWS * N);
     double energy;
@@ -182,7 +182,7 @@ static void test_choice(const comm *c, double held_share, double first, double w
     check_told(&f);
     for (int i = 0; i <= 2; i++) {
         const double other = first * i / 2;
-        OK(gptq_stack_round(&f.k, f.o, f.solve, other));
+        OK(gptq_stack_round(&f.k, f.o, f.factor, other));
         const double error = slow_error(&f, &energy);
         if (other == want)
             check_value(error == taken && !memcmp(codes, f.k.q->codes, ROWS * N), "its codes",
@@ -198,7 +198,7 @@ static void test_no_windows_held_out(const comm *c) {
     fixture f;
     double alpha = -1;
     begin(&f, c, GPTQ_HOLD_OUT - 1, 0);
-    OK(gptq_stack_round_best(&f.k, f.o, f.solve, &f.full, 0.7, &alpha));
+    OK(gptq_stack_round_best(&f.k, f.o, f.factor, &f.full, 0.7, &alpha));
     check_value(alpha == 0.7, "the strength asked for", alpha);
     check_told(&f);
     end(&f);
@@ -216,7 +216,7 @@ static void test_not_finite(const comm *c) {
         OK(gptq_windows_get_input(f.r.windows, GPTQ_FULL, i, &x));
         x[5] = half_to_bf16(INFINITY);
     }
-    const err e = gptq_stack_round_best(&f.k, f.o, f.solve, &f.full, 1, &alpha);
+    const err e = gptq_stack_round_best(&f.k, f.o, f.factor, &f.full, 1, &alpha);
     check(e.code == ERR_NUMERICS && strstr(e.where, "the tensor") && strstr(e.what, "window 7"),
           "outputs that are not finite are refused on every rank");
     end(&f);

@@ -4,7 +4,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "mpi/dmat.h"
-#include "pipeline/gptq/gptq_solve.h"
+#include "pipeline/gptq/hessian_factor.h"
 #include "tests/mpi/on_ranks.h"
 
 #include <math.h>
@@ -192,17 +192,17 @@ static void test_cells(gptq_moments *m, grid_shape shape) {
 /* U over a grid, of more blocks than one to a cell, against that of one rank. */
 static void test_cells_factor(gptq_moments *m, const double *diagonal, grid_shape shape) {
     enum { PANEL = 100 };
-    gptq_solve *one, *dealt;
+    hessian_factor *one, *dealt;
     gptq_order *o;
     double worst = 0, largest = 0;
     if (shape.rows * shape.cols > comm_size(m->c)) return;
     OK(gptq_order_create(WIDE, diagonal, true, &o));
-    gptq_solve_options opts = {
+    hessian_factor_options opts = {
         .damp = 1, .block = PANEL, .dist_from = WIDE + 1, .grid = shape, .blas_threads = 1};
-    OK(gptq_solve_create(m, o, &opts, "test", &one));
+    OK(hessian_factor_create(m, o, &opts, "test", &one));
     opts.dist_from = 1;
-    OK(gptq_solve_create(m, o, &opts, "test", &dealt));
-    const gptq_panels p = gptq_solve_panels(one), q = gptq_solve_panels(dealt);
+    OK(hessian_factor_create(m, o, &opts, "test", &dealt));
+    const gptq_panels p = hessian_factor_panels(one), q = hessian_factor_panels(dealt);
     for (int64_t first = 0; first < WIDE; first += PANEL) {
         const double *u, *v;
         int64_t apart_u, apart_v;
@@ -216,8 +216,8 @@ static void test_cells_factor(gptq_moments *m, const double *diagonal, grid_shap
     }
     /* damp 1: the condition is at most n times the largest entry over the mean of the diagonal */
     check(worst <= 0x1p-52 * WIDE * WIDE * largest, "U of a grid and of one rank");
-    gptq_solve_destroy(&one);
-    gptq_solve_destroy(&dealt);
+    hessian_factor_destroy(&one);
+    hessian_factor_destroy(&dealt);
     gptq_order_destroy(&o);
 }
 
@@ -286,16 +286,16 @@ static int64_t test_wide(const comm *c, const char *scratch) {
 static void test_factor(const comm *c, grid_shape grid, bool act_order) {
     fixture f;
     gptq_order *o;
-    gptq_solve *s;
+    hessian_factor *s;
     double *diagonal = room(N, sizeof *diagonal), *u = room(N * N, sizeof *u), worst = 0;
     begin(&f, c, false, NULL);
     OK(gptq_moments_diagonal(&f.m, N, "test", diagonal));
     OK(gptq_order_create(N, diagonal, act_order, &o));
-    const gptq_solve_options opts = {
+    const hessian_factor_options opts = {
         .damp = 0.01, .block = 28, .dist_from = 1, .grid = grid, .blas_threads = 1};
-    OK(gptq_solve_create(&f.m, o, &opts, "test", &s));
+    OK(hessian_factor_create(&f.m, o, &opts, "test", &s));
     check_inputs(&f);
-    const gptq_panels panels = gptq_solve_panels(s);
+    const gptq_panels panels = hessian_factor_panels(s);
     for (int64_t first = 0; first < N; first += 28) {
         const int64_t rows = first + 28 < N ? 28 : N - first;
         const double *panel;
@@ -308,7 +308,7 @@ static void test_factor(const comm *c, grid_shape grid, bool act_order) {
         }
     }
     check(o->dead[5] && o->n_dead == 1, "the dead column");
-    const double lambda = gptq_solve_damping(s)->lambda;
+    const double lambda = hessian_factor_damping(s)->lambda;
     check(lambda == gptq_lambda(o, 0.01, 0), "lambda");
     for (int64_t i = 0; i < N; i++) {
         double y[N] = {0}; /* row i of U^T U */
@@ -326,7 +326,7 @@ static void test_factor(const comm *c, grid_shape grid, bool act_order) {
     }
     /* H itself is good to LENGTH 2^-24 of its largest entry; Hd^-1 is up to 1/lambda. */
     check(worst <= LENGTH * 0x1p-24 * 100 * N, "U^T U Hd = I");
-    gptq_solve_destroy(&s);
+    hessian_factor_destroy(&s);
     gptq_order_destroy(&o);
     mem_free(diagonal);
     mem_free(u);

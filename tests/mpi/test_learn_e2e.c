@@ -357,7 +357,7 @@ static void plain_gradients(const given *g, run *r, double *G1, double *G2, doub
     llama_sites sites = r->o.sites;
     rotation *R1, *R2[LAYERS];
     llama_work *work;
-    llama_stash *stash[LAYERS];
+    llama_saved *saved[LAYERS];
     scale_part *scales;
     const scale_sizes sizes = llama_scale_sizes(&cfg);
     int64_t pick[BATCH];
@@ -371,7 +371,7 @@ static void plain_gradients(const given *g, run *r, double *G1, double *G2, doub
     sites.scales = scale_part_set(scales);
     OK(llama_work_create(&cfg, &sites, &shape, &work));
     OK(llama_work_put_r1(work, R1));
-    for (int i = 0; i < LAYERS; i++) OK(llama_stash_create(&cfg, &sites, &shape, &stash[i]));
+    for (int i = 0; i < LAYERS; i++) OK(llama_saved_create(&cfg, &sites, &shape, &saved[i]));
     /* of the eight pieces the last is held out */
     e2e_batch_draw(3, 0, BATCH, WINDOWS * (LENGTH / WINDOW) - 1, pick);
     *loss = 0;
@@ -382,13 +382,13 @@ static void plain_gradients(const given *g, run *r, double *G1, double *G2, doub
         const double weight = 1.0 / (BATCH * (WINDOW - 1));
         OK(llama_embed(&g->model, COMPUTE_F64, ids, WINDOW, x));
         for (int i = 0; i < LAYERS; i++)
-            OK(llama_block_forward_keep(&g->model, i, &sites, 0, WINDOW, x, stash[i], work));
+            OK(llama_block_forward_save(&g->model, i, &sites, 0, WINDOW, x, saved[i], work));
         OK(llama_ce_backward(&g->model, WINDOW, x, next, weight, x, &sum, NULL, work));
         for (int i = LAYERS - 1; i >= 0; i--) {
             rotation_grads to = {.R1 = G1, .R2 = G2 + i * DD};
             for (int k = 0; k < SCALE_KINDS; k++)
                 to.scales[k] = GS + i * SCALES + scale_sizes_at(&sizes, ALL_KINDS, k);
-            OK(llama_block_backward(&g->model, i, &sites, 0, WINDOW, x, stash[i], &to, NULL, work));
+            OK(llama_block_backward(&g->model, i, &sites, 0, WINDOW, x, saved[i], &to, NULL, work));
         }
         *loss += sum * weight;
     }
@@ -396,7 +396,7 @@ static void plain_gradients(const given *g, run *r, double *G1, double *G2, doub
     scale_part_destroy(&scales);
     rotation_destroy(&R1);
     for (int i = 0; i < LAYERS; i++) {
-        llama_stash_destroy(&stash[i]);
+        llama_saved_destroy(&saved[i]);
         rotation_destroy(&R2[i]);
     }
     mem_free(x);

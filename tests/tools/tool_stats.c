@@ -1,6 +1,6 @@
 /* tool_stats FILE WIDTH TURNED: statistics of rows of floats in a file, as JSON: {"kurtosis",
- * "max_over_rms", "log_qsur"} as they are and turned by the Hadamard matrix of that order (where
- * none is known: in blocks of the greatest power of two); the turned rows go to TURNED. */
+ * "max_over_rms", "log_qsur"} as they are and rotated by the Hadamard matrix of that order (where
+ * none is known: in blocks of the greatest power of two); the rotated rows go to TURNED. */
 #include "base/file.h"
 #include "base/gemm.h"
 #include "model/site_stats.h"

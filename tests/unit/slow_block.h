@@ -23,16 +23,16 @@ typedef struct block_case {
     uint32_t scales;              /* as in the pass's shape */
     double *R1, *R2[2], *R3, *R4; /* R2: one, or one per KV head */
     bool plain_r1;                /* R1 is the identity, and the program has none */
-    double *T; /* what the runtime turns keys, in place of R3, and values by; NULL: it does not */
+    double *T; /* what the runtime rotates keys, in place of R3, and values by; NULL: it does not */
     held *h;
     double x[TOKENS * HIDDEN], c[TOKENS * HIDDEN];
 } block_case;
 
-static inline void turn(const double *R, int64_t n, double *x, bool back) {
+static inline void rotate(const double *R, int64_t n, double *x, bool inverse) {
     double y[128];
     for (int64_t j = 0; j < n; j++) {
         y[j] = 0;
-        for (int64_t k = 0; k < n; k++) y[j] += x[k] * (back ? R[j * n + k] : R[k * n + j]);
+        for (int64_t k = 0; k < n; k++) y[j] += x[k] * (inverse ? R[j * n + k] : R[k * n + j]);
     }
     memcpy(x, y, (size_t)n * sizeof *x);
 }
@@ -57,7 +57,7 @@ static inline void slow_site(block_case *b, const aquant *q, bool zero, bool per
         after[j] = sc.after ? sc.after->s[j] : 1;
         u[j] = x[j] / before[j];
     }
-    for (int64_t i = 0; i < heads; i++) turn(R[i / share], d, u + i * d, false);
+    for (int64_t i = 0; i < heads; i++) rotate(R[i / share], d, u + i * d, false);
     for (int64_t j = 0; j < n; j++) u[j] /= after[j];
     for (int64_t r = 0; r < n; r += range) {
         const double step = step_of(q, zero, u + r, range);
@@ -71,7 +71,7 @@ static inline void slow_site(block_case *b, const aquant *q, bool zero, bool per
         assert_true(h->at < (int64_t)(sizeof h->v / sizeof *h->v));
     }
     for (int64_t j = 0; j < n; j++) u[j] *= after[j];
-    for (int64_t i = 0; i < heads; i++) turn(R[i / share], d, u + i * d, true);
+    for (int64_t i = 0; i < heads; i++) rotate(R[i / share], d, u + i * d, true);
     for (int64_t j = 0; j < n; j++) x[j] += u[j] * before[j];
 }
 
@@ -131,7 +131,7 @@ static inline double slow_block(block_case *b, const double *x) {
         double *values[2] = {b->R2[0], b->R2[1]};
         for (int64_t i = 0; b->T && i < 2; i++) {
             memcpy(RT[i], b->R2[i], sizeof RT[i]);
-            for (int64_t j = 0; j < d; j++) turn(b->T, d, RT[i] + j * d, false);
+            for (int64_t j = 0; j < d; j++) rotate(b->T, d, RT[i] + j * d, false);
             values[i] = RT[i];
         }
         memcpy(xt, x + t * HIDDEN, sizeof xt);
@@ -187,27 +187,27 @@ static inline void fast_gradients(block_case *b, int64_t slice, double *g,
                                     .scales = b->scales};
     rotation *r1 = dense(b->R1, HIDDEN), *r3 = dense(b->R3, 8), *r4 = dense(b->R4, c->intermediate);
     rotation *r2[2] = {dense(b->R2[0], 8), dense(b->R2[1], 8)};
-    rotation *turned = b->T ? dense(b->T, 8) : NULL;
+    rotation *rotated = b->T ? dense(b->T, 8) : NULL;
     const rotation *layers[2] = {r2[0], r2[1]};
     llama_sites s = b->sites;
-    s.cache_turn = turned;
+    s.cache_rotation = rotated;
     s.R1 = b->plain_r1 ? NULL : r1;
     s.R2 = layers;
     s.R3 = b->T ? NULL : r3;
     s.R4 = r4;
     llama_work *work;
-    llama_stash *stash;
+    llama_saved *saved;
     assert_ok(llama_work_create(c, &s, &shape, &work));
     if (!b->plain_r1) assert_ok(llama_work_put_r1(work, r1));
-    assert_ok(llama_stash_create(c, &s, &shape, &stash));
+    assert_ok(llama_saved_create(c, &s, &shape, &saved));
     double *x = room(TOKENS * HIDDEN, sizeof *x);
     memcpy(x, b->x, sizeof b->x);
     memcpy(g, b->c, sizeof b->c);
     for (int64_t t = 0; t < TOKENS; t += slice)
         assert_ok(
-            llama_block_forward_keep(&b->m.stage, 0, &s, t, slice, x + t * HIDDEN, stash, work));
+            llama_block_forward_save(&b->m.stage, 0, &s, t, slice, x + t * HIDDEN, saved, work));
     for (int64_t t = TOKENS - slice; t >= 0; t -= slice)
-        assert_ok(llama_block_backward(&b->m.stage, 0, &s, t, slice, g + t * HIDDEN, stash, grads,
+        assert_ok(llama_block_backward(&b->m.stage, 0, &s, t, slice, g + t * HIDDEN, saved, grads,
                                        NULL, work));
     /* the same function as the slow block's */
     b->h->record = true;
@@ -216,9 +216,9 @@ static inline void fast_gradients(block_case *b, int64_t slice, double *g,
     b->h->record = false;
     assert_true(fabs(slow - fast) <= 1e-11 * (1 + fabs(slow)));
     mem_free(x);
-    llama_stash_destroy(&stash);
+    llama_saved_destroy(&saved);
     llama_work_destroy(&work);
-    rotation *all[] = {r1, r2[0], r2[1], r3, r4, turned};
+    rotation *all[] = {r1, r2[0], r2[1], r3, r4, rotated};
     for (int i = 0; i < 6; i++) rotation_destroy(&all[i]);
 }
 

@@ -176,7 +176,7 @@ static inline void same_bits(const sample *a, const sample *b) {
     assert_memory_equal(a->u, b->u, (size_t)(a->n * a->n) * sizeof *a->u);
     assert_memory_equal(a->q->codes, b->q->codes, count);
     for (int64_t i = 0; i < a->rows; i++) {
-        assert_true(a->loss[i].kept == b->loss[i].kept);
+        assert_true(a->loss[i].chosen == b->loss[i].chosen);
         assert_true(a->loss[i].rtn == b->loss[i].rtn);
     }
 }

@@ -256,23 +256,23 @@ static inline double slope_of(line *l, uint32_t places) {
     hook.places &= places;
     memcpy(x, l->x, (size_t)(T * n) * sizeof *x);
     memcpy(g, l->c, (size_t)(T * n) * sizeof *g);
-    llama_stash *stash[2];
+    llama_saved *saved[2];
     for (int64_t i = 0; i < c->layers; i++) {
-        assert_ok(llama_stash_create(c, &s->sites, &s->shape, &stash[i]));
-        assert_ok(llama_block_forward_keep(used, i, &s->sites, 0, T, x, stash[i], s->work));
+        assert_ok(llama_saved_create(c, &s->sites, &s->shape, &saved[i]));
+        assert_ok(llama_block_forward_save(used, i, &s->sites, 0, T, x, saved[i], s->work));
     }
     for (int64_t i = c->layers - 1; i >= 0; i--) {
         double G2[2 * 8 * 8] = {0};
         const rotation_grads grads = {.R1 = G1, .R2 = G2};
         assert_ok(
-            llama_block_backward(used, i, &s->sites, 0, T, g, stash[i], NULL, &hook, s->work));
+            llama_block_backward(used, i, &s->sites, 0, T, g, saved[i], NULL, &hook, s->work));
         weight_site_add(s->w, i, &grads);
         for (int64_t h = 0; h < heads; h++) {
             gemm_f64(GEMM_N, GEMM_N, d, d, d, s2_of(l, i, h), d, r2_of(s, i, h), d, GEMM_SET, SR,
                      d);
             sum += dot_f64(G2 + h * d * d, SR, d * d);
         }
-        llama_stash_destroy(&stash[i]);
+        llama_saved_destroy(&saved[i]);
     }
     if (s->R1) {
         gemm_f64(GEMM_N, GEMM_N, n, n, n, l->S1, n, s->R1, n, GEMM_SET, SR, n);

@@ -269,7 +269,7 @@ static double along_block(void *ctx, double t) {
     const int64_t n = l->p->tokens * l->p->m.cfg.hidden;
     for (int64_t i = 0; i < n; i++) l->y[i] = l->x[i] + t * l->v[i];
     assert_ok(
-        llama_layers_keep(l->p->layers, &l->p->m.stage, NULL, l->p->tokens, l->y, l->p->work));
+        llama_layers_save(l->p->layers, &l->p->m.stage, NULL, l->p->tokens, l->y, l->p->work));
     return dot_f64(l->y, l->c, n);
 }
 
@@ -281,7 +281,7 @@ static void check_block(int64_t tokens, int64_t sliding, bool varied) {
     double *y = room(n, sizeof *y);
     memcpy(y, x, (size_t)n * sizeof *x);
     memcpy(g, c, (size_t)n * sizeof *c);
-    assert_ok(llama_layers_keep(p.layers, &p.m.stage, NULL, tokens, y, p.work));
+    assert_ok(llama_layers_save(p.layers, &p.m.stage, NULL, tokens, y, p.work));
     assert_ok(
         llama_layers_backward(p.layers, &p.m.stage, NULL, tokens, g, NULL, NULL, NULL, p.work));
     for (int i = 0; i < 5; i++) {
@@ -305,7 +305,7 @@ static void test_blocks(void **state) {
 }
 
 /* The forward that keeps gives the bits of the one that does not. */
-static void test_keep_is_forward(void **state) {
+static void test_save_is_forward(void **state) {
     (void)state;
     for (int variant = 0; variant < 4; variant++) {
         pass p;
@@ -321,7 +321,7 @@ static void test_keep_is_forward(void **state) {
         llama_scratch *scratch;
         assert_ok(llama_scratch_create(&p.m.cfg, NULL, p.shape.compute, 300, &scratch));
         assert_ok(llama_layers_forward(&p.m.stage, NULL, 300, a, scratch));
-        assert_ok(llama_layers_keep(p.layers, &p.m.stage, NULL, 300, b, p.work));
+        assert_ok(llama_layers_save(p.layers, &p.m.stage, NULL, 300, b, p.work));
         assert_memory_equal(a, b, bytes);
         llama_scratch_destroy(&scratch);
         mem_free(a);
@@ -337,23 +337,23 @@ static void backward_in_slices(const small_model *m, int64_t tokens, int64_t sli
     const llama_pass_shape shape = {.compute = COMPUTE_F64, .window = tokens, .slice = slice};
     const int64_t h = m->cfg.hidden;
     llama_work *work;
-    llama_stash *stash;
+    llama_saved *saved;
     assert_ok(llama_work_create(&m->cfg, NULL, &shape, &work));
-    assert_ok(llama_stash_create(&m->cfg, NULL, &shape, &stash));
+    assert_ok(llama_saved_create(&m->cfg, NULL, &shape, &saved));
     memcpy(g, c, (size_t)(tokens * h) * sizeof *c);
     for (int again = 0; again < (recompute ? 2 : 1); again++) {
         memcpy(y, x, (size_t)(tokens * h) * sizeof *x);
         for (int64_t t = 0; t < tokens; t += slice) {
             const int64_t n = t + slice < tokens ? slice : tokens - t;
-            assert_ok(llama_block_forward_keep(&m->stage, 1, NULL, t, n, y + t * h, stash, work));
+            assert_ok(llama_block_forward_save(&m->stage, 1, NULL, t, n, y + t * h, saved, work));
         }
     }
     for (int64_t t = (tokens - 1) / slice * slice; t >= 0; t -= slice) {
         const int64_t n = t + slice < tokens ? slice : tokens - t;
         assert_ok(
-            llama_block_backward(&m->stage, 1, NULL, t, n, g + t * h, stash, NULL, NULL, work));
+            llama_block_backward(&m->stage, 1, NULL, t, n, g + t * h, saved, NULL, NULL, work));
     }
-    llama_stash_destroy(&stash);
+    llama_saved_destroy(&saved);
     llama_work_destroy(&work);
 }
 
@@ -439,7 +439,7 @@ static double loss_of_ids(void *ctx, double t) {
     *l->bias = l->from + (float)t;
     const double moved = (double)*l->bias - (double)l->from; /* what fp32 made of t */
     assert_ok(llama_embed(&p->m.stage, COMPUTE_F64, l->ids, p->tokens, l->x));
-    assert_ok(llama_layers_keep(p->layers, &p->m.stage, NULL, p->tokens, l->x, p->work));
+    assert_ok(llama_layers_save(p->layers, &p->m.stage, NULL, p->tokens, l->x, p->work));
     llama_scratch *scratch;
     assert_ok(llama_scratch_create(&p->m.cfg, NULL, COMPUTE_F64, p->tokens, &scratch));
     assert_ok(llama_head_nll(&p->m.stage, p->tokens, l->x, l->ids, scratch, &sum, NULL));
@@ -531,7 +531,7 @@ static void gradient_of_type(const small_model *m, compute_type compute, bool re
     void *x = room(n, sizeof(double));
     int32_t *next = some_targets(tokens, m->cfg.vocab);
     assert_ok(llama_embed(&m->stage, compute, ids, tokens, x));
-    assert_ok(llama_layers_keep(layers, &m->stage, NULL, tokens, x, work));
+    assert_ok(llama_layers_save(layers, &m->stage, NULL, tokens, x, work));
     assert_ok(llama_ce_backward(&m->stage, tokens, x, next, 1, x, loss, NULL, work));
     assert_ok(llama_layers_backward(layers, &m->stage, NULL, tokens, x, NULL, NULL, NULL, work));
     for (int64_t i = 0; i < n; i++)
@@ -578,7 +578,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_norm_and_rope),   cmocka_unit_test(test_products),
         cmocka_unit_test(test_attention),       cmocka_unit_test(test_blocks),
-        cmocka_unit_test(test_keep_is_forward), cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_save_is_forward), cmocka_unit_test(test_slices),
 
         cmocka_unit_test(test_capture),         cmocka_unit_test(test_types),
     };

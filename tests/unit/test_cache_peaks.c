@@ -59,7 +59,7 @@ static void test_scales_by_hand(void **state) {
 /* Whatever the rotation, no entry is beyond 448 scales; without one the scale is the least. */
 static void test_scales_hold(void **state) {
     (void)state;
-    double peaks[WIDTH] = {0}, turned[D];
+    double peaks[WIDTH] = {0}, rotated[D];
     double *u = random_f64(T * WIDTH, 100);
     for (int i = 0; i < T * WIDTH; i++) peaks[i % WIDTH] = fmax(peaks[i % WIDTH], fabs(u[i]));
     const double s = cache_scale_of(peaks, NULL, HEADS, D, true),
@@ -70,8 +70,8 @@ static void test_scales_hold(void **state) {
     for (int round = 0; round < 20; round++) {
         double *R = random_orthogonal(D);
         for (int i = 0; i < T * HEADS; i++) {
-            gemm_f64(GEMM_N, GEMM_N, 1, D, D, u + i * D, D, R, D, GEMM_SET, turned, D);
-            for (int j = 0; j < D; j++) assert_true(fabs(turned[j]) <= 448 * s);
+            gemm_f64(GEMM_N, GEMM_N, 1, D, D, u + i * D, D, R, D, GEMM_SET, rotated, D);
+            for (int j = 0; j < D; j++) assert_true(fabs(rotated[j]) <= 448 * s);
         }
         mem_free(R);
     }

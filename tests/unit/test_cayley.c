@@ -122,7 +122,7 @@ static void direction_is_skew_and_blind_to_the_symmetric_part(void **state) {
     (void)state;
     const int64_t n = 129;
     double *G = normal(n * n, 3), *R = orthogonal(n, 4), *W = room(n * n), *again = room(n * n);
-    double *X = normal(n * n, 5), *turned = room(n * n);
+    double *X = normal(n * n, 5), *rotated = room(n * n);
     assert_ok(cayley_skew(n, G, R, W));
     double *GR = product(n, G, false, R, true);
     for (int64_t i = 0; i < n; i++)
@@ -138,10 +138,10 @@ static void direction_is_skew_and_blind_to_the_symmetric_part(void **state) {
     assert_ok(cayley_skew(n, SR, R, again));
     assert_true(distance(n * n, W, again) < 1e-12);
     /* W' = R^T W R. */
-    assert_ok(cayley_turn(n, W, R, turned));
+    assert_ok(cayley_skew_right(n, W, R, rotated));
     double *WR = product(n, W, false, R, false), *RWR = product(n, R, true, WR, false);
-    assert_true(distance(n * n, turned, RWR) < 1e-12);
-    free(G), free(R), free(W), free(again), free(X), free(turned), free(GR), free(SR), free(WR);
+    assert_true(distance(n * n, rotated, RWR) < 1e-12);
+    free(G), free(R), free(W), free(again), free(X), free(rotated), free(GR), free(SR), free(WR);
     free(RWR);
 }
 

@@ -152,12 +152,12 @@ static void slow_quant(double *x, int64_t n, int bits, bool zero) {
     for (int64_t j = 0; j < n; j++) x[j] = (fmin(fmax(rint(x[j] / s) + z, 0), top) - z) * s;
 }
 
-static void slow_turn(const double *R, int64_t n, double *x, bool back) {
+static void slow_rotate(const double *R, int64_t n, double *x, bool inverse) {
     if (!R) return;
     double y[128];
     for (int64_t j = 0; j < n; j++) {
         y[j] = 0;
-        for (int64_t k = 0; k < n; k++) y[j] += x[k] * (back ? R[j * n + k] : R[k * n + j]);
+        for (int64_t k = 0; k < n; k++) y[j] += x[k] * (inverse ? R[j * n + k] : R[k * n + j]);
     }
     memcpy(x, y, (size_t)n * sizeof *x);
 }
@@ -165,9 +165,9 @@ static void slow_turn(const double *R, int64_t n, double *x, bool back) {
 /* Q(xR) R^T, as the definition of a site says. */
 static void slow_site(const double *R, int64_t n, int bits, bool zero, double *x) {
     if (bits >= 16) return;
-    slow_turn(R, n, x, false);
+    slow_rotate(R, n, x, false);
     slow_quant(x, n, bits, zero);
-    slow_turn(R, n, x, true);
+    slow_rotate(R, n, x, true);
 }
 
 static void slow_linear(const wmat *w, const float *bias, const double *x, double *y) {
@@ -221,10 +221,10 @@ static void slow_attend(const llama_config *c, const slow_sites *s, int64_t laye
     }
     if (s->o_per_head || s->act_bits >= 16) return;
     for (int64_t h = 0; h < c->heads; h++)
-        slow_turn(slow_r2(s, c, layer, h / group), d, out + h * d, false);
+        slow_rotate(slow_r2(s, c, layer, h / group), d, out + h * d, false);
     slow_quant(out, c->heads * d, s->act_bits, true);
     for (int64_t h = 0; h < c->heads; h++)
-        slow_turn(slow_r2(s, c, layer, h / group), d, out + h * d, true);
+        slow_rotate(slow_r2(s, c, layer, h / group), d, out + h * d, true);
 }
 
 static void slow_gain(double *x, const float *gain, int64_t n) {
@@ -396,7 +396,7 @@ static void test_sites_against_slow(void **state) {
     }
 }
 
-/* down_proj that holds R4, with its input turned for real, is the same function. */
+/* down_proj that holds R4, with its input rotated for real, is the same function. */
 static void test_fused_r4(void **state) {
     (void)state;
     whole_model m;
@@ -417,7 +417,7 @@ static void test_fused_r4(void **state) {
         for (int64_t i = 0; i < m.cfg.hidden; i++) {
             double row[128];
             for (int64_t j = 0; j < n; j++) row[j] = w[i * n + j];
-            slow_turn(t.dense[T_R4], n, row, false);
+            slow_rotate(t.dense[T_R4], n, row, false);
             for (int64_t j = 0; j < n; j++) w[i * n + j] = (float)row[j];
         }
     }
@@ -425,7 +425,7 @@ static void test_fused_r4(void **state) {
     assert_true(fabs(run(&m.stage, &site, COMPUTE_F64, ids, N, NULL) - quantized) <=
                 1e-2 * quantized);
     site.act.bits = 16;
-    /* the turned weights are rounded to fp32 */
+    /* the rotated weights are rounded to fp32 */
     assert_true(fabs(run(&m.stage, &site, COMPUTE_F64, ids, N, NULL) - plain) <= 1e-6 * plain);
     assert_true(fabs(quantized - plain) > 1e-5 * plain);
     mem_free(ids);

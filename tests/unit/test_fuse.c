@@ -306,7 +306,7 @@ static void linear(const float *w, const float *b, const double *x, int64_t rows
 }
 
 /* Value path: v of a normed token to its query heads, to o with its bias. Turned weights on a
- * turned stream must give the turned result. */
+ * rotated stream must give the rotated result. */
 static void value_path_keeps_its_function(void **state) {
     (void)state;
     for (int kind = 0; kind < 3; kind++) {
@@ -314,7 +314,7 @@ static void value_path_keeps_its_function(void **state) {
         static float v[KV * HEAD * HIDDEN], o[HIDDEN * HEADS * HEAD];
         float gain[HIDDEN], bv[KV * HEAD], bo[HIDDEN];
         double x[HIDDEN], scaled[HIDDEN], kv[KV * HEAD], heads[HEADS * HEAD], plain[HIDDEN],
-            turned[HIDDEN];
+            rotated[HIDDEN];
         fill(v, KV * HEAD * HIDDEN, 1);
         fill(o, HIDDEN * HEADS * HEAD, 2);
         fill(gain, HIDDEN, 3);
@@ -339,29 +339,29 @@ static void value_path_keeps_its_function(void **state) {
         linear(v2, bv, x, KV * HEAD, HIDDEN, kv);
         for (int i = 0; i < HEADS * HEAD; i++)
             heads[i] = kv[i / HEAD / (HEADS / KV) * HEAD + i % HEAD];
-        linear(o2, bo, heads, HIDDEN, HEADS * HEAD, turned);
-        for (int i = 0; i < HIDDEN; i++) assert_true(fabs(plain[i] - turned[i]) < 1e-4);
+        linear(o2, bo, heads, HIDDEN, HEADS * HEAD, rotated);
+        for (int i = 0; i < HIDDEN; i++) assert_true(fabs(plain[i] - rotated[i]) < 1e-4);
         free(v2);
         free(o2);
         rotation_set_destroy(&set);
     }
 }
 
-/* down with the online transform of its input gives the turned result. */
+/* down with the online transform of its input gives the rotated result. */
 static void online_r4_is_undone(void **state) {
     (void)state;
     for (int kind = 0; kind < 3; kind += 2) {
         rotation_set *set = make_set(kind);
         static float down[HIDDEN * INNER];
-        double x[INNER], plain[HIDDEN], turned[HIDDEN];
+        double x[INNER], plain[HIDDEN], rotated[HIDDEN];
         fill(down, HIDDEN * INNER, 8);
         for (int i = 0; i < INNER; i++) x[i] = rng_normal(9, RNG_TEST, (uint64_t)i);
         linear(down, NULL, x, HIDDEN, INNER, plain);
         rotation_apply_f64(rotation_set_r1(set), plain, 1, HIDDEN, false);
         float *down2 = fuse_role(set, ROLE_DOWN, down, HIDDEN, INNER, NULL);
         rotation_apply_f64(rotation_set_r4(set), x, 1, INNER, false);
-        linear(down2, NULL, x, HIDDEN, INNER, turned);
-        for (int i = 0; i < HIDDEN; i++) assert_true(fabs(plain[i] - turned[i]) < 1e-4);
+        linear(down2, NULL, x, HIDDEN, INNER, rotated);
+        for (int i = 0; i < HIDDEN; i++) assert_true(fabs(plain[i] - rotated[i]) < 1e-4);
         free(down2);
         rotation_set_destroy(&set);
     }

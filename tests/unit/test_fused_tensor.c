@@ -1,5 +1,5 @@
 /* Fused tensors: the function of the layer is kept, written out in plain loops; rows come as each
- * way promises; a number that changes is found, on every matrix that is turned, and NaN by name;
+ * way promises; a number that changes is found, on every matrix that is rotated, and NaN by name;
  * whatever memory is missing, nothing leaks; the plan's bytes are enough and not much too many. */
 #include "pipeline/weights/fused_tensor.h"
 
@@ -18,10 +18,10 @@ static const llama_config cfg = {.hidden = HIDDEN,
                                  .qkv_bias = true,
                                  .o_bias = true};
 
-static rotation_set *make_set(bool turned) {
-    const rotation_options o = {.r1 = turned,
-                                .r2 = turned ? R2_HEAD : R2_NONE,
-                                .r4 = turned,
+static rotation_set *make_set(bool rotated) {
+    const rotation_options o = {.r1 = rotated,
+                                .r2 = rotated ? R2_HEAD : R2_NONE,
+                                .r4 = rotated,
                                 .start = START_HAD,
                                 .seed = 5};
     const rotation_sizes z = {HIDDEN, cfg.layers, cfg.heads, KV, DIM, INNER, false};
@@ -96,7 +96,7 @@ static void test_function_is_kept(void **state) {
     const llama_tensor t = matrix(0);
     llama_tensor bias;
     float *raw = numbers(t.rows * t.cols), *gain = numbers(t.cols), *b = numbers(HIDDEN),
-          *turned_b = room(HIDDEN, sizeof *b), *to = room(t.rows * t.cols, sizeof *to);
+          *rotated_b = room(HIDDEN, sizeof *b), *to = room(t.rows * t.cols, sizeof *to);
     double *R = room(HIDDEN * HIDDEN, sizeof *R), *x = random_f64(HIDDEN, 1), y[HIDDEN] = {0};
     const fused_source from = {.raw = raw, .dtype = FUSE_F32, .gain = gain};
     assert_ok(rotation_to_dense(rotation_set_r1(set), R));
@@ -113,14 +113,14 @@ static void test_function_is_kept(void **state) {
         assert_true(fabs(want - got) < 0x1p-24 * 16 * 40);
     }
     assert_true(llama_tensor_of(&cfg, ROLE_O_BIAS, 1, &bias));
-    memcpy(turned_b, b, HIDDEN * sizeof *b);
-    assert_ok(fused_tensor_vector(set, &bias, turned_b));
+    memcpy(rotated_b, b, HIDDEN * sizeof *b);
+    assert_ok(fused_tensor_vector(set, &bias, rotated_b));
     for (int64_t j = 0; j < HIDDEN; j++) {
         double want = 0;
         for (int64_t i = 0; i < HIDDEN; i++) want += (double)b[i] * R[i * HIDDEN + j];
-        assert_true(fabs(want - (double)turned_b[j]) < 1e-5);
+        assert_true(fabs(want - (double)rotated_b[j]) < 1e-5);
     }
-    mem_free(raw), mem_free(gain), mem_free(b), mem_free(turned_b), mem_free(to), mem_free(R);
+    mem_free(raw), mem_free(gain), mem_free(b), mem_free(rotated_b), mem_free(to), mem_free(R);
     mem_free(x);
     rotation_set_destroy(&set);
 }
@@ -167,8 +167,8 @@ static err never(void *arg, int64_t row0, int64_t rows, const float *w) {
 
 static void test_what_is_refused(void **state) {
     (void)state;
-    for (int turned = 0; turned < 2; turned++) {
-        rotation_set *set = make_set(turned);
+    for (int rotated = 0; rotated < 2; rotated++) {
+        rotation_set *set = make_set(rotated);
         for (int i = 0; i < MATRICES; i++) {
             const llama_tensor t = matrix(i);
             int calls = 0;
@@ -176,9 +176,9 @@ static void test_what_is_refused(void **state) {
             const fused_source from = {.raw = raw, .dtype = FUSE_F32};
             fault_arm("fuse:1");
             err e = fused_tensor_into(set, &t, &from, to);
-            assert_int_equal(e.code, turned ? ERR_NUMERICS : ERR_OK);
-            if (turned) assert_non_null(strstr(e.where, t.name));
-            assert_int_equal(fault_armed(), !turned); /* nothing to probe without rotations */
+            assert_int_equal(e.code, rotated ? ERR_NUMERICS : ERR_OK);
+            if (rotated) assert_non_null(strstr(e.where, t.name));
+            assert_int_equal(fault_armed(), !rotated); /* nothing to probe without rotations */
             fault_arm("");
             raw[3] = NAN, raw[17] = -INFINITY, raw[t.rows * t.cols - 1] = INFINITY;
             e = fused_tensor_each(set, &t, &from, never, &calls);

@@ -57,7 +57,7 @@ static void check_sample(const sample *s) {
         assert_close(l->rtn, loss_of(s, row, plain), 1e-9, "loss of rounding to nearest");
         assert_close(l->energy, loss_of(s, row, NULL), 1e-9, "energy");
         assert_true(l->fell_back == (l->gptq > l->rtn));
-        assert_true(l->kept == (l->fell_back ? l->rtn : l->gptq));
+        assert_true(l->chosen == (l->fell_back ? l->rtn : l->gptq));
         for (int64_t j = 0; j < n; j++)
             assert_int_equal(s->q->codes[row * n + j], l->fell_back ? plain[j] : codes[j]);
     }
@@ -93,8 +93,8 @@ static void is_better_than_nearest(void **state) {
     run(&s, true);
     gptq_report_add(s.loss, s.rows, &sum);
     assert_int_equal(sum.rows, 64);
-    assert_true(sum.kept < 0.5 * sum.rtn);
-    assert_true(sum.kept > 0 && sum.rtn < sum.energy);
+    assert_true(sum.chosen < 0.5 * sum.rtn);
+    assert_true(sum.chosen > 0 && sum.rtn < sum.energy);
     sample_destroy(&s);
 }
 
@@ -175,7 +175,7 @@ static void all_columns_dead(void **state) {
     run(&s, true);
     for (int64_t i = 0; i < 80; i++)
         assert_int_equal(s.q->codes[i], code_of(s.q, i / 40, i % 40, (double)s.w[i]));
-    assert_true(s.loss[0].kept == 0 && !s.loss[0].fell_back);
+    assert_true(s.loss[0].chosen == 0 && !s.loss[0].fell_back);
     sample_destroy(&s);
 }
 
@@ -242,7 +242,7 @@ static void rows_fall_back(void **state) {
     check_sample(&s);
     gptq_report_add(s.loss, s.rows, &sum);
     assert_true(sum.fell_back > 0 && sum.fell_back < 50);
-    for (int64_t i = 0; i < s.rows; i++) assert_true(s.loss[i].kept <= s.loss[i].rtn);
+    for (int64_t i = 0; i < s.rows; i++) assert_true(s.loss[i].chosen <= s.loss[i].rtn);
     sample_destroy(&s);
 }
 

@@ -1,7 +1,7 @@
 /* Hadamard matrices, the fast transform and rotations, against identities and the long way. */
 #include "base/err.h"
 #include "base/rng.h"
-#include "rotations/cache_turn.h"
+#include "rotations/cache_rotation.h"
 #include "rotations/fwht.h"
 #include "rotations/hadamard.h"
 #include "rotations/rotation.h"
@@ -318,17 +318,17 @@ static rotation_options all_on(void) {
 
 /* Signs that PyTorch 2.15 gives for vLLM's seed, bit i for channel i, 1 for +1; and a head size of
  * five blocks of 16, which have the same signs each. */
-static void the_turn_of_a_cache(void **state) {
+static void the_rotation_of_a_cache(void **state) {
     (void)state;
     const uint64_t low = UINT64_C(0x808035b16573590d), high = UINT64_C(0x6b7f5438a6443d6c);
     int8_t signs[128];
-    cache_turn_signs(128, signs);
+    cache_rotation_signs(128, signs);
     for (int i = 0; i < 128; i++) {
         const uint64_t word = i < 64 ? low : high;
         assert_int_equal(signs[i], word >> (i % 64) & 1 ? 1 : -1);
     }
     rotation *r;
-    assert_ok(cache_turn_create(80, &r));
+    assert_ok(cache_rotation_create(80, &r));
     double got[80] = {0};
     got[17] = 1; /* channel 1 of the second block */
     rotation_apply_f64(r, got, 1, 80, false);
@@ -337,7 +337,7 @@ static void the_turn_of_a_cache(void **state) {
         assert_true(fabs(got[j] - want) <= 4 * DBL_EPSILON);
     }
     rotation_destroy(&r);
-    assert_int_equal(cache_turn_create(65, &r).code, ERR_USAGE);
+    assert_int_equal(cache_rotation_create(65, &r).code, ERR_USAGE);
 }
 
 static void set_of_a_model(void **state) {
@@ -449,12 +449,12 @@ static void dense_in_rows(void **state) {
         assert_memory_equal(back, R, (size_t)(n * n) * sizeof *R);
         rotation_dense_rows(r[2], 3, n - 3, back);
         for (int64_t i = 0; i < (n - 3) * n; i++) assert_true(back[i] == (double)half[3 * n + i]);
-        for (int turned = 0; turned < 2; turned++) {
+        for (int rotated = 0; rotated < 2; rotated++) {
             for (int i = 0; i < 3; i++) {
                 x[i] = room(rows * n, sizeof *x[i]);
                 for (int64_t j = 0; j < rows * n; j++)
                     x[i][j] = (float)rng_normal(5, RNG_TEST, (uint64_t)j);
-                rotation_apply_f32(r[i], x[i], rows, n, turned);
+                rotation_apply_f32(r[i], x[i], rows, n, rotated);
             }
             for (int i = 1; i < 3; i++)
                 assert_memory_equal(x[0], x[i], (size_t)(rows * n) * sizeof(float));
@@ -480,7 +480,7 @@ int main(void) {
         cmocka_unit_test(hadamard_rotations),
         cmocka_unit_test(orthogonal_to_twelve_digits),
         cmocka_unit_test(dense_in_rows),
-        cmocka_unit_test(the_turn_of_a_cache),
+        cmocka_unit_test(the_rotation_of_a_cache),
         cmocka_unit_test(set_of_a_model),
         cmocka_unit_test(set_at_identity),
         cmocka_unit_test(set_refuses_by_name),

@@ -16,13 +16,10 @@ static void the_best_is_kept_and_the_worse_taken_back(void **state) {
         double loss;
         judge_word word;
         double best, rate;
-    } heard[] = {{10, JUDGE_KEEP, 10, 1},
-                 {9, JUDGE_KEEP, 9, 1},
-                 {9.05, JUDGE_GO_ON, 9, 1},
-                 {9.2, JUDGE_TAKE_BACK, 9, 0.5},
-                 {8, JUDGE_KEEP, 8, 0.5},
-                 {NAN, JUDGE_TAKE_BACK, 8, 0.25},
-                 {INFINITY, JUDGE_TAKE_BACK, 8, 0.125}};
+    } heard[] = {{10, JUDGE_SNAPSHOT, 10, 1},        {9, JUDGE_SNAPSHOT, 9, 1},
+                 {9.05, JUDGE_GO_ON, 9, 1},          {9.2, JUDGE_RESTORE, 9, 0.5},
+                 {8, JUDGE_SNAPSHOT, 8, 0.5},        {NAN, JUDGE_RESTORE, 8, 0.25},
+                 {INFINITY, JUDGE_RESTORE, 8, 0.125}};
     for (int i = 0; i < 7; i++) {
         assert_int_equal(learn_judge_hear(&j, heard[i].loss, i, false), heard[i].word);
         assert_true(j.best == heard[i].best && j.rate == heard[i].rate && j.start == 10);
@@ -32,17 +29,17 @@ static void the_best_is_kept_and_the_worse_taken_back(void **state) {
     /* At the end what is close to the best is good enough, but not what is above the start. */
     assert_int_equal(learn_judge_hear(&j, 8.01, 7, true), JUDGE_GO_ON);
     learn_judge k = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE, 1);
-    assert_int_equal(learn_judge_hear(&k, 10, 0, false), JUDGE_KEEP);
+    assert_int_equal(learn_judge_hear(&k, 10, 0, false), JUDGE_SNAPSHOT);
     assert_int_equal(learn_judge_hear(&k, 10.1, 1, false), JUDGE_GO_ON);
-    assert_int_equal(learn_judge_hear(&k, 10.1, 2, true), JUDGE_TAKE_BACK);
+    assert_int_equal(learn_judge_hear(&k, 10.1, 2, true), JUDGE_RESTORE);
 }
 
 static void a_start_that_nothing_betters_is_kept(void **state) {
     (void)state;
     learn_judge j = learn_judge_new(JUDGE_NOISE, JUDGE_PATIENCE, 1);
-    assert_int_equal(learn_judge_hear(&j, 1, 0, false), JUDGE_KEEP);
+    assert_int_equal(learn_judge_hear(&j, 1, 0, false), JUDGE_SNAPSHOT);
     for (int i = 1; i < 5; i++)
-        assert_int_equal(learn_judge_hear(&j, 1.5, i, i == 4), JUDGE_TAKE_BACK);
+        assert_int_equal(learn_judge_hear(&j, 1.5, i, i == 4), JUDGE_RESTORE);
     assert_int_equal(j.best_step, 0);
     assert_true(j.best == 1 && j.rate == 0.0625);
 }

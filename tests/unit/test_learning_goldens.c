@@ -167,7 +167,7 @@ static double gradients(const small_model *m, const llama_sites *sites, compute_
         .compute = compute, .window = tokens, .slice = slice, .r1 = true, .r2 = true, .head = true};
     const size_t real = llama_real_bytes(compute);
     llama_work *work;
-    llama_stash *stash[8];
+    llama_saved *saved[8];
     assert_ok(llama_work_create(c, sites, &shape, &work));
     assert_ok(llama_work_put_r1(work, sites->R1));
     int32_t next[64];
@@ -177,10 +177,10 @@ static double gradients(const small_model *m, const llama_sites *sites, compute_
     assert_ok(llama_embed(&m->stage, compute, ids, tokens, x));
     for (int64_t l = 0; l < c->layers; l++) {
         R2[l] = room(n2, sizeof(double));
-        assert_ok(llama_stash_create(c, sites, &shape, &stash[l]));
+        assert_ok(llama_saved_create(c, sites, &shape, &saved[l]));
         for (int64_t t = 0; t < tokens; t += slice)
-            assert_ok(llama_block_forward_keep(&m->stage, l, sites, t, size_min(slice, tokens - t),
-                                               x + (size_t)(t * c->hidden) * real, stash[l], work));
+            assert_ok(llama_block_forward_save(&m->stage, l, sites, t, size_min(slice, tokens - t),
+                                               x + (size_t)(t * c->hidden) * real, saved[l], work));
     }
     const double weight = 1 / (double)(tokens - 1);
     double loss = 0, sum;
@@ -194,9 +194,9 @@ static double gradients(const small_model *m, const llama_sites *sites, compute_
         const rotation_grads grads = {.R1 = R1, .R2 = R2[l]};
         for (int64_t t = (tokens - 1) / slice * slice; t >= 0; t -= slice)
             assert_ok(llama_block_backward(&m->stage, l, sites, t, size_min(slice, tokens - t),
-                                           x + (size_t)(t * c->hidden) * real, stash[l], &grads,
+                                           x + (size_t)(t * c->hidden) * real, saved[l], &grads,
                                            NULL, work));
-        llama_stash_destroy(&stash[l]);
+        llama_saved_destroy(&saved[l]);
     }
     const bool wide = compute == COMPUTE_F64;
     for (int64_t i = 0; i < n1; i++) G1[i] = wide ? ((double *)R1)[i] : (double)((float *)R1)[i];

@@ -263,7 +263,7 @@ static void check_r3(const double *R, int64_t d, const double *mean_direction, d
             assert_true(fabs(dot - (i == j)) <= 1e-12);
         }
     }
-    /* The mean, turned, has one sign in all channels, up to `apart` of its length over sqrt(d). */
+    /* The mean, rotated, has one sign in all channels, up to `apart` of its length over sqrt(d). */
     double length = 0, least = INFINITY, most = -INFINITY;
     for (int64_t j = 0; j < d; j++) {
         double v = 0;

@@ -130,7 +130,7 @@ static void check_kl(int64_t k) {
     double *kl = room(rows, sizeof *kl), sum, z[700];
     llama_teacher teacher = {.token = room(rows * k, sizeof(int32_t)),
                              .log_p = room(rows * k, sizeof(float))};
-    assert_ok(llama_teacher_keep(&m.stage, rows, x, &teacher, work));
+    assert_ok(llama_teacher_save(&m.stage, rows, x, &teacher, work));
     for (int64_t t = 0; t < rows; t++) {
         const double lse = slow_logits(&slow, x + t * hidden, z);
         double least = 1e300;

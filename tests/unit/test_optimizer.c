@@ -157,7 +157,7 @@ static void adam_steps_by_the_rate(void **state) {
             double t = 2 * k * atan(lr / 2);
             assert_true(fabs(R[2] - sin(t)) < 1e-5 && fabs(R[0] - cos(t)) < 1e-5);
             assert_true(fabs(said.angle / lr - 1) < 1e-5);
-            assert_true(fabs(said.turn / said.angle - 1) < 1e-12);
+            assert_true(fabs(said.rms_angle / said.angle - 1) < 1e-12);
             assert_true(fabs(said.gradient / (sqrt(2) * sizes[s]) - 1) < 1e-12);
         }
         optimizer_destroy(&o);
@@ -235,7 +235,7 @@ static void the_rate_is_an_angle_at_every_order(void **state) {
                     memset(W, 0, (size_t)(n * n) * sizeof *W), W[1] = -7, W[n] = 7;
                 assert_ok(optimizer_step(o, lr, NULL, W, R, &said));
                 assert_true(fabs(said.angle / lr - 1) < 1e-9);
-                assert_true(said.turn <= said.angle);
+                assert_true(said.rms_angle <= said.angle);
             }
             optimizer_destroy(&o);
             free(R), free(W);

@@ -60,7 +60,7 @@ static void test_kept(void **state) {
     run_plan p = learning();
     assert_non_null(plan_slices_of(&p, 180).stuck);
     p.phases[0].units = 1;
-    p.phases[0].kept_bytes = 1;
+    p.phases[0].saved_bytes = 1;
     p.phases[1].again_s = 5;
     const plan_slices s = plan_slices_of(&p, 180);
     assert_null(s.stuck);

@@ -19,7 +19,7 @@ typedef struct wide_model {
     const llama_config *c;
     wide_layer layers[LAYERS];
     double *embed, *head, *final_norm;
-    const rotation *R4; /* turned at run time */
+    const rotation *R4; /* rotated at run time */
 } wide_model;
 
 static double *widened(const float *v, int64_t n) {

@@ -1,5 +1,6 @@
-/* Schedules as data: rules, stash, idle share; held against a simulation written the other way
- * round (it asks for the end of an operation and reads the printed lists), and the closed form. */
+/* Schedules as data: rules, saved activations, idle share; held against a simulation written the
+ * other way round (it asks for the end of an operation and reads the printed lists), and the closed
+ * form. */
 #include "base/size.h"
 #include "pipeline/stages/schedule.h"
 #include "tests/unit/assert_ok.h"
@@ -119,7 +120,7 @@ static schedule *make(int stages, int64_t windows, int64_t slices, int64_t in_fl
 }
 
 /* Largest number of slices forward and not yet backward, counted in the printed list. */
-static int64_t stashed_in_text(const schedule *s, int stage) {
+static int64_t saved_in_text(const schedule *s, int stage) {
     const schedule_costs none = {0};
     other o;
     int64_t now = 0, most = 0;
@@ -150,12 +151,13 @@ static void test_rules(void **state) {
                                 1e-9 * finish);
                     assert_true(fabs(idle - other_idle) < 1e-9);
                     for (int i = 0; i < stages[a]; i++) {
-                        const int64_t k = schedule_in_flight(s, i), most = schedule_stashed(s, i);
+                        const int64_t k = schedule_in_flight(s, i),
+                                      most = schedule_saved_slices(s, i);
                         if (bounds[d % 3]) assert_true(k <= bounds[d % 3]);
                         if (i > 0) assert_true(k <= schedule_in_flight(s, i - 1));
-                        if (d < 3) assert_int_equal(most, stashed_in_text(s, i));
+                        if (d < 3) assert_int_equal(most, saved_in_text(s, i));
                         assert_true(most <= slices[c] * (d >= 3 ? 1 : k));
-                        assert_true(stashed_in_text(s, i) <= slices[c] * k);
+                        assert_true(saved_in_text(s, i) <= slices[c] * k);
                     }
                     schedule_destroy(&s);
                 }

@@ -58,9 +58,9 @@ static void check_half(bool through, bool with_factors, bool scaled) {
         x32[i] = (float)x[i];
         g32[i] = (float)g[i];
     }
-    site_kept kept = {.error = room(COUNT, sizeof(bf16))};
-    if (through) kept.moved = room(COUNT, sizeof(bf16));
-    if (through) kept.ends = room(TOKENS, sizeof(site_ends_f32));
+    site_saved saved = {.error = room(COUNT, sizeof(bf16))};
+    if (through) saved.moved = room(COUNT, sizeof(bf16));
+    if (through) saved.ends = room(TOKENS, sizeof(site_ends_f32));
     const site_work work = {.compute = COMPUTE_BF16,
                             .panel = room(COUNT, sizeof(float)),
                             .panel_room = COUNT,
@@ -70,11 +70,11 @@ static void check_half(bool through, bool with_factors, bool scaled) {
                             .thread_bytes = 4096,
                             .R_half = R_half,
                             .R_t = R_t32};
-    site_keep_f32(&s, x32, TOKENS, with_factors ? x_half : NULL, &kept, &work);
+    site_save_f32(&s, x32, TOKENS, with_factors ? x_half : NULL, &saved, &work);
     float *dR32 = room(N * N, sizeof *dR32);
-    site_backward_f32(&s, g32, TOKENS, x_half, &kept, dR32, &work);
+    site_backward_f32(&s, g32, TOKENS, x_half, &saved, dR32, &work);
 
-    double *error = wide_copy(kept.error, COUNT, true), *after = wide_copy(x32, COUNT, false);
+    double *error = wide_copy(saved.error, COUNT, true), *after = wide_copy(x32, COUNT, false);
     double *u = times(false, false, TOKENS, N, N, x, R);
     double *moved = times(false, true, TOKENS, N, N, error, R);
     for (int i = 0; i < COUNT; i++) after[i] -= x[i];
@@ -91,7 +91,7 @@ static void check_half(bool through, bool with_factors, bool scaled) {
         assert_true(widest_of(e, N) >= 0.3 * step);
         if (!through) continue;
         /* the ends in bf16 may be others, but not much smaller */
-        const site_ends_f32 *ends = (const site_ends_f32 *)kept.ends + t;
+        const site_ends_f32 *ends = (const site_ends_f32 *)saved.ends + t;
         const int hi = ends->hi, lo = ends->lo;
         for (int j = 0; j < N; j++)
             assert_true(row[hi] >= row[j] - 0.1 * step && row[lo] <= row[j] + 0.1 * step);
@@ -106,10 +106,10 @@ static void check_half(bool through, bool with_factors, bool scaled) {
     double *want_g = times(false, true, TOKENS, N, N, du, R), *got_g = wide_copy(g32, COUNT, false);
     for (int i = 0; i < COUNT; i++) want_g[i] += g[i];
     check_near("dx", got_g, want_g, COUNT, through ? 0.02 : 1e-6);
-    void *all[] = {R,          x,         g,          R_half,    x_half,       kept.error,
-                   kept.moved, kept.ends, work.panel, work.half, work.slopes,  error,
-                   after,      u,         moved,      du,        want,         range,
-                   got,        want_g,    got_g,      dR32,      work.threads, S};
+    void *all[] = {R,           x,          g,          R_half,    x_half,       saved.error,
+                   saved.moved, saved.ends, work.panel, work.half, work.slopes,  error,
+                   after,       u,          moved,      du,        want,         range,
+                   got,         want_g,     got_g,      dR32,      work.threads, S};
     scale_set_destroy(&scales);
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
     rotation_destroy(&r1);

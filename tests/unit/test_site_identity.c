@@ -1,8 +1,8 @@
 /* The gradient of a site. Detached: the skew part of g^T e R^T against the long way, where R is
- * turned into the weights on both sides and the chain rule goes through all of them, written here
- * in plain loops. Both readings of the range: a slow forward of a whole block in double that holds
- * what the quantizer rounded (the residual in steps, or the error itself) while x and the rotations
- * move, and five-point differences along random directions of the orthogonal group. */
+ * multiplied into the weights on both sides and the chain rule goes through all of them, written
+ * here in plain loops. Both readings of the range: a slow forward of a whole block in double that
+ * holds what the quantizer rounded (the residual in steps, or the error itself) while x and the
+ * rotations move, and five-point differences along random directions of the orthogonal group. */
 #include "base/gemm.h"
 #include "base/mem.h"
 #include "base/rng.h"
@@ -119,7 +119,7 @@ static void check_identity(const site *s, double *const *R) {
     long_way(s, B, TOKENS, before, after, h, A, W, want);
 
     double *x = times(false, true, TOKENS, n, before, h, A);
-    site_kept kept = {.error = room(TOKENS * n, sizeof(double))};
+    site_saved saved = {.error = room(TOKENS * n, sizeof(double))};
     const uint64_t each = (uint64_t)site_chunk_reals(s) * sizeof(double) + 8 * (uint64_t)n;
     const site_work work = {.compute = COMPUTE_F64,
                             .panel = room(TOKENS * n, sizeof(double)),
@@ -127,11 +127,11 @@ static void check_identity(const site *s, double *const *R) {
                             .parts = room(site_parts_room(s, TOKENS), sizeof(double)),
                             .threads = room((int64_t)each * gemm_threads(), 1),
                             .thread_bytes = each};
-    site_keep_f64(s, x, TOKENS, NULL, &kept, &work);
+    site_save_f64(s, x, TOKENS, NULL, &saved, &work);
     double *y = times(false, true, TOKENS, after, n, x, W);
     for (int64_t i = 0; i < TOKENS * after; i++) y[i] = cos(y[i]);
     double *g = times(false, false, TOKENS, n, after, y, W);
-    site_backward_f64(s, g, TOKENS, NULL, &kept, got, &work);
+    site_backward_f64(s, g, TOKENS, NULL, &saved, got, &work);
 
     for (int64_t r = 0; r < count; r++) {
         skew_part(want + r * d * d, R[r], d, want + r * d * d);
@@ -146,7 +146,7 @@ static void check_identity(const site *s, double *const *R) {
                   (int)count, (int)d, s->quant.bits, s->quant.symmetric ? " symmetric" : "",
                   s->before || s->after ? ", scales" : "", off / size);
     assert_true(size > 1e-3 && off <= 1e-12 * size);
-    void *all[] = {h, A, W, B, want, got, x, kept.error, work.panel, work.parts, work.threads,
+    void *all[] = {h, A, W, B, want, got, x, saved.error, work.panel, work.parts, work.threads,
                    y, g};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
 }
@@ -347,7 +347,7 @@ static void test_range(void **state) {
         b->through = k % 2 == 0 || k == 5;
         check_directions(b, k == 0 ? 100 : 40);
     }
-    /* The 4-bit cache as the runtime has it: turned once more behind R2. */
+    /* The 4-bit cache as the runtime has it: rotated once more behind R2. */
     double *T = b->T = random_orthogonal(8);
     for (int k = 0; k < 4; k++) {
         b->sites = llama_sites_none();

@@ -146,7 +146,7 @@ static rotation_set *set_with_scales(void) {
 }
 
 /* Row by row and channel by channel in fp64, from the matrices whole: CONVENTIONS.md, Scales. */
-static void turn_long(rotation_set *set, int64_t layer, int step, const float *x, float *out) {
+static void rotate_long(rotation_set *set, int64_t layer, int step, const float *x, float *out) {
     enum { MOST = 24 };
     const scale_kind kind[STEP_COUNT] = {SCALE_ATTN, SCALE_VO, SCALE_MLP, SCALE_UD};
     const scale_vector *S = scale_set_get(rotation_set_scales(set), kind[step], layer);
@@ -192,24 +192,24 @@ static void test_both_sides(void **state) {
     (void)state;
     rotation_set *set = set_with_scales();
     site_rows *p = kept(0, LAYERS, false, NULL);
-    float x[ROWS * 24], turned[ROWS * 24];
+    float x[ROWS * 24], rotated[ROWS * 24];
     for (int s = 0; s < STEP_COUNT; s++) {
         const int64_t width = llama_step_width(&CFG, (llama_step)s);
         site_look look, back;
         site_stats before = {.width = width}, after = before;
         double log_det;
         rows_of(1, s, x);
-        turn_long(set, 1, s, x, turned);
+        rotate_long(set, 1, s, x, rotated);
         site_stats_add(&before, x, ROWS);
-        site_stats_add(&after, turned, ROWS);
-        assert_ok(site_log_det(turned, ROWS, width, &log_det));
+        site_stats_add(&after, rotated, ROWS);
+        assert_ok(site_log_det(rotated, ROWS, width, &log_det));
         assert_ok(site_rows_look(p, set, 1, (llama_step)s, &look));
         near_stats(&look.before, &before);
         near_stats(&look.after, &after);
         assert_true(fabs(site_kurtosis(&look.before) - site_kurtosis(&look.after)) > 0.1);
         assert_true(fabs(look.log_det + 2 * look.log_scales - log_det) < LOG_DET_OFF);
         assert_ok(
-            site_look_take(&CFG, set, 1, (llama_step)s, SITE_AFTER, true, turned, ROWS, &back));
+            site_look_take(&CFG, set, 1, (llama_step)s, SITE_AFTER, true, rotated, ROWS, &back));
         near_stats(&back.before, &before);
         near_stats(&back.after, &after);
         assert_true(fabs(back.log_det - look.log_det) < LOG_DET_OFF);

@@ -140,9 +140,9 @@ static void check_site(const site *s, double *const *R) {
     double *x = times(false, true, TOKENS, n, e.before, e.h, e.A);
     for (int64_t i = 0; i < TOKENS * n; i++) x[i] += e.bias[i % n];
     double *x_in = copy_of(x, TOKENS * n);
-    const site_kept kept = {.error = room(TOKENS * n, sizeof(double)),
-                            .moved = room(TOKENS * n, sizeof(double)),
-                            .ends = room(TOKENS * site_ranges(s), sizeof(site_ends_f64))};
+    const site_saved saved = {.error = room(TOKENS * n, sizeof(double)),
+                              .moved = room(TOKENS * n, sizeof(double)),
+                              .ends = room(TOKENS * site_ranges(s), sizeof(site_ends_f64))};
     const uint64_t each = 8 * (uint64_t)(n + site_chunk_reals(s));
     const site_work work = {.compute = COMPUTE_F64,
                             .panel = room(5 * n, sizeof(double)),
@@ -150,11 +150,11 @@ static void check_site(const site *s, double *const *R) {
                             .slopes = room(2 * TOKENS * site_ranges(s), sizeof(double)),
                             .threads = room((int64_t)each * gemm_threads(), 1),
                             .thread_bytes = each};
-    site_keep_f64(s, x, TOKENS, NULL, &kept, &work);
+    site_save_f64(s, x, TOKENS, NULL, &saved, &work);
     double *y = times(false, true, TOKENS, e.after, n, x, e.W);
     for (int64_t i = 0; i < TOKENS * e.after; i++) y[i] = cos(y[i]);
     double *g = times(false, false, TOKENS, n, e.after, y, e.W);
-    site_scale_backward_f64(s, g, TOKENS, x_in, &kept, got, &work);
+    site_scale_backward_f64(s, g, TOKENS, x_in, &saved, got, &work);
     double off = 0, size = 0, sum = 0, total = 0;
     for (int64_t j = 0; j < n / (s->before ? s->before_share : 1); j++) {
         off = fmax(off, fabs(got[j] - want[j]));
@@ -167,9 +167,9 @@ static void check_site(const site *s, double *const *R) {
                   s->quant.symmetric ? " symmetric" : "", off / size, fabs(sum) / total);
     assert_true(size > 1e-3 && off <= 1e-10 * size);
     assert_true(fabs(sum) <= 1e-12 * total);
-    void *all[] = {e.h,        e.A,       e.bias,     e.W,         B,           want,
-                   got,        x,         x_in,       y,           g,           kept.error,
-                   kept.moved, kept.ends, work.panel, work.slopes, work.threads};
+    void *all[] = {e.h,         e.A,        e.bias,     e.W,         B,           want,
+                   got,         x,          x_in,       y,           g,           saved.error,
+                   saved.moved, saved.ends, work.panel, work.slopes, work.threads};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) mem_free(all[i]);
 }
 

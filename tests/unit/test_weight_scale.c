@@ -95,7 +95,7 @@ static double loss_of_scales(scale_line *l, double t) {
             mem_free(D);
         }
     memcpy(y, l->l.x, (size_t)n * sizeof *y);
-    assert_ok(llama_layers_keep(s->layers, &l->l.moved, &s->sites, T, y, s->work));
+    assert_ok(llama_layers_save(s->layers, &l->l.moved, &s->sites, T, y, s->work));
     const double loss = dot_f64(y, l->l.c, n);
     mem_free(y);
     return loss;
@@ -135,24 +135,24 @@ static void slopes_of_scales(scale_line *l, double sum[SCALE_KINDS]) {
     double *x = room(n, sizeof *x), *g = room(n, sizeof *g);
     memcpy(x, l->l.x, (size_t)n * sizeof *x);
     memcpy(g, l->l.c, (size_t)n * sizeof *g);
-    llama_stash *stash[2];
+    llama_saved *saved[2];
     for (int64_t i = 0; i < 2; i++) {
-        assert_ok(llama_stash_create(c, &s->sites, &s->shape, &stash[i]));
-        assert_ok(llama_block_forward_keep(used, i, &s->sites, 0, T, x, stash[i], s->work));
+        assert_ok(llama_saved_create(c, &s->sites, &s->shape, &saved[i]));
+        assert_ok(llama_block_forward_save(used, i, &s->sites, 0, T, x, saved[i], s->work));
     }
     for (int64_t i = 1; i >= 0; i--) {
         rotation_grads grads = {.R1 = NULL};
         for (int k = 0; k < SCALE_KINDS; k++)
             grads.scales[k] = room(scale_set_length(s->scales, (scale_kind)k), sizeof(double));
         assert_ok(
-            llama_block_backward(used, i, &s->sites, 0, T, g, stash[i], &grads, &hook, s->work));
+            llama_block_backward(used, i, &s->sites, 0, T, g, saved[i], &grads, &hook, s->work));
         weight_site_add(s->w, i, &grads);
         for (int k = 0; k < SCALE_KINDS; k++) {
             sum[k] +=
                 dot_f64(grads.scales[k], l->v[i][k], scale_set_length(s->scales, (scale_kind)k));
             mem_free(grads.scales[k]);
         }
-        llama_stash_destroy(&stash[i]);
+        llama_saved_destroy(&saved[i]);
     }
     mem_free(x);
     mem_free(g);
@@ -187,7 +187,7 @@ static double loss_of_turn(scale_line *l, double t) {
     memcpy(s->R2, R2, sizeof R2);
     double *y = room(T * n, sizeof *y);
     memcpy(y, l->l.x, (size_t)(T * n) * sizeof *y);
-    assert_ok(llama_layers_keep(s->layers, &l->l.moved, &s->sites, T, y, s->work));
+    assert_ok(llama_layers_save(s->layers, &l->l.moved, &s->sites, T, y, s->work));
     const double loss = dot_f64(y, l->l.c, T * n);
     mem_free(y);
     return loss;

@@ -43,7 +43,7 @@ static void weights_lie_on_the_grid(void **state) {
     }
 }
 
-/* Loss <c, output> where the rotations have turned by t and the roundings went with them. */
+/* Loss <c, output> where the rotations have moved on by t and the roundings went with them. */
 static double loss_at(line *l, double t) {
     setting *s = l->s;
     const llama_config *c = &s->m.cfg;
@@ -71,7 +71,7 @@ static double loss_at(line *l, double t) {
         mem_free(C2[1]);
     }
     memcpy(y, l->x, (size_t)n * sizeof *y);
-    assert_ok(llama_layers_keep(s->layers, &l->moved, &s->sites, T, y, s->work));
+    assert_ok(llama_layers_save(s->layers, &l->moved, &s->sites, T, y, s->work));
     const double loss = dot_f64(y, l->c, n);
     mem_free(C1);
     mem_free(y);

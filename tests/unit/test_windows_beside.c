@@ -1,5 +1,5 @@
-/* Windows on their way at once with one stash between them (model/capture.h): the gradients of each
- * are those that it has alone. */
+/* Windows on their way at once with one room for saved activations between them (model/capture.h):
+ * the gradients of each are those that it has alone. */
 #include "base/gemm.h"
 #include "base/mem.h"
 #include "model/capture.h"
@@ -24,7 +24,7 @@ static void window_open(const small_model *m, window *w, int number) {
 static void forward(const small_model *m, const window *w, llama_layers *l, float *x,
                     llama_work *work) {
     assert_ok(llama_embed(&m->stage, COMPUTE_F32, w->ids, TOKENS, x));
-    assert_ok(llama_layers_keep(l, &m->stage, NULL, TOKENS, x, work));
+    assert_ok(llama_layers_save(l, &m->stage, NULL, TOKENS, x, work));
 }
 
 static void backward(const small_model *m, const window *w, llama_layers *l, float *x, double *loss,
@@ -69,7 +69,7 @@ static void test_windows(void **state) {
     llama_stage_clear(&m.stage);
 }
 
-static void test_stash_of_each_layer(void **state) {
+static void test_saved_of_each_layer(void **state) {
     (void)state;
     small_model m;
     small_model_make(&m, true, 0);
@@ -86,7 +86,7 @@ int main(void) {
     gemm_init(1);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_windows),
-        cmocka_unit_test(test_stash_of_each_layer),
+        cmocka_unit_test(test_saved_of_each_layer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,4 @@
-/* The forward of a block that keeps what its backward needs, with every intermediate that
+/* The forward of a block that saves what its backward needs, with every intermediate that
  * block_backward_real.c names: the same arithmetic as block_real.c, and the same bits but where a
  * dense R1 is applied in bf16 there. Slice t0 .. t0 + n. */
 #include "model/backward_internal.h"
@@ -14,8 +14,8 @@
 
 /* w->input = factors of rms(x), through the site, times the gain; times the gain first where the
  * site stands behind it. */
-static void keep_normed(int64_t layer, const llama_sites *sites, int which, const float *gain,
-                        int64_t t0, int64_t n_tokens, const real *x, llama_stash *st,
+static void save_normed(int64_t layer, const llama_sites *sites, int which, const float *gain,
+                        int64_t t0, int64_t n_tokens, const real *x, llama_saved *st,
                         llama_work *w) {
     const compute_type compute = w->shape.compute;
     const site at = sites_input(sites, &w->cfg, layer, which);
@@ -30,16 +30,16 @@ static void keep_normed(int64_t layer, const llama_sites *sites, int which, cons
         norm_factors_f32(y + t * n, n, NULL, compute, bytes_at(st->y[which], (t0 + t) * n, factor));
         for (int64_t j = 0; behind && j < n; j++) y[t * n + j] *= (real)gain[j];
     }
-    const site_kept kept = site_kept_at(&st->input[which], &at, t0, compute);
+    const site_saved saved = site_saved_at(&st->input[which], &at, t0, compute);
     const site_work work = work_site(w, sites, true);
     const void *factors = behind ? NULL : bytes_at(st->y[which], t0 * n, factor);
-    site_keep_f32(&at, y, n_tokens, factors, &kept, &work);
+    site_save_f32(&at, y, n_tokens, factors, &saved, &work);
     norm_row_factors_f32(y, n_tokens, n, behind ? NULL : gain, compute, w->input);
 }
 
-/* The heads of a token through their norm; what its backward takes goes to the stash. */
-static void keep_head_norm(const float *gain, int64_t heads, int64_t token, real *x,
-                           const head_norm_kept *to, const llama_work *w) {
+/* The heads of a token through their norm; what its backward takes is saved. */
+static void save_head_norm(const float *gain, int64_t heads, int64_t token, real *x,
+                           const head_norm_saved *to, const llama_work *w) {
     const int64_t d = w->cfg.head_dim;
     const size_t factor = compute_factor_bytes(w->shape.compute);
     for (int64_t h = 0; gain && h < heads; h++) {
@@ -54,12 +54,12 @@ static void keep_head_norm(const float *gain, int64_t heads, int64_t token, real
     }
 }
 
-/* Biases, norms of heads and RoPE; queries go to the stash, keys and values stay for their sites.
+/* Biases, norms of heads and RoPE; queries are saved, keys and values stay for their sites.
  */
-static void keep_positions(const llama_layer *l, int64_t layer, int64_t t0, int64_t n_tokens,
-                           llama_stash *st, llama_work *w) {
+static void save_positions(const llama_layer *l, int64_t layer, int64_t t0, int64_t n_tokens,
+                           llama_saved *st, llama_work *w) {
     const llama_config *c = &w->cfg;
-    const bool turned = llama_has_rope(c, layer);
+    const bool rope_here = llama_has_rope(c, layer);
     const int64_t d = c->head_dim, half = d / 2, group = c->heads / c->kv_heads;
     const int64_t room = w->shape.window;
     const size_t factor = compute_factor_bytes(w->shape.compute);
@@ -71,20 +71,20 @@ static void keep_positions(const llama_layer *l, int64_t layer, int64_t t0, int6
         norm_add_bias_f32(q, l->bq, c->heads * d);
         norm_add_bias_f32(k, l->bk, c->kv_heads * d);
         norm_add_bias_f32((real *)w->v + t * c->kv_heads * d, l->bv, c->kv_heads * d);
-        keep_head_norm(l->q_norm, c->heads, t0 + t, q, &st->q_norm, w);
-        keep_head_norm(l->k_norm, c->kv_heads, t0 + t, k, &st->k_norm, w);
-        for (int64_t h = 0; turned && h < c->kv_heads; h++)
+        save_head_norm(l->q_norm, c->heads, t0 + t, q, &st->q_norm, w);
+        save_head_norm(l->k_norm, c->kv_heads, t0 + t, k, &st->k_norm, w);
+        for (int64_t h = 0; rope_here && h < c->kv_heads; h++)
             rope_head_f32(k + h * d, half, cos_t, sin_t);
         for (int64_t h = 0; h < c->heads; h++) {
             const int64_t to = ((h / group * room + t0 + t) * group + h % group) * d;
-            if (turned) rope_head_f32(q + h * d, half, cos_t, sin_t);
+            if (rope_here) rope_head_f32(q + h * d, half, cos_t, sin_t);
             norm_factors_f32(q + h * d, d, NULL, w->shape.compute, bytes_at(st->q, to, factor));
         }
     }
 }
 
 /* Rows [n, kv_heads head_dim] to factors by head, rows from t0. */
-static void keep_by_head(const real *from, int64_t t0, int64_t n_tokens, void *to,
+static void save_by_head(const real *from, int64_t t0, int64_t n_tokens, void *to,
                          const llama_work *w) {
     const int64_t d = w->cfg.head_dim, heads = w->cfg.kv_heads, room = w->shape.window;
     const size_t factor = compute_factor_bytes(w->shape.compute);
@@ -97,13 +97,13 @@ static void keep_by_head(const real *from, int64_t t0, int64_t n_tokens, void *t
     }
 }
 
-static void keep_keys_values(const llama_sites *sites, int64_t layer, int64_t t0, int64_t n_tokens,
-                             llama_stash *st, llama_work *w) {
+static void save_keys_values(const llama_sites *sites, int64_t layer, int64_t t0, int64_t n_tokens,
+                             llama_saved *st, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const site keys = sites_keys(sites, &w->cfg, layer),
                values = sites_values(sites, &w->cfg, layer);
-    const site_kept keys_kept = site_kept_at(&st->keys, &keys, t0, compute);
-    const site_kept values_kept = site_kept_at(&st->values, &values, t0, compute);
+    const site_saved keys_saved = site_saved_at(&st->keys, &keys, t0, compute);
+    const site_saved values_saved = site_saved_at(&st->values, &values, t0, compute);
     const site_work work = work_site(w, sites, false);
     if (st->k_in) {
         void *to = bytes_at(st->k_in, t0 * keys.n, compute_factor_bytes(compute));
@@ -113,24 +113,24 @@ static void keep_keys_values(const llama_sites *sites, int64_t layer, int64_t t0
         void *to = bytes_at(st->v_in, t0 * values.n, compute_factor_bytes(compute));
         norm_row_factors_f32(w->v, n_tokens, values.n, NULL, compute, to);
     }
-    site_keep_f32(&keys, w->k, n_tokens, NULL, &keys_kept, &work);
-    site_keep_f32(&values, w->v, n_tokens, NULL, &values_kept, &work);
-    keep_by_head(w->k, t0, n_tokens, st->k, w);
-    keep_by_head(w->v, t0, n_tokens, st->v, w);
+    site_save_f32(&keys, w->k, n_tokens, NULL, &keys_saved, &work);
+    site_save_f32(&values, w->v, n_tokens, NULL, &values_saved, &work);
+    save_by_head(w->k, t0, n_tokens, st->k, w);
+    save_by_head(w->v, t0, n_tokens, st->v, w);
 }
 
 /* x += o_proj of the attention output in w->wide. */
-static void keep_output(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                        int64_t n_tokens, real *x, llama_stash *st, llama_work *w) {
+static void save_output(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
+                        int64_t n_tokens, real *x, llama_saved *st, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const int64_t n = w->cfg.heads * w->cfg.head_dim, hidden = w->cfg.hidden;
     const site out = sites_output(sites, &w->cfg, layer);
-    const site_kept kept = site_kept_at(&st->out, &out, t0, compute);
+    const site_saved saved = site_saved_at(&st->out, &out, t0, compute);
     const site_work work = work_site(w, sites, false);
     real *o = w->wide;
     norm_row_factors_f32(o, n_tokens, n, NULL, compute,
                          bytes_at(st->o, t0 * n, compute_factor_bytes(compute)));
-    site_keep_f32(&out, o, n_tokens, NULL, &kept, &work);
+    site_save_f32(&out, o, n_tokens, NULL, &saved, &work);
     norm_row_factors_f32(o, n_tokens, n, NULL, compute, w->input);
     wmat_product(&l->o, compute, w->input, n_tokens, GEMM_ADD, x, w->per_thread, w->thread_bytes);
     for (int64_t t = 0; l->bo && t < n_tokens; t++) {
@@ -138,19 +138,19 @@ static void keep_output(const llama_layer *l, int64_t layer, const llama_sites *
     }
 }
 
-/* silu(gate) up of a tile, gate and up to the stash; to w->mid, or as factors to w->mid_a. */
-static void keep_mid_tile(const llama_layer *l, wmat_rect r, int64_t t0, bool acts, real *g,
-                          real *u, llama_stash *st, llama_work *w) {
+/* silu(gate) up of a tile, gate and up are saved; to w->mid, or as factors to w->mid_a. */
+static void save_mid_tile(const llama_layer *l, wmat_rect r, int64_t t0, bool acts, real *g,
+                          real *u, llama_saved *st, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const size_t factor = compute_factor_bytes(compute);
     const int64_t width = w->cfg.intermediate;
     for (int64_t t = 0; t < r.m; t++) {
         real *gt = g + t * r.n, *ut = u + t * r.n;
-        const int64_t at = (r.i + t) * width + r.j, kept_at = at + t0 * width;
+        const int64_t at = (r.i + t) * width + r.j, saved_at = at + t0 * width;
         norm_add_bias_f32(gt, l->bgate ? l->bgate + r.j : NULL, r.n);
         norm_add_bias_f32(ut, l->bup ? l->bup + r.j : NULL, r.n);
-        norm_factors_f32(gt, r.n, NULL, compute, bytes_at(st->gate, kept_at, factor));
-        norm_factors_f32(ut, r.n, NULL, compute, bytes_at(st->up, kept_at, factor));
+        norm_factors_f32(gt, r.n, NULL, compute, bytes_at(st->gate, saved_at, factor));
+        norm_factors_f32(ut, r.n, NULL, compute, bytes_at(st->up, saved_at, factor));
 #pragma omp simd
         for (int64_t j = 0; j < r.n; j++) gt[j] = vec_silu(gt[j]) * ut[j];
         if (acts) {
@@ -161,8 +161,8 @@ static void keep_mid_tile(const llama_layer *l, wmat_rect r, int64_t t0, bool ac
     }
 }
 
-static void keep_mlp(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                     int64_t n_tokens, real *x, llama_stash *st, llama_work *w) {
+static void save_mlp(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
+                     int64_t n_tokens, real *x, llama_saved *st, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const site down = sites_down(sites, &w->cfg, layer);
     const bool acts = aquant_on(&down.quant);
@@ -177,12 +177,12 @@ static void keep_mlp(const llama_layer *l, int64_t layer, const llama_sites *sit
                   work_tile_of_thread(w));
         wmat_tile(&l->up, compute, h, hidden, r.m, r.j, r.n, GEMM_SET, u, r.n,
                   work_tile_of_thread(w));
-        keep_mid_tile(l, r, t0, acts, g, u, st, w);
+        save_mid_tile(l, r, t0, acts, g, u, st, w);
     }
     if (acts) {
-        const site_kept kept = site_kept_at(&st->down, &down, t0, compute);
+        const site_saved saved = site_saved_at(&st->down, &down, t0, compute);
         const site_work work = work_site(w, sites, false);
-        site_keep_f32(&down, w->mid, n_tokens, NULL, &kept, &work);
+        site_save_f32(&down, w->mid, n_tokens, NULL, &saved, &work);
         norm_row_factors_f32(w->mid, n_tokens, width, NULL, compute, w->mid_a);
     }
     wmat_product(&l->down, compute, w->mid_a, n_tokens, GEMM_ADD, x, w->per_thread,
@@ -192,17 +192,17 @@ static void keep_mlp(const llama_layer *l, int64_t layer, const llama_sites *sit
     }
 }
 
-void block_keep_f32(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                    int64_t n_tokens, real *x, llama_stash *st, llama_work *w) {
+void block_save_f32(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
+                    int64_t n_tokens, real *x, llama_saved *st, llama_work *w) {
     const compute_type compute = w->shape.compute;
     const attention_shape shape = work_attention(w, layer, t0, n_tokens);
-    keep_normed(layer, sites, NORM_ATTN, l->attn_norm, t0, n_tokens, x, st, w);
+    save_normed(layer, sites, NORM_ATTN, l->attn_norm, t0, n_tokens, x, st, w);
     const wmat_term terms[] = {{&l->q, w->q}, {&l->k, w->k}, {&l->v, w->v}};
     wmat_products(terms, 3, compute, w->input, n_tokens, GEMM_SET, w->per_thread, w->thread_bytes);
-    keep_positions(l, layer, t0, n_tokens, st, w);
-    keep_keys_values(sites, layer, t0, n_tokens, st, w);
+    save_positions(l, layer, t0, n_tokens, st, w);
+    save_keys_values(sites, layer, t0, n_tokens, st, w);
     attention_f32(&shape, st->q, st->k, st->v, w->wide, st->lse, w->per_thread, w->thread_bytes);
-    keep_output(l, layer, sites, t0, n_tokens, x, st, w);
-    keep_normed(layer, sites, NORM_MLP, l->mlp_norm, t0, n_tokens, x, st, w);
-    keep_mlp(l, layer, sites, t0, n_tokens, x, st, w);
+    save_output(l, layer, sites, t0, n_tokens, x, st, w);
+    save_normed(layer, sites, NORM_MLP, l->mlp_norm, t0, n_tokens, x, st, w);
+    save_mlp(l, layer, sites, t0, n_tokens, x, st, w);
 }

@@ -1,7 +1,7 @@
 /* Order of the columns, damping and sums come in; the Hessian goes to the first rank or, in
  * blocks, to the cells of a grid; after Cholesky and a triangular inverse panels of U are
  * broadcast. */
-#include "pipeline/gptq/gptq_solve.h"
+#include "pipeline/gptq/hessian_factor.h"
 
 #include "base/mem.h"
 #include "base/size.h"
@@ -12,10 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct gptq_solve {
+struct hessian_factor {
     gptq_moments *m;
     const gptq_order *o;
-    gptq_solve_options opts;
+    hessian_factor_options opts;
     gptq_damping done;
     double *whole; /* root only: H, then U [n, n]; NULL over a grid */
     dgrid *grid;
@@ -27,11 +27,11 @@ struct gptq_solve {
 
 enum { ROOT = 0 };
 
-static bool over_grid(const gptq_solve_options *opts, int64_t n) {
+static bool over_grid(const hessian_factor_options *opts, int64_t n) {
     return n >= opts->dist_from && opts->grid.rows * opts->grid.cols > 1;
 }
 
-uint64_t gptq_solve_bytes(const gptq_solve_options *opts, int64_t n, int rank) {
+uint64_t hessian_factor_bytes(const hessian_factor_options *opts, int64_t n, int rank) {
     const uint64_t panels = (uint64_t)(size_min(opts->block, n) * n) * sizeof(double);
     if (!over_grid(opts, n))
         return (rank == ROOT ? (uint64_t)(n * n) * sizeof(double) : 0) + panels;
@@ -40,7 +40,7 @@ uint64_t gptq_solve_bytes(const gptq_solve_options *opts, int64_t n, int rank) {
            2 * panels + (uint64_t)(DMAT_BLOCK * n) * sizeof(double); /* rows on their way to all */
 }
 
-uint64_t gptq_solve_scratch_bytes(const gptq_solve_options *opts, int64_t n, int rank) {
+uint64_t hessian_factor_scratch_bytes(const hessian_factor_options *opts, int64_t n, int rank) {
     return !over_grid(opts, n) && rank == ROOT ? gptq_factor_bytes(n) : 0;
 }
 
@@ -60,7 +60,7 @@ static void put_panel(const gptq_moments *m, int64_t first, int64_t rows, const 
         }
 }
 
-static err gather_whole(gptq_solve *s, const char *what) {
+static err gather_whole(hessian_factor *s, const char *what) {
     const int64_t n = s->m->n, step = gptq_moments_panel_rows(n);
     const bool mine = comm_rank(s->m->c) == ROOT;
     void *h = NULL;
@@ -76,7 +76,7 @@ static err gather_whole(gptq_solve *s, const char *what) {
     return e;
 }
 
-static err factor_whole(gptq_solve *s, const char *what) {
+static err factor_whole(hessian_factor *s, const char *what) {
     err e = gather_whole(s, what);
     if (e.code) return e;
     if (s->whole) e = err_at(gptq_factor(s->o, s->opts.damp, s->whole, &s->done), what);
@@ -85,7 +85,7 @@ static err factor_whole(gptq_solve *s, const char *what) {
 
 static err get_whole(void *context, int64_t first, int64_t rows, const double **panel,
                      int64_t *stride) {
-    gptq_solve *s = context;
+    hessian_factor *s = context;
     const int64_t n = s->m->n, cols = n - first;
     for (int64_t i = 0; i < rows && s->whole; i++)
         memcpy(s->panel + i * cols, s->whole + (first + i) * n + first,
@@ -100,7 +100,7 @@ static err get_whole(void *context, int64_t first, int64_t rows, const double **
 
 /* This cell's blocks of rows of the upper triangle of M: they are columns of its lower one, which
  * is what is factored. */
-static void put_blocks(gptq_solve *s, int64_t first, int64_t rows, double lambda,
+static void put_blocks(hessian_factor *s, int64_t first, int64_t rows, double lambda,
                        const int64_t *v) {
     const double to_real = ldexp(s->m->factor, s->m->exponent);
     const grid_shape g = s->opts.grid;
@@ -126,7 +126,7 @@ static void put_blocks(gptq_solve *s, int64_t first, int64_t rows, double lambda
     }
 }
 
-static err fill_grid(gptq_solve *s, double lambda) {
+static err fill_grid(hessian_factor *s, double lambda) {
     const int64_t n = s->m->n, step = gptq_moments_panel_rows(n);
     err e = err_none();
     for (int64_t first = 0; first < n && !e.code; first += step) {
@@ -138,7 +138,7 @@ static err fill_grid(gptq_solve *s, double lambda) {
     return e;
 }
 
-static err factor_grid(gptq_solve *s, const char *what) {
+static err factor_grid(hessian_factor *s, const char *what) {
     const comm *c = s->m->c;
     const int64_t n = s->m->n;
     void *rows = NULL, *order = NULL;
@@ -166,7 +166,7 @@ static err factor_grid(gptq_solve *s, const char *what) {
 
 static err get_grid(void *context, int64_t first, int64_t rows, const double **panel,
                     int64_t *stride) {
-    gptq_solve *s = context;
+    hessian_factor *s = context;
     const int64_t n = s->m->n, cols = n - first;
     dmat_get_rows(s->part, n - first - rows, rows, s->rows);
     for (int64_t i = 0; i < rows; i++) {
@@ -179,22 +179,22 @@ static err get_grid(void *context, int64_t first, int64_t rows, const double **p
     return err_none();
 }
 
-err gptq_solve_create(gptq_moments *m, const gptq_order *o, const gptq_solve_options *opts,
-                      const char *what, gptq_solve **out) {
-    gptq_solve *s = calloc(1, sizeof *s);
+err hessian_factor_create(gptq_moments *m, const gptq_order *o, const hessian_factor_options *opts,
+                          const char *what, hessian_factor **out) {
+    hessian_factor *s = calloc(1, sizeof *s);
     if (!s) abort();
-    *s = (gptq_solve){.m = m, .o = o, .opts = *opts};
+    *s = (hessian_factor){.m = m, .o = o, .opts = *opts};
     s->opts.block = size_min(opts->block, m->n);
     err e = MEM_NEW(&s->panel, s->opts.block * m->n, "panel of a factor");
     e = comm_agree(m->c, e, what, NULL);
     if (!e.code) e = over_grid(opts, m->n) ? factor_grid(s, what) : factor_whole(s, what);
     comm_bcast(m->c, &s->done, sizeof s->done, ROOT);
-    if (e.code) gptq_solve_destroy(&s);
+    if (e.code) hessian_factor_destroy(&s);
     *out = s;
     return e;
 }
 
-void gptq_solve_destroy(gptq_solve **s) {
+void hessian_factor_destroy(hessian_factor **s) {
     if (!*s) return;
     mem_free((*s)->whole);
     mem_free((*s)->rows);
@@ -206,10 +206,10 @@ void gptq_solve_destroy(gptq_solve **s) {
     *s = NULL;
 }
 
-gptq_panels gptq_solve_panels(gptq_solve *s) {
+gptq_panels hessian_factor_panels(hessian_factor *s) {
     return (gptq_panels){.get = s->part ? get_grid : get_whole, .context = s};
 }
 
-const gptq_damping *gptq_solve_damping(const gptq_solve *s) {
+const gptq_damping *hessian_factor_damping(const hessian_factor *s) {
     return &s->done;
 }

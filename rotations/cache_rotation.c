@@ -1,11 +1,11 @@
 /* The numbers are those of MT19937 (Matsumoto and Nishimura, 1998): its state of 624 words is
  * filled from the seed, moved on once, and each word is tempered. */
-#include "rotations/cache_turn.h"
+#include "rotations/cache_rotation.h"
 
 #include <inttypes.h>
 #include <stddef.h>
 
-enum { WORDS = CACHE_TURN_MOST, AHEAD = 397 };
+enum { WORDS = CACHE_ROTATION_MOST, AHEAD = 397 };
 static const uint32_t SEED = 0x9E3779B9u;
 
 static void fill(uint32_t seed, uint32_t state[WORDS]) {
@@ -28,14 +28,14 @@ static uint32_t temper(uint32_t y) {
     return y ^ (y >> 18);
 }
 
-void cache_turn_signs(int64_t n, int8_t *signs) {
+void cache_rotation_signs(int64_t n, int8_t *signs) {
     uint32_t state[WORDS];
     fill(SEED, state);
     move_on(state);
     for (int64_t i = 0; i < n && i < WORDS; i++) signs[i] = temper(state[i]) >> 23 & 1 ? -1 : 1;
 }
 
-err cache_turn_create(int64_t head_dim, rotation **out) {
+err cache_rotation_create(int64_t head_dim, rotation **out) {
     int8_t signs[4 * WORDS];
     const int64_t block = head_dim & -head_dim;
     *out = NULL;
@@ -43,7 +43,7 @@ err cache_turn_create(int64_t head_dim, rotation **out) {
         return err_make(ERR_USAGE, "kv.rotate", "leave out kv.rotate",
                         "vLLM's 4-bit cache takes even head sizes, and the model has %" PRId64,
                         head_dim);
-    cache_turn_signs(block, signs);
+    cache_rotation_signs(block, signs);
     for (int64_t i = block; i < head_dim; i++) signs[i] = signs[i - block];
     return rotation_create_blocks(head_dim, block, signs, out);
 }
