@@ -16,6 +16,7 @@
 #include "model/sites.h"
 #include "model/tensors.h"
 #include "pipeline/learn/learn_e2e.h"
+#include "pipeline/learn/learn_e2e_state.h"
 #include "pipeline/learn/r2_part.h"
 #include "pipeline/learn/scale_part.h"
 #include "pipeline/stages/schedule.h"

@@ -1,7 +1,5 @@
 /* Draw windows, run the pass, sum integers over all ranks, step R1 by cayley_dist, R2 by r2_part
  * and scales by scale_part; if a sum overflowed, raise the exponent and repeat the step. */
-#include "pipeline/learn/learn_e2e.h"
-
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/rng.h"
@@ -9,49 +7,14 @@
 #include "model/sites.h"
 #include "model/tensors.h"
 #include "pipeline/learn/e2e_batch.h"
-#include "pipeline/learn/r2_part.h"
+#include "pipeline/learn/learn_e2e_internal.h"
 #include "pipeline/learn/range_step.h"
-#include "pipeline/learn/scale_part.h"
 #include "pipeline/plan/product_peak.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-enum { BAND = 64 }; /* rows of R1 and its gradient that pass at a time */
-enum { SUM_R1, SUM_R2, SUM_SCALES, SUMS };
-
-struct learn_e2e {
-    const comm *c;
-    learn_e2e_options o;
-    const e2e_wish *w;
-    const e2e_layout *l;
-    const llama_config *cfg;
-    int replica, number; /* number of the stage */
-    bool active;
-    comm *stages, *peers; /* ranks of the replica; those that have the same stage */
-    stage_range range;
-    schedule *order;
-    e2e_pass *pass;
-    weight_site *weights; /* in the loop; NULL */
-    cayley_dist *r1;
-    r2_part *r2;
-    scale_part *scales; /* NULL: not learned */
-    rotation *R1;
-    rotation **R2; /* [layers, r2_heads]; own layers */
-    fixed_sum sums[SUMS];
-    int exponents[SUMS];
-    double *G2, *GS;
-    void *band; /* 8-byte [BAND, hidden] */
-    int64_t n_mine;
-    e2e_window *windows; /* [n_mine] */
-    double *loss;        /* [n_mine] */
-    int64_t *pick;       /* [batch] */
-    int64_t step, passes;
-    learn_judge judge; /* of R1 and R2 together */
-    double peak;       /* flop/s of all active ranks */
-};
 
 static int64_t entries_of(const llama_config *cfg, const learn_e2e_options *o) {
     return o->r2_heads * cfg->head_dim * cfg->head_dim;
@@ -113,13 +76,11 @@ static err array(int64_t n, size_t size, const char *what, void *out) {
     return e;
 }
 
-/* Rows of R1 to every rank; active ones put them into the rotation that the sites use: in fp32,
- * unless reals are doubles. */
-static void share_r1(learn_e2e *l) {
+void learn_e2e_share_r1(learn_e2e *l) {
     const int64_t n = l->cfg->hidden;
     const bool wide = l->w->shape.compute == COMPUTE_F64;
-    for (int64_t row = 0; row < n; row += BAND) {
-        const int64_t b = size_min(BAND, n - row);
+    for (int64_t row = 0; row < n; row += E2E_BAND) {
+        const int64_t b = size_min(E2E_BAND, n - row);
         if (wide)
             cayley_dist_get_rows(l->r1, row, b, l->band);
         else
@@ -138,7 +99,7 @@ static err create_rotation(const learn_e2e *l, rotation **out) {
                                               : rotation_create_dense_f32(n, out);
 }
 
-static void share_r2(learn_e2e *l) {
+void learn_e2e_share_r2(learn_e2e *l) {
     const int64_t d = l->cfg->head_dim, first = l->range.first * l->o.r2_heads;
     for (int64_t m = 0; m < l->range.n * l->o.r2_heads; m++)
         rotation_put_rows(l->R2[first + m], 0, d, r2_part_get(l->r2) + m * d * d);
@@ -149,17 +110,17 @@ static err create_r1(learn_e2e *l, const dealt_rows *R1) {
     const int64_t n = l->cfg->hidden;
     const cayley_dist_options co = {
         .n = n, .kind = l->o.kind, .grid = l->o.grid, .blas_threads = l->o.blas_threads};
-    err e = array(BAND * n, sizeof(int64_t), "rows of R1", &l->band);
+    err e = array(E2E_BAND * n, sizeof(int64_t), "rows of R1", &l->band);
     if (!e.code && l->active) e = create_rotation(l, &l->R1);
     if (!e.code && l->active && l->w->shape.r1) e = fixed_sum_init(&l->sums[0], n * n, "sum of R1");
     e = comm_agree(l->c, e, "learning", NULL);
     if (!e.code) e = cayley_dist_create(l->c, &co, &l->r1);
-    for (int64_t row = 0; row < n && !e.code; row += BAND) {
-        const int64_t b = size_min(BAND, n - row);
+    for (int64_t row = 0; row < n && !e.code; row += E2E_BAND) {
+        const int64_t b = size_min(E2E_BAND, n - row);
         dealt_rows_get(R1, row, b, l->band);
         cayley_dist_put_rows(l->r1, row, b, l->band);
     }
-    if (!e.code) share_r1(l);
+    if (!e.code) learn_e2e_share_r1(l);
     return e;
 }
 
@@ -173,7 +134,7 @@ static err create_r2(learn_e2e *l, const double *R2) {
     if (!e.code && l->active && l->w->shape.r2)
         e = fixed_sum_init(&l->sums[1], l->range.n * entries, "sum of R2");
     if (!e.code) e = array(l->range.n * entries, sizeof(double), "gradient of R2", &l->G2);
-    if (!e.code) share_r2(l);
+    if (!e.code) learn_e2e_share_r2(l);
     return e;
 }
 
@@ -334,8 +295,8 @@ static double share_now(const learn_e2e *l) {
 static err move_r1(learn_e2e *l, int exponent, learn_report *report) {
     const int64_t n = l->cfg->hidden;
     optimizer_report r;
-    for (int64_t row = 0; row < n; row += BAND) {
-        const int64_t b = size_min(BAND, n - row);
+    for (int64_t row = 0; row < n; row += E2E_BAND) {
+        const int64_t b = size_min(E2E_BAND, n - row);
         int64_t *v = l->band;
         if (l->active)
             v = l->sums[SUM_R1].v + row * n;
@@ -348,7 +309,7 @@ static err move_r1(learn_e2e *l, int exponent, learn_report *report) {
     if (e.code) return e;
     report->angle_r1 = r.angle;
     report->promise = share * r.promise;
-    share_r1(l);
+    learn_e2e_share_r1(l);
     return cayley_dist_probe(l->r1, l->o.seed, l->step, &report->orthogonality);
 }
 
@@ -365,7 +326,7 @@ static err move_r2(learn_e2e *l, int exponent, learn_report *report) {
     if (l->active) {
         sum_peers(l, SUM_R2, exponent, l->G2);
         e = r2_part_step(l->r2, rate_now(l, l->o.lr_r2), share_now(l) * report->loss, l->G2, &r);
-        if (!e.code) share_r2(l);
+        if (!e.code) learn_e2e_share_r2(l);
     }
     comm_max_f64(l->c, &r.angle, 1);
     report->angle_r2 = r.angle;
@@ -460,10 +421,10 @@ static void obey(learn_e2e *l, judge_word word) {
     const bool restore = word == JUDGE_RESTORE;
     if (l->r1 && restore) cayley_dist_restore(l->r1);
     if (l->r1 && !restore) cayley_dist_snapshot(l->r1);
-    if (l->r1 && restore) share_r1(l);
+    if (l->r1 && restore) learn_e2e_share_r1(l);
     if (l->r2 && restore) r2_part_restore(l->r2);
     if (l->r2 && !restore) r2_part_snapshot(l->r2);
-    if (l->r2 && l->active && restore) share_r2(l);
+    if (l->r2 && l->active && restore) learn_e2e_share_r2(l);
     if (l->scales && restore) scale_part_restore(l->scales);
     if (l->scales && !restore) scale_part_snapshot(l->scales);
 }
@@ -489,8 +450,8 @@ err learn_e2e_judge(learn_e2e *l, learn_verdict *v) {
 
 void learn_e2e_take(learn_e2e *l, dealt_rows *to, double *R2) {
     const int64_t n = l->cfg->hidden, entries = entries_of(l->cfg, &l->o);
-    for (int64_t row = 0; l->w->shape.r1 && row < n; row += BAND) {
-        const int64_t b = size_min(BAND, n - row);
+    for (int64_t row = 0; l->w->shape.r1 && row < n; row += E2E_BAND) {
+        const int64_t b = size_min(E2E_BAND, n - row);
         cayley_dist_get_rows(l->r1, row, b, l->band);
         dealt_rows_put(to, row, b, l->band);
     }
@@ -515,30 +476,6 @@ int64_t learn_e2e_passes(const learn_e2e *l) {
     return l->passes;
 }
 
-/* ---- state ---- */
-
-enum {
-    STATE_STEP,
-    STATE_EXPONENT_R1,
-    STATE_EXPONENT_R2,
-    STATE_STEPS_R2,
-    STATE_JUDGE,
-    STATE_R2 = STATE_JUDGE + JUDGE_DOUBLES
-};
-enum { SCALES_EXPONENT, SCALES_STEPS, SCALES_LAYERS }; /* behind R2 */
-
-/* Where what scales have begins. */
-static int64_t state_scales(const learn_e2e *l) {
-    return STATE_R2 +
-           l->cfg->layers * l->o.r2_heads * r2_part_state_each(l->o.kind, l->cfg->head_dim);
-}
-
-int64_t learn_e2e_state_count(const learn_e2e *l) {
-    const scale_sizes sizes = llama_scale_sizes(l->cfg);
-    const int64_t layers = l->cfg->layers * scale_part_state_each(&sizes, l->o.scales);
-    return state_scales(l) + (l->w->shape.scales ? SCALES_LAYERS + layers : 0);
-}
-
 uint64_t learn_e2e_replica(learn_e2e *l, const void **data) {
     const int64_t n = l->cfg->hidden;
     const bool wide = l->w->shape.compute == COMPUTE_F64; /* else R1 stands in fp32 alone */
@@ -559,49 +496,4 @@ uint64_t learn_e2e_replica(learn_e2e *l, const void **data) {
         rotation_apply_f32(l->R1, narrow, 1, n, false);
     *data = l->band;
     return (uint64_t)n * (wide ? sizeof *row : sizeof *narrow);
-}
-
-int learn_e2e_state_cell(learn_e2e *l, byte_piece out[CAYLEY_STATE_PIECES]) {
-    return l->r1 ? cayley_dist_state_pieces(l->r1, out) : 0;
-}
-
-err learn_e2e_state_save(learn_e2e *l, double *common) {
-    const bool root = comm_rank(l->c) == 0;
-    if (root) {
-        common[STATE_STEP] = (double)l->step;
-        common[STATE_EXPONENT_R1] = l->exponents[SUM_R1];
-        common[STATE_EXPONENT_R2] = l->exponents[SUM_R2];
-        common[STATE_STEPS_R2] = l->r2 ? (double)r2_part_steps_done(l->r2) : 0;
-        learn_judge_save(&l->judge, common + STATE_JUDGE);
-    }
-    if (l->o.r2_heads)
-        r2_part_state_save(l->r2, l->c, l->replica == 0, root ? common + STATE_R2 : NULL);
-    if (!l->scales) return err_none();
-    double *at = root ? common + state_scales(l) : NULL;
-    if (root) {
-        at[SCALES_EXPONENT] = l->exponents[SUM_SCALES];
-        at[SCALES_STEPS] = (double)scale_part_steps_done(l->scales);
-    }
-    scale_part_state_save(l->scales, l->c, l->replica == 0, root ? at + SCALES_LAYERS : NULL);
-    return err_none();
-}
-
-err learn_e2e_state_load(learn_e2e *l, const double *common) {
-    l->step = (int64_t)common[STATE_STEP];
-    l->exponents[SUM_R1] = (int)common[STATE_EXPONENT_R1];
-    l->exponents[SUM_R2] = (int)common[STATE_EXPONENT_R2];
-    learn_judge_load(&l->judge, common + STATE_JUDGE);
-    if (l->r1) {
-        cayley_dist_state_taken(l->r1);
-        share_r1(l);
-    }
-    if (l->o.r2_heads) {
-        r2_part_state_load(l->r2, (int64_t)common[STATE_STEPS_R2], common + STATE_R2);
-        share_r2(l);
-    }
-    if (!l->scales) return err_none();
-    const double *at = common + state_scales(l);
-    l->exponents[SUM_SCALES] = (int)at[SCALES_EXPONENT];
-    err e = scale_part_state_load(l->scales, (int64_t)at[SCALES_STEPS], at + SCALES_LAYERS);
-    return comm_agree(l->c, e, "the state of scales", NULL);
 }

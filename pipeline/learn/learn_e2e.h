@@ -81,16 +81,8 @@ void learn_e2e_take_scales(learn_e2e *l, double *scales);
 uint64_t learn_e2e_replica(learn_e2e *l, const void **data);
 
 /* Local. Number of passes so far. It exceeds the number of steps by the first pass, which finds the
- * exponents of the sums, and by steps that were repeated. For
- * tests. */
+ * exponents of the sums, and by steps that were repeated. For tests.
+ */
 int64_t learn_e2e_passes(const learn_e2e *l);
-
-/* Everything a restart needs, as doubles, as in pipeline/learn/learn_range_state.h. common: step,
- * exponents of the sums of R1 and R2, then R2 and its optimiser, then the same of scales. cell: R1
- * and its. */
-int64_t learn_e2e_state_count(const learn_e2e *l);                           /* local */
-int learn_e2e_state_cell(learn_e2e *l, byte_piece out[CAYLEY_STATE_PIECES]); /* local */
-err learn_e2e_state_save(learn_e2e *l, double *common);                      /* collective */
-err learn_e2e_state_load(learn_e2e *l, const double *common);                /* collective */
 
 #endif

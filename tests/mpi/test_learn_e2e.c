@@ -11,6 +11,7 @@
 #include "model/sites.h"
 #include "pipeline/learn/e2e_batch.h"
 #include "pipeline/learn/learn_e2e.h"
+#include "pipeline/learn/learn_e2e_state.h"
 #include "pipeline/learn/scale_part.h"
 #include "rotations/cayley.h"
 #include "rotations/start.h"
