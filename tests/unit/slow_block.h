@@ -28,6 +28,39 @@ typedef struct block_case {
     double x[TOKENS * HIDDEN], c[TOKENS * HIDDEN];
 } block_case;
 
+/* A model with all rotations, and with weights c of the outputs but for those of the first tokens:
+ * their o_proj inputs are sums of few values on a grid, so that two channels may both be the
+ * greatest, and there is no derivative. */
+static inline block_case *block_case_create(void) {
+    block_case *b = room(1, sizeof *b);
+    b->h = room(1, sizeof *b->h);
+    b->m.cfg = some_config();
+    small_model_fill(&b->m, true);
+    fill_normal(b->x, TOKENS * HIDDEN, 1);
+    fill_normal(b->c + 6 * HIDDEN, (TOKENS - 6) * HIDDEN, 1);
+    b->R1 = random_orthogonal(HIDDEN);
+    b->R2[0] = random_orthogonal(8);
+    b->R2[1] = random_orthogonal(8);
+    b->R3 = random_orthogonal(8);
+    b->R4 = random_orthogonal(80);
+    return b;
+}
+
+static inline void block_case_destroy(block_case *b) {
+    double *all[] = {b->R1, b->R2[0], b->R2[1], b->R3, b->R4, b->T};
+    for (int i = 0; i < 6; i++) mem_free(all[i]);
+    llama_stage_clear(&b->m.stage);
+    mem_free(b->h);
+    mem_free(b);
+}
+
+/* From here on queries and keys go through norms of heads. */
+static inline void block_case_norm_heads(block_case *b) {
+    b->m.cfg.qk_norm = true;
+    b->m.stage.layers[0].q_norm = random_f32(8, 0.3, 1);
+    b->m.stage.layers[0].k_norm = random_f32(8, 0.3, 1);
+}
+
 static inline void rotate(const double *R, int64_t n, double *x, bool inverse) {
     double y[128];
     for (int64_t j = 0; j < n; j++) {

@@ -15,6 +15,11 @@ static inline llama_config as_llama(llama_config shapes) {
     return shapes;
 }
 
+/* The tensor of a part of a linear in a form. */
+static inline const form_slot *part_of(const char *form, form_part which) {
+    return form_part_slot(form_find(form), which);
+}
+
 /* Packed, all in bf16, in shards of so many bytes. */
 static inline layout_options layout_plain(int bits, int64_t group, bool symmetric,
                                           uint64_t shard_bytes) {

@@ -28,6 +28,16 @@ static inline double *times(bool ta, bool tb, int64_t m, int64_t n, int64_t k, c
     return c;
 }
 
+/* The matrix of the rotations of all segments of a site, [n, n]. */
+static inline double *block_diagonal(const site *s, double *const *R) {
+    double *B = room(s->n * s->n, sizeof *B);
+    for (int64_t i = 0; i < s->n / s->segment; i++)
+        for (int64_t a = 0; a < s->segment; a++)
+            memcpy(B + (i * s->segment + a) * s->n + i * s->segment,
+                   R[i / s->share] + a * s->segment, (size_t)s->segment * sizeof *B);
+    return B;
+}
+
 /* Scales of a whole row, ones where there are none: before or after the rotation. */
 static inline double *scales_of_row(const site *s, bool before) {
     double *v = room(s->n, sizeof *v);

@@ -36,18 +36,6 @@ static void slow_quantize(const site *s, double *u) {
     }
 }
 
-/* The matrix of all segments' rotations, [n, n]. */
-static double *block_diagonal(const site *s, double *const *R) {
-    double *B = room(s->n * s->n, sizeof *B);
-    for (int64_t i = 0; i < s->n / s->segment; i++) {
-        for (int64_t a = 0; a < s->segment; a++) {
-            memcpy(B + (i * s->segment + a) * s->n + i * s->segment,
-                   R[i / s->share] + a * s->segment, (size_t)s->segment * sizeof *B);
-        }
-    }
-    return B;
-}
-
 /* Sums of the diagonal blocks of a gradient of the block-diagonal matrix, one per rotation. */
 static void fold_blocks(const site *s, const double *B, double *out) {
     const int64_t d = s->segment;
@@ -315,29 +303,13 @@ static void check_directions(block_case *b, int count) {
 
 static void test_range(void **state) {
     (void)state;
-    block_case *b = room(1, sizeof *b);
-    b->h = room(1, sizeof *b->h);
-    b->m.cfg = some_config();
-    small_model_fill(&b->m, true);
-    fill_normal(b->x, TOKENS * HIDDEN, 1);
-    /* The o_proj inputs of the first tokens are sums of few values on a grid: two channels may both
-     * be the greatest, and there is no derivative. These tokens have no weight. */
-    fill_normal(b->c + 6 * HIDDEN, (TOKENS - 6) * HIDDEN, 1);
-    b->R1 = random_orthogonal(HIDDEN);
-    b->R2[0] = random_orthogonal(8);
-    b->R2[1] = random_orthogonal(8);
-    b->R3 = random_orthogonal(8);
-    b->R4 = random_orthogonal(80);
+    block_case *b = block_case_create();
     scale_set *scales = random_scales(&b->m.cfg, 0.5);
     for (int i = 0; i < 18; i++) {
         const int k = i % 8;
         b->sites = llama_sites_none();
         if (i >= 8) b->sites.scales = scales;
-        if (i == 16) { /* the rest with norms of heads */
-            b->m.cfg.qk_norm = true;
-            b->m.stage.layers[0].q_norm = random_f32(8, 0.3, 1);
-            b->m.stage.layers[0].k_norm = random_f32(8, 0.3, 1);
-        }
+        if (i == 16) block_case_norm_heads(b); /* the rest with them */
         b->sites.act.bits = b->sites.kv.bits = k % 3 == 2 ? 6 : 4;
         b->sites.act.symmetric = b->sites.kv.symmetric = k / 2 % 2;
         set_clips(&b->sites, k >= 4);
@@ -348,7 +320,7 @@ static void test_range(void **state) {
         check_directions(b, k == 0 ? 100 : 40);
     }
     /* The 4-bit cache as the runtime has it: rotated once more behind R2. */
-    double *T = b->T = random_orthogonal(8);
+    b->T = random_orthogonal(8);
     for (int k = 0; k < 4; k++) {
         b->sites = llama_sites_none();
         b->sites.act.bits = b->sites.kv.bits = 4;
@@ -360,6 +332,7 @@ static void test_range(void **state) {
         check_directions(b, 40);
     }
     /* Without R1: inputs are quantized behind the gains of norms, or, with scales, before them. */
+    mem_free(b->T);
     b->T = NULL;
     b->plain_r1 = true;
     memset(b->R1, 0, HIDDEN * HIDDEN * sizeof *b->R1);
@@ -372,13 +345,8 @@ static void test_range(void **state) {
         b->through = k != 1;
         check_directions(b, 40);
     }
-    mem_free(T);
     scale_set_destroy(&scales);
-    double *all[] = {b->R1, b->R2[0], b->R2[1], b->R3, b->R4};
-    for (int i = 0; i < 5; i++) mem_free(all[i]);
-    llama_stage_clear(&b->m.stage);
-    mem_free(b->h);
-    mem_free(b);
+    block_case_destroy(b);
 }
 
 int main(void) {

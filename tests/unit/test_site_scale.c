@@ -13,15 +13,6 @@
 
 /* ---- the long way ---- */
 
-static double *block_of(const site *s, double *const *R) {
-    double *B = room(s->n * s->n, sizeof *B);
-    for (int64_t i = 0; i < s->n / s->segment; i++)
-        for (int64_t a = 0; a < s->segment; a++)
-            memcpy(B + (i * s->segment + a) * s->n + i * s->segment,
-                   R[i / s->share] + a * s->segment, (size_t)s->segment * sizeof *B);
-    return B;
-}
-
 /* u [n] becomes Q(u); dq [n] becomes du with the range followed: q = u + rho step, rho held. */
 static void quantize_and_back(const site *s, double *u, double *dq, bool back) {
     const int64_t n = site_range(s);
@@ -134,7 +125,7 @@ static void check_site(const site *s, double *const *R) {
     e.A = random_f64(n * e.before, 0.3);
     e.bias = random_f64(n, 0.5);
     e.W = random_f64(e.after * n, 0.2);
-    double *B = block_of(s, R), *want = room(n, sizeof *want), *got = room(n, sizeof *got);
+    double *B = block_diagonal(s, R), *want = room(n, sizeof *want), *got = room(n, sizeof *got);
     long_way(s, B, &e, want);
     if (s->before) want = folded(s, want);
     double *x = times(false, true, TOKENS, n, e.before, e.h, e.A);
@@ -321,31 +312,14 @@ static void check_detached(block_case *b) {
 
 static void test_block(void **state) {
     (void)state;
-    block_case *b = room(1, sizeof *b);
-    b->h = room(1, sizeof *b->h);
-    b->m.cfg = some_config();
-    small_model_fill(&b->m, true);
-    fill_normal(b->x, TOKENS * HIDDEN, 1);
-    /* as in test_site_identity: the first tokens' inputs of o may have two greatest channels */
-    fill_normal(b->c + 6 * HIDDEN, (TOKENS - 6) * HIDDEN, 1);
-    double *all[] = {random_orthogonal(HIDDEN), random_orthogonal(8), random_orthogonal(8),
-                     random_orthogonal(8), random_orthogonal(80)};
-    b->R1 = all[0];
-    b->R2[0] = all[1];
-    b->R2[1] = all[2];
-    b->R3 = all[3];
-    b->R4 = all[4];
+    block_case *b = block_case_create();
     scale_set *scales = random_scales(&b->m.cfg, 0.5);
     b->through = true;
     b->scales = ALL_KINDS;
     for (int k = 0; k < 6; k++) {
         b->sites = llama_sites_none();
         b->sites.scales = scales;
-        if (k == 4) {
-            b->m.cfg.qk_norm = true;
-            b->m.stage.layers[0].q_norm = random_f32(8, 0.3, 1);
-            b->m.stage.layers[0].k_norm = random_f32(8, 0.3, 1);
-        }
+        if (k == 4) block_case_norm_heads(b);
         b->sites.act.bits = b->sites.kv.bits = k % 3 == 2 ? 6 : 4;
         b->sites.act.symmetric = b->sites.kv.symmetric = k % 2;
         set_clips(&b->sites, k / 2 % 2);
@@ -357,10 +331,7 @@ static void test_block(void **state) {
     check_cuts(b);
     check_detached(b);
     scale_set_destroy(&scales);
-    for (int i = 0; i < 5; i++) mem_free(all[i]);
-    llama_stage_clear(&b->m.stage);
-    mem_free(b->h);
-    mem_free(b);
+    block_case_destroy(b);
 }
 
 int main(void) {
