@@ -16,8 +16,8 @@ static inline llama_config as_llama(llama_config shapes) {
 }
 
 /* The tensor of a part of a linear in a form. */
-static inline const form_slot *part_of(const char *form, form_part which) {
-    return form_part_slot(form_find(form), which);
+static inline const form_slot *part_of(const char *name, form_part which) {
+    return form_part_slot(form_find(name), which);
 }
 
 /* Packed, all in bf16, in shards of so many bytes. */
