@@ -1,7 +1,7 @@
 /* cache_rotation - the rotation that vLLM applies to keys and values before it stores them in 4
  * bits (--kv-cache-dtype int4_per_token_head), and takes off when it reads them: R = diag(signs) H
- * / sqrt(b) in blocks of b, the largest power of two that divides the head size. The signs are fixed, the
- * same for every layer, head and model. Not R3, which is ours to choose. */
+ * / sqrt(b) in blocks of b, the largest power of two that divides the head size. The signs are
+ * fixed, the same for every layer, head and model. Not R3, which is ours to choose. */
 #ifndef SPINSHARD_ROTATIONS_CACHE_ROTATION_H
 #define SPINSHARD_ROTATIONS_CACHE_ROTATION_H
 
