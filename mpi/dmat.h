@@ -60,6 +60,9 @@ void dmat_put_rows(dmat *m, int64_t row, int64_t rows, const double *from);
 void dmat_get_rows(const dmat *m, int64_t row, int64_t rows, double *out);
 void dmat_get_rows_f32(const dmat *m, int64_t row, int64_t rows, float *out);
 void dmat_get_rows_bf16(const dmat *m, int64_t row, int64_t rows, bf16 *out);
+/* Of a lower triangle: entries (i, j) of these rows with j <= i, others of out are undefined. Half
+ * of what dmat_get_rows sends. */
+void dmat_get_rows_lower(const dmat *m, int64_t row, int64_t rows, double *out);
 
 /* Collective. Sum over all ranks of fixed-point rows `v` [rows, n] (overwritten), times 2^exponent,
  * to the cells: exact, so the same for any number and order of ranks. bytes: as of

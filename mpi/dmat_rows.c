@@ -48,9 +48,10 @@ static size_t size_of(row_type t) {
     return t == ROWS_F64 ? sizeof(double) : t == ROWS_F32 ? sizeof(float) : sizeof(bf16);
 }
 
-/* A piece of a run, as its cell has it: [columns of the cell][rows of the run]. */
-static void piece_pack(const dmat *m, const run *r, row_type type, void *to) {
-    for (int64_t j = 0; j < m->cols; j++) {
+/* A piece of a run, its first `cols` columns at its cell, as that has it: [cols][rows of the run].
+ */
+static void piece_pack(const dmat *m, const run *r, int64_t cols, row_type type, void *to) {
+    for (int64_t j = 0; j < cols; j++) {
         const double *in = m->part + j * m->rows + r->local;
         const int64_t at = j * r->rows;
         if (type == ROWS_F64) memcpy((double *)to + at, in, (size_t)r->rows * sizeof *in);
@@ -62,9 +63,9 @@ static void piece_pack(const dmat *m, const run *r, row_type type, void *to) {
 }
 
 /* Into the rows `to` of the whole width. */
-static void piece_unpack(const dmat *m, const run *r, int cell_col, row_type type, const void *from,
-                         void *to) {
-    const int64_t nb = m->g->block, cols = grid_part(m->n, nb, cell_col, m->g->shape.cols);
+static void piece_unpack(const dmat *m, const run *r, int cell_col, int64_t cols, row_type type,
+                         const void *from, void *to) {
+    const int64_t nb = m->g->block;
 #pragma omp parallel for if (r->rows * cols >= PARALLEL_FROM)
     for (int64_t j0 = 0; j0 < cols; j0 += nb) {
         const int64_t out = dmat_whole(j0, nb, cell_col, m->g->shape.cols);
@@ -90,34 +91,42 @@ static void *room_for(int64_t n, size_t size) {
     return p;
 }
 
-static void get_rows(const dmat *m, int64_t row, int64_t rows, row_type type, void *out) {
+/* lower: no columns behind the last row of a run. */
+static void get_rows(const dmat *m, int64_t row, int64_t rows, row_type type, bool lower,
+                     void *out) {
     const size_t size = size_of(type);
     void *piece = room_for(m->g->block * grid_part(m->n, m->g->block, 0, m->g->shape.cols), size);
     for (int64_t at = row; at < row + rows;) {
         const run r = run_at(m, at, row + rows);
         at += r.rows;
+        const int64_t end = lower ? at : m->n;
         for (int q = 0; q < m->g->shape.cols; q++) {
-            const int64_t cols = grid_part(m->n, m->g->block, q, m->g->shape.cols);
+            const int64_t cols = grid_part(end, m->g->block, q, m->g->shape.cols);
             if (m->part && m->g->row == r.cell_row && m->g->col == q)
-                piece_pack(m, &r, type, piece);
+                piece_pack(m, &r, cols, type, piece);
             comm_bcast(m->g->c, piece, (uint64_t)(r.rows * cols) * size,
                        r.cell_row * m->g->shape.cols + q);
-            piece_unpack(m, &r, q, type, piece, (char *)out + (r.row - row) * m->n * (int64_t)size);
+            piece_unpack(m, &r, q, cols, type, piece,
+                         (char *)out + (r.row - row) * m->n * (int64_t)size);
         }
     }
     mem_free(piece);
 }
 
 void dmat_get_rows(const dmat *m, int64_t row, int64_t rows, double *out) {
-    get_rows(m, row, rows, ROWS_F64, out);
+    get_rows(m, row, rows, ROWS_F64, false, out);
+}
+
+void dmat_get_rows_lower(const dmat *m, int64_t row, int64_t rows, double *out) {
+    get_rows(m, row, rows, ROWS_F64, true, out);
 }
 
 void dmat_get_rows_f32(const dmat *m, int64_t row, int64_t rows, float *out) {
-    get_rows(m, row, rows, ROWS_F32, out);
+    get_rows(m, row, rows, ROWS_F32, false, out);
 }
 
 void dmat_get_rows_bf16(const dmat *m, int64_t row, int64_t rows, bf16 *out) {
-    get_rows(m, row, rows, ROWS_BF16, out);
+    get_rows(m, row, rows, ROWS_BF16, false, out);
 }
 
 /* The columns of cell column q, from rows v of the whole width, as a piece. */

@@ -3,6 +3,7 @@
 #include "pipeline/gptq/gptq_network.h"
 
 #include "base/size.h"
+#include "mpi/dmat.h"
 #include "pipeline/gptq/gptq_moments.h"
 #include "pipeline/gptq/gptq_source.h"
 #include "quant/gptq.h"
@@ -18,12 +19,13 @@ static uint64_t triangle(int64_t n, int64_t band) {
 /* Sums of an input of n columns, and the panels of its factor for each rounding of the rows. */
 static uint64_t input_bytes(const gptq_settings *s, int64_t n, double roundings) {
     const bool grid = n >= s->factor.dist_from && s->factor.grid.rows * s->factor.grid.cols > 1;
-    const int64_t panel = gptq_moments_panel_rows(n), block = size_min(s->factor.block, n);
+    const int64_t panel = gptq_moments_panel_rows(n),
+                  band = grid ? DMAT_BLOCK : size_min(s->factor.block, n);
     const uint64_t square = (uint64_t)(n * n), diagonal = 2 * (uint64_t)n,
                    sums = triangle(n, panel), cross = s->asymmetric ? 2 * square : 0;
     const double panels = roundings * (double)s->batches;
     return sizeof(int64_t) * (diagonal + sums + cross) +
-           sizeof(double) * (uint64_t)(panels * (double)(grid ? square : triangle(n, block)));
+           sizeof(double) * (uint64_t)(panels * (double)triangle(n, band));
 }
 
 /* Codes of a row of n columns, and what goes with them. */

@@ -168,7 +168,7 @@ static err get_grid(void *context, int64_t first, int64_t rows, const double **p
                     int64_t *stride) {
     hessian_factor *s = context;
     const int64_t n = s->m->n, cols = n - first;
-    dmat_get_rows(s->part, n - first - rows, rows, s->rows);
+    dmat_get_rows_lower(s->part, n - first - rows, rows, s->rows);
     for (int64_t i = 0; i < rows; i++) {
         const double *from = s->rows + (rows - 1 - i) * n; /* row n-1-first-i of L^-1 */
         double *to = s->panel + i * cols;

@@ -279,7 +279,8 @@ exec "$@"
         by_range = ("--recipe", "scales-w4a4kv4", *settings(
             *few, "weights.method=gptq", "rotate.online=[r3]", "learn=[{objective: range, steps: 5, rows: 256}]"))
         by_ce = ("--replicas", 2, "--stages", 2, *settings(
-            *few, "weights.method=gptaq", "learn=[{objective: ce, steps: 3, batch: 2, window: 64}]"))
+            *few, "weights.method=gptaq", "numerics.gptq_grid_from=100", "numerics.gptq_grid=2x1", "numerics.threads=1",
+            "learn=[{objective: ce, steps: 3, batch: 2, window: 64}]"))
         with_scales = ("--replicas", 2, "--stages", 2, *settings(
             *few, "kv.bits=4", "rotate.r2=head", "rotate.online=[r3]", "scale.pairs=[norm, vo, qk, ud]", "scale.start=ones",
             "learn=[{objective: kl-top, top_k: 50, steps: 3, batch: 2, window: 64, lr_scale: 0.01}]"))

@@ -81,6 +81,31 @@ static void rows_come_back(dgrid *g) {
     free(x), free(f), free(back);
 }
 
+/* Bands that begin and end within blocks. Blocks behind the diagonal are not sent. */
+static void triangles_come_back(dgrid *g) {
+    const comm *c = dgrid_comm(g);
+    double *x = normal(1), *back = room(N * N);
+    dmat *m = deal(g, x);
+    const uint64_t before = comm_sent_bytes();
+    for (int64_t row = 0; row < N; row += 6)
+        dmat_get_rows_lower(m, row, row + 6 < N ? 6 : N - row, back + row * N);
+    int64_t sent = (int64_t)(comm_sent_bytes() - before), want = 0;
+    bool same = true;
+    for (int64_t i = 0; i < N; i++)
+        for (int64_t j = 0; j <= i; j++) same &= back[i * N + j] == x[i * N + j];
+    check(same, "rows of a lower triangle come back as they were");
+    for (int64_t row = 0, end; row < N; row = end) { /* ends of bands and of blocks */
+        end = row / 6 * 6 + 6 < row / BLOCK * BLOCK + BLOCK ? row / 6 * 6 + 6
+                                                            : row / BLOCK * BLOCK + BLOCK;
+        end = end < N ? end : N;
+        want += (end - row) * end * (int64_t)sizeof *x * (comm_size(c) - 1);
+    }
+    comm_sum_i64(c, &sent, 1);
+    check(sent == want, "each row up to its diagonal to every other rank");
+    dmat_destroy(&m);
+    free(x), free(back);
+}
+
 static void contributions_are_summed(dgrid *g) {
     const comm *c = dgrid_comm(g);
     int64_t *v = calloc(N * N, sizeof *v);
@@ -210,6 +235,7 @@ static void all_of_it(const comm *c, grid_shape shape) {
     dgrid *g;
     check_ok(dgrid_create(c, shape, BLOCK, 1, &g), "grid");
     rows_come_back(g);
+    triangles_come_back(g);
     contributions_are_summed(g);
     products_are_right(g);
     systems_are_solved(g);
