@@ -49,11 +49,11 @@ static gptq_order *factor(int64_t n, double *h, gptq_damping *done, double most)
     return o;
 }
 
-static void loop(const gptq_options *options, const gptq_order *o, double lambda, double *u,
-                 int64_t rows, double most) {
+static void loop(const gptq_options *options, double alpha, const gptq_order *o, double lambda,
+                 double *u, int64_t rows, double most) {
     const int64_t n = o->n;
     float *w = bench_room(rows * n, sizeof *w);
-    double *cross = options->alpha > 0 ? bench_room(rows * n, sizeof *cross) : NULL;
+    double *cross = alpha > 0 ? bench_room(rows * n, sizeof *cross) : NULL;
     gptq_loss *loss = bench_room(rows, sizeof *loss);
     gptq_whole whole = {u, n};
     qmatrix *q;
@@ -61,13 +61,14 @@ static void loop(const gptq_options *options, const gptq_order *o, double lambda
 #pragma omp parallel for
     for (int64_t i = 0; i < rows * n; i++) w[i] = (float)entry(2, i);
     for (int64_t i = 0; i < rows * n && cross; i++) cross[i] = 0.1 * entry(3, i);
+    const gptq_try one = {alpha, q, loss};
     const double start = clock_now_s();
-    bench_need(gptq_rows(options, o, lambda, gptq_panels_of(&whole), w, cross, rows, 0, q, loss));
+    bench_need(gptq_rows(options, o, lambda, gptq_panels_of(&whole), w, cross, rows, 0, &one, 1));
     const double t = clock_now_s() - start, lines = options->energy ? 3 : 2;
     report("loop over the columns", t,
            (lines + (cross ? 1 : 0)) * (double)rows * (double)n * (double)n, most);
     printf("bytes of the loop %.2f GiB; loss of row 0: %.4g, to nearest %.4g\n",
-           (double)gptq_rows_bytes(options, rows, n, cross) / 0x1p30, loss[0].gptq, loss[0].rtn);
+           (double)gptq_rows_bytes(options, rows, n, 1, cross) / 0x1p30, loss[0].gptq, loss[0].rtn);
     qmatrix_destroy(&q);
     mem_free(w), mem_free(cross), mem_free(loss);
 }
@@ -81,7 +82,6 @@ int main(int argc, char **argv) {
                 .symmetric = true,
                 .scale_type = SCALE_BF16},
         .block = bench_argument(argc, argv, 5, 128),
-        .alpha = argc > 4 ? atof(argv[4]) : 0,
         .energy = true,
     };
     gptq_damping done;
@@ -92,7 +92,7 @@ int main(int argc, char **argv) {
            most * 1e-9, (long long)n, (long long)rows);
     double *h = bench_room(n * n, sizeof *h);
     gptq_order *o = factor(n, h, &done, most);
-    loop(&options, o, done.lambda, h, rows, most);
+    loop(&options, argc > 4 ? atof(argv[4]) : 0, o, done.lambda, h, rows, most);
     gptq_order_destroy(&o);
     mem_free(h);
     comm_stop();

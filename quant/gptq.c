@@ -48,22 +48,24 @@ typedef struct unit_sums {
     double pair[PAIR], energy[ROWS], shift[ROWS];
 } unit_sums;
 
+/* The rows by one strength. */
 typedef struct job {
     const gptq_options *options;
     const gptq_order *order;
     const float *w;
     qmatrix *q;
-    double lambda;
+    gptq_loss *loss;
+    double alpha, lambda;
     int64_t n, rows, row0, units, block;
-    double *pair;    /* [units][PAIR, n], by place */
-    double *energy;  /* [units][ROWS, n], or NULL */
-    double *cross;   /* [units][ROWS, n], or NULL */
-    double *errors;  /* [units][block, PAIR]: alpha T - E and -Y of a block */
-    double *lines;   /* [units][block, ROWS]: of the energy, or NULL */
-    double *scratch; /* a thread: T [block, ROWS], T U [block, ROWS], triangle [block, block] */
-    uint8_t *codes;  /* [units][n, ROWS], by place */
-    float *row;      /* a thread: [n] */
-    unit_sums *sums; /* [units] */
+    const double *cross; /* [units][ROWS, n], by place; borrowed; NULL: no correction */
+    double *pair;        /* owned, with the numbers below; [units][PAIR, n], by place */
+    double *energy;      /* [units][ROWS, n], or NULL */
+    double *errors;      /* [units][block, PAIR]: alpha T - E and -Y of a block */
+    double *lines;       /* [units][block, ROWS]: of the energy, or NULL */
+    double *scratch;     /* a thread: T [block, ROWS], T U [block, ROWS], triangle [block, block] */
+    uint8_t *codes;      /* owned, as those below; [units][n, ROWS], by place */
+    float *row;          /* a thread: [n] */
+    unit_sums *sums;     /* [units] */
 } job;
 
 static int64_t thread_scratch(const job *j) {
@@ -77,15 +79,14 @@ static int64_t live_rows(const job *j, int64_t unit) {
 /* Memory. */
 
 typedef struct job_sizes {
-    int64_t pair, energy, cross, errors, lines, scratch, codes, row;
+    int64_t pair, energy, errors, lines, scratch, codes, row;
 } job_sizes;
 
-static job_sizes sizes_of(const job *j, bool with_cross) {
+static job_sizes sizes_of(const job *j) {
     const int64_t lines = j->units * ROWS;
     const bool energy = j->options->energy;
     return (job_sizes){.pair = 2 * lines * j->n,
                        .energy = energy ? lines * j->n : 0,
-                       .cross = with_cross ? lines * j->n : 0,
                        .errors = 2 * lines * j->block,
                        .lines = energy ? lines * j->block : 0,
                        .scratch = gemm_threads() * thread_scratch(j),
@@ -93,25 +94,32 @@ static job_sizes sizes_of(const job *j, bool with_cross) {
                        .row = gemm_threads() * j->n};
 }
 
-static err take_job(job *j, bool with_cross, void **doubles, void **codes) {
-    const job_sizes s = sizes_of(j, with_cross);
-    void *row = NULL;
-    err e = mem_alloc(s.pair + s.energy + s.cross + s.errors + s.lines + s.scratch, sizeof(double),
-                      "rows of GPTQ", doubles);
-    if (!e.code) e = mem_alloc(s.codes, 1, "codes of GPTQ", codes);
+static err take_job(job *j) {
+    const job_sizes s = sizes_of(j);
+    void *doubles = NULL, *codes = NULL, *row = NULL;
+    err e = mem_alloc(s.pair + s.energy + s.errors + s.lines + s.scratch, sizeof(double),
+                      "rows of GPTQ", &doubles);
+    if (!e.code) e = mem_alloc(s.codes, 1, "codes of GPTQ", &codes);
     if (!e.code) e = mem_alloc(s.row, sizeof(float), "row of GPTQ", &row);
     if (!e.code) e = MEM_NEW(&j->sums, j->units, "losses of GPTQ");
+    double *next = doubles;
+    j->codes = codes;
     j->row = row;
+    j->pair = next;
     if (e.code) return e;
-    double *next = *doubles;
-    j->pair = next, next += s.pair;
+    next += s.pair;
     j->energy = s.energy ? next : NULL, next += s.energy;
-    j->cross = with_cross ? next : NULL, next += s.cross;
     j->errors = next, next += s.errors;
     j->lines = s.lines ? next : NULL, next += s.lines;
     j->scratch = next;
-    j->codes = *codes;
     return e;
+}
+
+static void drop_job(job *j) {
+    mem_free(j->pair);
+    mem_free(j->codes);
+    mem_free(j->row);
+    mem_free(j->sums);
 }
 
 static job job_of(const gptq_options *options, int64_t rows, int64_t n) {
@@ -122,16 +130,19 @@ static job job_of(const gptq_options *options, int64_t rows, int64_t n) {
                  .block = size_min(options->block, n)};
 }
 
-uint64_t gptq_rows_bytes(const gptq_options *options, int64_t rows, int64_t n, bool with_cross) {
+uint64_t gptq_rows_bytes(const gptq_options *options, int64_t rows, int64_t n, int tries,
+                         bool with_cross) {
     const job j = job_of(options, rows, n);
+    const uint64_t each = (uint64_t)tries;
     uint64_t lines, all;
-    if (!size_mul((uint64_t)j.units * ROWS, (uint64_t)n, &lines) || !size_mul(lines, 64, &all) ||
-        all > INT64_MAX)
+    if (!size_mul((uint64_t)j.units * ROWS, (uint64_t)n, &lines) ||
+        !size_mul(lines, 64 * each, &all) || all > INT64_MAX)
         return 0;
-    const job_sizes s = sizes_of(&j, with_cross);
-    const int64_t doubles = s.pair + s.energy + s.cross + s.errors + s.lines + s.scratch;
-    return (uint64_t)doubles * sizeof(double) + (uint64_t)s.codes +
-           (uint64_t)s.row * sizeof(float) + (uint64_t)j.units * sizeof(unit_sums);
+    const job_sizes s = sizes_of(&j);
+    const int64_t doubles = s.pair + s.energy + s.errors + s.lines + s.scratch;
+    return each * ((uint64_t)doubles * sizeof(double) + (uint64_t)s.codes +
+                   (uint64_t)s.row * sizeof(float) + (uint64_t)j.units * sizeof(unit_sums)) +
+           (with_cross ? lines * sizeof(double) : 0);
 }
 
 /* Start: scales, zero points and codes of rounding to nearest go to q; the lines are filled. */
@@ -160,13 +171,25 @@ static void start_row(const job *j, int64_t unit, int64_t r, float *row) {
     }
 }
 
-static void start(const job *j, const double *cross) {
+static void start(const job *j) {
 #pragma omp parallel for schedule(dynamic)
-    for (int64_t at = 0; at < j->rows; at++) {
+    for (int64_t at = 0; at < j->rows; at++)
         start_row(j, at / ROWS, at % ROWS, j->row + gemm_thread() * j->n);
-        for (int64_t p = 0; p < j->n && j->cross; p++)
-            j->cross[at * j->n + p] = cross[at * j->n + j->order->column[p]];
-    }
+}
+
+/* Every strength begins alike. */
+static void start_as(const job *from, const job *j) {
+    const size_t lines = (size_t)(j->units * ROWS * j->n) * sizeof(double);
+    qmatrix_copy_rows(from->q, from->row0, j->rows, j->row0, j->q);
+    memcpy(j->pair, from->pair, 2 * lines);
+    if (j->energy) memcpy(j->energy, from->energy, lines);
+}
+
+/* Cross terms of the rows into the order. */
+static void place_cross(const gptq_order *o, const double *cross, int64_t rows, double *placed) {
+#pragma omp parallel for schedule(static)
+    for (int64_t at = 0; at < rows; at++)
+        for (int64_t p = 0; p < o->n; p++) placed[at * o->n + p] = cross[at * o->n + o->column[p]];
 }
 
 /* One block of one unit. */
@@ -235,7 +258,7 @@ static void round_line(const job *j, int64_t unit, int64_t place, double pivot, 
 
 /* T [block, ROWS] and its sums of squares; the block's w gets + alpha T U. */
 static void shift_block(const job *j, int64_t unit, const panel *u, double *T, double *tile) {
-    const double alpha = j->options->alpha;
+    const double alpha = j->alpha;
     double *TU = T + j->block * ROWS;
     gemm_tile_f64(GEMM_N, GEMM_T, u->rows, ROWS, j->n - u->first, u->u, u->stride,
                   j->cross + unit * ROWS * j->n + u->first, j->n, GEMM_SET, T, ROWS);
@@ -333,10 +356,11 @@ static double size_of_row(const job *j, int64_t at) {
     return sum;
 }
 
-static void finish_row(const job *j, int64_t at, gptq_loss *loss) {
+static void finish_row(const job *j, int64_t at) {
+    gptq_loss *loss = j->loss + at;
     const int64_t unit = at / ROWS, r = at % ROWS;
     const unit_sums *s = &j->sums[unit];
-    const double alpha = j->options->alpha, shift = j->cross ? alpha * alpha * s->shift[r] : 0;
+    const double shift = j->cross ? j->alpha * j->alpha * s->shift[r] : 0;
     uint8_t *chosen = j->q->codes + (j->row0 + at) * j->n;
     const uint8_t *found = j->codes + unit * j->n * ROWS + r;
     loss->rtn = s->pair[ROWS + r] - shift - j->lambda * distance(j, at, chosen, 0);
@@ -348,16 +372,21 @@ static void finish_row(const job *j, int64_t at, gptq_loss *loss) {
         chosen[j->order->column[p]] = found[p * ROWS];
 }
 
-static err run(job *j, gptq_panels panels, const double *cross, gptq_loss *loss) {
-    start(j, cross);
-    for (int64_t first = 0; first < j->n; first += j->block) {
-        panel u = {.first = first, .rows = size_min(j->block, j->n - first)};
+/* Each panel is had once and goes through all strengths. */
+static err run(const job *jobs, int n_jobs, gptq_panels panels) {
+    const int64_t n = jobs->n;
+    start(jobs);
+    for (int i = 1; i < n_jobs; i++) start_as(jobs, &jobs[i]);
+    for (int64_t first = 0; first < n; first += jobs->block) {
+        panel u = {.first = first, .rows = size_min(jobs->block, n - first)};
         err e = panels.get(panels.context, first, u.rows, &u.u, &u.stride);
         if (e.code) return e;
-        do_panel(j, &u);
+        for (int i = 0; i < n_jobs; i++) do_panel(&jobs[i], &u);
     }
+    for (int i = 0; i < n_jobs; i++) {
 #pragma omp parallel for schedule(dynamic, 16)
-    for (int64_t at = 0; at < j->rows; at++) finish_row(j, at, loss + at);
+        for (int64_t at = 0; at < jobs->rows; at++) finish_row(&jobs[i], at);
+    }
     return err_none();
 }
 
@@ -385,23 +414,44 @@ static err check(const gptq_options *options, const gptq_order *o, int64_t rows,
     return e;
 }
 
+/* cross: by column, or NULL; *placed: by place, which the caller frees. */
+static err take_jobs(job *jobs, int n_jobs, const double *cross, double **placed) {
+    const job *j = jobs;
+    bool corrects = false;
+    err e = err_none();
+    for (int i = 0; i < n_jobs; i++) corrects = corrects || jobs[i].alpha > 0;
+    if (cross && corrects && j->rows > 0)
+        e = MEM_NEW(placed, j->units * ROWS * j->n, "cross terms of GPTQ");
+    if (!e.code && *placed) place_cross(j->order, cross, j->rows, *placed);
+    for (int i = 0; i < n_jobs && !e.code; i++) {
+        if (jobs[i].alpha > 0) jobs[i].cross = *placed;
+        e = take_job(&jobs[i]);
+    }
+    return e;
+}
+
 err gptq_rows(const gptq_options *options, const gptq_order *o, double lambda, gptq_panels panels,
-              const float *w, const double *cross, int64_t rows, int64_t row0, qmatrix *q,
-              gptq_loss *loss) {
-    err e = check(options, o, rows, row0, q);
+              const float *w, const double *cross, int64_t rows, int64_t row0,
+              const gptq_try *tries, int n_tries) {
+    job jobs[GPTQ_MAX_TRIES];
+    double *placed = NULL;
+    err e = n_tries > 0 && n_tries <= GPTQ_MAX_TRIES
+                ? err_none()
+                : err_make(ERR_BUG, "GPTQ", NULL, "%d strengths at a time", n_tries);
+    for (int i = 0; i < n_tries && !e.code; i++) {
+        e = check(options, o, rows, row0, tries[i].q);
+        jobs[i] = job_of(options, rows, o->n);
+        jobs[i].order = o, jobs[i].w = w, jobs[i].lambda = lambda, jobs[i].row0 = row0;
+        jobs[i].alpha = tries[i].alpha, jobs[i].q = tries[i].q, jobs[i].loss = tries[i].loss;
+    }
     if (e.code) return e;
-    job j = job_of(options, rows, o->n);
-    void *doubles = NULL, *codes = NULL;
-    j.order = o, j.w = w, j.q = q, j.lambda = lambda, j.row0 = row0;
-    e = take_job(&j, cross != NULL && rows > 0, &doubles, &codes);
+    e = take_jobs(jobs, n_tries, cross, &placed);
     if (e.code)
-        pass_panels(panels, j.n, j.block);
+        pass_panels(panels, o->n, jobs->block);
     else
-        e = run(&j, panels, cross, loss);
-    mem_free(doubles);
-    mem_free(codes);
-    mem_free(j.row);
-    mem_free(j.sums);
+        e = run(jobs, n_tries, panels);
+    for (int i = 0; i < n_tries; i++) drop_job(&jobs[i]);
+    mem_free(placed);
     return e;
 }
 

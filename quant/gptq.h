@@ -27,13 +27,13 @@
 enum {
     GPTQ_UNIT_ROWS = 64, /* rows that are worked on together: cut matrices at multiples of it */
     GPTQ_MAX_RAISES = 6, /* times that damping is raised tenfold before giving up */
+    GPTQ_MAX_TRIES = 3,  /* strengths that go through the panels together */
 };
 
 /* How to round one matrix; a value one fills in. */
 typedef struct gptq_options {
     wquant how;    /* bits, group, symmetric, search, scale_type */
     int64_t block; /* columns of a lazy update; 128 */
-    double alpha;  /* strength of the correction by `cross`, 0..1; see gptq_rows */
     bool energy;   /* also fill gptq_loss.energy; half as much work again */
 } gptq_options;
 
@@ -99,24 +99,33 @@ typedef struct gptq_loss {
     bool fell_back; /* the loop ended above rounding to nearest, which was kept */
 } gptq_loss;
 
-/* Local. Round w [rows, n] (fp32, finite, row-major) into rows [row0, row0 + rows) of q, created
- * with options->how. Columns where H is dead are rounded to nearest: what never arrives in
- * calibration may arrive later, and the scales are those of the whole row. rows may be 0 (the
- * panels are asked for all the same). loss [rows] is filled. row0 should be a multiple of
- * GPTQ_UNIT_ROWS.
+/* A strength of the correction by `cross`, and what comes of it. */
+typedef struct gptq_try {
+    double alpha;    /* 0..1; 0: none */
+    qmatrix *q;      /* created with options->how; its rows [row0, row0 + rows) are filled */
+    gptq_loss *loss; /* [rows]; filled */
+} gptq_try;
+
+/* Local. Round w [rows, n] (fp32, finite, row-major), by each of up to GPTQ_MAX_TRIES strengths:
+ * they all go through the panels together, and each result is as if it were alone. Columns where H
+ * is dead are rounded to nearest: what never arrives in calibration may arrive later, and the
+ * scales are those of the whole row. rows may be 0 (the panels are asked for all the same). Rows
+ * should be cut at multiples of GPTQ_UNIT_ROWS.
  *
  * Asymmetric calibration (GPTAQ, arXiv 2504.02692, in the exact form; derivation in gptq.c): X~ are
  * the inputs that the quantized model sees, with H = c X~^T X~, and X = X~ + dX those of full
  * precision. With cross = W C, C = c dX^T X~ (same c; by column) [rows, n], the loop minimises
- * c |X~ (w - q) + alpha dX w|^2 of each row. NULL: no correction. The losses are then without
- * their constant alpha^2 c |dX w|^2: they compare with each other, and may be negative.
- * Fails with ERR_NOFIT, ERR_USAGE (as wquant_check), ERR_BUG (sizes), and with what panels say. */
+ * c |X~ (w - q) + alpha dX w|^2 of each row. NULL: no correction by any strength. The losses are
+ * then without their constant alpha^2 c |dX w|^2: they compare with each other, and may be
+ * negative. Fails with ERR_NOFIT, ERR_USAGE (as wquant_check), ERR_BUG (sizes), and with what
+ * panels say. */
 err gptq_rows(const gptq_options *options, const gptq_order *o, double lambda, gptq_panels panels,
-              const float *w, const double *cross, int64_t rows, int64_t row0, qmatrix *q,
-              gptq_loss *loss);
+              const float *w, const double *cross, int64_t rows, int64_t row0,
+              const gptq_try *tries, int n_tries);
 
 /* Local. Bytes that gptq_rows takes for its own use; 0 where they overflow. */
-uint64_t gptq_rows_bytes(const gptq_options *options, int64_t rows, int64_t n, bool with_cross);
+uint64_t gptq_rows_bytes(const gptq_options *options, int64_t rows, int64_t n, int tries,
+                         bool with_cross);
 
 /* Local. cross += W[:, first .. first + k) C_panel, C_panel [k, n] being rows [first, first + k) of
  * C, by column. w [rows, n], cross [rows, n]. To be called for all panels of C in the same cut on

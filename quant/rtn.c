@@ -11,6 +11,7 @@
 #include <float.h>
 #include <inttypes.h>
 #include <stddef.h>
+#include <string.h>
 
 int64_t wquant_group(const wquant *how, int64_t cols) {
     return how->group ? how->group : cols;
@@ -137,6 +138,15 @@ static void dequantize_row(const qmatrix *q, int64_t row, float *out) {
 #pragma omp simd
         for (int64_t i = 0; i < q->group; i++) to[i] = (float)(codes[i] - z) * s;
     }
+}
+
+void qmatrix_copy_rows(const qmatrix *q, int64_t row, int64_t rows, int64_t to, qmatrix *other) {
+    const int64_t groups = q->n_groups;
+    memcpy(other->codes + to * q->cols, q->codes + row * q->cols, (size_t)(rows * q->cols));
+    memcpy(other->scales + to * groups, q->scales + row * groups,
+           (size_t)(rows * groups) * sizeof *q->scales);
+    if (q->zeros)
+        memcpy(other->zeros + to * groups, q->zeros + row * groups, (size_t)(rows * groups));
 }
 
 void qmatrix_dequantize_rows(const qmatrix *q, int64_t row0, int64_t rows, float *out) {

@@ -65,6 +65,10 @@ void qmatrix_destroy(qmatrix **q); /* local; NULL is fine; sets NULL */
 void rtn_quantize_rows(const wquant *how, const float *w, int64_t rows, int64_t cols, int64_t row0,
                        qmatrix *q);
 
+/* Local. Codes, scales and zero points of rows [row, row + rows) of a matrix to rows from `to` on
+ * of another that was made with the same wquant and has as many columns. */
+void qmatrix_copy_rows(const qmatrix *q, int64_t row, int64_t rows, int64_t to, qmatrix *other);
+
 /* Local. Values of rows [row0, row0 + rows) in fp32: (code - zero) * scale. out [rows, cols]. */
 void qmatrix_dequantize_rows(const qmatrix *q, int64_t row0, int64_t rows, float *out);
 

@@ -391,7 +391,8 @@ static void offer_step(const gptq_settings *s, int ranks, int rank, const gptq_s
                    full = s->asymmetric ? bf16_bytes(k) : 0,
                    rounding =
                        gptq_rows_bytes(&how, size_min(k->own_n, gptq_stack_batch(s, ranks, k)),
-                                       k->cols, s->asymmetric),
+                                       k->cols, gptq_stack_tries(s), s->asymmetric && s->alpha > 0),
+                   tries = s->asymmetric ? gptq_stack_tries_bytes(s, k) : 0,
                    trial = s->asymmetric ? gptq_stack_trial_bytes(s, k) : 0,
                    factor = hessian_factor_bytes(&s->factor, k->cols, rank);
     gptq_bytes m = {.activations = best->activations};
@@ -402,7 +403,7 @@ static void offer_step(const gptq_settings *s, int ranks, int rank, const gptq_s
     solved.factor = factor + hessian_factor_scratch_bytes(&s->factor, k->cols, rank);
     solved.sums = gptq_moments_bytes(k->cols, s->length, !s->scratch, s->asymmetric);
     rounded.factor = factor;
-    rounded.rows += most(rounding, trial);
+    rounded.rows += tries + most(rounding, trial);
     used.rows += codes - own; /* and as it is stored, on its way to a file */
     used.weights += bf16_bytes(k);
     offer(best, taken);

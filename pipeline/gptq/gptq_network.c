@@ -5,7 +5,7 @@
 #include "base/size.h"
 #include "mpi/dmat.h"
 #include "pipeline/gptq/gptq_moments.h"
-#include "pipeline/gptq/gptq_source.h"
+#include "pipeline/gptq/gptq_stack.h"
 #include "quant/gptq.h"
 
 /* Numbers of the upper triangle of n by n in bands of so many rows, each from its diagonal on. */
@@ -16,16 +16,16 @@ static uint64_t triangle(int64_t n, int64_t band) {
     return sum;
 }
 
-/* Sums of an input of n columns, and the panels of its factor for each rounding of the rows. */
-static uint64_t input_bytes(const gptq_settings *s, int64_t n, double roundings) {
+/* Sums of an input of n columns, and the panels of its factor for each part of the rows. */
+static uint64_t input_bytes(const gptq_settings *s, int64_t n) {
     const bool grid = n >= s->factor.dist_from && s->factor.grid.rows * s->factor.grid.cols > 1;
     const int64_t panel = gptq_moments_panel_rows(n),
                   band = grid ? DMAT_BLOCK : size_min(s->factor.block, n);
     const uint64_t square = (uint64_t)(n * n), diagonal = 2 * (uint64_t)n,
-                   sums = triangle(n, panel), cross = s->asymmetric ? 2 * square : 0;
-    const double panels = roundings * (double)s->batches;
+                   sums = triangle(n, panel),
+                   cross = s->asymmetric && s->alpha > 0 ? 2 * square : 0;
     return sizeof(int64_t) * (diagonal + sums + cross) +
-           sizeof(double) * (uint64_t)(panels * (double)triangle(n, band));
+           sizeof(double) * (uint64_t)s->batches * triangle(n, band);
 }
 
 /* Codes of a row of n columns, and what goes with them. */
@@ -36,10 +36,10 @@ static uint64_t row_bytes(const wquant *how, int64_t n) {
 }
 
 uint64_t gptq_network_bytes(const gptq_settings *s) {
-    /* GPTAQ tries strengths: nearest, none, half, full; and mostly not the last is the best, which
-     * is then rounded once more. */
-    const bool tries = s->asymmetric && s->alpha > 0 && s->n_windows >= GPTQ_HOLD_OUT;
-    const double roundings = tries ? 3.5 : 1;
+    /* GPTAQ compares codes to nearest and of each strength; where not the last is the best, that
+     * one's go to all once more. */
+    const int tries = gptq_stack_tries(s);
+    const double shared = tries + s->asymmetric + (tries > 1 ? 0.5 : 0);
     uint64_t sum = 0, weights = 0, codes = 0;
     for (int step = 0; step < STEP_COUNT; step++) {
         const int first = gptq_step_first((llama_step)step);
@@ -49,9 +49,8 @@ uint64_t gptq_network_bytes(const gptq_settings *s) {
             weights += (uint64_t)(t.rows * t.cols) * sizeof(float);
             codes += (uint64_t)t.rows * row_bytes(&s->job->how, t.cols);
         }
-        sum += input_bytes(s, t.cols, roundings);
+        sum += input_bytes(s, t.cols);
     }
-    const double shared = roundings + s->asymmetric; /* to nearest first */
     /* An error and an energy for each window, of each linear and trial. */
     const uint64_t outputs = s->asymmetric ? (uint64_t)(4 * LLAMA_LINEARS * s->n_windows) : 0;
     return sum + weights + (uint64_t)(shared * (double)codes) +

@@ -217,24 +217,40 @@ static err row_errors(gptq_stack *k) {
     return e;
 }
 
-err gptq_stack_round(gptq_stack *k, const gptq_order *o, hessian_factor *factor, double alpha) {
+/* Codes of this rank's rows by each strength, from row0 of their matrices on. The ranks go through
+ * the panels together, as often as any of them has parts of its rows. */
+static err round_rows(gptq_stack *k, const gptq_order *o, hessian_factor *factor, int64_t row0,
+                      const gptq_try *tries, int n) {
     const gptq_settings *s = &k->r->s;
     const int64_t batch = gptq_stack_batch(s, comm_size(s->c), k),
                   most = most_units(comm_size(s->c), k) * GPTQ_UNIT_ROWS;
     const gptq_options opts = {
-        .how = s->job->how, .block = s->factor.block, .alpha = alpha, .energy = !s->asymmetric};
+        .how = s->job->how, .block = s->factor.block, .energy = !s->asymmetric};
     err e = err_none();
-    for (int64_t i = 0; i < most && !e.code; i += batch) { /* as often on every rank */
+    for (int64_t i = 0; i < most && !e.code; i += batch) {
         const int64_t row = size_min(i, k->own_n), at = row * k->cols;
+        gptq_try part[GPTQ_MAX_TRIES];
+        for (int t = 0; t < n; t++)
+            part[t] = (gptq_try){tries[t].alpha, tries[t].q, tries[t].loss + row};
         e = gptq_rows(&opts, o, hessian_factor_damping(factor)->lambda,
-                      hessian_factor_panels(factor), k->w + at, alpha > 0 ? k->cross + at : NULL,
-                      size_min(batch, k->own_n - row), k->own0 + row, k->q,
-                      k->loss + k->own0 + row);
+                      hessian_factor_panels(factor), k->w + at, k->cross ? k->cross + at : NULL,
+                      size_min(batch, k->own_n - row), row0 + row, part, n);
         e = comm_agree(s->c, e, "rounding rows", NULL);
     }
-    if (!e.code) e = comm_agree(s->c, row_errors(k), "errors of rows", NULL);
+    return e;
+}
+
+/* This rank's rows are rounded: what all must know of them. */
+static err share_rounded(gptq_stack *k) {
+    err e = comm_agree(k->r->s.c, row_errors(k), "errors of rows", NULL);
     if (!e.code) share_codes(k);
     return e;
+}
+
+err gptq_stack_round(gptq_stack *k, const gptq_order *o, hessian_factor *factor, double alpha) {
+    const gptq_try one = {alpha, k->q, k->loss + k->own0};
+    err e = round_rows(k, o, factor, k->own0, &one, 1);
+    return e.code ? e : share_rounded(k);
 }
 
 void gptq_stack_report(const gptq_stack *k, const hessian_factor *factor, double alpha,
@@ -362,26 +378,77 @@ static double total_error(const gptq_stack *k, const gptq_outputs *o) {
     return sum;
 }
 
-err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, hessian_factor *factor,
-                          llama_stage *full, double first, double *alpha) {
-    const double tries[] = {0, first / 2, first};
-    double least = INFINITY, last = -1;
-    rtn_quantize_rows(&k->r->s.job->how, k->w, k->own_n, k->cols, k->own0, k->q);
-    share_codes(k);
-    err e = measure(k, full, &k->nearest);
-    *alpha = first;
-    for (int i = k->r->moments.hold_out && first > 0 ? 0 : 2; i < 3 && !e.code; i++) {
+int gptq_stack_tries(const gptq_settings *s) {
+    return s->asymmetric && s->alpha > 0 && s->n_windows >= GPTQ_HOLD_OUT ? GPTQ_MAX_TRIES : 1;
+}
+
+uint64_t gptq_stack_tries_bytes(const gptq_settings *s, const gptq_stack *k) {
+    const int64_t rows = size_max(1, k->own_n);
+    return (uint64_t)gptq_stack_tries(s) *
+           (qmatrix_bytes(rows, k->cols, &s->job->how) + (uint64_t)rows * sizeof(gptq_loss));
+}
+
+static void tries_destroy(gptq_try *tries, int n) {
+    for (int i = 0; i < n; i++) {
+        qmatrix_destroy(&tries[i].q);
+        mem_free(tries[i].loss);
+    }
+}
+
+static err tries_create(const gptq_stack *k, const double *alpha, int n, gptq_try *tries) {
+    const int64_t rows = size_max(1, k->own_n);
+    err e = err_none();
+    for (int i = 0; i < n; i++) tries[i] = (gptq_try){.alpha = alpha[i]};
+    for (int i = 0; i < n && !e.code; i++) {
+        e = qmatrix_create(rows, k->cols, &k->r->s.job->how, &tries[i].q);
+        if (!e.code) e = MEM_NEW(&tries[i].loss, rows, "losses of rows");
+    }
+    return comm_agree(k->r->s.c, e, "rows by several strengths", NULL);
+}
+
+/* Codes of a strength become those of the stack, on every rank. */
+static err take_try(gptq_stack *k, const gptq_try *t) {
+    qmatrix_copy_rows(t->q, 0, k->own_n, k->own0, k->q);
+    memcpy(k->loss + k->own0, t->loss, (size_t)k->own_n * sizeof *k->loss);
+    return share_rounded(k);
+}
+
+/* The one that leaves least error, the first of equals; the codes at hand are then the last one's.
+ */
+static err compare(gptq_stack *k, llama_stage *full, const gptq_try *tries, int n, int *best) {
+    double least = INFINITY;
+    err e = err_none();
+    *best = n - 1;
+    for (int i = 0; i < n && !e.code; i++) {
         gptq_outputs found;
-        e = gptq_stack_round(k, o, factor, tries[i]);
+        e = take_try(k, &tries[i]);
         if (!e.code) e = measure(k, full, &found);
         if (e.code) break;
-        last = tries[i];
         const double error = total_error(k, &found);
         if (!(error < least)) continue;
         least = error;
-        *alpha = tries[i];
+        *best = i;
         k->chosen = found;
     }
+    return e;
+}
+
+err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, hessian_factor *factor,
+                          llama_stage *full, double first, double *alpha) {
+    const double several[GPTQ_MAX_TRIES] = {0, first / 2, first};
+    const int n = k->r->moments.hold_out && first > 0 ? GPTQ_MAX_TRIES : 1;
+    gptq_try tries[GPTQ_MAX_TRIES];
+    int best = 0;
+    rtn_quantize_rows(&k->r->s.job->how, k->w, k->own_n, k->cols, k->own0, k->q);
+    share_codes(k);
+    err e = measure(k, full, &k->nearest);
+    if (e.code) return e;
+    e = tries_create(k, n > 1 ? several : &first, n, tries);
+    if (!e.code) e = round_rows(k, o, factor, 0, tries, n);
+    if (!e.code) e = compare(k, full, tries, n, &best);
+    if (!e.code && best < n - 1) e = take_try(k, &tries[best]);
+    *alpha = tries[best].alpha;
     k->measured = !e.code;
-    return e.code || last == *alpha ? e : gptq_stack_round(k, o, factor, *alpha);
+    tries_destroy(tries, n);
+    return e;
 }

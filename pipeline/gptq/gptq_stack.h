@@ -1,6 +1,6 @@
 /* gptq_stack - the linears that share one input, as one matrix, while they are rounded:
  * the part of gptq_layer.c that knows rows and codes, and no streams. Nobody else includes it but
- * tests/mpi/test_gptq_alpha.c. */
+ * gptq_network.c and tests/mpi/test_gptq_alpha.c. */
 #ifndef SPINSHARD_PIPELINE_GPTQ_GPTQ_STACK_H
 #define SPINSHARD_PIPELINE_GPTQ_GPTQ_STACK_H
 
@@ -56,6 +56,10 @@ err gptq_stack_cross(gptq_stack *k);
 
 /* Collective. Codes of all rows, on every rank, with their losses. */
 err gptq_stack_round(gptq_stack *k, const gptq_order *o, hessian_factor *factor, double alpha);
+
+/* Local. Strengths that gptq_stack_round_best tries, and bytes of this rank's rows by each. */
+int gptq_stack_tries(const gptq_settings *s);
+uint64_t gptq_stack_tries_bytes(const gptq_settings *s, const gptq_stack *k);
 
 /* Collective. For GPTAQ: the same with the strength of `first`, its half and 0 that leaves least
  * error in the outputs of the windows that are held out; *alpha: the one taken. Both streams'

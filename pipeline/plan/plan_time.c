@@ -130,11 +130,11 @@ static double gptq_step(const plan_rank *r, const plan_gptq *g, double mine, dou
     const bool dist = g->cells > 1 && width >= (double)g->grid_from;
     const double factor =
         2.0 / 3 * pow(width, 3) / (dist ? OF_PEAK_FACTOR_GRID * g->cells : OF_PEAK_FACTOR);
-    const double row_flop = (g->asymmetric ? 4 * PLAN_GPTAQ_ROUNDINGS + 2 : 3) * width * width;
+    const double row_flop = (g->asymmetric ? 4 * PLAN_GPTAQ_STRENGTHS + 2 : 3) * width * width;
     const double rounds = plan_time_round(r, rows * width, g->search) / g->ranks;
     return product(r, r->rates->bf16 * OF_PEAK_HESSIAN, moments) + vector(r, OF_SUM * entries) +
            product(r, r->rates->f64, factor + row_flop * rows / g->ranks) +
-           rounds * (g->asymmetric ? PLAN_GPTAQ_ROUNDINGS : 1);
+           rounds * (g->asymmetric ? PLAN_GPTAQ_NEAREST : 1);
 }
 
 double plan_time_gptq_layer(const plan_rank *r, const llama_config *cfg, const plan_gptq *g) {

@@ -51,7 +51,8 @@ double plan_time_pass(const plan_rank *r, const llama_config *cfg, const plan_pa
 double plan_time_fuse(const plan_rank *r, int64_t hidden, double numbers, bool r1, bool dense);
 double plan_time_round(const plan_rank *r, double numbers, bool search);
 
-enum { PLAN_GPTAQ_ROUNDINGS = 4 }; /* of a matrix: three strengths, and the best once more */
+/* Of a matrix: strengths; times that it is rounded to nearest, to compare with and for scales. */
+enum { PLAN_GPTAQ_STRENGTHS = 3, PLAN_GPTAQ_NEAREST = 2 };
 
 /* GPTQ of a layer on `ranks` such ranks: fused weights, forward, Hessians, factors, rounding. */
 typedef struct plan_gptq {

@@ -67,7 +67,7 @@ typedef struct sample {
     float *w;
     double *h;
     gptq_options options;
-    double damp;
+    double damp, alpha;
     gptq_order *order;
     gptq_damping done;
     double *u, *cross;
@@ -114,9 +114,10 @@ static inline void factor(sample *s, bool act_order) {
 
 static inline void round_rows(sample *s, int64_t row0, int64_t rows) {
     gptq_whole whole = {s->u, s->n};
+    const gptq_try one = {s->alpha, s->q, s->loss + row0};
     assert_ok(gptq_rows(&s->options, s->order, s->done.lambda, gptq_panels_of(&whole),
                         s->w + row0 * s->n, s->cross ? s->cross + row0 * s->n : NULL, rows, row0,
-                        s->q, s->loss + row0));
+                        &one, 1));
 }
 
 static inline void run(sample *s, bool act_order) {

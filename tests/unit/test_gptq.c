@@ -261,12 +261,13 @@ static void errors_of_panels_end_it(void **state) {
     int calls = 0;
     factor(&s, true);
     s.options.block = 16;
+    const gptq_try one = {0, s.q, s.loss};
     err e = gptq_rows(&s.options, s.order, 0, (gptq_panels){broken_panel, &calls}, s.w, NULL, 2, 0,
-                      s.q, s.loss);
+                      &one, 1);
     assert_int_equal(e.code, ERR_SPACE);
     assert_int_equal(calls, 1);
-    e = gptq_rows(&s.options, s.order, 0, (gptq_panels){broken_panel, &calls}, s.w, NULL, 2, 1, s.q,
-                  s.loss);
+    e = gptq_rows(&s.options, s.order, 0, (gptq_panels){broken_panel, &calls}, s.w, NULL, 2, 1,
+                  &one, 1);
     assert_int_equal(e.code, ERR_BUG);
     sample_destroy(&s);
 }
@@ -287,12 +288,17 @@ static err counted_panel(void *context, int64_t first, int64_t rows, const doubl
 }
 
 /* Panels may come from all ranks at once: one that lacks memory must leave no other waiting. */
-static void all_panels_are_asked_for(void **state) {
-    (void)state;
+static void ask_for_panels(int n_tries) {
     const wquant how = {.bits = 4, .symmetric = true, .scale_type = SCALE_BF16};
     sample s = sample_create(2, 64, 100, &how);
     factor(&s, true);
     s.options.block = 24; /* the last one is smaller */
+    gptq_try tries[GPTQ_MAX_TRIES];
+    for (int i = 0; i < n_tries; i++) {
+        tries[i] = (gptq_try){0.5 * i, NULL, s.loss};
+        assert_ok(qmatrix_create(2, 64, &how, &tries[i].q));
+    }
+    s.cross = n_tries > 1 ? doubles(2 * 64) : NULL;
     const uint64_t held = mem_held_bytes();
     err e;
     int k = 0;
@@ -301,15 +307,23 @@ static void all_panels_are_asked_for(void **state) {
         counted c = {&s, 0};
         snprintf(spec, sizeof spec, "malloc:%d", ++k);
         fault_arm(spec);
-        e = gptq_rows(&s.options, s.order, 0, (gptq_panels){counted_panel, &c}, s.w, NULL, 2, 0,
-                      s.q, s.loss);
+        e = gptq_rows(&s.options, s.order, 0, (gptq_panels){counted_panel, &c}, s.w, s.cross, 2, 0,
+                      tries, n_tries);
         assert_int_equal(c.calls, 3);
         assert_int_equal(e.code, fault_armed() ? ERR_OK : ERR_NOFIT);
         assert_int_equal(mem_held_bytes(), held);
     } while (e.code);
     fault_arm("");
-    assert_int_equal(k, 5); /* four buffers, and none missing */
+    /* four buffers each, the cross terms, and none missing */
+    assert_int_equal(k, 4 * n_tries + (n_tries > 1) + 1);
+    for (int i = 0; i < n_tries; i++) qmatrix_destroy(&tries[i].q);
     sample_destroy(&s);
+}
+
+static void all_panels_are_asked_for_once(void **state) {
+    (void)state;
+    ask_for_panels(1);
+    ask_for_panels(GPTQ_MAX_TRIES);
 }
 
 int main(void) {
@@ -324,7 +338,7 @@ int main(void) {
         cmocka_unit_test(bad_hessians),
         cmocka_unit_test(rows_fall_back),
         cmocka_unit_test(errors_of_panels_end_it),
-        cmocka_unit_test(all_panels_are_asked_for),
+        cmocka_unit_test(all_panels_are_asked_for_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,7 +11,7 @@ static double best_next(const sample *s, const double *hd, const double *wc, int
         for (int64_t j = 0; j < free_n; j++) a[i * free_n + j] = hd[(p + i) * n + p + j];
     invert(free_n, a);
     for (int64_t i = 0; i < free_n; i++) {
-        double right = s->options.alpha * wc[s->order->column[p + i]];
+        double right = s->alpha * wc[s->order->column[p + i]];
         for (int64_t k = 0; k < p; k++) right += r[k] * hd[k * n + p + i];
         out -= right * a[i * free_n];
     }
@@ -30,7 +30,7 @@ static double objective(const sample *s, const double *seen, const double *full,
             y += seen[t * s->n + j] * (w - value(s->q, row, j, codes[j]));
             d += (full[t * s->n + j] - seen[t * s->n + j]) * w;
         }
-        d *= s->options.alpha;
+        d *= s->alpha;
         sum += ((y + d) * (y + d) - d * d) * 2 / (double)tokens;
     }
     return sum;
@@ -76,7 +76,7 @@ static void asymmetric_calibration_is_exact(void **state) {
         s.cross = doubles(rows * n);
         assert_ok(gptq_cross_add(s.w, rows, n, 0, 24, c, s.cross));
         assert_ok(gptq_cross_add(s.w, rows, n, 24, 16, c + 24 * n, s.cross));
-        s.options.alpha = k == 3 ? 1 : 0.6;
+        s.alpha = k == 3 ? 1 : 0.6;
         s.options.block = blocks[k];
         run(&s, true);
         gptq_report with = {0};
@@ -102,10 +102,46 @@ static void no_strength_no_correction(void **state) {
     sample_destroy(&b);
 }
 
+/* Strengths that go through the panels together give what each gives alone; rows stand elsewhere in
+ * their matrices. */
+static void strengths_go_together(void **state) {
+    (void)state;
+    const int64_t rows = 70, n = 100;
+    const double alpha[] = {0, 0.3, 0.9};
+    const wquant how = {.bits = 4, .group = 20, .scale_type = SCALE_BF16};
+    sample all = sample_create(rows, n, 200, &how), s = sample_create(rows, n, 200, &how);
+    gptq_whole whole = {NULL, n};
+    gptq_try tries[3];
+    all.cross = doubles(rows * n), s.cross = doubles(rows * n);
+    for (int64_t i = 0; i < rows * n; i++) s.cross[i] = all.cross[i] = uniform(9, i);
+    factor(&all, true);
+    whole.u = all.u;
+    for (int i = 0; i < 3; i++) {
+        tries[i] = (gptq_try){alpha[i], NULL, zeros(rows, sizeof(gptq_loss))};
+        assert_ok(qmatrix_create(rows + 3, n, &how, &tries[i].q));
+    }
+    assert_ok(gptq_rows(&all.options, all.order, all.done.lambda, gptq_panels_of(&whole), all.w,
+                        all.cross, rows, 3, tries, 3));
+    for (int i = 0; i < 3; i++) {
+        const qmatrix *q = tries[i].q;
+        s.alpha = alpha[i];
+        run(&s, true);
+        assert_memory_equal(q->codes + 3 * n, s.q->codes, (size_t)(rows * n));
+        assert_memory_equal(q->scales + 15, s.q->scales, (size_t)(rows * 5) * sizeof *q->scales);
+        assert_memory_equal(q->zeros + 15, s.q->zeros, (size_t)(rows * 5));
+        assert_memory_equal(tries[i].loss, s.loss, (size_t)rows * sizeof *s.loss);
+        if (i) assert_memory_not_equal(q->codes, tries[i - 1].q->codes, (size_t)((rows + 3) * n));
+    }
+    for (int i = 0; i < 3; i++) qmatrix_destroy(&tries[i].q), free(tries[i].loss);
+    sample_destroy(&all);
+    sample_destroy(&s);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(asymmetric_calibration_is_exact),
         cmocka_unit_test(no_strength_no_correction),
+        cmocka_unit_test(strengths_go_together),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
