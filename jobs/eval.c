@@ -12,6 +12,7 @@
 #include "jobs/eval_tasks.h"
 #include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
+#include "jobs/setup/setup_eight.h"
 #include "jobs/setup/setup_form.h"
 #include "jobs/setup/source_tokens.h"
 #include "jobs/setup/text_word.h"
@@ -217,6 +218,7 @@ static err make_sites(eval_job *j) {
         if (!e.code) e = check_found(j);
         e = comm_agree(j->c, e, "making the sites", NULL);
     }
+    setup_eight_say(s, &j->source.cfg);
     free(beside);
     return e;
 }

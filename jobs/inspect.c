@@ -9,6 +9,7 @@
 #include "jobs/run/gptq_table.h"
 #include "jobs/run/noise_table.h"
 #include "jobs/run/site_table.h"
+#include "jobs/setup/recipe_layers.h"
 #include "jobs/setup/source.h"
 #include "model/tensors.h"
 #include "pipeline/weights/rotation_file.h"
@@ -133,7 +134,7 @@ static void print_runtimes(const json_t *all) {
     }
 }
 
-static json_t *linears_json(const form_scheme *s) {
+static json_t *linears_json(const form_scheme *s, int64_t layers) {
     json_t *o = json_pack("{s:i, s:I, s:b, s:s}", "bits", s->bits, "group", (json_int_t)s->group,
                           "symmetric", s->symmetric, "form", s->form->name);
     if (s->inputs.bits < 16) {
@@ -141,6 +142,8 @@ static json_t *linears_json(const form_scheme *s) {
         json_object_set_new(o, "input_group", json_integer(s->inputs.group));
         if (s->inputs.down_bits)
             json_object_set_new(o, "input_bits_down", json_integer(s->inputs.down_bits));
+        if (input_eight_any(&s->inputs.eight))
+            json_object_set_new(o, "input_bits_8", recipe_layers_json(&s->inputs.eight, layers));
     }
     if (s->fp8_cache) json_object_set_new(o, "cache", json_string("fp8"));
     if (s->online.r4) json_object_set_new(o, "r4_block", json_integer(s->online.r4_block));
@@ -155,7 +158,8 @@ static err describe_model(const comm *c, const char *path, bool tensors, int64_t
         json_object_set_new(v, "config", config_json(&s));
         json_object_set_new(v, "tensor_bytes", json_integer((json_int_t)hf_checkpoint_bytes(s.ck)));
         json_object_set_new(v, "n_tensors", json_integer(hf_checkpoint_count(s.ck)));
-        if (s.linears.form) json_object_set_new(v, "weights", linears_json(&s.linears));
+        if (s.linears.form)
+            json_object_set_new(v, "weights", linears_json(&s.linears, s.cfg.layers));
         if (s.linears.form) json_object_set_new(v, "runtimes", runtimes_json(&s, tp));
         if (s.ar && archive_manifest(s.ar)) {
             json_object_set_new(v, "name", json_string(archive_manifest(s.ar)->name));
@@ -206,6 +210,28 @@ static err export_spinquant(const comm *c, const char *out, const char *file) {
 
 /* ---- text ---- */
 
+static void print_inputs(const json_t *w) {
+    const json_int_t bits = json_integer_value(json_object_get(w, "input_bits")),
+                     group = json_integer_value(json_object_get(w, "input_group")),
+                     down = json_integer_value(json_object_get(w, "input_bits_down"));
+    const char *place;
+    json_t *layers;
+    if (bits && group)
+        printf("  %-16s INT%" JSON_INTEGER_FORMAT ", group %" JSON_INTEGER_FORMAT "\n", "inputs",
+               bits, group);
+    else if (bits)
+        printf("  %-16s INT%" JSON_INTEGER_FORMAT ", by token\n", "inputs", bits);
+    if (down >= 16)
+        printf("  %-16s of down not quantized\n", "");
+    else if (down)
+        printf("  %-16s of down INT%" JSON_INTEGER_FORMAT "\n", "", down);
+    json_object_foreach(json_object_get(w, "input_bits_8"), place, layers) {
+        char *text = json_dumps(layers, JSON_ENCODE_ANY);
+        printf("  %-16s of %s INT8 in layers %s\n", "", place, text);
+        free(text);
+    }
+}
+
 static void print_text(const json_t *v) {
     char bytes[32];
     const char *key;
@@ -233,13 +259,7 @@ static void print_text(const json_t *v) {
                json_is_true(json_object_get(w, "symmetric")) ? "symmetric" : "asymmetric",
                json_string_value(json_object_get(w, "form")));
     }
-    json_int_t input_bits = json_integer_value(json_object_get(w, "input_bits")),
-               input_group = json_integer_value(json_object_get(w, "input_group"));
-    if (input_bits && input_group)
-        printf("  %-16s INT%" JSON_INTEGER_FORMAT ", group %" JSON_INTEGER_FORMAT "\n", "inputs",
-               input_bits, input_group);
-    else if (input_bits)
-        printf("  %-16s INT%" JSON_INTEGER_FORMAT ", by token\n", "inputs", input_bits);
+    print_inputs(w);
     print_runtimes(json_object_get(v, "runtimes"));
     json_array_foreach(json_object_get(v, "entries"), i, item)
         printf("  %-64s %s  %s\n", json_string_value(json_object_get(item, "name")),

@@ -21,6 +21,7 @@
 #include "jobs/run/stop.h"
 #include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
+#include "jobs/setup/setup_eight.h"
 #include "jobs/setup/setup_form.h"
 #include "jobs/verify.h"
 
@@ -76,10 +77,11 @@ static err make_fingerprint(quantize_run *q) {
     for (int i = 0; i < hf_checkpoint_shards(q->source.ck); i++)
         json_object_set_new(headers, hf_checkpoint_shard_name(q->source.ck, i),
                             json_string(hf_checkpoint_header_sha256(q->source.ck, i)));
-    q->fingerprint = json_pack("{s:s, s:o, s:s, s:s, s:O, s:s}", "config_sha256",
+    /* the recipe as asked: what a run chooses by itself (activations.average) is put there later */
+    q->fingerprint = json_pack("{s:s, s:o, s:s, s:s, s:o, s:s}", "config_sha256",
                                hf_checkpoint_config_sha256(q->source.ck), "headers", headers,
                                "calib_ids_sha256", calib, "start_sha256", start, "recipe",
-                               recipe_tree(q->recipe), "kernels", kernels);
+                               json_deep_copy(recipe_tree(q->recipe)), "kernels", kernels);
     if (!q->fingerprint) abort();
     return e;
 }
@@ -138,6 +140,7 @@ static err prepare(quantize_run *q) {
     if (e.code) return e;
     e = make_fingerprint(q);
     if (!e.code) setup_form_say(q->set);
+    if (!e.code) setup_eight_say(q->set, &q->source.cfg);
     if (!e.code) e = quantize_plan(q, &TABLE);
     return e.code ? e : learn_e2e_announce(q);
 }

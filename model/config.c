@@ -336,21 +336,12 @@ static err read_flags(const json_t *o, const char *where, const family *f, llama
 
 /* Layers, one by one. */
 
-static bool has_layer(const layer_flags *f, int64_t layer) {
-    return f->bits[layer / 64] >> (layer % 64) & 1u;
-}
-
-static void set_layer(layer_flags *f, int64_t layer, bool on) {
-    const uint64_t bit = (uint64_t)1 << (layer % 64);
-    f->bits[layer / 64] = on ? f->bits[layer / 64] | bit : f->bits[layer / 64] & ~bit;
-}
-
 int64_t llama_window_of(const llama_config *cfg, int64_t layer) {
-    return has_layer(&cfg->unwindowed, layer) ? 0 : cfg->sliding_window;
+    return layer_flags_has(&cfg->unwindowed, layer) ? 0 : cfg->sliding_window;
 }
 
 bool llama_has_rope(const llama_config *cfg, int64_t layer) {
-    return !has_layer(&cfg->no_rope, layer);
+    return !layer_flags_has(&cfg->no_rope, layer);
 }
 
 /* A list with an entry for each layer; *list is NULL where the key is absent or null. */
@@ -376,9 +367,10 @@ static err read_rope_layers(const json_t *o, const char *where, llama_config *c)
         const json_t *v = json_array_get(list, (size_t)l);
         if (list && !json_is_boolean(v) && !json_is_integer(v))
             return err_make(ERR_INPUT, where, NULL, "\"no_rope_layers\" must hold 0 and 1");
-        set_layer(&c->no_rope, l,
-                  list ? json_is_false(v) || (json_is_integer(v) && json_integer_value(v) == 0)
-                       : (l + 1) % every == 0);
+        layer_flags_put(&c->no_rope, l,
+                        list
+                            ? json_is_false(v) || (json_is_integer(v) && json_integer_value(v) == 0)
+                            : (l + 1) % every == 0);
     }
     return e;
 }
@@ -393,7 +385,7 @@ static err read_window_layers(const json_t *o, const char *where, const family *
         e = json_opt_int(o, "max_window_layers", 0, INT32_MAX, where, &first);
     for (int64_t l = 0; l < c->layers && !e.code; l++) {
         const char *type = json_string_value(json_array_get(list, (size_t)l));
-        bool on = f->windows == WINDOW_LAST ? l >= first : has_layer(&c->no_rope, l);
+        bool on = f->windows == WINDOW_LAST ? l >= first : layer_flags_has(&c->no_rope, l);
         if (list &&
             (!type || (strcmp(type, "full_attention") && strcmp(type, "sliding_attention"))))
             return err_make(ERR_INPUT, where, READABLE,
@@ -401,7 +393,7 @@ static err read_window_layers(const json_t *o, const char *where, const family *
                             "sliding_attention",
                             l, type ? type : "not a name");
         if (type) on = !strcmp(type, "sliding_attention");
-        set_layer(&c->unwindowed, l, !on);
+        layer_flags_put(&c->unwindowed, l, !on);
     }
     return e;
 }

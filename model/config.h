@@ -33,6 +33,15 @@ typedef struct layer_flags {
     uint64_t bits[LLAMA_MAX_LAYERS / 64];
 } layer_flags;
 
+/* Local. Is the layer in the set? Put it in, or take it out. */
+static inline bool layer_flags_has(const layer_flags *f, int64_t layer) {
+    return f->bits[layer / 64] >> (layer % 64) & 1;
+}
+static inline void layer_flags_put(layer_flags *f, int64_t layer, bool on) {
+    const uint64_t bit = (uint64_t)1 << (layer % 64);
+    f->bits[layer / 64] = on ? f->bits[layer / 64] | bit : f->bits[layer / 64] & ~bit;
+}
+
 typedef struct llama_config {
     int64_t hidden, intermediate, layers;
     int64_t heads, kv_heads, head_dim; /* heads % kv_heads == 0; head_dim even */

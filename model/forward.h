@@ -11,6 +11,7 @@
 
 #include "base/err.h"
 #include "model/config.h"
+#include "model/input_bits.h"
 #include "model/tensors.h"
 #include "model/wmat.h"
 #include "quant/fake_quant.h"
@@ -49,9 +50,10 @@ typedef struct llama_stage {
  * All pointers are borrowed; a NULL rotation is the identity. In an archive whose weights hold R1,
  * R2 and the scales these are NULL. */
 typedef struct llama_sites {
-    aquant act;      /* attention, MLP and o_proj inputs; act.group divides the width of each */
-    aquant kv;       /* keys after RoPE, values */
-    int down_bits;   /* bits of the down_proj input; 0: those of act */
+    aquant act;        /* attention, MLP and o_proj inputs; act.group divides the width of each */
+    aquant kv;         /* keys after RoPE, values */
+    int down_bits;     /* bits of the down_proj input; 0: those of act */
+    input_eight eight; /* inputs of 8 bits where act.bits, or down_bits, are fewer */
     bool o_per_head; /* o_proj input without act.group: a range per head, zero not forced; else with
                         zero */
     const rotation *R1;        /* hidden */

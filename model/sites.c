@@ -13,6 +13,18 @@ static aquant clipped(aquant q, const llama_sites *s, clip_place place, int64_t 
     return q;
 }
 
+_Static_assert((int)INPUT_ATTN == CLIP_ATTN && (int)INPUT_MLP == CLIP_MLP &&
+                   (int)INPUT_O == CLIP_O && (int)INPUT_DOWN == CLIP_DOWN,
+               "inputs come first among the places of clips");
+
+/* The quantizer of an input, with its clips and bits. */
+static aquant input_quant(const llama_sites *s, input_place place, int64_t layer) {
+    aquant q = clipped(s->act, s, (clip_place)place, layer);
+    if (place == INPUT_DOWN && s->down_bits) q.bits = s->down_bits;
+    q.bits = input_bits_of(&s->eight, place, layer, q.bits);
+    return q;
+}
+
 /* R2 of a layer for a row of `segments` heads. */
 static void put_r2(site *p, const llama_sites *s, const llama_config *cfg, int64_t layer,
                    int64_t segments) {
@@ -26,7 +38,7 @@ static void put_r2(site *p, const llama_sites *s, const llama_config *cfg, int64
 site sites_input(const llama_sites *s, const llama_config *cfg, int64_t layer, int which) {
     site p = nothing(cfg->hidden);
     if (!s) return p;
-    p.quant = clipped(s->act, s, which == NORM_ATTN ? CLIP_ATTN : CLIP_MLP, layer);
+    p.quant = input_quant(s, which == NORM_ATTN ? INPUT_ATTN : INPUT_MLP, layer);
     p.include_zero = true;
     p.R = &s->R1;
     p.after = scale_set_get(s->scales, which == NORM_ATTN ? SCALE_ATTN : SCALE_MLP, layer);
@@ -63,7 +75,7 @@ site sites_values(const llama_sites *s, const llama_config *cfg, int64_t layer) 
 site sites_output(const llama_sites *s, const llama_config *cfg, int64_t layer) {
     site p = nothing(cfg->heads * cfg->head_dim);
     if (!s) return p;
-    p.quant = clipped(s->act, s, CLIP_O, layer);
+    p.quant = input_quant(s, INPUT_O, layer);
     p.range_per_segment = s->o_per_head && !s->act.group;
     p.include_zero = !p.range_per_segment;
     put_r2(&p, s, cfg, layer, cfg->heads);
@@ -75,8 +87,7 @@ site sites_output(const llama_sites *s, const llama_config *cfg, int64_t layer) 
 site sites_down(const llama_sites *s, const llama_config *cfg, int64_t layer) {
     site p = nothing(cfg->intermediate);
     if (!s) return p;
-    p.quant = clipped(s->act, s, CLIP_DOWN, layer);
-    if (s->down_bits) p.quant.bits = s->down_bits;
+    p.quant = input_quant(s, INPUT_DOWN, layer);
     p.include_zero = true;
     p.rotated = s->r4_fused;
     p.R = &s->R4;

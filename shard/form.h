@@ -10,6 +10,7 @@
 #include "base/err.h"
 #include "io/hf_checkpoint.h"
 #include "io/safetensors.h"
+#include "model/input_bits.h"
 #include "model/tensors.h"
 #include "quant/rtn.h"
 
@@ -21,13 +22,18 @@ typedef struct form form;
 /* Inputs of the linears as the archive tells its runtime: integers, symmetric, scales taken from
  * the inputs while the model runs. */
 typedef struct form_inputs {
-    int bits;      /* 16: not quantized, and nothing is said */
-    int64_t group; /* inputs that share a scale; 0: all of a token */
-    int down_bits; /* those of down_proj, in a group of config_groups of their own, 16 for none; 0:
-                      as the others */
+    int bits;          /* 16: not quantized, and nothing is said */
+    int64_t group;     /* inputs that share a scale; 0: all of a token */
+    int down_bits;     /* those of down_proj, 16 for none; 0: as the others */
+    input_eight eight; /* those of 8 bits where they have fewer by the above */
 } form_inputs;
-#define FORM_DOWN_TARGET   "re:.*down_proj$"
-#define FORM_OTHERS_TARGET "re:.*(q|k|v|o|gate|up)_proj$"
+#define FORM_DOWN_TARGET "re:.*down_proj$"
+
+/* Local. Bits of the inputs of a place and layer. */
+static inline int form_input_bits(const form_inputs *in, input_place place, int64_t layer) {
+    const bool down = place == INPUT_DOWN && in->down_bits;
+    return input_bits_of(&in->eight, place, layer, down ? in->down_bits : in->bits);
+}
 
 /* R4, which down_proj's weights hold and its input must be rotated by while the model runs. An
  * archive with it holds a tensor of its own, FORM_R4_SUFFIX of the first layer, and a key in its

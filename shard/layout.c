@@ -336,6 +336,10 @@ const layout_slot *layout_part_tensor(const layout *l, int64_t part, int64_t i) 
     return &l->slots[l->by_part[l->part_first[part] + i]];
 }
 
+void layout_put_inputs(layout *l, form_inputs inputs) {
+    l->opts.linears.inputs = inputs;
+}
+
 void layout_put_meta(layout *l, const layout_metadata *m) {
     free(l->meta.bytes);
     l->meta = *m;

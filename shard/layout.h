@@ -55,6 +55,10 @@ typedef struct layout layout;
 err layout_create(const llama_config *cfg, const layout_options *opts, layout **out);
 void layout_destroy(layout **l); /* local; NULL is fine; sets NULL */
 
+/* Local. What the archive says of inputs, where that is known only later: no tensor depends on it.
+ */
+void layout_put_inputs(layout *l, form_inputs inputs);
+
 const layout_options *layout_opts(const layout *l);
 const llama_config *layout_config(const layout *l); /* tied is false where untied */
 

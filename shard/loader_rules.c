@@ -3,6 +3,7 @@
 
 #include "io/fileset.h"
 #include "model/tensors.h"
+#include "shard/input_groups.h"
 #include "shard/loader_targets.h"
 
 #include <inttypes.h>
@@ -152,45 +153,61 @@ static err parse_group(const json_t *group, const char *where, form_scheme *out)
     return e;
 }
 
-/* The group of all linears; or that of down_proj, whose inputs have bits of their own, and that of
- * the others (*down is NULL where there is one). */
+/* The groups as they stand, and which of them each linear belongs to. */
+typedef struct group_list {
+    const json_t *at[LOADER_GROUPS];
+    int n;
+    int *owners; /* [layers, LLAMA_LINEARS]; owned */
+} group_list;
+
 static err find_groups(const json_t *groups, const json_t *ignore, int64_t layers,
-                       const char *where, const json_t **group, const json_t **down) {
+                       const char *where, group_list *out) {
+    const json_t *targets[LOADER_GROUPS];
     const char *key;
     json_t *g;
-    *group = *down = NULL;
-    json_object_foreach((json_t *)groups, key, g) {
-        if (lists_only(g, "targets", FORM_DOWN_TARGET))
-            *down = g;
-        else
-            *group = g;
+    *out = (group_list){.n = 0};
+    if (!json_object_size(groups) || json_object_size(groups) > LOADER_GROUPS)
+        return bad_key(where, "config_groups", "a few groups");
+    json_object_foreach((json_t *)(uintptr_t)groups, key, g) {
+        targets[out->n] = json_object_get(g, "targets");
+        out->at[out->n++] = g;
     }
-    if (json_object_size(groups) == 1 && *group)
-        return loader_targets_check(json_object_get(*group, "targets"), ignore, layers, where);
-    if (json_object_size(groups) != 2 || !*group || !*down ||
-        !lists_only(*group, "targets", FORM_OTHERS_TARGET))
-        return bad_key(where, "config_groups",
-                       "one group, or one of down_proj beside one of the six others");
-    json_t *both = json_pack("[s, s]", FORM_OTHERS_TARGET, FORM_DOWN_TARGET);
-    err e = loader_targets_check(both, ignore, layers, where);
-    json_decref(both);
-    return e;
+    out->owners = calloc((size_t)(layers * LLAMA_LINEARS + 1), sizeof *out->owners);
+    if (!out->owners) abort();
+    return loader_targets_owners(targets, out->n, ignore, layers, where, out->owners);
 }
 
-/* Nothing but the bits of its inputs may differ from the others. */
-static err parse_down(const json_t *down, const char *where, form_scheme *out) {
-    form_scheme own = *out;
-    own.inputs = (form_inputs){.bits = 16};
-    own.group = 0;
-    err e = parse_group(down, where, &own);
-    if (e.code) return e;
-    if (own.bits != out->bits || own.group != out->group || own.symmetric != out->symmetric)
+/* Of two groups: nothing but the bits of inputs may differ. */
+static err check_alike(const form_scheme *a, const form_scheme *b, const char *where) {
+    if (a->bits != b->bits || a->group != b->group || a->symmetric != b->symmetric)
         return bad_key(where, "config_groups", "alike in their weights");
-    if (own.inputs.bits < 16 && out->inputs.bits < 16 && own.inputs.group != out->inputs.group)
+    if (a->inputs.bits < 16 && b->inputs.bits < 16 && a->inputs.group != b->inputs.group)
         return bad_key(where, "config_groups", "alike in the groups of their inputs");
-    if (own.inputs.bits < 16 && out->inputs.bits >= 16)
-        return bad_key(where, "config_groups", "without inputs of down_proj alone quantized");
-    if (own.inputs.bits != out->inputs.bits) out->inputs.down_bits = own.inputs.bits;
+    return err_none();
+}
+
+/* All groups into one scheme, whose `form` and `online` are known. */
+static err parse_groups(const group_list *groups, int64_t layers, const char *where,
+                        form_scheme *out) {
+    form_scheme all[LOADER_GROUPS];
+    int *bits = calloc((size_t)(layers * LLAMA_LINEARS + 1), sizeof *bits);
+    err e = err_none();
+    if (!bits) abort();
+    for (int g = 0; g < groups->n && !e.code; g++) {
+        all[g] = *out;
+        e = parse_group(groups->at[g], where, &all[g]);
+        for (int h = 0; h < g && !e.code; h++) e = check_alike(&all[h], &all[g], where);
+    }
+    if (!e.code) {
+        *out = all[0];
+        for (int g = 0; g < groups->n; g++)
+            if (all[g].inputs.bits < 16) out->inputs.group = all[g].inputs.group;
+        for (int64_t i = 0; i < layers * LLAMA_LINEARS; i++)
+            bits[i] = all[groups->owners[i]].inputs.bits;
+        const char *wrong = groups->n > 1 ? input_groups_read(bits, layers, &out->inputs) : NULL;
+        if (wrong) e = bad_key(where, "config_groups", wrong);
+    }
+    free(bits);
     return e;
 }
 
@@ -237,16 +254,15 @@ err loader_scheme_parse(const json_t *config, const char *where, form_scheme *ou
         !is_text(q, "quantization_status", "frozen"))
         return bad_key(where, "quantization_status", "\"compressed\" or \"frozen\"");
     if (!is_empty(q, "sparsity_config")) return bad_key(where, "sparsity_config", "empty");
-    const json_t *group, *down;
+    group_list found = {.n = 0};
     int64_t layers = 0;
-    err e = json_opt_int(config, "num_hidden_layers", 0, 1 << 20, where, &layers);
-    if (!e.code)
-        e = find_groups(groups, json_object_get(q, "ignore"), layers, where, &group, &down);
+    err e = json_opt_int(config, "num_hidden_layers", 0, LLAMA_MAX_LAYERS, where, &layers);
+    if (!e.code) e = find_groups(groups, json_object_get(q, "ignore"), layers, where, &found);
     out->form = f;
     if (!e.code && !is_empty(q, "transform_config"))
         e = parse_r4(json_object_get(q, "transform_config"), where, &out->online);
-    if (!e.code) e = parse_group(group, where, out);
-    if (!e.code && down) e = parse_down(down, where, out);
+    if (!e.code) e = parse_groups(&found, layers, where, out);
+    free(found.owners);
     if (!e.code && !is_absent(q, "kv_cache_scheme"))
         e = parse_cache(json_object_get(q, "kv_cache_scheme"), where, out);
     if (e.code) out->form = NULL;

@@ -86,32 +86,53 @@ static bool has(const entry_list *l, const char *name) {
     return false;
 }
 
-static err check_names(const entry_list *targets, const entry_list *ignore, int64_t layers,
-                       const char *where) {
+/* The one of n lists that has the name; -1 where *found, how many have it, is not 1. */
+static int owner_of(const entry_list *lists, int n, const char *name, int *found) {
+    int owner = -1;
+    *found = 0;
+    for (int g = 0; g < n; g++)
+        if (has(&lists[g], name)) {
+            owner = g;
+            ++*found;
+        }
+    return *found == 1 ? owner : -1;
+}
+
+static err check_names(const entry_list *lists, int n, const entry_list *ignore, int64_t layers,
+                       const char *where, int *owners) {
     static const char *const LINEARS[] = {
         "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
         "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
+    int found;
     for (int64_t i = 0; i < 7 * layers; i++) {
         char name[NAME_LEN];
         snprintf(name, sizeof name, "model.layers.%" PRId64 ".%s", i / 7, LINEARS[i % 7]);
-        if (!has(targets, name) || has(ignore, name))
+        const int owner = owner_of(lists, n, name, &found);
+        if (!found || has(ignore, name))
             return err_make(
                 ERR_VERIFY, where, "take an archive in which all seven linears are quantized",
                 "quantization_config: \"targets\" and \"ignore\" leave %s in 16 bits", name);
+        if (found > 1)
+            return err_make(
+                ERR_VERIFY, where, "take an archive whose groups have no linear in common",
+                "quantization_config: %d groups have %s among their \"targets\"", found, name);
+        if (owners) owners[i] = owner;
     }
-    if (has(targets, "lm_head") && !has(ignore, "lm_head"))
+    owner_of(lists, n, "lm_head", &found);
+    if (found && !has(ignore, "lm_head"))
         return err_make(ERR_VERIFY, where, "take an archive that leaves lm_head alone",
                         "quantization_config: \"targets\" and \"ignore\" quantize lm_head");
     return err_none();
 }
 
-err loader_targets_check(const json_t *targets, const json_t *ignore, int64_t layers,
-                         const char *where) {
-    entry_list t = {0}, i = {0};
-    err e = list_read(targets, "targets", where, &t);
+err loader_targets_owners(const json_t *const *targets, int n, const json_t *ignore, int64_t layers,
+                          const char *where, int *owners) {
+    entry_list t[LOADER_GROUPS] = {{0}}, i = {0};
+    err e = err_none();
+    for (int g = 0; g < n && !e.code; g++) e = list_read(targets[g], "targets", where, &t[g]);
     if (!e.code) e = list_read(ignore, "ignore", where, &i);
-    if (!e.code) e = check_names(&t, &i, layers, where);
-    list_clear(&t);
+    if (!e.code) e = check_names(t, n, &i, layers, where, owners);
+    for (int g = 0; g < n; g++) list_clear(&t[g]);
     list_clear(&i);
     return e;
 }

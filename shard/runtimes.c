@@ -1,6 +1,8 @@
 /* Each rule is a question about the scheme and the sizes; runtimes ask all rules of their own. */
 #include "shard/runtimes.h"
 
+#include "shard/input_groups.h"
+
 #include <string.h>
 
 enum { VLLM_CUDA, VLLM_CPU, TRANSFORMERS, LLAMA_CPP, SGLANG, RUNTIMES };
@@ -70,11 +72,19 @@ static bool odd_group(const runtime_facts *f) {
     const int64_t g = f->linears.group;
     return g && g != 32 && g != 64 && g != 128;
 }
+/* Some inputs have these bits: of one place, layer or all. */
+static bool has_inputs(const runtime_facts *f, int bits) {
+    int all[INPUT_GROUPS];
+    const int n = input_groups_bits(&f->linears.inputs, f->cfg->layers, all);
+    for (int i = 0; i < n; i++)
+        if (all[i] == bits) return true;
+    return false;
+}
 static bool packed_inputs_8(const runtime_facts *f) {
-    return packed(f) && f->linears.inputs.bits == 8;
+    return packed(f) && has_inputs(f, 8);
 }
 static bool packed_inputs_4(const runtime_facts *f) {
-    return packed(f) && f->linears.inputs.bits == 4;
+    return packed(f) && has_inputs(f, 4);
 }
 static bool inputs_8_of_groups(const runtime_facts *f) {
     return packed_inputs_8(f) && f->linears.group;

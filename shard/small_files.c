@@ -7,6 +7,7 @@
 #include "base/yaml.h"
 #include "shard/card_front.h"
 #include "shard/entry_names.h"
+#include "shard/input_groups.h"
 #include "shard/runtimes.h"
 
 #include <inttypes.h>
@@ -108,9 +109,9 @@ static json_t *kv_cache_scheme(const form_scheme *s) {
 /* The fewest keys that say it: older readers refuse keys that they do not know. Packed words with
  * inputs say their form once more, in the group: without it readers take the form that they would
  * write themselves, which is int-quantized (compressed-tensors 0.20). */
-static json_t *config_group(const form_scheme *s, const char *target, form_inputs inputs) {
+static json_t *config_group(const form_scheme *s, json_t *targets, form_inputs inputs) {
     json_t *group =
-        json_pack("{s:[s], s:o, s:o, s:n}", "targets", target, "weights", weights_json(s),
+        json_pack("{s:o, s:o, s:o, s:n}", "targets", targets, "weights", weights_json(s),
                   "input_activations", inputs_json(&inputs), "output_activations");
     if (s->inputs.bits < 16 && !s->form->byte_codes)
         json_object_set_new(group, "format", json_string(s->form->name));
@@ -118,19 +119,27 @@ static json_t *config_group(const form_scheme *s, const char *target, form_input
     return group;
 }
 
-/* Targets of two groups have no linear in common: readers differ in which of two goes first. */
-static json_t *quantization_config(const form_scheme *s) {
+/* A group for all inputs of the same bits. */
+static json_t *config_groups(const form_scheme *s, int64_t layers) {
+    json_t *all = json_object();
+    int bits[INPUT_GROUPS];
+    const int n = input_groups_bits(&s->inputs, layers, bits);
+    for (int i = 0; i < n; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "group_%d", i);
+        const form_inputs inputs = {.bits = bits[i], .group = s->inputs.group};
+        json_object_set_new(
+            all, name, config_group(s, input_groups_targets(&s->inputs, layers, bits[i]), inputs));
+    }
+    return all;
+}
+
+static json_t *quantization_config(const form_scheme *s, int64_t layers) {
     if (s->form->method.name) return s->form->method.config(s);
-    const int down = s->inputs.down_bits;
-    json_t *group = config_group(s, down ? FORM_OTHERS_TARGET : "Linear", s->inputs);
     json_t *q =
-        json_pack("{s:s, s:s, s:s, s:[s], s:o, s:{s:o}}", "quant_method", "compressed-tensors",
+        json_pack("{s:s, s:s, s:s, s:[s], s:o, s:o}", "quant_method", "compressed-tensors",
                   "format", s->form->name, "quantization_status", "compressed", "ignore", "lm_head",
-                  "kv_cache_scheme", kv_cache_scheme(s), "config_groups", "group_0", group);
-    if (down)
-        json_object_set_new(json_object_get(q, "config_groups"), "group_1",
-                            config_group(s, FORM_DOWN_TARGET,
-                                         (form_inputs){.bits = down, .group = s->inputs.group}));
+                  "kv_cache_scheme", kv_cache_scheme(s), "config_groups", config_groups(s, layers));
     if (s->online.r4) json_object_set_new(q, "transform_config", transform_config(&s->online));
     return q;
 }
@@ -150,7 +159,8 @@ err small_config_text(const layout *l, const small_options *opts, char **out, si
     if ((o->untied || !layout_config(l)->tied) && ties)
         json_object_set_new(c, "tie_word_embeddings", json_false());
     if (o->linears.form && !form_has_files(o->linears.form))
-        json_object_set_new(c, "quantization_config", quantization_config(&o->linears));
+        json_object_set_new(c, "quantization_config",
+                            quantization_config(&o->linears, layout_config(l)->layers));
     if (opts->spinshard) json_object_set(c, "spinshard", (json_t *)opts->spinshard);
     err e = short_text(c, 0, out, len);
     json_decref(c);
@@ -176,7 +186,7 @@ err small_index_text(const layout *l, char **out, size_t *len) {
 
 /* README.md */
 
-static void card_inputs(FILE *f, const form_inputs *in) {
+static void card_inputs(FILE *f, const form_inputs *in, int64_t layers) {
     if (in->bits >= 16) return;
     fprintf(f, "- Inputs of these linears: %d bits, symmetric, one scale for ", in->bits);
     if (in->group)
@@ -184,6 +194,13 @@ static void card_inputs(FILE *f, const form_inputs *in) {
     else
         fprintf(f, "each token, taken at run time.\n");
     if (in->down_bits) fprintf(f, "- Inputs of `down_proj`: %d bits.\n", in->down_bits);
+    static const char *const names[INPUT_PLACES] = {
+        "`q_proj`, `k_proj`, `v_proj`", "`gate_proj`, `up_proj`", "`o_proj`", "`down_proj`"};
+    for (int k = 0; k < INPUT_PLACES; k++) {
+        char text[400];
+        layer_flags_text(&in->eight.at[k], layers, text, sizeof text);
+        if (*text) fprintf(f, "- Inputs of %s in layers %s: 8 bits.\n", names[k], text);
+    }
 }
 
 /* What is stored of linears that were rounded. */
@@ -198,7 +215,7 @@ static void card_linears(FILE *f, const layout *l) {
         fprintf(f, "one scale for each output.\n");
     fprintf(f, "- Embedding, norms and head: %s. Scales: %s.\n", torch_name(o->store_dtype),
             torch_name(s->scale_dtype));
-    card_inputs(f, &s->inputs);
+    card_inputs(f, &s->inputs, layout_config(l)->layers);
     if (s->fp8_cache)
         fprintf(f,
                 "- Keys and values: FP8 (E4M3), one scale for the keys of a layer and one for its "

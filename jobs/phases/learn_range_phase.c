@@ -40,6 +40,7 @@ static err phase_options(const learner *l, const learn_settings *phase, int rank
         .schedule = phase->schedule,
         .act = sites.act,
         .kv = sites.kv,
+        .eight = sites.eight,
         .cache_rotation = sites.cache_rotation,
         .o_rows =
             sites.act.group ? learner_cfg(l)->head_dim % sites.act.group == 0 : sites.o_per_head,

@@ -39,13 +39,19 @@ err learn_sites_init(learner *l) {
     const settings *s = l->q->set;
     const llama_config *cfg = learner_cfg(l);
     l->cache_wanted = quantize_scales_cache(s);
-    if (!quantize_tunes_sites(s) && !l->cache_wanted) return err_none();
+    if (!quantize_judges_sites(s) && !l->cache_wanted) return err_none();
     l->noise_places = places_of(s);
     l->r3_wanted = quantize_learns_r3(s) && !rotation_set_r3_heads(l->q->rotations);
     l->n_sites = 1 + cfg->layers * (CLIP_PLACES * FOUND_SITE + learn_site_r3_entries(l) +
                                     learn_site_peak_entries(l));
     err e = MEM_NEW(&l->sites, l->n_sites, "clips, R3, peaks");
     return e;
+}
+
+bool learn_site_may_be_eight(const learner *l, clip_place place, int64_t layer) {
+    const settings *s = l->q->set;
+    return s->activations.average > 0 && (int)place < INPUT_PLACES &&
+           settings_input_bits(s, (input_place)place, layer) < INPUT_EIGHT_BITS;
 }
 
 bool learn_sites_done(const learner *l) {

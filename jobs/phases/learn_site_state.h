@@ -8,15 +8,24 @@
 /* Rows that are drawn of each quantizer. */
 enum { LEARN_SITE_ROWS = 1024 };
 
-/* Of one quantizer. */
-typedef struct found_site {
+/* What is found of a quantizer of some bits. */
+typedef struct found_noise {
     double ends[2];
     double before, after; /* nats a token without clips, and with them */
+} found_noise;
+
+/* Of one quantizer. */
+typedef struct found_site {
+    double bits;       /* that it has in the end; 0: it is not judged */
+    found_noise now;   /* with these */
+    found_noise eight; /* with 8, where activations.average may choose it and did not; else 0 */
 } found_site;
 enum { FOUND_SITE = sizeof(found_site) / sizeof(double) };
 
 /* Local. What the recipe asks for and the model has, into l->sites. */
 err learn_sites_init(learner *l);
+/* Local. May activations.average give the inputs of a place and layer 8 bits? */
+bool learn_site_may_be_eight(const learner *l, clip_place place, int64_t layer);
 bool learn_sites_done(const learner *l); /* local; also where nothing is asked for */
 
 /* Local. What the capture has to keep for it, made (l->keys, l->peaks, l->noise), and its bytes. */

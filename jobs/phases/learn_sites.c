@@ -14,7 +14,10 @@
 #include "jobs/run/run_phase.h"
 #include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
+#include "jobs/setup/setup_eight.h"
+#include "jobs/setup/setup_form.h"
 #include "model/sites.h"
+#include "pipeline/learn/eight_choice.h"
 #include "pipeline/learn/noise_cost.h"
 #include "pipeline/plan/memory_plan.h"
 
@@ -189,7 +192,8 @@ static int64_t most_width(const learner *l) {
 }
 
 /* Places that are not searched keep the ends of the recipe or of its file of rotations. */
-static void judge(const learner *l, noise_cost *c, clip_place place, int64_t layer, found_site *f) {
+static void judge(const learner *l, noise_cost *c, clip_place place, int64_t layer,
+                  found_noise *f) {
     const double *said = clip_set_get(rotation_set_clips(l->q->rotations), place, layer);
     static const double one[2] = {1, 1};
     if (settings_clip(l->q->set, place, NULL)->from == CLIPS_SEARCH) {
@@ -208,13 +212,18 @@ static err find_layer(const learner *l, noise_cost *c, const llama_sites *sites,
     for (int k = 0; k < CLIP_PLACES && !e.code; k++) {
         const clip_place place = (clip_place)k;
         found_site *f = learn_site_found(l, layer) + k;
-        *f = (found_site){.ends = {1, 1}};
+        *f = (found_site){.now = {.ends = {1, 1}}};
         if (!(l->noise_places >> k & 1u)) continue;
         const noise_set rows = noise_rows_get(l->noise, place, layer);
         const site at = site_at(sites, learner_cfg(l), place, layer);
         noise_cost_take(c, &rows, &at, tokens);
-        judge(l, c, place, layer, f);
-        if (!isfinite(f->after))
+        judge(l, c, place, layer, &f->now);
+        f->bits = at.quant.bits;
+        if (learn_site_may_be_eight(l, place, layer)) {
+            noise_cost_put_bits(c, INPUT_EIGHT_BITS);
+            judge(l, c, place, layer, &f->eight);
+        }
+        if (!isfinite(f->now.after + f->eight.after))
             e = err_make(ERR_NUMERICS, "clips", "check the calibration text",
                          "the cost of a quantizer is not a number");
     }
@@ -239,6 +248,54 @@ static err find_clips(learner *l) {
     return e;
 }
 
+/* ---- bits ---- */
+
+/* Local, the same on every rank: all that is found decides. */
+static void choose_eight(learner *l) {
+    const llama_config *cfg = learner_cfg(l);
+    const int64_t n = cfg->layers * INPUT_PLACES;
+    input_eight chosen = {0};
+    if (l->q->set->activations.average == 0) return;
+    eight_item *items = calloc((size_t)n, sizeof *items);
+    if (!items) abort();
+    for (int64_t i = 0; i < n; i++) {
+        const input_place place = (input_place)(i % INPUT_PLACES);
+        const int64_t layer = i / INPUT_PLACES;
+        const found_site *f = learn_site_found(l, layer) + place;
+        const bool free_to = learn_site_may_be_eight(l, (clip_place)place, layer);
+        items[i] = (eight_item){.bits = (int)settings_input_bits(l->q->set, place, layer),
+                                .nats = free_to ? f->now.after - f->eight.after : 0};
+    }
+    eight_choose(cfg, items, l->q->set->activations.average, &chosen);
+    for (int64_t i = 0; i < n; i++) {
+        found_site *f = learn_site_found(l, i / INPUT_PLACES) + i % INPUT_PLACES;
+        if (!layer_flags_has(&chosen.at[i % INPUT_PLACES], i / INPUT_PLACES)) continue;
+        f->bits = INPUT_EIGHT_BITS;
+        f->now = f->eight;
+        f->eight = (found_noise){.ends = {0}};
+    }
+    free(items);
+}
+
+/* Local, the same on every rank. What was chosen, into the recipe, which sites, config.json and
+ * card are made from, beside what it names itself. */
+static void adopt_eight(learner *l) {
+    const llama_config *cfg = learner_cfg(l);
+    quantize_run *q = l->q;
+    input_eight all = q->set->activations.eight;
+    if (q->set->activations.average == 0) return;
+    for (int64_t i = 0; i < cfg->layers * INPUT_PLACES; i++) {
+        const input_place place = (input_place)(i % INPUT_PLACES);
+        const found_site *f = learn_site_found(l, i / INPUT_PLACES) + place;
+        if (f->bits == INPUT_EIGHT_BITS &&
+            learn_site_may_be_eight(l, (clip_place)place, i / INPUT_PLACES))
+            layer_flags_put(&all.at[place], i / INPUT_PLACES, true);
+    }
+    setup_put_eight(q->recipe, cfg, &all);
+    layout_put_inputs(q->layout, setup_inputs(q->set));
+    setup_eight_say(q->set, cfg);
+}
+
 /* Only the first rank has events; it tells. */
 static void report(const learner *l) {
     if (!l->q->events) return;
@@ -248,8 +305,9 @@ static void report(const learner *l) {
         for (int k = 0; k < CLIP_PLACES; k++) {
             const found_site *f = learn_site_found(l, layer) + k;
             if (l->noise_places >> k & 1u)
-                json_array_append_new(rows, noise_table_row(clip_place_name((clip_place)k), f->ends,
-                                                            f->before, f->after));
+                json_array_append_new(rows,
+                                      noise_table_row(clip_place_name((clip_place)k), (int)f->bits,
+                                                      f->now.ends, f->now.before, f->now.after));
         }
         json_t *one = json_pack("{s:I, s:o}", "layer", (json_int_t)layer, "noise", rows);
         events_add(l->q->events, "sites", "noise", json_deep_copy(one));
@@ -264,7 +322,7 @@ static err adopt_clips(learner *l) {
     err e = clip_set_create(learner_cfg(l)->layers, &clips);
     for (int64_t i = 0; i < learner_cfg(l)->layers * CLIP_PLACES && !e.code; i++)
         e = clip_set_put(clips, (clip_place)(i % CLIP_PLACES), i / CLIP_PLACES,
-                         (learn_site_found(l, 0) + i)->ends);
+                         (learn_site_found(l, 0) + i)->now.ends);
     if (!e.code) rotation_set_put_clips(l->q->rotations, &clips);
     clip_set_destroy(&clips);
     return comm_agree(l->q->c, e, "taking over the clips", NULL);
@@ -299,18 +357,21 @@ err learn_sites(learner *l) {
     if (!e.code) e = find_clips(l);
     if (e.code) return e;
     share_peaks(l);
+    choose_eight(l);
     report(l);
     l->sites[0] = 1;
     key_moments_destroy(&l->keys);
     cache_peaks_destroy(&l->peaks);
     noise_rows_destroy(&l->noise);
     quantize_phase_end(l->q, "sites", NULL);
+    adopt_eight(l);
     return adopt_clips(l);
 }
 
 err learn_sites_adopt(learner *l) {
     if (!l->sites || !learn_sites_done(l)) return err_none();
     err e = adopt_r3(l);
+    adopt_eight(l);
     return e.code ? e : adopt_clips(l);
 }
 
@@ -330,7 +391,9 @@ err learn_sites_plan(learner *l, plan_maker *m) {
         most = size_max(most, l->range.n);
     }
     for (int k = 0; k < CLIP_PLACES; k++)
-        if (l->noise_places >> k & 1u) numbers += LEARN_SITE_ROWS * noise_width(cfg, (clip_place)k);
+        if (l->noise_places >> k & 1u)
+            numbers += (learn_site_may_be_eight(l, (clip_place)k, 0) ? 2 : 1) * LEARN_SITE_ROWS *
+                       noise_width(cfg, (clip_place)k);
     f->seconds = (double)(TRIALS * PASSES) * (double)(most * numbers) /
                  (m->rank.rates->vector * m->rank.cores);
     f->units = 1; /* kept when all are known */

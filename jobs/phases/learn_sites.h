@@ -1,7 +1,8 @@
 /* learn_sites - what belongs to single quantizers and is found in closed form or by a search, after
  * the phases `range` and the scales and before the phases that run the whole model: R3 from keys
- * (rotate.r3), then the clips (activations.clip, kv.clip: search), and what the noise of each
- * quantizer costs in nats. Each rank does its own layers; all ranks get all. */
+ * (rotate.r3), then the clips (activations.clip, kv.clip: search), what the noise of each
+ * quantizer costs in nats, and by that the inputs of 8 bits (activations.average). Each rank does
+ * its own layers; all ranks get all. */
 #ifndef SPINSHARD_JOBS_PHASES_LEARN_SITES_H
 #define SPINSHARD_JOBS_PHASES_LEARN_SITES_H
 

@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "rotations/clip_set.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -13,9 +14,10 @@ typedef struct site_sum {
     int rows;
 } site_sum;
 
-json_t *noise_table_row(const char *site, const double ends[2], double unclipped, double clipped) {
-    return json_pack("{s:s, s:[ff], s:f, s:f}", "site", site, "clip", ends[0], ends[1],
-                     "nats_unclipped", unclipped, "nats", clipped);
+json_t *noise_table_row(const char *site, int bits, const double ends[2], double unclipped,
+                        double clipped) {
+    return json_pack("{s:s, s:i, s:[ff], s:f, s:f}", "site", site, "bits", bits, "clip", ends[0],
+                     ends[1], "nats_unclipped", unclipped, "nats", clipped);
 }
 
 /* Of the site of that name; of all where it is NULL. */
@@ -44,9 +46,10 @@ void noise_table_tell(const json_t *layers) {
     }
 }
 
-static void print_line(const char *layer, const char *site, const char *clip, double unclipped,
-                       double clipped) {
-    printf("%5s %-10s %-12s %18.3f %18.3f\n", layer, site, clip, 1000 * unclipped, 1000 * clipped);
+static void print_line(const char *layer, const char *site, const char *bits, const char *clip,
+                       double unclipped, double clipped) {
+    printf("%5s %-10s %4s %-12s %18.3f %18.3f\n", layer, site, bits, clip, 1000 * unclipped,
+           1000 * clipped);
 }
 
 void noise_table_print(const json_t *layers) {
@@ -54,22 +57,24 @@ void noise_table_print(const json_t *layers) {
     json_t *layer, *row;
     puts(
         "what the noise of each quantizer costs, by second order of the loss, nats a token / 1000");
-    printf("%5s %-10s %-12s %18s %18s\n", "layer", "quantizer", "clip", "without the clip",
-           "with it");
+    printf("%5s %-10s %4s %-12s %18s %18s\n", "layer", "quantizer", "bits", "clip",
+           "without the clip", "with it");
     json_array_foreach((json_t *)(uintptr_t)layers, i, layer) {
         json_array_foreach(json_object_get(layer, "noise"), k, row) {
             const json_t *ends = json_object_get(row, "clip");
-            char number[24], clip[32];
+            char number[24], bits[24], clip[32];
             snprintf(number, sizeof number, "%.0f", json_real_of(layer, "layer"));
+            const double b = json_real_of(row, "bits"); /* runs of old do not tell */
+            snprintf(bits, sizeof bits, isnan(b) ? "" : "%.0f", b);
             snprintf(clip, sizeof clip, "%.2f %.2f", json_number_value(json_array_get(ends, 0)),
                      json_number_value(json_array_get(ends, 1)));
-            print_line(number, json_word_of(row, "site"), clip, json_real_of(row, "nats_unclipped"),
-                       json_real_of(row, "nats"));
+            print_line(number, json_word_of(row, "site"), bits, clip,
+                       json_real_of(row, "nats_unclipped"), json_real_of(row, "nats"));
         }
     }
     for (int p = 0; p <= CLIP_PLACES; p++) {
         const char *name = p < CLIP_PLACES ? clip_place_name((clip_place)p) : NULL;
         const site_sum sum = sum_of(layers, name);
-        if (sum.rows) print_line("all", name ? name : "all", "", sum.unclipped, sum.clipped);
+        if (sum.rows) print_line("all", name ? name : "all", "", "", sum.unclipped, sum.clipped);
     }
 }

@@ -7,9 +7,10 @@
 #include "base/err.h"
 #include "base/json.h"
 
-/* Local. {"site", "clip": [a, b], "nats_unclipped", "nats"} of a quantizer. An event "noise" has
- * those of a layer as {"layer", "noise": [..]}. */
-json_t *noise_table_row(const char *site, const double ends[2], double unclipped, double clipped);
+/* Local. {"site", "bits", "clip": [a, b], "nats_unclipped", "nats"} of a quantizer. An event
+ * "noise" has those of a layer as {"layer", "noise": [..]}. */
+json_t *noise_table_row(const char *site, int bits, const double ends[2], double unclipped,
+                        double clipped);
 
 /* Root only. Sums of each site over the layers, [{"layer", "noise"}], as lines of the log. */
 void noise_table_tell(const json_t *layers);

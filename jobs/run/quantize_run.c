@@ -2,6 +2,7 @@
 #include "jobs/run/quantize_run.h"
 
 #include "jobs/setup/setup.h"
+#include "jobs/setup/setup_eight.h"
 #include "jobs/setup/setup_form.h"
 #include "pipeline/stages/partition.h"
 
@@ -17,6 +18,7 @@ err quantize_describe(quantize_run *q) {
     setup_resolve_rotations(q->recipe, q->rotations);
     err e = setup_weights(q->recipe, cfg, store, &how);
     if (!e.code) e = setup_inputs_group(q->recipe, cfg);
+    if (!e.code) e = setup_resolve_eight(q->recipe, cfg);
     if (!e.code) e = setup_form(q->recipe, cfg);
     if (!e.code) e = setup_base_model(q->recipe, q->source.path);
     if (!e.code) e = setup_name(q->recipe, q->source.path, &how);

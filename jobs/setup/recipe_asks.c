@@ -16,7 +16,7 @@ bool quantize_needs_calibration(const settings *s) {
 
 bool quantize_learns(const settings *s) {
     return s->n_learn || quantize_starts_at(s, START_POINT_PCA) ||
-           (s->scale.start != SCALES_ONES && s->scale.pairs) || quantize_tunes_sites(s) ||
+           (s->scale.start != SCALES_ONES && s->scale.pairs) || quantize_judges_sites(s) ||
            quantize_scales_cache(s);
 }
 
@@ -28,6 +28,10 @@ bool quantize_tunes_sites(const settings *s) {
     const bool inputs = s->activations.bits < 16 || settings_down_bits(s) < 16;
     return quantize_learns_r3(s) || (inputs && s->activations.clip.from == CLIPS_SEARCH) ||
            (s->kv.bits < 16 && s->kv.clip.from == CLIPS_SEARCH);
+}
+
+bool quantize_judges_sites(const settings *s) {
+    return quantize_tunes_sites(s) || s->activations.average > 0;
 }
 
 bool quantize_scales_cache(const settings *s) {

@@ -17,6 +17,8 @@ bool quantize_learns(const settings *s);
  * for. */
 bool quantize_learns_r3(const settings *s);
 bool quantize_tunes_sites(const settings *s);
+/* Local. And where the noise of quantizers is judged, for that or to choose their bits. */
+bool quantize_judges_sites(const settings *s);
 /* Local. True where an FP8 cache gets its scales from that text. */
 bool quantize_scales_cache(const settings *s);
 bool quantize_uses_gptq(const settings *s); /* local; weights are rounded by gptq or gptaq */

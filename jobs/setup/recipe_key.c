@@ -4,6 +4,7 @@
 
 #include "base/size.h"
 #include "jobs/setup/recipe_clip.h"
+#include "jobs/setup/recipe_layers.h"
 #include "jobs/setup/recipe_words.h"
 #include "jobs/setup/settings.h"
 
@@ -57,6 +58,8 @@ bool key_fits(const key *k, const json_t *v) {
         return fits_size(k, v);
     case KIND_CLIP:
         return recipe_clip_fits(v, k->lo, k->hi, k->words);
+    case KIND_LAYERS:
+        return recipe_layers_fit(v, k->words);
     case KIND_PHASES:
         return json_is_array(v);
     }
@@ -93,6 +96,10 @@ void key_describe(const key *k, char *text, size_t n) {
                  "a number in %.16g..%.16g, search, or a map of %s to a number or [low, high]",
                  k->lo, k->hi, k->words);
         break;
+    case KIND_LAYERS:
+        snprintf(text, n, "a map of %s to layers: all, a number, 5-19, or a list of these",
+                 k->words);
+        break;
     case KIND_PHASES:
         snprintf(text, n, "a list of phases");
         break;
@@ -116,6 +123,7 @@ size_t key_kind_bytes(key_kind k) {
                                    [KIND_WORDS] = sizeof(uint32_t),
                                    [KIND_SIZE] = sizeof(uint64_t),
                                    [KIND_CLIP] = sizeof(clip_setting),
+                                   [KIND_LAYERS] = sizeof(input_eight),
                                    [KIND_PHASES] = sizeof(learn_settings *)};
     return sizes[k];
 }
@@ -154,6 +162,9 @@ void key_store(const key *k, const json_t *v, void *to) {
         break;
     case KIND_CLIP:
         recipe_clip_store(v, k->words, field);
+        break;
+    case KIND_LAYERS:
+        recipe_layers_store(v, k->words, field);
         break;
     case KIND_PHASES: /* read_settings */
         break;

@@ -18,7 +18,8 @@ typedef enum key_kind {
     KIND_INT_OR_WORD, /* a whole number in lo..hi, or one of `words` */
     KIND_WORDS,       /* a list of `words` */
     KIND_SIZE,
-    KIND_CLIP, /* a number in lo..hi, "search", or numbers or pairs of them by `words` */
+    KIND_CLIP,   /* a number in lo..hi, "search", or numbers or pairs of them by `words` */
+    KIND_LAYERS, /* layers by `words` */
     KIND_PHASES,
 } key_kind;
 

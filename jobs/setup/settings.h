@@ -6,6 +6,7 @@
 #define SPINSHARD_JOBS_SETUP_SETTINGS_H
 
 #include "io/text.h"
+#include "model/input_bits.h"
 #include "pipeline/learn/e2e_objective.h"
 #include "rotations/optimizer.h"
 #include "rotations/rotation_set.h"
@@ -122,6 +123,8 @@ typedef struct settings {
         int64_t group; /* or INPUTS_TOKEN, INPUTS_AS_WEIGHTS */
         o_group o_group;
         int64_t down_bits; /* 0: same */
+        input_eight eight;
+        double average; /* 0: nothing is chosen */
         input_scale scale;
     } activations;
     struct {
@@ -172,6 +175,12 @@ static inline bool settings_fp16_scales(const settings *s) {
 /* Local. Bits of the inputs of down_proj. */
 static inline int64_t settings_down_bits(const settings *s) {
     return s->activations.down_bits ? s->activations.down_bits : s->activations.bits;
+}
+
+/* Local. Bits of the inputs of a place and layer. */
+static inline int64_t settings_input_bits(const settings *s, input_place place, int64_t layer) {
+    const int64_t bits = place == INPUT_DOWN ? settings_down_bits(s) : s->activations.bits;
+    return input_bits_of(&s->activations.eight, place, layer, (int)bits);
 }
 
 /* Local. Something is quantized while the model runs: activations, the cache, or the inputs of down

@@ -7,6 +7,7 @@
 #include "base/mem.h"
 #include "io/utf8.h"
 #include "jobs/setup/recipe_asks.h"
+#include "jobs/setup/setup_eight.h"
 #include "jobs/setup/setup_form.h"
 #include "pipeline/weights/rotation_file.h"
 #include "rotations/start.h"
@@ -391,11 +392,13 @@ err setup_sites(const settings *s, const llama_config *cfg, rotation_set *set, w
     if (settings_fp8_cache(s)) out->kv.rule = AQUANT_FP8;
     out->kv.cache_scale = 1;
     out->down_bits = (int)s->activations.down_bits;
+    out->eight = s->activations.eight;
     out->o_per_head = s->activations.o_group == O_GROUP_HEAD;
     err e = check_inputs_group(out->act.group, cfg);
     if (!e.code) e = check_bits("activations.bits", out->act.bits);
     if (!e.code) e = check_bits("kv.bits", out->kv.bits);
     if (!e.code) e = check_cache(s);
+    if (!e.code) e = setup_check_eight(s, cfg);
     if (!e.code && out->down_bits) e = check_bits("activations.down_bits", out->down_bits);
     if (e.code) return e;
     out->cache_rotation = rotation_set_cache(set);

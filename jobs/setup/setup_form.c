@@ -4,6 +4,7 @@
 
 #include "base/log.h"
 #include "jobs/setup/recipe_asks.h"
+#include "jobs/setup/recipe_layers.h"
 #include "jobs/setup/recipe_words.h"
 
 #include <inttypes.h>
@@ -73,7 +74,8 @@ form_inputs setup_inputs(const settings *s) {
     const int64_t bits = s->activations.bits, down = settings_down_bits(s);
     return (form_inputs){.bits = (int)bits,
                          .group = s->activations.group,
-                         .down_bits = down == bits ? 0 : (int)down};
+                         .down_bits = down == bits ? 0 : (int)down,
+                         .eight = s->activations.eight};
 }
 
 const form *setup_form_of(const settings *s) {
@@ -202,8 +204,9 @@ json_t *setup_eval_keys(const recipe *r) {
     const settings *s = recipe_settings(r);
     static const char *const all[] = {"r3", "online", "r4_block", NULL};
     const char *const *rotate = s->rotate.r3 == R3_HAD ? all + 1 : all;
-    static const char *const inputs[] = {"bits",    "symmetric", "clip",  "group",
-                                         "o_group", "down_bits", "scale", NULL};
+    static const char *const inputs[] = {"eight",   "bits",      "symmetric", "clip", "group",
+                                         "o_group", "down_bits", "scale",     NULL};
+    const bool eight = input_eight_any(&s->activations.eight);
     static const char *const cache[] = {"bits", "symmetric", "clip", "rotate", NULL};
     static const char *const own_cache[] = {"bits", "symmetric", "clip", NULL};
     static const char *const fp8[] = {"bits", "format", NULL};
@@ -211,14 +214,14 @@ json_t *setup_eval_keys(const recipe *r) {
     if (!settings_round_weights(s) || s->archive.form == FORM_GGUF) return NULL;
     if (!settings_quantize_at_run_time(s) && !s->rotate.online) return NULL;
     return json_pack("{s:o, s:o, s:o}", "rotate", section(r, "rotate", rotate), "activations",
-                     section(r, "activations", inputs), "kv",
+                     section(r, "activations", eight ? inputs : inputs + 1), "kv",
                      section(r, "kv",
                              settings_runtime_cache(s) ? cache
                              : settings_fp8_cache(s)   ? fp8
                                                        : own_cache));
 }
 
-json_t *setup_eval_keys_of(const json_t *config, const form_scheme *linears) {
+json_t *setup_eval_keys_of(const json_t *config, const form_scheme *linears, int64_t layers) {
     const json_t *own = json_object_get(json_object_get(config, "spinshard"), "eval");
     const form_inputs *inputs = &linears->inputs;
     if (json_is_object(own)) return json_deep_copy(own);
@@ -230,6 +233,9 @@ json_t *setup_eval_keys_of(const json_t *config, const form_scheme *linears) {
                         json_pack("{s:i, s:b, s:s, s:o, s:o, s:s}", "bits", inputs->bits,
                                   "symmetric", true, "o_group", "token", "group", group,
                                   "down_bits", down, "scale", "compressed-tensors"));
+    if (input_eight_any(&inputs->eight))
+        json_object_set_new(json_object_get(all, "activations"), "eight",
+                            recipe_layers_json(&inputs->eight, layers));
     if (linears->fp8_cache)
         json_object_set_new(all, "kv", json_pack("{s:i, s:s}", "bits", 8, "format", "fp8"));
     return all;

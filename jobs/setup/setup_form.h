@@ -35,7 +35,7 @@ void setup_form_say(const settings *s);
  * frees.
  */
 json_t *setup_eval_keys(const recipe *r);
-json_t *setup_eval_keys_of(const json_t *config, const form_scheme *linears);
+json_t *setup_eval_keys_of(const json_t *config, const form_scheme *linears, int64_t layers);
 
 /* Local. What the archive tells its runtime of the inputs of linears; of 16 bits where it cannot
  * say what the recipe asks. */

@@ -67,7 +67,7 @@ static err understand(source *s) {
     if (s->ar && archive_manifest(s->ar))
         s->recipe = archive_manifest(s->ar)->recipe;
     else if (s->linears.form)
-        s->recipe = s->own_recipe = setup_eval_keys_of(config, &s->linears);
+        s->recipe = s->own_recipe = setup_eval_keys_of(config, &s->linears, s->cfg.layers);
     return s->linears.form ? err_none() : check_model(&s->cfg, s->ck);
 }
 

@@ -48,6 +48,13 @@ static float part_of_row(const aquant *q, int64_t n) {
     return (float)group_of(q, n) / (float)n;
 }
 
+/* The noise of an input over that of the others, which are of act.bits: less where it has 8. */
+static float noise_beside(const learn_range_options *o, input_place place, int64_t layer) {
+    aquant own = o->act;
+    own.bits = input_bits_of(&o->eight, place, layer, own.bits);
+    return (float)(noise_of(&own) / noise_of(&o->act));
+}
+
 static err check_options(const learn_range_options *o, bool weights) {
     bool r1 = o->r1 && (aquant_on(&o->act) || weights),
          r2 = o->r2_heads && (aquant_on(&o->act) || aquant_on(&o->kv) || weights);
@@ -262,8 +269,9 @@ void learn_range_draw_r1(learn_range *l, range_part part) {
         const int64_t site = 2 * l->pool->first_layer + i;
         const uint64_t start = rng_u64(l->o.seed, RNG_RANGE_ROWS, (uint64_t)site) >> 32,
                        at = start + (uint64_t)(l->step * l->per_site);
+        const float beside = noise_beside(&l->o, i % 2 ? INPUT_MLP : INPUT_ATTN, site / 2);
         const range_draw d = {.rule = rule,
-                              .weight = part_of_row(&l->o.act, l->n),
+                              .weight = part_of_row(&l->o.act, l->n) * beside,
                               .first_index = part == RANGE_HELD ? 0 : at,
                               .order = part == RANGE_HELD ? RANGE_HELD_IN_ORDER : RANGE_IN_ORDER};
         range_add(l->work1, &l->pool->sets[POOL_R1][i], d, l->per_site);
@@ -355,7 +363,8 @@ void learn_range_draw_r2(learn_range *l, int64_t matrix, range_part part, int pa
         d.rule = (range_rule){.symmetric = l->o.act.symmetric,
                               .include_zero = l->o.act.group > 0,
                               .group = group_of(&l->o.act, l->d)};
-        d.weight = site_weight(&l->o, &l->o.act) * part_of_row(&l->o.act, l->d);
+        d.weight = site_weight(&l->o, &l->o.act) * part_of_row(&l->o.act, l->d) *
+                   noise_beside(&l->o, INPUT_O, l->pool->first_layer + layer);
         d.first_index = first + R2_ROWS;
         d.period = q;
         d.span = heads > 1 ? q / kv : q;

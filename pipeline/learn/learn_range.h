@@ -6,6 +6,7 @@
 #define SPINSHARD_PIPELINE_LEARN_LEARN_RANGE_H
 
 #include "base/err.h"
+#include "model/input_bits.h"
 #include "mpi/comm.h"
 #include "mpi/dealt_rows.h"
 #include "pipeline/learn/learn_report.h"
@@ -23,6 +24,7 @@ typedef struct learn_range_options {
     double lr_r1, lr_r2;
     const rotation *cache_rotation; /* llama_sites.cache_rotation; borrowed */
     aquant act, kv;                 /* what is quantized: sites at 16 bit drop out */
+    input_eight eight;              /* inputs of 8 bits, whose noise counts less */
     bool o_rows;      /* ranges of the o_proj input lie within heads, so that R2 alone decides them;
                          else only values count */
     bool r1;          /* learn R1 */

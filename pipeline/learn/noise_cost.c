@@ -74,6 +74,10 @@ void noise_cost_take(noise_cost *c, const noise_set *rows, const site *at, int64
     }
 }
 
+void noise_cost_put_bits(noise_cost *c, int bits) {
+    c->at.quant.bits = bits;
+}
+
 double noise_cost_of(noise_cost *c, const double ends[2]) {
     const int64_t width = c->at.n, range = site_range(&c->at);
     aquant q = c->at.quant;

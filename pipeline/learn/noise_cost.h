@@ -26,6 +26,9 @@ uint64_t noise_cost_bytes(int64_t rows, int64_t width, int threads); /* local */
  * offered. `at` is borrowed until the next call. */
 void noise_cost_take(noise_cost *c, const noise_set *rows, const site *at, int64_t tokens);
 
+/* Local. From now on the quantizer has so many bits, whatever the site says. */
+void noise_cost_put_bits(noise_cost *c, int bits);
+
 /* Local, threaded. D of the site with the clips `ends`, and otherwise as it is. The same bits for
  * any number of threads. */
 double noise_cost_of(noise_cost *c, const double ends[2]);

@@ -87,6 +87,8 @@ class EveryValue(Case):
                     r = {**base, **rounding, key: value}
                 if key.startswith(("activations.", "kv.", "calib.", "rotate.")):
                     r = {**base, **rounding, "weights.stream": "quantized", **inputs, key: value}
+                if key in ("activations.eight", "activations.average"):
+                    r["activations.bits"] = 4
                 if key.endswith(".clip"):  # GPTAQ says that streams with ranges of a hundredth are too far apart
                     r["weights.method"] = "gptq"
                 if key == "rotate.r3":

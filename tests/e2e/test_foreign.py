@@ -22,6 +22,16 @@ GPTQ = ("weights.method=gptq", "weights.scale=search", "calib.windows=12", "cali
 GPTAQ = ("weights.method=gptaq", "weights.stream=quantized", *GPTQ[1:])
 
 
+def without_notes(folder):
+    """What only this program reads goes from config.json."""
+    path = os.path.join(folder, "config.json")
+    with open(path) as f:
+        config = json.load(f)
+    del config["spinshard"]
+    with open(path, "w") as f:
+        json.dump(config, f)
+
+
 class Foreign(Case):
     def compare(self, model, *more, text=()):
         out = self.path(f"out{len(os.listdir(self.dir))}")
@@ -100,9 +110,9 @@ class Foreign(Case):
         self.good("verify", out, "--source", model, "--equivalence")
         return ours["nll"], self.perplexity(folder, TEXT, 128, *FP32, *settings("activations.bits=16"))["nll"]
 
-    def linear(self, folder, bits, group=0, name="mlp.down_proj"):
+    def linear(self, folder, bits, group=0, name="mlp.down_proj", layer=1):
         """One linear with equal inputs: transformers' is W Q(x) with Q as eval has it."""
-        got = oracle(folder, f"model.layers.1.{name}", 1, 40, os.environ["SPINSHARD_TOOL_FAKE_QUANT"], bits, group,
+        got = oracle(folder, f"model.layers.{layer}.{name}", 1, 40, os.environ["SPINSHARD_TOOL_FAKE_QUANT"], bits, group,
                      "compressed-tensors", script="linear_oracle.py")
         self.assertLess(got["error"], 1e-6)
         self.assertGreater(got["unquantized"], 1e-3)
@@ -132,13 +142,31 @@ class Foreign(Case):
         self.linear(folder, 4, name="mlp.up_proj")
         ours, theirs = self.perplexity(out, TEXT, 128, *FP32), oracle(folder, TEXT, 128)
         self.assertAlmostEqual(ours["ppl"] / theirs["ppl"], 1, delta=0.03)
-        path = os.path.join(folder, "config.json")
-        with open(path) as f:
-            config = json.load(f)
-        del config["spinshard"]
-        with open(path, "w") as f:
-            json.dump(config, f)
+        without_notes(folder)
         self.assertEqual(self.perplexity(folder, TEXT, 128, *FP32), ours)
+
+    def test_inputs_by_layer(self):
+        """Inputs of 8 bits in some layers, of 4 in others, by groups of 32 and by token: linears of each group, and the
+        folder where nothing but the groups says so. The whole on a trained model: another has no error to speak of."""
+        model = make_model.make(self.path("m"), "--dtype", "BF16", "--untied")
+        for group in ("token", 32):
+            out = self.path(f"a{group}")
+            self.good("quantize", "--model", model, "--out", out, *settings(
+                "activations.bits=4", "activations.eight={mlp: 1, o: all}", "activations.symmetric=true", "activations.o_group=token",
+                f"activations.group={group}", "activations.scale=compressed-tensors", "weights.group=32"))
+            folder = unpack(out, out + "-hf")
+            for name, layer, bits in ((("mlp.up_proj", 1, 8), ("mlp.gate_proj", 0, 4)) if group == "token" else
+                                      (("self_attn.o_proj", 2, 8), ("self_attn.k_proj", 1, 4))):
+                self.linear(folder, bits, 0 if group == "token" else group, name=name, layer=layer)
+            ours = self.perplexity(out, TEXT, 128, *FP32)
+            without_notes(folder)
+            self.assertEqual(self.perplexity(folder, TEXT, 128, *FP32), ours)
+        out = self.path("stories")
+        self.good("quantize", "--model", STORIES, "--out", out, *settings(
+            "activations.bits=4", "activations.eight={mlp: 1-3, down: [0, 4], o: all}", "activations.symmetric=true",
+            "activations.o_group=token", "activations.scale=compressed-tensors", "weights.group=channel"))
+        ours, theirs = self.perplexity(out, TEXT, 128, *FP32), oracle(unpack(out, out + "-hf"), TEXT, 128)
+        self.assertAlmostEqual(ours["ppl"] / theirs["ppl"], 1, delta=0.03)
 
     def test_r4(self):
         """transformers, which ignores transform_config, refuses to load, naming R4; with compressed-tensors' own code

@@ -177,6 +177,12 @@ ROUNDING = [
      ["--calib", "TEXT", *GPTQ, *settings("activations.bits=8", "archive.form=int-quantized")], None),
     (2, "one input range a head in a form that says them", "o_group",
      ["--calib", "TEXT", *GPTQ, *settings("activations.bits=8", "activations.symmetric=true", "archive.form=int-quantized")], None),
+    (2, "8 bits for inputs that have as many", "without it", settings("activations.eight={mlp: 0}"), None),
+    (2, "8 bits for a layer that is not there", "layer 40",
+     settings("activations.bits=4", "activations.eight={mlp: [0, 40]}"), None),
+    (2, "8 bits for a place that is none", "attn|mlp|o|down", settings("activations.bits=4", "activations.eight={gate: 0}"), None),
+    (2, "an average below what is fixed", "on average",
+     ["--calib", "TEXT", *settings("activations.bits=4", "activations.eight={mlp: all}", "activations.average=4.1")], None),
     (2, "a strength above 1", r"weights\.alpha", settings("weights.method=gptaq", "weights.alpha=1.5"), None),
     (2, "SmoothQuant's scales under a rotation", "R1", ["--calib", "TEXT", *GPTQ, *settings(
         "scale.start=smooth", "scale.pairs=[norm]", "rotate.r1=true")], None),

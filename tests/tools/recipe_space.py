@@ -37,6 +37,8 @@ VALUES = {
     "activations.group": ["token", "weights", 4],
     "activations.o_group": ["head", "token"],
     "activations.down_bits": ["same", 2, 8, 16],
+    "activations.eight": [{}, {"mlp": "all", "down": ["all"]}, {"attn": "all", "o": "all"}],  # of all layers: no model is asked
+    "activations.average": [0, 8, 7.5],
     "activations.scale": ["published", "compressed-tensors"],
     "kv.bits": [16, 2, 4, 8],
     "kv.symmetric": [False, True],
@@ -124,7 +126,21 @@ def tunes_sites(r):
 
 def needs_text(r):
     return bool(r["learn"] or r["weights.method"] != "rtn" or "pca" in (r["rotate.start"], r["rotate.start_r2"])
-                or (r["scale.start"] != "ones" and helped(r)) or tunes_sites(r))
+                or (r["scale.start"] != "ones" and helped(r)) or tunes_sites(r) or r["activations.average"])
+
+
+def input_bits(r):
+    """Bits of the inputs of each place."""
+    bits = {p: down_bits(r) if p == "down" else r["activations.bits"] for p in ("attn", "mlp", "o", "down")}
+    return {p: 8 if b < 8 and p in r["activations.eight"] else b for p, b in bits.items()}
+
+
+def average_bits(r, m):
+    """Over the multiplications of a layer's linears."""
+    q, kv = m["heads"] * m["head_dim"], m["kv_heads"] * m["head_dim"]
+    products = {"attn": m["hidden"] * (q + 2 * kv), "mlp": 2 * m["hidden"] * m["intermediate"], "o": q * m["hidden"],
+                "down": m["intermediate"] * m["hidden"]}
+    return sum(n * input_bits(r)[p] for p, n in products.items()) / sum(products.values())
 
 
 def refusals(r, m):
@@ -162,6 +178,11 @@ def refusals(r, m):
         out.append((2, "does not divide"))
     if any(n % (inputs_group(r, sizes) or 1) for n in sizes):
         out.append((2, "does not divide"))
+    plain = {**r, "activations.eight": {}}
+    if any(input_bits(plain)[p] >= 8 for p in r["activations.eight"]) or (r["activations.average"] and r["activations.bits"] >= 8):
+        out.append((2, "bits without it"))
+    elif 0 < r["activations.average"] < average_bits(r, m):
+        out.append((2, "on average"))
     had = r["rotate.start"] == "had"
     if had and r["rotate.r1"] and not has_hadamard(m["hidden"]):
         out.append((3, "no Hadamard matrix"))
@@ -225,6 +246,9 @@ def draw(rng):
         r["scale.start"] = "closed"
     if not r["scale.pairs"]:
         r["scale.start"] = "ones"
+    if r["activations.bits"] >= 8 or down_bits(r) >= 8:  # mostly: these two would be refused in most draws
+        r["activations.eight"] = r["activations.eight"] if rng.random() < 0.1 else {}
+        r["activations.average"] = r["activations.average"] if rng.random() < 0.1 else 0
     return r
 
 

@@ -13,7 +13,8 @@ static err check(const char *targets, const char *ignore) {
     json_t *t = json_loads(targets, 0, NULL), *i = json_loads(ignore, JSON_DECODE_ANY, NULL);
     assert_non_null(t);
     assert_non_null(i);
-    err e = loader_targets_check(t, i, 3, "config.json");
+    const json_t *one = t;
+    err e = loader_targets_owners(&one, 1, i, 3, "config.json", NULL);
     json_decref(t);
     json_decref(i);
     return e;

@@ -37,7 +37,7 @@ static layout *make(const layout_options *o, bool mlp_bias) {
 
 /* quantization_config of the archive; the whole config.json in *whole (json_decref). */
 static json_t *quantization_of(const layout *l, json_t **whole) {
-    json_t *source = json_object();
+    json_t *source = json_pack("{s:I}", "num_hidden_layers", (json_int_t)layout_config(l)->layers);
     small_options o = {.name = "m", .config = source};
     char *text;
     size_t len;
@@ -136,7 +136,8 @@ static void test_inputs_of_down(void **state) {
             json_object_set_new(at, bad[i].key, bad[i].value);
             err e = loader_scheme_parse(whole, "c", &back);
             assert_int_equal(e.code, ERR_VERIFY);
-            assert_non_null(strstr(e.what, "config_groups"));
+            assert_non_null(
+                strstr(e.what, strcmp(bad[i].key, "targets") ? "config_groups" : bad[i].key));
             json_object_set_new(at, bad[i].key, good);
         }
         json_object_del(groups, "group_0");
@@ -144,6 +145,46 @@ static void test_inputs_of_down(void **state) {
         json_decref(whole);
         layout_destroy(&l);
     }
+}
+
+/* Inputs of 8 bits in some layers: two groups beside each other, with R4's key in both. */
+static void test_inputs_by_layer(void **state) {
+    (void)state;
+    layout_options o = layout_plain(4, 32, true, 1 << 20);
+    o.linears.inputs = (form_inputs){.bits = 4, .group = 32};
+    o.linears.inputs.eight.at[INPUT_MLP].bits[0] = 2;
+    o.linears.online = (form_online){.r4 = true, .r4_block = 64};
+    layout *l = make(&o, false);
+    json_t *whole, *q = quantization_of(l, &whole), *groups = json_object_get(q, "config_groups"),
+                   *one = json_object_get(groups, "group_1");
+    assert_int_equal(json_object_size(groups), 2);
+    check_equal(json_object_get(one, "targets"), "[\"re:.*layers[.](1)[.].*(gate|up)_proj$\"]");
+    check_equal(json_object_get(group_of(q), "targets"),
+                "[\"re:.*(q|k|v)_proj$\", \"re:.*layers[.](0)[.].*(gate|up)_proj$\", "
+                "\"re:.*o_proj$\", \"re:.*down_proj$\"]");
+    check_equal(json_object_get(one, "input_activations"),
+                "{\"num_bits\": 8, \"type\": \"int\", \"symmetric\": true, \"strategy\": "
+                "\"group\", \"dynamic\": true, \"group_size\": 32}");
+    assert_true(
+        json_equal(json_object_get(one, "weights"), json_object_get(group_of(q), "weights")));
+    assert_true(json_is_true(json_object_get(one, FORM_R4_KEY)));
+    form_scheme back;
+    assert_int_equal(loader_scheme_parse(whole, "c", &back).code, 0);
+    assert_int_equal(back.inputs.bits, 4);
+    assert_int_equal(back.inputs.group, 32);
+    assert_int_equal(back.inputs.down_bits, 0);
+    assert_memory_equal(&back.inputs.eight, &o.linears.inputs.eight, sizeof back.inputs.eight);
+    /* a linear in two groups, and one that shares its input with a linear of other bits */
+    static const char *const bad[] = {"[\"re:.*(gate|up)_proj$\"]",
+                                      "[\"re:.*layers[.](1)[.].*up_proj$\"]"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        json_object_set_new(one, "targets", parse(bad[i]));
+        err e = loader_scheme_parse(whole, "c", &back);
+        assert_int_equal(e.code, ERR_VERIFY);
+        assert_non_null(strstr(e.what, i ? "leave model.layers.1.mlp.gate_proj" : "2 groups have"));
+    }
+    json_decref(whole);
+    layout_destroy(&l);
 }
 
 /* What else inputs could be is refused by its key. */
@@ -289,10 +330,13 @@ static void test_fp8_cache(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_inputs),        cmocka_unit_test(test_inputs_of_down),
-        cmocka_unit_test(test_other_inputs),  cmocka_unit_test(test_r4),
-        cmocka_unit_test(test_r4_of_our_own), cmocka_unit_test(test_r4_rows),
-        cmocka_unit_test(test_fp8_cache)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_inputs),
+                                       cmocka_unit_test(test_inputs_of_down),
+                                       cmocka_unit_test(test_inputs_by_layer),
+                                       cmocka_unit_test(test_other_inputs),
+                                       cmocka_unit_test(test_r4),
+                                       cmocka_unit_test(test_r4_of_our_own),
+                                       cmocka_unit_test(test_r4_rows),
+                                       cmocka_unit_test(test_fp8_cache)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
