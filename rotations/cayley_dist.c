@@ -472,6 +472,11 @@ uint64_t cayley_dist_step_network(const cayley_dist_options *o, int sum_bytes, i
     return (uint64_t)(o->n * o->n) * (of_team(o) ? team : cells);
 }
 
+/* Ranks of a team hold R whole. */
+uint64_t cayley_dist_get_network(const cayley_dist_options *o, int r_bytes) {
+    return of_team(o) ? 0 : (uint64_t)(o->n * o->n) * (uint64_t)r_bytes;
+}
+
 uint64_t cayley_dist_bytes(const cayley_dist *d) {
     if (on_grid(d)) return (uint64_t)(5 * dmat_part_entries(d->dR)) * sizeof(double);
     return is_first(d) || d->team ? single_bytes(d->o.n) : 0;

@@ -88,6 +88,8 @@ uint64_t cayley_dist_beside_bytes(const cayley_dist_options *o);
  * gradient's rows of each rank, numbers of so many bytes, to R in that many on all of them, by way
  * of mpi/comm.h: without what ScaLAPACK sends within a step over a grid. */
 uint64_t cayley_dist_step_network(const cayley_dist_options *o, int sum_bytes, int r_bytes);
+/* Local. As above, of R alone, in numbers of so many bytes (cayley_dist_get_rows and its like). */
+uint64_t cayley_dist_get_network(const cayley_dist_options *o, int r_bytes);
 
 /* Local. Bytes of the matrices on this rank; and whether it is a cell. */
 uint64_t cayley_dist_bytes(const cayley_dist *d);

@@ -367,7 +367,7 @@ static plan_bytes e2e_network(const learner *l, const plan_maker *m, const estim
     /* Replicas share the tokens. */
     const plan_bytes streams =
         plan_times(passes / t->replicas, plan_to_next(m, t->replicas, t->stages, stream));
-    return plan_add(plan_add(plan_r1_to_all(m, r1), plan_to_all(m, r2 + s)),
+    return plan_add(plan_add(plan_r1_around_steps(m, r1, sizeof(float)), plan_to_all(m, r2 + s)),
                     plan_add(streams, plan_times(steps, step)));
 }
 

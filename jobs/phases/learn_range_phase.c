@@ -173,7 +173,7 @@ err learn_range_phase(learner *l, int64_t k, const learn_saved *saved) {
     return e;
 }
 
-/* R1 to begin with, the steps, R2 at each commit and at the end. */
+/* The steps and R1 around them, R2 at each commit and at the end. */
 static plan_bytes range_network(const learner *l, const plan_maker *m, const learn_settings *phase,
                                 bool r1, double seconds) {
     const uint64_t r2 = (uint64_t)learner_r2_entries(l) * sizeof(double),
@@ -186,7 +186,7 @@ static plan_bytes range_network(const learner *l, const plan_maker *m, const lea
                          plan_times((double)phase->steps,
                                     plan_step_network(m, r1, true, RANGE_SUM_BYTES, sizeof(bf16))),
                      state = plan_times(floor(commits), plan_layers_to_first(m, saved));
-    return plan_add(plan_add(plan_r1_to_all(m, r1), steps),
+    return plan_add(plan_add(plan_r1_around_steps(m, r1, sizeof(bf16)), steps),
                     plan_add(state, plan_layers_to_all(m, r2)));
 }
 

@@ -108,6 +108,13 @@ plan_bytes plan_r1_to_all(const plan_maker *m, bool r1) {
     return r1 ? plan_to_all(m, n * n * sizeof(double)) : (plan_bytes){0};
 }
 
+plan_bytes plan_r1_around_steps(const plan_maker *m, bool r1, int r_bytes) {
+    cayley_dist_options o = {.n = plan_config(m)->hidden};
+    if (!r1 || plan_grid(m, &o.grid).code) return (plan_bytes){0}; /* refused by the phase itself */
+    return plan_add(plan_r1_to_all(m, r1),
+                    plan_to_all(m, cayley_dist_get_network(&o, r_bytes + (int)sizeof(double))));
+}
+
 plan_bytes plan_to_next(const plan_maker *m, int replicas, int stages, uint64_t bytes) {
     plan_bytes b = {0};
     for (int r = 0; r < replicas * stages; r++) {

@@ -48,13 +48,15 @@ bool plan_on_one_node(const plan_maker *m, int64_t a, int64_t b); /* local; two 
 /* Local. Bytes of one step of R1, with numbers of so many bytes (cayley_dist_step_network; rough:
  * as cayley_dist_options); of bytes that one or all of the ranks have in parts and all get; of so
  * many bytes of each layer that the first rank gets (without its own), or that all get by way of
- * it; of R1 in fp64 to all; of so many that each stage of a pipeline sends to the next. 0 where r1
- * is false. */
+ * it; of R1 in fp64 to all; of the same before the first step of a phase, when all get it in
+ * r_bytes too, and of the learned R1 to all at its end; of so many that each stage of a pipeline
+ * sends to the next. 0 where r1 is false. */
 plan_bytes plan_step_network(const plan_maker *m, bool r1, bool rough, int sum_bytes, int r_bytes);
 plan_bytes plan_to_all(const plan_maker *m, uint64_t bytes);
 plan_bytes plan_layers_to_first(const plan_maker *m, uint64_t bytes);
 plan_bytes plan_layers_to_all(const plan_maker *m, uint64_t bytes);
 plan_bytes plan_r1_to_all(const plan_maker *m, bool r1);
+plan_bytes plan_r1_around_steps(const plan_maker *m, bool r1, int r_bytes);
 plan_bytes plan_to_next(const plan_maker *m, int replicas, int stages, uint64_t bytes);
 /* Local. The phase sends this: it and its time between nodes are added to f, whose seconds and
  * units are there. */

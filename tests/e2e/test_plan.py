@@ -254,11 +254,11 @@ exec "$@"
                 program = [b["bytes"] for b in base if b["name"] == "program"][0]
                 self.assertLess(abs(end["planned_bytes"] - got[name]["bytes"]), program, name)
 
-    def check_sent(self, name, ranks, *how, nodes=None):
+    def check_sent(self, name, ranks, *how, nodes=None, model=STORIES):
         """What ranks counted in each phase of the plan, against the plan: within 10 %. nodes: that ranks are taken to be on."""
         out = self.path(name)
         env = {"SPINSHARD_TEST_NODES": ",".join(map(str, nodes))} if nodes else None
-        r = self.good("quantize", "--model", STORIES, "--out", out, "--calib", TEXT, *how, ranks=ranks, env=env)
+        r = self.good("quantize", "--model", model, "--out", out, "--calib", TEXT, *how, ranks=ranks, env=env)
         ends = [e for e in events(out) if e["event"] == "end" and "planned_sent_bytes" in e]
         for e in ends:
             with self.subTest(run=name, phase=e["phase"]):
@@ -285,6 +285,11 @@ exec "$@"
             *few, "kv.bits=4", "rotate.r2=head", "rotate.online=[r3]", "scale.pairs=[norm, vo, qk, ud]", "scale.start=ones",
             "learn=[{objective: kl-top, top_k: 50, steps: 3, batch: 2, window: 64, lr_scale: 0.01}]"))
         self.assertEqual(self.check_sent("scales", 4, *with_scales), {"learn.0", "round", "pack", "verify"})
+        # R1 so wide that it is most of what is sent, and so few steps that what goes before and after them counts.
+        wide = make_model.make(self.path("wide"), "--hidden", 256, "--intermediate", 256, "--layers", 1)
+        of_r1 = settings(*few, "rotate.r2=none", "numerics.grid=2x1", "numerics.threads=1",
+                         "learn=[{objective: range, steps: 3, rows: 256}]")
+        self.assertEqual(self.check_sent("r1", 2, *of_r1, model=wide), {"capture", "learn.0", "round", "pack", "verify"})
         for nodes in None, (0, 0, 1):
             self.assertEqual(self.check_sent(f"range{nodes}", 3, *by_range, nodes=nodes),
                              {"capture", "learn.0", "scales", "sites", "gptq", "pack", "verify"})
