@@ -1,5 +1,7 @@
 /* Cores: the affinity mask as hwloc sees it, bounded by cpu.max of the control group and of each
- * group above. Memory: the least of the machine's and memory.max of those groups. */
+ * group above. Memory: the least of the machine's and of memory.max and memory.high of those
+ * groups.
+ */
 #include "base/machine.h"
 
 #include <ctype.h>
@@ -71,8 +73,17 @@ static const machine *machine_get(void) {
     return &m;
 }
 
+/* A file of the system below /proc or /sys that says what this process may have. For tests
+ * SPINSHARD_TEST_ROOT is the folder that stands for the root. */
+static FILE *open_limits(const char *path) {
+    const char *root = getenv("SPINSHARD_TEST_ROOT");
+    char text[2560];
+    const int n = snprintf(text, sizeof text, "%s%s", root ? root : "", path);
+    return n < (int)sizeof text ? fopen(text, "re") : NULL;
+}
+
 static bool read_line(const char *path, char *line, int size) {
-    FILE *f = fopen(path, "re");
+    FILE *f = open_limits(path);
     if (!f) return false;
     bool got = fgets(line, size, f) != NULL;
     fclose(f);
@@ -95,7 +106,7 @@ static const char *cgroup_path_of(char *line, const char *controller) {
 
 /* The process's folder in a hierarchy; false where there is none. */
 static bool cgroup_folder(const char *controller, char *folder, size_t size) {
-    FILE *f = fopen("/proc/self/cgroup", "re");
+    FILE *f = open_limits("/proc/self/cgroup");
     if (!f) return false;
     char line[2048];
     bool found = false;
@@ -169,7 +180,10 @@ static uint64_t slurm_memory_bytes(void) {
 uint64_t machine_memory_bytes(void) {
     long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
     uint64_t bytes = pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : UINT64_MAX;
+    /* Beyond memory.high a group is not killed but slowed down, by as much as it takes. Swap is no
+     * memory here: memory.swap.max and memory.memsw.limit_in_bytes only ever add to these. */
     each_cgroup_line("", "memory.max", take_memory_limit, &bytes);
+    each_cgroup_line("", "memory.high", take_memory_limit, &bytes);
     each_cgroup_line("memory", "memory.limit_in_bytes", take_memory_limit, &bytes);
     const uint64_t given = slurm_memory_bytes();
     char line[256]; /* a container sees its own group at the top */

@@ -17,8 +17,9 @@ uint64_t machine_affinity_key(void);
 /* Local. Memory nodes that those cores touch, at least 1. */
 int machine_numa_nodes(void);
 
-/* Local. Bytes of memory of the node, or the limit of its cgroup (of either version)
- * or what Slurm gave the job there (SLURM_MEM_PER_NODE, SLURM_MEM_PER_CPU), where that is less. */
+/* Local. Bytes of memory of the node, without swap, or the least limit of its cgroup (of either
+ * version, also one of a group above) or what Slurm gave the job there (SLURM_MEM_PER_NODE,
+ * SLURM_MEM_PER_CPU), where that is less. */
 uint64_t machine_memory_bytes(void);
 
 /* What this process has taken since it began: bytes by calls that read and write, of files and

@@ -10,7 +10,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import make_model  # noqa: E402
 from kills import events  # noqa: E402
-from spin import STORIES, TEXT, Case, command, environment, main, result_hashes, settings, spin  # noqa: E402
+from spin import STORIES, TEXT, Case, main, result_hashes, settings, spin  # noqa: E402
 
 LAYERS = 5  # of STORIES
 GPTQ = ("weights.method=gptq", "weights.group=channel", "weights.bits=3", "calib.windows=11", "calib.window=64")
@@ -105,9 +105,9 @@ class Gptq(Case):
         return ["--mem", f"{int(1024 * (self.planned(r) - 0.5))}K"]
 
     def peak(self, out):
-        """MiB of the largest rank while layers were rounded; as planned, but for what the program itself may take."""
+        """MiB of the largest rank while layers were rounded; no more than 10 % above its plan."""
         (end,) = [e for e in events(out) if e["phase"] == "gptq" and e["event"] == "end"]
-        self.assertLess(end["peak_rss_bytes"], 1.15 * end["planned_bytes"])
+        self.assertLess(end["peak_rss_bytes"], 1.1 * end["planned_bytes"])
         return end["peak_rss_bytes"] / (1 << 20)
 
     def test_files(self):
@@ -156,21 +156,33 @@ class Gptq(Case):
         self.assertEqual(first, got)
         self.assertIn("no tensor is read ahead", r.err)
 
+    def limited(self, name, group, limits):
+        """The environment of a process in such control groups: made folders, as not every machine has both versions to write to."""
+        root = self.path(name)
+        for path, text in {"proc/self/cgroup": group, **{f"sys/fs/cgroup/{k}": v for k, v in limits.items()}}.items():
+            os.makedirs(os.path.dirname(os.path.join(root, path)), exist_ok=True)
+            with open(os.path.join(root, path), "w") as f:
+                f.write(f"{text}\n")
+        return {"SPINSHARD_TEST_ROOT": root}
+
     def test_memory_of_the_node(self):
-        """Without --mem the bound is the node's memory, here that of a control group."""
-        how = [*GPTQ, "weights.group=channel", "calib.windows=700", "calib.window=256"]
+        """Without --mem the bound is that of the control groups, also of one above: at 60 % of the plan activations go to files, and
+        the run stays below; where nothing helps it is refused before anything is loaded."""
+        how = [*GPTQ, "weights.group=channel", "calib.windows=300", "calib.window=256"]
         first, r = self.run_one("whole", *how)
-        total = self.planned(r)
-        out, limit, real = self.path("small"), self.path("limit"), "/sys/fs/cgroup/memory/memory.limit_in_bytes"
-        with open(limit, "w") as f:
-            f.write(f"{int(total / 2) << 20}\n")
-        inside = ["unshare", "-m", "sh", "-c", f"mount --bind {limit} {real} && exec \"$@\"", "sh"]
-        if subprocess.run([*inside, "true"], capture_output=True).returncode:
-            self.skipTest(f"needs the right to mount over {real}")
-        r = subprocess.run([*inside, *command(self.args(out, *how))], capture_output=True, text=True, env=environment())
-        self.assertEqual(r.returncode, 0, r.stderr)
-        self.assertRegex(r.stderr, "activations go to .*run/scratch.*do not fit in memory")
-        self.assertEqual(first, self.result(out))
+        bound = int(0.6 * self.planned(r)) << 20
+        for name, group, limits in (
+                ("v2", "0::/job_1/step_0", {"job_1/step_0/memory.max": "max", "job_1/memory.high": bound}),
+                ("v1", "4:cpuset,memory:/job_1\n0::/", {"memory/job_1/memory.limit_in_bytes": bound})):
+            got, r = self.run_one(f"in {name}", *how, env=self.limited(name, group, limits))
+            self.assertRegex(r.err, "activations go to .*run/scratch.*do not fit in memory")
+            self.assertEqual(first, got)
+            self.assertLess(self.peak(self.path(f"in {name}")) * (1 << 20), bound)
+        total = float(re.search(r"plan: round .*?, ([\d.]+) MiB on rank 0",
+                                self.run_one("nearest", "weights.method=rtn")[1].err).group(1))
+        env = self.limited("nowhere", "0::/job_1", {"job_1/memory.max": int(0.6 * total * (1 << 20))})
+        out = self.path("refused")
+        self.bad(6, ["needs", "its share of the node or cgroup"], *self.args(out, "weights.method=rtn"), out=out, env=env)
 
     def test_scratch_full(self):
         """No space for activations: exit 5; the same command goes on once there is some."""
