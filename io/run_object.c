@@ -55,12 +55,17 @@ err run_object_create(const char *out_dir, uint64_t bytes, run_object **out) {
     return e;
 }
 
-void run_objects_sweep(const char *out_dir) {
+static bool is_unfinished(const char *name) {
+    const size_t n = strlen(name);
+    return n > 4 && !strcmp(name + n - 4, ".new");
+}
+
+void run_objects_sweep(const char *out_dir, const json_t *names) {
     char *dir = objects_dir(out_dir);
     DIR *d = opendir(dir);
     for (struct dirent *f; d && (f = readdir(d));) {
-        const size_t n = strlen(f->d_name);
-        if (n > 4 && !strcmp(f->d_name + n - 4, ".new")) unlinkat(dirfd(d), f->d_name, 0);
+        const bool nameless = run_object_is_name(f->d_name) && !json_object_get(names, f->d_name);
+        if (nameless || is_unfinished(f->d_name)) unlinkat(dirfd(d), f->d_name, 0);
     }
     if (d) closedir(d);
     free(dir);

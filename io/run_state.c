@@ -144,6 +144,27 @@ static err check_fingerprint(const run_state *rs, const json_t *now) {
                     "an unfinished run with other settings is here: %s", list);
 }
 
+/* Every string of a tree that can be the name of an object becomes a key: what the caller means by
+ * it is not asked, so a hash of something else keeps an object at worst. */
+static void collect_names(const json_t *v, json_t *names) {
+    json_t *tree = (json_t *)(uintptr_t)v, *item;
+    const char *text = json_string_value(v), *key;
+    size_t i;
+    if (text && run_object_is_name(text)) json_object_set_new(names, text, json_true());
+    json_array_foreach(tree, i, item) collect_names(item, names);
+    json_object_foreach(tree, key, item) collect_names(item, names);
+}
+
+/* Objects of either generation stay: the older one is gone back to where the newer is damaged. */
+static void sweep(const run_state *rs) {
+    json_t *names = json_object();
+    if (!names) abort();
+    collect_names(rs->body, names);
+    collect_names(rs->previous, names);
+    run_objects_sweep(rs->out_dir, names);
+    json_decref(names);
+}
+
 static void fresh_body(run_state *rs, const json_t *fingerprint) {
     rs->body = json_pack("{s:s, s:i, s:i, s:s, s:O, s:{}}", "format", FORMAT, "generation", 0,
                          "slice", 0, "phase", "load", "fingerprint", fingerprint, "work");
@@ -186,11 +207,11 @@ err run_state_open(const char *out_dir, const json_t *fingerprint, bool take_ove
     err e = file_make_dirs(objects);
     free(objects);
     if (!e.code) e = run_owner_take(rs->run_dir, take_over, &rs->owner);
-    if (!e.code) run_objects_sweep(out_dir);
     if (!e.code && file_exists(rs->path))
         e = resume(rs, fingerprint);
     else if (!e.code)
         fresh_body(rs, fingerprint);
+    if (!e.code) sweep(rs);
     if (!e.code) e = run_state_commit(rs, run_state_phase(rs));
     if (e.code) {
         run_owner_give_back(&rs->owner);

@@ -56,8 +56,9 @@ void run_object_abandon(run_object **o); /* local; NULL is fine; removes the fil
  * file. */
 err run_object_write(const char *out_dir, const byte_piece *pieces, int n, char hex[SHA256_HEX]);
 
-/* Root only, before any rank writes. Remove what writers that were killed left unfinished. */
-void run_objects_sweep(const char *out_dir);
+/* Root only, before any rank writes. Remove what a start that was killed left: objects that were
+ * not finished, and those that no commit came to name. names: the keys of an object. */
+void run_objects_sweep(const char *out_dir, const json_t *names);
 
 /* Local. True for 64 lower-case hexadecimal digits: what a state file says may name anything. */
 bool run_object_is_name(const char *hex);

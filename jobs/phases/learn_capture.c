@@ -99,14 +99,19 @@ uint64_t learn_capture_weights_bytes(const learner *l) {
 void learn_saved_memory(const learner *l, int ranks, memory_plan *p) {
     if (weights_stay(l)) memory_plan_add(p, "weights", learn_capture_weights_bytes(l));
     add_pool(l, p);
-    learn_r1_memory(l, ranks, p);
+    learn_model_memory(l, ranks, p);
 }
 
-void learn_r1_memory(const learner *l, int ranks, memory_plan *p) {
+void learn_model_memory(const learner *l, int ranks, memory_plan *p) {
     const int64_t n = learner_cfg(l)->hidden;
     if (rotation_set_r1(l->q->rotations))
         memory_plan_add(p, "R1 between steps",
                         (uint64_t)(size_ceil_div(n, ranks) * n) * sizeof(double));
+    memory_plan_add(
+        p, "R2, scales and clips",
+        (uint64_t)(learner_cfg(l)->layers * learner_r2_entries(l) + l->n_scales + l->n_sites) *
+                sizeof(double) +
+            learn_scales_set_bytes(l->q->set, learner_cfg(l)));
 }
 
 /* Planned bytes of the capture on a rank with `layers` layers. */
@@ -144,7 +149,7 @@ static err plan(const learner *l, const load_options *lo) {
     if (comm_rank(l->q->c) < l->n_stages) {
         memory_plan_add(&p, "program", l->q->base_bytes);
         capture_memory(l, lo, &p);
-        learn_r1_memory(l, comm_size(l->q->c), &p);
+        learn_model_memory(l, comm_size(l->q->c), &p);
     }
     return memory_plan_check(l->q->c, &p, "capture", l->q->flags.limit);
 }
@@ -201,20 +206,11 @@ err learn_capture_room(learner *l) {
     if (!e.code && learn_scales_need_gradients(l)) e = row_pool_keep_gradients(&l->pool);
     if (!e.code) e = learn_scales_moments(l);
     if (!e.code) e = learn_sites_samples(l, window);
-    /* On all ranks or on none: a report of some layers would give them the numbers of others. */
-    int64_t lacks = 0;
-    if (!e.code && learn_looks_wanted(l->q) && l->range.n)
-        lacks = site_rows_create(cfg, l->range.first, l->range.n, l->q->calib_windows, window,
-                                 &l->looks)
-                    .code != ERR_OK;
-    comm_max_i64(l->q->c, &lacks, 1);
-    if (lacks) site_rows_destroy(&l->looks);
-    if (lacks && comm_rank(l->q->c) == 0)
-        log_line(LOG_WARN, "no memory on every rank to keep inputs for the report: it has none");
+    learn_looks_room(l);
     return e;
 }
 
-void learn_capture_clear(learner *l) {
+void learn_rows_clear(learner *l) {
     row_pool_clear(&l->pool);
     llama_stage_clear(&l->stage);
     weight_moments_destroy(&l->moments);
@@ -224,6 +220,10 @@ void learn_capture_clear(learner *l) {
     cache_peaks_destroy(&l->peaks);
     noise_rows_destroy(&l->noise);
     noise_rows_destroy(&l->drawn);
+}
+
+void learn_capture_clear(learner *l) {
+    learn_rows_clear(l);
     site_rows_destroy(&l->looks);
 }
 
@@ -328,7 +328,7 @@ err learn_capture_plan(learner *l, plan_maker *m) {
         const load_options lo = capture_load(l, r, &m->rows);
         memory_plan p = plan_fresh(m);
         capture_memory(l, &lo, &p);
-        learn_r1_memory(l, m->ranks, &p);
+        learn_model_memory(l, m->ranks, &p);
         plan_offer(f, &p, r);
         const double one = plan_time_capture(&m->rank, cfg, lo.range.n, lo.head, window);
         slowest = fmax(slowest, one);

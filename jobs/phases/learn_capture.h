@@ -18,8 +18,9 @@ int64_t learn_pool_tokens(const quantize_run *q);
  * runs alike, added to *p. Looks at the recipe, the model, l->range, l->n_stages and
  * q->calib_windows, and not at what is there already. */
 void learn_saved_memory(const learner *l, int ranks, memory_plan *p);
-/* Local. R1 between two uses, its rows dealt over so many ranks; of the largest, added to *p. */
-void learn_r1_memory(const learner *l, int ranks, memory_plan *p);
+/* Local. What a learner holds of the whole model, added to *p: R1 between two uses, its rows dealt
+ * over so many ranks, of the largest; R2, scales, R3 and clips on every rank. */
+void learn_model_memory(const learner *l, int ranks, memory_plan *p);
 err learn_capture_plan(learner *l, plan_maker *m); /* local; the phase of a plan */
 
 /* Collective. The rank's layers into l->stage; calibration windows forward and backward: rows into
@@ -31,6 +32,7 @@ err learn_capture_rows(learner *l);
  * learn_capture_clear. Local: the weights that stay, of the rank's layers alone. */
 err learn_capture_room(learner *l);
 void learn_capture_clear(learner *l); /* local; all that the capture makes, also where it failed */
+void learn_rows_clear(learner *l);    /* local; the same but for the inputs of the report */
 err learn_capture_weights(learner *l);
 uint64_t learn_capture_weights_bytes(const learner *l); /* local; of l->range, 0 where none stay */
 

@@ -319,16 +319,26 @@ static err read_layer(learner *l, const json_t *entry, int64_t layer) {
     return e.code ? e : run_object_read(l->q->out, hex, pieces, count);
 }
 
+static bool has_looks(const json_t *entry) {
+    return json_is_true(json_object_get(entry, "looks"));
+}
+
+/* Into all parts that there is room for in the learner. */
 static err read_layers(learner *l, const json_t *entry) {
-    err e = learn_capture_room(l);
-    /* A report is no reason to capture again. */
-    if (!json_is_true(json_object_get(entry, "looks"))) site_rows_destroy(&l->looks);
-    if (!e.code && learn_draws_any(l->q->set)) e = row_pool_make_drawn(&l->pool);
+    err e = err_none();
     for (int64_t i = 0; i < l->range.n && !e.code; i++) {
         e = read_layer(l, entry, l->range.first + i);
         if (l->q->state) run_state_heartbeat(l->q->state);
     }
     return e;
+}
+
+static err read_rows(learner *l, const json_t *entry) {
+    err e = learn_capture_room(l);
+    /* A report is no reason to capture again. */
+    if (!has_looks(entry)) site_rows_destroy(&l->looks);
+    if (!e.code && learn_draws_any(l->q->set)) e = row_pool_make_drawn(&l->pool);
+    return e.code ? e : read_layers(l, entry);
 }
 
 /* Ranks without layers read no means. */
@@ -347,20 +357,51 @@ static void tell_back(const learner *l, const json_t *entry, double seconds) {
                json_pack("{s:I, s:f}", "bytes", bytes, "seconds", seconds));
 }
 
+err learn_captured_drop(learner *l) {
+    quantize_run *q = l->q;
+    err e = err_none();
+    if (q->state && json_object_get(run_state_work(q->state), LEARN_CAPTURED)) {
+        learn_drop(q, LEARN_CAPTURED);
+        e = learn_commit(q, run_state_phase(q->state));
+    }
+    return comm_agree(q->c, e, "committing", NULL);
+}
+
+/* Collective. It is of no use. */
+static err forget(learner *l, const err *why, const char *so) {
+    learn_capture_clear(l);
+    if (l->q->state) log_line(LOG_WARN, "%s: %s; %s", why->where, why->what, so);
+    return learn_captured_drop(l);
+}
+
+err learn_captured_recall_looks(learner *l) {
+    const double start = clock_now_s();
+    json_t *entry = learn_share_entry(l->q, LEARN_CAPTURED);
+    err e = err_none();
+    if (has_looks(entry)) {
+        learn_looks_room(l);
+        e = comm_agree(l->q->c, read_layers(l, entry), "reading captured rows", NULL);
+        if (e.code)
+            e = forget(l, &e, "the report is without inputs");
+        else
+            tell_back(l, entry, clock_now_s() - start);
+    }
+    json_decref(entry);
+    return e;
+}
+
 err learn_captured_recall(learner *l, bool *whole) {
     quantize_run *q = l->q;
     const double start = clock_now_s();
     json_t *entry = learn_share_entry(q, LEARN_CAPTURED);
     *whole = false;
     if (!entry) return err_none();
-    err e = comm_agree(q->c, read_layers(l, entry), "reading captured rows", NULL);
+    err e = comm_agree(q->c, read_rows(l, entry), "reading captured rows", NULL);
     *whole = !e.code;
     if (e.code) {
-        learn_capture_clear(l);
-        if (q->state && e.code != ERR_NOFIT)
-            log_line(LOG_WARN, "%s: %s; it is captured again", e.where, e.what);
+        if (e.code != ERR_NOFIT) e = forget(l, &e, "it is captured again");
         json_decref(entry);
-        return e.code == ERR_NOFIT ? e : err_none();
+        return e;
     }
     share_means(l);
     e = comm_agree(q->c, learn_capture_weights(l), "loading the weights", NULL);

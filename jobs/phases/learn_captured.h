@@ -16,10 +16,19 @@ void learn_captured_plan(learner *l, plan_maker *m);
  * Fails, agreed. */
 err learn_captured_save(learner *l);
 
+/* Collective. It has served: a commit names it no longer, and its objects go. */
+err learn_captured_drop(learner *l);
+
 /* Collective. All that this learner needs of a capture, as a commit names it, and the weights that
  * stay: as after learn_capture_rows. *whole false, which is said: there is none, it is damaged, or
- * a part that is needed now was not kept; the learner holds nothing of it then. Fails, agreed, with
- * ERR_NOFIT and for weights that cannot be read. */
+ * a part that is needed now was not kept; the learner holds nothing of it then, and its objects are
+ * gone, so that they take no room from the next. Fails, agreed, with ERR_NOFIT and for weights that
+ * cannot be read. */
 err learn_captured_recall(learner *l, bool *whole);
+
+/* Collective. Of that the inputs for the report alone, l->looks: for a start that comes between the
+ * end of learning and the look at them. Nothing where none are named; a warning where they are
+ * damaged. */
+err learn_captured_recall_looks(learner *l);
 
 #endif

@@ -229,7 +229,7 @@ static err load(const learner *l, const e2e_phase *p, bool active, llama_stage *
     err e = err_none();
     if (active) e2e_layout_plan(&p->w, &p->l, number, &plan);
     if (active) memory_plan_add(&plan, "program", q->base_bytes);
-    if (active) learn_r1_memory(l, comm_size(q->c), &plan);
+    if (active) learn_model_memory(l, comm_size(q->c), &plan);
     e = memory_plan_check(q->c, &plan, p->name, p->w.limit);
     if (e.code) return e;
     if (active) {
@@ -384,7 +384,7 @@ err learn_e2e_plan(learner *l, plan_maker *m, int64_t k) {
     if (e.code) return e;
     memory_plan p = t.memory;
     memory_plan_add(&p, "program", place->base_bytes);
-    learn_r1_memory(l, m->ranks, &p);
+    learn_model_memory(l, m->ranks, &p);
     plan_offer(f, &p, t.rank);
     const bool r1 = rotation_set_r1(m->q->rotations) != NULL;
     const plan_pass pass = {.window = t.window,

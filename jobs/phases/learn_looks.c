@@ -1,6 +1,7 @@
 /* Each rank looks at its layers; the first has the events. */
 #include "jobs/phases/learn_looks.h"
 
+#include "base/log.h"
 #include "jobs/run/site_table.h"
 #include "jobs/setup/recipe_asks.h"
 
@@ -8,6 +9,24 @@
 
 bool learn_looks_wanted(const quantize_run *q) {
     return q->flags.report && q->calib_windows > 0 && !quantize_uses_gptq(q->set);
+}
+
+bool learn_looks_last(const quantize_run *q) {
+    const int64_t n = q->set->n_learn;
+    return learn_looks_wanted(q) && !(n && learn_e2e_is(&q->set->learn[n - 1]));
+}
+
+void learn_looks_room(learner *l) {
+    const settings *s = l->q->set;
+    int64_t lacks = 0;
+    if (learn_looks_wanted(l->q) && l->range.n)
+        lacks = site_rows_create(learner_cfg(l), l->range.first, l->range.n, l->q->calib_windows,
+                                 s->calib.window, &l->looks)
+                    .code != ERR_OK;
+    comm_max_i64(l->q->c, &lacks, 1);
+    if (lacks) site_rows_destroy(&l->looks);
+    if (lacks && comm_rank(l->q->c) == 0)
+        log_line(LOG_WARN, "no memory on every rank to keep inputs for the report: it has none");
 }
 
 err learn_look(learner *l) {

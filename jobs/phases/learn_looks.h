@@ -8,6 +8,14 @@
 /* Local. Are rows for it to be kept in the capture? The same on every rank. */
 bool learn_looks_wanted(const quantize_run *q);
 
+/* Local. Do the rows last until learning has ended? Objectives that run the whole model need their
+ * memory where no rows are asked for behind them. The same on every rank. */
+bool learn_looks_last(const quantize_run *q);
+
+/* Collective. Room for the rows, l->looks, where they are wanted: on all ranks, or, with a warning,
+ * on none, since a report of some layers would give them the numbers of others. */
+void learn_looks_room(learner *l);
+
 /* Collective, once q->rotations are those that fusion uses: an event for each layer, from the rows
  * of l->looks, which are freed. Nothing where no rank has any. */
 err learn_look(learner *l);

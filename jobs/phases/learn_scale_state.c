@@ -59,10 +59,14 @@ uint32_t learn_scale_kinds(const settings *s) {
 }
 
 uint64_t learn_scales_bytes(const settings *s, const llama_config *cfg) {
-    enum { IN_SET = 3, ARRAYS = 2 };
     const scale_sizes sizes = llama_scale_sizes(cfg);
-    const int64_t all = cfg->layers * scale_sizes_at(&sizes, learn_scale_kinds(s), SCALE_KINDS);
-    return (uint64_t)(all * (IN_SET + ARRAYS)) * sizeof(double);
+    return (uint64_t)(cfg->layers * scale_sizes_at(&sizes, learn_scale_kinds(s), SCALE_KINDS)) *
+           sizeof(double);
+}
+
+uint64_t learn_scales_set_bytes(const settings *s, const llama_config *cfg) {
+    enum { IN_SET = 3 }; /* themselves and what divides by them, each in fp64 and fp32 */
+    return IN_SET * learn_scales_bytes(s, cfg);
 }
 
 err learn_scales_init(learner *l) {

@@ -8,9 +8,9 @@
 /* Local. The kinds that a recipe finds or learns, bits 1 << scale_kind. */
 uint32_t learn_scale_kinds(const settings *s);
 
-/* Local. Bytes of scales on a rank beside a phase that learns them: all layers in the set of the
- * model, in l->scales, and by layer. */
+/* Local. Bytes of the scales of all layers, as numbers and in the set of the model. */
 uint64_t learn_scales_bytes(const settings *s, const llama_config *cfg);
+uint64_t learn_scales_set_bytes(const settings *s, const llama_config *cfg);
 
 /* Local. What the recipe asks for and what helps, into l->scale_kinds, l->scales: ones, which are
  * done, where phases learn them from there. */

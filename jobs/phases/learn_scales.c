@@ -129,7 +129,6 @@ static err smooth(learner *l) {
 /* Large buffers while they are found, beside learn_saved_memory, added to *p. */
 static void scales_memory(const learner *l, memory_plan *p) {
     const int64_t n = learner_cfg(l)->hidden;
-    memory_plan_add(p, "scales", (uint64_t)l->n_scales * sizeof(double));
     const load_options lo = one_layer(l, 0);
     if (learn_scales_smooth(l)) memory_plan_add(p, "a layer's weights", load_stage_bytes(&lo));
     if (!learn_scale_wanted(l, SCALE_ATTN) || learn_scales_smooth(l)) return;

@@ -333,7 +333,6 @@ static err adopt_clips(learner *l) {
 /* Large buffers beside learn_saved_memory, added to *p. */
 static void sites_memory(const learner *l, memory_plan *p) {
     const int64_t n = learner_cfg(l)->hidden;
-    memory_plan_add(p, "clips and R3", (uint64_t)l->n_sites * sizeof(double));
     memory_plan_add(p, "rows of a quantizer",
                     noise_cost_bytes(LEARN_SITE_ROWS, most_width(l), gemm_threads()));
     if (rotation_set_r1(l->q->rotations))

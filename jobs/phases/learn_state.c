@@ -55,11 +55,12 @@ static void list_objects(const json_t *entry, json_t *list) {
         json_array_append(list, json_object_get(cell, "object"));
 }
 
+/* Names of objects that go after the next commit. No commit has to remember them: those that a kill
+ * leaves behind go at the next start, since nothing names them (io/run_state.h). */
 static json_t *dropped(quantize_run *q) {
-    json_t *work = run_state_work(q->state);
-    if (!json_is_array(json_object_get(work, "dropped")))
-        json_object_set_new(work, "dropped", json_array());
-    return json_object_get(work, "dropped");
+    if (!q->dropped) q->dropped = json_array();
+    if (!q->dropped) abort();
+    return q->dropped;
 }
 
 /* What `key` names becomes what stands before; what stood before it is dropped. */
@@ -93,21 +94,17 @@ static bool names_object(const json_t *work, const char *hex) {
 }
 
 err learn_commit(quantize_run *q, const char *phase) {
-    json_t *work = run_state_work(q->state), *list = json_deep_copy(dropped(q)), *item;
+    json_t *work = run_state_work(q->state), *item;
     size_t i;
     err e = run_state_commit(q->state, phase);
-    if (e.code) {
-        json_decref(list);
-        return e;
-    }
-    json_array_foreach(list, i, item) {
+    if (e.code) return e;
+    json_array_foreach(dropped(q), i, item) {
         const char *hex = json_string_value(item);
         if (!hex || !run_object_is_name(hex) || names_object(work, hex)) continue;
         char *path = run_object_path(q->out, hex);
         unlink(path); /* one that is gone already is no harm */
         free(path);
     }
-    json_decref(list);
     json_array_clear(dropped(q));
     return e;
 }

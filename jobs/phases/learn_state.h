@@ -1,7 +1,7 @@
 /* learn_state - what learning keeps in the run state: objects of doubles, in two generations. In
  * the work tree "learning", "learning.before":   {object, doubles, phase, cells: [{object,
  * doubles}]} "rotations", "rotations.before": {object, doubles, phase}   R1 in rows, R2, scales,
- * clips "dropped": names of objects that go after the next commit. */
+ * clips. */
 #ifndef SPINSHARD_JOBS_PHASES_LEARN_STATE_H
 #define SPINSHARD_JOBS_PHASES_LEARN_STATE_H
 

@@ -126,7 +126,8 @@ static bool rows_needed(const learner *l, int64_t phases_done, bool fresh) {
 
 /* Collective. A commit of what is learned, after which captured rows go when they have served. */
 static err save(learner *l, int64_t phases_done) {
-    if (!rows_needed(l, phases_done, false)) learn_drop(l->q, LEARN_CAPTURED);
+    const bool looked_at = l->looks && learn_looks_last(l->q);
+    if (!rows_needed(l, phases_done, false) && !looked_at) learn_drop(l->q, LEARN_CAPTURED);
     return learn_save_rotations(l, phases_done);
 }
 
@@ -158,6 +159,18 @@ static err capture(learner *l, bool fresh) {
     return e;
 }
 
+uint64_t quantize_learned_bytes(const quantize_run *q) {
+    const settings *s = q->set;
+    const llama_config *cfg = &q->source.cfg;
+    const bool dense = s->n_learn || s->rotate.start.word != START_POINT_HAD ||
+                       s->rotate.start_r2 != START_R2_SAME;
+    int64_t heads = dense ? rotation_set_r2_count(q->rotations) : 0;
+    if (quantize_learns_r3(s)) heads += cfg->kv_heads;
+    return quantize_r1_bytes(q) +
+           (uint64_t)(cfg->layers * heads) * rotation_dense_bytes(cfg->head_dim) +
+           learn_scales_set_bytes(s, cfg);
+}
+
 bool quantize_learn_wanted(const quantize_run *q) {
     return quantize_learns(q->set) || quantize_starts_at(q->set, START_POINT_WOMI);
 }
@@ -176,6 +189,8 @@ err quantize_learn(quantize_run *q) {
         e = capture(&l, fresh);
     else if (!e.code && fresh)
         e = learn_start(&l);
+    else if (!e.code && learn_looks_last(q))
+        e = learn_captured_recall_looks(&l);
     if (!e.code && fresh) e = save(&l, 0);
     for (int64_t p = fresh ? 0 : first; p < phases && !e.code; p++) {
         e = scales_if_due(&l, p, phases);
@@ -183,8 +198,10 @@ err quantize_learn(quantize_run *q) {
         if (!e.code) e = save(&l, p + 1);
     }
     if (!e.code) e = scales_if_due(&l, phases, phases);
+    learn_rows_clear(&l); /* what is learned becomes whole on every rank */
     if (!e.code) e = adopt(&l);
     if (!e.code) e = learn_look(&l);
+    if (!e.code) e = learn_captured_drop(&l);
     learn_saved_clear(&saved);
     learner_clear(&l);
     return e;

@@ -11,6 +11,10 @@ bool quantize_learn_wanted(const quantize_run *q);
 err quantize_learn_plan(plan_maker *m);
 err quantize_learn(quantize_run *q); /* collective; the rotations of q become the learned ones */
 
+/* Local. Bytes of what learning leaves on every rank until the archive is packed: R1, R2, R3 and
+ * scales, as fusion and the stream of GPTQ take them. */
+uint64_t quantize_learned_bytes(const quantize_run *q);
+
 /* Local. How the layers would be cut over so many ranks: ranges [ranks], as learn_cut. */
 err quantize_learn_cut(quantize_run *q, int ranks, stage_range *ranges, int *n_stages);
 

@@ -64,6 +64,7 @@ bool quantize_item_done(const quantize_run *q, int64_t item) {
 }
 
 void quantize_clear(quantize_run *q) {
+    json_decref(q->dropped);
     json_decref(q->fingerprint);
     free(q->owner);
     free(q->units);

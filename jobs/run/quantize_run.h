@@ -35,6 +35,7 @@ typedef struct quantize_run {
     unit_done *units; /* [n_units], same on every rank */
     run_state *state; /* root only */
     events *events;   /* root only */
+    json_t *dropped;  /* root only: objects that go after a commit (jobs/phases/learn_state.h) */
     json_t *fingerprint;
     int32_t
         *calib_ids; /* [calib_windows * calib.window], on every rank; NULL where none is needed */
@@ -45,6 +46,7 @@ typedef struct quantize_run {
     double unit_told_s;          /* root: when the last event of a unit was written
                                     (jobs/run/between_units.h) */
     machine_use phase_start_use; /* of this rank */
+    uint64_t phase_start_held;   /* of this rank, resident */
     uint64_t phase_start_sent, phase_start_network; /* comm_sent_bytes, comm_network_bytes */
     struct run_plan *plan; /* root only; what the phases are held against (jobs/run/run_plan.h) */
     uint64_t base_bytes;   /* resident before anything was loaded: the program and its libraries */

@@ -69,6 +69,7 @@ int row_pool_pieces(const row_pool *p, row_pool_part part, int64_t layer,
                     byte_piece out[ROW_POOL_PIECES]) {
     const int64_t l = layer - p->first_layer;
     int n = 0;
+    if (!p->sets[POOL_R1]) return 0; /* no pool was made */
     for (int site = 0; site < 2; site++) {
         const row_set *s = &p->sets[POOL_R1][2 * l + site];
         if (part == ROW_POOL_ROWS) n += put_set(s, out + n);

@@ -30,6 +30,20 @@ def work_of(out):
         return json.load(f)[0]["body"]["work"]
 
 
+def objects(out):
+    """Names in the folder of objects; those of them that state.json does not say anywhere."""
+    folder = os.path.join(out, "run", "objects")
+    with open(os.path.join(out, "run", "state.json")) as f:
+        text = f.read()
+    names = os.listdir(folder)
+    return names, [n for n in names if n not in text]
+
+
+def looks(out):
+    """The last inputs of each layer, for the report."""
+    return {e["layer"]: e["sites"] for e in events(out) if (e["phase"], e["event"]) == ("inputs", "sites")}
+
+
 class Captured(Case):
     def killed(self, out, unit, ranks):
         r = spin(*how(4), "--out", out, ranks=ranks, env={"SPINSHARD_FAULT": f"unit:{unit}:0:kill"})
@@ -95,6 +109,55 @@ class Captured(Case):
             self.assertIn("it is captured again", r.err)
             self.assertEqual(captured(events(out)), (2, 0), how_)
             self.assertEqual(result_hashes(want), result_hashes(out), how_)
+
+    def test_damaged_takes_no_room(self):
+        """What is captured again does not stand beside what was damaged."""
+        out = self.path("out")
+        self.killed(out, 5, 0)
+        names = [c["object"] for c in work_of(out)["captured"]["cells"]]
+        with open(os.path.join(out, "run", "objects", names[1]), "r+b") as f:
+            f.truncate(1000)
+        self.assertIn("it is captured again", self.killed(out, 1, 2).err)
+        self.assertNotIn("captured", work_of(out))
+        self.assertFalse(set(names) & set(objects(out)[0]))
+
+    def test_killed_before_the_commit(self):
+        """Objects of all layers have their names and no commit has said them: the next start removes them."""
+        out = self.path("out")
+        for rename in range(1, 30):
+            shutil.rmtree(out, ignore_errors=True)
+            r = spin(*how(4), "--out", out, env={"SPINSHARD_FAULT": f"rename:{rename}:0:kill"})
+            self.assertNotEqual(r.rc, 0, "no kill came between objects and commit")
+            if os.path.exists(os.path.join(out, "run", "state.json")) and len(objects(out)[1]) == 5:
+                break
+        self.assertEqual(len(objects(out)[1]), 5, "one for each layer")
+        self.killed(out, 1, 0)
+        self.assertEqual(objects(out)[0], [])
+
+    def test_killed_before_the_look(self):
+        """Behind the last commit of learning, before the inputs of the report are told: the next start tells them, and captures
+        nothing. The place is where copies of what was learned are compared."""
+        want, out = self.path("want"), self.path("out")
+        self.good(*how(4), "--out", want)
+
+        def learned(n):
+            shutil.rmtree(out, ignore_errors=True)
+            self.killed_at = spin(*how(4), "--out", out, env={"SPINSHARD_FAULT": f"state:{n}:0:kill"})
+            return ("sites", "end") in [(e["phase"], e["event"]) for e in events(out)]
+        low, high = 0, 64
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if learned(middle) else (middle, high)
+        self.assertTrue(learned(high))
+        self.assertNotEqual(self.killed_at.rc, 0)
+        self.assertEqual(looks(out), {})
+        self.good(*how(4), "--out", out, "--keep-run", ranks=2)
+        self.assertEqual(looks(out), looks(want))
+        self.assertEqual(sorted(looks(out)), [0, 1, 2, 3, 4])
+        self.assertEqual(captured(events(out)), (1, 1))
+        self.assertNotIn("captured", work_of(out))
+        self.assertEqual(objects(out)[1], [])
+        self.assertEqual(result_hashes(want), result_hashes(out))
 
     def test_short_jobs(self):
         """Jobs that are stopped at their twelfth unit, the capture taking eleven: each used to capture and stop, for ever. Now the
