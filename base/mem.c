@@ -15,7 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { ALIGN = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 4 << 20 };
+enum { ALIGN = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 4 << 20, OWN_FROM = 1 << 20 };
 
 static _Atomic uint64_t held, peak;
 
@@ -100,6 +100,11 @@ uint64_t mem_rss_bytes(void) {
 
 uint64_t mem_peak_rss_bytes(void) {
     return status_bytes("VmHWM");
+}
+
+void mem_start(void) {
+    mallopt(M_MMAP_THRESHOLD, OWN_FROM);
+    mallopt(M_TRIM_THRESHOLD, OWN_FROM);
 }
 
 void mem_give_back(void) {

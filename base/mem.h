@@ -9,6 +9,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Local. Once, at the start of the program. Blocks from 1 MiB on, also those of libraries, are
+ * mapped one by one, so that each goes back to the system when it is freed. Left to itself glibc
+ * raises that size with the blocks that it sees freed, to 32 MiB, and keeps twice as much: what a
+ * process held then depended on all that it had held before, and no plan of a phase was true. */
+void mem_start(void);
+
 /* Local. count * size bytes, zeroed, aligned to 64; what names the buffer in messages.
  * Caller owns *out (mem_free). count 0 gives a valid pointer. Fails with ERR_NOFIT. */
 err mem_alloc(int64_t count, size_t size, const char *what, void **out);

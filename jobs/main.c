@@ -2,6 +2,7 @@
 #include "base/gemm.h"
 #include "base/log.h"
 #include "base/machine.h"
+#include "base/mem.h"
 #include "base/restart.h"
 #include "jobs/setup/options.h"
 #include "jobs/setup/recipe.h"
@@ -156,6 +157,7 @@ int main(int argc, char **argv) {
     fill_closed_streams();
     restart_tuned(argv);
     ask_for_errors();
+    mem_start();
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "help")) {
         options_help(CMD_COUNT);
         return argc < 2 ? ERR_USAGE : ERR_OK;

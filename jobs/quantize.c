@@ -139,6 +139,8 @@ static err prepare(quantize_run *q) {
     if (!e.code) e = quantize_read_calibration(q);
     if (e.code) return e;
     e = make_fingerprint(q);
+    mem_give_back();
+    q->base_bytes = memory_plan_program(mem_rss_bytes(), gemm_threads());
     if (!e.code) setup_form_say(q->set);
     if (!e.code) setup_eight_say(q->set, &q->source.cfg);
     if (!e.code) e = quantize_plan(q, &TABLE);
@@ -163,7 +165,6 @@ static void write_report(const quantize_run *q) {
 err job_quantize(const comm *c, const options *o) {
     quantize_run q = {.c = c, .o = o, .out = options_str(o, OPT_OUT), .start_s = clock_now_s()};
     q.phase_start_s = q.start_s;
-    q.base_bytes = mem_rss_bytes() + MEMORY_PLAN_LIBRARIES;
     err e = prepare(&q);
     if (!e.code && options_has(o, OPT_DRY_RUN)) {
         watch_stop(&q.watch);

@@ -84,7 +84,7 @@ static err digest_one(digest_file *f, bool whole, bool ranges) {
     err e = file_open_read(f->path, &fd, &bytes);
     if (e.code) return e;
     e = check_size(f, bytes);
-    if (!e.code) e = mem_alloc(2 * CHUNK, 1, "read buffers", (void **)&buffer);
+    if (!e.code) e = mem_alloc_unset(2 * CHUNK, 1, "read buffers", (void **)&buffer);
     if (!e.code) {
         pass p = {.file = f, .whole = whole ? sha256_create() : NULL, .ranges = ranges};
         char hex[SHA256_HEX];

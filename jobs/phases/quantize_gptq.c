@@ -9,6 +9,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "jobs/phases/item_output.h"
+#include "jobs/phases/quantize_learn.h"
 #include "jobs/run/between_units.h"
 #include "jobs/run/gptq_table.h"
 #include "jobs/run/run_phase.h"
@@ -110,7 +111,7 @@ static uint64_t plan_of(const quantize_run *q, gptq_settings s, const memory_lev
     s.scratch = t->scratch ? "" : NULL;
     s.batches = t->batches;
     const gptq_bytes b = gptq_run_bytes(&s, ranks, rank);
-    memory_plan_add(p, "R1", quantize_r1_bytes(q));
+    memory_plan_add(p, "rotations", quantize_learned_bytes(q));
     memory_plan_add(p, "activations", b.activations);
     memory_plan_add(p, "weights of a layer", b.weights);
     memory_plan_add(p, "sums of a Hessian", b.sums);

@@ -9,6 +9,7 @@
 #include "base/size.h"
 #include "base/task.h"
 #include "jobs/phases/item_output.h"
+#include "jobs/phases/quantize_learn.h"
 #include "jobs/run/run_phase.h"
 #include "jobs/run/stop.h"
 #include "jobs/setup/recipe_asks.h"
@@ -117,7 +118,7 @@ static bool items_memory(const quantize_run *q, int rank, uint64_t limit, memory
     memory_plan_add(p, "codes and scales", most.codes);
     memory_plan_add(p, "packed tensor",
                     !f || f->byte_codes ? most.codes : most.codes * (uint64_t)q->job.how.bits / 8);
-    memory_plan_add(p, "R1", quantize_r1_bytes(q));
+    memory_plan_add(p, "rotations", quantize_learned_bytes(q));
     const uint64_t read = quantize_item_read_bytes(&q->job, own, n_own, true);
     const bool ahead = !limit || memory_plan_total(p) + read <= limit;
     memory_plan_add(p, "tensors as read",

@@ -11,6 +11,7 @@
 #include "base/size.h"
 #include "base/yaml.h"
 #include "io/run_owner.h"
+#include "jobs/phases/quantize_learn.h"
 #include "jobs/run/run_end.h"
 #include "jobs/run/run_phase.h"
 #include "jobs/run/saved_fingerprint.h"
@@ -267,7 +268,7 @@ static err copy_unit(const quantize_run *q, archive_writer *w, int64_t unit) {
     int64_t first, count;
     layout_unit_range(q->layout, unit, &first, &count);
     err e = file_open_read(path, &fd, NULL);
-    if (!e.code) e = mem_alloc(PIECE, 1, "piece of a unit", &piece);
+    if (!e.code) e = mem_alloc_unset(PIECE, 1, "piece of a unit", &piece);
     for (int64_t i = first; i < first + count && !e.code; i++)
         e = copy_tensor(w, i, layout_tensor(q->layout, i), fd, path, piece, PIECE);
     if (fd >= 0) close(fd);
@@ -474,8 +475,35 @@ static void pack_network(const plan_maker *m, plan_phase *pack, plan_phase *veri
     plan_send(m, verify, plan_to_all(m, (2 * (uint64_t)m->p->tars + n) * HASH));
 }
 
+/* Of the files that go over as they are. */
+static uint64_t copied_bytes(const fileset *files) {
+    uint64_t sum = 0, offset, bytes;
+    const char *path;
+    for (int i = 0; i < fileset_count(files); i++)
+        if (small_file_is_copied(fileset_name(files, i)) &&
+            fileset_find(files, fileset_name(files, i), &path, &offset, &bytes))
+            sum += bytes;
+    return sum;
+}
+
+/* What threads hold of units, none of which is more than its unit; and of a tar, likewise. */
+static uint64_t pieces_bytes(const layout *l) {
+    uint64_t most = 0;
+    for (int64_t i = 0; i < layout_units(l); i++)
+        if (layout_unit_bytes(l, i) > most) most = layout_unit_bytes(l, i);
+    return (most < PIECE ? most : PIECE) * (uint64_t)gemm_threads();
+}
+
+static uint64_t tar_pieces_bytes(const layout *l) {
+    uint64_t most = 0;
+    for (int64_t i = 0; i < layout_parts(l); i++)
+        if (layout_part_bytes(l, i) > most) most = layout_part_bytes(l, i);
+    return most < digest_bytes() ? most : digest_bytes();
+}
+
 /* Objects into tars; then they are flushed, read back and hashed. */
 err quantize_pack_plan(plan_maker *m) {
+    enum { LEFT = 3 << 20 }; /* as measured: code of products that are over, holes in the heap */
     const plan_place *place = &m->p->place;
     const double bytes = (double)m->p->archive_bytes, nodes = place->nodes;
     const double readers = (double)size_min(m->ranks, m->p->tars);
@@ -485,10 +513,14 @@ err quantize_pack_plan(plan_maker *m) {
     if (!e.code) e = plan_add_phase(m, "verify", &verify);
     if (e.code) return e;
     memory_plan p = plan_fresh(m), v = plan_fresh(m);
-    memory_plan_add(&p, "R1", quantize_r1_bytes(m->q)); /* until it is in its file */
-    memory_plan_add(&p, "pieces of units", (uint64_t)PIECE * (uint64_t)gemm_threads());
+    memory_plan_add(&p, "left by earlier phases", LEFT);
+    memory_plan_add(&v, "left by earlier phases", LEFT);
+    memory_plan_add(&p, "rotations",
+                    quantize_learned_bytes(m->q)); /* until they are in their file */
+    memory_plan_add(&p, "pieces of units", pieces_bytes(m->q->layout));
+    memory_plan_add(&p, "small files", copied_bytes(m->q->source.files));
     plan_offer(pack, &p, 0);
-    memory_plan_add(&v, "pieces of tars", digest_bytes());
+    memory_plan_add(&v, "pieces of tars", tar_pieces_bytes(m->q->layout));
     plan_offer(verify, &v, 0);
     pack->seconds = bytes / (r->write * nodes); /* objects are in the page cache */
     verify->seconds = bytes / (r->write * nodes) + bytes / (r->hash * readers);

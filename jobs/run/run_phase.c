@@ -17,18 +17,25 @@ static const plan_phase *planned_of(const quantize_run *q, const char *phase) {
     return q->plan ? plan_find(q->plan, phase) : NULL;
 }
 
+/* Resident bytes of the rank with most: of the phase, and before it began. */
+typedef struct phase_memory {
+    int64_t peak, held;
+} phase_memory;
+
 /* The line at the end of a phase: what it took, and what was planned. */
-static void tell_phase(const quantize_run *q, const char *phase, double seconds, uint64_t peak) {
+static void tell_phase(const quantize_run *q, const char *phase, double seconds,
+                       const phase_memory *took) {
     const plan_phase *f = planned_of(q, phase);
-    char text[32], bytes[32], planned[64] = "", memory[64] = "";
+    char text[32], held[32], bytes[32], planned[64] = "", memory[64] = "";
     if (f) {
         snprintf(planned, sizeof planned, " (planned %.2f to %.2f)",
                  f->seconds / q->plan->rates.spread, f->seconds * q->plan->rates.spread);
         snprintf(memory, sizeof memory, " (planned %s)",
                  size_text(memory_plan_total(&f->memory), bytes));
     }
-    log_line(LOG_PHASE, "%s: done in %.2f s%s, largest rank at %s%s", phase, seconds, planned,
-             size_text(peak, text), memory);
+    log_line(LOG_PHASE, "%s: done in %.2f s%s, largest rank at %s%s, %s before it", phase, seconds,
+             planned, size_text((uint64_t)took->peak, text), memory,
+             size_text((uint64_t)took->held, held));
 }
 
 /* Phases are named by their callers for as long as they run, learn.K on their stack. */
@@ -59,6 +66,7 @@ void quantize_phase_start(quantize_run *q, const char *phase) {
     q->phase_start_sent = comm_sent_bytes();
     q->phase_start_network = comm_network_bytes();
     mem_begin_phase();
+    q->phase_start_held = mem_rss_bytes();
     events_add(q->events, phase, "start", NULL);
 }
 
@@ -110,20 +118,21 @@ static json_t *sent_by_rank(const quantize_run *q, uint64_t sent) {
 
 void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
     double seconds = clock_now_s() - q->phase_start_s;
-    int64_t peak = (int64_t)mem_peak_rss_bytes();
-    comm_max_i64(q->c, &peak, 1);
+    phase_memory took = {(int64_t)mem_peak_rss_bytes(), (int64_t)q->phase_start_held};
+    comm_max_i64(q->c, (int64_t *)&took, sizeof took / sizeof(int64_t));
     const uint64_t sent = comm_sent_bytes() - q->phase_start_sent,
                    network = comm_network_bytes() - q->phase_start_network;
     const phase_use use = use_of_all(q, sent, network);
     json_t *by_rank = sent_by_rank(q, sent);
-    tell_phase(q, phase, seconds, (uint64_t)peak);
+    tell_phase(q, phase, seconds, &took);
     if (!q->events) {
         json_decref(more);
         return;
     }
     if (!more) more = json_object();
     json_object_set_new(more, "seconds", json_real(seconds));
-    json_object_set_new(more, "peak_rss_bytes", json_integer(peak));
+    json_object_set_new(more, "peak_rss_bytes", json_integer(took.peak));
+    json_object_set_new(more, "start_rss_bytes", json_integer(took.held));
     note_use(more, &use, seconds);
     json_object_set_new(more, "sent_bytes_by_rank", by_rank);
     const plan_phase *planned = planned_of(q, phase);

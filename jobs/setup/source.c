@@ -9,7 +9,6 @@
 #include "shard/loader_rules.h"
 
 #include <inttypes.h>
-#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -161,7 +160,7 @@ err source_tokenizer(const source *s, tokenizer **out) {
     int32_t ids[TOKENIZER_MAX_AFFIX];
     if (!e.code) e = check_ids(s, *out, ids, tokenizer_prefix(*out, ids), "its post-processor");
     if (e.code) tokenizer_destroy(out);
-    malloc_trim(0); /* the parsed file is many times the tokenizer: give it back to the node */
+    mem_give_back(); /* the parsed file is many times the tokenizer: give it back to the node */
     return err_at(e, s->path);
 }
 

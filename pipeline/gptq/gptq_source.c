@@ -292,10 +292,35 @@ static int step_of(int linear) {
     return step;
 }
 
+/* Of the first n layers. */
+static uint64_t reader_bytes_of(const quantize_job *job, const int *owner, int rank, int64_t n,
+                                bool ahead) {
+    int64_t *layers = calloc((size_t)n, sizeof *layers);
+    if (!layers) abort();
+    for (int64_t i = 0; i < n; i++) layers[i] = i;
+    name_list l = names_of(job, owner, rank, layers, n);
+    char **names = pointers_to(&l);
+    const uint64_t bytes = read_ahead_bytes(job->checkpoint, names, l.n, ahead);
+    free(names);
+    free(l.names);
+    free(layers);
+    return bytes;
+}
+
+/* Of large layers two say it; a plan of many ranks is not to look at all. */
+static uint64_t reader_bytes(const quantize_job *job, const int *owner, int rank, bool ahead) {
+    uint64_t before = 0, bytes = reader_bytes_of(job, owner, rank, 1, ahead);
+    for (int64_t n = 1; n < job->cfg->layers && bytes != before;) {
+        n = size_min(2 * n, job->cfg->layers);
+        before = bytes;
+        bytes = reader_bytes_of(job, owner, rank, n, ahead);
+    }
+    return bytes;
+}
+
 void gptq_source_bytes(const quantize_job *job, int ranks, int rank, bool ahead,
                        gptq_source_sizes *out) {
     int owner[LLAMA_LINEARS];
-    const int64_t layers[] = {0, job->cfg->layers > 1 ? 1 : 0};
     *out = (gptq_source_sizes){.reader = 0};
     if (deal(job, ranks, owner).code) return;
     for (int k = 0; k < LLAMA_LINEARS; k++) {
@@ -306,9 +331,5 @@ void gptq_source_bytes(const quantize_job *job, int ranks, int rank, bool ahead,
         const uint64_t bytes = fused_tensor_bytes(job->rotations, &t, FUSE_BF16);
         out->fusion = bytes > out->fusion ? bytes : out->fusion;
     }
-    name_list l = names_of(job, owner, rank, layers, job->cfg->layers > 1 ? 2 : 1);
-    char **names = pointers_to(&l);
-    out->reader = read_ahead_bytes(job->checkpoint, names, l.n, ahead);
-    free(names);
-    free(l.names);
+    out->reader = reader_bytes(job, owner, rank, ahead);
 }

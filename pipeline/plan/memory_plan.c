@@ -5,6 +5,7 @@
 #include "base/machine.h"
 #include "base/size.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +32,11 @@ static void print_plan(const memory_plan *p, int rank, const char *phase) {
     }
     log_line(LOG_PHASE, "%s: memory planned on the largest rank (%d): %s = %s", phase, rank,
              size_text(memory_plan_total(p), total), line);
+}
+
+uint64_t memory_plan_program(uint64_t resident_bytes, double threads) {
+    enum { LIBRARIES = 7 << 20, THREAD = 2 << 20 }; /* each thread but the first */
+    return resident_bytes + LIBRARIES + (uint64_t)(fmax(0, ceil(threads) - 1) * THREAD);
 }
 
 uint64_t memory_plan_limit(uint64_t asked) {

@@ -8,9 +8,7 @@
 
 #include <stdint.h>
 
-/* MEMORY_PLAN_LIBRARIES: what a rank holds that no plan names: buffers of BLAS, oneDNN and MPI,
- * code that they made, small objects; 35 to 60 MiB were measured on SmolLM2 on 1 to 4 ranks. */
-enum { MEMORY_PLAN_MAX = 16, MEMORY_PLAN_LIBRARIES = 44 << 20 };
+enum { MEMORY_PLAN_MAX = 16 };
 
 typedef struct memory_plan {
     int n;
@@ -22,6 +20,12 @@ typedef struct memory_plan {
 
 void memory_plan_add(memory_plan *p, const char *name, uint64_t bytes); /* local */
 uint64_t memory_plan_total(const memory_plan *p);                       /* local */
+
+/* Local. What a rank with so many threads holds that no phase names: what is resident before the
+ * first of them, and what libraries take while they work: their code as it is read and made,
+ * buffers of BLAS, oneDNN and MPI, small objects. The latter as measured (docs/MEASUREMENTS.md,
+ * Memory of phases). */
+uint64_t memory_plan_program(uint64_t resident_bytes, double threads);
 
 /* Local. Bytes that this rank may take: `asked`, or where that is 0 its share of the node's memory;
  * 0: unknown. */

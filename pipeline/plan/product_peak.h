@@ -8,5 +8,6 @@
 /* Local, threaded. Flop/s of one large product of this type, the best of a few; 0 where there is no
  * memory for it. */
 double product_peak(compute_type compute);
+uint64_t product_peak_bytes(compute_type compute); /* local; that it takes while it measures */
 
 #endif

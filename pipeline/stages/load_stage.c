@@ -192,11 +192,11 @@ static err read_embed_rows(const load_options *o, const char *name, wmat *w) {
     if (e.code) return e;
     st_dtype type = t->info.dtype;
     uint64_t row_bytes = (uint64_t)o->cfg->hidden * (uint64_t)st_dtype_bytes(type);
-    int64_t step = (int64_t)(PIECE / row_bytes), at = 0;
-    if (step < 1) step = 1;
+    int64_t step = size_min(size_max(1, (int64_t)(PIECE / row_bytes)), o->cfg->vocab), at = 0;
     void *piece = NULL;
     e = wmat_init(w, kind_of(type), o->embed->n, o->cfg->hidden, name);
-    if (!e.code) e = mem_alloc(step * (int64_t)row_bytes, 1, "piece of the embedding", &piece);
+    if (!e.code)
+        e = mem_alloc_unset(step * (int64_t)row_bytes, 1, "piece of the embedding", &piece);
     for (int64_t row = 0; row < o->cfg->vocab && at < o->embed->n && !e.code; row += step) {
         int64_t n = size_min(step, o->cfg->vocab - row);
         e = hf_checkpoint_read_range(o->checkpoint, t, (uint64_t)row * row_bytes,

@@ -119,7 +119,7 @@ err read_ahead_create(const hf_checkpoint *ck, char *const *names, int64_t n, bo
     *out = NULL;
     void *ring;
     uint64_t size = read_ahead_bytes(ck, names, n, ahead);
-    err e = mem_alloc((int64_t)size, 1, "tensors as read", &ring);
+    err e = mem_alloc_unset((int64_t)size, 1, "tensors as read", &ring);
     if (e.code) return e;
     read_ahead *r = calloc(1, sizeof *r);
     if (!r || !(r->names = calloc((size_t)n + 1, sizeof *r->names))) abort();

@@ -10,8 +10,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 from spin import STORIES, TEXT, Case, main, settings  # noqa: E402
 
-# What a plan allows for BLAS, MPI and small objects (pipeline/plan/memory_plan.h): some of it may not be taken.
-LIBRARIES = 44 << 20
+PROGRAM = 45 << 20  # what a run of a tiny model takes is less
 FEW = ("calib.windows=2", "calib.window=128", "weights.scale=max")
 
 
@@ -32,12 +31,12 @@ class Memory(Case):
         return {e["phase"]: (e["planned_bytes"], e["peak_rss_bytes"]) for e in found}
 
     def check_phase(self, phases, name, at_least):
-        """at_least: the buffers that the test is about are as large, so that 10 % are theirs and not the libraries'."""
+        """at_least: the buffers that the test is about are as large, so that 10 % are theirs and not the program's."""
         planned, taken = phases[name]
         with self.subTest(phase=name, planned=planned >> 20, taken=taken >> 20):
-            self.assertGreater(planned - LIBRARIES, at_least << 20)
+            self.assertGreater(planned - PROGRAM, at_least << 20)
             self.assertLessEqual(taken, 1.1 * planned)
-            self.assertGreaterEqual(taken, 0.9 * (planned - LIBRARIES))
+            self.assertGreaterEqual(taken, 0.9 * planned)
 
     def test_learned_rotation(self):
         """R1 of 32 MiB: five parts a cell and its gradient; a commit must not copy them. Then one whole R1 to fuse with,
@@ -46,7 +45,7 @@ class Memory(Case):
         phases = self.phases("learned", 2, *settings(
             "rotate.r1=true", "rotate.start=had", "activations.bits=4", "numerics.grid=2x1",
             "learn=[{objective: range, steps: 1, rows: 256}]", *FEW))
-        self.check_phase(phases, "learn.0", 150)
+        self.check_phase(phases, "learn.0", 140)
         self.check_phase(phases, "gptq", 150)
         self.check_phase(phases, "pack", 50)
         self.assertLess(phases["verify"][1], phases["pack"][1] - (32 << 20))

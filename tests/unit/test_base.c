@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -83,6 +84,89 @@ static void memory_is_what_the_job_was_given(void **state) {
     assert_true(machine_memory_bytes() == all);
     unsetenv("SLURM_MEM_PER_CPU");
 }
+
+static void put_file(const char *root, const char *path, const char *text) {
+    char whole[256];
+    snprintf(whole, sizeof whole, "%s%s", root, path);
+    *strrchr(whole, '/') = 0;
+    assert_int_equal(file_make_dirs(whole).code, 0);
+    whole[strlen(whole)] = '/';
+    assert_int_equal(file_publish(whole, text, strlen(text)).code, 0);
+}
+
+/* Files as the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst have them:
+ * of a group and those above it the least limit holds, and "max", or the largest page, is none. */
+static void memory_is_the_least_limit_of_the_control_groups(void **state) {
+    (void)state;
+    char root[] = "/tmp/spinshard-test-XXXXXX";
+    const uint64_t all = machine_memory_bytes(), mib = 1 << 20;
+    assert_non_null(mkdtemp(root));
+    setenv("SPINSHARD_TEST_ROOT", root, 1);
+    put_file(root, "/proc/self/cgroup", "0::/slurm/job_7/step_0\n");
+    put_file(root, "/sys/fs/cgroup/slurm/job_7/step_0/memory.max", "max\n");
+    assert_true(machine_memory_bytes() >= all);
+    static const struct {
+        const char *path, *text;
+        uint64_t mib;
+    } v2[] = {
+        {"/sys/fs/cgroup/slurm/memory.max", "73400320\n", 70},
+        {"/sys/fs/cgroup/slurm/job_7/memory.high", "62914560\n", 60},
+        {"/sys/fs/cgroup/slurm/job_7/memory.swap.max", "1048576\n", 60},
+        {"/sys/fs/cgroup/slurm/job_7/step_0/memory.max", "52428800\n", 50},
+        {"/sys/fs/cgroup/slurm/job_7/step_0/memory.swap.max", "0\n", 50},
+        {"/sys/fs/cgroup/slurm/job_7/step_0/memory.high", "max\n", 50},
+        {"/sys/fs/cgroup/slurm/job_8/memory.max", "1048576\n", 50}, /* another's */
+        {"/sys/fs/cgroup/memory.max", "41943040\n", 40},            /* a container's own */
+    };
+    for (size_t i = 0; i < sizeof v2 / sizeof v2[0]; i++) {
+        put_file(root, v2[i].path, v2[i].text);
+        assert_int_equal(machine_memory_bytes(), v2[i].mib * mib);
+    }
+    static const struct {
+        const char *path, *text;
+        uint64_t mib;
+    } v1[] = {
+        {"/sys/fs/cgroup/memory/slurm/uid_0/memory.limit_in_bytes", "9223372036854771712\n", 40},
+        {"/sys/fs/cgroup/memory/slurm/uid_0/memory.memsw.limit_in_bytes", "1048576\n", 40},
+        {"/sys/fs/cgroup/memory/slurm/memory.limit_in_bytes", "31457280\n", 30},
+        {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "20971520\n", 20},
+    };
+    put_file(root, "/proc/self/cgroup", "5:cpuset,memory:/slurm/uid_0\n0::/\n");
+    for (size_t i = 0; i < sizeof v1 / sizeof v1[0]; i++) {
+        put_file(root, v1[i].path, v1[i].text);
+        assert_int_equal(machine_memory_bytes(), v1[i].mib * mib);
+    }
+    unsetenv("SPINSHARD_TEST_ROOT");
+    assert_true(machine_memory_bytes() == all);
+    assert_int_equal(file_remove_tree(root).code, 0);
+}
+
+/* Also where the block before it was as large, and another one stands behind it: glibc would keep
+ * such a block. Sanitizers have a malloc of their own, which keeps all. */
+#ifndef __SANITIZE_ADDRESS__
+static bool is_mapped(char *p) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    unsigned char in;
+    return mincore(p - (uintptr_t)p % page, page, &in) == 0;
+}
+
+static void freed_memory_goes_back_to_the_system(void **state) {
+    (void)state;
+    enum { LARGE = 24 << 20, SMALL = 100 << 10 };
+    void *large, *small;
+    mem_start();
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(mem_alloc(LARGE, 1, "large", &large).code, 0);
+        memset(large, 1, LARGE);
+        assert_int_equal(mem_alloc(SMALL, 1, "small", &small).code, 0);
+        char *inside = (char *)large + LARGE / 2;
+        assert_true(is_mapped(inside));
+        mem_free(large);
+        assert_false(is_mapped(inside));
+        mem_free(small);
+    }
+}
+#endif
 
 static void arithmetic_that_overflows_says_so(void **state) {
     (void)state;
@@ -363,6 +447,10 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sizes_as_people_write_them),
         cmocka_unit_test(memory_is_what_the_job_was_given),
+        cmocka_unit_test(memory_is_the_least_limit_of_the_control_groups),
+#ifndef __SANITIZE_ADDRESS__
+        cmocka_unit_test(freed_memory_goes_back_to_the_system),
+#endif
         cmocka_unit_test(arithmetic_that_overflows_says_so),
         cmocka_unit_test(memory_is_aligned_zeroed_and_counted),
         cmocka_unit_test(philox_gives_the_known_answers),
