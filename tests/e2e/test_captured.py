@@ -66,8 +66,8 @@ class Captured(Case):
         self.assertLessEqual({"learn.0", "learn.1", "scales", "sites"}, set(phases))
         kept = [e for e in events(out) if (e["phase"], e["event"]) == ("capture", "commit")]
         plan = self.good("plan", *how(4)[1:], "--json").json()["phases"][0]
-        self.assertEqual([e["bytes"] for e in kept], [plan["saved_bytes"]])
-        self.assertEqual(names["bytes"], plan["saved_bytes"])
+        self.assertEqual([e["bytes"] for e in kept], [plan["kept_bytes"]])
+        self.assertEqual(names["bytes"], plan["kept_bytes"])
         self.assertIn("captured rows are kept", self.good("status", out).out)
         r = self.good(*how(4), "--out", out, ranks=3)
         self.assertIn("captured rows read back", r.err)

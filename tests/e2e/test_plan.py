@@ -90,9 +90,9 @@ class Plan(Case):
         args = [self.published("llama2-70b"), "--recipe", "scales-w4a4kv4", "--cores-per-rank", 192, "--cpu", "genoa",
                 "--mem-per-node", "768G", *settings("weights.group=channel", "calib.windows=64")]
         short, long = (self.plan(*args, *settings(f"calib.window={n}")) for n in (64, 1024))
-        self.assertEqual([p["phases"][0]["saved_bytes"] > 0 for p in (short, long)], [False, True])
+        self.assertEqual([p["phases"][0]["kept_bytes"] > 0 for p in (short, long)], [False, True])
         self.assertEqual(short["run_bytes"], short["archive_bytes"])
-        self.assertEqual(long["run_bytes"], max(long["archive_bytes"], long["phases"][0]["saved_bytes"]))
+        self.assertEqual(long["run_bytes"], max(long["archive_bytes"], long["phases"][0]["kept_bytes"]))
 
     def test_network(self):
         """All nodes send at once what goes from node to node: that time at the node's rate, 0.8 of its line's."""
