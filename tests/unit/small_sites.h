@@ -97,8 +97,16 @@ static inline void clip_range(const aquant *q, bool zero, double *lo, double *hi
     *hi = about_zero ? b * *hi : middle + b * half;
 }
 
+/* Keys and values in FP8, divided by `scale` before they are rounded. */
+static inline aquant fp8_cache(float scale) {
+    return (aquant){.rule = AQUANT_FP8, .bits = 8, .clip = {1, 1}, .cache_scale = scale};
+}
+
+/* What residuals are counted in: the step of the grid, which moves with the range. The steps of FP8
+ * are fixed: there the error itself is held, and 1 stands for them. */
 static inline double step_of(const aquant *q, bool zero, const double *u, int64_t n) {
     double lo = u[0], hi = u[0];
+    if (q->rule == AQUANT_FP8) return 1;
     for (int64_t j = 1; j < n; j++) {
         lo = fmin(lo, u[j]);
         hi = fmax(hi, u[j]);

@@ -319,6 +319,18 @@ static void test_range(void **state) {
         b->through = k % 2 == 0 || k == 5;
         check_directions(b, k == 0 ? 100 : 40);
     }
+    /* An FP8 cache: nothing moves with a range, whether gradients go through those of inputs or
+     * not. The scale is so small that some entries are held at 448. */
+    for (int k = 0; k < 4; k++) {
+        b->sites = llama_sites_none();
+        b->sites.act.bits = k == 3 ? 16 : 4;
+        b->sites.kv = fp8_cache(k < 2 ? 0.00390625f : 0.5f);
+        b->sites.o_per_head = true;
+        b->sites.r2_per_head = k >= 2;
+        b->sites.scales = k % 3 ? scales : NULL;
+        b->through = k != 1;
+        check_directions(b, 40);
+    }
     /* The 4-bit cache as the runtime has it: rotated once more behind R2. */
     b->T = random_orthogonal(8);
     for (int k = 0; k < 4; k++) {

@@ -267,7 +267,10 @@ static void check_differences(block_case *b) {
         print_message("kind %d%s: differences %.1g, all together %.1g\n", k,
                       b->m.cfg.qk_norm ? ", norms of heads" : "", worst, fabs(sum) / total);
         assert_true(worst <= 1e-6);
-        assert_true(fabs(sum) <= 1e-11 * total);
+        /* A range follows a factor of all scales, so that it changes nothing; the steps of FP8 do
+         * not follow. */
+        const bool fixed = b->sites.kv.rule == AQUANT_FP8 && (k == SCALE_VO || k == SCALE_QK);
+        if (!fixed) assert_true(fabs(sum) <= 1e-11 * total);
     }
     free_gradients(&got);
 }
@@ -328,6 +331,8 @@ static void test_block(void **state) {
         b->sites.r2_per_head = k >= 3;
         check_differences(b);
     }
+    b->sites.kv = fp8_cache(0.00390625f); /* scales move what is rounded, but no range of it */
+    check_differences(b);
     check_cuts(b);
     check_detached(b);
     scale_set_destroy(&scales);
