@@ -68,10 +68,10 @@ bool learn_needs_rows(const settings *s, int64_t first, bool fresh) {
            (quantize_starts_at(s, START_POINT_PCA) || quantize_starts_at(s, START_POINT_WOMI));
 }
 
-/* Where neither activations nor the cache are quantized, weights are all there is to learn for. */
+/* Where neither activations nor the cache have ranges, weights are all there is to learn for. */
 bool learn_weights_count(const settings *s, const learn_settings *phase) {
     if (phase->objective != OBJECTIVE_RANGE) return false;
-    return phase->weights || !settings_quantize_inputs(s);
+    return phase->weights || (s->activations.bits >= 16 && !settings_cache_has_ranges(s));
 }
 
 bool learn_weights_needed(const settings *s) {

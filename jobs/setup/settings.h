@@ -167,6 +167,12 @@ static inline bool settings_fp8_cache(const settings *s) {
     return s->kv.bits < 16 && s->kv.format == CACHE_FP8;
 }
 
+/* Local. The cache is quantized in ranges, which rotations can make smaller; the error of FP8 is a
+ * share of each entry. */
+static inline bool settings_cache_has_ranges(const settings *s) {
+    return s->kv.bits < 16 && s->kv.format != CACHE_FP8;
+}
+
 /* Local. The form has scales in fp16 whatever the model's type. */
 static inline bool settings_fp16_scales(const settings *s) {
     return s->archive.form == FORM_GGUF || s->archive.form == FORM_GPTQ;

@@ -51,7 +51,9 @@ err setup_recipe(const comm *c, const options *o, const json_t *base, recipe **o
 /* What a rotation spreads must be quantized: inputs of linears by R1 and R2, the cache by R2,
  * weights by both. Said here, before a text is captured for it. */
 static err refuse_phase(const settings *s, const learn_settings *phase) {
-    const bool act = s->activations.bits < 16, kv = s->kv.bits < 16, r2 = s->rotate.r2 != R2_NONE,
+    const bool act = s->activations.bits < 16,
+               kv = learn_e2e_is(phase) ? s->kv.bits < 16 : settings_cache_has_ranges(s),
+               r2 = s->rotate.r2 != R2_NONE,
                weights = phase->weights || learn_weights_count(s, phase);
     if (weights && !settings_round_weights(s))
         return err_make(ERR_USAGE, "learn",

@@ -35,7 +35,7 @@ static double noise_of(const aquant *q) {
 static float site_weight(const learn_range_options *o, const aquant *q) {
     double most = 0;
     if (aquant_on(&o->act)) most = fmax(most, noise_of(&o->act));
-    if (aquant_on(&o->kv)) most = fmax(most, noise_of(&o->kv));
+    if (range_values_count(o)) most = fmax(most, noise_of(&o->kv));
     return aquant_on(q) ? (float)(noise_of(q) / most) : 0;
 }
 
@@ -57,7 +57,7 @@ static float noise_beside(const learn_range_options *o, input_place place, int64
 
 static err check_options(const learn_range_options *o, bool weights) {
     bool r1 = o->r1 && (aquant_on(&o->act) || weights),
-         r2 = o->r2_heads && (aquant_on(&o->act) || aquant_on(&o->kv) || weights);
+         r2 = o->r2_heads && (aquant_on(&o->act) || range_values_count(o) || weights);
     if (r1 || r2) return err_none();
     return err_make(
         ERR_USAGE, "learn", "set activations.bits, kv.bits or weights: true, or leave learn empty",

@@ -38,9 +38,12 @@ enum { RANGE_BAND = 64 }; /* rows of R1 or its gradient that pass at a time */
  * there (docs/MEASUREMENTS.md); an end-to-end distance has no such floor. */
 #define RANGE_PROMISED 0.6
 
-/* Which activations are samples of R2. */
+/* Which activations are samples of R2. Not values in FP8: the error of a number with an exponent is
+ * a share c of its square whatever else stands in the row, so that by the model of this objective
+ * (a gradient that is alike in all entries) the row costs |g|^2 c sum_j u_j^2 / n, and no rotation
+ * changes the sum of squares. */
 static inline bool range_values_count(const learn_range_options *o) {
-    return aquant_on(&o->kv);
+    return aquant_on(&o->kv) && o->kv.rule != AQUANT_FP8;
 }
 static inline bool range_outputs_count(const learn_range_options *o) {
     return aquant_on(&o->act) && o->o_rows;

@@ -312,6 +312,21 @@ class Forms(Case):
             self.bad(2, [key, "fp8" if "runtime" not in word else "kv.rotate"], "quantize", "--model", STORIES, "--out",
                      self.path("bad"), *settings(*cache, word), out=self.path("bad"))
 
+    def test_fp8_values_are_no_samples(self):
+        """An FP8 error is a share of each entry, which no rotation makes smaller: `range` learns what it learns without a
+        cache, and for a cache of integers something else."""
+        def learned(name, *cache):
+            out = self.path(name)
+            self.good("quantize", "--model", STORIES, "--out", out, "--calib", TEXT, *settings(
+                "activations.bits=4", *cache, "calib.windows=4", "calib.window=64", "rotate.r2=head",
+                "learn=[{objective: range, steps: 3, rows: 512}]"))
+            return make_model.read_safetensors(os.path.join(out, "rotations.safetensors"))[0]
+        none, fp8, integers = learned("n"), learned("f", "kv.bits=8", "kv.format=fp8"), learned("i", "kv.bits=8")
+        rotations = [k for k in none if "R1" in k or "R2" in k]
+        self.assertGreater(len(rotations), 5)
+        self.assertEqual({k: none[k] for k in rotations}, {k: fp8[k] for k in rotations})
+        self.assertTrue(all(none[k] != integers[k] for k in rotations if "R2" in k))
+
     def test_runtimes(self):
         """verify --for: exit code and reason; inspect has the same verdicts."""
         model = make_model.make(self.path("m"), "--dtype", "BF16")

@@ -104,6 +104,11 @@ def down_bits(r):
     return r["activations.bits"] if r["activations.down_bits"] == "same" else r["activations.down_bits"]
 
 
+def cache_has_ranges(r):
+    """Of FP8 no rotation makes the error smaller, so `range` leaves it out."""
+    return r["kv.bits"] < BELOW and r["kv.format"] != "fp8"
+
+
 def helped(r):
     """The pairs of scale.pairs that something quantized profits from."""
     act, kv = r["activations.bits"] < BELOW, r["kv.bits"] < BELOW
@@ -154,8 +159,9 @@ def refusals(r, m):
     for p in phases:
         if p["objective"] != "range" and not p["weights"] and r["activations.bits"] >= BELOW and r["kv.bits"] >= BELOW:
             out.append((2, "nothing to learn"))
-        weights = p["weights"] or (p["objective"] == "range" and r["activations.bits"] >= BELOW and r["kv.bits"] >= BELOW)
-        act, kv = r["activations.bits"] < BELOW or weights, r["kv.bits"] < BELOW
+        kv = cache_has_ranges(r) if p["objective"] == "range" else r["kv.bits"] < BELOW
+        weights = p["weights"] or (p["objective"] == "range" and r["activations.bits"] >= BELOW and not kv)
+        act = r["activations.bits"] < BELOW or weights
         if rotated and not (r["rotate.r1"] and act) and not (r["rotate.r2"] != "none" and (act or kv)):
             out.append((2, "nothing to learn"))
     fp8 = r["kv.format"] == "fp8" and r["kv.bits"] < BELOW
