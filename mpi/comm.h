@@ -20,6 +20,7 @@ typedef enum comm_tag {
     TAG_BLOB = 4,        /* bytes whose length the receiver does not know */
     TAG_GRADIENTS = 5,   /* stage to the one before, one window or slice */
     TAG_SUM = 6,         /* a piece of a sum to the rank that takes it */
+    TAG_ROWS = 7,        /* rows of a product to the rank that goes on with them */
 } comm_tag;
 
 /* Collective on all processes. Start MPI with the calls made from one thread. Checks that a

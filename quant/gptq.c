@@ -457,21 +457,26 @@ err gptq_rows(const gptq_options *options, const gptq_order *o, double lambda, g
 
 /* Products with the cross moment, and sums. */
 
+uint64_t gptq_cross_bytes(int64_t k) {
+    return (uint64_t)(gemm_threads() * ROWS * k) * sizeof(double);
+}
+
 err gptq_cross_add(const float *w, int64_t rows, int64_t n, int64_t first, int64_t k,
-                   const double *c_panel, double *cross) {
-    const int64_t units = size_ceil_div(rows, ROWS);
-    double *wide;
-    err e = MEM_NEW(&wide, units * ROWS * k, "weights of GPTQ");
+                   const double *c_panel, int64_t cols, double *cross) {
+    const int64_t units = size_ceil_div(rows, ROWS), tiles = size_ceil_div(cols, GPTQ_CROSS_COLS);
+    double *wide; /* rows of W of a thread, as the product takes them */
+    err e = MEM_NEW(&wide, gemm_threads() * ROWS * k, "weights of GPTQ");
     if (e.code) return e;
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t d = 0; d < k; d++) wide[i * k + d] = (double)w[i * n + first + d];
-    const int64_t tiles = size_ceil_div(n, WIDTH);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t t = 0; t < units * tiles; t++) {
-        const int64_t unit = t % units, at = t / units * WIDTH;
-        gemm_tile_f64(GEMM_N, GEMM_N, size_min(ROWS, rows - unit * ROWS), size_min(WIDTH, n - at),
-                      k, wide + unit * ROWS * k, k, c_panel + at, n, GEMM_ADD,
-                      cross + unit * ROWS * n + at, n);
+        const int64_t row = t % units * ROWS, at = t / units * GPTQ_CROSS_COLS,
+                      own = size_min(ROWS, rows - row);
+        double *rows_of_w = wide + gemm_thread() * ROWS * k;
+        for (int64_t i = 0; i < own; i++)
+            for (int64_t d = 0; d < k; d++)
+                rows_of_w[i * k + d] = (double)w[(row + i) * n + first + d];
+        gemm_tile_f64(GEMM_N, GEMM_N, own, size_min(GPTQ_CROSS_COLS, cols - at), k, rows_of_w, k,
+                      c_panel + at, cols, GEMM_ADD, cross + row * cols + at, cols);
     }
     mem_free(wide);
     return e;

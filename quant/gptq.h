@@ -25,9 +25,10 @@
 #include <stdint.h>
 
 enum {
-    GPTQ_UNIT_ROWS = 64, /* rows that are worked on together: cut matrices at multiples of it */
-    GPTQ_MAX_RAISES = 6, /* times that damping is raised tenfold before giving up */
-    GPTQ_MAX_TRIES = 3,  /* strengths that go through the panels together */
+    GPTQ_UNIT_ROWS = 64,   /* rows that are worked on together: cut matrices at multiples of it */
+    GPTQ_MAX_RAISES = 6,   /* times that damping is raised tenfold before giving up */
+    GPTQ_MAX_TRIES = 3,    /* strengths that go through the panels together */
+    GPTQ_CROSS_COLS = 512, /* columns that gptq_cross_add works on together: cut at multiples */
 };
 
 /* How to round one matrix; a value one fills in. */
@@ -127,11 +128,15 @@ err gptq_rows(const gptq_options *options, const gptq_order *o, double lambda, g
 uint64_t gptq_rows_bytes(const gptq_options *options, int64_t rows, int64_t n, int tries,
                          bool with_cross);
 
-/* Local. cross += W[:, first .. first + k) C_panel, C_panel [k, n] being rows [first, first + k) of
- * C, by column. w [rows, n], cross [rows, n]. To be called for all panels of C in the same cut on
- * all ranks. Threads share the work. Fails with ERR_NOFIT. */
+/* Local. cross += W[:, first .. first + k) C_panel, C_panel [k, cols] being rows [first, first + k)
+ * of C, and of its columns those from a multiple of GPTQ_CROSS_COLS on, by column. w [rows, n],
+ * cross [rows, cols]. To be called for all panels of C in the same cut on all ranks; the bits do
+ * not depend on how rows and columns are cut over ranks. Threads share the work. Fails with
+ * ERR_NOFIT.
+ */
 err gptq_cross_add(const float *w, int64_t rows, int64_t n, int64_t first, int64_t k,
-                   const double *c_panel, double *cross);
+                   const double *c_panel, int64_t cols, double *cross);
+uint64_t gptq_cross_bytes(int64_t k); /* local; what it takes, for plans */
 
 /* Sums of the losses of a tensor, rows in order. */
 typedef struct gptq_report {

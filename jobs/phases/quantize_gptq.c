@@ -384,14 +384,15 @@ err quantize_gptq(quantize_run *q) {
     return e;
 }
 
-/* Bytes for a layer that each rank but one gets or gives. */
-static uint64_t layer_network(const quantize_run *q, const memory_level *t) {
+static plan_bytes layer_network(const plan_maker *m, const memory_level *t) {
     gptq_phase phase;
-    if (phase_settings(q, &phase).code) return 0; /* memory_of has refused it */
+    if (phase_settings(m->q, &phase).code) return (plan_bytes){0}; /* memory_of has refused it */
     phase.s.batches = t->batches;
-    const uint64_t bytes = gptq_network_bytes(&phase.s);
+    const plan_bytes b = {
+        .sent = plan_to_all(m, gptq_network_bytes(&phase.s, m->ranks)).sent,
+        .network = plan_to_all(m, gptq_network_bytes(&phase.s, m->p->place.nodes)).network};
     phase_clear(&phase);
-    return bytes;
+    return b;
 }
 
 /* The layers; what is left for rounding to nearest are the tables (quantize_items.h), whose plan
@@ -437,6 +438,6 @@ err quantize_gptq_plan(plan_maker *m) {
     f->blind_s = f->seconds / (double)cfg->layers;
     f->again_unit_s = plan_time_forward(&m->rank, cfg, window) * (asymmetric ? 2 : 1) *
                       ceil((double)q->calib_windows / m->ranks);
-    if (!e.code) plan_send(m, f, plan_to_all(m, (uint64_t)cfg->layers * layer_network(q, &t)));
+    if (!e.code) plan_send(m, f, plan_times((double)cfg->layers, layer_network(m, &t)));
     return e;
 }

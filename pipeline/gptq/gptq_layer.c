@@ -391,23 +391,29 @@ static void offer_step(const gptq_settings *s, int ranks, int rank, const gptq_s
                    full = s->asymmetric ? bf16_bytes(k) : 0,
                    rounding =
                        gptq_rows_bytes(&how, size_min(k->own_n, gptq_stack_batch(s, ranks, k)),
-                                       k->cols, gptq_stack_tries(s), s->asymmetric && s->alpha > 0),
+                                       k->cols, gptq_stack_tries(s), gptq_stack_corrects(s)),
                    tries = s->asymmetric ? gptq_stack_tries_bytes(s, k) : 0,
                    trial = s->asymmetric ? gptq_stack_trial_bytes(s, k) : 0,
                    factor = hessian_factor_bytes(&s->factor, k->cols, rank);
     gptq_bytes m = {.activations = best->activations};
     m.weights = later + full;
     m.rows = own + codes;
-    gptq_bytes taken = m, solved = m, rounded = m, used = m;
+    gptq_bytes rounded = m, used = m;
+    m.rows += gptq_stack_all_bytes(s, ranks, k);
+    gptq_bytes taken = m, solved = m, crossed;
     taken.weights += fused;
-    solved.factor = factor + hessian_factor_scratch_bytes(&s->factor, k->cols, rank);
-    solved.sums = gptq_moments_bytes(k->cols, s->length, !s->scratch, s->asymmetric);
+    solved.factor = factor;
+    solved.sums = gptq_moments_bytes(k->cols, s->length, !s->scratch);
+    crossed = solved;
+    solved.factor += hessian_factor_scratch_bytes(&s->factor, k->cols, rank);
+    crossed.rows += gptq_stack_cross_bytes(s, ranks, rank, k);
     rounded.factor = factor;
     rounded.rows += tries + most(rounding, trial);
     used.rows += codes - own; /* and as it is stored, on its way to a file */
     used.weights += bf16_bytes(k);
     offer(best, taken);
     offer(best, solved);
+    offer(best, crossed);
     offer(best, rounded);
     offer(best, used);
 }

@@ -8,6 +8,7 @@
 #include "base/size.h"
 #include "mpi/dmat.h"
 #include "pipeline/fixed_sum.h"
+#include "quant/gptq.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -23,6 +24,7 @@ enum { TILE_ROWS = 256, TILE_COLS = 256 };
 _Static_assert(PANEL % DMAT_BLOCK == 0 && TILE_ROWS % DMAT_BLOCK == 0 &&
                    TILE_COLS % DMAT_BLOCK == 0,
                "panels and tiles are whole blocks of a grid");
+_Static_assert(GPTQ_CROSS_COLS % TILE_COLS == 0, "columns that are dealt are whole tiles");
 
 void gptq_moments_drop(gptq_moments *m) {
     mem_free(m->sum);
@@ -61,9 +63,9 @@ static int64_t group_of(bool in_memory) {
     return in_memory ? GROUP : 1;
 }
 
-uint64_t gptq_moments_bytes(int64_t n, int64_t length, bool in_memory, bool cross) {
+uint64_t gptq_moments_bytes(int64_t n, int64_t length, bool in_memory) {
     const uint64_t rows = (uint64_t)gptq_moments_panel_rows(n), panel = rows * (uint64_t)n;
-    return panel * (sizeof(int64_t) + (cross ? sizeof(double) : 0)) +
+    return panel * sizeof(int64_t) +
            rows * (uint64_t)(group_of(in_memory) * length) * sizeof(bf16) +
            (uint64_t)gemm_threads() * tile_bytes(length);
 }
@@ -284,11 +286,34 @@ static int64_t cells_at(const panel *p, int64_t b, int64_t c, int64_t *width) {
            b / g.cols * DMAT_BLOCK * *width;
 }
 
+/* ---- columns of cross terms, dealt to ranks ---- */
+
+int64_t gptq_moments_column(int64_t n, int ranks, int rank) {
+    const int64_t units = size_ceil_div(n, GPTQ_CROSS_COLS);
+    return size_min(n, units * rank / ranks * GPTQ_CROSS_COLS);
+}
+
+/* Where entry (i, j) stands: the columns of a rank behind those of the ranks before it, rows of
+ * them *width apart. */
+static int64_t column_at(const panel *p, int64_t i, int64_t j, int64_t *width) {
+    const int ranks = comm_size(p->m->c);
+    int rank = 0;
+    while (gptq_moments_column(p->cols, ranks, rank + 1) <= j) rank++;
+    const int64_t first = gptq_moments_column(p->cols, ranks, rank);
+    *width = gptq_moments_column(p->cols, ranks, rank + 1) - first;
+    return first * p->rows + i * *width + j - first;
+}
+
 /* A product [rows, cols] to entries (i, j) of the panel and on, tiles being whole blocks. */
 static bool add_tile(const panel *p, int64_t i, int64_t j, int64_t rows, int64_t cols, bool put,
                      const float *product) {
     const int64_t block = DMAT_BLOCK;
     bool fits = true;
+    if (p->cross) {
+        int64_t width;
+        const int64_t at = column_at(p, i, j, &width);
+        return fixed_sum_add_tile(&p->s, at, width, rows, cols, put, product, cols);
+    }
     if (!p->start)
         return fixed_sum_add_tile(&p->s, i * p->cols + j, p->cols, rows, cols, put, product, cols);
     for (int64_t bi = 0; bi < rows; bi += block)
@@ -433,9 +458,14 @@ err gptq_moments_cells(gptq_moments *m, int64_t first, int64_t rows, grid_shape 
 }
 
 err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, int64_t **v) {
+    const int ranks = comm_size(m->c);
     panel p = panel_of(m, first, rows, true);
+    int64_t *from = malloc(((size_t)ranks + 1) * sizeof *from);
+    if (!from) abort();
+    for (int r = 0; r <= ranks; r++) from[r] = gptq_moments_column(m->n, ranks, r) * rows;
     err e = fill_panel(&p);
-    if (!e.code) comm_sum_i64(m->c, p.s.v, p.s.n);
-    *v = p.s.v;
+    if (!e.code) comm_sum_i64_parts(m->c, p.s.v, from, sizeof *p.s.v);
+    *v = p.s.v + from[comm_rank(m->c)];
+    free(from);
     return e;
 }

@@ -68,13 +68,16 @@ err gptq_moments_panel(gptq_moments *m, int64_t first, int64_t rows, int root, i
  * entries are undefined. */
 err gptq_moments_cells(gptq_moments *m, int64_t first, int64_t rows, grid_shape grid, int64_t **v);
 
-/* Collective. Rows [first, first + rows) of C, all n columns, everywhere. Fails, agreed, with
+/* Local. First column of C that comes to a rank: equal shares of whole units, in rank order. */
+int64_t gptq_moments_column(int64_t n, int ranks, int rank);
+
+/* Collective. Rows [first, first + rows) of C, of which each rank gets its own columns, as integers
+ * [rows, own columns] as gptq_moments_panel has them. Fails, agreed, with
  * ERR_NUMERICS where an input of stream GPTQ_FULL is not finite (its window is named) or the
  * streams are too far apart for the exponent. */
 err gptq_moments_cross(gptq_moments *m, int64_t first, int64_t rows, int64_t **v);
 
-/* Local. Bytes of its buffers for inputs of width n, in memory or in files; cross: and of a panel
- * of C in fp64. */
-uint64_t gptq_moments_bytes(int64_t n, int64_t length, bool in_memory, bool cross);
+/* Local. Bytes of its buffers for inputs of width n, in memory or in files. */
+uint64_t gptq_moments_bytes(int64_t n, int64_t length, bool in_memory);
 
 #endif

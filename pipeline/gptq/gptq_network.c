@@ -1,5 +1,6 @@
-/* Everything that is sent reaches all other ranks and nodes or comes from all of them. Numbers that
- * all ranks sum count twice: on their way to the sum, and as a part of it. */
+/* Almost everything that is sent reaches all other ranks and nodes or comes from all of them.
+ * Numbers that all ranks sum count twice: on their way to the sum, and as a part of it; those of
+ * which each gets a part once. */
 #include "pipeline/gptq/gptq_network.h"
 
 #include "base/size.h"
@@ -22,8 +23,7 @@ static uint64_t input_bytes(const gptq_settings *s, int64_t n) {
     const int64_t panel = gptq_moments_panel_rows(n),
                   band = grid ? DMAT_BLOCK : size_min(s->factor.block, n);
     const uint64_t square = (uint64_t)(n * n), diagonal = 2 * (uint64_t)n,
-                   sums = triangle(n, panel),
-                   cross = s->asymmetric && s->alpha > 0 ? 2 * square : 0;
+                   sums = triangle(n, panel), cross = gptq_stack_corrects(s) ? square : 0;
     return sizeof(int64_t) * (diagonal + sums + cross) +
            sizeof(double) * (uint64_t)s->batches * triangle(n, band);
 }
@@ -35,24 +35,27 @@ static uint64_t row_bytes(const wquant *how, int64_t n) {
            sizeof(qerror);
 }
 
-uint64_t gptq_network_bytes(const gptq_settings *s) {
+uint64_t gptq_network_bytes(const gptq_settings *s, int parties) {
     /* GPTAQ compares codes to nearest and of each strength; where not the last is the best, that
      * one's go to all once more. */
     const int tries = gptq_stack_tries(s);
     const double shared = tries + s->asymmetric + (tries > 1 ? 0.5 : 0);
-    uint64_t sum = 0, weights = 0, codes = 0;
+    uint64_t sum = 0, numbers = 0, codes = 0;
     for (int step = 0; step < STEP_COUNT; step++) {
         const int first = gptq_step_first((llama_step)step);
         llama_tensor t;
         for (int k = first; k < first + gptq_step_count((llama_step)step); k++) {
             llama_tensor_of(s->job->cfg, llama_linears[k], 0, &t);
-            weights += (uint64_t)(t.rows * t.cols) * sizeof(float);
+            numbers += (uint64_t)(t.rows * t.cols);
             codes += (uint64_t)t.rows * row_bytes(&s->job->how, t.cols);
         }
         sum += input_bytes(s, t.cols);
     }
     /* An error and an energy for each window, of each linear and trial. */
     const uint64_t outputs = s->asymmetric ? (uint64_t)(4 * LLAMA_LINEARS * s->n_windows) : 0;
-    return sum + weights + (uint64_t)(shared * (double)codes) +
+    /* Products with cross terms go from their columns to their rows: to each party its own. */
+    const uint64_t products = gptq_stack_corrects(s) ? numbers * sizeof(double) : 0;
+    return sum + numbers * sizeof(float) + products / (uint64_t)parties +
+           (uint64_t)(shared * (double)codes) +
            (uint64_t)(shared * (double)(outputs * sizeof(double)));
 }

@@ -5,8 +5,8 @@
 
 #include "pipeline/gptq/gptq_layer.h"
 
-/* Local. Bytes of a layer that each rank but one, and each node but one, gets or gives, without
- * what ScaLAPACK sends. s->c and s->ids are not looked at. */
-uint64_t gptq_network_bytes(const gptq_settings *s);
+/* Local. Bytes of a layer that each party but one gets or gives, without what ScaLAPACK sends; of
+ * so many parties, ranks or nodes. s->c and s->ids are not looked at. */
+uint64_t gptq_network_bytes(const gptq_settings *s, int parties);
 
 #endif

@@ -33,6 +33,10 @@ void gptq_stack_shape(const gptq_settings *s, int ranks, int rank, llama_step st
     k->own_n = first_row(k->rows, ranks, rank + 1) - k->own0;
 }
 
+bool gptq_stack_corrects(const gptq_settings *s) {
+    return s->asymmetric && s->alpha > 0;
+}
+
 static int64_t most_units(int ranks, const gptq_stack *k) {
     return size_ceil_div(size_ceil_div(k->rows, GPTQ_UNIT_ROWS), ranks);
 }
@@ -51,7 +55,13 @@ int64_t gptq_stack_batch(const gptq_settings *s, int ranks, const gptq_stack *k)
     return size_ceil_div(most_units(ranks, k), s->batches) * GPTQ_UNIT_ROWS;
 }
 
+static void drop_all_rows(gptq_stack *k) {
+    mem_free(k->all);
+    k->all = NULL;
+}
+
 static void drop_rows(gptq_stack *k) {
+    drop_all_rows(k);
     mem_free(k->w);
     mem_free(k->cross);
     k->w = NULL;
@@ -76,6 +86,10 @@ err gptq_stack_init(gptq_run *r, llama_step step, gptq_stack *k) {
         e = mem_alloc(k->own_n * k->cols, sizeof(double), "cross terms of rows", &p);
     k->cross = p;
     p = NULL;
+    if (!e.code && gptq_stack_corrects(&r->s) && comm_size(r->s.c) > 1)
+        e = mem_alloc_unset(k->rows * k->cols, sizeof(float), "weights of all rows", &p);
+    k->all = p;
+    p = NULL;
     if (!e.code) e = mem_alloc(k->rows, sizeof(gptq_loss), "losses of rows", &p);
     k->loss = p;
     p = NULL;
@@ -93,6 +107,7 @@ static err take_band(void *arg, int64_t row0, int64_t rows, const float *w) {
     if (a < b)
         memcpy(k->w + (a - k->own0) * k->cols, w + (a - at) * k->cols,
                (size_t)((b - a) * k->cols) * sizeof *w);
+    if (k->all) memcpy(k->all + at * k->cols, w, (size_t)(rows * k->cols) * sizeof *w);
     if (k->full) half_array_to_bf16(w, rows * k->cols, (bf16 *)k->full->data + row0 * k->cols);
     return err_none();
 }
@@ -172,28 +187,81 @@ static void share_codes(gptq_stack *k) {
     }
 }
 
+static int64_t own_columns(const gptq_stack *k, int ranks, int rank) {
+    return gptq_moments_column(k->cols, ranks, rank + 1) -
+           gptq_moments_column(k->cols, ranks, rank);
+}
+
+static int64_t most_columns(const gptq_stack *k, int ranks) {
+    const int64_t units = size_ceil_div(k->cols, GPTQ_CROSS_COLS);
+    return size_min(k->cols, size_ceil_div(units, ranks) * GPTQ_CROSS_COLS);
+}
+
+uint64_t gptq_stack_all_bytes(const gptq_settings *s, int ranks, const gptq_stack *k) {
+    return gptq_stack_corrects(s) && ranks > 1 ? (uint64_t)(k->rows * k->cols) * sizeof(float) : 0;
+}
+
+uint64_t gptq_stack_cross_bytes(const gptq_settings *s, int ranks, int rank, const gptq_stack *k) {
+    if (!gptq_stack_corrects(s)) return 0;
+    const int64_t dealt = k->rows * own_columns(k, ranks, rank) + k->own_n * most_columns(k, ranks);
+    return gptq_cross_bytes(gptq_moments_panel_rows(k->cols)) +
+           (ranks > 1 ? (uint64_t)dealt * sizeof(double) : 0);
+}
+
+/* W C of all rows, `mine`, is at hand for this rank's columns; each rank gets its rows of it. */
+static err deal_cross(gptq_stack *k, const double *mine) {
+    const comm *c = k->r->s.c;
+    const int ranks = comm_size(c), me = comm_rank(c);
+    const int64_t cols = own_columns(k, ranks, me);
+    double *came;
+    err e = MEM_NEW(&came, k->own_n * most_columns(k, ranks), "cross terms of rows");
+    e = comm_agree(c, e, "cross terms", NULL);
+    for (int i = 0; i < ranks && !e.code; i++) {
+        const int to = (me + i) % ranks, from = (me + ranks - i) % ranks;
+        const int64_t first = first_row(k->rows, ranks, to),
+                      rows = first_row(k->rows, ranks, to + 1) - first,
+                      width = own_columns(k, ranks, from);
+        const double *out = mine + first * cols, *in = i ? came : out;
+        comm_request *sent = NULL;
+        if (i) {
+            sent = comm_isend(c, out, (uint64_t)(rows * cols) * sizeof *out, to, TAG_ROWS);
+            comm_recv(c, came, (uint64_t)(k->own_n * width) * sizeof *came, from, TAG_ROWS);
+        }
+        double *at = k->cross + gptq_moments_column(k->cols, ranks, from);
+        for (int64_t row = 0; row < k->own_n; row++)
+            memcpy(at + row * k->cols, in + row * width, (size_t)width * sizeof *in);
+        comm_wait(&sent);
+    }
+    mem_free(came);
+    return e;
+}
+
+/* Columns of C are dealt to ranks, so that none of it goes to all; the products with them then go
+ * to the ranks of their rows. */
 err gptq_stack_cross(gptq_stack *k) {
     gptq_moments *m = &k->r->moments;
+    const comm *c = k->r->s.c;
     const int64_t n = k->cols, step = gptq_moments_panel_rows(n),
-                  batch = gptq_stack_batch(&k->r->s, comm_size(k->r->s.c), k);
-    void *wide;
-    err e = comm_agree(k->r->s.c, mem_alloc(step * n, sizeof(double), "cross terms", &wide),
-                       "cross terms", NULL);
-    if (e.code) return e;
-    double *c_panel = wide;
+                  cols = own_columns(k, comm_size(c), comm_rank(c));
     const double to_real = ldexp(m->factor, m->exponent);
-    memset(k->cross, 0, (size_t)(k->own_n * n) * sizeof *k->cross);
+    const float *w = k->all ? k->all : k->w;
+    double *mine = k->cross;
+    err e = k->all ? MEM_NEW(&mine, k->rows * cols, "cross terms of columns") : err_none();
+    e = comm_agree(c, e, "cross terms", NULL);
     for (int64_t first = 0; first < n && !e.code; first += step) {
         const int64_t rows = size_min(step, n - first);
         int64_t *v;
         e = gptq_moments_cross(m, first, rows, &v);
-        for (int64_t i = 0; i < rows * n && !e.code; i++) c_panel[i] = (double)v[i] * to_real;
-        for (int64_t row = 0; row < k->own_n && !e.code; row += batch)
-            e = gptq_cross_add(k->w + row * n, size_min(batch, k->own_n - row), n, first, rows,
-                               c_panel, k->cross + row * n);
-        e = comm_agree(k->r->s.c, e, "cross terms", NULL);
+        if (e.code) break;
+        double *c_panel = (double *)(void *)v; /* in place */
+        for (int64_t i = 0; i < rows * cols; i++) c_panel[i] = (double)v[i] * to_real;
+        e = gptq_cross_add(w, k->rows, n, first, rows, c_panel, cols, mine);
+        e = comm_agree(c, e, "cross terms", NULL);
     }
-    mem_free(wide);
+    drop_all_rows(k);
+    if (mine == k->cross) return e;
+    if (!e.code) e = deal_cross(k, mine);
+    mem_free(mine);
     return e;
 }
 
@@ -379,7 +447,7 @@ static double total_error(const gptq_stack *k, const gptq_outputs *o) {
 }
 
 int gptq_stack_tries(const gptq_settings *s) {
-    return s->asymmetric && s->alpha > 0 && s->n_windows >= GPTQ_HOLD_OUT ? GPTQ_MAX_TRIES : 1;
+    return gptq_stack_corrects(s) && s->n_windows >= GPTQ_HOLD_OUT ? GPTQ_MAX_TRIES : 1;
 }
 
 uint64_t gptq_stack_tries_bytes(const gptq_settings *s, const gptq_stack *k) {

@@ -28,6 +28,7 @@ typedef struct gptq_stack {
     int64_t rows, cols;
     int64_t own0, own_n;          /* rows of this rank */
     float *w;                     /* owned; [own_n, cols] */
+    float *all;                   /* owned; [rows, cols] until W C is made; or NULL */
     double *cross;                /* owned; [own_n, cols] or NULL */
     qmatrix *q;                   /* owned; [rows, cols] */
     gptq_loss *loss;              /* owned; [rows] */
@@ -51,8 +52,13 @@ void gptq_stack_clear(gptq_stack *k);                             /* local */
  * linears, into its layer. */
 err gptq_stack_take(gptq_stack *k, llama_stage *full);
 
+/* Local. GPTAQ's term is there. */
+bool gptq_stack_corrects(const gptq_settings *s);
 /* Collective. W C of this rank's rows, for the inputs at hand; fails as gptq_moments_cross. */
 err gptq_stack_cross(gptq_stack *k);
+/* Local. Bytes for it: of the weights of all rows, from gptq_stack_init on; and beside the sums. */
+uint64_t gptq_stack_all_bytes(const gptq_settings *s, int ranks, const gptq_stack *k);
+uint64_t gptq_stack_cross_bytes(const gptq_settings *s, int ranks, int rank, const gptq_stack *k);
 
 /* Collective. Codes of all rows, on every rank, with their losses. */
 err gptq_stack_round(gptq_stack *k, const gptq_order *o, hessian_factor *factor, double alpha);

@@ -3,6 +3,7 @@
 #include "pipeline/plan/plan_time.h"
 
 #include "model/tensors.h"
+#include "quant/gptq.h"
 
 #include <math.h>
 
@@ -130,10 +131,13 @@ static double gptq_step(const plan_rank *r, const plan_gptq *g, double mine, dou
     const bool dist = g->cells > 1 && width >= (double)g->grid_from;
     const double factor =
         2.0 / 3 * pow(width, 3) / (dist ? OF_PEAK_FACTOR_GRID * g->cells : OF_PEAK_FACTOR);
-    const double row_flop = (g->asymmetric ? 4 * PLAN_GPTAQ_STRENGTHS + 2 : 3) * width * width;
+    const double row_flop = (g->asymmetric ? 4 * PLAN_GPTAQ_STRENGTHS : 3) * width * width;
+    /* Columns of cross terms are dealt in units: of few columns some ranks have none. */
+    const double columns = ceil(ceil(width / GPTQ_CROSS_COLS) / g->ranks) * GPTQ_CROSS_COLS,
+                 cross = g->asymmetric ? 2 * rows * width * fmin(width, columns) : 0;
     const double rounds = plan_time_round(r, rows * width, g->search) / g->ranks;
     return product(r, r->rates->bf16 * OF_PEAK_HESSIAN, moments) + vector(r, OF_SUM * entries) +
-           product(r, r->rates->f64, factor + row_flop * rows / g->ranks) +
+           product(r, r->rates->f64, factor + cross + row_flop * rows / g->ranks) +
            rounds * (g->asymmetric ? PLAN_GPTAQ_NEAREST : 1);
 }
 

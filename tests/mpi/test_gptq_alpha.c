@@ -80,6 +80,7 @@ static void fill_weights(fixture *f) {
         f->w[i] = half_from_bf16(((bf16 *)o->data)[i]);
     }
     memcpy(f->k.w, f->w + f->k.own0 * N, (size_t)(f->k.own_n * N) * sizeof *f->w);
+    if (f->k.all) memcpy(f->k.all, f->w, (size_t)(ROWS * N) * sizeof *f->w);
 }
 
 /* A run whose only layer is at the input of o_proj. */
@@ -102,6 +103,7 @@ static void begin(fixture *f, const comm *c, int64_t count, double held_share) {
         .n_windows = count,
         .length = LENGTH,
         .asymmetric = true,
+        .alpha = 1,
         .factor = {
             .damp = 0.01, .block = 32, .dist_from = 1 << 20, .grid = {1, 1}, .blas_threads = 1}};
     const gptq_windows_options o = {.cfg = &f->cfg, .count = count, .length = LENGTH, .streams = 2};

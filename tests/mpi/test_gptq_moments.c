@@ -93,6 +93,19 @@ static double slow(const fixture *f, int64_t i, int64_t j, bool cross) {
     return 2 * sum / (double)tokens;
 }
 
+/* Rows of C on every rank, from the columns that each has; caller owns them. */
+static int64_t *cross_rows(gptq_moments *m, int64_t first, int64_t rows) {
+    const int ranks = comm_size(m->c), me = comm_rank(m->c);
+    const int64_t at = gptq_moments_column(m->n, ranks, me),
+                  cols = gptq_moments_column(m->n, ranks, me + 1) - at;
+    int64_t *v, *all = room(rows * m->n, sizeof *all);
+    OK(gptq_moments_cross(m, first, rows, &v));
+    for (int64_t i = 0; i < rows; i++)
+        memcpy(all + i * m->n + at, v + i * cols, (size_t)cols * sizeof *v);
+    comm_sum_i64(m->c, all, rows * m->n);
+    return all;
+}
+
 static int64_t mix(int64_t sum, int64_t v) {
     return (int64_t)((uint64_t)sum * 6364136223846793005u + (uint64_t)v);
 }
@@ -120,13 +133,14 @@ static int64_t test_sums(const comm *c, bool hold_out, const char *scratch) {
                 sum = mix(sum, got);
                 worst = fmax(worst, fabs((double)got * unit - slow(&f, first + i, j, false)));
             }
-        OK(gptq_moments_cross(&f.m, first, rows, &v));
+        int64_t *cross = cross_rows(&f.m, first, rows);
         for (int64_t i = 0; i < rows; i++)
             for (int64_t j = 0; j < N; j++) {
-                sum = mix(sum, v[i * N + j]);
-                worst_cross = fmax(
-                    worst_cross, fabs((double)v[i * N + j] * unit - slow(&f, first + i, j, true)));
+                const double got = (double)cross[i * N + j] * unit;
+                sum = mix(sum, cross[i * N + j]);
+                worst_cross = fmax(worst_cross, fabs(got - slow(&f, first + i, j, true)));
             }
+        mem_free(cross);
     }
     /* LENGTH products in fp32 a window; the difference is rounded to bf16 (0.1 of it is 1e-3). */
     check(worst <= LENGTH * 0x1p-24 * largest, "Hessian against fp64");

@@ -74,8 +74,8 @@ static void asymmetric_calibration_is_exact(void **state) {
         }
         c = moment(d, seen, tokens, n);
         s.cross = doubles(rows * n);
-        assert_ok(gptq_cross_add(s.w, rows, n, 0, 24, c, s.cross));
-        assert_ok(gptq_cross_add(s.w, rows, n, 24, 16, c + 24 * n, s.cross));
+        assert_ok(gptq_cross_add(s.w, rows, n, 0, 24, c, n, s.cross));
+        assert_ok(gptq_cross_add(s.w, rows, n, 24, 16, c + 24 * n, n, s.cross));
         s.alpha = k == 3 ? 1 : 0.6;
         s.options.block = blocks[k];
         run(&s, true);
