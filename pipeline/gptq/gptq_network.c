@@ -8,6 +8,7 @@
 #include "pipeline/gptq/gptq_moments.h"
 #include "pipeline/gptq/gptq_stack.h"
 #include "quant/gptq.h"
+#include "quant/pack.h"
 
 /* Numbers of the upper triangle of n by n in bands of so many rows, each from its diagonal on. */
 static uint64_t triangle(int64_t n, int64_t band) {
@@ -31,8 +32,8 @@ static uint64_t input_bytes(const gptq_settings *s, int64_t n) {
 /* Codes of a row of n columns, and what goes with them. */
 static uint64_t row_bytes(const wquant *how, int64_t n) {
     const uint64_t groups = (uint64_t)(how->group ? size_ceil_div(n, how->group) : 1);
-    return (uint64_t)n + groups * (sizeof(float) + !how->symmetric) + sizeof(gptq_loss) +
-           sizeof(qerror);
+    return (uint64_t)pack_words(n, how->bits) * sizeof(int32_t) +
+           groups * (sizeof(float) + !how->symmetric) + sizeof(gptq_loss) + sizeof(qerror);
 }
 
 uint64_t gptq_network_bytes(const gptq_settings *s, int parties) {

@@ -6,6 +6,7 @@
 #include "base/gemm.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "quant/pack.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -170,21 +171,45 @@ err gptq_stack_use(gptq_stack *k, llama_layer *layer) {
     return comm_agree(k->r->s.c, e, "quantized weights", NULL);
 }
 
+/* Rows of codes that are packed at a time, a megabyte of them or one. */
+static int64_t packed_rows(const qmatrix *q) {
+    return size_min(q->rows, size_max(1, (1 << 20) / q->cols));
+}
+
+/* Codes of rows [row, row + n) of one rank to all, packed as in the archive. */
+static void share_packed(const comm *c, qmatrix *q, int64_t row, int64_t n, int root,
+                         int32_t *packed) {
+    const int64_t words = pack_words(q->cols, q->bits), most = packed_rows(q), end = row + n;
+    for (; row < end; row += most) {
+        const int64_t rows = size_min(most, end - row);
+        uint8_t *codes = q->codes + row * q->cols;
+        if (comm_rank(c) == root) pack_rows(codes, rows, q->cols, q->bits, packed);
+        comm_bcast(c, packed, (uint64_t)(rows * words) * sizeof *packed, root);
+        if (comm_rank(c) != root) unpack_rows(packed, rows, q->cols, q->bits, codes);
+    }
+}
+
 /* Codes, scales and losses of every rank's rows to all. */
-static void share_codes(gptq_stack *k) {
+static err share_codes(gptq_stack *k) {
     const comm *c = k->r->s.c;
     qmatrix *q = k->q;
-    for (int rank = 0; rank < comm_size(c); rank++) {
+    int32_t *packed;
+    if (comm_size(c) == 1) return err_none();
+    err e = MEM_NEW(&packed, packed_rows(q) * pack_words(q->cols, q->bits), "packed codes");
+    e = comm_agree(c, e, "sharing codes", NULL);
+    for (int rank = 0; rank < comm_size(c) && !e.code; rank++) {
         const int64_t a = first_row(k->rows, comm_size(c), rank),
                       n = first_row(k->rows, comm_size(c), rank + 1) - a;
         if (!n) continue;
-        comm_bcast(c, q->codes + a * q->cols, (uint64_t)(n * q->cols), rank);
+        share_packed(c, q, a, n, rank, packed);
         comm_bcast(c, q->scales + a * q->n_groups, (uint64_t)(n * q->n_groups) * sizeof(float),
                    rank);
         if (q->zeros) comm_bcast(c, q->zeros + a * q->n_groups, (uint64_t)(n * q->n_groups), rank);
         comm_bcast(c, k->loss + a, (uint64_t)n * sizeof *k->loss, rank);
         comm_bcast(c, k->errors + a, (uint64_t)n * sizeof *k->errors, rank);
     }
+    mem_free(packed);
+    return e;
 }
 
 static int64_t own_columns(const gptq_stack *k, int ranks, int rank) {
@@ -311,8 +336,7 @@ static err round_rows(gptq_stack *k, const gptq_order *o, hessian_factor *factor
 /* This rank's rows are rounded: what all must know of them. */
 static err share_rounded(gptq_stack *k) {
     err e = comm_agree(k->r->s.c, row_errors(k), "errors of rows", NULL);
-    if (!e.code) share_codes(k);
-    return e;
+    return e.code ? e : share_codes(k);
 }
 
 err gptq_stack_round(gptq_stack *k, const gptq_order *o, hessian_factor *factor, double alpha) {
@@ -508,8 +532,8 @@ err gptq_stack_round_best(gptq_stack *k, const gptq_order *o, hessian_factor *fa
     gptq_try tries[GPTQ_MAX_TRIES];
     int best = 0;
     rtn_quantize_rows(&k->r->s.job->how, k->w, k->own_n, k->cols, k->own0, k->q);
-    share_codes(k);
-    err e = measure(k, full, &k->nearest);
+    err e = share_codes(k);
+    if (!e.code) e = measure(k, full, &k->nearest);
     if (e.code) return e;
     e = tries_create(k, n > 1 ? several : &first, n, tries);
     if (!e.code) e = round_rows(k, o, factor, 0, tries, n);
