@@ -195,18 +195,21 @@ void item_output_abandon(item_output *out) {
     for (int i = 0; i < out->n_units; i++) run_object_abandon(&out->objects[i]);
 }
 
-/* [{"tensor", "before": {"kurtosis", "max_over_rms"}, "after"}], null where nothing is known. */
+static json_t *spread_json(const spread *s) {
+    return json_pack("{s:o, s:o, s:o, s:o}", "kurtosis", json_four_digits(s->kurtosis),
+                     "max_over_rms", json_four_digits(s->max_over_rms), "log_qsur",
+                     json_four_digits(s->log_qsur), "nearest_error",
+                     json_four_digits(s->nearest_error));
+}
+
+/* [{"tensor", "before": of spread_json, "after"}], null where nothing is known. */
 static json_t *spreads_json(const fused_spread spreads[LLAMA_LINEARS]) {
     json_t *list = json_array();
     for (int k = 0; k < LLAMA_LINEARS && spreads[k].known; k++) {
-        const spread *side[] = {&spreads[k].before, &spreads[k].after};
-        json_t *v = json_pack("{s:s}", "tensor", llama_role_name(llama_linears[k]));
-        for (int i = 0; i < 2; i++)
-            json_object_set_new(v, i ? "after" : "before",
-                                json_pack("{s:o, s:o}", "kurtosis",
-                                          json_four_digits(side[i]->kurtosis), "max_over_rms",
-                                          json_four_digits(side[i]->max_over_rms)));
-        json_array_append_new(list, v);
+        json_array_append_new(list, json_pack("{s:s, s:o, s:o}", "tensor",
+                                              llama_role_name(llama_linears[k]), "before",
+                                              spread_json(&spreads[k].before), "after",
+                                              spread_json(&spreads[k].after)));
     }
     return list;
 }

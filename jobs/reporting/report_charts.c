@@ -192,19 +192,29 @@ static const json_t *first_linears(const json_t *items) {
 }
 
 void chart_spreads(FILE *f, const json_t *items) {
+    const struct {
+        const char *title, *key;
+        svg_axis y;
+        double times;
+    } of[] = {
+        {"Kurtosis of %s", "kurtosis", svg_axis_of("E x^4 / (E x^2)^2", true), 1},
+        {"Largest entry of %s", "max_over_rms", svg_axis_of("largest |w| / rms", true), 1},
+        {"Space used by %s", "log_qsur", svg_axis_of("log QSUR / d", false), 1},
+        {"%s rounded to nearest", "nearest_error", svg_axis_from_zero("error, % of the norm"), 100},
+    };
     const json_t *first = first_linears(items);
     for (size_t k = 0; k < json_array_size(first); k++) {
         const char *name = json_word_of(json_array_get(first, k), "tensor");
-        char title[64];
-        snprintf(title, sizeof title, "Kurtosis of %s", name);
-        two_over_layers(f, title, svg_axis_of("E x^4 / (E x^2)^2", true),
-                        series_over_layers(items, "linears", k, sides[0], "kurtosis", 1),
-                        series_over_layers(items, "linears", k, sides[1], "kurtosis", 1), sides);
-        snprintf(title, sizeof title, "Largest entry of %s", name);
-        two_over_layers(f, title, svg_axis_of("largest |w| / rms", true),
-                        series_over_layers(items, "linears", k, sides[0], "max_over_rms", 1),
-                        series_over_layers(items, "linears", k, sides[1], "max_over_rms", 1),
-                        sides);
+        for (size_t i = 0; i < sizeof of / sizeof *of; i++) {
+            const json_t *now = json_object_get(json_array_get(first, k), sides[1]);
+            char title[64];
+            if (!json_is_number(json_object_get(now, of[i].key))) continue; /* not rounded */
+            snprintf(title, sizeof title, of[i].title, name);
+            two_over_layers(
+                f, title, of[i].y,
+                series_over_layers(items, "linears", k, sides[0], of[i].key, of[i].times),
+                series_over_layers(items, "linears", k, sides[1], of[i].key, of[i].times), sides);
+        }
     }
 }
 

@@ -189,7 +189,7 @@ static err read_norm(gptq_source *s, llama_role role, int64_t layer, int hash, f
 
 static err fuse_linear(gptq_source *s, int k, const float *gain) {
     llama_tensor t;
-    fused_source from = {.gain = gain, .spread = &s->spreads[k]};
+    fused_source from = {.gain = gain, .spread = &s->spreads[k], .how = &s->job->how};
     llama_tensor_of(s->job->cfg, llama_linears[k], s->layer, &t);
     err e = MEM_NEW(&s->fused[k], t.rows * t.cols, t.name);
     if (!e.code) e = read_raw(s, &t, hash_of(k), &from.raw, &from.dtype);

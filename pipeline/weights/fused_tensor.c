@@ -5,7 +5,6 @@
 
 #include "base/fault.h"
 #include "base/mem.h"
-#include "model/site_stats.h"
 #include "pipeline/weights/source_tensor.h"
 
 #include <math.h>
@@ -25,10 +24,11 @@ const float *fused_gain_of(llama_role linear, float *const gains[LLAMA_NORMS]) {
 typedef struct passage {
     fuse_sink take;
     void *arg;
-    int64_t cols;
+    int64_t n_rows, cols;
     float *signs;   /* [cols] of the probe; NULL: nothing is rotated, nothing probed */
     double *probes; /* [rows, 2]: a fused row times the signs; its squared norm */
-    site_row *rows; /* [rows] as they come out; NULL: not wanted */
+    site_row *rows; /* [rows] as they come out; NULL: no spread is wanted */
+    float *sample;  /* [spread_rows, cols] of them; NULL with rows */
 } passage;
 
 static bool rotates(const fuse_job *job) {
@@ -46,12 +46,18 @@ static void probe_row(const float *x, const float *signs, int64_t n, double out[
     out[1] = square;
 }
 
+static void look_at_row(const passage *p, int64_t row, const float *x) {
+    int64_t at;
+    p->rows[row] = site_row_of(x, p->cols);
+    if (spread_samples(p->n_rows, row, &at))
+        memcpy(p->sample + at * p->cols, x, (size_t)p->cols * sizeof *x);
+}
+
 static err pass_rows(void *arg, int64_t row0, int64_t rows, const float *w) {
     const passage *p = arg;
     for (int64_t i = 0; p->signs && i < rows; i++)
         probe_row(w + i * p->cols, p->signs, p->cols, p->probes + 2 * (row0 + i));
-    for (int64_t i = 0; p->rows && i < rows; i++)
-        p->rows[row0 + i] = site_row_of(w + i * p->cols, p->cols);
+    for (int64_t i = 0; p->rows && i < rows; i++) look_at_row(p, row0 + i, w + i * p->cols);
     return p->take(p->arg, row0, rows, w);
 }
 
@@ -82,21 +88,13 @@ static err end_probe(const fuse_job *job, passage *p) {
 /* ---- how entries are spread ---- */
 
 static err begin_spread(const fuse_job *job, bool wanted, passage *p) {
-    void *rows = NULL;
-    err e = wanted ? mem_alloc(job->rows, sizeof(site_row), "spread of rows", &rows) : err_none();
-    p->rows = rows;
-    return e;
-}
-
-static spread spread_of(const site_row *rows, int64_t n, int64_t width) {
-    site_stats s = {.width = width};
-    for (int64_t i = 0; i < n; i++) site_stats_add_row(&s, &rows[i]);
-    const double rms = site_rms(&s);
-    return (spread){site_kurtosis(&s), rms > 0 ? s.most / rms : NAN};
+    if (!wanted) return err_none();
+    err e = MEM_NEW(&p->rows, job->rows, "spread of rows");
+    return e.code ? e : MEM_NEW(&p->sample, spread_rows(job->rows) * job->cols, "sample of rows");
 }
 
 /* The rows of the source, each as fp32 in a buffer of its thread. */
-static err source_rows(const fuse_job *job, site_row *rows) {
+static err source_rows(const fuse_job *job, const passage *p) {
     const int64_t bytes = job->cols * (job->dtype == FUSE_F32 ? 4 : 2);
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
@@ -107,18 +105,18 @@ static err source_rows(const fuse_job *job, site_row *rows) {
         for (int64_t i = 0; i < job->rows; i++) {
             if (!x) continue;
             fuse_to_f32((const char *)job->source + i * bytes, job->dtype, job->cols, x);
-            rows[i] = site_row_of(x, job->cols);
+            look_at_row(p, i, x);
         }
         free(x);
     }
     return failed ? err_make(ERR_NOFIT, "spread of rows", NULL, "no memory for a row") : err_none();
 }
 
-static err end_spread(const fuse_job *job, passage *p, fused_spread *to) {
+static err end_spread(const fuse_job *job, const wquant *how, passage *p, fused_spread *to) {
     if (!p->rows) return err_none();
-    to->after = spread_of(p->rows, job->rows, job->cols);
-    err e = source_rows(job, p->rows);
-    if (!e.code) to->before = spread_of(p->rows, job->rows, job->cols);
+    err e = spread_of(p->rows, job->rows, job->cols, p->sample, how, &to->after);
+    if (!e.code) e = source_rows(job, p);
+    if (!e.code) e = spread_of(p->rows, job->rows, job->cols, p->sample, how, &to->before);
     to->known = !e.code;
     return e;
 }
@@ -129,7 +127,7 @@ static err fuse_by(fuse_way way, rotation_set *set, const llama_tensor *t, const
                    fuse_sink take, void *arg) {
     fuse_plan plan = {.r2 = NULL};
     fuse_job *job = &plan.job;
-    passage p = {.take = take, .arg = arg, .cols = t->cols};
+    passage p = {.take = take, .arg = arg, .n_rows = t->rows, .cols = t->cols};
     err e = fuse_plan_init(t->role, t->layer, set, &plan);
     if (!e.code) {
         job->source = from->raw;
@@ -143,10 +141,11 @@ static err fuse_by(fuse_way way, rotation_set *set, const llama_tensor *t, const
     if (!e.code) e = way(job, pass_rows, &p);
     if (!e.code) e = source_tensor_refuse(t->name, job->non_finite);
     if (!e.code) e = err_at(end_probe(job, &p), t->name);
-    if (!e.code) e = end_spread(job, &p, from->spread);
+    if (!e.code) e = err_at(end_spread(job, from->how, &p, from->spread), t->name);
     mem_free(p.signs);
     mem_free(p.probes);
     mem_free(p.rows);
+    mem_free(p.sample);
     fuse_plan_clear(&plan);
     return e;
 }
@@ -200,7 +199,7 @@ uint64_t fused_tensor_bytes(rotation_set *set, const llama_tensor *t, fuse_dtype
         if (rotates(&plan.job))
             bytes = (fusion > source ? fusion : source) + (uint64_t)t->cols * sizeof(float) +
                     2 * (uint64_t)t->rows * sizeof(double);
-        bytes += (uint64_t)t->rows * sizeof(site_row);
+        bytes += (uint64_t)t->rows * sizeof(site_row) + spread_bytes(t->rows, t->cols);
     }
     fuse_plan_clear(&plan);
     return bytes;

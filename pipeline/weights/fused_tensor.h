@@ -9,16 +9,13 @@
 #include "base/err.h"
 #include "model/fuse.h"
 #include "model/tensors.h"
+#include "pipeline/weights/weight_spread.h"
 #include "rotations/rotation_set.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
-/* How the entries of a matrix are spread, as the checkpoint has it and as it is quantized: tails
- * (kurtosis: 3 of normal ones) and reach. For people; nothing of an archive depends on it. */
-typedef struct spread {
-    double kurtosis, max_over_rms; /* NAN: of a constant matrix, or not known */
-} spread;
+/* Of a linear, as the checkpoint has it and as it is quantized. */
 typedef struct fused_spread {
     bool known;
     spread before, after;
@@ -30,6 +27,7 @@ typedef struct fused_source {
     fuse_dtype dtype;
     const float *gain;    /* [cols] of the norm before it, to be folded in; NULL: none */
     fused_spread *spread; /* filled where it is not NULL */
+    const wquant *how;    /* as it is rounded, for the spread */
 } fused_source;
 
 /* Local. Of the gains of the norms of a layer, in the order of llama_vectors, that which goes into

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import struct
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
@@ -19,6 +20,27 @@ SECTIONS = ["Learning", "Before and after", "Weights", "GPTQ", "Accuracy", "Run"
 VOID = {"meta", "br", "path"}
 LEARNED = ["--calib", TEXT, *settings("calib.windows=6", "calib.window=96", "weights.method=gptaq", "weights.group=channel",
                                       "rotate.start=had", "activations={bits: 4, clip: search}", "learn=[{objective: range, steps: 6, rows: 256}]")]
+
+
+CHI2_99 = {4: 13.2767, 16: 31.9999}  # from tables: the points that chi^2 of so many degrees does not exceed with 99 %
+
+
+def log_det(rows):
+    """Of the covariance, over n - 1, by elimination."""
+    d = len(rows[0])
+    mean = [math.fsum(r[j] for r in rows) / len(rows) for j in range(d)]
+    c = [[math.fsum((r[i] - mean[i]) * (r[j] - mean[j]) for r in rows) / (len(rows) - 1) for j in range(d)] for i in range(d)]
+    for k in range(d):
+        for i in range(k + 1, d):
+            f = c[i][k] / c[k][k]
+            c[i] = [a - f * b for a, b in zip(c[i], c[k])]
+    return math.fsum(math.log(c[k][k]) for k in range(d))
+
+
+def nearest(row):
+    """Squared error of a row in 4 bits, symmetric, with a scale in fp16 that its largest entry gives."""
+    step = struct.unpack("<e", struct.pack("<e", max(map(abs, row)) / 7))[0]
+    return math.fsum((v - step * max(-8, min(7, round(v / step)))) ** 2 for v in row)
 
 
 class Page(html.parser.HTMLParser):
@@ -173,13 +195,22 @@ class Report(Case):
         self.assertIn("kurtosis", self.good("inspect", "--sites", self.path("one")).out)
 
     def spread(self, tensor):
-        dtype, _, data = tensor
+        dtype, shape, data = tensor
         self.assertEqual(dtype, "F32")
         x = array.array("f", data)
         mean = math.fsum(x) / len(x)
         two, four = (math.fsum((v - mean) ** k for v in x) / len(x) for k in (2, 4))
         rms = math.sqrt(math.fsum(v * v for v in x) / len(x))
-        return {"kurtosis": four / two ** 2, "max_over_rms": max(map(abs, x)) / rms}
+        rows, cols = shape
+        n = min(rows, 128, max(16, rows // 16))
+        sample = [x[r * cols:(r + 1) * cols] for r in (i * rows // n for i in range(n))]
+        error = math.sqrt(math.fsum(nearest(w) for w in sample) / math.fsum(v * v for w in sample for v in w))
+        d = next(k for k in (16, 8, 4, 2, 1) if cols % k == 0)
+        pieces = [w[j:j + d] for w in sample for j in range(0, cols, d)]
+        half, q = d / 2, CHI2_99[d]
+        volume = half * math.log(math.pi * q) - math.lgamma(half + 1) + log_det(pieces) / 2
+        return {"kurtosis": four / two ** 2, "max_over_rms": max(map(abs, x)) / rms,
+                "log_qsur": volume / d - math.log(2 * max(map(abs, x))), "nearest_error": error}
 
     def test_spread_of_weights(self):
         """As computed from the tensors of the checkpoint, and from the fused ones of a 16-bit archive of the same rotations."""
@@ -198,7 +229,8 @@ class Report(Case):
                 for side, weights in (("before", source), ("after", fused)):
                     want = self.spread(weights[tensor])
                     for key, value in linear[side].items():
-                        self.assertLess(abs(value - want[key]), 6e-4 * want[key], (name, tensor, side, key))  # four digits
+                        self.assertLess(abs(value - want[key]), 6e-4 * abs(want[key]), (name, tensor, side, key))  # four digits
+                    self.assertEqual(len(linear[side]), len(want))
 
     def test_beside(self):
         outs = [self.path(name) for name in ("a", "b", "c")]
