@@ -19,13 +19,16 @@ typedef struct learn_phase {
     int64_t judge_every;  /* learn_judge_due */
     err (*step)(void *self, learn_report *report);
     err (*judge)(void *self, learn_verdict *v); /* collective; NULL: nothing is taken back */
-    /* Doubles of the state that is common, and they themselves, at root: local; collective. What
-     * one rank alone has of it, where it stands: local; how many pieces. */
+    /* The state for a restart has a part that is common to the run, of state_count doubles (local).
+     * state_save writes it at root, state_load takes it on every rank, after the pieces were read
+     * (both collective). state_cell (local) tells where the part stands that this rank alone has,
+     * and returns how many pieces that is. */
     int64_t (*state_count)(void *self);
     err (*state_save)(void *self, double *common);
-    err (*state_load)(void *self, const double *common); /* collective; after the pieces */
+    err (*state_load)(void *self, const double *common);
     int (*state_cell)(void *self, byte_piece out[CAYLEY_STATE_PIECES]);
-    /* What is the same on every rank that has it; returns its bytes: local. */
+    /* Local. Bytes that must be equal on every rank that has them (mpi/replicas.h), and their
+     * number. */
     uint64_t (*replica)(void *self, const void **data);
 } learn_phase;
 

@@ -45,18 +45,20 @@ plan_bytes plan_add(plan_bytes a, plan_bytes b);                  /* local */
 plan_bytes plan_times(double times, plan_bytes b);                /* local */
 bool plan_on_one_node(const plan_maker *m, int64_t a, int64_t b); /* local; two ranks */
 
-/* Local. Bytes of one step of R1, with numbers of so many bytes (cayley_dist_step_network; rough:
- * as cayley_dist_options); of bytes that one or all of the ranks have in parts and all get; of so
- * many bytes of each layer that the first rank gets (without its own), or that all get by way of
- * it; of R1 in fp64 to all; of the same before the first step of a phase, when all get it in
- * r_bytes too, and of the learned R1 to all at its end; of so many that each stage of a pipeline
- * sends to the next. 0 where r1 is false. */
+/* Local. What ranks send in one step of R1, whose gradient goes in sum_bytes a number and whose R1
+ * in r_bytes (cayley_dist_step_network; rough: as cayley_dist_options). Nothing without r1. */
 plan_bytes plan_step_network(const plan_maker *m, bool r1, bool rough, int sum_bytes, int r_bytes);
+/* Local. `bytes` in all, which one rank has, or the ranks have in parts, go to every rank. */
 plan_bytes plan_to_all(const plan_maker *m, uint64_t bytes);
+/* Local. `bytes` of each layer go from its owner to the first rank; and from there to all. */
 plan_bytes plan_layers_to_first(const plan_maker *m, uint64_t bytes);
 plan_bytes plan_layers_to_all(const plan_maker *m, uint64_t bytes);
+/* Local. R1 in fp64 goes to every rank; nothing without r1. */
 plan_bytes plan_r1_to_all(const plan_maker *m, bool r1);
+/* Local. R1 around the steps of a phase: in fp64 and in r_bytes to every rank before the first, and
+ * the learned one in fp64 at the end; nothing without r1. */
 plan_bytes plan_r1_around_steps(const plan_maker *m, bool r1, int r_bytes);
+/* Local. Each stage of each replica sends `bytes` to the next stage. */
 plan_bytes plan_to_next(const plan_maker *m, int replicas, int stages, uint64_t bytes);
 /* Local. The phase sends this: it and its time between nodes are added to f, whose seconds and
  * units are there. */

@@ -84,15 +84,16 @@ typedef struct range_draw {
     range_order order;
 } range_draw;
 
-/* Local. Add `count` rows of a set to the batch: the i-th by the number (seed, purpose,
- * first_index + i) or in order, so which row it is does not depend on the rank that draws it.
- */
+/* Local. Add `count` rows of a set to the batch. Which row the i-th is follows from first_index + i
+ * alone, in order or through the random number of (seed, purpose, first_index + i), and so does not
+ * depend on the rank that draws it. */
 void range_add(range_work *w, const row_set *s, range_draw d, int64_t count);
 
 /* Local. Add one row x [n]. */
 void range_add_row(range_work *w, const float *x, float weight, range_rule rule);
 
-/* Local. The unit of the integers of range_finish. */
+/* Local. What one unit of the integers in range_batch.grad is worth (a power of two) where weight *
+ * w of no row exceeds w_max. */
 double range_unit(int64_t n, double w_max);
 
 /* Local. R as the products take it, [n, n]; borrowed. */

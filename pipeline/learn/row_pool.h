@@ -27,7 +27,7 @@ typedef enum pool_kind {
 /* Sums over rows are exact: entries of finished rows are multiples of 2^-12, at most 128 in size,
  * which bf16 holds as well as any. */
 enum { ROW_FIXED_BITS = 12 };
-void row_fix(bf16 *x, int64_t n); /* local; makes them so; again changes nothing */
+void row_fix(bf16 *x, int64_t n); /* local; rounds to such multiples; twice is as once */
 
 /* Rows of one site: bf16 [n, width] and their weights. */
 typedef struct row_set {
@@ -45,9 +45,11 @@ typedef struct row_pool {
     bf16 *rows[POOL_KINDS];    /* of all sets of a kind, one block: rows are drawn at random, and
                                 * large pages spare most of the look-ups of addresses */
     double mean[POOL_KINDS];   /* of the weights before row_pool_finish made it 1 */
-    row_set *drawn;    /* NULL, or other sets of POOL_R1, of rows drawn by importance; with */
-    bf16 *drawn_rows;  /* their block and */
-    double drawn_mean; /* mean: row_pool_draw */
+    /* Of row_pool_draw: other sets of POOL_R1, whose rows are drawn by importance (NULL: none),
+     * the block of their rows, and the mean of their weights. */
+    row_set *drawn;
+    bf16 *drawn_rows;
+    double drawn_mean;
 } row_pool;
 
 /* Local. Room for `tokens` tokens of each site of layers [first, first + n). Caller clears
@@ -58,9 +60,9 @@ void row_pool_clear(row_pool *p);
 /* Local. Bytes that row_pool_init takes. */
 uint64_t row_pool_bytes(const llama_config *cfg, int64_t n, int64_t tokens);
 
-/* Local. Keep the gradients of the rows of POOL_R1 too: before the first row comes. Rows of g
- * rather than its second moment, which takes hidden^2 numbers a site and loses to 4096 rows of bf16
- * from hidden 2048 on. Fails with ERR_NOFIT. */
+/* Local. Keep the gradients of the rows of POOL_R1 too; to be called before the first row comes.
+ * They are kept row by row: a second moment would take hidden^2 numbers a site, which is more than
+ * 4096 rows in bf16 from hidden 2048 on. Fails with ERR_NOFIT. */
 err row_pool_keep_gradients(row_pool *p);
 uint64_t row_pool_gradient_bytes(const llama_config *cfg, int64_t n, int64_t tokens);
 
@@ -90,14 +92,16 @@ uint64_t row_pool_drawn_bytes(const llama_config *cfg, int64_t n, int64_t tokens
 err row_pool_make_drawn(row_pool *p);
 
 /* Local. What a pool that is finished, normalised and drawn holds of one layer, for a restart
- * (base/byte_piece.h), beside mean and drawn_mean; none of a part that it has not. They do not
- * depend on ranks. The same pieces of a fresh pool are where they are read into. */
+ * (base/byte_piece.h); mean and drawn_mean are saved beside it. Returns how many pieces there are,
+ * 0 of a part that the pool does not have. They do not depend on ranks. A restart asks a fresh pool
+ * for the same pieces and reads into them. */
 typedef enum row_pool_part { ROW_POOL_ROWS, ROW_POOL_GRADIENTS, ROW_POOL_DRAWN } row_pool_part;
 enum { ROW_POOL_PIECES = 8 };
 int row_pool_pieces(const row_pool *p, row_pool_part part, int64_t layer,
                     byte_piece out[ROW_POOL_PIECES]);
 
-/* Local. The drawn rows of POOL_R1 in place of the others, and back. */
+/* Local. Exchange the sets of POOL_R1 and the drawn ones: steps then take these. A second call
+ * undoes it. */
 void row_pool_switch(row_pool *p);
 
 /* Local. Scale the rows of the sets of a kind, each by one power of two, so that |x| <=

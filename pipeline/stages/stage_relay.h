@@ -35,7 +35,7 @@ size_t stage_relay_row_bytes(const stage_relay *r);
  * the last batch is through. */
 void *stage_relay_pass(stage_relay *r, const int32_t *ids, int64_t n, err *e);
 
-/* Collective on c. What the last rank has found out, to rank 0. */
+/* Collective on c. `results` of the last rank, which has the losses, are copied to rank 0. */
 void stage_relay_results(const comm *c, void *results, uint64_t bytes);
 
 /* Local. Bytes of the two boundary buffers. */

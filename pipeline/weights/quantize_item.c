@@ -120,7 +120,9 @@ static err do_linear(worker *w, int k, int64_t layer, const float *gain) {
     const llama_role role = llama_linears[k];
     llama_tensor t;
     llama_tensor_of(w->job->cfg, role, layer, &t);
-    fused_source from = {.gain = gain, .spread = &w->result->spreads[k], .how = &w->job->how};
+    fused_source from = {.gain = gain,
+                         .spread = &w->result->spreads[k],
+                         .how = w->sink->quantized ? &w->job->how : NULL};
     row_target target = {.w = w, .tensor = &t};
     err e = err_none();
     if (w->sink->quantized) e = target_codes(&target);

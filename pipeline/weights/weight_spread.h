@@ -30,7 +30,7 @@ int64_t spread_rows(int64_t rows);
 bool spread_samples(int64_t rows, int64_t row, int64_t *at);
 
 /* Local, threaded. From all rows of a matrix [rows] of cols entries each, and its sampled rows
- * [spread_rows(rows), cols] in fp32. how: as the linear is rounded; NULL, or 16 bits: it is not.
+ * [spread_rows(rows), cols] in fp32. how: as the linear is rounded; NULL or 16 bits: it is not.
  * Fails with ERR_NOFIT, ERR_USAGE (a group that does not divide cols). */
 err spread_of(const site_row *all, int64_t rows, int64_t cols, const float *sample,
               const wquant *how, spread *out);
