@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """What GPTQ tells of each layer and linear, in events.jsonl and `inspect --errors`, against a computation from files
 alone (tests/tools/gptq_oracle.py): errors of outputs before and after, damping. Skips without a Python for oracles."""
+import json
 import os
 import sys
 
@@ -18,7 +19,7 @@ ERRORS, DAMPING = 0.01, 0.01
 
 
 class GptqOracle(Case):
-    def compare(self, model, windows, length, *how):
+    def compare(self, model, windows, length, *how, inputs=()):
         out = self.path("out")
         self.good("quantize", "--model", model, "--calib", TEXT, "--out", out, ranks=2,
                   *settings("weights.method=gptq", "weights.bits=4", f"weights.damp={DAMP}", "rotate.r1=false", "rotate.r2=none",
@@ -28,7 +29,7 @@ class GptqOracle(Case):
         self.assertEqual([e["tensors"] for e in told], [layer["tensors"] for layer in layers])
         for e in told:
             self.assertTrue(0 < sum(e["steps"]) <= e["seconds"] < e["t"], e)
-        want = oracle(model, unpack(out, self.path("hf")), TEXT, windows, length, script="gptq_oracle.py")
+        want = oracle(model, unpack(out, self.path("hf")), TEXT, windows, length, *inputs, script="gptq_oracle.py")
         got = {t["tensor"]: t for layer in layers for t in layer["tensors"]}
         self.assertEqual(sorted(got), sorted(want))
         worst = 0
@@ -45,6 +46,14 @@ class GptqOracle(Case):
 
     def test_channel(self):
         self.compare(STORIES, 12, 128, "weights.group=channel")
+
+    def test_clipped_inputs(self):
+        """The stream of quantized inputs, clipped by place with both ends apart, behind the gains of norms, since nothing
+        rotates: their moments are those of the modules' own inputs, rounded there by definition. Of 8 bits, whose steps are
+        about as small as those of bf16: what differs is not made larger by codes that flip."""
+        clips = {"attn": [0.7, 0.6], "mlp": [0.5, 0.7], "o": [0.6, 0.6], "down": [0.8, 0.6]}
+        self.compare(STORIES, 12, 128, "weights.group=channel", "weights.stream=quantized", "activations.bits=8",
+                     "activations.o_group=token", f"activations.clip={json.dumps(clips)}", inputs=(8, json.dumps(clips)))
 
     def test_group_and_order(self):
         self.compare(make_model.make(self.path("m"), "--biases"), 6, 256, "weights.group=32", "weights.scale=search",

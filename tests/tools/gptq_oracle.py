@@ -2,7 +2,8 @@
 """What GPTQ ought to tell of each linear, computed from files alone: inputs of the linears of the quantized model as
 transformers sees them in float32, weights of the source, codes and scales of the archive.
 
-usage: gptq_oracle.py SOURCE ARCHIVE TEXT WINDOWS LENGTH     ARCHIVE: an unpacked archive, nothing rotated
+usage: gptq_oracle.py SOURCE ARCHIVE TEXT WINDOWS LENGTH [BITS CLIPS]     ARCHIVE: an unpacked archive, nothing rotated
+BITS: inputs of linears have so many, a token's range with its zero; CLIPS: {"attn": [a, b], "mlp", "o", "down"} as JSON
 prints {"tensor name": {"rows": .., "columns": .., "nearest_rows": .., "before": .., "after": .., "mean_diagonal": ..}}
 
 before: |X (W - R)^T| / |X W^T| with R rounded to nearest on the archive's scales; after: with the archive's values;
@@ -24,6 +25,19 @@ def unpack(packed, cols):
     return (nibbles.reshape(packed.shape[0], -1)[:, :cols] - 8).double()
 
 
+PLACES = {"q_proj": "attn", "k_proj": "attn", "v_proj": "attn", "gate_proj": "mlp", "up_proj": "mlp", "o_proj": "o",
+          "down_proj": "down"}
+
+
+def quantized(x, bits, ends):
+    """Rows on 2^bits evenly spread numbers of which 0 is one, from a min(lo, 0) to b max(hi, 0) of each row."""
+    lo, hi = ends[0] * x.amin(-1, True).clamp(max=0), ends[1] * x.amax(-1, True).clamp(min=0)
+    step = (hi - lo) / (2 ** bits - 1)
+    step[step == 0] = 1
+    zero = torch.round(-lo / step)
+    return (torch.clamp(torch.round(x / step) + zero, 0, 2 ** bits - 1) - zero) * step
+
+
 def errors(weight, scale, codes, moment):
     """For inputs of which moment is X^T X: relative errors of outputs; rows that are rounded to nearest."""
     s = scale.repeat_interleave(weight.shape[1] // scale.shape[1], dim=1)
@@ -38,7 +52,7 @@ def errors(weight, scale, codes, moment):
 
 
 @torch.no_grad()
-def main(source, archive, text, count, length):
+def main(source, archive, text, count, length, bits="16", clips="{}"):
     torch.set_num_threads(2)
     with open(text, encoding="utf-8", newline="") as f:
         batch = windows(source, f.read(), int(length), int(count))
@@ -47,9 +61,13 @@ def main(source, archive, text, count, length):
     moments = {}
 
     def see(name):
+        ends = json.loads(clips).get(PLACES[name.split(".")[-1]], [1, 1])
+
         def hook(module, args):
-            x = args[0].reshape(-1, args[0].shape[-1]).to(torch.bfloat16).double()
-            moments[name] = moments.get(name, 0) + x.T @ x
+            x = args[0] if bits == "16" else quantized(args[0], int(bits), ends)
+            rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16).double()
+            moments[name] = moments.get(name, 0) + rows.T @ rows
+            return (x,)
         return hook
     for name, module in model.named_modules():
         if name.endswith("_proj"):
@@ -69,6 +87,6 @@ def main(source, archive, text, count, length):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 6:
+    if len(sys.argv) not in (6, 8):
         sys.exit(__doc__)
     main(*sys.argv[1:])
