@@ -40,7 +40,7 @@ void sha256_of(const void *data, size_t len, char hex[SHA256_HEX]) {
 }
 
 err sha256_of_range(int fd, const char *path, uint64_t offset, uint64_t n, char hex[SHA256_HEX]) {
-    enum { STEP = 4 << 20 };
+    enum { STEP = 256 << 10 }; /* many objects may be hashed at once, each by a thread */
     char *buf = malloc(STEP);
     if (!buf) abort();
     sha256 *h = sha256_create();
