@@ -84,8 +84,9 @@ int64_t fuse_count_non_finite(const void *source, fuse_dtype dtype, int64_t n) {
     return count;
 }
 
-static bool is_large_dense(const rotation *r) {
-    return r && rotation_get_kind(r) == ROTATION_DENSE && rotation_size(r) > 256;
+static bool is_large_dense(const fuse_job *job, const rotation *r) {
+    return r && (rotation_get_kind(r) == ROTATION_DENSE || r == job->dense) &&
+           rotation_size(r) > 256;
 }
 
 static bool mixes_rows(const fuse_job *job) {
@@ -94,14 +95,14 @@ static bool mixes_rows(const fuse_job *job) {
 
 static int64_t tile_rows(const fuse_job *job) {
     int64_t rows = size_max(1, TILE / job->cols);
-    if (is_large_dense(job->in)) rows = size_max(rows, DENSE_TILE_ROWS);
+    if (is_large_dense(job, job->in)) rows = size_max(rows, DENSE_TILE_ROWS);
     return size_min(rows, job->rows);
 }
 
 /* Columns that are rotated together, and in how many buffers of that many columns: one a thread, or
  * the factor and the result of a dense product. */
 static int64_t column_block(const fuse_job *job, int64_t *buffers) {
-    bool dense = is_large_dense(job->out);
+    bool dense = is_large_dense(job, job->out);
     *buffers = dense ? 2 : gemm_threads();
     int64_t columns = size_max(LEAST_COLUMNS, size_min(MOST_COLUMNS, TURNED / job->rows / 16 * 16));
     return size_min(job->cols, dense ? DENSE_COLUMNS : columns);
@@ -116,7 +117,7 @@ uint64_t fuse_scratch_bytes(const fuse_job *job) {
     int64_t buffers, blocks = gemm_threads() * block_rows(job) * job->cols,
                      tile = size_max(blocks, tile_rows(job) * job->cols);
     uint64_t bytes = (uint64_t)tile * sizeof(float);
-    if (is_large_dense(job->in)) bytes += (uint64_t)tile * sizeof(double);
+    if (is_large_dense(job, job->in)) bytes += (uint64_t)tile * sizeof(double);
     if (!mixes_rows(job)) return bytes + (uint64_t)tile * sizeof(double);
     int64_t columns = column_block(job, &buffers);
     return bytes + (uint64_t)(job->rows * (job->cols + columns * buffers)) * sizeof(double);
@@ -354,7 +355,7 @@ static err mix_rows(const fuse_job *job, double *w) {
     err e = mem_alloc_unset(job->rows * columns * buffers, sizeof(double),
                             "columns of a fused matrix", &rotated);
     if (e.code) return e;
-    if (is_large_dense(job->out))
+    if (is_large_dense(job, job->out))
         left_side_dense(job, w, columns, rotated);
     else
         left_side_blocks(job, w, columns, rotated);
@@ -371,7 +372,7 @@ static err fuse_to(fuse_job *job, const either_sink *sink) {
                   tile = size_max(sink->each ? blocks : 0, tile_rows(job) * job->cols);
     void *out = NULL, *w = NULL, *product = NULL;
     if (!sink->wide) e = mem_alloc_unset(tile, sizeof(float), "tile of a fused matrix", &out);
-    if (!e.code && is_large_dense(job->in))
+    if (!e.code && is_large_dense(job, job->in))
         e = mem_alloc_unset(tile, sizeof(double), "tile of a fused matrix", &product);
     if (!e.code)
         e = mem_alloc_unset(mixes_rows(job) ? job->rows * job->cols : tile, sizeof(double),

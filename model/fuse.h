@@ -44,7 +44,8 @@ typedef struct fuse_job {
     fuse_heads in_heads;                /* right factor per head (o); not together with in */
     const rotation *out;                /* left factor R^T W, order rows; NULL: none */
     fuse_heads out_heads;               /* left factor per head (v); not together with out */
-    int64_t non_finite;                 /* result: NaN and Inf seen in source */
+    const rotation *dense; /* for fuse_scratch_bytes: this one will be a dense matrix; NULL: none */
+    int64_t non_finite;    /* result: NaN and Inf seen in source */
 } fuse_job;
 
 /* Takes fused rows in fp64, before they are rounded to fp32. */

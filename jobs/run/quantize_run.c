@@ -31,6 +31,7 @@ err quantize_describe(quantize_run *q) {
                             .cfg = cfg,
                             .rotations = q->rotations,
                             .how = how,
+                            .r1_dense = quantize_r1_bytes(q) > 0,
                             .untied = untied};
     q->n_items = quantize_item_count(&q->job);
     q->n_units = layout_units(q->layout);

@@ -328,7 +328,7 @@ void gptq_source_bytes(const quantize_job *job, int ranks, int rank, bool ahead,
         if (owner[k] != rank) continue;
         llama_tensor_of(job->cfg, llama_linears[k], 0, &t);
         out->fused[step_of(k)] += (uint64_t)(t.rows * t.cols) * sizeof(float);
-        const uint64_t bytes = fused_tensor_bytes(job->rotations, &t, FUSE_BF16);
+        const uint64_t bytes = fused_tensor_bytes(job->rotations, &t, FUSE_BF16, job->r1_dense);
         out->fusion = bytes > out->fusion ? bytes : out->fusion;
     }
     out->reader = reader_bytes(job, owner, rank, ahead);

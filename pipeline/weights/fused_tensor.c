@@ -186,11 +186,13 @@ err fused_tensor_vector(rotation_set *set, const llama_tensor *t, float *v) {
 }
 
 /* The probe of the source comes when the tiles of fusion are gone. */
-uint64_t fused_tensor_bytes(rotation_set *set, const llama_tensor *t, fuse_dtype dtype) {
+uint64_t fused_tensor_bytes(rotation_set *set, const llama_tensor *t, fuse_dtype dtype,
+                            bool dense) {
     uint64_t bytes = 0;
     fuse_plan plan = {.r2 = NULL};
     if (!fuse_plan_init(t->role, t->layer, set, &plan).code) {
         plan.job.dtype = dtype;
+        if (dense) plan.job.dense = rotation_set_r1(set);
         plan.job.rows = t->rows;
         plan.job.cols = t->cols;
         const uint64_t fusion = fuse_scratch_bytes(&plan.job),

@@ -51,7 +51,8 @@ err fused_tensor_into(rotation_set *set, const llama_tensor *t, const fused_sour
  * gain of the norm of heads. */
 err fused_tensor_vector(rotation_set *set, const llama_tensor *t, float *v);
 
-/* Local. Bytes that fusing t allocates at most, for the plan: fusion and probe, without `to`. */
-uint64_t fused_tensor_bytes(rotation_set *set, const llama_tensor *t, fuse_dtype dtype);
+/* Local. Bytes that fusing t allocates at most, for the plan: fusion and probe, without `to`.
+ * dense: R1 is not known yet and will be a dense matrix. */
+uint64_t fused_tensor_bytes(rotation_set *set, const llama_tensor *t, fuse_dtype dtype, bool dense);
 
 #endif

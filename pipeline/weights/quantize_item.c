@@ -290,8 +290,8 @@ quantize_memory quantize_item_memory(const quantize_job *job, int64_t item) {
         const hf_tensor *found = hf_checkpoint_find(job->checkpoint, t.name);
         if (!mine || t.n_dims != 2 || !found) continue;
         quantize_memory m = {
-            .fusion =
-                fused_tensor_bytes(job->rotations, &t, source_tensor_dtype(found->info.dtype)),
+            .fusion = fused_tensor_bytes(job->rotations, &t, source_tensor_dtype(found->info.dtype),
+                                         job->r1_dense),
         };
         if (llama_role_is_linear(t.role) && job->how.bits < 16)
             m.codes = qmatrix_bytes(t.rows, t.cols, &job->how) + (uint64_t)t.rows * sizeof(qerror);

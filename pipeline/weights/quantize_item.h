@@ -22,6 +22,7 @@ typedef struct quantize_job {
     const llama_config *cfg;         /* borrowed */
     rotation_set *rotations;         /* borrowed; without R1 the norm gains stay where they are */
     wquant how;                      /* 16 bits: linears are only fused */
+    bool r1_dense;                   /* for plans: R1 will be a dense matrix */
     bool untied; /* give a tied model a head of its own (R1 and the final gain make it differ) */
 } quantize_job;
 

@@ -222,12 +222,39 @@ static void test_memory(void **state) {
     t.rows = 40000;
     float *raw = room(t.rows * t.cols, sizeof *raw), *to = room(t.rows * t.cols, sizeof *to);
     const fused_source from = {.raw = raw, .dtype = FUSE_F32};
-    const uint64_t held = mem_held_bytes(), plan = fused_tensor_bytes(set, &t, FUSE_F32);
+    const uint64_t held = mem_held_bytes(), plan = fused_tensor_bytes(set, &t, FUSE_F32, false);
     assert_int_equal(mem_peak_bytes(), held);
     assert_ok(fused_tensor_into(set, &t, &from, to));
     assert_in_range(mem_peak_bytes() - held, plan / 2, plan + 4096);
     mem_free(raw);
     mem_free(to);
+    rotation_set_destroy(&set);
+}
+
+/* A plan is made before R1 is learned, when an identity stands in its place. */
+static void test_plan_of_a_rotation_to_come(void **state) {
+    (void)state;
+    enum { WIDE = 512 };
+    const rotation_options o = {.r1 = true, .start = START_IDENTITY};
+    const rotation_sizes z = {WIDE, cfg.layers, cfg.heads, KV, DIM, INNER, false};
+    rotation_set *set;
+    rotation *learned;
+    assert_ok(rotation_set_create(&o, &z, &set));
+    assert_ok(rotation_create_dense(WIDE, NULL, &learned));
+    for (int last = 0; last < 2; last++) {
+        uint64_t sum = 0;
+        for (int i = 0; i < MATRICES; i++) {
+            llama_tensor t = matrix(i);
+            if (t.rows == HIDDEN) t.rows = WIDE;
+            if (t.cols == HIDDEN) t.cols = WIDE;
+            const uint64_t planned = fused_tensor_bytes(set, &t, FUSE_BF16, true),
+                           now = fused_tensor_bytes(set, &t, FUSE_BF16, false);
+            assert_true(last ? planned == now : planned >= now);
+            sum += planned - now;
+        }
+        assert_true(last ? sum == 0 : sum > 0);
+        if (!last) assert_ok(rotation_set_put_r1(set, &learned));
+    }
     rotation_set_destroy(&set);
 }
 
@@ -239,6 +266,7 @@ int main(void) {
         cmocka_unit_test(test_gains_of_linears),
         cmocka_unit_test(test_what_is_refused),
         cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_plan_of_a_rotation_to_come),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
