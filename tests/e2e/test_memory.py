@@ -11,6 +11,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from spin import STORIES, TEXT, Case, main, settings  # noqa: E402
 
 PROGRAM = 45 << 20  # what a run of a tiny model takes is less
+LIBRARIES = 7 << 20  # what a plan allows for them (pipeline/plan/memory_plan.c): some of it may not be taken
 FEW = ("calib.windows=2", "calib.window=128", "weights.scale=max")
 
 
@@ -36,7 +37,7 @@ class Memory(Case):
         with self.subTest(phase=name, planned=planned >> 20, taken=taken >> 20):
             self.assertGreater(planned - PROGRAM, at_least << 20)
             self.assertLessEqual(taken, 1.1 * planned)
-            self.assertGreaterEqual(taken, 0.9 * planned)
+            self.assertGreaterEqual(taken, 0.9 * (planned - LIBRARIES))
 
     def test_learned_rotation(self):
         """R1 of 32 MiB: five parts a cell and its gradient; a commit must not copy them. Then one whole R1 to fuse with,
