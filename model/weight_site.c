@@ -120,10 +120,9 @@ static err create_scale_buffers(weight_site *w) {
 }
 
 err weight_site_create(const llama_stage *stage, const wquant *how, const llama_pass_shape *shape,
-                       const llama_sites *sites, weight_site **out) {
+                       weight_site **out) {
     void *p;
     *out = NULL;
-    (void)sites;
     err e = mem_alloc(1, sizeof(weight_site), "weights in the loop", &p);
     if (e.code) return e;
     weight_site *w = p;

@@ -25,10 +25,10 @@
 
 typedef struct weight_site weight_site;
 
-/* Local. For the layers of a stage (borrowed) and passes of `shape`; sites: what acts, as for the
- * passes; shape: of which scales gradients are wanted. Caller owns *out. Fails with ERR_NOFIT. */
+/* Local. For the layers of a stage (borrowed) and passes of `shape`, which says of which scales
+ * gradients are wanted. Caller owns *out. Fails with ERR_NOFIT. */
 err weight_site_create(const llama_stage *stage, const wquant *how, const llama_pass_shape *shape,
-                       const llama_sites *sites, weight_site **out);
+                       weight_site **out);
 void weight_site_destroy(weight_site **w); /* local; NULL is fine; sets NULL */
 uint64_t weight_site_bytes(const llama_config *cfg, const llama_pass_shape *shape,
                            int64_t n_layers); /* local */

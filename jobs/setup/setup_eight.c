@@ -8,7 +8,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* The place without its 8-bit layers has 8 bits and more: no name of ours makes it better. */
+/* Inputs of this place have 8 bits or more without being named: the key would change nothing, and
+ * whoever set it expects that it does. */
 static err check_place(const settings *s, input_place place) {
     const bool down = place == INPUT_DOWN && s->activations.down_bits;
     const int64_t bits = place == INPUT_DOWN ? settings_down_bits(s) : s->activations.bits;

@@ -153,7 +153,7 @@ static err create_pass(learn_e2e *l, const llama_stage *stage) {
     const e2e_wish *w = l->w;
     err e = e2e_layout_order(w, l->l, l->replica, &l->order);
     if (!e.code && l->o.weights)
-        e = weight_site_create(stage, l->o.weights, &w->shape, &l->o.sites, &l->weights);
+        e = weight_site_create(stage, l->o.weights, &w->shape, &l->weights);
     if (e.code) return e;
     const e2e_setting s = {.stages = stages_of(l),
                            .stage = stage,

@@ -81,7 +81,7 @@ static inline void open_setting_as(setting *s, bool per_head, int act_bits, int6
     if (r1) assert_ok(llama_work_put_r1(s->work, s->r1));
     assert_ok(
         llama_layers_create(&s->m.cfg, &s->sites, &s->shape, s->m.cfg.layers, false, &s->layers));
-    assert_ok(weight_site_create(&s->m.stage, &s->how, &s->shape, &s->sites, &s->w));
+    assert_ok(weight_site_create(&s->m.stage, &s->how, &s->shape, &s->w));
     assert_ok(weight_site_refresh(s->w, &s->sites));
 }
 
