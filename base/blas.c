@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 
 /* Weak: those of the library that is there have an address, the others are NULL. So the one program
  * runs with whichever of them the system puts behind the name it was linked to. */
@@ -28,6 +30,24 @@ void blas_set_threads(int threads) {
     if (openblas_set_num_threads) openblas_set_num_threads(threads);
     if (bli_thread_set_num_threads) bli_thread_set_num_threads(threads);
     if (MKL_Set_Num_Threads) MKL_Set_Num_Threads(threads);
+}
+
+/* A buffer is what OpenBLAS asks of malloc, with what malloc adds to it. */
+static bool buffers_fit(int threads) {
+    const size_t bytes = (size_t)threads * ((size_t)130 << 20);
+    struct rlimit space;
+    if (!openblas_get_config) return true;
+    if (getrlimit(RLIMIT_AS, &space) || space.rlim_cur == RLIM_INFINITY) return true;
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return false;
+    munmap(p, bytes);
+    return true;
+}
+
+bool blas_has_room(int threads) {
+    static _Thread_local int fit;
+    if (fit < threads && buffers_fit(threads)) fit = threads;
+    return fit >= threads;
 }
 
 /* Whether products are BLIS's. OpenBLAS may be in the process beside it, behind the LAPACK or the

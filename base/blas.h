@@ -6,10 +6,17 @@
 #ifndef SPINSHARD_BASE_BLAS_H
 #define SPINSHARD_BASE_BLAS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /* Local. Threads inside the library from the next call on, at least 1. */
 void blas_set_threads(int threads);
+
+/* Local. False where so many threads must not call the library, this one among them, since there is
+ * no address space for its buffers: OpenBLAS takes one of 128 MiB the first time that a thread
+ * multiplies, and where the system has none (ulimit -v) it asks again for ever. Looks once, and
+ * only where address space is limited at all. */
+bool blas_has_room(int threads);
 
 /* Local. Library, version and the kernels it chose: "OpenBLAS 0.3.21 SkylakeX". Writes into buf. */
 void blas_name(char *buf, size_t size);

@@ -36,6 +36,11 @@ void gemm_ensure_blas(void) {
     pthread_once(&once, start_blas);
 }
 
+void gemm_enter_blas(void) {
+    gemm_ensure_blas();
+    if (!blas_has_room(1)) abort(); /* as where a small allocation fails: jobs/main.c tells it */
+}
+
 int gemm_init(int ranks_on_node) {
     gemm_ensure_blas();
     const char *asked = getenv("OMP_NUM_THREADS");
@@ -109,7 +114,7 @@ static int blas_stride(int64_t ld, int64_t m, int64_t n, int64_t k) {
 void gemm_tile_f32(gemm_op op_a, gemm_op op_b, int64_t m, int64_t n, int64_t k, const float *a,
                    int64_t lda, const float *b, int64_t ldb, gemm_into into, float *c,
                    int64_t ldc) {
-    gemm_ensure_blas();
+    gemm_enter_blas();
     if (m == 0 || n == 0 || (k == 0 && into == GEMM_ADD)) return;
     if (k == 0) {
         for (int64_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
@@ -124,7 +129,7 @@ void gemm_tile_f32(gemm_op op_a, gemm_op op_b, int64_t m, int64_t n, int64_t k, 
 void gemm_tile_f64(gemm_op op_a, gemm_op op_b, int64_t m, int64_t n, int64_t k, const double *a,
                    int64_t lda, const double *b, int64_t ldb, gemm_into into, double *c,
                    int64_t ldc) {
-    gemm_ensure_blas();
+    gemm_enter_blas();
     if (m == 0 || n == 0 || (k == 0 && into == GEMM_ADD)) return;
     if (k == 0) {
         for (int64_t i = 0; i < m; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);

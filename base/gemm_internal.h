@@ -11,6 +11,10 @@ _Noreturn void gemm_abort(const char *what, int64_t m, int64_t n, int64_t k);
 /* Local. BLAS is on one thread from here on. */
 void gemm_ensure_blas(void);
 
+/* Local. Before each call of BLAS or LAPACK: gemm_ensure_blas, and aborts where the library has no
+ * room (base/blas.h). */
+void gemm_enter_blas(void);
+
 /* Local. The bf16 half of gemm_kernels. */
 void gemm_bf16_kernels(char *buf, size_t size);
 

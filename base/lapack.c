@@ -34,7 +34,7 @@ static err failed(const char *routine, const char *what, int info) {
 
 /* The order as int, and doubles of workspace behind each other. */
 static err prepare(int64_t n, int64_t doubles, const char *what, int *order, double **work) {
-    gemm_ensure_blas();
+    gemm_enter_blas();
     *work = NULL;
     err e = size_to_int(n, what, order);
     if (!e.code) e = MEM_NEW(work, doubles, what);

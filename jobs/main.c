@@ -121,9 +121,9 @@ static void on_bus_error(int number) {
  * here together: the first one speaks and ends all. */
 static void on_abort(int number) {
     static atomic_flag said = ATOMIC_FLAG_INIT;
-    enum { PROBE = 128 << 20 };
+    enum { PROBE = 130 << 20 }; /* what a thread takes for products (base/blas.c) fits in it */
     static const char text[] =
-        "spinshard: error: memory: a small allocation failed, so there is none left\n"
+        "spinshard: error: memory: an allocation failed that the work cannot do without\n"
         "  try: use more ranks or nodes with more memory, or raise the limit (ulimit -v)\n";
     void *p = mmap(NULL, PROBE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) {
