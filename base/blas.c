@@ -5,9 +5,13 @@
 #include "version.h"
 
 #include <dlfcn.h>
+#include <omp.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -15,6 +19,8 @@
 /* Weak: those of the library that is there have an address, the others are NULL. So the one program
  * runs with whichever of them the system puts behind the name it was linked to. */
 extern void openblas_set_num_threads(int n) __attribute__((weak));
+extern void *blas_memory_alloc(int position) __attribute__((weak));
+extern void blas_memory_free(void *buffer) __attribute__((weak));
 extern char *openblas_get_config(void) __attribute__((weak));
 extern char *openblas_get_corename(void) __attribute__((weak));
 extern void bli_thread_set_num_threads(int64_t n) __attribute__((weak));
@@ -32,22 +38,59 @@ void blas_set_threads(int threads) {
     if (MKL_Set_Num_Threads) MKL_Set_Num_Threads(threads);
 }
 
-/* A buffer is what OpenBLAS asks of malloc, with what malloc adds to it. */
-static bool buffers_fit(int threads) {
-    const size_t bytes = (size_t)threads * ((size_t)130 << 20);
+static bool limited(int what) {
     struct rlimit space;
-    if (!openblas_get_config) return true;
-    if (getrlimit(RLIMIT_AS, &space) || space.rlim_cur == RLIM_INFINITY) return true;
+    return getrlimit(what, &space) == 0 && space.rlim_cur != RLIM_INFINITY;
+}
+
+static bool fits(size_t bytes) {
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) return false;
     munmap(p, bytes);
     return true;
 }
 
-bool blas_has_room(int threads) {
-    static _Thread_local int fit;
-    if (fit < threads && buffers_fit(threads)) fit = threads;
-    return fit >= threads;
+void blas_start_threads(void) {
+    const size_t each = (size_t)64
+                        << 20; /* a stack of 8 MiB, and that of each team within a team */
+    int threads = 0;
+    if (!limited(RLIMIT_AS)) return;
+    if (!fits((size_t)omp_get_max_threads() * each)) omp_set_num_threads(1);
+#pragma omp parallel reduction(+ : threads)
+    threads++;
+}
+
+/* For each thread what OpenBLAS asks of malloc for a buffer, with what malloc adds to it, and the
+ * stack of the thread, which may not have begun. */
+static bool buffers_fit(int threads) {
+    return fits((size_t)threads * ((size_t)144 << 20));
+}
+
+bool blas_space_limited(void) {
+    return blas_memory_alloc && blas_memory_free && (limited(RLIMIT_AS) || limited(RLIMIT_DATA));
+}
+
+static atomic_bool taken;
+
+/* All buffers are had at once, so that there is one for each thread, and are then OpenBLAS's to
+ * give: it keeps what it once took. */
+static void take_buffers(void) {
+    const int threads = omp_get_max_threads();
+    void **buffers = blas_space_limited() ? calloc((size_t)threads, sizeof *buffers) : NULL;
+    taken = !blas_space_limited() || (buffers && buffers_fit(threads));
+    for (int i = 0; buffers && taken && i < threads; i++) buffers[i] = blas_memory_alloc(0);
+    for (int i = 0; buffers && taken && i < threads; i++) blas_memory_free(buffers[i]);
+    free(buffers);
+}
+
+bool blas_take_buffers(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, take_buffers);
+    return taken;
+}
+
+bool blas_at_hand(void) {
+    return taken || !blas_space_limited();
 }
 
 /* Whether products are BLIS's. OpenBLAS may be in the process beside it, behind the LAPACK or the

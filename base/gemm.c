@@ -5,6 +5,7 @@
 
 #include "base/blas.h"
 #include "base/gemm_internal.h"
+#include "base/log.h"
 #include "base/machine.h"
 #include "base/restart.h"
 #include "base/size.h"
@@ -14,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* The two calls of CBLAS that are made. Declared here, since every library puts its header in
  * another place and under another name; the calls are the same in all of them, with 32-bit sizes.
@@ -38,7 +40,14 @@ void gemm_ensure_blas(void) {
 
 void gemm_enter_blas(void) {
     gemm_ensure_blas();
-    if (!blas_has_room(1)) abort(); /* as where a small allocation fails: jobs/main.c tells it */
+    if (blas_take_buffers()) return;
+    const err e = err_make(ERR_NOFIT, "memory",
+                           "raise the limit (ulimit -v), or take fewer threads (OMP_NUM_THREADS)",
+                           "address space is limited, and %d threads take 128 MiB each of it for "
+                           "products",
+                           gemm_threads());
+    log_failure(&e); /* a product has no error to give */
+    _exit(e.code);
 }
 
 int gemm_init(int ranks_on_node) {
@@ -48,6 +57,7 @@ int gemm_init(int ranks_on_node) {
         int threads = machine_cores() / (ranks_on_node > 0 ? ranks_on_node : 1);
         omp_set_num_threads(threads > 0 ? threads : 1);
     }
+    blas_start_threads();
     return omp_get_max_threads();
 }
 

@@ -11,8 +11,8 @@ _Noreturn void gemm_abort(const char *what, int64_t m, int64_t n, int64_t k);
 /* Local. BLAS is on one thread from here on. */
 void gemm_ensure_blas(void);
 
-/* Local. Before each call of BLAS or LAPACK: gemm_ensure_blas, and aborts where the library has no
- * room (base/blas.h). */
+/* Local. Before each call of BLAS or LAPACK from here: gemm_ensure_blas, and where the library has
+ * no room (base/blas.h) the message and the end of the process, with ERR_NOFIT. */
 void gemm_enter_blas(void);
 
 /* Local. The bf16 half of gemm_kernels. */

@@ -57,9 +57,15 @@ static bool ask_to_spin_briefly(void) {
            setenv("GOMP_SPINCOUNT", "3000", 1) == 0;
 }
 
+static bool ask_for_one_thread(void) {
+    return blas_space_limited() && !is_set("OPENBLAS_NUM_THREADS") &&
+           setenv("OPENBLAS_NUM_THREADS", "1", 1) == 0;
+}
+
 void restart_tuned(char **argv) {
-    const bool kernels = ask_for_kernels(argv), spin = ask_to_spin_briefly();
-    if (!kernels && !spin) return;
+    const bool kernels = ask_for_kernels(argv), spin = ask_to_spin_briefly(),
+               one = ask_for_one_thread();
+    if (!kernels && !spin && !one) return;
     char self[4096];
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
     if (n <= 0) return;

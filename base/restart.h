@@ -10,7 +10,11 @@
  *
  * GOMP_SPINCOUNT: threads that wait for the next parallel region spin for milliseconds by the
  * runtime's default, which starves whoever shares the cores: on two shared cores fusion of small
- * layers ran five times slower for it. */
+ * layers ran five times slower for it.
+ *
+ * OPENBLAS_NUM_THREADS, where address space is limited: OpenBLAS starts threads of its own while it
+ * is loaded, which the program does not use before it asks for them. Each takes a buffer, and where
+ * there is no room for that the process never ends (base/blas.h). */
 #ifndef SPINSHARD_BASE_RESTART_H
 #define SPINSHARD_BASE_RESTART_H
 

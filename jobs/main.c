@@ -121,7 +121,7 @@ static void on_bus_error(int number) {
  * here together: the first one speaks and ends all. */
 static void on_abort(int number) {
     static atomic_flag said = ATOMIC_FLAG_INIT;
-    enum { PROBE = 130 << 20 }; /* what a thread takes for products (base/blas.c) fits in it */
+    enum { PROBE = 128 << 20 };
     static const char text[] =
         "spinshard: error: memory: an allocation failed that the work cannot do without\n"
         "  try: use more ranks or nodes with more memory, or raise the limit (ulimit -v)\n";

@@ -93,7 +93,7 @@ static void column_means(const float *x, int64_t rows, int64_t width, double *me
 err site_log_det(const float *x, int64_t rows, int64_t width, double *out) {
     void *all = NULL;
     *out = NAN;
-    if (rows <= width || !blas_has_room(gemm_threads())) return err_none();
+    if (rows <= width || !blas_at_hand()) return err_none();
     err e = mem_alloc(width * (width + BAND + 1), sizeof(double), "covariance", &all);
     if (e.code) return e;
     double *cov = all, *band = cov + width * width, *mean = band + BAND * width;

@@ -44,7 +44,8 @@ double
 site_kurtosis(const site_stats *s); /* local; E (x - mean)^4 / variance^2: 3 of normal ones */
 
 /* Local, threaded. log det of the covariance (over rows - 1) of x [rows, width]; NAN where it has
- * none: too few rows, or one channel is made of others; and where products have no room
+ * none: too few rows, or one channel is made of others; and where products would take more
+ * memory than is allowed
  * (base/blas.h), since a report is no reason to end a run. Fails with ERR_NOFIT. */
 err site_log_det(const float *x, int64_t rows, int64_t width, double *out);
 uint64_t site_log_det_bytes(int64_t width); /* local; of its buffers */

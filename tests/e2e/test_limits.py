@@ -89,7 +89,21 @@ class Limits(Case):
             self.assertLess(r.returncode, 128, f"{mib} MiB: a signal\n{r}")
             if r.returncode == NOFIT:
                 self.one_error(r, NOFIT)
+            if mib >= 600:
+                self.assertEqual(r.returncode, 0, f"{mib} MiB: a run without products\n{r}")
         self.assertIn(0, codes)
+
+    def test_address_space_of_products(self):
+        """OpenBLAS waits for its buffers for ever where there is no room for them: told before it is asked."""
+        codes = []
+        for mib in (250, 350, 3000):
+            r = self.limited(f"-v {mib << 10}", ["quantize", "--model", STORIES, "--out", self.path(f"gptq{mib}"), "--calib", TEXT,
+                                                 *settings("weights.method=gptq", "calib.windows=12", "calib.window=96")])
+            codes.append(r.returncode)
+            if r.returncode:
+                self.one_error(r, NOFIT)
+        self.assertIn(NOFIT, codes)
+        self.assertEqual(codes[-1], 0)
 
     def test_what_status_advises(self):
         """The same command, where it helps: not after bad numbers, nor where runs die again at one place."""
