@@ -218,7 +218,11 @@ static err make_sites(eval_job *j) {
         if (!e.code) e = check_found(j);
         e = comm_agree(j->c, e, "making the sites", NULL);
     }
-    setup_eight_say(s, &j->source.cfg);
+    if (!e.code) setup_eight_say(s, &j->source.cfg);
+    if (!e.code && !fused && s->activations.average > 0 && !input_eight_any(&s->activations.eight))
+        log_line(LOG_WARN,
+                 "activations.average chooses inputs of 8 bits in quantize alone: what it chose "
+                 "stands as activations.eight in the recipe.yaml that it wrote");
     free(beside);
     return e;
 }

@@ -94,6 +94,10 @@ static bool groups_apart(const runtime_facts *f) {
     const int64_t w = f->linears.group, in = f->linears.inputs.group;
     return packed_inputs_4(f) && in && (in < 64 || (w && w != in));
 }
+static bool several_groups(const runtime_facts *f) {
+    int bits[INPUT_GROUPS];
+    return packed(f) && input_groups_bits(&f->linears.inputs, f->cfg->layers, bits) > 1;
+}
 static bool packed_says_inputs(const runtime_facts *f) {
     return packed(f) && says_inputs(f);
 }
@@ -211,6 +215,8 @@ static const rule rules[] = {
     {ON(TRANSFORMERS), RUNTIME_NOTE, dense_words,
      "words of 3, 5, 6, 7 bits need compressed-tensors 0.17 or newer"},
     {ON(LLAMA_CPP), RUNTIME_STOPS, by_channel_4, "takes 4-bit weights by groups, not by channel"},
+    {ON(LLAMA_CPP), RUNTIME_STOPS, several_groups,
+     "its converter takes one of config_groups: inputs that differ in their bits make several"},
     {ON(LLAMA_CPP), RUNTIME_STOPS, byte_4, "takes no 4-bit weights as int-quantized"},
     {ON(TRANSFORMERS), RUNTIME_NOTE, gptq,
      "the form gptq needs the Python packages optimum and gptqmodel"},

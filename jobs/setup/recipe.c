@@ -73,9 +73,8 @@ static const key keys[] = {
     {AT(activations.eight), KIND_LAYERS, "{}", 0, 0, INPUT_WORDS,
      "inputs of 8 bits where the others have fewer, as {mlp: 5-19, down: all}"},
     {AT(activations.average), KIND_REAL, "0", 0, INPUT_EIGHT_BITS, NULL,
-     "choose those whose noise costs most, in nats a multiplication saved, until the bits of "
-     "inputs "
-     "have this average over all multiplications; 0: none but activations.eight"},
+     "choose the inputs where 8 bits save most nats for each bit added to a multiplication, until "
+     "the average over all multiplications is this; 0: none but activations.eight"},
     {AT(activations.scale), KIND_WORD, "published", 0, 0, "published|compressed-tensors",
      "symmetric scale: max/7 (vLLM on GPUs), or max/7.5 (transformers)"},
     {AT(kv.bits), KIND_INT, "16", 2, 16, NULL,

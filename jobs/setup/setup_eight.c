@@ -96,6 +96,9 @@ void setup_eight_say(const settings *s, const llama_config *cfg) {
     size_t used = 0;
     for (int k = 0; k < INPUT_PLACES && used < sizeof line; k++) {
         char layers[160];
+        const int64_t bits =
+            k == INPUT_DOWN ? settings_down_bits(s) : s->activations.bits; /* without being named */
+        if (bits >= INPUT_EIGHT_BITS) continue;
         layer_flags_text(&s->activations.eight.at[k], cfg->layers, layers, sizeof layers);
         if (*layers)
             used += (size_t)snprintf(line + used, sizeof line - used, "%s%s %s", used ? "; " : "",
