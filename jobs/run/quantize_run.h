@@ -49,7 +49,7 @@ typedef struct quantize_run {
     uint64_t phase_start_held;   /* of this rank, resident */
     uint64_t phase_start_sent, phase_start_network; /* comm_sent_bytes, comm_network_bytes */
     struct run_plan *plan; /* root only; what the phases are held against (jobs/run/run_plan.h) */
-    uint64_t base_bytes;   /* resident before anything was loaded: the program and its libraries */
+    uint64_t base_bytes;   /* resident before the first phase, and what libraries will take */
     run_flags flags;
     watch *watch; /* of the ranks; NULL: one rank, or not wanted */
 } quantize_run;

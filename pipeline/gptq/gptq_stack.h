@@ -1,6 +1,6 @@
 /* gptq_stack - the linears that share one input, as one matrix, while they are rounded:
  * the part of gptq_layer.c that knows rows and codes, and no streams. Nobody else includes it but
- * gptq_network.c and tests/mpi/test_gptq_alpha.c. */
+ * gptq_network.c and its tests (tests/mpi/test_gptq_alpha.c, test_gptq_cross.c). */
 #ifndef SPINSHARD_PIPELINE_GPTQ_GPTQ_STACK_H
 #define SPINSHARD_PIPELINE_GPTQ_GPTQ_STACK_H
 
