@@ -125,7 +125,7 @@ static json_t *config_groups(const form_scheme *s, int64_t layers) {
     int bits[INPUT_GROUPS];
     const int n = input_groups_bits(&s->inputs, layers, bits);
     for (int i = 0; i < n; i++) {
-        char name[16];
+        char name[24];
         snprintf(name, sizeof name, "group_%d", i);
         const form_inputs inputs = {.bits = bits[i], .group = s->inputs.group};
         json_object_set_new(
