@@ -269,7 +269,8 @@ static void check_directions(block_case *b, int count) {
             size = 1e-1 * sqrt(dot_f64(G, G, n * n));
         }
         const double want = five_point(&dir, 2e-6); /* small: rarely over a change of the ends */
-        worst[dir.what] = fmax(worst[dir.what], fabs(got - want) / (fabs(want) + size));
+        const double off = fabs(got - want);        /* where nothing depends on it both are zero */
+        if (!(off == 0)) worst[dir.what] = fmax(worst[dir.what], off / (fabs(want) + size));
         mem_free(dir.v);
     }
     print_message(
