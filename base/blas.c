@@ -2,6 +2,7 @@
  * has an address or is NULL. */
 #include "base/blas.h"
 
+#include "base/space.h"
 #include "version.h"
 
 #include <dlfcn.h>
@@ -13,8 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/resource.h>
 
 /* Weak: those of the library that is there have an address, the others are NULL. So the one program
  * runs with whichever of them the system puts behind the name it was linked to. */
@@ -38,46 +37,20 @@ void blas_set_threads(int threads) {
     if (MKL_Set_Num_Threads) MKL_Set_Num_Threads(threads);
 }
 
-static bool limited(int what) {
-    struct rlimit space;
-    return getrlimit(what, &space) == 0 && space.rlim_cur != RLIM_INFINITY;
-}
-
-static bool fits(size_t bytes) {
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) return false;
-    munmap(p, bytes);
-    return true;
-}
-
-void blas_start_threads(void) {
-    const size_t each = (size_t)64
-                        << 20; /* a stack of 8 MiB, and that of each team within a team */
-    int threads = 0;
-    if (!limited(RLIMIT_AS)) return;
-    if (!fits((size_t)omp_get_max_threads() * each)) omp_set_num_threads(1);
-#pragma omp parallel reduction(+ : threads)
-    threads++;
-}
-
-/* For each thread what OpenBLAS asks of malloc for a buffer, with what malloc adds to it, and the
- * stack of the thread, which may not have begun. */
-static bool buffers_fit(int threads) {
-    return fits((size_t)threads * ((size_t)144 << 20));
-}
-
-bool blas_space_limited(void) {
-    return blas_memory_alloc && blas_memory_free && (limited(RLIMIT_AS) || limited(RLIMIT_DATA));
-}
-
 static atomic_bool taken;
+
+static bool hoards(void) {
+    return blas_memory_alloc && blas_memory_free && space_limited();
+}
 
 /* All buffers are had at once, so that there is one for each thread, and are then OpenBLAS's to
  * give: it keeps what it once took. */
 static void take_buffers(void) {
+    /* A buffer, what malloc adds to it, and the stack of the thread, which may not have begun. */
+    const size_t each = (size_t)144 << 20;
     const int threads = omp_get_max_threads();
-    void **buffers = blas_space_limited() ? calloc((size_t)threads, sizeof *buffers) : NULL;
-    taken = !blas_space_limited() || (buffers && buffers_fit(threads));
+    void **buffers = hoards() ? calloc((size_t)threads, sizeof *buffers) : NULL;
+    taken = !hoards() || (buffers && space_fits((size_t)threads * each));
     for (int i = 0; buffers && taken && i < threads; i++) buffers[i] = blas_memory_alloc(0);
     for (int i = 0; buffers && taken && i < threads; i++) blas_memory_free(buffers[i]);
     free(buffers);
@@ -90,7 +63,7 @@ bool blas_take_buffers(void) {
 }
 
 bool blas_at_hand(void) {
-    return taken || !blas_space_limited();
+    return taken || !hoards();
 }
 
 /* Whether products are BLIS's. OpenBLAS may be in the process beside it, behind the LAPACK or the

@@ -12,21 +12,12 @@
 /* Local. Threads inside the library from the next call on, at least 1. */
 void blas_set_threads(int threads);
 
-/* Local, any thread. Address space is limited (ulimit -v, -d), and the library is OpenBLAS, which
- * takes much of it. */
-bool blas_space_limited(void);
-
-/* Local, any thread. Where address space is limited: takes the buffers of OpenBLAS
+/* Local, any thread. Where address space is limited (base/space.h): takes the buffers of OpenBLAS
  * for all threads of the program, the first time; false where they do not fit, and then products
  * must not be asked for. OpenBLAS takes 128 MiB for a thread when that first multiplies, and where
  * the system has none it asks again and again, for ever. Where nothing is limited this does
  * nothing. */
 bool blas_take_buffers(void);
-
-/* Local. Where address space is limited: starts the threads of OpenMP, while there is some, or sees
- * to it that there is one alone where there is little. A thread that cannot be started later ends
- * the process in libgomp, without an error of ours. */
-void blas_start_threads(void);
 
 /* Local, any thread. True where products take no more address space, or it is not limited: for work
  * that is to be left out rather than cost what others need. */

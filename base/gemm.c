@@ -9,6 +9,7 @@
 #include "base/machine.h"
 #include "base/restart.h"
 #include "base/size.h"
+#include "base/space.h"
 
 #include <omp.h>
 #include <pthread.h>
@@ -50,6 +51,17 @@ void gemm_enter_blas(void) {
     _exit(e.code);
 }
 
+/* A thread that cannot be started later ends the process in libgomp, without an error of ours: so
+ * they start while there is address space, and where there is little there is one alone. */
+static void start_threads(void) {
+    const size_t each = (size_t)64 << 20; /* a stack, and that of each team within a team */
+    int threads = 0;
+    if (!space_limited()) return;
+    if (!space_fits((size_t)omp_get_max_threads() * each)) omp_set_num_threads(1);
+#pragma omp parallel reduction(+ : threads)
+    threads++;
+}
+
 int gemm_init(int ranks_on_node) {
     gemm_ensure_blas();
     const char *asked = getenv("OMP_NUM_THREADS");
@@ -57,7 +69,7 @@ int gemm_init(int ranks_on_node) {
         int threads = machine_cores() / (ranks_on_node > 0 ? ranks_on_node : 1);
         omp_set_num_threads(threads > 0 ? threads : 1);
     }
-    blas_start_threads();
+    start_threads();
     return omp_get_max_threads();
 }
 

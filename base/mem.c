@@ -5,6 +5,7 @@
 
 #include "base/fault.h"
 #include "base/size.h"
+#include "base/space.h"
 
 #include <inttypes.h>
 #include <malloc.h>
@@ -14,7 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 
 enum { ALIGN = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 4 << 20, OWN_FROM = 1 << 20 };
 
@@ -106,9 +106,7 @@ uint64_t mem_peak_rss_bytes(void) {
 void mem_start(void) {
     mallopt(M_MMAP_THRESHOLD, OWN_FROM);
     mallopt(M_TRIM_THRESHOLD, OWN_FROM);
-    struct rlimit space;
-    if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY)
-        mallopt(M_ARENA_MAX, 1);
+    if (space_limited()) mallopt(M_ARENA_MAX, 1);
 }
 
 void mem_give_back(void) {

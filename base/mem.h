@@ -13,7 +13,7 @@
  * mapped one by one, so that each goes back to the system when it is freed. Left to itself glibc
  * raises that size with the blocks that it sees freed, to 32 MiB, and keeps twice as much: what a
  * process held then depended on all that it had held before, and no plan of a phase was true. Where
- * address space is limited (ulimit -v), threads share one heap: each of their own sets 64 MiB of
+ * address space is limited (base/space.h), threads share one heap: each of their own sets 64 MiB of
  * it aside. */
 void mem_start(void);
 

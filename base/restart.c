@@ -3,6 +3,7 @@
 #include "base/restart.h"
 
 #include "base/blas.h"
+#include "base/space.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -58,7 +59,7 @@ static bool ask_to_spin_briefly(void) {
 }
 
 static bool ask_for_one_thread(void) {
-    return blas_space_limited() && !is_set("OPENBLAS_NUM_THREADS") &&
+    return space_limited() && !is_set("OPENBLAS_NUM_THREADS") &&
            setenv("OPENBLAS_NUM_THREADS", "1", 1) == 0;
 }
 

@@ -4,6 +4,7 @@
 #include "base/machine.h"
 #include "base/mem.h"
 #include "base/restart.h"
+#include "base/space.h"
 #include "jobs/setup/options.h"
 #include "jobs/setup/recipe.h"
 #include "mpi/comm.h"
@@ -16,7 +17,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 /* Each command's function, declared here from the table, so that a new one is a row there. */
@@ -125,13 +125,11 @@ static void on_abort(int number) {
     static const char text[] =
         "spinshard: error: memory: an allocation failed that the work cannot do without\n"
         "  try: use more ranks or nodes with more memory, or raise the limit (ulimit -v)\n";
-    void *p = mmap(NULL, PROBE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) {
+    if (!space_fits(PROBE)) {
         while (atomic_flag_test_and_set(&said)) pause();
         (void)!write(STDERR_FILENO, text, sizeof text - 1);
         _exit(ERR_NOFIT);
     }
-    munmap(p, PROBE);
     signal(number, SIG_DFL);
     raise(number);
 }
