@@ -227,6 +227,7 @@ static err do_step(gptq_run *r, llama_step step, llama_stage *stage, llama_stage
     if (!e.code)
         e = take_sites(r, stage->first_layer, full ? GPTQ_FULL : GPTQ_QUANTIZED, step, report);
     if (!e.code) e = gptq_stack_init(r, step, &k);
+    if (!e.code) e = gptq_stack_init_cross(&k);
     if (!e.code) e = quantize_stack(&k, stage, full, sink, report);
     gptq_stack_clear(&k);
     if (!e.code && go_on && (step == STEP_O || step == STEP_DOWN)) {
@@ -385,7 +386,7 @@ static void offer_step(const gptq_settings *s, int ranks, int rank, const gptq_s
     const gptq_options how = {
         .how = s->job->how, .block = s->factor.block, .energy = !s->asymmetric};
     const uint64_t own = (uint64_t)(k->own_n * k->cols) *
-                         (sizeof(float) + (s->asymmetric ? sizeof(double) : 0)),
+                         (sizeof(float) + (gptq_stack_corrects(s) ? sizeof(double) : 0)),
                    codes = qmatrix_bytes(k->rows, k->cols, &s->job->how) +
                            (uint64_t)k->rows * (sizeof(gptq_loss) + sizeof(qerror)),
                    full = s->asymmetric ? bf16_bytes(k) : 0,

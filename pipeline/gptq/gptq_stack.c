@@ -83,20 +83,23 @@ err gptq_stack_init(gptq_run *r, llama_step step, gptq_stack *k) {
     err e = mem_alloc(k->own_n * k->cols, sizeof(float), "rows of weights", &p);
     k->w = p;
     p = NULL;
-    if (!e.code && r->s.asymmetric)
-        e = mem_alloc(k->own_n * k->cols, sizeof(double), "cross terms of rows", &p);
-    k->cross = p;
-    p = NULL;
-    if (!e.code && gptq_stack_corrects(&r->s) && comm_size(r->s.c) > 1)
-        e = mem_alloc_unset(k->rows * k->cols, sizeof(float), "weights of all rows", &p);
-    k->all = p;
-    p = NULL;
     if (!e.code) e = mem_alloc(k->rows, sizeof(gptq_loss), "losses of rows", &p);
     k->loss = p;
     p = NULL;
     if (!e.code) e = MEM_NEW(&k->errors, k->rows, "errors of rows");
     if (!e.code) e = qmatrix_create(k->rows, k->cols, &r->s.job->how, &k->q);
     return comm_agree(r->s.c, e, "rows of weights", NULL);
+}
+
+err gptq_stack_init_cross(gptq_stack *k) {
+    const comm *c = k->r->s.c;
+    void *all = NULL;
+    if (!gptq_stack_corrects(&k->r->s)) return err_none();
+    err e = MEM_NEW(&k->cross, k->own_n * k->cols, "cross terms of rows");
+    if (!e.code && comm_size(c) > 1)
+        e = mem_alloc_unset(k->rows * k->cols, sizeof(float), "weights of all rows", &all);
+    k->all = all;
+    return comm_agree(c, e, "cross terms", NULL);
 }
 
 /* ---- weights ---- */

@@ -48,15 +48,20 @@ int64_t gptq_stack_batch(const gptq_settings *s, int ranks, const gptq_stack *k)
 err gptq_stack_init(gptq_run *r, llama_step step, gptq_stack *k); /* collective; ERR_NOFIT */
 void gptq_stack_clear(gptq_stack *k);                             /* local */
 
+/* Local. GPTAQ's term is there. */
+bool gptq_stack_corrects(const gptq_settings *s);
+/* Collective. Room for that term, before the weights are taken; none where it is not there. Fails
+ * with ERR_NOFIT. */
+err gptq_stack_init_cross(gptq_stack *k);
+
 /* Collective. The rows of this rank; where there is a stream of full precision also the whole
  * linears, into its layer. */
 err gptq_stack_take(gptq_stack *k, llama_stage *full);
 
-/* Local. GPTAQ's term is there. */
-bool gptq_stack_corrects(const gptq_settings *s);
 /* Collective. W C of this rank's rows, for the inputs at hand; fails as gptq_moments_cross. */
 err gptq_stack_cross(gptq_stack *k);
-/* Local. Bytes for it: of the weights of all rows, from gptq_stack_init on; and beside the sums. */
+/* Local. Bytes for it: of the weights of all rows, from gptq_stack_init_cross on; and beside the
+ * sums. */
 uint64_t gptq_stack_all_bytes(const gptq_settings *s, int ranks, const gptq_stack *k);
 uint64_t gptq_stack_cross_bytes(const gptq_settings *s, int ranks, int rank, const gptq_stack *k);
 

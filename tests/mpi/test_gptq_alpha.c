@@ -112,6 +112,7 @@ static void begin(fixture *f, const comm *c, int64_t count, double held_share) {
     f->r.moments =
         (gptq_moments){.c = c, .windows = f->r.windows, .hold_out = count >= GPTQ_HOLD_OUT};
     OK(gptq_stack_init(&f->r, STEP_O, &f->k));
+    OK(gptq_stack_init_cross(&f->k));
     fill_weights(f);
     OK(gptq_moments_diagonal(&f->r.moments, N, "the tensor", diagonal));
     OK(gptq_order_create(N, diagonal, true, &f->o));

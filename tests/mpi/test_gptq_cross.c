@@ -59,6 +59,7 @@ static double *product(const comm *c, int64_t *own0, int64_t *own_n) {
     fill_windows(r.windows, GPTQ_FULL);
     r.moments = (gptq_moments){.c = c, .windows = r.windows};
     OK(gptq_stack_init(&r, STEP_DOWN, &k));
+    OK(gptq_stack_init_cross(&k));
     for (int64_t i = 0; i < ROWS * N && k.all; i++) k.all[i] = half_from_bf16(entry(7, i));
     for (int64_t i = 0; i < k.own_n * N; i++) k.w[i] = half_from_bf16(entry(7, k.own0 * N + i));
     OK(gptq_moments_diagonal(&r.moments, N, "test", diagonal));
