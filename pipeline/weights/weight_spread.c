@@ -7,7 +7,7 @@
 
 #include <math.h>
 
-enum { LEAST_ROWS = 16, MOST_ROWS = 128, ONE_IN = 16, LEAST_GROUP = 4 };
+enum { LEAST_ROWS = 16, MOST_ROWS = 128, ONE_IN = 16, LEAST_GROUP = 1 };
 
 int64_t spread_rows(int64_t rows) {
     return size_min(rows, size_min(MOST_ROWS, size_max(LEAST_ROWS, rows / ONE_IN)));

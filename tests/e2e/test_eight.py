@@ -9,7 +9,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import make_model  # noqa: E402
-from spin import STORIES, TEXT, Case, main, settings, sha256, spin, tar_hashes, unpack  # noqa: E402
+from spin import STORIES, TEXT, Case, main, settings, sha256, spin, tar_hashes, unpack, without_notes  # noqa: E402
 
 SERVED = ("activations.bits=4", "activations.symmetric=true", "activations.o_group=token", "weights.group=channel")
 RANGE = "learn=[{objective: range, steps: 3, rows: 512}]"
@@ -68,12 +68,7 @@ class Eight(Case):
         self.assertNotEqual(ours["nll"], self.perplexity(plain)["nll"])
         self.assertEqual(ours["nll"], self.perplexity(plain, TEXT, 128, *settings("activations.eight={down: [4, 0], mlp: [1, 2-3]}"))["nll"])
         self.assertEqual(ours["nll"], self.perplexity(folder)["nll"])
-        path = os.path.join(folder, "config.json")
-        with open(path) as f:
-            config = json.load(f)
-        del config["spinshard"]
-        with open(path, "w") as f:
-            json.dump(config, f)
+        without_notes(folder)
         same = settings("activations.scale=published")  # which the groups do not say
         self.assertEqual(ours["nll"], self.perplexity(folder, TEXT, 128, *same)["nll"])
         self.good("verify", out, "--source", STORIES, "--equivalence")

@@ -4,13 +4,12 @@ perplexity that eval gets. Skips without a Python for oracles.
 
 compressed-tensors 0.18 to 0.20 with transformers 4.57 cannot load any asymmetric packed model, their own
 included: the shape of weight_zero_point is not packed while loading. These two cases need 0.15 to 0.17."""
-import json
 import os
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import make_model  # noqa: E402
-from spin import STORIES, TEXT, Case, main, oracle, settings, skip, unpack  # noqa: E402
+from spin import STORIES, TEXT, Case, main, oracle, settings, skip, unpack, without_notes  # noqa: E402
 
 if not os.environ.get("SPINSHARD_ORACLE_PYTHON"):
     skip("SPINSHARD_ORACLE_PYTHON names no Python with torch and transformers")
@@ -20,16 +19,6 @@ FP32 = ["--dtype", "fp32"]
 TOLERANCE = 2e-5
 GPTQ = ("weights.method=gptq", "weights.scale=search", "calib.windows=12", "calib.window=128")
 GPTAQ = ("weights.method=gptaq", "weights.stream=quantized", *GPTQ[1:])
-
-
-def without_notes(folder):
-    """What only this program reads goes from config.json."""
-    path = os.path.join(folder, "config.json")
-    with open(path) as f:
-        config = json.load(f)
-    del config["spinshard"]
-    with open(path, "w") as f:
-        json.dump(config, f)
 
 
 class Foreign(Case):

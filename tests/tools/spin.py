@@ -117,6 +117,16 @@ def unpack(out, to):
     return os.path.join(to, folder)
 
 
+def without_notes(folder):
+    """What only this program reads goes from config.json."""
+    path = os.path.join(folder, "config.json")
+    with open(path, encoding="utf-8") as f:
+        config = json.load(f)
+    del config["spinshard"]
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(config, f)
+
+
 class Case(unittest.TestCase):
     """A test case with a folder of its own."""
 

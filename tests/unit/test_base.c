@@ -94,21 +94,31 @@ static void put_file(const char *root, const char *path, const char *text) {
     assert_int_equal(file_publish(whole, text, strlen(text)).code, 0);
 }
 
+/* A file of the system, and the memory that there is from then on. */
+typedef struct limit_file {
+    const char *path, *text;
+    uint64_t mib;
+} limit_file;
+
+static void put_limits(const char *root, const limit_file *files, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        put_file(root, files[i].path, files[i].text);
+        assert_int_equal(machine_memory_bytes(), files[i].mib << 20);
+    }
+}
+
 /* Files as the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst have them:
  * of a group and those above it the least limit holds, and "max", or the largest page, is none. */
 static void memory_is_the_least_limit_of_the_control_groups(void **state) {
     (void)state;
     char root[] = "/tmp/spinshard-test-XXXXXX";
-    const uint64_t all = machine_memory_bytes(), mib = 1 << 20;
+    const uint64_t all = machine_memory_bytes();
     assert_non_null(mkdtemp(root));
     setenv("SPINSHARD_TEST_ROOT", root, 1);
     put_file(root, "/proc/self/cgroup", "0::/slurm/job_7/step_0\n");
     put_file(root, "/sys/fs/cgroup/slurm/job_7/step_0/memory.max", "max\n");
     assert_true(machine_memory_bytes() >= all);
-    static const struct {
-        const char *path, *text;
-        uint64_t mib;
-    } v2[] = {
+    static const limit_file v2[] = {
         {"/sys/fs/cgroup/slurm/memory.max", "73400320\n", 70},
         {"/sys/fs/cgroup/slurm/job_7/memory.high", "62914560\n", 60},
         {"/sys/fs/cgroup/slurm/job_7/memory.swap.max", "1048576\n", 60},
@@ -118,24 +128,15 @@ static void memory_is_the_least_limit_of_the_control_groups(void **state) {
         {"/sys/fs/cgroup/slurm/job_8/memory.max", "1048576\n", 50}, /* another's */
         {"/sys/fs/cgroup/memory.max", "41943040\n", 40},            /* a container's own */
     };
-    for (size_t i = 0; i < sizeof v2 / sizeof v2[0]; i++) {
-        put_file(root, v2[i].path, v2[i].text);
-        assert_int_equal(machine_memory_bytes(), v2[i].mib * mib);
-    }
-    static const struct {
-        const char *path, *text;
-        uint64_t mib;
-    } v1[] = {
+    put_limits(root, v2, sizeof v2 / sizeof v2[0]);
+    static const limit_file v1[] = {
         {"/sys/fs/cgroup/memory/slurm/uid_0/memory.limit_in_bytes", "9223372036854771712\n", 40},
         {"/sys/fs/cgroup/memory/slurm/uid_0/memory.memsw.limit_in_bytes", "1048576\n", 40},
         {"/sys/fs/cgroup/memory/slurm/memory.limit_in_bytes", "31457280\n", 30},
         {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "20971520\n", 20},
     };
     put_file(root, "/proc/self/cgroup", "5:cpuset,memory:/slurm/uid_0\n0::/\n");
-    for (size_t i = 0; i < sizeof v1 / sizeof v1[0]; i++) {
-        put_file(root, v1[i].path, v1[i].text);
-        assert_int_equal(machine_memory_bytes(), v1[i].mib * mib);
-    }
+    put_limits(root, v1, sizeof v1 / sizeof v1[0]);
     unsetenv("SPINSHARD_TEST_ROOT");
     assert_true(machine_memory_bytes() == all);
     assert_int_equal(file_remove_tree(root).code, 0);
