@@ -39,7 +39,8 @@ void blas_set_threads(int threads) {
 
 static atomic_bool taken;
 
-static bool hoards(void) {
+/* The library is OpenBLAS, which asks for ever, and the system may have no room. */
+static bool must_take_buffers(void) {
     return blas_memory_alloc && blas_memory_free && space_limited();
 }
 
@@ -49,8 +50,8 @@ static void take_buffers(void) {
     /* A buffer, what malloc adds to it, and the stack of the thread, which may not have begun. */
     const size_t each = (size_t)144 << 20;
     const int threads = omp_get_max_threads();
-    void **buffers = hoards() ? calloc((size_t)threads, sizeof *buffers) : NULL;
-    taken = !hoards() || (buffers && space_fits((size_t)threads * each));
+    void **buffers = must_take_buffers() ? calloc((size_t)threads, sizeof *buffers) : NULL;
+    taken = !must_take_buffers() || (buffers && space_fits((size_t)threads * each));
     for (int i = 0; buffers && taken && i < threads; i++) buffers[i] = blas_memory_alloc(0);
     for (int i = 0; buffers && taken && i < threads; i++) blas_memory_free(buffers[i]);
     free(buffers);
@@ -63,7 +64,7 @@ bool blas_take_buffers(void) {
 }
 
 bool blas_at_hand(void) {
-    return taken || !hoards();
+    return taken || !must_take_buffers();
 }
 
 /* Whether products are BLIS's. OpenBLAS may be in the process beside it, behind the LAPACK or the
