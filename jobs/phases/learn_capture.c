@@ -59,8 +59,7 @@ static void add_pool(const learner *l, memory_plan *p) {
         memory_plan_add(p, "rows of quantizers", learn_sites_samples_bytes(l));
     if (learn_draws_any(l->q->set))
         memory_plan_add(p, "drawn rows", row_pool_drawn_bytes(cfg, n, tokens));
-    if (learn_looks_wanted(l->q))
-        memory_plan_add(p, "inputs for the report", site_rows_bytes(cfg, l->range.first, n));
+    learn_looks_memory(l, p);
     if (learn_weights_needed(l->q->set)) {
         weight_rows_options o = learn_weights_options(l, &l->q->set->learn[0]);
         memory_plan_add(p, "rows of weights",

@@ -7,6 +7,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "jobs/phases/learn_capture.h"
+#include "jobs/phases/learn_looks.h"
 #include "jobs/phases/learn_scale_state.h"
 #include "jobs/phases/learn_scales.h"
 #include "jobs/phases/learn_steps.h"
@@ -230,6 +231,7 @@ static err load(const learner *l, const e2e_phase *p, bool active, llama_stage *
     if (active) e2e_layout_plan(&p->w, &p->l, number, &plan);
     if (active) memory_plan_add(&plan, "program", q->base_bytes);
     if (active) learn_model_memory(l, comm_size(q->c), &plan);
+    if (active && l->looks) learn_looks_memory(l, &plan);
     e = memory_plan_check(q->c, &plan, p->name, p->w.limit);
     if (e.code) return e;
     if (active) {
@@ -385,6 +387,8 @@ err learn_e2e_plan(learner *l, plan_maker *m, int64_t k) {
     memory_plan p = t.memory;
     memory_plan_add(&p, "program", place->base_bytes);
     learn_model_memory(l, m->ranks, &p);
+    l->range = (stage_range){.n = m->p->most_layers};
+    if (plan_find(m->p, "capture")) learn_looks_memory(l, &p);
     plan_offer(f, &p, t.rank);
     const bool r1 = rotation_set_r1(m->q->rotations) != NULL;
     const plan_pass pass = {.window = t.window,

@@ -11,9 +11,10 @@ bool learn_looks_wanted(const quantize_run *q) {
     return q->flags.report && q->calib_windows > 0 && !quantize_uses_gptq(q->set);
 }
 
-bool learn_looks_last(const quantize_run *q) {
-    const int64_t n = q->set->n_learn;
-    return learn_looks_wanted(q) && !(n && learn_e2e_is(&q->set->learn[n - 1]));
+void learn_looks_memory(const learner *l, memory_plan *p) {
+    if (learn_looks_wanted(l->q))
+        memory_plan_add(p, "inputs for the report",
+                        site_rows_bytes(learner_cfg(l), l->range.first, l->range.n));
 }
 
 void learn_looks_room(learner *l) {

@@ -8,9 +8,9 @@
 /* Local. Are rows for it to be kept in the capture? The same on every rank. */
 bool learn_looks_wanted(const quantize_run *q);
 
-/* Local. Do the rows last until learning has ended? Objectives that run the whole model need their
- * memory where no rows are asked for behind them. The same on every rank. */
-bool learn_looks_last(const quantize_run *q);
+/* Local. Their bytes of the layers l->range, added to *p: they stay from the capture to the end of
+ * learning, beside the passes of objectives that run the whole model too. */
+void learn_looks_memory(const learner *l, memory_plan *p);
 
 /* Collective. Room for the rows, l->looks, where they are wanted: on all ranks, or, with a warning,
  * on none, since a report of some layers would give them the numbers of others. */

@@ -113,7 +113,6 @@ static err run_phase(learner *l, int64_t k, const learn_saved *saved) {
     if (!learn_needs_rows(l->q->set, k + 1, false)) { /* memory for the passes */
         row_pool_clear(&l->pool);
         llama_stage_clear(&l->stage);
-        site_rows_destroy(&l->looks);
     }
     return learn_e2e_phase(l, k, saved);
 }
@@ -126,7 +125,7 @@ static bool rows_needed(const learner *l, int64_t phases_done, bool fresh) {
 
 /* Collective. A commit of what is learned, after which captured rows go when they have served. */
 static err save(learner *l, int64_t phases_done) {
-    const bool looked_at = l->looks && learn_looks_last(l->q);
+    const bool looked_at = l->looks && learn_looks_wanted(l->q);
     if (!rows_needed(l, phases_done, false) && !looked_at) learn_drop(l->q, LEARN_CAPTURED);
     return learn_save_rotations(l, phases_done);
 }
@@ -189,7 +188,7 @@ err quantize_learn(quantize_run *q) {
         e = capture(&l, fresh);
     else if (!e.code && fresh)
         e = learn_start(&l);
-    else if (!e.code && learn_looks_last(q))
+    else if (!e.code && learn_looks_wanted(q))
         e = learn_captured_recall_looks(&l);
     if (!e.code && fresh) e = save(&l, 0);
     for (int64_t p = fresh ? 0 : first; p < phases && !e.code; p++) {

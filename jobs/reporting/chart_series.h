@@ -26,7 +26,11 @@ series series_take(const json_t *list, const char *x, const char *y, double time
 series series_over_layers(const json_t *layers, const char *list, size_t k, const char *part,
                           const char *key, double times);
 
-/* Local. A figure of n lines, at most four; nothing where none has a point. */
+/* The unit of a kurtosis, wherever it is drawn. */
+#define KURTOSIS "E x\u2074 / (E x\u00b2)\u00b2"
+
+/* Local. A figure of n lines, at most four, one alone without dashes; nothing where none has a
+ * point. */
 void chart_figure(FILE *f, const char *title, svg_axis x, svg_axis y, int n, const series *s,
                   const char *const *names);
 

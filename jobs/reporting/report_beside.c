@@ -164,7 +164,7 @@ void report_beside(FILE *f, const json_t *report) {
         snprintf(title, sizeof title, "Largest entry, input of %s", inputs[k]);
         sites(f, &r, k, "max_over_rms", title, "largest |x| / rms", true);
         snprintf(title, sizeof title, "Kurtosis, input of %s", inputs[k]);
-        sites(f, &r, k, "kurtosis", title, "E x^4 / (E x^2)^2", true);
+        sites(f, &r, k, "kurtosis", title, KURTOSIS, true);
     }
     fputs("</div>\n", f);
 }

@@ -50,6 +50,18 @@ static void text_rows(FILE *f, const json_t *evals) {
     }
 }
 
+static void task_row(FILE *f, const json_t *eval, const char *name, const json_t *x) {
+    name_cell(f, json_word_of(eval, "model"));
+    name_cell(f, name);
+    if (json_is_number(json_object_get(x, "n")))
+        fprintf(f, "| %.0f ", json_real_of(x, "n"));
+    else
+        fputs("| ", f);
+    figure_cell(f, x, "acc", 100, 2);
+    figure_cell(f, x, "acc_norm", 100, 2);
+    fputs("|\n", f);
+}
+
 static void task_rows(FILE *f, const json_t *evals) {
     size_t i, j;
     json_t *eval, *x;
@@ -58,14 +70,10 @@ static void task_rows(FILE *f, const json_t *evals) {
     if (!any) return;
     fputs("\n| model | task | items | accuracy, % | by length, % |\n|---|---|---|---|---|\n", f);
     json_array_foreach(evals, i, eval) {
-        json_array_foreach(json_object_get(eval, "tasks"), j, x) {
-            name_cell(f, json_word_of(eval, "model"));
-            name_cell(f, json_word_of(x, "task"));
-            fprintf(f, "| %.0f ", json_real_of(x, "n"));
-            figure_cell(f, x, "acc", 100, 2);
-            figure_cell(f, x, "acc_norm", 100, 2);
-            fputs("|\n", f);
-        }
+        const json_t *average = json_object_get(eval, "tasks_average");
+        json_array_foreach(json_object_get(eval, "tasks"), j, x)
+            task_row(f, eval, json_word_of(x, "task"), x);
+        if (json_is_object(average)) task_row(f, eval, "average of tasks", average);
     }
 }
 

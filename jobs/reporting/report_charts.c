@@ -10,6 +10,21 @@
 
 enum { MOST_HISTOGRAMS = 6 };
 
+/* ---- figures of lanes ---- */
+
+static void lanes_begin(svg_chart *c, int lanes) {
+    c->y.bare = true;
+    c->y.lo = 0;
+    c->y.hi = lanes;
+    fputs("<figure style=\"margin:0\">", c->f);
+    svg_begin(c);
+}
+
+static void figure_end(svg_chart *c) {
+    svg_end(c);
+    fputs("</figure>\n", c->f);
+}
+
 /* ---- learning ---- */
 
 static bool any_positive(const series *s) {
@@ -46,7 +61,7 @@ void chart_learning(FILE *f, const json_t *phase) {
     chart_figure(f, "Angle of the step", svg_axis_counted("step"), y,
                  any_positive(&angle[1]) ? 2 : 1, angle, angles);
     chart_figure(f, "Distance from orthogonal", svg_axis_counted("step"),
-                 svg_axis_of("largest |R^T R - I|, probed", true), 1, &orth, one);
+                 svg_axis_of("largest |R\u1d40R \u2212 I|, probed", true), 1, &orth, one);
     series share = series_take(steps, "step", "peak_share", 100);
     y.label = "% of the measured peak";
     chart_figure(f, "Share of the peak of products", svg_axis_counted("step"), y, 1, &share, one);
@@ -111,12 +126,13 @@ static void chart_histograms(FILE *f, const json_t *layers, size_t k) {
 /* Depths of a map: from a quarter of the rms to 32 times it, a step of half an octave each. */
 enum { DEPTHS = 15, FROM_OCTAVE = -2 };
 
-static void chart_map(FILE *f, const json_t *map, const char *side, double layer) {
+static void chart_map(FILE *f, const json_t *site, const char *side, double layer) {
+    const json_t *map = json_object_get(site, "map");
     const char *hex = json_string_value(json_object_get(map, side));
     const int rows = (int)json_real_of(map, "tokens"), cols = (int)json_real_of(map, "bands");
     if (!hex || strlen(hex) != 2 * (size_t)rows * (size_t)cols) return;
     uint8_t *level = calloc((size_t)(rows * cols) + 1, 1);
-    char title[96];
+    char title[96], channels[64], tokens[32];
     if (!level) abort();
     for (int i = 0; i < rows * cols; i++) {
         const char pair[] = {hex[2 * i], hex[2 * i + 1], 0};
@@ -124,8 +140,11 @@ static void chart_map(FILE *f, const json_t *map, const char *side, double layer
         level[i] = (uint8_t)fmin(fmax(2 * (octaves - FROM_OCTAVE), 0), DEPTHS - 1);
     }
     snprintf(title, sizeof title, "Layer %.0f, %s: largest |x| / rms", layer, side);
+    snprintf(channels, sizeof channels, "%.0f channels in %d bands", json_real_of(site, "width"),
+             cols);
+    snprintf(tokens, sizeof tokens, "%d tokens", rows);
     fputs("<figure style=\"margin:0\">", f);
-    svg_map(f, title, rows, cols, level, DEPTHS, "channels, in bands", "tokens");
+    svg_map(f, title, rows, cols, level, DEPTHS, channels, tokens, "1/4", "32");
     fputs("</figure>\n", f);
     free(level);
 }
@@ -134,10 +153,9 @@ static void chart_maps(FILE *f, const json_t *layers, size_t k) {
     size_t i;
     json_t *layer;
     json_array_foreach((json_t *)(uintptr_t)layers, i, layer) {
-        const json_t *map =
-            json_object_get(json_array_get(json_object_get(layer, "sites"), k), "map");
-        for (int side = 0; map && side < 2; side++)
-            chart_map(f, map, sides[side], json_real_of(layer, "layer"));
+        const json_t *site = json_array_get(json_object_get(layer, "sites"), k);
+        for (int side = 0; json_object_get(site, "map") && side < 2; side++)
+            chart_map(f, site, sides[side], json_real_of(layer, "layer"));
     }
 }
 
@@ -149,7 +167,7 @@ void chart_sites(FILE *f, const json_t *layers) {
         chart_site(f, layers, k, "max_over_rms", "Largest entry", "largest |x| / rms", true, 1);
         chart_site(f, layers, k, "token_max_over_rms", "Largest entry of a token",
                    "mean of largest |x| / rms", true, 1);
-        chart_site(f, layers, k, "kurtosis", "Kurtosis", "E x^4 / (E x^2)^2", true, 1);
+        chart_site(f, layers, k, "kurtosis", "Kurtosis", KURTOSIS, true, 1);
         chart_site(f, layers, k, "outlier_tokens", "Outlier tokens (largest above 10 rms)",
                    "% of tokens", false, 100);
         chart_site(f, layers, k, "log_qsur", "Space used", "log QSUR / d", false, 1);
@@ -197,7 +215,7 @@ void chart_spreads(FILE *f, const json_t *items) {
         svg_axis y;
         double times;
     } of[] = {
-        {"Kurtosis of %s", "kurtosis", svg_axis_of("E x^4 / (E x^2)^2", true), 1},
+        {"Kurtosis of %s", "kurtosis", svg_axis_of(KURTOSIS, true), 1},
         {"Largest entry of %s", "max_over_rms", svg_axis_of("largest |w| / rms", true), 1},
         {"Space used by %s", "log_qsur", svg_axis_of("log QSUR / d", false), 1},
         {"%s rounded to nearest", "nearest_error", svg_axis_from_zero("error, % of the norm"), 100},
@@ -218,19 +236,63 @@ void chart_spreads(FILE *f, const json_t *items) {
     }
 }
 
+/* The part of a tensor's name that tells a linear, such as q_proj. */
+static void linear_name(const char *tensor, char name[64]) {
+    const char *tail = tensor ? strstr(tensor, "_proj") : NULL;
+    while (tail && tail > tensor && tail[-1] != '.') tail--;
+    snprintf(name, 64, "%.*s", tail ? (int)strcspn(tail, ".") : 0, tail ? tail : "");
+}
+
 void chart_gptq(FILE *f, const json_t *layers) {
     static const char *const names[] = {"nearest", "GPTQ"};
     const json_t *first = json_object_get(json_array_get(layers, 0), "tensors");
     for (size_t k = 0; k < json_array_size(first); k++) {
         const char *name = json_string_value(json_object_get(json_array_get(first, k), "tensor"));
-        char title[64] = "";
-        const char *tail = name ? strstr(name, "_proj") : NULL;
-        while (tail && tail > name && tail[-1] != '.') tail--;
-        snprintf(title, sizeof title, "%.*s", tail ? (int)strcspn(tail, ".") : 0, tail ? tail : "");
+        char title[64];
+        linear_name(name, title);
         two_over_layers(f, title, svg_axis_from_zero("% of the norm of the output"),
                         series_over_layers(layers, "tensors", k, NULL, "before", 100),
                         series_over_layers(layers, "tensors", k, NULL, "after", 100), names);
     }
+}
+
+/* Share of the rows of a layer that fell back to rounding to nearest. */
+static series fallen_back(const json_t *layers) {
+    series s = series_of((int64_t)json_array_size(layers));
+    for (int64_t i = 0; i < s.n; i++) {
+        const json_t *layer = json_array_get(layers, (size_t)i);
+        double rows = 0, all = 0;
+        size_t k;
+        json_t *t;
+        json_array_foreach(json_object_get(layer, "tensors"), k, t) {
+            rows += json_real_of(t, "fell_back");
+            all += json_real_of(t, "rows");
+        }
+        s.x[i] = json_real_of(layer, "layer");
+        s.y[i] = 100 * rows / all;
+    }
+    return s;
+}
+
+void chart_gptq_rows(FILE *f, const json_t *layers) {
+    static const size_t first_of_input[] = {0, 3, 4, 6}; /* linears of an input have one Hessian */
+    const char *const one[] = {NULL};
+    const json_t *tensors = json_object_get(json_array_get(layers, 0), "tensors");
+    series rows = fallen_back(layers), damping[4];
+    char names[4][64];
+    const char *legend[4];
+    chart_figure(f, "Rows that fell back to nearest", svg_axis_counted("layer"),
+                 svg_axis_from_zero("% of the rows"), 1, &rows, one);
+    for (int i = 0; i < 4; i++) {
+        const size_t k = first_of_input[i];
+        damping[i] = series_over_layers(layers, "tensors", k, NULL, "damping", 1);
+        linear_name(json_word_of(json_array_get(tensors, k), "tensor"), names[i]);
+        legend[i] = names[i];
+    }
+    chart_figure(f, "Damping", svg_axis_counted("layer"),
+                 svg_axis_of("added to the Hessian's diagonal", true), 4, damping, legend);
+    for (int i = 0; i < 4; i++) series_clear(&damping[i]);
+    series_clear(&rows);
 }
 
 void chart_gptq_time(FILE *f, const json_t *layers) {
@@ -277,14 +339,9 @@ void chart_starts(FILE *f, const json_t *spread) {
                        .y = svg_axis_of("", false)};
         const int lanes = strip_lanes(&c, spread, kinds[k].key, kinds[k].times, 0);
         if (!lanes) continue;
-        c.y.bare = true;
-        c.y.lo = 0;
-        c.y.hi = lanes;
-        fputs("<figure style=\"margin:0\">", f);
-        svg_begin(&c);
+        lanes_begin(&c, lanes);
         strip_lanes(&c, spread, kinds[k].key, kinds[k].times, lanes);
-        svg_end(&c);
-        fputs("</figure>\n", f);
+        figure_end(&c);
     }
 }
 
@@ -295,7 +352,6 @@ void chart_phases(FILE *f, const json_t *phases) {
                    .title = "Phases",
                    .x = svg_axis_of("seconds since the first start", false),
                    .y = svg_axis_of("phases in their order", false)};
-    c.y.bare = true;
     const int n = (int)json_array_size(phases);
     for (int i = 0; i < n; i++) {
         const json_t *p = json_array_get(phases, (size_t)i);
@@ -304,20 +360,46 @@ void chart_phases(FILE *f, const json_t *phases) {
         svg_axis_take(&c.x, ends, 2);
     }
     if (svg_axis_empty(&c.x)) return;
-    c.y.lo = 0;
-    c.y.hi = n;
-    fputs("<figure style=\"margin:0\">", f);
-    svg_begin(&c);
+    lanes_begin(&c, n);
     for (int i = 0; i < n; i++) {
         const json_t *p = json_array_get(phases, (size_t)i);
         char text[96];
         const char *name = json_string_value(json_object_get(p, "phase"));
         snprintf(text, sizeof text, "%s: %.2f s, start %.0f", name ? name : "",
                  json_real_of(p, "seconds"), json_real_of(p, "slice"));
-        svg_bar(&c, i % 4, json_real_of(p, "begin_s"),
+        svg_bar(&c, 1 + (int)json_real_of(p, "slice") % 3, json_real_of(p, "begin_s"),
                 json_real_of(p, "begin_s") + json_real_of(p, "seconds"), i, n, name ? name : "",
                 text);
     }
-    svg_end(&c);
-    fputs("</figure>\n", f);
+    figure_end(&c);
+}
+
+/* The same of the memory of ranks: a lane for each phase that several ranks ended. */
+static int memory_lanes(svg_chart *c, const json_t *phases, int lanes) {
+    size_t i;
+    json_t *p;
+    int lane = 0;
+    json_array_foreach((json_t *)(uintptr_t)phases, i, p) {
+        const json_t *ranks = json_object_get(p, "peak_rss_bytes_by_rank");
+        series s = series_of((int64_t)json_array_size(ranks));
+        for (int64_t r = 0; r < s.n; r++)
+            s.x[r] = json_number_value(json_array_get(ranks, (size_t)r)) / 1048576;
+        if (s.n > 1 && lanes) svg_points(c, 1, s.n, s.x, lane, lanes, json_word_of(p, "phase"));
+        if (s.n > 1 && !lanes) svg_axis_take(&c->x, s.x, s.n);
+        lane += s.n > 1;
+        series_clear(&s);
+    }
+    return lane;
+}
+
+void chart_memory(FILE *f, const json_t *phases) {
+    svg_chart c = {.f = f,
+                   .title = "Largest memory of each rank",
+                   .x = svg_axis_from_zero("MiB"),
+                   .y = svg_axis_of("phases in their order", false)};
+    const int lanes = memory_lanes(&c, phases, 0);
+    if (!lanes) return;
+    lanes_begin(&c, lanes);
+    memory_lanes(&c, phases, lanes);
+    figure_end(&c);
 }

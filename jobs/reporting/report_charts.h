@@ -13,8 +13,10 @@ void chart_noise(FILE *f, const json_t *layers);     /* local; one for each quan
 void chart_weights(FILE *f, const json_t *items);    /* local */
 void chart_spreads(FILE *f, const json_t *items);    /* local; two for each linear */
 void chart_gptq(FILE *f, const json_t *layers);      /* local; one for each linear */
+void chart_gptq_rows(FILE *f, const json_t *layers); /* local; fallbacks and damping */
 void chart_gptq_time(FILE *f, const json_t *layers); /* local */
 void chart_starts(FILE *f, const json_t *spread); /* local; every run a point, by what it varies */
 void chart_phases(FILE *f, const json_t *phases); /* local; a timeline */
+void chart_memory(FILE *f, const json_t *phases); /* local; of each rank, where there are several */
 
 #endif

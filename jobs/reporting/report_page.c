@@ -30,7 +30,7 @@ static const char STYLE[] =
     "h1{font-size:22px}h2{font-size:18px;border-bottom:1px solid var(--grid);margin-top:28px}"
     "h3{font-size:15px;margin:14px 0 4px}\n"
     "p{max-width:80ch}.dim{color:var(--dim)}code,pre{font:13px ui-monospace,monospace;background:"
-    "var(--box)}pre{padding:8px;overflow:auto}\n"
+    "var(--box)}pre{padding:8px;white-space:pre-wrap;overflow-wrap:anywhere}\n"
     ".grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:8px}"
     ".wide{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,360px),1fr));gap:"
     "8px}"
@@ -70,11 +70,17 @@ static void bytes_row(FILE *f, const char *name, double v) {
     if (isfinite(v)) row(f, name, size_text((uint64_t)v, text));
 }
 
-/* A cell: a number, or a dash. */
 static void section(FILE *f, const char *name, const char *what) {
     fputs("<h2>", f);
     svg_text(f, name);
     fprintf(f, "</h2>\n<p class=\"dim\">%s</p>\n", what);
+}
+
+/* A line of a shell, on the archive. */
+static void command(FILE *f, const char *what, const json_t *report, const char *rest) {
+    fprintf(f, "spinshard %s ", what);
+    svg_text(f, json_word_of(report, "out"));
+    fprintf(f, "%s\n", rest);
 }
 
 /* ---- sections ---- */
@@ -106,11 +112,13 @@ static void summary(FILE *f, const json_t *report) {
     if (json_word_of(s, "name")[0]) {
         fputs("<h3>To load it</h3>\n<pre>mkdir hf &amp;&amp; for part in ", f);
         svg_text(f, json_word_of(report, "out"));
-        fputs("/*.tar; do tar -C hf -xf $part; done\nvllm serve hf/", f);
+        fputs("/*.tar; do tar -C hf -xf $part; done\ncat hf/", f);
         svg_text(f, json_word_of(s, "name"));
-        fputs("      # or transformers; `spinshard inspect ", f);
-        svg_text(f, json_word_of(report, "out"));
-        fputs("` says which runtimes run it</pre>\n", f);
+        fputs("/README.md   # how each runtime loads it, with the options that it needs\n", f);
+        command(f, "inspect", report, "   # which runtimes run it, and whether as it was meant");
+        command(f, "eval --model", report,
+                " --text FILE   # perplexity, from the tars as they are");
+        fputs("</pre>\n", f);
     }
     if (recipe && json_object_get(s, "recipe")) {
         fputs("<details><summary>the recipe, with its defaults</summary><pre>", f);
@@ -162,7 +170,7 @@ static void sites(FILE *f, const json_t *layers) {
             "calibration text passes through the model: in GPTQ layer by layer, and in the capture "
             "of phases <code>range</code>, start points, scales, R3 and clips that are made from "
             "activations, once these are known. A recipe with neither reads no text, or learns end "
-            "to end last.</p>\n",
+            "to end alone.</p>\n",
             f);
         return;
     }
@@ -206,6 +214,7 @@ static void gptq(FILE *f, const json_t *layers) {
             "raised: %.0f.</p>\n<div class=\"grid\">\n",
             rows, all, raises);
     chart_gptq(f, layers);
+    chart_gptq_rows(f, layers);
     chart_gptq_time(f, layers);
     fputs("</div>\n", f);
 }
@@ -240,7 +249,20 @@ static void accuracy_text(FILE *f, const json_t *eval) {
     }
 }
 
+static void task_row(FILE *f, const json_t *eval, const char *name, const json_t *x) {
+    fputs("<tr><td>", f);
+    svg_text(f, json_word_of(eval, "model"));
+    fputs("</td><td>", f);
+    svg_text(f, name);
+    fputs("</td>", f);
+    report_cell(f, "%.0f", json_real_of(x, "n"));
+    figure_cell(f, x, "acc", 100, 2);
+    figure_cell(f, x, "acc_norm", 100, 2);
+    fputs("</tr>\n", f);
+}
+
 static void accuracy_tasks(FILE *f, const json_t *eval) {
+    const json_t *average = json_object_get(eval, "tasks_average");
     size_t i;
     json_t *x;
     if (!json_array_size(json_object_get(eval, "tasks"))) return;
@@ -248,17 +270,9 @@ static void accuracy_tasks(FILE *f, const json_t *eval) {
         "<tr><th>model</th><th>task</th><th class=\"r\">items</th><th class=\"r\">accuracy, %</th>"
         "<th class=\"r\">by length, %</th></tr>\n",
         f);
-    json_array_foreach(json_object_get(eval, "tasks"), i, x) {
-        fputs("<tr><td>", f);
-        svg_text(f, json_word_of(eval, "model"));
-        fputs("</td><td>", f);
-        svg_text(f, json_word_of(x, "task"));
-        fputs("</td>", f);
-        report_cell(f, "%.0f", json_real_of(x, "n"));
-        figure_cell(f, x, "acc", 100, 2);
-        figure_cell(f, x, "acc_norm", 100, 2);
-        fputs("</tr>\n", f);
-    }
+    json_array_foreach(json_object_get(eval, "tasks"), i, x)
+        task_row(f, eval, json_word_of(x, "task"), x);
+    if (json_is_object(average)) task_row(f, eval, "average of tasks", average);
 }
 
 static void accuracy(FILE *f, const json_t *evals) {
@@ -291,24 +305,33 @@ static void phase_row(FILE *f, const json_t *p) {
     fprintf(f, "</td><td class=\"r\">%.0f</td>", json_real_of(p, "slice"));
     report_cell(f, "%.2f", json_real_of(p, "seconds"));
     report_cell(f, "%.2f", json_real_of(p, "planned_seconds"));
-    report_cell(f, "%.0f", json_real_of(p, "peak_rss_bytes") / 1048576);
-    report_cell(f, "%.0f", json_real_of(p, "planned_bytes") / 1048576);
+    static const char *const bytes[] = {"peak_rss_bytes", "planned_bytes",
+                                        "sent_bytes",     "planned_sent_bytes",
+                                        "network_bytes",  "planned_network_bytes"};
+    for (size_t k = 0; k < sizeof bytes / sizeof *bytes; k++)
+        report_cell(f, "%.4g", json_real_of(p, bytes[k]) / 1048576);
+    report_cell(f, "%.0f", 100 * json_real_of(p, "busy"));
     fprintf(f, "<td>%s</td></tr>\n",
             json_is_true(json_object_get(p, "done")) ? "" : "did not end in this start");
 }
 
 static void run(FILE *f, const json_t *r) {
+    static const char *const heads[] = {"seconds", "memory, MiB", "sent, MiB",
+                                        "between nodes, MiB"};
     size_t i;
     json_t *p;
     const json_t *phases = json_object_get(r, "phases"), *slices = json_object_get(r, "slices");
-    section(f, "Run", "Phases over time, against their plan; memory is of the largest rank.");
+    section(f, "Run",
+            "Phases over time, each start in a colour of its own, and beside their plan. Memory is "
+            "of the largest rank; bytes sent are of all ranks together, and those of them that "
+            "went from node to node. Busy: time of the CPU over that of all threads.");
     fputs("<div class=\"wide\">\n", f);
     chart_phases(f, phases);
-    fputs("</div>\n<div class=\"scroll\"><table>\n<tr><th>phase</th><th class=\"r\">start</th><th "
-          "class=\"r\">seconds</th><th class=\"r\">planned</th><th class=\"r\">MiB</th><th "
-          "class=\"r\">"
-          "planned</th><th></th></tr>\n",
-          f);
+    chart_memory(f, phases);
+    fputs("</div>\n<div class=\"scroll\"><table>\n<tr><th>phase</th><th class=\"r\">start</th>", f);
+    for (size_t k = 0; k < sizeof heads / sizeof *heads; k++)
+        fprintf(f, "<th class=\"r\">%s</th><th class=\"r\">planned</th>", heads[k]);
+    fputs("<th class=\"r\">busy, %</th><th></th></tr>\n", f);
     json_array_foreach(phases, i, p) phase_row(f, p);
     fputs("</table>\n<h3>Starts</h3>\n<table><tr><th class=\"r\">start</th><th>at</th><th "
           "class=\"r\">"

@@ -240,8 +240,24 @@ void svg_points(svg_chart *c, int series, int64_t n, const double *x, int lane, 
                     number(x[i], 0, text));
 }
 
+/* Below the map, at its right: the depths from low to high. */
+static void map_key(FILE *f, int levels, const char *low, const char *high) {
+    enum { CELL = 6, ROOM = 16, SIDE = 7 }; /* of a depth, of the word behind, of the frame */
+    const int end = WIDTH - RIGHT - ROOM, begin = end - CELL * levels, y = HEIGHT - 3 - SIDE;
+    fprintf(f, "<text class=\"n e\" x=\"%d\" y=\"%d\">", begin - 4, HEIGHT - 3);
+    svg_text(f, low);
+    fprintf(f, "</text><text class=\"n\" x=\"%d\" y=\"%d\">", end + 4, HEIGHT - 3);
+    svg_text(f, high);
+    fputs("</text>", f);
+    for (int k = 1; k < levels; k++)
+        fprintf(f, "<path class=\"h\" fill-opacity=\"%.3f\" d=\"M%d %dh%dv%dh-%dz\"/>",
+                (double)k / (levels - 1), begin + k * CELL, y, CELL, SIDE, CELL);
+    fprintf(f, "<path class=\"f\" d=\"M%d %dh%dv%dh-%dz\"/>\n", begin, y, CELL * levels, SIDE,
+            CELL * levels);
+}
+
 void svg_map(FILE *f, const char *title, int rows, int cols, const uint8_t *level, int levels,
-             const char *x_label, const char *y_label) {
+             const char *x_label, const char *y_label, const char *low, const char *high) {
     const double w = (double)(WIDTH - LEFT - RIGHT) / cols, h = (double)(HEIGHT - TOP) / rows;
     fprintf(f, "<svg viewBox=\"0 0 %d %d\" role=\"img\"><title>", WIDTH, HEIGHT);
     svg_text(f, title);
@@ -260,8 +276,9 @@ void svg_map(FILE *f, const char *title, int rows, int cols, const uint8_t *leve
             }
         fputs("\"/>\n", f);
     }
-    fprintf(f, "<path class=\"f\" d=\"M%d %dV%dH%d\"/><text class=\"n m\" x=\"%d\" y=\"%d\">", LEFT,
-            TOP - 14, HEIGHT - 14, WIDTH - RIGHT, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3);
+    map_key(f, levels, low, high);
+    fprintf(f, "<path class=\"f\" d=\"M%d %dV%dH%d\"/><text class=\"n\" x=\"%d\" y=\"%d\">", LEFT,
+            TOP - 14, HEIGHT - 14, WIDTH - RIGHT, LEFT, HEIGHT - 3);
     svg_text(f, x_label);
     fprintf(f, "</text><text class=\"n m\" transform=\"translate(10 %d) rotate(-90)\">",
             HEIGHT / 2);

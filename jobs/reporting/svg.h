@@ -50,9 +50,10 @@ void svg_points(svg_chart *c, int series, int64_t n, const double *x, int lane, 
                 const char *name);
 void svg_end(svg_chart *c);
 
-/* Local. A picture of cells [rows, cols] of `levels` depths, 0 the ground. */
+/* Local. A picture of cells [rows, cols] of `levels` depths, 0 the ground, with a key of the depths
+ * between the words for the first and the last. */
 void svg_map(FILE *f, const char *title, int rows, int cols, const uint8_t *level, int levels,
-             const char *x_label, const char *y_label);
+             const char *x_label, const char *y_label, const char *low, const char *high);
 
 /* Local. Text into a page: what has a meaning in HTML is escaped. */
 void svg_text(FILE *f, const char *text);

@@ -102,14 +102,13 @@ static void note_use(json_t *event, const phase_use *u, double seconds) {
     if (all > 0) json_object_set_new(event, "busy", json_real(1e-3 * (double)u->cpu_ms / all));
 }
 
-/* Collective on q->c. What each rank has sent in the phase, in rank order; NULL on others than the
- * first. */
-static json_t *sent_by_rank(const quantize_run *q, uint64_t sent) {
+/* Collective on q->c. A number of each rank, in rank order; NULL on others than the first. */
+static json_t *by_rank(const quantize_run *q, uint64_t mine) {
     const int size = comm_size(q->c);
     uint64_t *all = calloc((size_t)size, sizeof *all);
     json_t *list = q->events ? json_array() : NULL;
     if (!all) abort();
-    comm_gather(q->c, &sent, sizeof sent, all, 0);
+    comm_gather(q->c, &mine, sizeof mine, all, 0);
     for (int r = 0; r < size && list; r++)
         json_array_append_new(list, json_integer((json_int_t)all[r]));
     free(all);
@@ -118,12 +117,13 @@ static json_t *sent_by_rank(const quantize_run *q, uint64_t sent) {
 
 void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
     double seconds = clock_now_s() - q->phase_start_s;
-    phase_memory took = {(int64_t)mem_peak_rss_bytes(), (int64_t)q->phase_start_held};
+    const uint64_t peak = mem_peak_rss_bytes();
+    phase_memory took = {(int64_t)peak, (int64_t)q->phase_start_held};
     comm_max_i64(q->c, (int64_t *)&took, sizeof took / sizeof(int64_t));
     const uint64_t sent = comm_sent_bytes() - q->phase_start_sent,
                    network = comm_network_bytes() - q->phase_start_network;
     const phase_use use = use_of_all(q, sent, network);
-    json_t *by_rank = sent_by_rank(q, sent);
+    json_t *sent_by_rank = by_rank(q, sent), *peaks = by_rank(q, peak);
     tell_phase(q, phase, seconds, &took);
     if (!q->events) {
         json_decref(more);
@@ -134,7 +134,8 @@ void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
     json_object_set_new(more, "peak_rss_bytes", json_integer(took.peak));
     json_object_set_new(more, "start_rss_bytes", json_integer(took.held));
     note_use(more, &use, seconds);
-    json_object_set_new(more, "sent_bytes_by_rank", by_rank);
+    json_object_set_new(more, "sent_bytes_by_rank", sent_by_rank);
+    json_object_set_new(more, "peak_rss_bytes_by_rank", peaks);
     const plan_phase *planned = planned_of(q, phase);
     if (planned) {
         json_object_set_new(more, "planned_seconds", json_real(planned->seconds));

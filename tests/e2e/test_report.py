@@ -111,6 +111,9 @@ class Report(Case):
         self.assertEqual([x["tensors"] for x in told["gptq"]], [e["tensors"] for e in self.events(out, "errors")])
         self.assertEqual({w["item"]: w["relative_error"] for w in told["weights"]},
                          {e["item"]: e["relative_error"] for e in self.events(out, "layer") if "relative_error" in e})
+        for p in told["run"]["phases"]:
+            self.assertEqual((len(p["peak_rss_bytes_by_rank"]), max(p["peak_rss_bytes_by_rank"])), (2, p["peak_rss_bytes"]))
+        self.assertIn("Largest memory of each rank", page.words)
         done = {p["phase"]: p["seconds"] for p in told["run"]["phases"]}
         self.assertEqual(done, {e["phase"]: e["seconds"] for e in self.events(out, "end")})
 
@@ -193,6 +196,27 @@ class Report(Case):
                     self.assertLess(abs(math.log(a[side]["rms"] / b[side]["rms"])), 0.2, (a["site"], side))
                     self.assertIsNotNone(a[side]["log_qsur"])
         self.assertIn("kurtosis", self.good("inspect", "--sites", self.path("one")).out)
+
+    def test_inputs_end_to_end(self):
+        """Rows of the capture outlast a phase that runs the whole model, and a kill in it: before is what `range` alone tells, after
+        is of the rotations that this phase has learned, which are others."""
+        rows = "{objective: range, steps: 3, rows: 256}"
+        learned = ["--recipe", "range-w4a4kv4", "--calib", TEXT, *settings("calib.windows=4", "calib.window=96", "rotate.r4_block=pow2", "weights.group=channel")]
+        told = {}
+        for name, more, ranks in (("range", "", 1), ("ce", ", {objective: ce, steps: 3, batch: 2, window: 96}", 1), ("killed", ", {objective: ce, steps: 3, batch: 2, window: 96}", 2)):
+            out = self.path(name)
+            args = ["quantize", "--model", STORIES, "--out", out, *learned, *settings(f"learn=[{rows}{more}]")]
+            if name == "killed":
+                r = spin(*args, env={"SPINSHARD_FAULT": "unit:8:0:kill"})  # three between windows, the start, three steps, one of ce
+                self.assertNotEqual(r.rc, 0)
+                self.assertEqual(self.events(out, "start")[-1]["phase"], "learn.1")
+                self.assertEqual(self.events(out, "sites"), [])
+            self.good(*args, ranks=ranks)
+            told[name] = [x["sites"] for x in self.good("report", out, "--json").json()["sites"]]
+        self.assertEqual(len(told["ce"]), 5)
+        self.assertEqual(told["killed"], told["ce"])
+        self.assertEqual(*([[s["before"] for s in x] for x in told[name]] for name in ("range", "ce")))
+        self.assertNotEqual(told["range"], told["ce"])
 
     def spread(self, tensor):
         dtype, shape, data = tensor
