@@ -374,7 +374,7 @@ void chart_phases(FILE *f, const json_t *phases) {
     figure_end(&c);
 }
 
-/* The same of the memory of ranks: a lane for each phase that several ranks ended. */
+/* Memory of ranks, all or (draw) as points: a lane for each phase that several ranks ended. */
 static int memory_lanes(svg_chart *c, const json_t *phases, int lanes) {
     size_t i;
     json_t *p;

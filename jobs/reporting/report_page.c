@@ -185,6 +185,7 @@ static void weights(FILE *f, const json_t *items) {
             "(after): normal entries have a kurtosis of 3; the space used is QSUR of pieces of 16 "
             "inputs, told as log QSUR / d; errors by rounding to nearest are of both by one rule, "
             "whatever rounded the archive.");
+    if (!json_array_size(items)) fputs("<p>No weights are quantized yet.</p>\n", f);
     fputs("<div class=\"wide\">\n", f);
     chart_weights(f, items);
     fputs("</div>\n<div class=\"grid\">\n", f);
@@ -299,6 +300,11 @@ static void starts(FILE *f, const json_t *spread) {
     fputs("</div>\n", f);
 }
 
+static void bytes_cell(FILE *f, double v) {
+    char text[32];
+    fprintf(f, "<td class=\"r\">%s</td>", isfinite(v) ? size_text((uint64_t)v, text) : "-");
+}
+
 static void phase_row(FILE *f, const json_t *p) {
     fputs("<tr><td>", f);
     svg_text(f, json_word_of(p, "phase"));
@@ -309,15 +315,14 @@ static void phase_row(FILE *f, const json_t *p) {
                                         "sent_bytes",     "planned_sent_bytes",
                                         "network_bytes",  "planned_network_bytes"};
     for (size_t k = 0; k < sizeof bytes / sizeof *bytes; k++)
-        report_cell(f, "%.4g", json_real_of(p, bytes[k]) / 1048576);
+        bytes_cell(f, json_real_of(p, bytes[k]));
     report_cell(f, "%.0f", 100 * json_real_of(p, "busy"));
     fprintf(f, "<td>%s</td></tr>\n",
             json_is_true(json_object_get(p, "done")) ? "" : "did not end in this start");
 }
 
 static void run(FILE *f, const json_t *r) {
-    static const char *const heads[] = {"seconds", "memory, MiB", "sent, MiB",
-                                        "between nodes, MiB"};
+    static const char *const heads[] = {"seconds", "memory", "sent", "between nodes"};
     size_t i;
     json_t *p;
     const json_t *phases = json_object_get(r, "phases"), *slices = json_object_get(r, "slices");

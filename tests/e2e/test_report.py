@@ -87,19 +87,29 @@ class Report(Case):
         with open(os.path.join(out, "events.jsonl"), encoding="utf-8") as f:
             return [e for e in map(json.loads, f) if e["event"] == event]
 
+    def measured(self, out, source, path):
+        """What eval says of an archive beside its source, and as it would say of two tasks; in a file too."""
+        r = self.good("eval", "--model", out, "--against", source, "--text", TEXT, "--window", 96, "--limit", 3, "--json").json()
+        task = {"n": 4, "acc": 0.5, "acc_norm": 0.25, "acc_stderr": 0.25, "acc_norm_stderr": 0.2}
+        r["tasks"] = [dict(task, task="one"), dict(task, task="two", acc=0.525)]
+        r["tasks_average"] = {"tasks": 2, "acc": 0.5125, "acc_norm": 0.25, "acc_stderr": 0.03, "acc_norm_stderr": 0.02}
+        with open(path, "w", encoding="utf-8") as f:
+            json.dump(r, f)
+        return r
+
     def test_finished(self):
         model, out, evaluation = self.path("a<b & 'c'"), self.path("out"), self.path("eval.json")
         shutil.copytree(STORIES, model)
         self.good("quantize", "--model", model, "--out", out, *LEARNED, ranks=2)
         self.page(os.path.join(out, "report.html"), 40)
-        r = self.good("eval", "--model", out, "--against", model, "--text", TEXT, "--window", 96, "--limit", 3, "--json")
-        with open(evaluation, "w", encoding="utf-8") as f:
-            f.write(r.out)
+        measured = self.measured(out, model, evaluation)
         told = self.good("report", out, "--eval", evaluation, "--json", "--html", self.path("page.html")).json()
         page = self.page(self.path("page.html"), 40)
         self.assertIn(model, page.words)
         self.assertEqual(told["state"], "complete")
-        self.assertEqual(told["accuracy"], [r.json()])
+        self.assertEqual(told["accuracy"], [measured])
+        self.assertIn("average of tasks", page.words)
+        self.assertIn("51.25 \u00b1 3.00", page.words)
         self.assertEqual(told["summary"]["ranks"], 2)
         self.assertEqual(told["summary"]["restarts"], 0)
         self.assertEqual(told["summary"]["tar_bytes"], sum(os.path.getsize(os.path.join(out, n)) for n in os.listdir(out) if n.endswith(".tar")))
@@ -121,9 +131,7 @@ class Report(Case):
         """The card of the archive, and the figures, and nothing else; the archive stays as it was."""
         out, evaluation, card = self.path("out"), self.path("eval.json"), self.path("CARD.md")
         self.good("quantize", "--model", STORIES, "--out", out, *LEARNED)
-        r = self.good("eval", "--model", out, "--against", STORIES, "--text", TEXT, "--window", 96, "--limit", 3, "--json")
-        with open(evaluation, "w", encoding="utf-8") as f:
-            f.write(r.out)
+        measured = self.measured(out, STORIES, evaluation)
         self.good("report", out, "--eval", evaluation, "--card", card)
         with open(card, encoding="utf-8") as f:
             got = f.read()
@@ -131,12 +139,13 @@ class Report(Case):
             before, recipe = f.read().split("\n## Recipe\n")
         self.assertTrue(got.startswith(before + "\n## Figures\n"))
         self.assertTrue(got.endswith("\n## Recipe\n" + recipe))
-        (p,), (row,) = r.json()["perplexity"], [line for line in got.splitlines() if "| stories.txt |" in line]
+        (p,), (row,) = measured["perplexity"], [line for line in got.splitlines() if "| stories.txt |" in line]
         a = p["against"]
         self.assertEqual([cell.strip() for cell in row.split("|")[2:-1]], [
             "stories.txt", "96", str(p["tokens"]), f"{p['ppl']:.3f} \u00b1 {p['ppl_stderr']:.3f}",
             f"{a['ppl']:.3f} \u00b1 {a['ppl_stderr']:.3f}", f"{a['kl_mean']:.4f} \u00b1 {a['kl_mean_stderr']:.4f}",
             f"{100 * a['same_top']:.2f} \u00b1 {100 * a['same_top_stderr']:.2f}"])
+        self.assertIn("| average of tasks | | 51.25 \u00b1 3.00 |", got)
         self.good("verify", out)
         self.bad(2, ["--card", "--eval"], "report", out, "--card", card)
 
