@@ -10,6 +10,7 @@
 #include "jobs/phases/learn_looks.h"
 #include "jobs/phases/learn_scale_state.h"
 #include "jobs/phases/learn_scales.h"
+#include "jobs/phases/learn_sites.h"
 #include "jobs/phases/learn_steps.h"
 #include "jobs/run/run_phase.h"
 #include "jobs/setup/recipe_asks.h"
@@ -310,7 +311,8 @@ static err run_with_scales(learner *l, int64_t k, const learn_saved *saved, e2e_
 err learn_e2e_phase(learner *l, int64_t k, const learn_saved *saved) {
     quantize_run *q = l->q;
     e2e_phase p;
-    err e = phase_init(q, k, &p);
+    err e = learn_sites_scale_cache(l);
+    if (!e.code) e = phase_init(q, k, &p);
     if (e.code) return e;
     quantize_phase_start(q, p.name);
     llama_stage stage = {.cfg = learner_cfg(l)};

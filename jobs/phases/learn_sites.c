@@ -92,7 +92,7 @@ err learn_sites_scale_cache(learner *l) {
                          "keys or values of a layer are not finite");
         if (!e.code) e = rotation_set_put_cache_scales(set, i, key, value);
     }
-    return e;
+    return comm_agree(l->q->c, e, "scales of the cache", NULL);
 }
 
 /* ---- the quantizers of this rank's layers ---- */
@@ -353,9 +353,10 @@ err learn_sites(learner *l) {
     err e = check_memory(l);
     if (!e.code) e = find_r3(l);
     if (!e.code) e = adopt_r3(l);
+    if (!e.code) share_peaks(l);
+    if (!e.code) e = learn_sites_scale_cache(l);
     if (!e.code) e = find_clips(l);
     if (e.code) return e;
-    share_peaks(l);
     choose_eight(l);
     report(l);
     l->sites[0] = 1;

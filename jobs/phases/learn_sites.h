@@ -14,8 +14,10 @@ err learn_sites(learner *l);
 /* Collective. What is known into the set of q. */
 err learn_sites_adopt(learner *l);
 
-/* Local. The scales of an FP8 cache, where one is asked for, into the set: by the peaks of the
- * capture and the scales that are final. Fails with ERR_NOFIT, ERR_NUMERICS. */
+/* Collective. The scales of an FP8 cache, where one is asked for, into the set: by the peaks that
+ * learn_sites shared and the scales of the set as they are now. So again when those have changed:
+ * for each phase of the whole model, which sees what the archive would hold if it began here, and
+ * for the archive itself. Fails with ERR_NOFIT, ERR_NUMERICS. */
 err learn_sites_scale_cache(learner *l);
 
 /* Local. The phase of a plan. */

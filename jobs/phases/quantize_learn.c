@@ -103,8 +103,8 @@ static err adopt(learner *l) {
         }
     }
     rotation_destroy(&r);
-    if (!e.code) e = learn_sites_scale_cache(l);
-    return comm_agree(l->q->c, e, "taking over the rotations", NULL);
+    e = comm_agree(l->q->c, e, "taking over the rotations", NULL);
+    return e.code ? e : learn_sites_scale_cache(l);
 }
 
 static err run_phase(learner *l, int64_t k, const learn_saved *saved) {

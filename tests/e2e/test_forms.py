@@ -312,6 +312,31 @@ class Forms(Case):
             self.bad(2, [key, "fp8" if "runtime" not in word else "kv.rotate"], "quantize", "--model", STORIES, "--out",
                      self.path("bad"), *settings(*cache, word), out=self.path("bad"))
 
+    def test_fp8_learning_sees_the_scales(self):
+        """A model with keys times 2^-12 and values times 2^12, undone in q and o, is the same function in every bit, and its
+        scales differ by these powers: end to end the same steps are made. With scale 1 values would be held at 448."""
+        tensors, meta = make_model.read_safetensors(os.path.join(STORIES, "model.safetensors"))
+        times = {"q_proj": 4096.0, "k_proj": 1 / 4096, "v_proj": 4096.0, "o_proj": 1 / 4096}
+        for name, (dtype, shape, data) in tensors.items():
+            for key, power in times.items():
+                if key in name:
+                    self.assertEqual(dtype, "F32")
+                    tensors[name] = (dtype, shape, array.array("f", [v * power for v in array.array("f", data)]).tobytes())
+        other = self.path("m")
+        shutil.copytree(STORIES, other)
+        make_model.write_safetensors(os.path.join(other, "model.safetensors"), tensors, meta)
+        learned, steps = [], []
+        for i, model in enumerate((STORIES, other)):
+            out, _ = self.quantize(f"o{i}", "rotate.r2=head", "kv.bits=8", "kv.format=fp8", "calib.windows=4", "calib.window=64",
+                                   "learn=[{objective: ce, steps: 3, batch: 2, window: 64}]", text=True, model=model)
+            with open(os.path.join(out, "events.jsonl")) as f:
+                events = [json.loads(line) for line in f if line.startswith("{")]
+            steps.append([(e["loss"], e["angle_r2"]) for e in events if e["event"] == "step"])
+            learned.append(make_model.read_safetensors(os.path.join(out, "rotations.safetensors"))[0])
+        self.assertEqual(len(steps[0]), 3)
+        self.assertEqual(steps[0], steps[1])
+        self.assertEqual({k: v for k, v in learned[0].items() if "R" in k}, {k: v for k, v in learned[1].items() if "R" in k})
+
     def test_fp8_values_are_no_samples(self):
         """An FP8 error is a share of each entry, which no rotation makes smaller: `range` learns what it learns without a
         cache, and for a cache of integers something else."""
