@@ -59,7 +59,8 @@ void chart_figure(FILE *f, const char *title, svg_axis x, svg_axis y, int n, con
     if (svg_axis_empty(&c.y)) return;
     fputs("<figure style=\"margin:0\">", f);
     svg_begin(&c);
-    for (int i = 0; i < n; i++) svg_lines(&c, n > 1 ? i : 1, s[i].n, s[i].x, s[i].y, names[i]);
+    for (int i = 0; i < n; i++)
+        svg_lines(&c, n > 1 ? i : 1, s[i].n, s[i].x, s[i].y, names ? names[i] : NULL);
     svg_end(&c);
     fputs("</figure>\n", f);
 }

@@ -29,8 +29,8 @@ series series_over_layers(const json_t *layers, const char *list, size_t k, cons
 /* The unit of a kurtosis, wherever it is drawn. */
 #define KURTOSIS "E x\u2074 / (E x\u00b2)\u00b2"
 
-/* Local. A figure of n lines, at most four, one alone without dashes; nothing where none has a
- * point. */
+/* Local. A figure of n lines, at most SVG_SERIES, one alone without dashes; names NULL: a legend
+ * stands elsewhere; nothing where none has a point. */
 void chart_figure(FILE *f, const char *title, svg_axis x, svg_axis y, int n, const series *s,
                   const char *const *names);
 

@@ -3,6 +3,7 @@
 
 #include "base/size.h"
 #include "jobs/reporting/chart_series.h"
+#include "jobs/reporting/report_figure.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -55,21 +56,34 @@ void report_cell(FILE *f, const char *form, double v) {
     fputs("</td>", f);
 }
 
-/* Of the evaluations that were given, the first text of the one whose model is this folder. */
-static const json_t *text_of(const json_t *evals, const json_t *run) {
+void report_figure_cell(FILE *f, const json_t *o, const char *key, double times, int digits) {
+    fputs("<td class=\"r\">", f);
+    report_figure(f, o, key, times, digits);
+    fputs("</td>", f);
+}
+
+/* Of the evaluations that were given, the one whose model is this folder. */
+static const json_t *eval_of(const json_t *evals, const json_t *run) {
     size_t i;
     json_t *v;
     const char *out = json_string_value(json_object_get(run, "out"));
     json_array_foreach((json_t *)(uintptr_t)evals, i, v) {
         const char *model = json_string_value(json_object_get(v, "model"));
-        if (model && out && !strcmp(model, out))
-            return json_array_get(json_object_get(v, "perplexity"), 0);
+        if (model && out && !strcmp(model, out)) return v;
     }
     return NULL;
 }
 
+/* The average of tasks, or the only one. */
+static const json_t *tasks_of(const json_t *eval) {
+    const json_t *average = json_object_get(eval, "tasks_average");
+    return json_is_object(average) ? average : json_array_get(json_object_get(eval, "tasks"), 0);
+}
+
 static void table_row(FILE *f, const json_t *run, const json_t *evals) {
-    const json_t *s = json_object_get(run, "summary"), *text = text_of(evals, run);
+    const json_t *s = json_object_get(run, "summary"), *eval = eval_of(evals, run),
+                 *text = json_array_get(json_object_get(eval, "perplexity"), 0),
+                 *against = json_object_get(text, "against");
     fputs("<tr><td>", f);
     svg_text(f, name_of(run));
     fputs("</td>", f);
@@ -77,9 +91,10 @@ static void table_row(FILE *f, const json_t *run, const json_t *evals) {
     report_cell(f, "%.4f", json_real_of(s, "node_hours"));
     report_cell(f, "%.2f", json_real_of(s, "tar_bytes") / 1048576);
     report_cell(f, "%.2f", 100 * mean_of(json_object_get(run, "weights"), "relative_error"));
-    report_cell(f, "%.3f", json_real_of(text, "ppl"));
-    report_cell(f, "%.3f", json_real_of(text, "ppl_stderr"));
-    report_cell(f, "%.4f", json_real_of(json_object_get(text, "against"), "kl_mean"));
+    report_figure_cell(f, text, "ppl", 1, 3);
+    report_figure_cell(f, against, "kl_mean", 1, 4);
+    report_figure_cell(f, against, "same_top", 100, 2);
+    report_figure_cell(f, tasks_of(eval), "acc", 100, 2);
     fputs("</tr>\n", f);
 }
 
@@ -92,7 +107,8 @@ static void table(FILE *f, const json_t *report) {
         "<div class=\"scroll\"><table>\n<tr><th>run</th><th class=\"r\">seconds</th><th "
         "class=\"r\">node "
         "hours</th><th class=\"r\">MiB</th><th class=\"r\">error of weights, %</th><th class=\"r\">"
-        "perplexity</th><th class=\"r\">&plusmn;</th><th class=\"r\">KL, nats</th></tr>\n",
+        "perplexity</th><th class=\"r\">KL, nats</th><th class=\"r\">same top token, %</th><th "
+        "class=\"r\">tasks, %</th></tr>\n",
         f);
     table_row(f, report, evals);
     json_array_foreach(beside, i, run) table_row(f, run, evals);
@@ -102,7 +118,7 @@ static void table(FILE *f, const json_t *report) {
 /* ---- curves ---- */
 
 static void draw(FILE *f, const runs *r, series *s, const char *title, svg_axis x, svg_axis y) {
-    chart_figure(f, title, x, y, r->n, s, r->name);
+    chart_figure(f, title, x, y, r->n, s, NULL);
     for (int i = 0; i < r->n; i++) series_clear(&s[i]);
 }
 
@@ -142,19 +158,33 @@ static void sites(FILE *f, const runs *r, size_t k, const char *key, const char 
     draw(f, r, s, title, svg_axis_counted("layer"), svg_axis_of(unit, log));
 }
 
+/* One legend for all charts: names of runs are longer than a chart has room for. */
+static void keys(FILE *f, const runs *r) {
+    fputs("<p class=\"keys\">", f);
+    for (int i = 0; i < r->n; i++) {
+        fputs("<span>", f);
+        svg_key(f, i, r->name[i]);
+        fputs("</span>\n", f);
+    }
+    fputs("</p>\n", f);
+}
+
 void report_beside(FILE *f, const json_t *report) {
     static const char *const inputs[] = {"q, k, v", "o", "gate and up", "down"};
     char title[64];
     if (!json_array_size(json_object_get(report, "beside"))) return;
     const runs r = runs_of(report);
-    fputs("<h2>Beside other runs</h2>\n<p class=\"dim\">Inputs are as the quantizer sees them; "
-          "errors are "
-          "those that were kept.",
-          f);
+    fputs(
+        "<p class=\"dim\">Figures are those of the first text that was "
+        "given with --eval, &plusmn; one standard error; tasks: the average. In the charts inputs "
+        "are as the quantizer sees them, where a run has looked at them; errors are those that "
+        "were kept.",
+        f);
     if (json_array_size(json_object_get(report, "beside")) > BESIDE_MOST)
         fprintf(f, " Curves are of the first %d runs.", RUNS);
     fputs("</p>\n", f);
     table(f, report);
+    keys(f, &r);
     fputs("<div class=\"grid\">\n", f);
     losses(f, &r);
     weights(f, &r);
@@ -165,6 +195,8 @@ void report_beside(FILE *f, const json_t *report) {
         sites(f, &r, k, "max_over_rms", title, "largest |x| / rms", true);
         snprintf(title, sizeof title, "Kurtosis, input of %s", inputs[k]);
         sites(f, &r, k, "kurtosis", title, KURTOSIS, true);
+        snprintf(title, sizeof title, "Space used, input of %s", inputs[k]);
+        sites(f, &r, k, "log_qsur", title, "log QSUR / d", false);
     }
     fputs("</div>\n", f);
 }

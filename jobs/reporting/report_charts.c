@@ -287,6 +287,7 @@ void chart_gptq_rows(FILE *f, const json_t *layers) {
         const size_t k = first_of_input[i];
         damping[i] = series_over_layers(layers, "tensors", k, NULL, "damping", 1);
         linear_name(json_word_of(json_array_get(tensors, k), "tensor"), names[i]);
+        names[i][strcspn(names[i], "_")] = '\0'; /* four names in one line */
         legend[i] = names[i];
     }
     chart_figure(f, "Damping", svg_axis_counted("layer"),
@@ -318,7 +319,8 @@ static int strip_lanes(svg_chart *c, const json_t *spread, const char *key, doub
             series s = series_of((int64_t)json_array_size(runs));
             for (int64_t i = 0; i < s.n; i++)
                 s.x[i] = times * json_number_value(json_array_get(runs, (size_t)i));
-            if (lanes && s.n) svg_points(c, g, s.n, s.x, lane, lanes, name);
+            const int look = strncmp(name, "learned", 7) ? g : 2; /* to be found among the random */
+            if (lanes && s.n) svg_points(c, look, s.n, s.x, lane, lanes, name);
             if (!lanes) svg_axis_take(&c->x, s.x, s.n);
             lane += s.n > 0;
             series_clear(&s);
@@ -339,6 +341,7 @@ void chart_starts(FILE *f, const json_t *spread) {
                        .y = svg_axis_of("", false)};
         const int lanes = strip_lanes(&c, spread, kinds[k].key, kinds[k].times, 0);
         if (!lanes) continue;
+        c.x.lo -= 0.6 * (c.x.hi - c.x.lo); /* names of lanes stand there */
         lanes_begin(&c, lanes);
         strip_lanes(&c, spread, kinds[k].key, kinds[k].times, lanes);
         figure_end(&c);

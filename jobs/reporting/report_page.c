@@ -6,7 +6,6 @@
 #include "jobs/reporting/report_beside.h"
 #include "jobs/reporting/report_charts.h"
 #include "jobs/reporting/report_data.h"
-#include "jobs/reporting/report_figure.h"
 #include "jobs/reporting/svg.h"
 #include "version.h"
 
@@ -19,12 +18,15 @@
 static const char STYLE[] =
     ":root{color-scheme:light "
     "dark;--bg:#fff;--fg:#1b1b1b;--dim:#5f6368;--grid:#dcdfe3;--s0:#c84a00;"
-    "--s1:#0060a8;--s2:#007a5a;--s3:#a8488a;--box:#f4f5f7}\n"
+    "--s1:#0060a8;--s2:#007a5a;--s3:#a8488a;--s4:#7d6400;--s5:#2286bd;--s6:#6b6f76;--s7:#1b1b1b;"
+    "--box:#f4f5f7}\n"
     "@media "
     "(prefers-color-scheme:dark){:root{--bg:#16181c;--fg:#e9eaec;--dim:#a6abb2;--grid:#393d44;"
-    "--s0:#ff9655;--s1:#5fb8f2;--s2:#3fd0a0;--s3:#e6a0d0;--box:#1f2228}}\n"
+    "--s0:#ff9655;--s1:#5fb8f2;--s2:#3fd0a0;--s3:#e6a0d0;--s4:#f0e442;--s5:#a9dcff;--s6:#a6abb2;"
+    "--s7:#e9eaec;--box:#1f2228}}\n"
     "@media print{:root{--bg:#fff;--fg:#000;--dim:#444;--grid:#ccc;--s0:#c84a00;--s1:#0060a8;"
-    "--s2:#007a5a;--s3:#a8488a;--box:#fff}figure,tr{break-inside:avoid}}\n"
+    "--s2:#007a5a;--s3:#a8488a;--s4:#7d6400;--s5:#2286bd;--s6:#6b6f76;--s7:#000;--box:#fff}figure,"
+    "tr{break-inside:avoid}}\n"
     "body{background:var(--bg);color:var(--fg);font:15px/1.45 system-ui,sans-serif;margin:0 auto;"
     "max-width:1560px;padding:12px 20px}\n"
     "h1{font-size:22px}h2{font-size:18px;border-bottom:1px solid var(--grid);margin-top:28px}"
@@ -37,15 +39,23 @@ static const char STYLE[] =
     "\n.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:14px}td,th{padding:2px "
     "12px 2px "
     "0;text-align:left;vertical-align:top;border-bottom:1px solid var(--grid)}td.r,th.r{text-align:"
-    "right}\nsvg{width:100%;height:auto;display:block}svg text{fill:var(--fg);font:11px system-ui,"
+    "right}td.r{white-space:nowrap}\nsvg{width:100%;height:auto;display:block}svg "
+    "text{fill:var(--fg);font:11px system-ui,"
     "sans-serif}svg .t{font-weight:600}svg .n{fill:var(--dim);font-size:9.5px}.e{text-anchor:end}"
     ".m{text-anchor:middle}\n.g{stroke:var(--grid);stroke-width:.6;fill:none}.f{stroke:var(--dim);"
     "fill:none}.l{fill:none;stroke-width:1.5}\n"
     ".l.s0{stroke:var(--s0);stroke-dasharray:5 3}.l.s1{stroke:var(--s1)}.l.s2{stroke:var(--s2);"
-    "stroke-dasharray:2 2}.l.s3{stroke:var(--s3);stroke-dasharray:8 3 2 3}\n"
+    "stroke-dasharray:2 2}.l.s3{stroke:var(--s3);stroke-dasharray:8 3 2 3}"
+    ".l.s4{stroke:var(--s4);stroke-dasharray:10 4}.l.s5{stroke:var(--s5);stroke-dasharray:3 1}"
+    ".l.s6{stroke:var(--s6);stroke-dasharray:1 2}"
+    ".l.s7{stroke:var(--s7);stroke-dasharray:7 2 1 2 1 2}\n"
     ".p.s0{fill:var(--bg);stroke:var(--s0)}.p.s1{fill:var(--s1)}.p.s2{fill:var(--s2)}.p.s3{fill:"
     "var(--bg);stroke:var(--s3)}.b.s0{fill:var(--s0)}.b.s1{fill:var(--s1)}.b.s2{fill:var(--s2)}"
-    ".b.s3{fill:var(--s3)}.h{fill:var(--s1)}\n";
+    ".b.s3{fill:var(--s3)}.h{fill:var(--s1)}.p.s4{fill:var(--s4)}.p.s5{fill:var(--bg);stroke:var("
+    "--s5)}"
+    ".p.s6{fill:var(--s6)}.p.s7{fill:var(--bg);stroke:var(--s7)}\n"
+    "svg.k{display:inline-block;width:34px;height:10px;margin:0 6px 0 0;vertical-align:middle}"
+    ".keys span{margin-right:18px;white-space:nowrap}.keys{max-width:none}\n";
 
 /* ---- small pieces ---- */
 
@@ -220,19 +230,16 @@ static void gptq(FILE *f, const json_t *layers) {
     fputs("</div>\n", f);
 }
 
-static void figure_cell(FILE *f, const json_t *o, const char *key, double times, int digits) {
-    fputs("<td class=\"r\">", f);
-    report_figure(f, o, key, times, digits);
-    fputs("</td>", f);
+static void accuracy_text_head(FILE *f) {
+    fputs("<tr><th>model</th><th>text</th><th class=\"r\">perplexity</th><th class=\"r\">of the "
+          "source</th><th class=\"r\">KL, nats</th><th class=\"r\">99 %</th><th class=\"r\">largest"
+          "</th><th class=\"r\">same top token, %</th></tr>\n",
+          f);
 }
 
 static void accuracy_text(FILE *f, const json_t *eval) {
     size_t i;
     json_t *x;
-    fputs("<tr><th>model</th><th>text</th><th class=\"r\">perplexity</th><th class=\"r\">of the "
-          "source</th><th class=\"r\">KL, nats</th><th class=\"r\">99 %</th><th class=\"r\">largest"
-          "</th><th class=\"r\">same top token, %</th></tr>\n",
-          f);
     json_array_foreach(json_object_get(eval, "perplexity"), i, x) {
         const json_t *a = json_object_get(x, "against");
         fputs("<tr><td>", f);
@@ -240,12 +247,12 @@ static void accuracy_text(FILE *f, const json_t *eval) {
         fputs("</td><td>", f);
         svg_text(f, json_word_of(x, "text"));
         fputs("</td>", f);
-        figure_cell(f, x, "ppl", 1, 3);
-        figure_cell(f, a, "ppl", 1, 3);
-        figure_cell(f, a, "kl_mean", 1, 4);
-        figure_cell(f, a, "kl_99", 1, 3);
+        report_figure_cell(f, x, "ppl", 1, 3);
+        report_figure_cell(f, a, "ppl", 1, 3);
+        report_figure_cell(f, a, "kl_mean", 1, 4);
+        report_figure_cell(f, a, "kl_99", 1, 3);
         report_cell(f, "%.2f", json_real_of(a, "kl_max"));
-        figure_cell(f, a, "same_top", 100, 2);
+        report_figure_cell(f, a, "same_top", 100, 2);
         fputs("</tr>\n", f);
     }
 }
@@ -257,37 +264,48 @@ static void task_row(FILE *f, const json_t *eval, const char *name, const json_t
     svg_text(f, name);
     fputs("</td>", f);
     report_cell(f, "%.0f", json_real_of(x, "n"));
-    figure_cell(f, x, "acc", 100, 2);
-    figure_cell(f, x, "acc_norm", 100, 2);
+    report_figure_cell(f, x, "acc", 100, 2);
+    report_figure_cell(f, x, "acc_norm", 100, 2);
     fputs("</tr>\n", f);
+}
+
+static void accuracy_tasks_head(FILE *f) {
+    fputs(
+        "<tr><th>model</th><th>task</th><th class=\"r\">items</th><th class=\"r\">accuracy, %</th>"
+        "<th class=\"r\">by length, %</th></tr>\n",
+        f);
 }
 
 static void accuracy_tasks(FILE *f, const json_t *eval) {
     const json_t *average = json_object_get(eval, "tasks_average");
     size_t i;
     json_t *x;
-    if (!json_array_size(json_object_get(eval, "tasks"))) return;
-    fputs(
-        "<tr><th>model</th><th>task</th><th class=\"r\">items</th><th class=\"r\">accuracy, %</th>"
-        "<th class=\"r\">by length, %</th></tr>\n",
-        f);
     json_array_foreach(json_object_get(eval, "tasks"), i, x)
         task_row(f, eval, json_word_of(x, "task"), x);
     if (json_is_object(average)) task_row(f, eval, "average of tasks", average);
 }
 
-static void accuracy(FILE *f, const json_t *evals) {
-    size_t i;
+/* A table of what some evaluation has in its list `key`; nothing where none has. */
+static void accuracy_table(FILE *f, const json_t *evals, const char *key, void (*head)(FILE *f),
+                           void (*rows)(FILE *f, const json_t *eval)) {
+    size_t i, any = 0;
     json_t *eval;
+    json_array_foreach((json_t *)(uintptr_t)evals, i, eval) any +=
+        json_array_size(json_object_get(eval, key));
+    if (!any) return;
+    fputs("<div class=\"scroll\"><table>\n", f);
+    head(f);
+    json_array_foreach((json_t *)(uintptr_t)evals, i, eval) rows(f, eval);
+    fputs("</table></div>\n", f);
+}
+
+static void accuracy(FILE *f, const json_t *evals) {
     section(f, "Accuracy",
             "What <code>spinshard eval --json</code> printed, given with <code>report --eval FILE"
             "</code>; &plusmn; is one standard error.");
     if (!json_array_size(evals)) fputs("<p>No evaluation was given.</p>\n", f);
-    fputs("<div class=\"scroll\"><table>\n", f);
-    json_array_foreach(evals, i, eval) accuracy_text(f, eval);
-    fputs("</table><table>\n", f);
-    json_array_foreach(evals, i, eval) accuracy_tasks(f, eval);
-    fputs("</table></div>\n", f);
+    accuracy_table(f, evals, "perplexity", accuracy_text_head, accuracy_text);
+    accuracy_table(f, evals, "tasks", accuracy_tasks_head, accuracy_tasks);
 }
 
 static void starts(FILE *f, const json_t *spread) {
@@ -368,6 +386,12 @@ void report_page(const json_t *report, char **text, size_t *len) {
     svg_text(f, json_word_of(report, "out"));
     fprintf(f, "</title>\n<style>\n%s</style></head>\n<body>\n<h1>", STYLE);
     const char *name = json_word_of(json_object_get(report, "summary"), "name");
+    const size_t others = json_array_size(json_object_get(report, "beside"));
+    if (others) {
+        fprintf(f, "%zu runs beside each other</h1>\n", others + 1);
+        report_beside(f, report);
+        fputs("<h1>The first of them: ", f);
+    }
     svg_text(f, name[0] ? name : json_word_of(report, "out"));
     fputs("</h1>\n", f);
     summary(f, report);
@@ -379,7 +403,6 @@ void report_page(const json_t *report, char **text, size_t *len) {
     accuracy(f, json_object_get(report, "accuracy"));
     starts(f, json_object_get(report, "spread"));
     run(f, json_object_get(report, "run"));
-    report_beside(f, report);
     fprintf(f,
             "<p class=\"dim\">Made by spinshard %s. Its numbers: <code>spinshard report --json"
             "</code>.</p>\n</body></html>\n",

@@ -172,17 +172,47 @@ static void legend(svg_chart *c, int series, const char *name) {
     c->legend += 36 + (int)(5.2 * (double)strlen(name));
 }
 
-/* Circles and squares, filled and open, for those who see no colours. */
+/* Circles, squares, diamonds and triangles, filled and open, for those who see no colours. Returns
+ * the name of the element, which stays open. */
+static const char *mark_begin(FILE *f, int series, double x, double y) {
+    fprintf(f, "<%s class=\"p s%d\" ",
+            series >= 4  ? "polygon"
+            : series % 2 ? "rect"
+                         : "circle",
+            series);
+    switch (series) {
+    case 0:
+    case 2:
+        fprintf(f, "cx=\"%.1f\" cy=\"%.1f\" r=\"2.2\">", x, y);
+        return "circle";
+    case 1:
+    case 3:
+        fprintf(f, "x=\"%.1f\" y=\"%.1f\" width=\"4\" height=\"4\">", x - 2, y - 2);
+        return "rect";
+    case 4:
+    case 6:
+        fprintf(f, "points=\"%.1f %.1f %.1f %.1f %.1f %.1f %.1f %.1f\">", x, y - 3, x + 3, y, x,
+                y + 3, x - 3, y);
+        return "polygon";
+    default:
+        fprintf(f, "points=\"%.1f %.1f %.1f %.1f %.1f %.1f\">", x, y - 2.8, x + 2.8, y + 2.2,
+                x - 2.8, y + 2.2);
+        return "polygon";
+    }
+}
+
 static void mark(const svg_chart *c, int series, double x, double y) {
     char tx[32], ty[32];
-    const double px = at_x(c, x), py = at_y(c, y);
-    if (series % 2)
-        fprintf(c->f, "<rect class=\"p s%d\" x=\"%.1f\" y=\"%.1f\" width=\"4\" height=\"4\">",
-                series, px - 2, py - 2);
-    else
-        fprintf(c->f, "<circle class=\"p s%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"2.2\">", series, px, py);
-    fprintf(c->f, "<title>%s, %s</title></%s>", number(x, 0, tx), number(y, 0, ty),
-            series % 2 ? "rect" : "circle");
+    const char *shape = mark_begin(c->f, series, at_x(c, x), at_y(c, y));
+    fprintf(c->f, "<title>%s, %s</title></%s>", number(x, 0, tx), number(y, 0, ty), shape);
+}
+
+void svg_key(FILE *f, int series, const char *name) {
+    fprintf(f, "<svg class=\"k\" viewBox=\"0 0 34 10\"><path class=\"l s%d\" d=\"M0 5h34\"/>",
+            series);
+    fprintf(f, "</%s></svg>", mark_begin(f, series, 17, 5));
+    svg_text(f, name);
+    fputc('\n', f);
 }
 
 static bool both_drawable(const svg_chart *c, double x, double y) {

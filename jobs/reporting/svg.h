@@ -18,6 +18,8 @@ typedef struct svg_axis {
     double lo, hi;  /* set by svg_axis_take; lo > hi: nothing taken yet */
 } svg_axis;
 
+enum { SVG_SERIES = 8 }; /* looks of lines that are told apart by dash and mark alone */
+
 typedef struct svg_chart {
     FILE *f;
     const char *title; /* borrowed */
@@ -37,8 +39,8 @@ bool svg_axis_empty(const svg_axis *a);
 
 /* Local. Frame, ticks, labels; the axes hold what will be drawn. Then svg_lines, then svg_end. */
 void svg_begin(svg_chart *c);
-/* Local. A line through n points, broken where one is NAN, with marks where they are few; series 0
- * .. 3 is its look; name: a word of the legend, or NULL. */
+/* Local. A line through n points, broken where one is NAN, with marks where they are few; series,
+ * below SVG_SERIES, is its look; name: a word of the legend, or NULL. */
 void svg_lines(svg_chart *c, int series, int64_t n, const double *x, const double *y,
                const char *name);
 /* Local. A bar over x0 .. x1 in a lane of so many, its name beside it, and the text that a browser
@@ -49,6 +51,9 @@ void svg_bar(svg_chart *c, int series, double x0, double x1, int lane, int lanes
 void svg_points(svg_chart *c, int series, int64_t n, const double *x, int lane, int lanes,
                 const char *name);
 void svg_end(svg_chart *c);
+
+/* Local. The look of a series and its name, in a line of text: a legend for several charts. */
+void svg_key(FILE *f, int series, const char *name);
 
 /* Local. A picture of cells [rows, cols] of `levels` depths, 0 the ground, with a key of the depths
  * between the words for the first and the last. */

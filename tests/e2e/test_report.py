@@ -274,11 +274,11 @@ class Report(Case):
         for one, out in zip(told["beside"], outs[1:]):
             self.assertEqual(one, self.good("report", out, "--json").json())
         page = self.page(self.path("page.html"), 3)
-        self.assertIn("Beside other runs", page.words)
+        self.assertIn("3 runs beside each other", page.words)
         self.assertTrue({"a", "b", "c"} <= set(page.words))
-        self.good("report", outs[0], *(words * 2), "--html", self.path("page.html"))  # more than have curves
+        self.good("report", outs[0], *(words * 4), "--html", self.path("page.html"))  # more than have curves
         with open(self.path("page.html"), encoding="utf-8") as f:
-            self.assertIn("Curves are of the first 4 runs", f.read())
+            self.assertIn("Curves are of the first 8 runs", f.read())
         self.bad(3, ["nothing-here"], "report", outs[0], "--beside", self.path("nothing-here"))
 
     def test_spread(self):
