@@ -4,7 +4,10 @@ perplexity that eval gets. Skips without a Python for oracles.
 
 compressed-tensors 0.18 to 0.20 with transformers 4.57 cannot load any asymmetric packed model, their own
 included: the shape of weight_zero_point is not packed while loading. These two cases need 0.15 to 0.17."""
+import array
+import math
 import os
+import subprocess
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
@@ -171,6 +174,25 @@ class Foreign(Case):
             if block == "pow2":
                 ours, theirs = self.perplexity(out, TEXT, 128, *FP32), oracle(folder, TEXT, 128, script="r4_oracle.py")
                 self.assertAlmostEqual(ours["nll"], theirs["nll"], delta=TOLERANCE)
+                self.r4_logits(folder, 64)
+
+    def r4_logits(self, folder, block):
+        """Each row of logits, in fp32 there and in fp64 here, where without the rotation it is another row."""
+        ids, to = array.array("i", (7 * i * i % 500 + 1 for i in range(96))), self.path("logits")
+        with open(self.path("ids"), "wb") as f:
+            ids.tofile(f)
+        oracle(folder, "--logits", f.name, to, script="r4_oracle.py")
+        with open(to, "rb") as f:
+            theirs = array.array("d", f.read())
+        for more, least, most in (([str(block)], 0, 1e-4), ([], 0.1, math.inf)):
+            got = subprocess.run([os.environ["SPINSHARD_TOOL_LOGITS"], folder, str(len(ids)), *more], input=ids.tobytes(), check=True,
+                                 capture_output=True).stdout
+            ours, vocab = array.array("d", got), len(theirs) // len(ids)
+            self.assertEqual(len(ours), len(theirs))
+            apart = [math.dist(ours[t:t + vocab], theirs[t:t + vocab]) / math.hypot(*theirs[t:t + vocab])
+                     for t in range(0, len(ours), vocab)]
+            self.assertLess(max(apart), most)
+            self.assertGreater(max(apart), least)
 
     def test_w4a8(self):
         with_inputs, without = self.int8(make_model.make(self.path("m"), "--dtype", "BF16"), "weights.group=32")
