@@ -3,6 +3,7 @@
 #include "base/json.h"
 
 #include "base/file.h"
+#include "base/file_kind.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -46,6 +47,9 @@ err json_parse(const char *text, size_t len, const char *where, json_t **out) {
     if (e.code) return e;
     *out = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
     if (*out) return err_none();
+    e = file_kind_refuse(where, text, len, false, "JSON");
+    if (e.code) return e;
+    if (!len) return err_make(ERR_INPUT, where, "fetch the file again", "is empty");
     return err_make(ERR_INPUT, where, "the file is damaged or not JSON",
                     "invalid JSON, line %d: %s", why.line, why.text);
 }

@@ -107,6 +107,10 @@ static err no_weights(const fileset *fs) {
         return err_make(ERR_INPUT, fileset_where(fs),
                         "take the original checkpoint in safetensors form",
                         "%.120s: GGUF files are not read", gguf);
+    if (fileset_find(fs, "adapter_config.json", NULL, NULL, NULL))
+        return err_make(ERR_INPUT, fileset_where(fs),
+                        "merge it with peft: merge_and_unload(), then save_pretrained(NEW_DIR)",
+                        "holds an adapter (adapter_config.json), not the model that it changes");
     const char *other = file_ending(fs, ".safetensors");
     return err_make(ERR_INPUT, fileset_where(fs), "give the folder of a Hugging Face model",
                     other ? "neither %s nor %s; %.120s alone does not say what it is part of"
@@ -525,6 +529,15 @@ const char *hf_checkpoint_config_sha256(const hf_checkpoint *ck) {
 const hf_tensor *hf_checkpoint_find(const hf_checkpoint *ck, const char *name) {
     const hf_tensor *t = find_tensor(ck, name);
     return t ? t : find_alias(ck, name);
+}
+
+err hf_checkpoint_put_alias(hf_checkpoint *ck, const char *name, const hf_tensor *t) {
+    alias *list = realloc(ck->aliases, (size_t)(ck->n_aliases + 1) * sizeof *list);
+    if (!list) return no_memory(ck);
+    list[ck->n_aliases++] = (alias){name, t};
+    qsort(list, (size_t)ck->n_aliases, sizeof *list, by_alias_name);
+    ck->aliases = list;
+    return err_none();
 }
 
 int64_t hf_checkpoint_count(const hf_checkpoint *ck) {

@@ -57,6 +57,10 @@ const char *hf_checkpoint_config_sha256(const hf_checkpoint *ck);
 /* Local. The tensor of a name or alias, NULL where there is none; borrowed. */
 const hf_tensor *hf_checkpoint_find(const hf_checkpoint *ck, const char *name);
 
+/* Local. From now on `name` (borrowed), which is no tensor, is found as t, a tensor of ck. Fails
+ * with ERR_NOFIT. */
+err hf_checkpoint_put_alias(hf_checkpoint *ck, const char *name, const hf_tensor *t);
+
 /* Local. All tensors, sorted by name, without aliases. */
 int64_t hf_checkpoint_count(const hf_checkpoint *ck);
 const hf_tensor *hf_checkpoint_at(const hf_checkpoint *ck, int64_t i);

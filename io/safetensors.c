@@ -3,6 +3,7 @@
 #include "io/safetensors.h"
 
 #include "base/file.h"
+#include "base/file_kind.h"
 #include "base/size.h"
 #include "io/safetensors_internal.h"
 
@@ -205,23 +206,11 @@ void st_header_destroy(st_header **h) {
  * impossible, since any 8 bytes could be a length. */
 static err not_safetensors(const char *where, const unsigned char *head, size_t n, uint64_t length,
                            uint64_t bytes) {
-    static const struct {
-        const char *magic, *what, *hint;
-    } KNOWN[] = {
-        {"version https://git-lfs", "a Git LFS pointer, not the file itself",
-         "fetch it with `git lfs pull`"},
-        {"<!DOCTYPE", "a web page, not a safetensors file", "download the file again"},
-        {"<!doctype", "a web page, not a safetensors file", "download the file again"},
-        {"<html", "a web page, not a safetensors file", "download the file again"},
-        {"PK\003\004", "a pickled PyTorch file, not a safetensors file",
-         "save it with safe_serialization=True"},
-        {"GGUF", "a GGUF file, not a safetensors file", "take the original checkpoint"},
-    };
-    for (size_t i = 0; i < sizeof KNOWN / sizeof KNOWN[0]; i++) {
-        size_t m = strlen(KNOWN[i].magic);
-        if (n >= m && !memcmp(head, KNOWN[i].magic, m))
-            return err_make(ERR_INPUT, where, KNOWN[i].hint, "%s", KNOWN[i].what);
-    }
+    const char *hint, *kind = file_kind(head, n, false, &hint);
+    if (kind && !memcmp(head, "PK", 2)) /* as torch.save writes them, unpacking does not help */
+        return err_make(ERR_INPUT, where, "save it with safe_serialization=True",
+                        "is a pickled PyTorch file, not a safetensors file");
+    if (kind) return err_make(ERR_INPUT, where, hint, "is %s, not a safetensors file", kind);
     if (n < 8)
         return err_make(ERR_INPUT, where, "fetch the file again",
                         "%" PRIu64 " bytes are not a safetensors file", bytes);

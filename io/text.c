@@ -3,6 +3,7 @@
 #include "io/text.h"
 
 #include "base/file.h"
+#include "base/file_kind.h"
 #include "base/mem.h"
 #include "base/size.h"
 #include "io/growbuf.h"
@@ -25,7 +26,7 @@ struct text_windows {
 err text_read_lines(const char *path, char **text, size_t *len) {
     err e = file_read_all(path, MAX_TEXT_BYTES, text, len);
     if (e.code) return e;
-    e = text_kind_refuse(path, *text, *len);
+    e = file_kind_refuse(path, *text, *len, true, "a UTF-8 text");
     text_kind_drop_mark(*text, len);
     size_t good = e.code ? 0 : utf8_check(*text, *len);
     if (!e.code && good < *len)

@@ -1,4 +1,4 @@
-/* Signatures are those of the formats' own specifications. */
+/* JSON lines are told by their first line, and an array by its first two signs and its end. */
 #include "io/text_kind.h"
 
 #include "base/json.h"
@@ -9,49 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SIGNATURE(s) s, sizeof s - 1
-#define DATA_SET                                                                                   \
-    "write its texts into a file: python -c \"import datasets, sys; [print(x['text']) for x in "   \
-    "datasets.load_dataset('parquet', data_files=sys.argv[1])['train']]\" FILE > TEXT"
-
 /* docs/FORMATS.md has it in six lines. */
 #define CHAT                                                                                       \
     "render them by the model's chat template: python -c \"import json, sys, transformers as t; "  \
     "k = t.AutoTokenizer.from_pretrained(sys.argv[2]); [print(json.dumps({'text': "                \
     "k.apply_chat_template(json.loads(x)['messages'], tokenize=False)})) for x in "                \
     "open(sys.argv[1])]\" FILE MODEL > TEXTS"
-
-static const struct {
-    const char *bytes;
-    size_t n;
-    const char *kind, *hint;
-} signatures[] = {
-    {SIGNATURE("\x1f\x8b"), "compressed by gzip", "unpack it: gzip -dk FILE"},
-    {SIGNATURE("\x28\xb5\x2f\xfd"), "compressed by zstd", "unpack it: zstd -d FILE"},
-    {SIGNATURE("BZh"), "compressed by bzip2", "unpack it: bzip2 -dk FILE"},
-    {SIGNATURE("\xfd"
-               "7zXZ"),
-     "compressed by xz", "unpack it: xz -dk FILE"},
-    {SIGNATURE("PAR1"), "a parquet file", DATA_SET},
-    {SIGNATURE("ARROW1"), "an Arrow file", "write its texts into a file, one after the other"},
-    {SIGNATURE("\x89HDF\r\n"), "an HDF5 file", "write its texts into a file, one after the other"},
-    {SIGNATURE("SQLite format 3"), "an SQLite data base",
-     "write its texts into a file, one after the other"},
-    {SIGNATURE("PK\x03\x04"), "a zip archive", "unpack it: unzip FILE"},
-    {SIGNATURE("\x93NUMPY"), "a NumPy array",
-     "token ids are read as text: --calib-ids FILE, with integers between white space"},
-    {SIGNATURE("\x80\x04\x95"), "a pickled file", "write its texts into a file"},
-    {SIGNATURE("\xff\xfe"), "UTF-16", "convert it: iconv -f UTF-16 -t UTF-8 FILE"},
-    {SIGNATURE("\xfe\xff"), "UTF-16", "convert it: iconv -f UTF-16 -t UTF-8 FILE"},
-};
-
-err text_kind_refuse(const char *path, const char *text, size_t len) {
-    for (size_t i = 0; i < sizeof signatures / sizeof *signatures; i++)
-        if (len >= signatures[i].n && !memcmp(text, signatures[i].bytes, signatures[i].n))
-            return err_make(ERR_INPUT, path, signatures[i].hint, "is %s, not a UTF-8 text",
-                            signatures[i].kind);
-    return err_none();
-}
 
 void text_kind_drop_mark(char *text, size_t *len) {
     if (*len < 3 || memcmp(text, "\xef\xbb\xbf", 3) != 0) return;

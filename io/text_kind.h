@@ -1,15 +1,11 @@
-/* text_kind - what a file that is given as text really is, by its first bytes: people give what
- * their data set came as. Not a reader of those kinds, but for JSON lines. Before the tokenizer. */
+/* text_kind - the text of a file that is given as text: people give what their data set came as.
+ * JSON lines are read; other kinds are named by base/file_kind.h. Before the tokenizer. */
 #ifndef SPINSHARD_IO_TEXT_KIND_H
 #define SPINSHARD_IO_TEXT_KIND_H
 
 #include "base/err.h"
 
 #include <stddef.h>
-
-/* Local. ERR_INPUT for a file of a kind that is no text, naming the kind and how to make a text of
- * it: compressed, parquet, Arrow, HDF5, SQLite, zip (NumPy), pickle, UTF-16. */
-err text_kind_refuse(const char *path, const char *text, size_t len);
 
 /* Local. A UTF-8 byte order mark goes, in place. */
 void text_kind_drop_mark(char *text, size_t *len);

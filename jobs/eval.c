@@ -110,6 +110,9 @@ static bool archive_has_r4(const source *s) {
     return false;
 }
 
+static const char found_by_a_run[] =
+    "give the rotations of the run that found R3 or the clips with --rotations FILE";
+
 /* R3 and clips that calibration found are in no weights: of an output folder they are read from the
  * rotations beside it. Caller frees *beside. */
 static err find_rotations(const eval_job *j, bool fused, const char **file, char **beside) {
@@ -125,12 +128,9 @@ static err find_rotations(const eval_job *j, bool fused, const char **file, char
         return err_make(ERR_USAGE, "--rotations", "leave it out",
                         "the archive holds its rotations already");
     if (*file || (!needed && !perhaps)) return err_none();
-    char *path = file_join(j->source.path, "rotations.safetensors");
-    if (needed || file_exists(path)) {
-        *file = *beside = path;
-        return err_none();
-    }
-    free(path);
+    err e = source_rotations_beside(j->source.path, found_by_a_run, beside);
+    *file = *beside;
+    if (needed || *file) return e;
     log_line(LOG_RUN,
              "the rotations of this archive began in a file; if that held clips or R3, give "
              "it with --rotations FILE");
@@ -140,11 +140,11 @@ static err find_rotations(const eval_job *j, bool fused, const char **file, char
 /* What calibration found must have come from a file. */
 static err check_found(const eval_job *j) {
     const settings *s = recipe_settings(j->recipe);
-    const char *hint = "give the rotations of the run that found them with --rotations FILE";
     if (quantize_learns_r3(s) && !j->sites.R3_heads)
-        return err_make(ERR_USAGE, "rotate.r3", hint, "R3 is made from calibration text");
+        return err_make(ERR_USAGE, "rotate.r3", found_by_a_run, "R3 is made from calibration text");
     if (quantize_tunes_sites(s) && !quantize_learns_r3(s) && !j->sites.clips)
-        return err_make(ERR_USAGE, "clip", hint, "clips are searched on calibration text");
+        return err_make(ERR_USAGE, "clip", found_by_a_run,
+                        "clips are searched on calibration text");
     return err_none();
 }
 

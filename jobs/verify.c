@@ -132,10 +132,15 @@ static err read_rotations(verify_job *v) {
     const settings *s = recipe_settings(v->recipe);
     bool rotated = s->rotate.r1 || s->rotate.r2 != R2_NONE;
     bool scaled = s->scale.pairs > 0;
-    char *path = file_join(v->o->target, "rotations.safetensors");
-    if (scaled || rotated) recipe_put(v->recipe, "rotate.start", json_string(path));
-    e = setup_rotations(v->c, s, &v->source, false, &v->rotations);
+    char *path = NULL;
+    if (scaled || rotated)
+        e = source_rotations_beside(
+            v->o->target, "copy it from the output of the run; verify without --source needs none",
+            &path);
+    e = comm_agree(v->c, e, "rotations", NULL);
+    if (path) recipe_put(v->recipe, "rotate.start", json_string(path));
     free(path);
+    if (!e.code) e = setup_rotations(v->c, s, &v->source, false, &v->rotations);
     if (!e.code)
         e = comm_agree(v->c, rotation_set_orthogonality(v->rotations, &v->orthogonality),
                        "rotations", NULL);

@@ -3,6 +3,7 @@
 #include "shard/small_files.h"
 
 #include "base/file.h"
+#include "base/file_kind.h"
 #include "base/log.h"
 #include "base/yaml.h"
 #include "shard/card_front.h"
@@ -439,6 +440,12 @@ static void tell_left_out(const fileset *source) {
     if (used) log_line(LOG_RUN, "not copied into the archive:%s", list);
 }
 
+/* Nobody reads most of these files here, so nobody would notice before the archive is used. */
+static void tell_kind(const char *name, const char *data, size_t len) {
+    const char *hint, *kind = file_kind(data, len, true, &hint);
+    if (kind) log_line(LOG_WARN, "%s is %s; it is copied as it is (%s)", name, kind, hint);
+}
+
 static err copy_files(const fileset *source, small_files *f) {
     err e = err_none();
     for (int i = 0; i < fileset_count(source) && !e.code; i++) {
@@ -447,6 +454,7 @@ static err copy_files(const fileset *source, small_files *f) {
         size_t len;
         if (!small_file_is_copied(name)) continue;
         e = fileset_read_all(source, name, MAX_COPIED_BYTES, &data, &len);
+        if (!e.code) tell_kind(name, data, len);
         if (!e.code) add_file(f, name, data, len);
     }
     return e;

@@ -40,11 +40,13 @@ err quantize_check_tokenizer(const quantize_run *q) {
     tokenizer_destroy(&t);
     if (!e.code) return e;
     if (used) {
+        const size_t n = strlen(e.hint);
         if (e.code == ERR_INPUT)
             snprintf(
-                e.hint, sizeof e.hint,
-                "tokenize the calibration text elsewhere, with the tokenizer of the model, and "
-                "give the ids: --calib-ids FILE");
+                e.hint + n, sizeof e.hint - n,
+                "%stokenize the calibration text elsewhere, with the tokenizer of the model, and "
+                "give the ids: --calib-ids FILE",
+                n ? "; or " : "");
         return e;
     }
     log_line(LOG_WARN,

@@ -1,6 +1,7 @@
 /* The path is tried as an archive, then as a model folder. */
 #include "jobs/setup/source.h"
 
+#include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "jobs/setup/setup.h"
@@ -9,16 +10,17 @@
 #include "shard/loader_rules.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { MAX_TOKENIZER_BYTES = 256 << 20 };
+static const char EMBEDDING[] = "model.embed_tokens.weight", HEAD[] = "lm_head.weight";
 
 /* Root only. True where a head is stored that is not the embedding, value by value. */
 static err head_differs(const source *s, bool *differs) {
     enum { PIECE = 1 << 20 };
-    const hf_tensor *a = hf_checkpoint_find(s->ck, "model.embed_tokens.weight"),
-                    *b = hf_checkpoint_find(s->ck, "lm_head.weight");
+    const hf_tensor *a = hf_checkpoint_find(s->ck, EMBEDDING), *b = hf_checkpoint_find(s->ck, HEAD);
     *differs = false;
     if (!a || !b || a == b) return err_none();
     const uint64_t bytes = hf_tensor_bytes(a);
@@ -57,6 +59,14 @@ static err take_stored_head(const comm *c, source *s) {
                            : comm_agree(c, check_model(&s->cfg, s->ck), "reading the head", NULL);
 }
 
+/* A tied matrix may be stored under the name of the head alone, as some tools write it and
+ * transformers 5 reads it. */
+static err take_head_for_both(source *s) {
+    const hf_tensor *head = hf_checkpoint_find(s->ck, HEAD);
+    if (!s->cfg.tied || !head || hf_checkpoint_find(s->ck, EMBEDDING)) return err_none();
+    return hf_checkpoint_put_alias(s->ck, EMBEDDING, head);
+}
+
 static err understand(source *s) {
     const json_t *config = hf_checkpoint_config(s->ck);
     err e = llama_config_parse(config, "config.json", &s->cfg);
@@ -67,13 +77,28 @@ static err understand(source *s) {
         s->recipe = archive_manifest(s->ar)->recipe;
     else if (s->linears.form)
         s->recipe = s->own_recipe = setup_eval_keys_of(config, &s->linears, s->cfg.layers);
-    return s->linears.form ? err_none() : check_model(&s->cfg, s->ck);
+    e = take_head_for_both(s);
+    return e.code || s->linears.form ? e : check_model(&s->cfg, s->ck);
 }
 
 bool source_is_gguf(const manifest *m) {
     const json_t *section = m ? json_object_get(m->recipe, "archive") : NULL;
     const char *name = json_string_value(json_object_get(section, "form"));
     return name && form_has_files(form_find(name));
+}
+
+/* What people give in the place of a folder: its name on a hub, or a file in it. */
+static err not_a_folder(const char *path, err e) {
+    const char *slash = strchr(path, '/');
+    if (file_exists(path)) {
+        if (!*e.hint) snprintf(e.hint, sizeof e.hint, "give the folder that holds the model");
+    } else if (slash && slash > path && slash[1] && !strchr(slash + 1, '/') && *path != '.') {
+        snprintf(e.hint, sizeof e.hint,
+                 "check the path; if it is a name on a hub, fetch it first: hf download %.120s "
+                 "--local-dir DIR",
+                 path);
+    }
+    return e;
 }
 
 err source_open(const comm *c, const char *path, source *out) {
@@ -90,6 +115,7 @@ err source_open(const comm *c, const char *path, source *out) {
         if (!e.code) out->files = archive_files(out->ar);
     } else {
         e = fileset_open_dir(c, path, &out->own_files);
+        if (e.code) return not_a_folder(path, e);
         if (!e.code) out->files = out->own_files;
     }
     if (!e.code) e = hf_checkpoint_open(c, out->files, &out->ck);
@@ -103,6 +129,15 @@ void source_close(source *s) {
     archive_close(&s->ar);
     json_decref(s->own_recipe);
     s->own_recipe = NULL;
+}
+
+err source_rotations_beside(const char *out, const char *hint, char **path) {
+    *path = file_join(out, "rotations.safetensors");
+    if (file_exists(*path)) return err_none();
+    free(*path);
+    *path = NULL;
+    return err_make(ERR_INPUT, out, hint,
+                    "no rotations.safetensors is there, which quantize writes beside the archive");
 }
 
 err source_check_window(const source *s, const char *what, int64_t window) {
@@ -137,7 +172,7 @@ static err check_ids(const source *s, const tokenizer *t, const int32_t *ids, in
 }
 
 runtime_facts source_facts(const source *s, int64_t tp) {
-    const hf_tensor *t = hf_checkpoint_find(s->ck, "model.embed_tokens.weight");
+    const hf_tensor *t = hf_checkpoint_find(s->ck, EMBEDDING);
     return (runtime_facts){
         .linears = s->linears,
         .dtype = t ? t->info.dtype : ST_BF16,
@@ -153,6 +188,12 @@ err source_tokenizer(const source *s, tokenizer **out) {
     char *text;
     size_t len;
     *out = NULL;
+    if (!fileset_find(s->files, "tokenizer.json", NULL, NULL, NULL) &&
+        fileset_find(s->files, "tokenizer.model", NULL, NULL, NULL))
+        return err_make(ERR_INPUT, s->path,
+                        "make one with transformers: AutoTokenizer.from_pretrained(DIR)"
+                        ".save_pretrained(DIR)",
+                        "there is no tokenizer.json, and tokenizer.model is not read");
     err e = fileset_read_all(s->files, "tokenizer.json", MAX_TOKENIZER_BYTES, &text, &len);
     if (e.code) return e;
     e = tokenizer_create(text, len, "tokenizer.json", out);

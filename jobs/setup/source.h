@@ -34,6 +34,11 @@ err source_open(const comm *c, const char *path, source *out);
 bool source_is_gguf(const manifest *m);
 void source_close(source *s); /* local */
 
+/* Local. The rotations.safetensors that quantize wrote beside the archive `out`: an unpacked folder
+ * or a lone tar has none beside it, and then `hint` is the way out of an ERR_INPUT. Caller frees
+ * *path (free); NULL after an error. */
+err source_rotations_beside(const char *out, const char *hint, char **path);
+
 /* Local. What runtimes are judged by, of an archive; tp: ranks of tensor parallelism. */
 runtime_facts source_facts(const source *s, int64_t tp);
 

@@ -77,6 +77,20 @@ class Inputs(Case):
         if os.environ.get("SPINSHARD_ORACLE_PYTHON"):
             self.assertAlmostEqual(nll, oracle(untied, TEXT, 128)["nll"], delta=TOLERANCE)
 
+    def test_the_head_alone(self):
+        """The one tensor of a tied model under the name of the head, as transformers 5 reads it."""
+        model, out = with_head(self.path("m"), lambda data: data), self.path("out")
+        path = os.path.join(model, "model.safetensors")
+        tensors, meta = make_model.read_safetensors(path)
+        del tensors[EMBED]
+        make_model.write_safetensors(path, tensors, meta)
+        self.assertEqual(self.ppl(model, ranks=2), self.ppl(STORIES))
+        self.good("quantize", "--model", model, "--out", out)
+        self.good("verify", out, "--source", model, "--equivalence")
+        self.good("quantize", "--model", STORIES, "--out", self.path("usual"))
+        self.assertEqual(self.ppl(out), self.ppl(self.path("usual")))
+        self.good("plan", "--model", model)
+
     def test_special_tokens_said_twice(self):
         """Each pair of places that differ gives one line, and nothing where they agree or say nothing."""
         model = self.path("m")
@@ -176,6 +190,38 @@ class Inputs(Case):
                             (b"\x93NUMPY\x01", "NumPy"), (b"caf\xe9 " * 100, "byte 3 is not UTF-8")):
             self.refused(self.written("file", data), words)
 
+    def test_kinds_of_files_of_a_model(self):
+        """What a clone without LFS, a proxy or an editor leaves in the place of JSON is named, and so is a pointer given as text."""
+        pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n"
+        for data, words in ((pointer, "LFS pointer[\\s\\S]*git lfs pull"), (b"<!DOCTYPE html><html></html>", "web page"),
+                            ("{}".encode("utf-16"), "UTF-16"), (gzip.compress(b"{}"), "gzip"), (b"", "is empty")):
+            for name in ("config.json", "tokenizer.json", "model.safetensors.index.json"):
+                model = make_model.make(self.path(f"m-{name}-{len(data)}"), *TINY, "--shards", 2)
+                with open(os.path.join(model, name), "wb") as f:
+                    f.write(data)
+                self.bad(3, [re.escape(name), words], "eval", "--model", model, "--text", TEXT, "--window", 64)
+        self.refused(self.written("pointer.txt", pointer), "LFS pointer[\\s\\S]*git lfs pull")
+        model = make_model.make(self.path("m"), *TINY)
+        self.written("m/tokenizer.json", pointer)
+        self.written("m/tokenizer.model", pointer)
+        r = self.good("quantize", "--model", model, "--out", self.path("out"))
+        self.assertRegex(r.err, r"tokenizer\.model is a Git LFS pointer; it is copied as it is")
+        self.bad(3, ["git lfs pull`; or tokenize .*--calib-ids"], "quantize", "--model", model, "--out", self.path("no"),
+                 "--calib", TEXT, *settings("weights.method=gptq", "calib.window=64"))
+
+    def test_what_is_given_for_a_model(self):
+        tiny = make_model.make(self.path("tiny"), *TINY)
+        adapter, old = self.path("adapter"), self.path("old")
+        os.makedirs(adapter)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            self.written(os.path.join("adapter", name), b"{}")
+        shutil.copytree(tiny, old)
+        os.rename(os.path.join(old, "tokenizer.json"), os.path.join(old, "tokenizer.model"))
+        for path, words in (("an-org/A-model", "hf download an-org/A-model"), (os.path.join(tiny, "config.json"), "give the folder"),
+                            (self.path("nothing"), "check the path"), (adapter, "adapter_config.json[\\s\\S]*merge_and_unload"),
+                            (old, "tokenizer.model is not read[\\s\\S]*save_pretrained")):
+            self.bad(3, [words], "eval", "--model", path, "--text", TEXT, ranks=2)
+
     def test_what_only_looks_like_it(self):
         """Texts that begin with brackets are texts; a byte order mark is none of it."""
         with open(TEXT, "rb") as f:
@@ -260,6 +306,30 @@ class Inputs(Case):
             os.remove(os.path.join(model, name))
             os.symlink("../blobs/0123", os.path.join(model, name))
             self.bad(3, [re.escape(name) + " is a link to a file that is not there"], "eval", "--model", model, "--text", TEXT)
+
+    def test_no_rotations_beside_it(self):
+        """Where a file was looked for beside the archive, the message names the way out, not a path that nobody gave."""
+        model, out = make_model.make(self.path("m"), *TINY), self.path("out")
+        self.good("quantize", "--model", model, "--out", out, "--calib", TEXT, *settings(
+            "kv.bits=4", "kv.clip=search", "calib.windows=2", "calib.window=64"))
+        rotations = os.path.join(out, "rotations.safetensors")
+        folder, want = unpack(out, self.path("hf")), self.ppl(out)
+        self.assertEqual(self.ppl(folder, TEXT, 128, "--rotations", rotations), want)
+        os.rename(rotations, self.path("r.safetensors"))
+        for path in (folder, out, os.path.join(out, tars(out)[0])):
+            evaluate = ["eval", "--model", path, "--text", TEXT, "--window", 128]
+            self.bad(3, ["no rotations.safetensors", "--rotations FILE"], *evaluate, ranks=2)
+            self.good(*evaluate, "--rotations", self.path("r.safetensors"))
+        self.bad(3, ["no rotations.safetensors", "verify without --source"], "verify", out, "--source", model, ranks=2)
+        self.bad(3, ["no rotations.safetensors", "output folder"], "inspect", out, "--export-spinquant", self.path("x"))
+
+    def test_kinds_of_rope(self):
+        model = make_model.make(self.path("m"), *TINY)
+        for kind, keys in (("default", {}), ("linear", {}), ("yarn", {}), ("dynamic", {}),
+                           ("llama3", dict(low_freq_factor=1, high_freq_factor=4, original_max_position_embeddings=256))):
+            edit(model, "config.json", lambda c, k=kind, more=keys: c.update(rope_scaling=dict(rope_type=k, factor=2.0, **more)))
+            told = self.good("inspect", model, "--json").json()["config"]["rope_scaling"]
+            self.assertEqual(told, "none" if kind == "default" else kind)
 
     # ---- weights ----
 

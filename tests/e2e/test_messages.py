@@ -119,6 +119,7 @@ def extra(name, kind=tarfile.REGTYPE, **more):
 MODELS = [
     ("no config.json", "config.json", gone("config.json")),
     ("config.json is not JSON", "config.json", raw("config.json", lambda b: b[:40])),
+    ("config.json is an LFS pointer", "LFS", raw("config.json", lambda b: b"version https://git-lfs.github.com/spec/v1\noid")),
     ("another architecture", "GPT2LMHeadModel", config(architectures=["GPT2LMHeadModel"], model_type="gpt2")),
     ("a family that is not supported", "1 \\+ w", config(architectures=["Gemma2ForCausalLM"], model_type="gemma2")),
     ("a size out of range", "hidden_size", config(hidden_size=1 << 40)),
@@ -128,6 +129,7 @@ MODELS = [
     ("quantized by another tool", "bitsandbytes", config(quantization_config={"load_in_4bit": True})),
     ("pickled weights", "pytorch_model.bin", only("pytorch_model.bin")),
     ("a GGUF file", "model.gguf", only("model.gguf")),
+    ("an adapter", "adapter", only("adapter_config.json")),
     ("no weights", "safetensors", only("notes.txt")),
     ("a shard is missing", SHARD, gone(SHARD)),
     ("a shard is cut short", "truncated", raw(SHARD, lambda b: b[:-4])),
