@@ -77,14 +77,14 @@ static err describe_file(const char *path, bool tensors, json_t *v) {
 
 static json_t *config_json(const source *s) {
     const llama_config *c = &s->cfg;
-    static const char *rope[] = {"none", "linear", "llama3"};
     return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:f, s:s, s:I}",
                      "architecture", c->architecture, "hidden", (json_int_t)c->hidden,
                      "intermediate", (json_int_t)c->intermediate, "layers", (json_int_t)c->layers,
                      "heads", (json_int_t)c->heads, "kv_heads", (json_int_t)c->kv_heads, "head_dim",
                      (json_int_t)c->head_dim, "vocab", (json_int_t)c->vocab, "max_positions",
                      (json_int_t)c->max_positions, "tied", c->tied, "rope_theta", c->rope_theta,
-                     "rope_scaling", rope[c->rope.kind], "parameters", (json_int_t)llama_params(c));
+                     "rope_scaling", c->rope.kind ? llama_rope_name(c->rope.kind) : "none",
+                     "parameters", (json_int_t)llama_params(c));
 }
 
 static json_t *entries_json(const manifest *m) {
@@ -183,8 +183,10 @@ static err describe_model(const comm *c, const char *path, bool tensors, int64_t
 static err export_spinquant(const comm *c, const char *out, const char *file) {
     source s;
     rotation_set *set = NULL;
-    char *path = file_join(out, "rotations.safetensors");
+    char *path = NULL;
     err e = source_open(c, out, &s);
+    if (!e.code)
+        e = source_rotations_beside(out, "give the output folder of the run, with it", &path);
     if (!e.code) {
         rotation_options o = {.r1 = true};
         rotation_sizes z = {.hidden = s.cfg.hidden,

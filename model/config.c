@@ -31,7 +31,7 @@ typedef enum bias_rule {
 /* To which layers sliding_window applies. */
 typedef enum window_rule {
     WINDOW_NEVER,  /* the key means nothing */
-    WINDOW_ALWAYS, /* to all */
+    WINDOW_ALWAYS, /* to all, or as layer_types says, by which transformers 5 tells Ministral */
     WINDOW_LAST,   /* use_sliding_window: to those from max_window_layers on */
     WINDOW_NOPE,   /* use_sliding_window: to those without RoPE */
 } window_rule;
@@ -57,6 +57,8 @@ static const family FAMILIES[] = {
     {"LlamaForCausalLM", "LLaMAForCausalLM", "llama", .max_positions = 2048, .rope_theta = 1e4},
     {"MistralForCausalLM", "", "mistral", .kv_heads = 8, .max_positions = 131072, .rope_theta = 1e4,
      .biases = BIAS_NOWHERE, .windows = WINDOW_ALWAYS, .sliding_window = 4096},
+    {"MinistralForCausalLM", "", "ministral", .kv_heads = 8, .max_positions = 131072,
+     .rope_theta = 1e4, .biases = BIAS_NOWHERE, .windows = WINDOW_ALWAYS, .sliding_window = 4096},
     {"Qwen2ForCausalLM", "", "qwen2", .kv_heads = 32, .max_positions = 32768, .rope_theta = 1e4,
      .biases = BIAS_ON_QKV, .windows = WINDOW_LAST, .sliding_window = 4096},
     {"Qwen3ForCausalLM", "", "qwen3", .kv_heads = 32, .head_dim = 128, .max_positions = 32768,
@@ -235,13 +237,18 @@ static err read_yarn(const json_t *s, const char *where, int64_t max_positions, 
     return e;
 }
 
+static const char *const KINDS[] = {[ROPE_NONE] = "default",
+                                    [ROPE_LINEAR] = "linear",
+                                    [ROPE_LLAMA3] = "llama3",
+                                    [ROPE_YARN] = "yarn",
+                                    [ROPE_DYNAMIC] = "dynamic"};
+
+const char *llama_rope_name(rope_kind kind) {
+    return KINDS[kind];
+}
+
 /* s: the object rope_scaling (transformers 4) or rope_parameters (transformers 5, theta inside). */
 static err read_scaling(const json_t *s, const char *where, llama_config *c) {
-    static const char *const KINDS[] = {[ROPE_NONE] = "default",
-                                        [ROPE_LINEAR] = "linear",
-                                        [ROPE_LLAMA3] = "llama3",
-                                        [ROPE_YARN] = "yarn",
-                                        [ROPE_DYNAMIC] = "dynamic"};
     const char *kind = "default", *old = NULL, *new = NULL;
     size_t k = 0;
     err e = json_opt_str(s, "type", where, &old); /* of transformers before 4.43 */
@@ -294,6 +301,20 @@ static err check_places(const json_t *o, const char *where, const llama_config *
     return err_make(ERR_INPUT, where, HINT, "rope_scaling and rope_parameters differ");
 }
 
+/* transformers 5 writes an object for each type of layer where their angles differ. */
+static err check_flat(const json_t *s, const char *key, const char *where) {
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)s, name, value) {
+        if (json_is_object(value))
+            return err_make(ERR_INPUT, where, READABLE,
+                            "\"%s\" has its own \"%.60s\": positions that differ between layers "
+                            "cannot be read",
+                            key, name);
+    }
+    return err_none();
+}
+
 static err read_rope(const json_t *o, const char *where, llama_config *c) {
     double part = 1;
     err e = read_real_in(o, "rope_theta", 1, 1e15, where, &c->rope_theta);
@@ -305,7 +326,8 @@ static err read_rope(const json_t *o, const char *where, llama_config *c) {
         if (!json_is_object(s))
             return err_make(ERR_INPUT, where, NULL, "\"%s\" must be an object", KEYS[i]);
         c->rope = (rope_scaling){0};
-        e = json_opt_real(s, "partial_rotary_factor", where, &part);
+        e = check_flat(s, KEYS[i], where);
+        if (!e.code) e = json_opt_real(s, "partial_rotary_factor", where, &part);
         if (!e.code) e = read_scaling(s, where, c);
     }
     if (!e.code) e = check_places(o, where, c);
@@ -385,7 +407,8 @@ static err read_window_layers(const json_t *o, const char *where, const family *
         e = json_opt_int(o, "max_window_layers", 0, INT32_MAX, where, &first);
     for (int64_t l = 0; l < c->layers && !e.code; l++) {
         const char *type = json_string_value(json_array_get(list, (size_t)l));
-        bool on = f->windows == WINDOW_LAST ? l >= first : layer_flags_has(&c->no_rope, l);
+        bool on = f->windows == WINDOW_ALWAYS ||
+                  (f->windows == WINDOW_LAST ? l >= first : layer_flags_has(&c->no_rope, l));
         if (list &&
             (!type || (strcmp(type, "full_attention") && strcmp(type, "sliding_attention"))))
             return err_make(ERR_INPUT, where, READABLE,
@@ -406,7 +429,7 @@ static err read_windows(const json_t *o, const char *where, const family *f, lla
     const json_t *w = json_object_get(o, "sliding_window");
     c->sliding_window = w ? 0 : f->sliding_window; /* null: none; absent: the default */
     e = json_opt_int(o, "sliding_window", 1, INT32_MAX, where, &c->sliding_window);
-    if (e.code || !c->sliding_window || f->windows == WINDOW_ALWAYS) return e;
+    if (e.code || !c->sliding_window) return e;
     return read_window_layers(o, where, f, c);
 }
 

@@ -17,6 +17,9 @@
  * refused: its frequencies would depend on the length of each window. */
 typedef enum rope_kind { ROPE_NONE, ROPE_LINEAR, ROPE_LLAMA3, ROPE_YARN, ROPE_DYNAMIC } rope_kind;
 
+/* Local. Its rope_type in config.json. */
+const char *llama_rope_name(rope_kind kind);
+
 typedef struct rope_scaling {
     rope_kind kind;
     double factor;                            /* linear, llama3, yarn; >= 1 */

@@ -19,8 +19,7 @@ import make_model  # noqa: E402
 import recipe_space as space  # noqa: E402
 from spin import STORIES, TEXT, Case, main, spin  # noqa: E402
 
-ARGS = argparse.Namespace(draws=100, seed=1, log=None)
-WORKERS = 2
+ARGS = argparse.Namespace(draws=100, seed=1, log=None, workers=2)
 KEYS = ("hidden", "intermediate", "heads", "kv_heads", "head_dim")
 # (sizes, other words of make_model)
 MODELS = [
@@ -43,6 +42,7 @@ def read_args():
     p.add_argument("--draws", type=int, default=ARGS.draws)
     p.add_argument("--seed", type=int, default=ARGS.seed)
     p.add_argument("--log", help="a line for each draw")
+    p.add_argument("--workers", type=int, default=ARGS.workers, help="draws at a time")
     known, rest = p.parse_known_args(sys.argv[1:])
     sys.argv[1:] = rest
     return known
@@ -117,7 +117,7 @@ class RandomRuns(Case):
         self.ids = self.path("ids.txt")
         with open(self.ids, "w") as f:
             f.write(" ".join(str(3 + i * i % 500) for i in range(3000)))
-        with ThreadPoolExecutor(WORKERS) as pool:
+        with ThreadPoolExecutor(ARGS.workers) as pool:
             got = list(pool.map(self.run_draw, range(ARGS.draws)))
         count = {s: sum(1 for x, _ in got if x == s) for s in ("good", "refused", "WRONG")}
         print(f"{ARGS.draws} draws from seed {ARGS.seed}: {count['good']} good, {count['refused']} refused for a reason")

@@ -22,7 +22,7 @@ VALUES = {
     "scale.start": ["ones", "closed", "smooth"],
     "scale.alpha": [0.5, 0, 1],
     "weights.method": ["rtn", "gptq", "gptaq"],
-    "weights.bits": [4, 2, 3, 5, 6, 7, 8],
+    "weights.bits": [4, 2, 3, 5, 6, 7, 8, 16],
     "weights.group": ["channel", "auto", 4, 1],
     "weights.symmetric": [True, False],
     "weights.scale": ["max", "search"],
@@ -161,6 +161,8 @@ def refusals(r, m):
             out.append((2, "nothing to learn"))
         kv = cache_has_ranges(r) if p["objective"] == "range" else r["kv.bits"] < BELOW
         weights = p["weights"] or (p["objective"] == "range" and r["activations.bits"] >= BELOW and not kv)
+        if weights and r["weights.bits"] >= BELOW:
+            out.append((2, "no rounding of weights"))
         act = r["activations.bits"] < BELOW or weights
         if rotated and not (r["rotate.r1"] and act) and not (r["rotate.r2"] != "none" and (act or kv)):
             out.append((2, "nothing to learn"))
@@ -205,7 +207,9 @@ def refusals(r, m):
         elif not has_hadamard(block):
             out.append((3, "no Hadamard matrix"))
     # ---- what goes together ----
-    if r["archive.form"] == "int-quantized" and not says_inputs(r, m):
+    if r["weights.bits"] >= BELOW and (r["archive.form"] != "auto" or "r4" in r["rotate.online"]):
+        out.append((2, "weights.bits is 16"))
+    elif r["archive.form"] == "int-quantized" and not says_inputs(r, m):
         out.append((2, "int-quantized says"))
     for p in phases:
         e2e = p["objective"] != "range"

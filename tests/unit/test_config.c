@@ -158,6 +158,18 @@ static void test_defaults(void **state) {
     assert_int_equal(c.head_dim, 8);
     assert_int_equal(parse_text(MISTRAL ",\"sliding_window\":32}", &c).code, 0);
     assert_int_equal(c.sliding_window, 32);
+    assert_true(llama_window_of(&c, 0) == 32 && llama_window_of(&c, 1) == 32);
+    /* As Ministral has it, under its own name in files of transformers 5. */
+    static const char layers[] =
+        ",\"sliding_window\":32,\"layer_types\":[\"full_attention\",\"sliding_attention\"]}";
+    char text[600];
+    snprintf(text, sizeof text, "%s%s", MISTRAL, layers);
+    assert_int_equal(parse_text(text, &c).code, 0);
+    assert_true(llama_window_of(&c, 0) == 0 && llama_window_of(&c, 1) == 32);
+    snprintf(text, sizeof text, "{\"model_type\":\"ministral\",%s%s", SMALL, layers);
+    assert_int_equal(parse_text(text, &c).code, 0);
+    assert_string_equal(c.architecture, "MinistralForCausalLM");
+    assert_true(llama_window_of(&c, 0) == 0 && llama_window_of(&c, 1) == 32);
 }
 
 static void test_stated_values(void **state) {
@@ -402,6 +414,9 @@ static const refusal REFUSED[] = {
      ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2},\"rope_parameters\":{\"rope_type\":"
      "\"linear\",\"factor\":4}}",
      "rope_scaling and rope_parameters differ"},
+    {LLAMA
+     ",\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"default\",\"rope_theta\":5e5}}}",
+     "its own \"full_attention\""},
     {LLAMA ",\"rope_theta\":1,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}}", "not above 1"},
     {"{\"architectures\":[\"LlamaForCausalLM\"]}", "\"hidden_size\" is missing"},
     {LLAMA ",\"hidden_act\":\"gelu\"}", "gelu"},
