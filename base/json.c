@@ -49,7 +49,7 @@ err json_parse(const char *text, size_t len, const char *where, json_t **out) {
     if (*out) return err_none();
     e = file_kind_refuse(where, text, len, false, "JSON");
     if (e.code) return e;
-    if (!len) return err_make(ERR_INPUT, where, "fetch the file again", "is empty");
+    if (!len) return err_make(ERR_INPUT, where, "fetch the file again", "is empty, not JSON");
     return err_make(ERR_INPUT, where, "the file is damaged or not JSON",
                     "invalid JSON, line %d: %s", why.line, why.text);
 }
