@@ -55,7 +55,9 @@ static const char STYLE[] =
     "--s5)}"
     ".p.s6{fill:var(--s6)}.p.s7{fill:var(--bg);stroke:var(--s7)}\n"
     "svg.k{display:inline-block;width:34px;height:10px;margin:0 6px 0 0;vertical-align:middle}"
-    ".keys span{margin-right:18px;white-space:nowrap}.keys{max-width:none}\n";
+    ".keys span{margin-right:18px;white-space:nowrap}.keys{max-width:none}\n"
+    "@media print{.grid,.wide{grid-template-columns:repeat(3,1fr)}.scroll{overflow:visible}"
+    "table{font-size:10px}td,th{padding-right:6px}h2,h3{break-after:avoid}}\n";
 
 /* ---- small pieces ---- */
 

@@ -2,6 +2,7 @@
 #include "jobs/reporting/svg.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { WIDTH = 340, HEIGHT = 210, LEFT = 60, RIGHT = 10, TOP = 34, BOTTOM = 36, FEW = 70 };
@@ -122,9 +123,24 @@ static int ticks_of(const svg_axis *a, double ticks[16]) {
     return a->log ? log_ticks(a, ticks) : linear_ticks(a, ticks);
 }
 
-/* Multiples of a step miss zero by rounding. */
-static const char *number(double v, double span, char text[32]) {
-    snprintf(text, 32, "%.4g", fabs(v) < 1e-9 * span ? 0 : v);
+/* Multiples of a step miss zero by rounding. An exponent is raised: 10 to the 6th, not 1e+06. */
+static const char *number(double v, double span, char text[64]) {
+    static const char *const raised[] = {"\u2070", "\u00b9", "\u00b2", "\u00b3", "\u2074",
+                                         "\u2075", "\u2076", "\u2077", "\u2078", "\u2079"};
+    char plain[32], digits[24];
+    snprintf(plain, sizeof plain, "%.4g", fabs(v) < 1e-9 * span ? 0 : v);
+    char *e = strchr(plain, 'e');
+    if (!e) return strcpy(text, plain);
+    const long exponent = strtol(e + 1, NULL, 10);
+    *e = '\0';
+    snprintf(digits, sizeof digits, "%ld", labs(exponent));
+    if (strcmp(plain, "1") == 0)
+        plain[0] = '\0';
+    else
+        strcpy(e, "\u00b7");
+    int n = snprintf(text, 64, "%s10%s", plain, exponent < 0 ? "\u207b" : "");
+    for (const char *d = digits; *d; d++)
+        n += snprintf(text + n, (size_t)(64 - n), "%s", raised[*d - '0']);
     return text;
 }
 
@@ -132,7 +148,7 @@ static const char *number(double v, double span, char text[32]) {
 
 void svg_begin(svg_chart *c) {
     double ticks[16];
-    char text[32];
+    char text[64];
     widen(&c->x);
     widen(&c->y);
     c->legend = 0;
@@ -202,7 +218,7 @@ static const char *mark_begin(FILE *f, int series, double x, double y) {
 }
 
 static void mark(const svg_chart *c, int series, double x, double y) {
-    char tx[32], ty[32];
+    char tx[64], ty[64];
     const char *shape = mark_begin(c->f, series, at_x(c, x), at_y(c, y));
     fprintf(c->f, "<title>%s, %s</title></%s>", number(x, 0, tx), number(y, 0, ty), shape);
 }
@@ -256,7 +272,7 @@ void svg_points(svg_chart *c, int series, int64_t n, const double *x, int lane, 
     enum { ROWS = 4 }; /* neighbours stand in other rows */
     const double height = (double)(HEIGHT - TOP - BOTTOM) / lanes, top = TOP + lane * height,
                  first = top + fmin(10, height / 2), step = (top + height - first) / (ROWS + 1);
-    char text[32];
+    char text[64];
     fprintf(c->f, "<path class=\"g\" d=\"M%d %.1fH%d\"/><text class=\"n\" x=\"%d\" y=\"%.1f\">",
             LEFT, top, WIDTH - RIGHT, LEFT + 2, top + 8);
     svg_text(c->f, name);
