@@ -1,6 +1,7 @@
 /* A star: the first rank listens, the others connect and send a byte a second, which it answers.
  * Whoever hears nothing for too long names who is silent and leaves by _exit: MPI could not be
- * asked, and the launcher ends the others. */
+ * asked, and the launcher ends the others. It wakes those that were stopped to end them, so the
+ * first rank finds a word of why the others are gone, and does not call them lost. */
 #include "mpi/watch.h"
 
 #include "base/clock.h"
@@ -127,7 +128,8 @@ static void accept_one(watch *w, double now) {
     w->peers[w->n_peers++] = (peer){.fd = fd, .rank = -1, .seen_s = now};
 }
 
-/* The first bytes say who it is; after them each is a sign of life, and 'e' the end. */
+/* The first bytes say who it is; after them each is a sign of life, 'e' its end, and 'l' its end
+ * since this process was silent, which it has told. */
 static void hear(watch *w, peer *l, double now) {
     char text[256];
     const ssize_t n = recv(l->fd, text, sizeof text, 0);
@@ -148,6 +150,8 @@ static void hear(watch *w, peer *l, double now) {
                 return;
             }
             l->rank = l->greeting.rank;
+        } else if (text[i] == 'l') {
+            _exit(ERR_RANK);
         } else if (text[i] == 'e') {
             l->rank = -1; /* it ends as it should */
             drop(l);
@@ -240,8 +244,17 @@ static bool is_told_to_end(const watch *w) {
     return poll(&wake, 1, 0) > 0;
 }
 
+/* Seconds that a rank waits longer than rank 1 before it calls the first one lost: of many ranks a
+ * few say so at once, and the launcher ends the others meanwhile. */
+static int turn_of(int rank) {
+    int turn = 0;
+    for (int before = rank - 1; before > 0; before /= 2) turn++;
+    return turn;
+}
+
 static void *beat(void *arg) {
     watch *w = arg;
+    const double lost_s = w->lost_s + turn_of(w->rank);
     const hello me = {.token = w->at.token, .rank = w->rank};
     const int fd = connect_to(w);
     if (fd < 0 || send(fd, &me, sizeof me, MSG_NOSIGNAL) != sizeof me) {
@@ -268,7 +281,8 @@ static void *beat(void *arg) {
         if (now - before > OWN_PAUSE_S) heard = now;
         before = now;
         say(fd, 'b');
-        if (!over && now - heard > w->lost_s) {
+        if (!over && now - heard > lost_s) {
+            say(fd, 'l');
             snprintf(text, sizeof text,
                      "rank 0 on %s was not heard of for %.0f s: its process or its node hangs",
                      w->at.host, now - heard);

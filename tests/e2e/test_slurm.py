@@ -37,17 +37,17 @@ def run(*words, check=True):
 
 
 class Slurm(Case):
-    def submit(self, name, steps):
+    def submit(self, name, how, nodes=NODES):
         """Job id, log and output folder of a job that plan wrote."""
-        out, job = self.path(name), self.path(name + ".sh")
-        self.good("plan", "--out", out, "--script", job, "--nodes", NODES, "--ranks-per-node", 1, "--cores-per-rank", 1,
-                  "--time", "20m", *recipe(steps))
+        out = self.path(name)
+        self.good("plan", "--out", out, "--script", out + ".sh", "--nodes", nodes, "--ranks-per-node", 1, "--cores-per-rank", 1,
+                  "--time", "20m", *how)
         return (*self.again(name), out)
 
-    def again(self, name):
+    def again(self, name, *flags, env=None):
         """Job id and log of a job whose script is there."""
-        r = subprocess.run(["sbatch", "--parsable", self.path(name + ".sh")], env=ENV, cwd=self.dir, capture_output=True,
-                           text=True, check=True)
+        r = subprocess.run(["sbatch", "--parsable", *flags, self.path(name + ".sh")], env={**ENV, **(env or {})}, cwd=self.dir,
+                           capture_output=True, text=True, check=True)
         number = r.stdout.strip()
         return number, self.path(f"spinshard-{number}.log")
 
@@ -67,21 +67,24 @@ class Slurm(Case):
     def state(self, number):
         return re.search(r"JobState=(\w+)", run("scontrol", "show", "job", number)).group(1)
 
-    def finish(self, number, log):
+    def wait_for_end(self, number):
         self.wait("the end of the job",
                   lambda: self.state(number) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"), 900)
+
+    def finish(self, number, log):
+        self.wait_for_end(number)
         self.assertEqual(self.state(number), "COMPLETED", self.log(log))
         self.assertIn("verified", self.log(log))
 
-    def alone(self, name, steps):
+    def alone(self, name, how):
         out = self.path(name)
-        self.good("quantize", "--out", out, *recipe(steps))
+        self.good("quantize", "--out", out, *how)
         return tar_hashes(out)
 
     def test_unchanged(self):
-        number, log, out = self.submit("plain", 50)
+        number, log, out = self.submit("plain", recipe(50))
         self.finish(number, log)
-        self.assertEqual(tar_hashes(out), self.alone("plain-alone", 50))
+        self.assertEqual(tar_hashes(out), self.alone("plain-alone", recipe(50)))
         self.assertIn("4 ranks (1 on this node)", self.log(log))
 
     def test_generic(self):
@@ -94,7 +97,7 @@ class Slurm(Case):
         log = self.path(f"spinshard-{number}.log")
         self.finish(number, log)
         self.assertIn("4 ranks (2 on this node)", self.log(log))
-        self.assertEqual(tar_hashes(out), self.alone("generic-alone", 50))
+        self.assertEqual(tar_hashes(out), self.alone("generic-alone", recipe(50)))
 
     def wait_for_event(self, out, event, more=1):
         """So many more events of that name than there are."""
@@ -118,7 +121,7 @@ class Slurm(Case):
         self.finish(second, self.path(f"spinshard-{second}.log"))
         self.assertIn("the next job of the chain goes on", self.log(self.path(f"spinshard-{first}.log")))
         self.assertEqual(self.state(third), "CANCELLED")
-        self.assertEqual(tar_hashes(out), self.alone("chain-alone", 1500))
+        self.assertEqual(tar_hashes(out), self.alone("chain-alone", recipe(1500)))
 
     def test_measured_links(self):
         """On three nodes of two ranks every pair is on two nodes, and the plan goes by what they measured."""
@@ -143,28 +146,31 @@ class Slurm(Case):
         number = r.stdout.strip()
         self.finish(number, self.path(f"spinshard-{number}.log"))
 
+    def cancel(self, number, log):
+        run("scancel", number)
+        self.wait("the end", lambda: self.state(number) not in ("RUNNING", "COMPLETING"))
+        self.assertEqual(self.state(number), "CANCELLED", self.log(log))
+        self.assertIn("Restarts=0", run("scontrol", "show", "job", number))
+
     def test_cancelled(self):
         """scancel ends the job for good, whatever the run was doing; a new job goes on from there."""
-        number, log, out = self.submit("cancelled", 1000)
+        number, log, out = self.submit("cancelled", recipe(1000))
         for event in ("start", "step", "commit"):
             self.wait_for_event(out, event)
-            run("scancel", number)
-            self.wait("the end", lambda: self.state(number) not in ("RUNNING", "COMPLETING"))
-            self.assertEqual(self.state(number), "CANCELLED", self.log(log))
-            self.assertIn("Restarts=0", run("scontrol", "show", "job", number))
+            self.cancel(number, log)
             number, log = self.again("cancelled")
         self.finish(number, log)
-        self.assertEqual(tar_hashes(out), self.alone("cancelled-alone", 1000))
+        self.assertEqual(tar_hashes(out), self.alone("cancelled-alone", recipe(1000)))
 
     def test_preempted(self):
-        number, log, out = self.submit("long", 3000)
+        number, log, out = self.submit("long", recipe(3000))
         self.wait_for_event(out, "step")
         run("sbatch", "-p", "urgent", "--exclusive", "-N", NODES, "-n", NODES, "--output", self.path("urgent.log"), "--wrap",
             "sleep 1")
         self.finish(number, log)
         self.assertIn("Restarts=1", run("scontrol", "show", "job", number))
         self.assertIn("goes on after step", self.log(log))
-        self.assertEqual(tar_hashes(out), self.alone("long-alone", 3000))
+        self.assertEqual(tar_hashes(out), self.alone("long-alone", recipe(3000)))
 
 
 if __name__ == "__main__":
