@@ -337,6 +337,11 @@ static void sites_memory(const learner *l, memory_plan *p) {
                     noise_cost_bytes(LEARN_SITE_ROWS, most_width(l), gemm_threads()));
     if (rotation_set_r1(l->q->rotations))
         memory_plan_add(p, "R1 in fp32", (uint64_t)(n * n) * sizeof(float));
+    const llama_config *cfg = learner_cfg(l);
+    const int64_t r2 = l->range.n * l->r2_heads,
+                  r3 = l->r3_wanted ? cfg->layers * cfg->kv_heads : 0;
+    memory_plan_add(p, "R2 of its layers, R3 of all heads",
+                    (uint64_t)(r2 + r3) * rotation_dense_bytes(cfg->head_dim));
 }
 
 static err check_memory(const learner *l) {

@@ -20,6 +20,7 @@
 #include "model/tensors.h"
 #include "pipeline/gptq/gptq_layer.h"
 #include "pipeline/gptq/gptq_network.h"
+#include "pipeline/gptq/gptq_stack.h"
 #include "pipeline/plan/memory_plan.h"
 #include "shard/stored_floats.h"
 
@@ -384,6 +385,19 @@ err quantize_gptq(quantize_run *q) {
     return e;
 }
 
+/* What the settings of the phase say; the text, the ranks and their grid are the plan's. */
+static plan_gptq time_settings(const quantize_run *q) {
+    gptq_phase phase;
+    if (phase_settings(q, &phase).code) return (plan_gptq){0}; /* memory_of has refused it */
+    const plan_gptq g = {.grid_from = phase.s.factor.dist_from,
+                         .asymmetric = phase.s.asymmetric,
+                         .corrects = gptq_stack_corrects(&phase.s),
+                         .tries = gptq_stack_tries(&phase.s),
+                         .search = q->job.how.search};
+    phase_clear(&phase);
+    return g;
+}
+
 static plan_bytes layer_network(const plan_maker *m, const memory_level *t) {
     gptq_phase phase;
     if (phase_settings(m->q, &phase).code) return (plan_bytes){0}; /* memory_of has refused it */
@@ -418,25 +432,22 @@ err quantize_gptq_plan(plan_maker *m) {
     }
     plan_offer(f, &layers.memory, layers.rank);
     level_text(&t, f->note);
-    const bool asymmetric = q->set->weights.method == METHOD_GPTAQ;
     grid_shape g = {1, 1};
     if (q->set->numerics.gptq_grid.word != WORD_AUTO && !e.code)
         e = grid_resolve("numerics.gptq_grid", q->set->numerics.gptq_grid.text, cfg->hidden,
                          m->ranks, &g);
-    const plan_gptq how = {.tokens = tokens,
-                           .window = window,
-                           .ranks = m->ranks,
-                           .cells = g.rows * g.cols,
-                           .grid_from = q->set->numerics.gptq_grid_from,
-                           .asymmetric = asymmetric,
-                           .search = q->job.how.search};
+    plan_gptq how = time_settings(q);
+    how.tokens = tokens;
+    how.window = window;
+    how.ranks = m->ranks;
+    how.cells = g.rows * g.cols;
     double fuse = 0; /* linears are dealt to ranks */
     for (int64_t i = 1; i <= cfg->layers; i++) fuse += plan_item_seconds(m, i, false);
     const double layer = plan_time_gptq_layer(&m->rank, cfg, &how);
     f->seconds = (double)cfg->layers * layer + fuse / (double)size_min(m->ranks, LLAMA_LINEARS);
     f->units = cfg->layers;
     f->blind_s = f->seconds / (double)cfg->layers;
-    f->again_unit_s = plan_time_forward(&m->rank, cfg, window) * (asymmetric ? 2 : 1) *
+    f->again_unit_s = plan_time_forward(&m->rank, cfg, window) * (how.asymmetric ? 2 : 1) *
                       ceil((double)q->calib_windows / m->ranks);
     if (!e.code) plan_send(m, f, plan_times((double)cfg->layers, layer_network(m, &t)));
     return e;

@@ -126,19 +126,19 @@ double plan_time_round(const plan_rank *r, double numbers, bool search) {
  * the parts reach: docs/MEASUREMENTS.md. */
 static double gptq_step(const plan_rank *r, const plan_gptq *g, double mine, double width,
                         double rows) {
-    const double moments = mine * width * width * (g->asymmetric ? 3 : 1),
-                 entries = mine / (double)g->window * width * width * (g->asymmetric ? 1.5 : 0.5);
+    const double moments = mine * width * width * (g->corrects ? 3 : 1),
+                 entries = mine / (double)g->window * width * width * (g->corrects ? 1.5 : 0.5);
     const bool dist = g->cells > 1 && width >= (double)g->grid_from;
     const double factor =
         2.0 / 3 * pow(width, 3) / (dist ? OF_PEAK_FACTOR_GRID * g->cells : OF_PEAK_FACTOR);
-    const double row_flop = (g->asymmetric ? 4 * PLAN_GPTAQ_STRENGTHS : 3) * width * width;
+    const double row_flop = (g->corrects ? 4 : 3) * g->tries * width * width;
     /* Columns of cross terms are dealt in units: of few columns some ranks have none. */
     const double columns = ceil(ceil(width / GPTQ_CROSS_COLS) / g->ranks) * GPTQ_CROSS_COLS,
-                 cross = g->asymmetric ? 2 * rows * width * fmin(width, columns) : 0;
+                 cross = g->corrects ? 2 * rows * width * fmin(width, columns) : 0;
     const double rounds = plan_time_round(r, rows * width, g->search) / g->ranks;
     return product(r, r->rates->bf16 * OF_PEAK_HESSIAN, moments) + vector(r, OF_SUM * entries) +
            product(r, r->rates->f64, factor + cross + row_flop * rows / g->ranks) +
-           rounds * (g->asymmetric ? PLAN_GPTAQ_NEAREST : 1);
+           rounds * (g->asymmetric ? 2 : 1); /* to nearest: for scales, and to compare with */
 }
 
 double plan_time_gptq_layer(const plan_rank *r, const llama_config *cfg, const plan_gptq *g) {

@@ -51,16 +51,15 @@ double plan_time_pass(const plan_rank *r, const llama_config *cfg, const plan_pa
 double plan_time_fuse(const plan_rank *r, int64_t hidden, double numbers, bool r1, bool dense);
 double plan_time_round(const plan_rank *r, double numbers, bool search);
 
-/* Of a matrix: strengths; times that it is rounded to nearest, to compare with and for scales. */
-enum { PLAN_GPTAQ_STRENGTHS = 3, PLAN_GPTAQ_NEAREST = 2 };
-
 /* GPTQ of a layer on `ranks` such ranks: fused weights, forward, Hessians, factors, rounding. */
 typedef struct plan_gptq {
     double tokens; /* of calibration */
     int64_t window;
     int ranks, cells;  /* all; those of the grid that factors Hessians */
     int64_t grid_from; /* columns from which it does */
-    bool asymmetric;   /* GPTAQ: a second stream, cross terms, strengths tried */
+    bool asymmetric;   /* GPTAQ: a second stream, and codes to nearest to compare with */
+    bool corrects;     /* its term: cross terms of the streams */
+    int tries;         /* strengths of it that rows are rounded with; 1 without it */
     bool search;       /* scales by search */
 } plan_gptq;
 double plan_time_gptq_layer(const plan_rank *r, const llama_config *cfg, const plan_gptq *g);

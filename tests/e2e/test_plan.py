@@ -84,6 +84,21 @@ class Plan(Case):
         self.assertGreater(got["again_s"], 0)
         self.bad(6, ["finish nothing"], *args, "--time", f"{least - 2}m")
 
+    def test_rotations_of_heads(self):
+        """What `sites` finds and holds of rotations of heads, of all layers on every rank: R3 from keys in fp64 between the ranks, as a
+        rotation in fp64 and fp32, and while it is found the moments in 128 bits of the rank's layers; R2 of its layers. One
+        rank has all of 80 layers with 8 heads of 128 channels."""
+        model = self.published("llama2-70b")
+
+        def planned(*words):
+            got = self.plan(model, "--recipe", "best-w4a4kv4", "--cores-per-rank", 192, "--cpu", "genoa",
+                            "--mem-per-node", "768G", *settings("weights.group=channel", *words))
+            return {p["phase"]: p["bytes"] for p in got["phases"]}["sites"]
+        heads, square = 80 * 8, 128 * 128
+        whole = planned()
+        self.assertEqual(whole - planned("rotate.r3=had"), heads * (square * (8 + 8 + 4) + 128 * 129 * 16))
+        self.assertEqual(planned("rotate.r2=head") - whole, 80 * 7 * square * (8 + 8 + 4))
+
     def test_captured(self):
         """What is captured is kept where that costs a quarter of the capture at most: 16 times the text is 16 times the passes, but
         as many rows. They are in OUT/run before the units of the archive."""

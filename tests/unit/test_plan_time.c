@@ -1,0 +1,55 @@
+/* Times of GPTQ, by hand: everything but products in fp64 takes no time, and these one second for
+ * each operation. */
+#include "pipeline/plan/plan_time.h"
+
+#include "quant/gptq.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+static const llama_config cfg = {
+    .hidden = 512, .intermediate = 1024, .heads = 8, .kv_heads = 4, .head_dim = 64};
+/* Widths of the inputs of q k v, of o, of gate up and of down, and the rows that take them. */
+static const double widths[] = {512, 512, 512, 1024}, rows[] = {1024, 512, 2048, 512};
+
+static double seconds(bool asymmetric, bool corrects, int tries) {
+    const plan_rates rates = {
+        .bf16 = INFINITY, .f32 = INFINITY, .f64 = 1, .search = INFINITY, .vector = INFINITY};
+    const plan_rank rank = {.rates = &rates, .cores = 1};
+    const plan_gptq g = {.tokens = 2048,
+                         .window = 256,
+                         .ranks = 2,
+                         .cells = 1,
+                         .grid_from = 4096,
+                         .asymmetric = asymmetric,
+                         .corrects = corrects,
+                         .tries = tries,
+                         .search = true};
+    return plan_time_gptq_layer(&rank, &cfg, &g);
+}
+
+/* Rows pass a factor of n columns in 3 n^2 operations, with the term in 4 n^2, for each strength;
+ * the ranks share them. W C costs 2 n operations for each entry of a row's columns that the rank
+ * has, of which there are half. A second stream alone makes no such products. */
+static void test_strengths(void **state) {
+    (void)state;
+    double pass = 0, cross = 0;
+    for (int i = 0; i < 4; i++) {
+        const double mine = ceil(ceil(widths[i] / GPTQ_CROSS_COLS) / 2) * GPTQ_CROSS_COLS;
+        pass += widths[i] * widths[i] * rows[i] / 2;
+        cross += 2 * rows[i] * widths[i] * fmin(widths[i], mine);
+    }
+    const double none = seconds(false, false, 1), one = seconds(true, true, 1);
+    assert_true(seconds(true, false, 1) == none);
+    assert_true(fabs(one - none - pass - cross) < 1e-12 * one);
+    assert_true(fabs(seconds(true, true, 3) - one - 8 * pass) < 1e-12 * one);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_strengths)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
