@@ -447,7 +447,10 @@ err quantize_gptq_plan(plan_maker *m) {
     f->seconds = (double)cfg->layers * layer + fuse / (double)size_min(m->ranks, LLAMA_LINEARS);
     f->units = cfg->layers;
     f->blind_s = f->seconds / (double)cfg->layers;
-    f->again_unit_s = plan_time_forward(&m->rank, cfg, window) * (how.asymmetric ? 2 : 1) *
+    /* Finished layers are passed again by the stream that the next one takes its inputs from; by
+     * the one in full precision too where it is the target as a whole. */
+    const bool both = how.asymmetric && q->set->weights.target != TARGET_LAYER;
+    f->again_unit_s = plan_time_forward(&m->rank, cfg, window) * (both ? 2 : 1) *
                       ceil((double)q->calib_windows / m->ranks);
     if (!e.code) plan_send(m, f, plan_times((double)cfg->layers, layer_network(m, &t)));
     return e;
