@@ -68,7 +68,7 @@ double optimizer_adam_factor(double lr, int64_t step, double angle, double *v) {
     const double t = (double)step;
     *v = BETA_2 * *v + (1 - BETA_2) * angle * angle;
     double corrected = *v / (1 - pow(BETA_2, t));
-    return lr / (1 - pow(OPTIMIZER_BETA_1, t)) / (sqrt(corrected) + 1e-12);
+    return lr / (1 - pow(OPTIMIZER_BETA_1, t + 1)) / (sqrt(corrected) + 1e-12);
 }
 
 double optimizer_bound_promise(double factor, double inner, double loss, double *promise) {
@@ -85,22 +85,23 @@ double optimizer_sgd_factor(double lr, double norm_1) {
     return fmin(lr, 1 / (norm_1 + 1e-8));
 }
 
-/* W becomes A = factor M, after M took W in. */
+/* M takes W in, then W becomes A = factor (0.95 M + 0.05 W). */
 static double adam_direction(optimizer *o, int64_t k, double lr, double loss, double *W) {
     const int64_t size = o->n * o->n;
+    const double old = OPTIMIZER_BETA_1, fresh = 1 - old;
     double *M = o->M + k * size;
     double factor = optimizer_adam_factor(lr, optimizer_steps_done(o) + 1, o->angles[k], &o->v[k]);
 #pragma omp parallel for if (size >= PARALLEL_FROM)
-    for (int64_t i = 0; i < size; i++)
-        M[i] = OPTIMIZER_BETA_1 * M[i] + (1 - OPTIMIZER_BETA_1) * W[i];
+    for (int64_t i = 0; i < size; i++) M[i] = old * M[i] + fresh * W[i];
     double inner = cayley_dot(o->n, W, M);
     if (inner < 0) { /* M leads uphill: begin anew with what is known to lead down */
-        for (int64_t i = 0; i < size; i++) M[i] = (1 - OPTIMIZER_BETA_1) * W[i];
-        inner = (1 - OPTIMIZER_BETA_1) * o->squares[k];
+        for (int64_t i = 0; i < size; i++) M[i] = fresh * W[i];
+        inner = fresh * o->squares[k];
     }
+    inner = old * inner + fresh * o->squares[k];
     factor = optimizer_bound_promise(factor, inner, loss, &o->promise[k]);
 #pragma omp parallel for if (size >= PARALLEL_FROM)
-    for (int64_t i = 0; i < size; i++) W[i] = factor * M[i];
+    for (int64_t i = 0; i < size; i++) W[i] = factor * (old * M[i] + fresh * W[i]);
     return factor;
 }
 

@@ -8,15 +8,19 @@
  *   Cayley(alpha W) R; the norm is not invariant, so it is that of W' (Liu et al., SpinQuant, 2024;
  *   Li, Fuxin, Todorovic, Efficient Riemannian optimization on the Stiefel manifold via the Cayley
  *   transform, ICLR 2020).
- * adam: M <- 0.9 M + 0.1 W, v <- 0.99 v + 0.01 |W|_2^2, one scalar a matrix;
- *   A = lr (M / (1 - 0.9^t)) / (sqrt(v / (1 - 0.99^t)) + 1e-12).
+ * adam: M <- 0.95 M + 0.05 W, v <- 0.99 v + 0.01 |W|_2^2, one scalar a matrix;
+ *   A = lr (0.95 M + 0.05 W) / (1 - 0.95^(t+1)) / (sqrt(v / (1 - 0.99^t)) + 1e-12), t from 1.
+ *   0.95 M + 0.05 W is what M would be if the gradient came once more: Nesterov's momentum, which
+ *   looks a step ahead, in the form of Dozat, Incorporating Nesterov momentum into Adam, 2016. Its
+ *   weights add up to 1 - 0.95^(t+1). docs/DECISIONS.md has what it gained.
  *
  * The rate of adam is an angle. |A|_2, the largest of the angles by which a step turns a vector, is
- * lr while gradients agree, less where they do not, and never above 2.4 lr: by Cauchy-Schwarz the
- * sum 0.1 sum 0.9^k W_k has a norm of at most sqrt(0.01 / (1 - 0.81/0.99) / 0.01) = 2.35 times the
- * root of v. So the rate means the same at every order n, and for gradients that turn one plane as
- * for gradients that turn them all; the Frobenius norm or the RMS entry of A, which grow with n and
- * with the number of planes, do not have this property.
+ * lr while gradients agree, less where they do not, and never above 1.82 lr: A is a sum of c_k
+ * W_(t-k) with c_0 = 1 - 0.95^2 and c_k = 0.05 0.95^(k+1), and by Cauchy-Schwarz its norm is at
+ * most the root of sum c_k^2 / (0.01 0.99^k) = 3.278 times the root of v (for small t, with both
+ * corrections, less). So the rate means the same at every order n, and for gradients that turn one
+ * plane as for gradients that turn them all; the Frobenius norm or the RMS entry of A, which grow
+ * with n and with the number of planes, do not have this property.
  *
  * A step promises: to first order it lowers the loss L by <W, A>, since dL = <G, A R> = -<W, A>.
  * L is not linear, so a step that promises most of L cannot keep its word: where a gradient comes
@@ -25,12 +29,15 @@
  * OPTIMIZER_PROMISE L (Polyak's step towards the target (1 - OPTIMIZER_PROMISE) L; B. T. Polyak,
  * 1969). This depends on neither n nor the unit of the loss.
  *
- * Where <W, M> < 0 the momentum leads uphill, and M begins anew as 0.1 W (the gradient restart of
- * O'Donoghue and Candes, Adaptive restart for accelerated gradient schemes, 2015).
+ * Where <W, M> < 0 the momentum leads uphill, and M begins anew as 0.05 W (the gradient restart of
+ * O'Donoghue and Candes, Adaptive restart for accelerated gradient schemes, 2015). So <W, A> is
+ * never below 0.
  *
  * Needs no transport: M lives in the Lie algebra, on the left of R. Parallel transport along a step
- * (of the metric that neither side changes) is M -> Q M Q^T with Q = exp(A / 2). A is a multiple of
- * M, so Q commutes with M, and M is transported to itself; v is one number that no rotation
+ * (of the metric that neither side changes) is M -> Q M Q^T with Q = exp(A / 2). To first order
+ * that adds [A, M] / 2, and of A = f (0.95 M + 0.05 W) the first part commutes with M: what is
+ * left, 0.05 f [W, M] / 2, is below a twentieth of the angle of the step times M, and W of the
+ * next rows differs from this one by far more. v is one number that no rotation
  * changes. docs/DECISIONS.md has what other choices gave. */
 #ifndef SPINSHARD_ROTATIONS_OPTIMIZER_H
 #define SPINSHARD_ROTATIONS_OPTIMIZER_H
@@ -52,7 +59,7 @@ double lr_schedule_at(lr_schedule schedule, double lr, int64_t t, int64_t steps)
 typedef struct optimizer_report {
     double angle;     /* |A|_2: the largest angle by which a vector turns, radians */
     double rms_angle; /* |A|_F / sqrt(n): the RMS angle by which vectors turn, radians */
-    double alpha;     /* factor on W (sgd-published) or on M (adam); last matrix */
+    double alpha;     /* factor on W (sgd-published) or on 0.95 M + 0.05 W (adam); last matrix */
     double gradient;  /* |W|_F */
     double promise; /* <W, A> / L, what the step promises as a share of the loss; 0: L not given */
 } optimizer_report;
@@ -96,15 +103,15 @@ void optimizer_state_load(optimizer *o, const double *in);
 enum { OPTIMIZER_PIECES = 2 };
 int optimizer_state_pieces(optimizer *o, byte_piece out[OPTIMIZER_PIECES]);
 
-/* Local. The scalars of a step, shared with the distributed form. adam: factor on M from |W|_2,
- * then shortened by what it promises, `inner` = <W, M>; sgd-published: factor on W from |W'|_1.
- * `step` counts from 1. */
+/* Local. The scalars of a step, shared with the distributed form. adam: factor on 0.95 M + 0.05 W
+ * from |W|_2, then shortened by what it promises, `inner` = <W, 0.95 M + 0.05 W>; sgd-published:
+ * factor on W from |W'|_1. `step` counts from 1. */
 double optimizer_adam_factor(double lr, int64_t step, double angle, double *v);
 double optimizer_bound_promise(double factor, double inner, double loss, double *promise);
 double optimizer_sgd_factor(double lr, double norm_1);
 
 enum { OPTIMIZER_POLISH_EVERY = 100 };
-#define OPTIMIZER_BETA_1  0.9
+#define OPTIMIZER_BETA_1  0.95
 #define OPTIMIZER_PROMISE 0.05
 
 #endif

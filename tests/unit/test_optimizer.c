@@ -315,10 +315,10 @@ static void slow_adam(int64_t n, int64_t t, double lr, const double *W, double *
     assert_ok(cayley_angle(n, W, &angle)); /* held by a test of its own */
     *v = 0.99 * *v + 0.01 * angle * angle;
     double inner = 0;
-    for (int64_t i = 0; i < n * n; i++) inner += (0.9 * M[i] + 0.1 * W[i]) * W[i];
+    for (int64_t i = 0; i < n * n; i++) inner += (0.95 * M[i] + 0.05 * W[i]) * W[i];
     for (int64_t i = 0; i < n * n; i++) {
-        M[i] = (inner < 0 ? 0 : 0.9 * M[i]) + 0.1 * W[i];
-        L[i] = -0.5 * lr * M[i] / (1 - pow(0.9, (double)t)) /
+        M[i] = (inner < 0 ? 0 : 0.95 * M[i]) + 0.05 * W[i];
+        L[i] = -0.5 * lr * (0.95 * M[i] + 0.05 * W[i]) / (1 - pow(0.95, (double)t + 1)) /
                (sqrt(*v / (1 - pow(0.99, (double)t))) + 1e-12);
     }
     for (int64_t i = 0; i < n * n; i++) B[i] = R[i];
