@@ -55,15 +55,28 @@ static float *widen_buffer(int64_t count, int64_t m, int64_t n, int64_t k) {
     return buffer;
 }
 
+/* A tile's factors are widened so many columns at a time, while twice as many are left: whole,
+ * sides of 512 rows and 8192 columns are 32 MiB that go through memory on their way to the product.
+ * The number is twice that by which OpenBLAS cuts an fp32 product for AVX-512, so its sums, and
+ * with them the bits, are there those of one call. */
+enum { WIDE_COLUMNS = 896 };
+
 static void tile_widened(gemm_op op_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
                          const bf16 *b, int64_t ldb, gemm_into into, float *c, int64_t ldc) {
-    int64_t b_rows = op_b == GEMM_T ? n : k, b_cols = op_b == GEMM_T ? k : n;
-    float *wide_a = widen_buffer(m * k + b_rows * b_cols, m, n, k), *wide_b = wide_a + m * k;
-    for (int64_t i = 0; i < m; i++) half_array_from_bf16(a + i * lda, k, wide_a + i * k);
-    for (int64_t i = 0; i < b_rows; i++) {
-        half_array_from_bf16(b + i * ldb, b_cols, wide_b + i * b_cols);
-    }
-    gemm_tile_f32(GEMM_N, op_b, m, n, k, wide_a, k, wide_b, b_cols, into, c, ldc);
+    const int64_t most = size_min(2 * WIDE_COLUMNS - 1, k);
+    float *wide_a = widen_buffer((m + n) * most, m, n, k), *wide_b = wide_a + m * most;
+    int64_t k0 = 0;
+    do { /* once where k is 0, for the zeros */
+        const int64_t d = k - k0 >= 2 * WIDE_COLUMNS ? WIDE_COLUMNS : k - k0;
+        const int64_t b_rows = op_b == GEMM_T ? n : d, b_cols = op_b == GEMM_T ? d : n;
+        const bf16 *b0 = b + (op_b == GEMM_T ? k0 : k0 * ldb);
+        for (int64_t i = 0; i < m; i++) half_array_from_bf16(a + i * lda + k0, d, wide_a + i * d);
+        for (int64_t i = 0; i < b_rows; i++)
+            half_array_from_bf16(b0 + i * ldb, b_cols, wide_b + i * b_cols);
+        gemm_tile_f32(GEMM_N, op_b, m, n, d, wide_a, d, wide_b, b_cols, k0 > 0 ? GEMM_ADD : into, c,
+                      ldc);
+        k0 += d;
+    } while (k0 < k);
 }
 
 #if SPINSHARD_DNNL

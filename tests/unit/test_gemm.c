@@ -24,7 +24,7 @@ typedef struct shape {
 
 static const shape shapes[] = {{1, 1, 1, 0},      {3, 5, 7, 2},       {64, 192, 576, 0},
                                {130, 257, 65, 3}, {513, 300, 129, 1}, {1, 300, 64, 0},
-                               {257, 1, 33, 4},   {600, 600, 32, 0}};
+                               {257, 1, 33, 4},   {600, 600, 32, 0},  {7, 5, 2701, 3}};
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
 static double *random_f64(int64_t n, uint64_t stream) {
