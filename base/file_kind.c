@@ -36,9 +36,19 @@ static const struct {
      "token ids are read as text: --calib-ids FILE, with integers between white space"},
     {SIGNATURE("\x80\x04\x95"), false, "a pickled file", "write its texts into a file"},
     {SIGNATURE("GGUF"), true, "a GGUF file", "take the original checkpoint in safetensors form"},
+    {SIGNATURE("%PDF-"), false, "a PDF file", "write its text into a file: pdftotext FILE"},
     {SIGNATURE("\xff\xfe"), false, "UTF-16", "convert it: iconv -f UTF-16 -t UTF-8 FILE"},
     {SIGNATURE("\xfe\xff"), false, "UTF-16", "convert it: iconv -f UTF-16 -t UTF-8 FILE"},
 };
+
+/* Every other byte, from `first` on, is zero and no other one: as UTF-16 writes the characters of
+ * western texts, which are UTF-8 too, if of control characters. */
+static bool zeros_from(const char *data, size_t len, size_t first) {
+    const size_t n = len < 32 ? len : 32;
+    for (size_t i = 0; i < n; i++)
+        if (!data[i] != (i % 2 == first)) return false;
+    return n >= 8;
+}
 
 const char *file_kind(const void *data, size_t len, bool text, const char **hint) {
     for (size_t i = 0; i < sizeof signatures / sizeof *signatures; i++) {
@@ -48,7 +58,11 @@ const char *file_kind(const void *data, size_t len, bool text, const char **hint
         *hint = signatures[i].hint;
         return signatures[i].kind;
     }
-    return NULL;
+    const bool little = zeros_from(data, len, 1);
+    if (!little && !zeros_from(data, len, 0)) return NULL;
+    *hint = little ? "convert it: iconv -f UTF-16LE -t UTF-8 FILE"
+                   : "convert it: iconv -f UTF-16BE -t UTF-8 FILE";
+    return "UTF-16";
 }
 
 err file_kind_refuse(const char *where, const void *data, size_t len, bool text,

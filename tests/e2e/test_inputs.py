@@ -186,7 +186,9 @@ class Inputs(Case):
                             (b"PAR1" + text + b"PAR1", "parquet[\\s\\S]*datasets"),
                             (json.dumps([{"text": "a"}]).encode(), "JSON array[\\s\\S]*jq"),
                             (json.dumps(["a", "b"], indent=1).encode(), "JSON array"),
-                            ("a text".encode("utf-16"), "UTF-16[\\s\\S]*iconv"), (b"PK\x03\x04zip", "zip"),
+                            ("a text".encode("utf-16"), "UTF-16[\\s\\S]*iconv"),
+                            ("a text".encode("utf-16-le"), "UTF-16LE"), ("a text".encode("utf-16-be"), "UTF-16BE"),
+                            (b"%PDF-1.7\n" + text, "PDF[\\s\\S]*pdftotext"), (b"PK\x03\x04zip", "zip"),
                             (b"\x93NUMPY\x01", "NumPy"), (b"caf\xe9 " * 100, "byte 3 is not UTF-8")):
             self.refused(self.written("file", data), words)
 
