@@ -48,7 +48,7 @@ typedef double real;
 #define attention_product_f32         attention_product_f64
 #define block_backward_f32            block_backward_f64
 #define block_forward_f32             block_forward_f64
-#define block_save_f32                block_save_f64
+#define block_site_f32                block_site_f64
 #define block_step_add_f32            block_step_add_f64
 #define block_step_input_f32          block_step_input_f64
 #define loss_logits_f32               loss_logits_f64

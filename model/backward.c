@@ -1,12 +1,13 @@
 /* Buffers of saved activations and of the passes are laid out in one allocation each; the passes,
- * forward with saving and the chain rule backward, are in block_save_real.c and
- * block_backward_real.c. */
+ * forward with saving and the chain rule backward, are in block_real.c and block_backward_real.c.
+ */
 #include "model/backward.h"
 
 #include "base/gemm.h"
 #include "base/mem.h"
 #include "base/size.h"
 #include "model/backward_internal.h"
+#include "model/block_internal.h"
 #include "model/norm.h"
 #include "model/rope.h"
 #include "model/sites.h"
@@ -321,9 +322,9 @@ attention_shape work_attention(const llama_work *w, int64_t layer, int64_t t0, i
                              .compute = w->shape.compute};
 }
 
-site_work work_site(const llama_work *w, const llama_sites *sites, bool r1) {
+site_work work_site(const llama_work *w, const site *at) {
     site_work s = w->site;
-    if (r1 && sites && sites->R1 && sites->R1 == w->r1) {
+    if (at->R && at->R[0] && at->R[0] == w->r1) {
         s.R_half = w->r1_half;
         s.R_t = w->r1_t;
     }
@@ -409,6 +410,36 @@ static err check_call(const llama_stage *stage, int64_t layer, const llama_sites
     return err_none();
 }
 
+/* The pass of one layer over a slice, which saves. */
+static block_pass pass_of(const llama_stage *stage, int64_t layer, const llama_sites *sites,
+                          int64_t t0, int64_t n_tokens, const llama_saved *saved, llama_work *w) {
+    return (block_pass){.cfg = &w->cfg,
+                        .weights = &stage->layers[layer - stage->first_layer],
+                        .layer = layer,
+                        .sites = sites,
+                        .compute = w->shape.compute,
+                        .t0 = t0,
+                        .n_tokens = n_tokens,
+                        .room = w->shape.window,
+                        .cos_t = w->cos_t,
+                        .sin_t = w->sin_t,
+                        .input = w->input,
+                        .wide_input = w->wide,
+                        .q = w->q,
+                        .k = w->k,
+                        .v = w->v,
+                        .attended = w->wide,
+                        .q_heads = saved->q,
+                        .k_heads = saved->k,
+                        .v_heads = saved->v,
+                        .mid = w->mid_a,
+                        .wide_mid = w->mid,
+                        .per_thread = w->per_thread,
+                        .thread_bytes = w->thread_bytes,
+                        .work = w,
+                        .saved = saved};
+}
+
 err llama_block_forward_save(const llama_stage *stage, int64_t layer, const llama_sites *sites,
                              int64_t t0, int64_t n_tokens, void *x, llama_saved *saved,
                              llama_work *work) {
@@ -418,11 +449,11 @@ err llama_block_forward_save(const llama_stage *stage, int64_t layer, const llam
         return err_make(ERR_BUG, "forward pass", NULL,
                         "a slice from token %" PRId64 " after %" PRId64 " tokens", t0,
                         saved->forward_tok);
-    const llama_layer *l = &stage->layers[layer - stage->first_layer];
+    const block_pass p = pass_of(stage, layer, sites, t0, n_tokens, saved, work);
     if (work->shape.compute == COMPUTE_F64)
-        block_save_f64(l, layer, sites, t0, n_tokens, x, saved, work);
+        block_forward_f64(&p, x);
     else
-        block_save_f32(l, layer, sites, t0, n_tokens, x, saved, work);
+        block_forward_f32(&p, x);
     saved->forward_tok = saved->backward_tok = t0 + n_tokens;
     return e;
 }

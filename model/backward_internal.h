@@ -1,7 +1,7 @@
 /* backward_internal - the buffers of backward.h, shared by backward.c, hook.c, objective.c and the
- * passes (block_save_real.c, block_backward_real.c, objective_real.c). Nobody else includes it.
- * "Real" is float or double, "factor" what products take: bf16, float or double. W is shape.window,
- * S shape.slice. Rows are tokens. */
+ * passes (block_real.c, mlp_real.c, block_backward_real.c, objective_real.c). Nobody else includes
+ * it. "Real" is float or double, "factor" what products take: bf16, float or double. W is
+ * shape.window, S shape.slice. Rows are tokens. */
 #ifndef SPINSHARD_MODEL_BACKWARD_INTERNAL_H
 #define SPINSHARD_MODEL_BACKWARD_INTERNAL_H
 
@@ -80,8 +80,8 @@ void *work_tile_of_thread(const llama_work *w);
 /* Local. The attention of tokens t0 .. t0 + n of a window. */
 attention_shape work_attention(const llama_work *w, int64_t layer, int64_t t0, int64_t n);
 
-/* Local. The work of a site; with r1 it has the copies of R1, for the sites at the norms. */
-site_work work_site(const llama_work *w, const llama_sites *sites, bool r1);
+/* Local. The work of a site; with the copies of R1, where the site rotates by it. */
+site_work work_site(const llama_work *w, const site *at);
 
 /* Local. True where the hook listens at `place`; and its call, with x (factors, or NULL) and g
  * (reals) as floats. */
@@ -94,11 +94,7 @@ static inline void *bytes_at(const void *base, int64_t count, size_t size) {
     return base ? (char *)base + (size_t)count * size : NULL;
 }
 
-/* Local, threaded. As llama_block_forward_save and llama_block_backward, checked by these. */
-void block_save_f32(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                    int64_t n_tokens, float *x, llama_saved *saved, llama_work *w);
-void block_save_f64(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
-                    int64_t n_tokens, double *x, llama_saved *saved, llama_work *w);
+/* Local, threaded. As llama_block_backward, which checks. */
 err block_backward_f32(const llama_layer *l, int64_t layer, const llama_sites *sites, int64_t t0,
                        int64_t n_tokens, float *dx, llama_saved *saved, const rotation_grads *grads,
                        const llama_hook *hook, llama_work *w);

@@ -1,4 +1,4 @@
-/* The backward of block_save_real.c: its steps undone from the last to the first. g is always the
+/* The backward of block_real.c: its steps undone from the last to the first. g is always the
  * gradient of what the step named there gave. */
 #include "model/backward_internal.h"
 
@@ -75,7 +75,7 @@ static err backward_down_site(int64_t layer, const llama_sites *sites, int64_t t
     if (hook_wants(hook, HOOK_DOWN_IN))
         e = hook_tell(hook, layer, HOOK_DOWN_IN, t0, n_tokens, width, w->mid_a, w->mid, w);
     const site_saved saved = site_saved_at(&st->down, &down, t0, compute);
-    const site_work work = work_site(w, sites, false);
+    const site_work work = work_site(w, &down);
     backward_site(&down, SCALE_UD, w->mid, n_tokens, w->mid_a, &saved, grads, NULL, &work, w);
     return e;
 }
@@ -137,7 +137,7 @@ static err backward_normed(int64_t layer, const llama_sites *sites, int which, c
     const bool behind = aquant_on(&at.quant) && site_behind_gain(&at);
     real *g = w->dh;
     const site_saved saved = site_saved_at(&st->input[which], &at, t0, compute);
-    const site_work work = work_site(w, sites, true);
+    const site_work work = work_site(w, &at);
     /* No rotation and no scale there: its rows are asked for by nothing. */
     if (behind) site_backward_f32(&at, g, n_tokens, NULL, &saved, NULL, &work);
 #pragma omp parallel for schedule(static)
@@ -199,7 +199,7 @@ static err backward_output(const llama_layer *l, int64_t layer, const llama_site
         if (e.code) return e;
     }
     const site_saved saved = site_saved_at(&st->out, &out, t0, compute);
-    const site_work work = work_site(w, sites, false);
+    const site_work work = work_site(w, &out);
     backward_site(&out, SCALE_VO, w->wide, n_tokens, o, &saved, grads, grads ? grads->R2 : NULL,
                   &work, w);
     backward_heads(t0, n_tokens, st, w);
@@ -228,7 +228,7 @@ static err backward_keys_values(int64_t layer, const llama_sites *sites, int64_t
                values = sites_values(sites, &w->cfg, layer);
     const site_saved keys_saved = site_saved_at(&st->keys, &keys, t0, compute);
     const site_saved values_saved = site_saved_at(&st->values, &values, t0, compute);
-    const site_work work = work_site(w, sites, false);
+    const site_work work = work_site(w, &keys);
     const void *k_in = bytes_at(st->k_in, t0 * keys.n, compute_factor_bytes(compute));
     const void *v_in = bytes_at(st->v_in, t0 * values.n, compute_factor_bytes(compute));
     err e = err_none();

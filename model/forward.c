@@ -5,6 +5,7 @@
 #include "base/gemm.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "model/backward_internal.h"
 #include "model/block_internal.h"
 #include "model/rope.h"
 #include "model/sites.h"
@@ -259,17 +260,47 @@ void llama_scratch_pack(llama_scratch *s, const int32_t *positions) {
     s->positions = positions;
 }
 
+/* The pass of one layer that saves nothing. */
+static block_pass pass_of(const llama_stage *stage, int64_t layer, const llama_sites *sites,
+                          int64_t n_tokens, const llama_scratch *s) {
+    static const llama_saved nothing;
+    return (block_pass){.cfg = &s->cfg,
+                        .weights = &stage->layers[layer - stage->first_layer],
+                        .layer = layer,
+                        .sites = sites,
+                        .compute = s->compute,
+                        .n_tokens = n_tokens,
+                        .room = n_tokens,
+                        .positions = s->positions,
+                        .cos_t = s->cos_t,
+                        .sin_t = s->sin_t,
+                        .input = s->input,
+                        .wide_input = s->wide_input,
+                        .q = s->q,
+                        .k = s->k,
+                        .v = s->v,
+                        .attended = s->q,
+                        .q_heads = s->q_heads,
+                        .k_heads = s->k_heads,
+                        .v_heads = s->v_heads,
+                        .mid = s->mid,
+                        .wide_mid = s->wide_mid,
+                        .per_thread = s->per_thread,
+                        .thread_bytes = s->thread_bytes,
+                        .site = s->site,
+                        .saved = &nothing};
+}
+
 err llama_layers_forward(const llama_stage *s, const llama_sites *sites, int64_t n_tokens, void *x,
                          llama_scratch *scratch) {
     err e = check_room(scratch, n_tokens);
     if (!e.code) e = check_sites(s->cfg, sites, scratch);
     for (int64_t i = 0; !e.code && i < s->n_layers; i++) {
-        const int64_t layer = s->first_layer + i;
-        if (scratch->compute == COMPUTE_F64) {
-            block_forward_f64(&s->layers[i], layer, sites, n_tokens, x, scratch);
-        } else {
-            block_forward_f32(&s->layers[i], layer, sites, n_tokens, x, scratch);
-        }
+        const block_pass p = pass_of(s, s->first_layer + i, sites, n_tokens, scratch);
+        if (scratch->compute == COMPUTE_F64)
+            block_forward_f64(&p, x);
+        else
+            block_forward_f32(&p, x);
     }
     return e;
 }
@@ -281,29 +312,28 @@ int64_t llama_step_width(const llama_config *cfg, llama_step step) {
 
 err llama_step_input(const llama_stage *s, int64_t layer, const llama_sites *sites, llama_step step,
                      int64_t n_tokens, const void *x, llama_scratch *scratch, void *to) {
-    const llama_layer *l = &s->layers[layer - s->first_layer];
+    const block_pass p = pass_of(s, layer, sites, n_tokens, scratch);
     const size_t bytes = (size_t)(n_tokens * llama_step_width(s->cfg, step)) *
                          compute_factor_bytes(scratch->compute);
     err e = check_room(scratch, n_tokens);
     if (!e.code) e = check_sites(s->cfg, sites, scratch);
     if (e.code) return e;
     memcpy(to,
-           scratch->compute == COMPUTE_F64
-               ? block_step_input_f64(l, layer, sites, step, n_tokens, x, scratch)
-               : block_step_input_f32(l, layer, sites, step, n_tokens, x, scratch),
+           scratch->compute == COMPUTE_F64 ? block_step_input_f64(&p, step, x)
+                                           : block_step_input_f32(&p, step, x),
            bytes);
     return e;
 }
 
 err llama_step_add(const llama_stage *s, int64_t layer, llama_step step, int64_t n_tokens,
                    const void *factors, void *x, llama_scratch *scratch) {
-    const llama_layer *l = &s->layers[layer - s->first_layer];
+    const block_pass p = pass_of(s, layer, NULL, n_tokens, scratch);
     err e = check_room(scratch, n_tokens);
     if (e.code) return e;
     if (scratch->compute == COMPUTE_F64)
-        block_step_add_f64(l, step, n_tokens, factors, x, scratch);
+        block_step_add_f64(&p, step, factors, x);
     else
-        block_step_add_f32(l, step, n_tokens, factors, x, scratch);
+        block_step_add_f32(&p, step, factors, x);
     return e;
 }
 
