@@ -118,34 +118,6 @@ static err no_weights(const fileset *fs) {
                     SINGLE, INDEX, other);
 }
 
-/* Old files of bitsandbytes do not name it. */
-static const char *method_of(const json_t *q) {
-    const char *method = json_string_value(json_object_get(q, "quant_method"));
-    if (method) return method;
-    if (json_object_get(q, "load_in_4bit") || json_object_get(q, "load_in_8bit") ||
-        json_object_get(q, "bnb_4bit_quant_type"))
-        return "bitsandbytes";
-    return "an unnamed method";
-}
-
-/* Sources that another tool has quantized hold no weights to start from. */
-err hf_checkpoint_refuse_quantized(const json_t *config, const char *where) {
-    const json_t *q = json_object_get(config, "quantization_config");
-    const char *hint = "take the checkpoint that it was made from, in 16 or 32 bits";
-    if (!q || json_is_null(q)) return err_none();
-    const char *method = method_of(q);
-    const char *format = json_string_value(json_object_get(q, "format"));
-    if (!strcmp(method, "gptq")) return err_none(); /* who reads linears looks further */
-    if (strcmp(method, "compressed-tensors"))
-        return err_make(ERR_INPUT, where, hint, "the model is already quantized by %.60s", method);
-    if (!format || (strcmp(format, "pack-quantized") && strcmp(format, "int-quantized")))
-        return err_make(ERR_INPUT, where, hint,
-                        "compressed-tensors in the form \"%.60s\"; only pack-quantized and "
-                        "int-quantized are read",
-                        format ? format : "(none stated)");
-    return err_none();
-}
-
 /* Collective on c. */
 static err read_config(const comm *c, hf_checkpoint *ck) {
     err e = fileset_read_shared(c, ck->fs, "config.json", MAX_CONFIG_BYTES, &ck->config_text,
@@ -155,7 +127,6 @@ static err read_config(const comm *c, hf_checkpoint *ck) {
     e = json_parse_foreign(ck->config_text, ck->config_len, "config.json", &ck->config);
     if (!e.code && !json_is_object(ck->config))
         e = err_make(ERR_INPUT, "config.json", NULL, "not a JSON object");
-    if (!e.code) e = hf_checkpoint_refuse_quantized(ck->config, "config.json");
     return err_at(e, fileset_where(ck->fs));
 }
 

@@ -44,10 +44,6 @@ void hf_checkpoint_destroy(hf_checkpoint **ck); /* local; NULL is fine; sets NUL
 err hf_checkpoint_describe(const fileset *fs, const char *header, size_t len, uint64_t data_bytes,
                            hf_checkpoint **out);
 
-/* Local. ERR_INPUT where a config.json says that another tool has quantized the weights, by its
- * name. `where` names the file. */
-err hf_checkpoint_refuse_quantized(const json_t *config, const char *where);
-
 const fileset *hf_checkpoint_fileset(const hf_checkpoint *ck); /* local; borrowed */
 
 /* Local. config.json: parsed (borrowed), and the sha256 of its bytes. */

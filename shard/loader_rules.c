@@ -223,14 +223,39 @@ static err parse_cache(const json_t *kv, const char *where, form_scheme *out) {
     return err_none();
 }
 
+static const char *const ORIGINAL = "take the checkpoint that it was made from, in 16 or 32 bits";
+
 /* A method that is not compressed-tensors says it in its own way. */
 static err parse_method(const form *f, const json_t *q, const char *where, form_scheme *out) {
     const char *wrong = f->method.parse(q, out);
-    if (wrong)
-        return err_make(ERR_VERIFY, where,
-                        "take the checkpoint that it was made from, in 16 or 32 bits",
-                        "quantization_config: %s", wrong);
+    if (wrong) return err_make(ERR_VERIFY, where, ORIGINAL, "quantization_config: %s", wrong);
     out->form = f;
+    return err_none();
+}
+
+/* Who quantized the weights. Old files of bitsandbytes do not name it. */
+static const char *method_of(const json_t *q) {
+    const char *method = json_string_value(json_object_get(q, "quant_method"));
+    if (method) return method;
+    if (json_object_get(q, "load_in_4bit") || json_object_get(q, "load_in_8bit") ||
+        json_object_get(q, "bnb_4bit_quant_type"))
+        return "bitsandbytes";
+    return "an unnamed method";
+}
+
+/* The form of compressed-tensors that "format" names. Of what others quantize otherwise there is
+ * nothing to start from. */
+static err find_form(const json_t *q, const char *where, const form **out) {
+    const char *method = method_of(q), *format = json_string_value(json_object_get(q, "format"));
+    const form *f = format ? form_find(format) : NULL;
+    if (strcmp(method, "compressed-tensors"))
+        return err_make(ERR_VERIFY, where, ORIGINAL, "the model is already quantized by %.60s",
+                        method);
+    if (!f || form_has_files(f) || f->method.name)
+        return err_make(ERR_VERIFY, where, ORIGINAL,
+                        "compressed-tensors in the format \"%.60s\", which is not read here",
+                        format ? format : "(none stated)");
+    *out = f;
     return err_none();
 }
 
@@ -244,19 +269,16 @@ err loader_scheme_parse(const json_t *config, const char *where, form_scheme *ou
     const form *other = method ? form_find_method(method) : NULL;
     if (other) return parse_method(other, q, where, out);
     const json_t *groups = json_object_get(q, "config_groups");
-    const char *format = json_string_value(json_object_get(q, "format"));
-    if (!is_text(q, "quant_method", "compressed-tensors"))
-        return bad_key(where, "quant_method", "\"compressed-tensors\"");
-    const form *f = format ? form_find(format) : NULL;
-    if (!f || form_has_files(f) || f->method.name)
-        return bad_key(where, "format", "\"pack-quantized\" or \"int-quantized\"");
+    const form *f = NULL;
+    err e = find_form(q, where, &f);
+    if (e.code) return e;
     if (!is_text(q, "quantization_status", "compressed") &&
         !is_text(q, "quantization_status", "frozen"))
         return bad_key(where, "quantization_status", "\"compressed\" or \"frozen\"");
     if (!is_empty(q, "sparsity_config")) return bad_key(where, "sparsity_config", "empty");
     group_list found = {.n = 0};
     int64_t layers = 0;
-    err e = json_opt_int(config, "num_hidden_layers", 0, LLAMA_MAX_LAYERS, where, &layers);
+    e = json_opt_int(config, "num_hidden_layers", 0, LLAMA_MAX_LAYERS, where, &layers);
     if (!e.code) e = find_groups(groups, json_object_get(q, "ignore"), layers, where, &found);
     out->form = f;
     if (!e.code && !is_empty(q, "transform_config"))

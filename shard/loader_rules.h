@@ -28,8 +28,8 @@ typedef struct loader_report {
 enum { LOADER_MAX = 200 };
 
 /* Local. Read quantization_config of a config.json; out->form is NULL where there is none. Scales
- * may be of any type, scale_dtype is BF16. Fails with ERR_VERIFY, naming the key, for what this
- * program did not write or cannot read. */
+ * may be of any type, scale_dtype is BF16. Fails with ERR_VERIFY, naming the key or who quantized
+ * the weights, for what this program did not write or cannot read. */
 err loader_scheme_parse(const json_t *config, const char *where, form_scheme *out);
 
 /* Local. Check everything; the result of a finding is not an err. Reads the small tensors and the

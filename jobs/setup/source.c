@@ -69,8 +69,8 @@ static err take_head_for_both(source *s) {
 
 static err understand(source *s) {
     const json_t *config = hf_checkpoint_config(s->ck);
-    err e = llama_config_parse(config, "config.json", &s->cfg);
-    if (!e.code) e = loader_scheme_parse(config, "config.json", &s->linears);
+    err e = loader_scheme_parse(config, "config.json", &s->linears);
+    if (!e.code) e = llama_config_parse(config, "config.json", &s->cfg);
     if (e.code == ERR_VERIFY && !s->ar) e.code = ERR_INPUT; /* of another program, not damaged */
     if (e.code) return err_at(e, s->path);
     if (s->ar && archive_manifest(s->ar))

@@ -272,7 +272,8 @@ static void test_config(void **state) {
 }
 
 /* Set one key of the scheme and expect a refusal that names it. */
-static void refuse(const char *path, const char *key, json_t *value) {
+/* A scheme in which `key` is `value` is refused with a message that has the words. */
+static void refuse_saying(const char *words, const char *path, const char *key, json_t *value) {
     static const char good[] =
         "{\"quantization_config\": {\"quant_method\": \"compressed-tensors\", \"format\": "
         "\"pack-quantized\", \"quantization_status\": \"compressed\", \"ignore\": [\"lm_head\"], "
@@ -288,14 +289,19 @@ static void refuse(const char *path, const char *key, json_t *value) {
     json_object_set_new(at, key, value);
     err e = loader_scheme_parse(o, "c", &scheme);
     assert_int_equal(e.code, ERR_VERIFY);
-    assert_non_null(strstr(e.what, key));
+    assert_non_null(strstr(e.what, words));
     json_decref(o);
+}
+
+static void refuse(const char *path, const char *key, json_t *value) {
+    refuse_saying(key, path, key, value);
 }
 
 static void test_foreign_schemes(void **state) {
     (void)state;
-    refuse("", "quant_method", json_string("awq"));
-    refuse("", "format", json_string("float-quantized"));
+    refuse_saying("quantized by awq", "", "quant_method", json_string("awq"));
+    refuse_saying("\"float-quantized\"", "", "format", json_string("float-quantized"));
+    refuse_saying("\"gguf\"", "", "format", json_string("gguf")); /* a form, and none of these */
     refuse("", "quantization_status", json_string("initialized"));
     refuse("", "ignore", json_array());
     refuse("", "kv_cache_scheme", json_object());
