@@ -20,10 +20,10 @@ static err take_r2(fuse_plan *p, rotation_set *set, int64_t layer, int64_t n_hea
 
 /* Scales of KV heads, or over them, for the n_heads heads of one side: head h takes those of KV
  * head h / (n_heads / kv_heads). */
-static err take_heads(fuse_plan *p, const rotation_sizes *z, const scale_vector *v, bool inverse,
+static err take_heads(fuse_plan *p, const rotation_sizes *z, const scale_vector *v, scale_way way,
                       int64_t n_heads, const double **side) {
     if (!v) return err_none();
-    const double *from = inverse ? v->inverse : v->s;
+    const double *from = way == SCALE_OVER ? v->inverse : v->s;
     const int64_t d = z->head_dim, share = n_heads / z->kv_heads;
     err e = MEM_NEW(&p->scales, n_heads * d, "scales of heads");
     if (e.code) return e;
@@ -45,11 +45,11 @@ static err plan_scales(llama_role role, int64_t layer, const rotation_set *set, 
     case ROLE_Q:
     case ROLE_Q_BIAS:
         if (z->qk_norm) return err_none();
-        return take_heads(p, z, qk, false, z->heads, &p->job.out_scale);
+        return take_heads(p, z, qk, SCALE_TIMES, z->heads, &p->job.out_scale);
     case ROLE_K:
     case ROLE_K_BIAS:
         if (z->qk_norm) return err_none();
-        return take_heads(p, z, qk, true, z->kv_heads, &p->job.out_scale);
+        return take_heads(p, z, qk, SCALE_OVER, z->kv_heads, &p->job.out_scale);
     case ROLE_Q_NORM: /* the same for all heads: those of the first */
         if (qk) p->job.out_scale = qk->s;
         return err_none();
@@ -58,9 +58,9 @@ static err plan_scales(llama_role role, int64_t layer, const rotation_set *set, 
         return err_none();
     case ROLE_V:
     case ROLE_V_BIAS:
-        return take_heads(p, z, vo, true, z->kv_heads, &p->job.out_scale);
+        return take_heads(p, z, vo, SCALE_OVER, z->kv_heads, &p->job.out_scale);
     case ROLE_O:
-        return take_heads(p, z, vo, false, z->heads, &p->job.in_scale);
+        return take_heads(p, z, vo, SCALE_TIMES, z->heads, &p->job.in_scale);
     case ROLE_UP:
     case ROLE_UP_BIAS:
         if (ud) p->job.out_scale = ud->inverse;

@@ -33,13 +33,6 @@ void weight_terms_columns(const weight_terms *t, double *to);
 void weight_terms_rotated_rows(const weight_terms *t, int64_t first, int64_t d, const float *A,
                                double sign, double *to);
 
-/* Multiplied by scales, or divided by them. */
-typedef enum scale_way { SCALE_TIMES, SCALE_OVER } scale_way;
-/* The other way where `inverse`. */
-static inline scale_way scale_way_of(scale_way way, bool inverse) {
-    return (way == SCALE_OVER) != inverse ? SCALE_OVER : SCALE_TIMES;
-}
-
 /* What stands on a linear: which scales, on which side, times or over them. */
 typedef struct weight_scales {
     scale_kind out, in, after; /* SCALE_KINDS: none; after R1, the others before the rotations */

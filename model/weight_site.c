@@ -173,8 +173,9 @@ void weight_site_dense(const weight_site *w, const rotation *R, int64_t n, float
 }
 
 void weight_site_rotate_inputs(const llama_sites *s, const llama_config *c, int64_t layer, int k,
-                               float *w, int64_t rows, bool inverse) {
+                               float *w, int64_t rows, gemm_op op) {
     const int64_t d = c->head_dim;
+    const bool inverse = op == GEMM_T;
     if (k == DOWN) {
         rotation_apply_f32(s->R4, w, rows, c->intermediate, inverse);
     } else if (k == O) {
@@ -186,49 +187,47 @@ void weight_site_rotate_inputs(const llama_sites *s, const llama_config *c, int6
     }
 }
 
-/* to = A^T from, or A from where `inverse`; [rows, cols]. False where there is no A. */
+/* to = A from, or with GEMM_T A^T from; [rows, cols]. False where there is no A. */
 static bool rotate_outputs(const weight_site *w, const llama_sites *s, int64_t layer, int k,
-                           const float *from, float *to, int64_t rows, int64_t cols, bool inverse) {
+                           const float *from, float *to, int64_t rows, int64_t cols, gemm_op op) {
     const llama_config *c = w->from->cfg;
     const int64_t d = c->head_dim;
     if ((k == O || k == DOWN) && s->R1) {
-        gemm_f32(gemm_op_of(!inverse), GEMM_N, rows, cols, rows, w->R1, rows, from, cols, GEMM_SET,
-                 to, cols);
+        gemm_f32(op, GEMM_N, rows, cols, rows, w->R1, rows, from, cols, GEMM_SET, to, cols);
         return true;
     }
     if (k != V || !s->R2) return false;
     for (int64_t h = 0; h < c->kv_heads; h++) {
         weight_site_dense(w, weight_site_r2(s, c, layer, h), d, w->dense);
-        gemm_f32(gemm_op_of(!inverse), GEMM_N, d, cols, d, w->dense, d, from + h * d * cols, cols,
-                 GEMM_SET, to + h * d * cols, cols);
+        gemm_f32(op, GEMM_N, d, cols, d, w->dense, d, from + h * d * cols, cols, GEMM_SET,
+                 to + h * d * cols, cols);
     }
     return true;
 }
 
-/* m with the scales before the rotations, or (inverse) without them again. */
+/* m with the scales before the rotations, or, SCALE_OVER, without them again. */
 static void scale_before(const weight_site *w, const llama_sites *s, int64_t layer, int k,
-                         bool inverse, float *m, int64_t rows, int64_t cols) {
+                         scale_way way, float *m, int64_t rows, int64_t cols) {
     const llama_config *c = w->from->cfg;
     const weight_scales l = weight_scales_of(c, k);
     weight_scale_rows(weight_scale_at(s, l.out, layer), weight_scale_part(c, l.out), l.share,
-                      scale_way_of(l.out_way, inverse), m, rows, cols);
-    weight_scale_columns(weight_scale_at(s, l.in, layer), weight_scale_part(c, l.in), l.share,
-                         scale_way_of(SCALE_TIMES, inverse), m, rows, cols);
+                      scale_way_of(l.out_way, way), m, rows, cols);
+    weight_scale_columns(weight_scale_at(s, l.in, layer), weight_scale_part(c, l.in), l.share, way,
+                         m, rows, cols);
 }
 
 static void scale_after(const weight_site *w, const llama_sites *s, int64_t layer, int k,
-                        bool inverse, float *m, int64_t rows, int64_t cols) {
+                        scale_way way, float *m, int64_t rows, int64_t cols) {
     const weight_scales l = weight_scales_of(w->from->cfg, k);
-    weight_scale_columns(weight_scale_at(s, l.after, layer), cols, 1,
-                         scale_way_of(SCALE_TIMES, inverse), m, rows, cols);
+    weight_scale_columns(weight_scale_at(s, l.after, layer), cols, 1, way, m, rows, cols);
 }
 
 float *weight_site_to_rounded(const weight_site *w, const llama_sites *s, int64_t layer, int k,
-                              bool over, float *m, float *spare, int64_t rows, int64_t cols) {
-    scale_before(w, s, layer, k, over, m, rows, cols);
-    weight_site_rotate_inputs(s, w->from->cfg, layer, k, m, rows, false);
-    scale_after(w, s, layer, k, over, m, rows, cols);
-    return rotate_outputs(w, s, layer, k, m, spare, rows, cols, false) ? spare : m;
+                              scale_way way, float *m, float *spare, int64_t rows, int64_t cols) {
+    scale_before(w, s, layer, k, way, m, rows, cols);
+    weight_site_rotate_inputs(s, w->from->cfg, layer, k, m, rows, GEMM_N);
+    scale_after(w, s, layer, k, way, m, rows, cols);
+    return rotate_outputs(w, s, layer, k, m, spare, rows, cols, GEMM_T) ? spare : m;
 }
 
 static void put(wmat *to, const float *v) {
@@ -282,13 +281,13 @@ static err refresh_linear(weight_site *w, const llama_sites *s, int64_t i, int k
     weight_site_plain(w, s, i, k, w->plain);
     float *u = w->rotated, *v = w->other;
     memcpy(u, w->plain, (size_t)all * sizeof *u);
-    const bool mixed = weight_site_to_rounded(w, s, layer, k, false, u, v, rows, cols) == v;
+    const bool mixed = weight_site_to_rounded(w, s, layer, k, SCALE_TIMES, u, v, rows, cols) == v;
     err e = rounding_error(w, mixed ? v : u, mixed ? u : v, rows, cols);
     if (e.code) return e;
-    if (mixed) rotate_outputs(w, s, layer, k, v, u, rows, cols, true);
-    scale_after(w, s, layer, k, true, u, rows, cols);
-    weight_site_rotate_inputs(s, w->from->cfg, layer, k, u, rows, true);
-    scale_before(w, s, layer, k, true, u, rows, cols);
+    if (mixed) rotate_outputs(w, s, layer, k, v, u, rows, cols, GEMM_N);
+    scale_after(w, s, layer, k, SCALE_OVER, u, rows, cols);
+    weight_site_rotate_inputs(s, w->from->cfg, layer, k, u, rows, GEMM_T);
+    scale_before(w, s, layer, k, SCALE_OVER, u, rows, cols);
     put(&w->d[i].moved[k], u);
     for (int64_t j = 0; j < all; j++) w->plain[j] += u[j];
     put(llama_layer_linear(&w->used.layers[i], k), w->plain);

@@ -136,7 +136,8 @@ static void add_scales(weight_site *w, int64_t layer, int k, const float *g, int
                      cols);
         if (n == 1) wmat_expand_f32(D, 0, rows, 0, cols, free_one, cols);
         if (n == 2) weight_site_plain(w, s, i, k, free_one);
-        got[n] = weight_site_to_rounded(w, s, layer, k, n == 0, free_one, next[n], rows, cols);
+        got[n] = weight_site_to_rounded(w, s, layer, k, n == 0 ? SCALE_OVER : SCALE_TIMES, free_one,
+                                        next[n], rows, cols);
         if (got[n] == free_one) free_one = next[n];
     }
     weight_terms t = {got[0], got[1], got[2], free_one, rows, cols};
@@ -152,7 +153,7 @@ static void add_scales(weight_site *w, int64_t layer, int k, const float *g, int
     if (l.in == SCALE_KINDS) return;
     float *const all[] = {t.H, t.E, t.U, t.P};
     for (int n = 0; n < 4; n++)
-        weight_site_rotate_inputs(s, w->from->cfg, layer, k, all[n], rows, true);
+        weight_site_rotate_inputs(s, w->from->cfg, layer, k, all[n], rows, GEMM_T);
     weight_terms_columns(&t, cleared(w));
     add_one(w, l.in, cols, l.share);
 }

@@ -57,15 +57,15 @@ const rotation *weight_site_r2(const llama_sites *s, const llama_config *c, int6
 /* Local. R as fp32 [n, n]. */
 void weight_site_dense(const weight_site *w, const rotation *R, int64_t n, float *out);
 
-/* Local, threaded. Rows of linear k times B, or B^T where `inverse`. */
+/* Local, threaded. Rows of linear k times B, or with GEMM_T times B^T. */
 void weight_site_rotate_inputs(const llama_sites *s, const llama_config *c, int64_t layer, int k,
-                               float *w, int64_t rows, bool inverse);
+                               float *w, int64_t rows, gemm_op op);
 
 /* Local, threaded. m [rows, cols] of linear k, in the checkpoint's basis, to the basis in which
- * weights are rounded: in m, or in spare; returns which. over: as a gradient goes, with all scales
- * inverted. */
+ * weights are rounded: in m, or in spare; returns which. SCALE_OVER: as a gradient goes, with all
+ * scales inverted. */
 float *weight_site_to_rounded(const weight_site *w, const llama_sites *s, int64_t layer, int k,
-                              bool over, float *m, float *spare, int64_t rows, int64_t cols);
+                              scale_way way, float *m, float *spare, int64_t rows, int64_t cols);
 
 /* Local. The gain of the norm that is in no linear; NULL: it is folded into what reads the norm. */
 const float *weight_site_gain_left(const weight_site *w, int64_t layer, scale_kind norm);

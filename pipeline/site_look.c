@@ -5,28 +5,28 @@
 
 #include <math.h>
 
-/* By the scales, or (inverse) over them. */
-static void times(const scale_vector *s, int64_t first, int64_t n, bool inverse, float *x,
-                  int64_t rows, int64_t width) {
+/* Rows times the scales from `first` on, or over them; NULL: ones. */
+static void scale_rows(const scale_vector *s, int64_t first, int64_t n, scale_way way, float *x,
+                       int64_t rows, int64_t width) {
     for (int64_t t = 0; s && t < rows; t++)
-        scale_times_f32((inverse ? s->inverse32 : s->s32) + first, n, x + t * width);
+        scale_times_f32((way == SCALE_OVER ? s->inverse32 : s->s32) + first, n, x + t * width);
 }
 
 /* x to x R S^-1, or (inverse) back. */
 static void rotate_stream(const rotation *R1, const scale_vector *s, bool inverse, float *x,
                           int64_t rows, int64_t width) {
-    if (inverse) times(s, 0, width, false, x, rows, width);
+    if (inverse) scale_rows(s, 0, width, SCALE_TIMES, x, rows, width);
     rotation_apply_f32(R1, x, rows, width, inverse);
-    if (!inverse) times(s, 0, width, true, x, rows, width);
+    if (!inverse) scale_rows(s, 0, width, SCALE_OVER, x, rows, width);
 }
 
 /* x to x S^-1 R, or (inverse) back: of d entries of the row from `at` on, scales from `first` on.
  */
 static void rotate_part(const rotation *R, const scale_vector *s, int64_t first, int64_t d,
                         bool inverse, float *x, int64_t rows, int64_t width) {
-    if (!inverse) times(s, first, d, true, x, rows, width);
+    if (!inverse) scale_rows(s, first, d, SCALE_OVER, x, rows, width);
     rotation_apply_f32(R, x, rows, width, inverse);
-    if (inverse) times(s, first, d, false, x, rows, width);
+    if (inverse) scale_rows(s, first, d, SCALE_TIMES, x, rows, width);
 }
 
 /* Head by head. */

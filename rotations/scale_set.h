@@ -79,6 +79,13 @@ err scale_set_put(scale_set *s, scale_kind kind, int64_t layer, const double *v)
 /* Local. Borrowed; NULL: ones (also of a NULL set). */
 const scale_vector *scale_set_get(const scale_set *s, scale_kind kind, int64_t layer);
 
+/* Multiplied by scales, or divided by them. */
+typedef enum scale_way { SCALE_TIMES, SCALE_OVER } scale_way;
+/* Local. First one way, then the other. */
+static inline scale_way scale_way_of(scale_way first, scale_way then) {
+    return first == then ? SCALE_TIMES : SCALE_OVER;
+}
+
 /* Local. x [n] times v [n]. */
 static inline void scale_times_f32(const float *v, int64_t n, float *x) {
 #pragma omp simd

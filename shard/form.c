@@ -57,13 +57,19 @@ int64_t form_row_run(const form *f, const llama_config *cfg, llama_role role, in
     return run;
 }
 
-void form_order_rows(const form *f, const llama_config *cfg, llama_role role, const void *from,
-                     int64_t n, int64_t size, bool inverse, void *to) {
-    for (int64_t i = 0, run; i < n; i += run) {
-        int64_t place;
+void form_rows_to_file(const form *f, const llama_config *cfg, llama_role role, const void *from,
+                       int64_t n, int64_t size, void *to) {
+    for (int64_t i = 0, run, place; i < n; i += run) {
         run = form_row_run(f, cfg, role, i, n - i, &place);
-        memcpy((char *)to + (inverse ? i : place) * size,
-               (const char *)from + (inverse ? place : i) * size, (size_t)(run * size));
+        memcpy((char *)to + place * size, (const char *)from + i * size, (size_t)(run * size));
+    }
+}
+
+void form_rows_from_file(const form *f, const llama_config *cfg, llama_role role, const void *from,
+                         int64_t n, int64_t size, void *to) {
+    for (int64_t i = 0, run, place; i < n; i += run) {
+        run = form_row_run(f, cfg, role, i, n - i, &place);
+        memcpy((char *)to + i * size, (const char *)from + place * size, (size_t)(run * size));
     }
 }
 

@@ -150,9 +150,11 @@ int64_t form_row_run(const form *f, const llama_config *cfg, llama_role role, in
                      int64_t n, int64_t *place);
 
 /* Local. The n rows of a tensor of `role`, of `size` bytes each, from their order in the checkpoint
- * to that in the file; inverse: the other way. to [n * size] is not `from`. */
-void form_order_rows(const form *f, const llama_config *cfg, llama_role role, const void *from,
-                     int64_t n, int64_t size, bool inverse, void *to);
+ * to that in the file, and the other way. to [n * size] is not `from`. */
+void form_rows_to_file(const form *f, const llama_config *cfg, llama_role role, const void *from,
+                       int64_t n, int64_t size, void *to);
+void form_rows_from_file(const form *f, const llama_config *cfg, llama_role role, const void *from,
+                         int64_t n, int64_t size, void *to);
 
 /* Local. The form of a name, or NULL; that of a "quant_method" other than compressed-tensors. */
 const form *form_find(const char *name);

@@ -104,8 +104,8 @@ static err put_part(item_output *out, const llama_tensor *t, const form_slot *pa
     void *ordered;
     e = mem_alloc((int64_t)place->bytes, 1, place->name, &ordered);
     if (e.code) return e;
-    form_order_rows(form_of(out), &out->q->source.cfg, t->role, bytes, m->rows,
-                    (int64_t)place->bytes / m->rows, false, ordered);
+    form_rows_to_file(form_of(out), &out->q->source.cfg, t->role, bytes, m->rows,
+                      (int64_t)place->bytes / m->rows, ordered);
     e = put(out, place, ordered, place->bytes, 0);
     mem_free(ordered);
     return e;

@@ -222,7 +222,7 @@ static err read_slot(object_reader *r, const llama_tensor *t, const form_slot *p
     const int64_t bytes = (int64_t)(*slot)->bytes;
     e = mem_alloc(bytes, 1, t->name, &rows);
     if (e.code) return e;
-    form_order_rows(f, &r->q->source.cfg, t->role, r->bytes, t->rows, bytes / t->rows, true, rows);
+    form_rows_from_file(f, &r->q->source.cfg, t->role, r->bytes, t->rows, bytes / t->rows, rows);
     mem_free(r->bytes);
     r->bytes = rows;
     r->room = (uint64_t)bytes;
