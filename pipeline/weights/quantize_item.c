@@ -71,7 +71,7 @@ typedef struct row_target {
     worker *w;
     const llama_tensor *tensor;
     qmatrix *q;     /* NULL: not quantized */
-    qerror *errors; /* [rows] of them; NULL with q */
+    qerror *errors; /* [rows] of them; NULL where q is */
 } row_target;
 
 /* Called by several threads, each with rows of its own, unless the sink wants them in order. */
