@@ -23,9 +23,11 @@ enum { POOL_TOKENS = 4096 };
 /* Where rows of R1 are drawn by importance. */
 enum { DRAWN_PLACES = 1 << CLIP_ATTN | 1 << CLIP_MLP };
 
-/* Activations are samples where something before them is quantized; pca takes moments of them. */
+/* Activations are samples where they are quantized in ranges (an FP8 cache has none); pca takes
+ * moments of them. */
 static bool needs_activations(const settings *s) {
-    return settings_quantize_inputs(s) || quantize_starts_at(s, START_POINT_PCA);
+    return s->activations.bits < 16 || settings_cache_has_ranges(s) ||
+           quantize_starts_at(s, START_POINT_PCA);
 }
 
 int64_t learn_pool_tokens(const quantize_run *q) {

@@ -99,6 +99,14 @@ class Plan(Case):
         self.assertEqual(whole - planned("rotate.r3=had"), heads * (square * (8 + 8 + 4) + 128 * 129 * 16))
         self.assertEqual(planned("rotate.r2=head") - whole, 80 * 7 * square * (8 + 8 + 4))
 
+    def test_samples(self):
+        """Inputs are sampled for what has ranges: a cache of integers, not one of FP8, whose plan is that of no cache."""
+        def sampled(*words):
+            got = self.plan(STORIES, "--recipe", "best-w4a16", *settings("weights.group=channel", *words))
+            return {b["name"]: b["bytes"] for b in got["phases"][0]["buffers"]}.get("sampled rows", 0)
+        self.assertEqual([sampled(), sampled("kv.bits=8", "kv.format=fp8")], [0, 0])
+        self.assertGreater(sampled("kv.bits=8"), 0)
+
     def test_captured(self):
         """What is captured is kept where that costs a quarter of the capture at most: 16 times the text is 16 times the passes, but
         as many rows. They are in OUT/run before the units of the archive."""
