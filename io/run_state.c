@@ -268,6 +268,10 @@ err run_state_commit(run_state *rs, const char *phase) {
     return e;
 }
 
+err run_state_check_owner(const run_state *rs) {
+    return run_owner_check(rs->owner);
+}
+
 void run_state_heartbeat(run_state *rs) {
     run_owner_heartbeat(rs->owner);
 }

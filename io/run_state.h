@@ -38,6 +38,9 @@ json_t *run_state_work(run_state *rs); /* local: the caller's progress; borrowed
  * nothing is written, where another run has taken the folder over. */
 err run_state_commit(run_state *rs, const char *phase);
 
+/* Root only. ERR_MISMATCH, naming the new owner, where another run has taken the folder over. */
+err run_state_check_owner(const run_state *rs);
+
 /* Root only. Only beat the owner's heart. */
 void run_state_heartbeat(run_state *rs);
 

@@ -162,6 +162,15 @@ static void write_report(const quantize_run *q) {
     free(path);
 }
 
+/* Collective, with one error on all ranks. Where another run has taken the folder over, objects may
+ * vanish between two commits: then a call of the system that fails says that, and not its path. */
+static err explain_taken_over(const quantize_run *q, err e) {
+    if (!e.of_system) return e;
+    err o = q->state ? run_state_check_owner(q->state) : err_none();
+    o = comm_agree(q->c, o, "looking at the run folder", NULL);
+    return o.code ? o : e;
+}
+
 err job_quantize(const comm *c, const options *o) {
     quantize_run q = {.c = c, .o = o, .out = options_str(o, OPT_OUT), .start_s = clock_now_s()};
     q.phase_start_s = q.start_s;
@@ -172,9 +181,11 @@ err job_quantize(const comm *c, const options *o) {
         return e;
     }
     if (!e.code) e = quantize_open_output(&q);
+    const bool open = !e.code;
     for (int i = 0; i < TABLE.n && !e.code && !q.complete; i++)
         if (phase_is_wanted(&PHASES[i], &q)) e = PHASES[i].run(&q);
     if (!e.code) e = quantize_finish(&q);
+    if (open) e = explain_taken_over(&q, e);
     if (!e.code && q.complete) e = verify_complete(&q);
     if (q.state) {
         /* A run that failed on its input before anything was kept leaves nothing: what is mended

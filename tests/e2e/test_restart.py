@@ -49,9 +49,9 @@ class Restart(Case):
                 return
         self.fail("no unit was kept")
 
-    def paused(self):
-        """A run that waits, alive, behind its first commit."""
-        p = start(self.args, env={"SPINSHARD_FAULT": "commit:1:0:stop"})
+    def paused(self, at="commit:1"):
+        """A run that waits, alive: behind its first commit, or before that call."""
+        p = start(self.args, env={"SPINSHARD_FAULT": at + ":0:stop"})
         while p.poll() is None:
             with open(f"/proc/{p.pid}/stat") as f:
                 if f.read().rsplit(")", 1)[1].split()[0] == "T":
@@ -190,15 +190,20 @@ class Restart(Case):
         self.assertEqual(self.whole(), tar_hashes(self.out))
 
     def test_taken_over(self):
-        """A run that was stopped and finds its folder taken over when it wakes ends with 7 and leaves it alone."""
-        p = self.paused()
-        self.good(*self.args, "--take-over")
-        want = tar_hashes(self.out)
-        p.send_signal(signal.SIGCONT)
-        r = finish(p)
-        self.assertEqual(r.rc, MISMATCH, r)
-        self.assertEqual(want, tar_hashes(self.out))
-        self.good("verify", self.out)
+        """A run that was stopped and finds its folder taken over when it wakes ends with 7 and leaves it alone: before
+        its next commit, and where an object that it was writing is gone."""
+        for at in "commit:1", "rename:3":
+            with self.subTest(at):
+                p = self.paused(at)
+                self.good(*self.args, "--take-over")
+                want = tar_hashes(self.out)
+                p.send_signal(signal.SIGCONT)
+                r = finish(p)
+                self.assertEqual(r.rc, MISMATCH, r)
+                self.assertIn("taken this folder over", r.err)
+                self.assertEqual(want, tar_hashes(self.out))
+                self.good("verify", self.out)
+                shutil.rmtree(self.out)
 
     def test_stop_before(self):
         r = spin(*self.args, "--stop-before", "10m", env={"SLURM_JOB_END_TIME": str(int(time.time()) + 60)})
