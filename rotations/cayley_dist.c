@@ -266,27 +266,20 @@ static err angle_of(const cayley_dist *d, const dmat *m, double *angle) {
     return e;
 }
 
-/* dG: W becomes A = factor (0.95 M + 0.05 W), as in rotations/optimizer.c. */
+/* dG: W becomes A. */
 static err adam_direction(cayley_dist *d, double lr, double loss, double sum_squares,
                           optimizer_report *said) {
     const int64_t entries = dmat_part_entries(d->dG);
-    const double old = OPTIMIZER_BETA_1, fresh = 1 - old;
     double angle, *W = dmat_part(d->dG), *M = dmat_part(d->extra);
     err e = angle_of(d, d->dG, &angle);
     if (e.code) return e;
     said->alpha = optimizer_adam_factor(lr, (int64_t)d->numbers[STEPS] + 1, angle,
                                         &d->numbers[SECOND_MOMENT]);
-#pragma omp parallel for if (entries >= PARALLEL_FROM)
-    for (int64_t i = 0; i < entries; i++) M[i] = old * M[i] + fresh * W[i];
-    double inner = dmat_dot(d->dG, d->extra);
-    if (inner < 0) {
-        for (int64_t i = 0; i < entries; i++) M[i] = fresh * W[i];
-        inner = fresh * sum_squares;
-    }
-    inner = old * inner + fresh * sum_squares;
+    optimizer_adam_take(entries, W, M);
+    const double inner =
+        optimizer_adam_inner(entries, dmat_dot(d->dG, d->extra), sum_squares, W, M);
     said->alpha = optimizer_bound_promise(said->alpha, inner, loss, &said->promise);
-#pragma omp parallel for if (entries >= PARALLEL_FROM)
-    for (int64_t i = 0; i < entries; i++) W[i] = said->alpha * (old * M[i] + fresh * W[i]);
+    optimizer_adam_direct(entries, said->alpha, M, W);
     return e;
 }
 

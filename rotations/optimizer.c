@@ -85,23 +85,37 @@ double optimizer_sgd_factor(double lr, double norm_1) {
     return fmin(lr, 1 / (norm_1 + 1e-8));
 }
 
-/* M takes W in, then W becomes A = factor (0.95 M + 0.05 W). */
+void optimizer_adam_take(int64_t count, const double *W, double *M) {
+#pragma omp parallel for if (count >= PARALLEL_FROM)
+    for (int64_t i = 0; i < count; i++)
+        M[i] = OPTIMIZER_BETA_1 * M[i] + (1 - OPTIMIZER_BETA_1) * W[i];
+}
+
+double optimizer_adam_inner(int64_t count, double inner, double squares, const double *W,
+                            double *M) {
+    if (inner < 0) {
+#pragma omp parallel for if (count >= PARALLEL_FROM)
+        for (int64_t i = 0; i < count; i++) M[i] = (1 - OPTIMIZER_BETA_1) * W[i];
+        inner = (1 - OPTIMIZER_BETA_1) * squares;
+    }
+    return OPTIMIZER_BETA_1 * inner + (1 - OPTIMIZER_BETA_1) * squares;
+}
+
+void optimizer_adam_direct(int64_t count, double factor, const double *M, double *W) {
+#pragma omp parallel for if (count >= PARALLEL_FROM)
+    for (int64_t i = 0; i < count; i++)
+        W[i] = factor * (OPTIMIZER_BETA_1 * M[i] + (1 - OPTIMIZER_BETA_1) * W[i]);
+}
+
+/* M takes W in, then W becomes A. */
 static double adam_direction(optimizer *o, int64_t k, double lr, double loss, double *W) {
     const int64_t size = o->n * o->n;
-    const double old = OPTIMIZER_BETA_1, fresh = 1 - old;
     double *M = o->M + k * size;
     double factor = optimizer_adam_factor(lr, optimizer_steps_done(o) + 1, o->angles[k], &o->v[k]);
-#pragma omp parallel for if (size >= PARALLEL_FROM)
-    for (int64_t i = 0; i < size; i++) M[i] = old * M[i] + fresh * W[i];
-    double inner = cayley_dot(o->n, W, M);
-    if (inner < 0) { /* M leads uphill: begin anew with what is known to lead down */
-        for (int64_t i = 0; i < size; i++) M[i] = fresh * W[i];
-        inner = fresh * o->squares[k];
-    }
-    inner = old * inner + fresh * o->squares[k];
+    optimizer_adam_take(size, W, M);
+    const double inner = optimizer_adam_inner(size, cayley_dot(o->n, W, M), o->squares[k], W, M);
     factor = optimizer_bound_promise(factor, inner, loss, &o->promise[k]);
-#pragma omp parallel for if (size >= PARALLEL_FROM)
-    for (int64_t i = 0; i < size; i++) W[i] = factor * (old * M[i] + fresh * W[i]);
+    optimizer_adam_direct(size, factor, M, W);
     return factor;
 }
 

@@ -17,10 +17,10 @@
  * The rate of adam is an angle. |A|_2, the largest of the angles by which a step turns a vector, is
  * lr while gradients agree, less where they do not, and never above 1.82 lr: A is a sum of c_k
  * W_(t-k) with c_0 = 1 - 0.95^2 and c_k = 0.05 0.95^(k+1), and by Cauchy-Schwarz its norm is at
- * most the root of sum c_k^2 / (0.01 0.99^k) = 3.278 times the root of v (for small t, with both
- * corrections, less). So the rate means the same at every order n, and for gradients that turn one
- * plane as for gradients that turn them all; the Frobenius norm or the RMS entry of A, which grow
- * with n and with the number of planes, do not have this property.
+ * most the root of v times that of sum c_k^2 / (0.01 0.99^k) = 3.278, which is 1.811 (for small t,
+ * with both corrections, less). So the rate means the same at every order n, and for gradients that
+ * turn one plane as for gradients that turn them all; the Frobenius norm or the RMS entry of A,
+ * which grow with n and with the number of planes, do not have this property.
  *
  * A step promises: to first order it lowers the loss L by <W, A>, since dL = <G, A R> = -<W, A>.
  * L is not linear, so a step that promises most of L cannot keep its word: where a gradient comes
@@ -35,10 +35,11 @@
  *
  * Needs no transport: M lives in the Lie algebra, on the left of R. Parallel transport along a step
  * (of the metric that neither side changes) is M -> Q M Q^T with Q = exp(A / 2). To first order
- * that adds [A, M] / 2, and of A = f (0.95 M + 0.05 W) the first part commutes with M: what is
- * left, 0.05 f [W, M] / 2, is below a twentieth of the angle of the step times M, and W of the
- * next rows differs from this one by far more. v is one number that no rotation
- * changes. docs/DECISIONS.md has what other choices gave. */
+ * that adds [A, M] / 2, and of A = f (0.95 M + 0.05 W) the first part commutes with M. What is
+ * left, 0.05 f [W, M] / 2, has a norm of at most 0.05 f |W|_2 |M|_2, about a twentieth of the rate
+ * times that of M, since f is the rate over what |W|_2 was of late: gradients of other rows differ
+ * by more. v is one number that no rotation changes. docs/DECISIONS.md has what other choices gave.
+ */
 #ifndef SPINSHARD_ROTATIONS_OPTIMIZER_H
 #define SPINSHARD_ROTATIONS_OPTIMIZER_H
 
@@ -109,6 +110,15 @@ int optimizer_state_pieces(optimizer *o, byte_piece out[OPTIMIZER_PIECES]);
 double optimizer_adam_factor(double lr, int64_t step, double angle, double *v);
 double optimizer_bound_promise(double factor, double inner, double loss, double *promise);
 double optimizer_sgd_factor(double lr, double norm_1);
+
+/* Local, threaded. The entries of a step of adam, `count` of them, shared likewise: M <- 0.95 M +
+ * 0.05 W, and when its factor is known W <- factor (0.95 M + 0.05 W). */
+void optimizer_adam_take(int64_t count, const double *W, double *M);
+void optimizer_adam_direct(int64_t count, double factor, const double *M, double *W);
+/* Local, threaded. M begins anew, 0.05 W, where it leads uphill: `inner` = <W, M> below 0, with
+ * `squares` = <W, W>. Returns <W, 0.95 M + 0.05 W>. */
+double optimizer_adam_inner(int64_t count, double inner, double squares, const double *W,
+                            double *M);
 
 enum { OPTIMIZER_POLISH_EVERY = 100 };
 #define OPTIMIZER_BETA_1  0.95

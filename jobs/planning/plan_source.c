@@ -4,7 +4,6 @@
 
 #include "base/log.h"
 #include "model/tensors.h"
-#include "shard/loader_rules.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -125,8 +124,7 @@ static err describe(source *s, const json_t *index, int64_t *files) {
     if (!e.code && !config)
         e = err_make(ERR_INPUT, where, "give the folder of a Hugging Face model",
                      "config.json is not there");
-    if (!e.code) e = err_at(loader_scheme_parse(config, "config.json", &s->linears), where);
-    if (e.code == ERR_VERIFY) e.code = ERR_INPUT; /* of another program, not damaged */
+    if (!e.code) e = err_at(source_read_linears(s, config), where);
     if (!e.code && s->linears.form)
         e = err_make(ERR_INPUT, where, "give the checkpoint that it was made from",
                      "the weights are quantized already");

@@ -191,30 +191,19 @@ static void legend(svg_chart *c, int series, const char *name) {
 /* Circles, squares, diamonds and triangles, filled and open, for those who see no colours. Returns
  * the name of the element, which stays open. */
 static const char *mark_begin(FILE *f, int series, double x, double y) {
-    fprintf(f, "<%s class=\"p s%d\" ",
-            series >= 4  ? "polygon"
-            : series % 2 ? "rect"
-                         : "circle",
-            series);
-    switch (series) {
-    case 0:
-    case 2:
-        fprintf(f, "cx=\"%.1f\" cy=\"%.1f\" r=\"2.2\">", x, y);
-        return "circle";
-    case 1:
-    case 3:
-        fprintf(f, "x=\"%.1f\" y=\"%.1f\" width=\"4\" height=\"4\">", x - 2, y - 2);
-        return "rect";
-    case 4:
-    case 6:
+    const char *shape = series >= 4 ? "polygon" : series % 2 ? "rect" : "circle";
+    fprintf(f, "<%s class=\"p s%d\" ", shape, series);
+    if (series == 4 || series == 6)
         fprintf(f, "points=\"%.1f %.1f %.1f %.1f %.1f %.1f %.1f %.1f\">", x, y - 3, x + 3, y, x,
                 y + 3, x - 3, y);
-        return "polygon";
-    default:
+    else if (series > 4)
         fprintf(f, "points=\"%.1f %.1f %.1f %.1f %.1f %.1f\">", x, y - 2.8, x + 2.8, y + 2.2,
                 x - 2.8, y + 2.2);
-        return "polygon";
-    }
+    else if (series % 2)
+        fprintf(f, "x=\"%.1f\" y=\"%.1f\" width=\"4\" height=\"4\">", x - 2, y - 2);
+    else
+        fprintf(f, "cx=\"%.1f\" cy=\"%.1f\" r=\"2.2\">", x, y);
+    return shape;
 }
 
 static void mark(const svg_chart *c, int series, double x, double y) {

@@ -67,11 +67,16 @@ static err take_head_for_both(source *s) {
     return hf_checkpoint_put_alias(s->ck, EMBEDDING, head);
 }
 
+err source_read_linears(source *s, const json_t *config) {
+    err e = loader_scheme_parse(config, "config.json", &s->linears);
+    if (e.code == ERR_VERIFY && !s->ar) e.code = ERR_INPUT; /* of another program, not damaged */
+    return e;
+}
+
 static err understand(source *s) {
     const json_t *config = hf_checkpoint_config(s->ck);
-    err e = loader_scheme_parse(config, "config.json", &s->linears);
+    err e = source_read_linears(s, config);
     if (!e.code) e = llama_config_parse(config, "config.json", &s->cfg);
-    if (e.code == ERR_VERIFY && !s->ar) e.code = ERR_INPUT; /* of another program, not damaged */
     if (e.code) return err_at(e, s->path);
     if (s->ar && archive_manifest(s->ar))
         s->recipe = archive_manifest(s->ar)->recipe;

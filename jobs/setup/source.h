@@ -30,6 +30,9 @@ typedef struct source {
  * config.json ties the two, unties the config, which is said. Caller closes, also after an error.
  * Fails with what opening gives: ERR_INPUT, ERR_VERIFY for a damaged archive. */
 err source_open(const comm *c, const char *path, source *out);
+/* Local. quantization_config of a config.json into s->linears; form NULL where there is none. Fails
+ * with ERR_VERIFY for an archive, which must be one of ours, else with ERR_INPUT. */
+err source_read_linears(source *s, const json_t *config);
 /* Local. Are the archive's shards GGUF, which source_open refuses? NULL: no. */
 bool source_is_gguf(const manifest *m);
 void source_close(source *s); /* local */
