@@ -223,18 +223,26 @@ static err not_safetensors(const char *where, const unsigned char *head, size_t 
                     bytes);
 }
 
+/* Length of the JSON, from the first n bytes of a file of `bytes` bytes. */
+static err read_length(const char *where, const unsigned char *head, size_t n, uint64_t bytes,
+                       uint64_t *length) {
+    *length = 0;
+    for (int i = 7; i >= 0 && n >= 8; i--) *length = *length << 8 | head[i];
+    return n < 8 || *length > ST_MAX_HEADER_BYTES || *length > bytes - 8
+               ? not_safetensors(where, head, n, *length, bytes)
+               : err_none();
+}
+
 err st_header_read_text(int fd, const char *where, uint64_t offset, uint64_t bytes, char **json,
                         size_t *len) {
     unsigned char head[32];
     size_t n = bytes < sizeof head ? (size_t)bytes : sizeof head;
-    uint64_t length = 0;
+    uint64_t length;
     *json = NULL;
     *len = 0;
     err e = file_pread(fd, where, head, n, offset);
+    if (!e.code) e = read_length(where, head, n, bytes, &length);
     if (e.code) return e;
-    for (int i = 7; i >= 0 && n >= 8; i--) length = length << 8 | head[i];
-    if (n < 8 || length > ST_MAX_HEADER_BYTES || length > bytes - 8)
-        return not_safetensors(where, head, n, length, bytes);
     char *text = malloc(length + 1);
     if (!text)
         return err_make(ERR_NOFIT, where, NULL, "no memory for a header of %" PRIu64 " bytes",
@@ -258,6 +266,14 @@ err st_header_read(int fd, const char *where, uint64_t offset, uint64_t bytes, s
     if (!e.code) e = st_header_parse(json, len, bytes - 8 - len, where, out);
     free(json);
     return e;
+}
+
+err st_header_of_bytes(const void *file, size_t bytes, const char *where, st_header **out) {
+    uint64_t length;
+    *out = NULL;
+    err e = read_length(where, file, bytes < 32 ? bytes : 32, bytes, &length);
+    return e.code ? e
+                  : st_header_parse((const char *)file + 8, length, bytes - 8 - length, where, out);
 }
 
 int64_t st_header_count(const st_header *h) {

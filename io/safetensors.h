@@ -78,6 +78,9 @@ err st_header_read_text(int fd, const char *where, uint64_t offset, uint64_t byt
 
 /* Local. Both of the above. */
 err st_header_read(int fd, const char *where, uint64_t offset, uint64_t bytes, st_header **out);
+/* Local. The header of a file that is in memory, `bytes` bytes of it. Caller owns *out; fails as
+ * st_header_read. */
+err st_header_of_bytes(const void *file, size_t bytes, const char *where, st_header **out);
 void st_header_destroy(st_header **h); /* local; NULL is fine; sets NULL */
 
 int64_t st_header_count(const st_header *h); /* local */

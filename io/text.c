@@ -112,7 +112,8 @@ err text_read_ids(const char *path, int64_t vocab, int32_t **ids, int64_t *n) {
     *n = 0;
     err e = file_read_all(path, MAX_TEXT_BYTES, &text, &len);
     if (e.code) return e;
-    if (!growbuf_reserve(&found, 64)) e = growbuf_full();
+    e = file_kind_refuse(path, text, len, true, "token ids");
+    if (!e.code && !growbuf_reserve(&found, 64)) e = growbuf_full();
     if (!e.code) e = parse_ids(path, text, len, vocab, &found);
     free(text);
     if (e.code) {

@@ -488,15 +488,10 @@ err rotation_file_read(const comm *c, const char *path, const rotation_options *
     }
     blob = text;
     comm_bcast_blob(c, &blob, &len, 0);
-    uint64_t header_len = 0;
-    st_header *header = NULL;
-    if (len >= 8) memcpy(&header_len, blob, 8);
-    if (len < 8 || header_len > len - 8 || header_len > ST_MAX_HEADER_BYTES)
-        e = err_make(ERR_INPUT, path, NULL, "not a safetensors file");
-    if (!e.code)
-        e = st_header_parse((char *)blob + 8, header_len, len - 8 - header_len, path, &header);
+    st_header *header;
+    e = st_header_of_bytes(blob, len, path, &header);
     rotation_text f = {.path = path, .header = header};
-    if (!e.code) f.data = (char *)blob + 8 + header_len;
+    if (!e.code) f.data = (char *)blob + st_header_data_offset(header);
     if (!e.code) e = check_origin(&f, source);
     if (!e.code) e = set_from_text(&f, opts, sizes, out);
     st_header_destroy(&header);

@@ -203,6 +203,11 @@ class Inputs(Case):
                     f.write(data)
                 self.bad(3, [re.escape(name), words], "eval", "--model", model, "--text", TEXT, "--window", 64)
         self.refused(self.written("pointer.txt", pointer), "LFS pointer[\\s\\S]*git lfs pull")
+        self.bad(3, ["LFS pointer[\\s\\S]*git lfs pull"], "eval", "--model", STORIES, "--text", TEXT, "--window", 64, "--recipe",
+                 "range-w4a4kv4", "--rotations", self.path("pointer.txt"))
+        ids = self.written("ids", "1 2 3 4 5 6 7 8".encode("utf-16-le"))
+        self.bad(3, ["UTF-16, not token ids"], "quantize", "--model", STORIES, "--out", self.path("no-ids"), "--calib-ids", ids,
+                 *settings("weights.method=gptq", "weights.group=channel"))
         model = make_model.make(self.path("m"), *TINY)
         self.written("m/tokenizer.json", pointer)
         self.written("m/tokenizer.model", pointer)
