@@ -40,7 +40,7 @@ static const quantize_phase PHASES[] = {
 static const phase_table TABLE = {PHASES, sizeof PHASES / sizeof PHASES[0]};
 
 /* A process that runs says so once a second; no load of a node keeps it from that for so long. */
-enum { LOST_AFTER_S = 30 };
+enum { LOST_AFTER_S = 30, LOST_AFTER_LEAST_S = 2 }; /* the ranks answer once a second */
 
 const phase_table *quantize_phases(void) {
     return &TABLE;
@@ -91,6 +91,9 @@ static err begin_watch(quantize_run *q) {
     double lost_s = LOST_AFTER_S;
     const char *text = options_str(q->o, OPT_LOST_AFTER);
     err e = text ? size_parse_seconds(text, &lost_s) : err_none();
+    if (!e.code && lost_s > 0 && lost_s < LOST_AFTER_LEAST_S)
+        e = err_make(ERR_USAGE, "--lost-after", "0s: never", "%s is too soon: %ds or more", text,
+                     LOST_AFTER_LEAST_S);
     e = comm_agree(q->c, e.code ? err_at(e, "--lost-after") : e, "reading the flags", NULL);
     return e.code ? e : watch_start(q->c, lost_s, &q->watch);
 }

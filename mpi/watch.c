@@ -24,7 +24,8 @@
 #include <unistd.h>
 
 enum { BEAT_MS = 1000, CONNECT_MS = 10000, HOST = 64 };
-/* A longer pause between two looks is this process's own: it was stopped, or had no core. */
+/* A longer pause between two looks is this process's own: it was stopped, or had no core. Where a
+ * silence ends the run sooner than that, so is one of that length (own_pause_s). */
 #define OWN_PAUSE_S 4.0
 /* From the end of a connection without a last word to ours: the launcher, who ends a run of which a
  * rank died, is about to end this one too. */
@@ -65,6 +66,17 @@ static _Atomic(const char *) phase_now = "start";
 
 void watch_phase(const char *phase) {
     atomic_store(&phase_now, phase);
+}
+
+static double own_pause_s(const watch *w) {
+    return w->lost_s < OWN_PAUSE_S ? w->lost_s : OWN_PAUSE_S;
+}
+
+/* A signal that is handled ends poll with nothing looked at; what came in while this process was
+ * stopped would then be missed, and the others called silent. */
+static void look(struct pollfd *fds, nfds_t n, int wait_ms) {
+    while (poll(fds, n, wait_ms) < 0 && errno == EINTR) {
+    }
 }
 
 static void say(int fd, char word) {
@@ -175,16 +187,17 @@ static void *listen_to_all(void *arg) {
         const int n = w->n_peers;
         for (int i = 0; i < n; i++)
             fds[i + 2] = (struct pollfd){.fd = w->peers[i].fd, .events = POLLIN};
-        poll(fds, (nfds_t)n + 2, next_look_ms(w));
+        look(fds, (nfds_t)n + 2, next_look_ms(w));
         const double now = clock_now_s();
         if (fds[0].revents) break;
         if (fds[1].revents) accept_one(w, now);
         for (int i = 0; i < n; i++)
             if (w->peers[i].fd >= 0 && fds[i + 2].revents) hear(w, &w->peers[i], now);
-        if (now - before > OWN_PAUSE_S) forgive(w, now);
+        if (now - before >= own_pause_s(w)) forgive(w, now);
         before = now;
         judge(w, now);
-        if (now - answered < 1) continue;
+        if (now - answered < 0.5e-3 * BEAT_MS)
+            continue; /* a whole beat would at times become two */
         answered = now;
         for (int i = 0; i < w->n_peers; i++)
             if (w->peers[i].fd >= 0) say(w->peers[i].fd, 'r');
@@ -269,7 +282,7 @@ static void *beat(void *arg) {
     for (bool over = false; !over;) {
         struct pollfd fds[2] = {{.fd = w->wake[0], .events = POLLIN}, {.fd = fd, .events = POLLIN}};
         char text[256];
-        poll(fds, 2, BEAT_MS);
+        look(fds, 2, BEAT_MS);
         const double now = clock_now_s();
         if (fds[0].revents) break;
         if (fds[1].revents) {
@@ -278,7 +291,7 @@ static void *beat(void *arg) {
                    (n > 0 && memchr(text, 'e', (size_t)n));
             heard = now;
         }
-        if (now - before > OWN_PAUSE_S) heard = now;
+        if (now - before >= own_pause_s(w)) heard = now;
         before = now;
         say(fd, 'b');
         if (!over && now - heard > lost_s) {
