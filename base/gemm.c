@@ -164,15 +164,14 @@ void gemm_tile_f64(gemm_op op_a, gemm_op op_b, int64_t m, int64_t n, int64_t k, 
 }
 
 /* Large tiles spare the libraries' packing, small ones keep many cores busy: the largest side that
- * gives enough tiles (512, 256 or 128 for 64 of them; bf16 kernels, which gain nothing beyond 256
- * and lose much below: 256 or 128 for 16; bf16 in fp32, which widens both factors for each tile:
- * 512, 256 or 128 for 16). */
+ * gives enough tiles (512, 256 or 128 for 64 of them; of bf16, which packs or widens both factors
+ * for each tile, gemm_bf16_side, 256 or 128 for 16). */
 void gemm_tile_shape(int64_t m, int64_t n, int64_t k, size_t element, int64_t *tile_m,
                      int64_t *tile_n) {
     (void)k;
     const bool half = element == sizeof(bf16);
     const int64_t enough = half ? 16 : 64;
-    int64_t side = half && gemm_has_bf16() ? 256 : 512;
+    int64_t side = half ? gemm_bf16_side() : 512;
     while (side > 128 && size_ceil_div(m, side) * size_ceil_div(n, side) < enough) side /= 2;
     *tile_m = side;
     *tile_n = side;

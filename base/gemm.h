@@ -30,12 +30,12 @@ void gemm_blas_threads(int threads);
  * part of a scratch buffer. */
 int gemm_thread(void);
 
-/* Local. True where bf16 products run in bf16 kernels (oneDNN and a CPU with AMX).
- */
+/* Local. True where bf16 products run in bf16 kernels: oneDNN, and a CPU that multiplies bf16
+ * faster than fp32 (AMX, or AVX512_BF16 on AMD). */
 bool gemm_has_bf16(void);
 
-/* Local. True, with one line for the user, where the CPU has AMX and bf16 products do not use it.
- */
+/* Local. True, with one line for the user, where the CPU multiplies bf16 faster than fp32 and bf16
+ * products do not use it. */
 bool gemm_slow_bf16(char *buf, size_t size);
 
 /* Local. One line that names what runs: BLAS, its version and kernels, oneDNN, its version and

@@ -1,6 +1,6 @@
-/* The bf16 product: oneDNN's matmul where it is there and the CPU has AMX, else the fp32 product of
- * widened factors. With AVX512_BF16 alone oneDNN is slower than the fp32 product
- * (docs/DECISIONS.md). */
+/* The bf16 product: oneDNN's matmul where it is there and the CPU multiplies bf16 faster than fp32,
+ * which is by AMX, or by AVX512_BF16 on AMD; else the fp32 product of widened factors. Intel's
+ * AVX512_BF16 is slower than its fp32 product (docs/DECISIONS.md). */
 #include "base/gemm.h"
 
 #include "base/gemm_internal.h"
@@ -20,14 +20,30 @@
 #include "base/onednn.h"
 #endif
 
-static bool cpu_has_amx(void) {
+/* Which instructions of this CPU multiply bf16 faster than fp32. By what it says of itself and not
+ * by a timing, so equal CPUs give equal bytes. */
+typedef enum bf16_units { BF16_NONE, BF16_AVX512, BF16_AMX } bf16_units;
+
 #ifdef __x86_64__
-    unsigned a, b, c, d = 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 22); /* AMX-BF16 */
-#else
-    return false;
-#endif
+static bool made_by_amd(void) {
+    unsigned most, name[3];
+    if (!__get_cpuid(0, &most, &name[0], &name[2], &name[1])) return false;
+    return memcmp(name, "AuthenticAMD", sizeof name) == 0 ||
+           memcmp(name, "HygonGenuine", sizeof name) == 0;
 }
+
+static bf16_units cpu_bf16_units(void) {
+    unsigned a, b, c, d;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 22)) return BF16_AMX; /* AMX-BF16 */
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 5) && made_by_amd())
+        return BF16_AVX512; /* AVX512_BF16 */
+    return BF16_NONE;
+}
+#else
+static bf16_units cpu_bf16_units(void) {
+    return BF16_NONE;
+}
+#endif
 
 /* Without bf16 kernels. */
 
@@ -91,29 +107,42 @@ typedef struct matmul_cache {
 } matmul_cache;
 
 static dnnl_engine_t engine;
-static bool usable;
+static bf16_units in_use;
 
-static bool has_isa(dnnl_cpu_isa_t isa) {
-    return (dnnl_get_effective_cpu_isa() & isa) == isa;
+/* Those of the CPU that oneDNN knows, and that ONEDNN_MAX_CPU_ISA leaves it. */
+static bf16_units usable_units(void) {
+    static const dnnl_cpu_isa_t isas[] = {
+        [BF16_AVX512] = dnnl_cpu_isa_avx512_core_bf16, [BF16_AMX] = dnnl_cpu_isa_avx512_core_amx};
+    const bf16_units units = cpu_bf16_units();
+    const dnnl_cpu_isa_t isa = isas[units];
+    return units != BF16_NONE && (dnnl_get_effective_cpu_isa() & isa) == isa ? units : BF16_NONE;
 }
 
 static void start_onednn(void) {
-    usable = has_isa(dnnl_cpu_isa_avx512_core_amx) &&
-             dnnl_engine_create(&engine, dnnl_cpu, 0) == dnnl_success;
+    in_use = usable_units();
+    if (in_use != BF16_NONE && dnnl_engine_create(&engine, dnnl_cpu, 0) != dnnl_success)
+        in_use = BF16_NONE;
 }
 
 bool gemm_has_bf16(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, start_onednn);
-    return usable;
+    return in_use != BF16_NONE;
 }
 
 void gemm_bf16_kernels(char *buf, size_t size) {
     const dnnl_version_t *v = dnnl_version();
     if (gemm_has_bf16())
-        snprintf(buf, size, "oneDNN %d.%d.%d AMX bf16", v->major, v->minor, v->patch);
+        snprintf(buf, size, "oneDNN %d.%d.%d %s bf16", v->major, v->minor, v->patch,
+                 in_use == BF16_AMX ? "AMX" : "AVX-512");
     else
-        snprintf(buf, size, "bf16 in fp32, which is faster without AMX");
+        snprintf(buf, size, "bf16 in fp32%s",
+                 cpu_bf16_units() == BF16_NONE ? ", the faster of the two here" : "");
+}
+
+/* AMX gains nothing beyond 256. */
+int64_t gemm_bf16_side(void) {
+    return gemm_has_bf16() && in_use == BF16_AMX ? 256 : 512;
 }
 
 static void need(dnnl_status_t status, const matmul_key *k) {
@@ -283,6 +312,10 @@ void gemm_bf16_kernels(char *buf, size_t size) {
     snprintf(buf, size, "bf16 in fp32 (built without oneDNN)");
 }
 
+int64_t gemm_bf16_side(void) {
+    return 512;
+}
+
 #endif
 
 void gemm_tile_bf16(gemm_op op_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
@@ -364,12 +397,12 @@ void gemm_tile_packed_bf16(int64_t m, int64_t n, int64_t k, const bf16 *a, const
 /* What a user should know of the choice. */
 
 bool gemm_slow_bf16(char *buf, size_t size) {
-    if (gemm_has_bf16() || !cpu_has_amx()) return false;
-    snprintf(buf, size, "%s",
-             SPINSHARD_DNNL
-                 ? "the CPU has AMX, but oneDNN does not use it (ONEDNN_MAX_CPU_ISA, or an old "
-                   "kernel): products in bf16 run in fp32, at a quarter of the speed"
-                 : "the CPU has AMX, but this program was built without oneDNN: products in bf16 "
-                   "run in fp32, at a quarter of the speed");
+    const bf16_units units = cpu_bf16_units();
+    if (gemm_has_bf16() || units == BF16_NONE) return false;
+    snprintf(buf, size, "the CPU has %s, but %s: products in bf16 run in fp32, at %s of the speed",
+             units == BF16_AMX ? "AMX" : "AVX512_BF16",
+             SPINSHARD_DNNL ? "oneDNN does not use it (ONEDNN_MAX_CPU_ISA, or an old kernel)"
+                            : "this program was built without oneDNN",
+             units == BF16_AMX ? "a quarter" : "half");
     return true;
 }

@@ -18,4 +18,7 @@ void gemm_enter_blas(void);
 /* Local. The bf16 half of gemm_kernels. */
 void gemm_bf16_kernels(char *buf, size_t size);
 
+/* Local. Side of the largest tile of a bf16 product that still gains by its size. */
+int64_t gemm_bf16_side(void);
+
 #endif

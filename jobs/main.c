@@ -38,8 +38,10 @@ static int print_version(void) {
     printf("MPI        %s\n", comm_library());
     printf("ScaLAPACK  %s\n", SPINSHARD_SCALAPACK);
     printf("products   %s\n", kernels);
-    printf("bf16       %s\n",
-           gemm_has_bf16() ? "bf16 kernels" : "in fp32, the faster of the two here");
+    printf("bf16       %s\n", gemm_has_bf16() ? "bf16 kernels"
+                              : gemm_slow_bf16(slow, sizeof slow)
+                                  ? "in fp32"
+                                  : "in fp32, the faster of the two here");
     printf("CPU        %s, %d cores for this process\n", machine_cpu_name(cpu, sizeof cpu),
            machine_cores());
     if (restart_said(slow, sizeof slow)) printf("kernels    %s\n", slow);

@@ -25,10 +25,13 @@ NONE = {"OPENBLAS_CORETYPE": "", "SPINSHARD_KEEP_KERNELS": "", "SPINSHARD_CHOSE_
 SAYS = "took its Prescott kernels: started again"
 
 
-def has_avx2():
+def cpu_words():
     with open("/proc/cpuinfo") as f:
-        words = set(f.read().split())
-    return {"avx2", "fma"} <= words
+        return set(f.read().split())
+
+
+def has_avx2():
+    return {"avx2", "fma"} <= cpu_words()
 
 
 class Alike(Case):
@@ -51,6 +54,43 @@ class Alike(Case):
         for word in (socket.gethostname(), products[0], products[1], "--constraint", "[rank 1]"):
             self.assertIn(word, r.stderr)
         self.assertFalse(os.path.exists(self.path("o")))
+
+
+class Bf16(Case):
+    """What multiplies bf16 follows from what the kernel of the system says of the CPU."""
+
+    def units(self):
+        words = cpu_words()
+        if "amx_bf16" in words:
+            return "AMX"
+        return "AVX-512" if "avx512_bf16" in words and words & {"AuthenticAMD", "HygonGenuine"} else None
+
+    def version(self, isa):
+        r = spin("--version", env={"ONEDNN_MAX_CPU_ISA": isa})
+        self.assertEqual(r.rc, 0, r)
+        return r.out
+
+    def test_by_cpu(self):
+        out = self.version("")
+        if "built without oneDNN" in out:
+            self.skipTest("no oneDNN")
+        if not self.units():
+            self.assertIn("bf16 in fp32, the faster of the two here", out)
+        else:
+            self.assertRegex(out, rf"products .*; oneDNN [\d.]+ {self.units()} bf16")
+        self.assertNotIn("oneDNN does not use it", out)
+
+    def test_kept_from_it(self):
+        """Whoever takes the instructions away is told what that costs; on a CPU without them nothing is lost."""
+        out = self.version("AVX2")
+        self.assertNotIn("AMX bf16", out)
+        self.assertNotIn("AVX-512 bf16", out)
+        share = {"AMX": "a quarter of the speed", "AVX-512": "half of the speed", None: None}[self.units()]
+        if share:
+            self.assertIn(share, out)
+            self.assertNotIn("the faster of the two", out)
+        else:
+            self.assertNotIn("of the speed", out)
 
 
 class Kernels(Case):
