@@ -18,7 +18,7 @@ void dgeqrf_(const int *m, const int *n, double *a, const int *lda, double *tau,
              const int *lwork, int *info);
 void dorgqr_(const int *m, const int *n, const int *k, double *a, const int *lda, const double *tau,
              double *work, const int *lwork, int *info);
-void dpotrf_(const char *uplo, const int *n, double *a, const int *lda, int *info, size_t uplo_len);
+void spotrf_(const char *uplo, const int *n, float *a, const int *lda, int *info, size_t uplo_len);
 void dsyevd_(const char *job, const char *uplo, const int *n, double *a, const int *lda, double *w,
              double *work, const int *lwork, int *iwork, const int *liwork, int *info,
              size_t job_len, size_t uplo_len);
@@ -99,14 +99,17 @@ err lapack_eigen(int64_t n, double *a, double *values) {
 }
 
 /* log det = 2 sum of the logs of the factor's diagonal. */
-err lapack_log_det(int64_t n, double *a, double *out) {
+err lapack_log_det(int64_t n, float *a, double least, double *out) {
     int order, info = 0;
     double *unused, sum = 0;
     err e = prepare(n, 1, "log det", &order, &unused);
     if (e.code) return e;
-    dpotrf_("L", &order, a, &order, &info, 1);
-    for (int64_t j = 0; j < n && !info; j++) sum += log(a[j * n + j]);
+    spotrf_("L", &order, a, &order, &info, 1);
+    for (int64_t j = 0; j < n && !info; j++) {
+        const double root = (double)a[j * n + j];
+        sum += root * root > least ? log(root) : NAN;
+    }
     mem_free(unused);
     *out = info ? NAN : 2 * sum;
-    return info < 0 ? failed("dpotrf", "log det", info) : err_none();
+    return info < 0 ? failed("spotrf", "log det", info) : err_none();
 }

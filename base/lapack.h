@@ -1,5 +1,5 @@
-/* lapack - the factorizations that the program needs in fp64: inverse of a block, QR, symmetric
- * eigenvectors, the determinant of a covariance.
+/* lapack - the factorizations that the program needs, in fp64: inverse of a block, QR, symmetric
+ * eigenvectors; in fp32 the determinant of a correlation.
  * The one door to LAPACK. Not a LAPACK: square matrices, no products (base/gemm.h), no ranks
  * (mpi/dmat.h). Serves the Cayley step and the start points of learning.
  *
@@ -26,9 +26,10 @@ err lapack_qr(int64_t n, double *a);
  * ascending, with unit length; signs are the library's. Fails with ERR_NOFIT, ERR_NUMERICS. */
 err lapack_eigen(int64_t n, double *a, double *values);
 
-/* Local. log det of a symmetric a [n, n] by its Cholesky factor, which takes its place;
- * the lower triangle (of a row-major matrix the upper) is read alone; *out NAN where a is not
- * positive definite. */
-err lapack_log_det(int64_t n, double *a, double *out);
+/* Local. log det of a symmetric a [n, n] with ones on its diagonal by its Cholesky factor, which
+ * takes its place; the lower triangle (of a row-major matrix the upper) is read alone. *out is NAN
+ * where a is not positive definite, or not by more than fp32 tells: a pivot is the share of a
+ * channel that those before it do not explain, and one of `least` or less is taken for none. */
+err lapack_log_det(int64_t n, float *a, double least, double *out);
 
 #endif

@@ -15,6 +15,10 @@
 
 enum { BIN_SHIFT = 22, BAND = 256, COLUMNS = 128 };
 
+/* Pivots of a correlation in fp32 are off by some eps, which is 1.2e-7; the rounding of entries to
+ * bf16 alone gives each channel a share of its own of 1e-6. */
+#define LEAST_PIVOT 1e-6
+
 double site_bin_from(int bin) {
     return (double)half_float((uint32_t)bin << BIN_SHIFT);
 }
@@ -80,35 +84,59 @@ double site_kurtosis(const site_stats *s) {
 
 /* ---- volumes ---- */
 
+/* The correlation and a band of rows in fp32, mean and deviation of each channel in fp64. */
 uint64_t site_log_det_bytes(int64_t width) {
-    return (uint64_t)(width * (width + BAND + 1)) * sizeof(double);
+    return (uint64_t)(width * (width + BAND)) * sizeof(float) +
+           2 * (uint64_t)width * sizeof(double);
 }
 
-static void column_means(const float *x, int64_t rows, int64_t width, double *mean) {
+/* Mean of each channel, and the root of the sum of squares about it. */
+static void columns(const float *x, int64_t rows, int64_t width, double *mean, double *spread) {
     memset(mean, 0, (size_t)width * sizeof *mean);
+    memset(spread, 0, (size_t)width * sizeof *spread);
     for (int64_t t = 0; t < rows; t++)
-        for (int64_t j = 0; j < width; j++) mean[j] += (double)x[t * width + j] / (double)rows;
+        for (int64_t j = 0; j < width; j++) mean[j] += (double)x[t * width + j];
+    for (int64_t j = 0; j < width; j++) mean[j] /= (double)rows;
+    for (int64_t t = 0; t < rows; t++)
+        for (int64_t j = 0; j < width; j++) {
+            const double off = (double)x[t * width + j] - mean[j];
+            spread[j] += off * off;
+        }
+    for (int64_t j = 0; j < width; j++) spread[j] = sqrt(spread[j]);
 }
 
-err site_log_det(const float *x, int64_t rows, int64_t width, double *out) {
-    void *all = NULL;
-    *out = NAN;
-    if (rows <= width || !blas_at_hand()) return err_none();
-    err e = mem_alloc(width * (width + BAND + 1), sizeof(double), "covariance", &all);
-    if (e.code) return e;
-    double *cov = all, *band = cov + width * width, *mean = band + BAND * width;
-    column_means(x, rows, width, mean);
+/* One triangle of the correlation, which is all that the factor takes. */
+static void correlate(const float *x, int64_t rows, int64_t width, const double *mean,
+                      const double *spread, float *band, float *to) {
     for (int64_t t = 0; t < rows; t += BAND) {
         const int64_t n = size_min(BAND, rows - t);
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < width; j++)
-                band[i * width + j] = (double)x[(t + i) * width + j] - mean[j];
-        for (int64_t j = 0; j < width; j += COLUMNS) /* the factor takes one triangle */
-            gemm_f64(GEMM_T, GEMM_N, size_min(COLUMNS, width - j), width - j, n, band + j, width,
-                     band + j, width, gemm_into_of(t > 0), cov + j * width + j, width);
+                band[i * width + j] =
+                    (float)(((double)x[(t + i) * width + j] - mean[j]) / spread[j]);
+        for (int64_t j = 0; j < width; j += COLUMNS)
+            gemm_f32(GEMM_T, GEMM_N, size_min(COLUMNS, width - j), width - j, n, band + j, width,
+                     band + j, width, gemm_into_of(t > 0), to + j * width + j, width);
     }
-    for (int64_t i = 0; i < width * width; i++) cov[i] /= (double)(rows - 1);
-    e = lapack_log_det(width, cov, out);
+}
+
+/* log det of the covariance is that of the correlation and twice the logs of the deviations. Sizes
+ * of channels, which differ by thousands, are thus in fp64 and means taken off before anything is
+ * rounded; the correlation in fp32, at half the time and memory, is off by some eps in each entry,
+ * and by eps over its eigenvalues in what is told. */
+err site_log_det(const float *x, int64_t rows, int64_t width, double *out) {
+    void *all = NULL;
+    *out = NAN;
+    if (rows <= width || !blas_at_hand()) return err_none();
+    err e = mem_alloc((int64_t)site_log_det_bytes(width), 1, "covariance", &all);
+    if (e.code) return e;
+    double *mean = all, *spread = mean + width, log_sizes = 0;
+    float *correlation = (float *)(spread + width), *band = correlation + width * width;
+    columns(x, rows, width, mean, spread);
+    correlate(x, rows, width, mean, spread, band, correlation);
+    for (int64_t j = 0; j < width; j++) log_sizes += 2 * log(spread[j]);
+    e = lapack_log_det(width, correlation, LEAST_PIVOT, out);
+    *out += log_sizes - (double)width * log((double)(rows - 1));
     mem_free(all);
     return e;
 }
