@@ -16,9 +16,22 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { ALIGN = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 4 << 20, OWN_FROM = 1 << 20 };
+enum { ALIGN = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 4 << 20 };
 
 static _Atomic uint64_t held, peak;
+static bool huge_aligned; /* large blocks begin on a huge page; until mem_start they do not */
+
+/* Where a block of that size begins. One that begins on a huge page has small ones at its end
+ * alone; what is left out before it is address space that nobody touches. */
+static uint64_t boundary_of(uint64_t bytes) {
+    return huge_aligned && bytes >= HUGE_FROM ? HUGE_PAGE : ALIGN;
+}
+
+/* Pages of 2 MB where the system has them: a large block costs a fault for each page otherwise. */
+static void ask_for_huge_pages(char *p, uint64_t bytes) {
+    char *page = p + (HUGE_PAGE - (uintptr_t)p % HUGE_PAGE) % HUGE_PAGE;
+    madvise(page, (size_t)(p + bytes - page) / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+}
 
 /* The size stands in the 64 bytes before the block. */
 static err take(bool zeroed, int64_t count, size_t size, const char *what, void **out) {
@@ -29,24 +42,20 @@ static err take(bool zeroed, int64_t count, size_t size, const char *what, void 
         return err_make(ERR_BUG, what, NULL, "impossible size: %" PRId64 " x %zu bytes", count,
                         size);
     total = total / ALIGN * ALIGN;
+    const uint64_t boundary = boundary_of(total);
     char *p = NULL;
     /* calloc of a large block comes from fresh zero pages: no second pass over the memory. */
     char *raw = fault_hit("malloc") ? NULL
-                : zeroed            ? calloc(1, total + ALIGN)
-                                    : malloc(total + ALIGN);
-    if (raw) p = raw + (ALIGN - (uintptr_t)raw % ALIGN);
+                : zeroed            ? calloc(1, total + boundary)
+                                    : malloc(total + boundary);
+    if (raw) p = raw + (boundary - (uintptr_t)raw % boundary);
     if (!p) {
         char text[32];
         return err_make(ERR_NOFIT, what, "use more ranks or nodes with more memory",
                         "cannot allocate %s", size_text(bytes, text));
     }
     if ((size_t)(p - raw) < 2 * sizeof(uint64_t)) p += ALIGN;
-    /* Pages of 2 MB where the system has them: a large block costs a fault for each page otherwise.
-     */
-    if (total >= HUGE_FROM) {
-        char *page = p + (HUGE_PAGE - (uintptr_t)p % HUGE_PAGE);
-        madvise(page, (size_t)(p + bytes - page) / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
-    }
+    if (total >= HUGE_FROM) ask_for_huge_pages(p, bytes);
     memcpy(p - 16, &bytes, 8);
     memcpy(p - 8, &raw, 8);
     uint64_t now = atomic_fetch_add(&held, bytes) + bytes, old = atomic_load(&peak);
@@ -104,9 +113,10 @@ uint64_t mem_peak_rss_bytes(void) {
 }
 
 void mem_start(void) {
-    mallopt(M_MMAP_THRESHOLD, OWN_FROM);
-    mallopt(M_TRIM_THRESHOLD, OWN_FROM);
+    mallopt(M_MMAP_THRESHOLD, HUGE_FROM);
+    mallopt(M_TRIM_THRESHOLD, HUGE_FROM);
     if (space_limited()) mallopt(M_ARENA_MAX, 1);
+    huge_aligned = !space_limited();
 }
 
 void mem_give_back(void) {

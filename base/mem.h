@@ -9,12 +9,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Local. Once, at the start of the program. Blocks from 1 MiB on, also those of libraries, are
- * mapped one by one, so that each goes back to the system when it is freed. Left to itself glibc
- * raises that size with the blocks that it sees freed, to 32 MiB, and keeps twice as much: what a
- * process held then depended on all that it had held before, and no plan of a phase was true. Where
- * address space is limited (base/space.h), threads share one heap: each of their own sets 64 MiB of
- * it aside. */
+/* Local. Once, at the start of the program. Blocks from 4 MiB on, also those of libraries, are
+ * mapped one by one, so that each goes back to the system when it is freed; smaller ones are taken
+ * again from the heap, since a fresh mapping costs them a fault for every 4 KiB. Left to itself
+ * glibc raises that size with the blocks that it sees freed, to 32 MiB, and keeps twice as much:
+ * what a process held then depended on all that it had held before, and no plan of a phase was
+ * true. Where address space is limited (base/space.h), threads share one heap: each of their own
+ * sets 64 MiB of it aside; elsewhere the large blocks of mem_alloc begin on a page of 2 MiB. */
 void mem_start(void);
 
 /* Local. count * size bytes, zeroed, aligned to 64; what names the buffer in messages.

@@ -246,8 +246,9 @@ static err make_small_files(const quantize_run *q, small_files **out) {
     return e;
 }
 
-/* In pieces that stay in cache: a unit of a large model is large, and its memory would be touched
- * for the first time only to be copied once. */
+/* In pieces that stay in cache, and in memory that is taken again for the next unit: a unit of a
+ * large model is large, and its memory would be touched for the first time only to be copied once.
+ */
 static err copy_tensor(archive_writer *w, int64_t i, const layout_slot *slot, int fd,
                        const char *path, void *piece, uint64_t piece_bytes) {
     err e = err_none();
@@ -259,7 +260,7 @@ static err copy_tensor(archive_writer *w, int64_t i, const layout_slot *slot, in
     return e;
 }
 
-enum { PIECE = 4 << 20 }; /* bytes of a unit that a thread copies at a time */
+enum { PIECE = 1 << 20 }; /* bytes of a unit that a thread copies at a time */
 
 static err copy_unit(const quantize_run *q, archive_writer *w, int64_t unit) {
     char *path = run_object_path(q->out, q->units[unit].hex);

@@ -35,6 +35,11 @@ static bool rotates(const fuse_job *job) {
     return job->in || job->out || job->in_heads.rotations || job->out_heads.rotations;
 }
 
+/* Whether any entry differs behind fusion from what it is in the checkpoint. */
+static bool changes(const fuse_job *job) {
+    return rotates(job) || job->in_gain || job->in_scale || job->out_scale || job->after_scale;
+}
+
 static void probe_row(const float *x, const float *signs, int64_t n, double out[2]) {
     double dot = 0, square = 0;
 #pragma omp simd reduction(+ : dot, square)
@@ -115,8 +120,11 @@ static err source_rows(const fuse_job *job, const passage *p) {
 static err end_spread(const fuse_job *job, const wquant *how, passage *p, fused_spread *to) {
     if (!p->rows) return err_none();
     err e = spread_of(p->rows, job->rows, job->cols, p->sample, how, &to->after);
-    if (!e.code) e = source_rows(job, p);
-    if (!e.code) e = spread_of(p->rows, job->rows, job->cols, p->sample, how, &to->before);
+    to->before = to->after;
+    if (!e.code && changes(job)) {
+        e = source_rows(job, p);
+        if (!e.code) e = spread_of(p->rows, job->rows, job->cols, p->sample, how, &to->before);
+    }
     to->known = !e.code;
     return e;
 }

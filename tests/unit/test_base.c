@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -165,6 +166,41 @@ static void freed_memory_goes_back_to_the_system(void **state) {
         mem_free(large);
         assert_false(is_mapped(inside));
         mem_free(small);
+    }
+}
+
+static int64_t faults_so_far(void) {
+    struct rusage now;
+    assert_int_equal(getrusage(RUSAGE_SELF, &now), 0);
+    return now.ru_minflt;
+}
+
+/* Blocks such as a matrix is fused in, one after the other: the pages of the first serve all. */
+static void blocks_of_a_few_megabytes_are_taken_again(void **state) {
+    (void)state;
+    enum { BYTES = 2 << 20, TIMES = 50 };
+    mem_start();
+    const int64_t pages = BYTES / sysconf(_SC_PAGESIZE), before = faults_so_far();
+    for (int i = 0; i < TIMES; i++) {
+        char *p;
+        assert_int_equal(MEM_NEW_UNSET(&p, BYTES, "block").code, 0);
+        memset(p, 1, BYTES);
+        mem_free(p);
+    }
+    assert_true(faults_so_far() - before < 4 * pages);
+}
+
+static void large_blocks_begin_on_a_huge_page(void **state) {
+    (void)state;
+    enum { BYTES = 6 << 20, HUGE_PAGE = 2 << 20 };
+    mem_start();
+    for (int zeroed = 0; zeroed < 2; zeroed++) {
+        char *p;
+        const err e = zeroed ? MEM_NEW(&p, BYTES, "block") : MEM_NEW_UNSET(&p, BYTES, "block");
+        assert_int_equal(e.code, 0);
+        assert_int_equal((uintptr_t)p % HUGE_PAGE, 0);
+        memset(p, 1, BYTES);
+        mem_free(p);
     }
 }
 #endif
@@ -451,6 +487,8 @@ int main(void) {
         cmocka_unit_test(memory_is_the_least_limit_of_the_control_groups),
 #ifndef __SANITIZE_ADDRESS__
         cmocka_unit_test(freed_memory_goes_back_to_the_system),
+        cmocka_unit_test(blocks_of_a_few_megabytes_are_taken_again),
+        cmocka_unit_test(large_blocks_begin_on_a_huge_page),
 #endif
         cmocka_unit_test(arithmetic_that_overflows_says_so),
         cmocka_unit_test(memory_is_aligned_zeroed_and_counted),
