@@ -136,8 +136,8 @@ static err write_rows(const writing *w, int64_t i) {
     const st_tensor *t = &w->t[i];
     const int64_t cols = t->shape[1], step = size_max(1, PIECE / size_max(1, cols));
     const uint64_t row_bytes = (uint64_t)cols * (uint64_t)st_dtype_bytes(t->dtype);
-    void *piece;
-    err e = mem_alloc(size_min(step, t->shape[0]) * cols, sizeof(double), t->name, &piece);
+    double *piece;
+    err e = MEM_NEW(&piece, size_min(step, t->shape[0]) * cols, t->name);
     for (int64_t row = 0; row < t->shape[0] && !e.code; row += step) {
         const int64_t rows = size_min(step, t->shape[0] - row);
         w->rows->get(w->rows->arg, i, row, rows, piece);

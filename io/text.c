@@ -186,7 +186,7 @@ err text_windows_create(const int32_t *ids, int64_t n, int64_t window, int64_t l
         return err_make(ERR_INPUT, where, NULL, "too many tokens");
     text_windows *w = calloc(1, sizeof *w);
     if (!w) return growbuf_full();
-    e = mem_alloc(total, sizeof *w->ids, "text windows", (void **)&w->ids);
+    e = MEM_NEW(&w->ids, total, "text windows");
     if (e.code) {
         free(w);
         return e;

@@ -62,19 +62,20 @@ static err compare_plain(void *arg, const llama_tensor *t, int64_t row0, int64_t
     st_dtype type = found->info.dtype;
     uint64_t size = (uint64_t)st_dtype_bytes(type);
     int64_t n = rows * t->cols;
-    void *raw, *values = NULL;
+    void *raw;
+    float *values = NULL;
     err e = mem_alloc(n, size, name, &raw);
-    if (!e.code) e = mem_alloc(n, sizeof(float), name, &values);
+    if (!e.code) e = MEM_NEW(&values, n, name);
     if (!e.code)
         e = hf_checkpoint_read_range(c->ar->ck, found, (uint64_t)(row0 * t->cols) * size,
                                      (uint64_t)n * size, raw);
     if (!e.code) {
         fuse_to_f32(raw, source_tensor_dtype(type), n, values);
-        const float *v = values;
         double tiny = type == ST_F16 ? 0x1p-23 : 1e-30;
         for (int64_t i = 0; i < n && !e.code; i++)
-            if (!(fabs((double)v[i] - (double)w[i]) <= spacing(type) * fabs((double)w[i]) + tiny))
-                e = differs(name, "holds %.9g where the source gives %.9g", v[i], w[i]);
+            if (!(fabs((double)values[i] - (double)w[i]) <=
+                  spacing(type) * fabs((double)w[i]) + tiny))
+                e = differs(name, "holds %.9g where the source gives %.9g", values[i], w[i]);
     }
     mem_free(raw);
     mem_free(values);
@@ -150,13 +151,12 @@ static err compare_linear(void *arg, const llama_tensor *t, int64_t row0, int64_
     compare *c = arg;
     err e = err_none();
     if (row0 == 0) e = begin_linear(c, t);
-    void *buf = NULL;
-    if (!e.code) e = mem_alloc(rows * t->cols, sizeof(float), "dequantized rows", &buf);
+    float *buf = NULL;
+    if (!e.code) e = MEM_NEW(&buf, rows * t->cols, "dequantized rows");
     if (e.code) return e;
-    const float *dq = buf;
     qmatrix_dequantize_rows(c->q, row0, rows, buf);
     for (int64_t i = 0; i < rows && !e.code; i++)
-        e = compare_row(c, t, row0 + i, w + i * t->cols, dq + i * t->cols);
+        e = compare_row(c, t, row0 + i, w + i * t->cols, buf + i * t->cols);
     mem_free(buf);
     if (!e.code && row0 + rows == t->rows) e = end_linear(c, t);
     return e;
@@ -318,11 +318,10 @@ static err run_equivalence(equivalence *q) {
     q->windows = (eval_windows){.ids = starts, .n = PROBE_WINDOWS, .length = length};
     q->pair.length = length;
     q->pair.vocab = cfg->vocab;
-    void *kept = NULL;
+    double *kept = NULL;
     err e = err_none();
     if (comm_rank(q->c) == comm_size(q->c) - 1)
-        e = mem_alloc(PROBE_WINDOWS * length * cfg->vocab, sizeof(double), "logits of the source",
-                      &kept);
+        e = MEM_NEW(&kept, PROBE_WINDOWS * length * cfg->vocab, "logits of the source");
     q->pair.kept = kept;
     if (!e.code) e = embed_rows_init(ids, PROBE_WINDOWS * length, cfg->vocab, &q->rows);
     e = comm_agree(q->c, e, "preparing the comparison", NULL);

@@ -371,8 +371,8 @@ err llama_work_put_r1(llama_work *w, const rotation *R1) {
     if (!R1 || rotation_get_kind(R1) != ROTATION_DENSE) return err_none();
     if (!(w->on & ON_INPUT) || (w->shape.compute != COMPUTE_BF16 && !w->shape.through))
         return err_none();
-    void *band;
-    err e = mem_alloc(BAND * n, sizeof(double), "rows of R1", &band);
+    double *band;
+    err e = MEM_NEW(&band, BAND * n, "rows of R1");
     if (e.code) return e;
     e = room_for_r1(w);
     for (int64_t row = 0; row < n && !e.code; row += BAND) {

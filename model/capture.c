@@ -44,15 +44,13 @@ static err create_inputs(llama_layers *l) {
 err llama_layers_create(const llama_config *cfg, const llama_sites *sites,
                         const llama_pass_shape *shape, int64_t n_layers, bool recompute,
                         llama_layers **out) {
-    void *p;
     *out = NULL;
     llama_layers *l;
     err e = MEM_NEW(&l, 1, "layers of a window");
     if (e.code) return e;
     *l = (llama_layers){
         .n_layers = n_layers, .hidden = cfg->hidden, .shape = *shape, .recompute = recompute};
-    e = mem_alloc(n_layers, sizeof *l->saved, "layers of a window", &p);
-    if (!e.code) l->saved = p;
+    e = MEM_NEW(&l->saved, n_layers, "layers of a window");
     for (int64_t i = 0; !e.code && i < (recompute ? 1 : n_layers); i++) {
         e = llama_saved_create(cfg, sites, shape, &l->saved[i]);
     }
@@ -149,13 +147,14 @@ err llama_capture(const llama_stage *stage, const int32_t *ids, int64_t n_tokens
                   const llama_hook *hook, double *nll_sum, llama_layers *layers, llama_work *work) {
     const compute_type compute = layers->shape.compute;
     double sum;
-    void *x, *next;
+    void *x;
+    int32_t *next;
     err e = mem_alloc(n_tokens * layers->hidden, llama_real_bytes(compute), "residual stream", &x);
     if (e.code) return e;
-    e = mem_alloc(n_tokens, sizeof(int32_t), "targets", &next);
+    e = MEM_NEW(&next, n_tokens, "targets");
     if (!e.code) {
         memcpy(next, ids + 1, (size_t)(n_tokens - 1) * sizeof *ids);
-        ((int32_t *)next)[n_tokens - 1] = -1;
+        next[n_tokens - 1] = -1;
         e = llama_embed(stage, compute, ids, n_tokens, x);
         if (!e.code) e = llama_layers_save(layers, stage, NULL, n_tokens, x, work);
         if (!e.code) e = llama_ce_backward(stage, n_tokens, x, next, 1, x, &sum, NULL, work);

@@ -26,13 +26,10 @@ size_t llama_real_bytes(compute_type compute) {
 
 err llama_stage_init(llama_stage *s, const llama_config *cfg, int64_t first_layer,
                      int64_t n_layers) {
-    void *layers;
     *s = (llama_stage){.cfg = cfg, .first_layer = first_layer};
-    err e = mem_alloc(n_layers, sizeof(llama_layer), "layers of a stage", &layers);
-    if (e.code) return e;
-    s->n_layers = n_layers;
-    s->layers = layers; /* zero: WMAT_NONE and NULL everywhere */
-    return err_none();
+    err e = MEM_NEW(&s->layers, n_layers, "layers of a stage"); /* zero: WMAT_NONE, NULL */
+    if (!e.code) s->n_layers = n_layers;
+    return e;
 }
 
 wmat *llama_layer_linear(llama_layer *l, int linear) {

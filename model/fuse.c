@@ -351,9 +351,8 @@ static err hand_over_each(const fuse_job *job, row_tile t, const either_sink *si
 /* Rows that mix: the whole matrix in fp64, left factor first. */
 static err mix_rows(const fuse_job *job, double *w) {
     int64_t buffers, columns = column_block(job, &buffers);
-    void *rotated;
-    err e = mem_alloc_unset(job->rows * columns * buffers, sizeof(double),
-                            "columns of a fused matrix", &rotated);
+    double *rotated;
+    err e = MEM_NEW_UNSET(&rotated, job->rows * columns * buffers, "columns of a fused matrix");
     if (e.code) return e;
     if (is_large_dense(job, job->out))
         left_side_dense(job, w, columns, rotated);
@@ -370,13 +369,13 @@ static err fuse_to(fuse_job *job, const either_sink *sink) {
     if (job->non_finite) return e;
     const int64_t blocks = gemm_threads() * block_rows(job) * job->cols,
                   tile = size_max(sink->each ? blocks : 0, tile_rows(job) * job->cols);
-    void *out = NULL, *w = NULL, *product = NULL;
-    if (!sink->wide) e = mem_alloc_unset(tile, sizeof(float), "tile of a fused matrix", &out);
+    float *out = NULL;
+    double *w = NULL, *product = NULL;
+    if (!sink->wide) e = MEM_NEW_UNSET(&out, tile, "tile of a fused matrix");
     if (!e.code && is_large_dense(job, job->in))
-        e = mem_alloc_unset(tile, sizeof(double), "tile of a fused matrix", &product);
+        e = MEM_NEW_UNSET(&product, tile, "tile of a fused matrix");
     if (!e.code)
-        e = mem_alloc_unset(mixes_rows(job) ? job->rows * job->cols : tile, sizeof(double),
-                            "fused matrix", &w);
+        e = MEM_NEW_UNSET(&w, mixes_rows(job) ? job->rows * job->cols : tile, "fused matrix");
     if (!e.code && mixes_rows(job)) e = mix_rows(job, w);
     if (!e.code) {
         row_tile t = {.from_source = !mixes_rows(job), .w = w, .product = product, .out = out};
@@ -414,11 +413,11 @@ uint64_t fuse_probe_source_bytes(const fuse_job *job) {
 
 err fuse_probe_source(const fuse_job *job, const float *t, double *norm2) {
     const int64_t cols = job->cols, threads = gemm_threads();
-    void *memory;
+    double *rotated;
     *norm2 = 0;
-    err e = mem_alloc(probe_doubles(job), sizeof(double), "probe", &memory);
+    err e = MEM_NEW(&rotated, probe_doubles(job), "probe");
     if (e.code) return e;
-    double *rotated = memory, *dots = rotated + cols, *rows = dots + job->rows;
+    double *dots = rotated + cols, *rows = dots + job->rows;
     rotate_probe(job, t, rotated);
 #pragma omp parallel for schedule(static) if (job->rows > 64) num_threads((int)threads)
     for (int64_t r = 0; r < job->rows; r++) {
@@ -429,7 +428,7 @@ err fuse_probe_source(const fuse_job *job, const float *t, double *norm2) {
         dots[r] = sum;
     }
     for (int64_t r = 0; r < job->rows; r++) *norm2 += dots[r] * dots[r];
-    mem_free(memory);
+    mem_free(rotated);
     return e;
 }
 

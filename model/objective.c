@@ -73,12 +73,12 @@ err llama_ce_backward(const llama_stage *stage, int64_t n_rows, const void *x, c
 err llama_teacher_save(const llama_stage *stage, int64_t n_rows, const void *x, llama_teacher *out,
                        llama_work *work) {
     const wmat *head;
-    void *candidates;
+    candidate *candidates;
     err e = find_head(stage, n_rows, work, &head);
     if (!e.code) e = check_top(head, work);
     if (!e.code)
-        e = mem_alloc(work->threads * TEACHER_ROWS * 2 * work->shape.top_k, sizeof(candidate),
-                      "candidates of the teacher", &candidates);
+        e = MEM_NEW(&candidates, work->threads * TEACHER_ROWS * 2 * work->shape.top_k,
+                    "candidates of the teacher");
     if (e.code) return e;
     if (work->shape.compute == COMPUTE_F64)
         objective_teacher_f64(head, stage->final_norm, n_rows, x, out, candidates, work);

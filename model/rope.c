@@ -7,8 +7,8 @@ err rope_tables(const llama_config *cfg, compute_type compute, int64_t n_tokens,
                 void *sin_t) {
     const int64_t half = cfg->head_dim / 2;
     const double gain = llama_rope_gain(cfg);
-    void *inv;
-    err e = mem_alloc(half, sizeof(double), "rotary frequencies", &inv);
+    double *inv;
+    err e = MEM_NEW(&inv, half, "rotary frequencies");
     if (e.code) return e;
     llama_inv_freq(cfg, inv);
     if (compute == COMPUTE_F64)

@@ -52,13 +52,10 @@ static err empty_like(const wmat *w, compute_type compute, wmat *out) {
 
 /* The layers of `used`: what they own are matrices alone. */
 static err create_layers(weight_site *w) {
-    void *layers = NULL, *d = NULL;
     const int64_t n = w->from->n_layers;
-    err e = mem_alloc(n, sizeof(llama_layer), "weights in the loop", &layers);
-    if (!e.code) e = mem_alloc(n, sizeof(weight_layer), "weights in the loop", &d);
     w->used = *w->from;
-    w->used.layers = layers;
-    w->d = d;
+    err e = MEM_NEW(&w->used.layers, n, "weights in the loop");
+    if (!e.code) e = MEM_NEW(&w->d, n, "weights in the loop");
     for (int64_t i = 0; i < n && !e.code; i++) {
         llama_layer *to = &w->used.layers[i];
         *to = w->from->layers[i];
@@ -73,36 +70,31 @@ static err create_layers(weight_site *w) {
     return e;
 }
 
-static err room(int64_t count, size_t size, void *out) {
-    void *p = NULL;
-    err e = mem_alloc(count, size, "weights in the loop", &p);
-    memcpy(out, &p, sizeof p);
-    return e;
-}
+static const char BUFFERS[] = "weights in the loop";
 
 static err create_buffers(weight_site *w) {
     const llama_config *c = w->from->cfg;
     const int64_t n = c->hidden, slice = w->shape.slice, wide = weight_site_widest(c),
                   d = c->head_dim;
     w->thread_bytes = wmat_tile_scratch_bytes(w->compute);
-    err e = room(n, sizeof(float), &w->ones);
-    if (!e.code) e = room(largest(c), sizeof(float), &w->plain);
-    if (!e.code) e = room(largest(c), sizeof(float), &w->rotated);
-    if (!e.code) e = room(largest(c), sizeof(float), &w->other);
-    if (!e.code) e = room(n * n, sizeof(float), &w->R1);
-    if (!e.code) e = room(size_max(n, d), sizeof(double), &w->row);
-    if (!e.code) e = room(slice * n, sizeof(float), &w->g_out);
-    if (!e.code) e = room(slice * c->kv_heads * d, sizeof(float), &w->g_v);
-    if (!e.code) e = room(slice * n, sizeof(float), &w->g_in);
-    if (!e.code) e = room(slice * wide, sizeof(float), &w->x);
-    if (!e.code) e = room(slice * wide, sizeof(float), &w->y);
-    if (!e.code) e = room(slice * wide, sizeof(float), &w->factors);
-    if (!e.code) e = room(gemm_threads() * (int64_t)w->thread_bytes, 1, &w->tiles);
-    if (!e.code) e = room(slice * wide, sizeof(float), &w->panel);
-    if (!e.code) e = room(gemm_threads() * wide, sizeof(float), &w->rows);
-    if (!e.code) e = room(n * n, sizeof(float), &w->M1);
-    if (!e.code) e = room(c->kv_heads * d * d, sizeof(float), &w->M2);
-    if (!e.code) e = room(d * d, sizeof(float), &w->dense);
+    err e = MEM_NEW(&w->ones, n, BUFFERS);
+    if (!e.code) e = MEM_NEW(&w->plain, largest(c), BUFFERS);
+    if (!e.code) e = MEM_NEW(&w->rotated, largest(c), BUFFERS);
+    if (!e.code) e = MEM_NEW(&w->other, largest(c), BUFFERS);
+    if (!e.code) e = MEM_NEW(&w->R1, n * n, BUFFERS);
+    if (!e.code) e = MEM_NEW(&w->row, size_max(n, d), BUFFERS);
+    if (!e.code) e = MEM_NEW(&w->g_out, slice * n, BUFFERS);
+    if (!e.code) e = MEM_NEW(&w->g_v, slice * c->kv_heads * d, BUFFERS);
+    if (!e.code) e = MEM_NEW(&w->g_in, slice * n, BUFFERS);
+    if (!e.code) e = MEM_NEW(&w->x, slice * wide, BUFFERS);
+    if (!e.code) e = MEM_NEW(&w->y, slice * wide, BUFFERS);
+    if (!e.code) e = mem_alloc(slice * wide, sizeof(float), BUFFERS, &w->factors);
+    if (!e.code) e = mem_alloc(gemm_threads() * (int64_t)w->thread_bytes, 1, BUFFERS, &w->tiles);
+    if (!e.code) e = mem_alloc(slice * wide, sizeof(float), BUFFERS, &w->panel);
+    if (!e.code) e = mem_alloc(gemm_threads() * wide, sizeof(float), BUFFERS, &w->rows);
+    if (!e.code) e = MEM_NEW(&w->M1, n * n, BUFFERS);
+    if (!e.code) e = MEM_NEW(&w->M2, c->kv_heads * d * d, BUFFERS);
+    if (!e.code) e = MEM_NEW(&w->dense, d * d, BUFFERS);
     for (int64_t j = 0; j < n && !e.code; j++) w->ones[j] = 1;
     return e;
 }
@@ -111,21 +103,20 @@ static err create_scale_buffers(weight_site *w) {
     const llama_config *c = w->from->cfg;
     w->sizes = llama_scale_sizes(c);
     if (!w->shape.scales) return err_none();
-    err e = room(w->shape.slice * readers_of(c), sizeof(float), &w->g_saved);
-    if (!e.code) e = room(largest(c), sizeof(float), &w->fourth);
+    err e = MEM_NEW(&w->g_saved, w->shape.slice * readers_of(c), BUFFERS);
+    if (!e.code) e = MEM_NEW(&w->fourth, largest(c), BUFFERS);
     if (!e.code)
-        e = room(scale_sizes_at(&w->sizes, w->shape.scales, SCALE_KINDS), sizeof(double), &w->dS);
-    if (!e.code) e = room(weight_site_widest(c), sizeof(double), &w->one);
+        e = MEM_NEW(&w->dS, scale_sizes_at(&w->sizes, w->shape.scales, SCALE_KINDS), BUFFERS);
+    if (!e.code) e = MEM_NEW(&w->one, weight_site_widest(c), BUFFERS);
     return e;
 }
 
 err weight_site_create(const llama_stage *stage, const wquant *how, const llama_pass_shape *shape,
                        weight_site **out) {
-    void *p;
+    weight_site *w;
     *out = NULL;
-    err e = mem_alloc(1, sizeof(weight_site), "weights in the loop", &p);
+    err e = MEM_NEW(&w, 1, "weights in the loop");
     if (e.code) return e;
-    weight_site *w = p;
     *w = (weight_site){.from = stage, .how = *how, .shape = *shape};
     w->compute = shape->compute == COMPUTE_BF16 ? COMPUTE_BF16 : COMPUTE_F32;
     e = create_layers(w);

@@ -18,11 +18,12 @@ static int64_t first_row(const dealt_rows *d, int rank) {
 }
 
 err dealt_rows_create(const comm *c, int64_t n, int64_t width, const char *what, dealt_rows **out) {
-    void *body = NULL, *mine = NULL;
+    dealt_rows *body = NULL;
+    double *mine = NULL;
     const int64_t share = size_ceil_div(n, comm_size(c));
     *out = NULL;
-    err e = mem_alloc(1, sizeof(dealt_rows), what, &body);
-    if (!e.code) e = mem_alloc(share * width, sizeof(double), what, &mine);
+    err e = MEM_NEW(&body, 1, what);
+    if (!e.code) e = MEM_NEW(&mine, share * width, what);
     e = comm_agree(c, e, what, NULL);
     if (e.code) {
         mem_free(body);

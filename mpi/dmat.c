@@ -222,10 +222,10 @@ static err agreed(const dgrid *g, const char *routine, err e, int info) {
 }
 
 err dmat_solve(dmat *A, dmat *B) {
-    void *pivots = NULL;
+    int *pivots = NULL;
     int info = 0;
     err e = err_none();
-    if (A->part) e = mem_alloc(A->rows + A->g->block, sizeof(int), "pivots", &pivots);
+    if (A->part) e = MEM_NEW(&pivots, A->rows + A->g->block, "pivots");
     e = comm_agree(A->g->c, e, "distributed LU", NULL); /* before what waits for all cells */
     if (!e.code && A->part) {
         gemm_blas_threads(A->g->threads);
@@ -268,10 +268,10 @@ err dmat_eigen(dmat *A, dmat *V, double *values) {
     const int64_t nb = g->block, transform_transposed = nb * (A->rows + A->cols + 2 * nb);
     int info = 0, query = -1, lwork = 0;
     double need = 0, *work = NULL;
-    void *iwork = NULL;
+    int *iwork = NULL;
     err e = err_none();
     if (A->part) {
-        e = mem_alloc(liwork, sizeof(int), "workspace of eigenvectors", &iwork);
+        e = MEM_NEW(&iwork, liwork, "workspace of eigenvectors");
         if (!e.code)
             pdsyevd_("V", "L", &A->order, A->part, &ONE, &ONE, A->desc, values, V->part, &ONE, &ONE,
                      V->desc, &need, &query, iwork, &liwork, &info, 1, 1);

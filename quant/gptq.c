@@ -96,18 +96,12 @@ static job_sizes sizes_of(const job *j) {
 
 static err take_job(job *j) {
     const job_sizes s = sizes_of(j);
-    void *doubles = NULL, *codes = NULL, *row = NULL;
-    err e = mem_alloc(s.pair + s.energy + s.errors + s.lines + s.scratch, sizeof(double),
-                      "rows of GPTQ", &doubles);
-    if (!e.code) e = mem_alloc(s.codes, 1, "codes of GPTQ", &codes);
-    if (!e.code) e = mem_alloc(s.row, sizeof(float), "row of GPTQ", &row);
+    err e = MEM_NEW(&j->pair, s.pair + s.energy + s.errors + s.lines + s.scratch, "rows of GPTQ");
+    if (!e.code) e = MEM_NEW(&j->codes, s.codes, "codes of GPTQ");
+    if (!e.code) e = MEM_NEW(&j->row, s.row, "row of GPTQ");
     if (!e.code) e = MEM_NEW(&j->sums, j->units, "losses of GPTQ");
-    double *next = doubles;
-    j->codes = codes;
-    j->row = row;
-    j->pair = next;
     if (e.code) return e;
-    next += s.pair;
+    double *next = j->pair + s.pair;
     j->energy = s.energy ? next : NULL, next += s.energy;
     j->errors = next, next += s.errors;
     j->lines = s.lines ? next : NULL, next += s.lines;

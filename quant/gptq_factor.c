@@ -63,13 +63,12 @@ static err note_dead(const double *diagonal, gptq_order *o) {
 
 err gptq_order_create(int64_t n, const double *diagonal, bool act_order, gptq_order **out) {
     *out = NULL;
-    void *column = NULL, *dead = NULL;
     gptq_order *o;
     err e = MEM_NEW(&o, 1, "order of columns");
     if (e.code) return e;
-    e = mem_alloc(n, sizeof(int64_t), "order of columns", &column);
-    if (!e.code) e = mem_alloc(n, sizeof(bool), "dead columns", &dead);
-    *o = (gptq_order){.n = n, .column = column, .dead = dead};
+    o->n = n;
+    e = MEM_NEW(&o->column, n, "order of columns");
+    if (!e.code) e = MEM_NEW(&o->dead, n, "dead columns");
     if (!e.code) e = note_dead(diagonal, o);
     for (int64_t j = 0; j < n && !e.code; j++) o->column[j] = j;
     if (!e.code && act_order) e = sort_columns(diagonal, o);
@@ -136,10 +135,10 @@ static void order_columns(const gptq_order *o, double *h, double *rows) {
 }
 
 static err put_in_order(const gptq_order *o, double *h) {
-    void *rows;
-    err e = mem_alloc((gemm_threads() + 1) * o->n, sizeof(double), "rows of a Hessian", &rows);
+    double *rows;
+    err e = MEM_NEW(&rows, (gemm_threads() + 1) * o->n, "rows of a Hessian");
     if (e.code) return e;
-    order_rows(o, h, rows, (bool *)((double *)rows + gemm_threads() * o->n));
+    order_rows(o, h, rows, (bool *)(rows + gemm_threads() * o->n));
     order_columns(o, h, rows);
     mem_free(rows);
     return e;
@@ -321,12 +320,11 @@ uint64_t gptq_factor_bytes(int64_t n) {
 }
 
 err gptq_factor(const gptq_order *o, double damp, double *h, gptq_damping *done) {
-    void *scratch;
+    double *scratch;
     factor f = {.n = o->n, .h = h};
     *done = (gptq_damping){0, 0};
     err e = check_finite(o->n, h);
-    if (!e.code)
-        e = mem_alloc(factor_scratch(o->n), sizeof(double), "factor of a Hessian", &scratch);
+    if (!e.code) e = MEM_NEW(&scratch, factor_scratch(o->n), "factor of a Hessian");
     if (e.code) return e;
     lay_out(&f, scratch);
     e = put_in_order(o, h);

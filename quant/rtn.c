@@ -51,7 +51,6 @@ err qmatrix_create(int64_t rows, int64_t cols, const wquant *how, qmatrix **out)
     if (!qmatrix_bytes(rows, cols, how))
         return err_make(ERR_INPUT, "quantized matrix", NULL,
                         "%" PRId64 " x %" PRId64 " elements overflow", rows, cols);
-    void *codes = NULL, *scales = NULL;
     qmatrix *q;
     e = MEM_NEW(&q, 1, "quantized matrix");
     if (e.code) return e;
@@ -62,11 +61,9 @@ err qmatrix_create(int64_t rows, int64_t cols, const wquant *how, qmatrix **out)
                    .symmetric = how->symmetric,
                    .scale_type = how->scale_type};
     q->n_groups = cols / q->group;
-    e = mem_alloc(rows * cols, 1, "codes", &codes);
-    if (!e.code) e = mem_alloc(rows * q->n_groups, sizeof(float), "scales", &scales);
+    e = MEM_NEW(&q->codes, rows * cols, "codes");
+    if (!e.code) e = MEM_NEW(&q->scales, rows * q->n_groups, "scales");
     if (!e.code && !how->symmetric) e = MEM_NEW(&q->zeros, rows * q->n_groups, "zero points");
-    q->codes = codes;
-    q->scales = scales;
     if (e.code) {
         qmatrix_destroy(&q);
         return e;

@@ -108,11 +108,10 @@ void cayley_dist_restore(cayley_dist *d) {
 }
 
 err cayley_dist_create(const comm *c, const cayley_dist_options *o, cayley_dist **out) {
-    void *body;
+    cayley_dist *d;
     *out = NULL;
-    err e = comm_agree(c, mem_alloc(1, sizeof(cayley_dist), "R1", &body), "R1", NULL);
+    err e = comm_agree(c, MEM_NEW(&d, 1, "R1"), "R1", NULL);
     if (e.code) return e;
-    cayley_dist *d = body;
     *d = (cayley_dist){.c = c, .o = *o};
     const bool single = (int64_t)o->grid.rows * o->grid.cols == 1;
     if (of_team(o))
@@ -258,8 +257,8 @@ static err times_parts(int64_t n, const void *m, const double *z, double *y) {
 
 /* |m|_2 of a skew matrix over the grid. */
 static err angle_of(const cayley_dist *d, const dmat *m, double *angle) {
-    void *room;
-    err e = mem_alloc(2 * d->o.n, sizeof(double), "angle of R1", &room);
+    double *room;
+    err e = MEM_NEW(&room, 2 * d->o.n, "angle of R1");
     e = comm_agree(d->c, e, "step of R1", NULL);
     if (!e.code) e = cayley_angle_by(d->o.n, times_parts, m, room, angle);
     mem_free(room);
@@ -378,9 +377,9 @@ err cayley_dist_orthogonality(cayley_dist *d, double *max) {
 
 static err probe_grid(const cayley_dist *d, uint64_t seed, int64_t step, double *max) {
     const int64_t n = d->o.n;
-    void *p;
+    double *p;
     *max = 0;
-    err e = comm_agree(d->c, mem_alloc(3 * n, sizeof(double), "probe of R1", &p), "probe", NULL);
+    err e = comm_agree(d->c, MEM_NEW(&p, 3 * n, "probe of R1"), "probe", NULL);
     if (e.code) {
         mem_free(p);
         return e;

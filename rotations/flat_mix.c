@@ -28,7 +28,7 @@ static void fill(int64_t n, double *T) {
 }
 
 err flat_mix_create(int64_t n, flat_mix **out) {
-    void *p;
+    double *p;
     *out = NULL;
     flat_mix *m;
     err e = MEM_NEW(&m, 1, "mixing matrix");
@@ -37,7 +37,7 @@ err flat_mix_create(int64_t n, flat_mix **out) {
     if (hadamard_exists(n)) {
         e = fwht_create(n, &m->hadamard);
     } else {
-        e = mem_alloc((n + FLAT_MIX_ROWS) * n, sizeof(double), "mixing matrix", &p);
+        e = MEM_NEW(&p, (n + FLAT_MIX_ROWS) * n, "mixing matrix");
         if (!e.code) fill(n, m->hartley = p);
     }
     if (e.code) flat_mix_destroy(&m);

@@ -8,18 +8,15 @@
 enum { SMALL_CORE = 16 }; /* smaller cores take Sylvester factors in, to fill vectors */
 
 static err fill(fwht *f) {
-    void *core;
-    err e = mem_alloc(f->c * f->c, 1, "core of a Hadamard matrix", &core);
+    int8_t *core;
+    err e = MEM_NEW(&core, f->c * f->c, "core of a Hadamard matrix");
     if (!e.code) e = hadamard_matrix(f->c, core);
     for (int t = 0; t < 2 && !e.code; t++) {
-        void *p;
-        e = mem_alloc(fwht_core_f32(f->c), sizeof(float), "core of a Hadamard matrix", &p);
+        e = MEM_NEW(&f->core_f32[t], fwht_core_f32(f->c), "core of a Hadamard matrix");
         if (e.code) break;
-        f->core_f32[t] = p;
         fwht_fill_core_f32(core, f->c, t == 1, f->core_f32[t]);
-        e = mem_alloc(fwht_core_f64(f->c), sizeof(double), "core of a Hadamard matrix", &p);
+        e = MEM_NEW(&f->core_f64[t], fwht_core_f64(f->c), "core of a Hadamard matrix");
         if (e.code) break;
-        f->core_f64[t] = p;
         fwht_fill_core_f64(core, f->c, t == 1, f->core_f64[t]);
     }
     mem_free(core);

@@ -176,8 +176,8 @@ err hadamard_core(int64_t m, int8_t *out) {
     if (m > HADAMARD_MAX_CORE || !core_find(m, &f, &kind))
         return err_make(ERR_INPUT, "Hadamard matrix", NULL,
                         "Paley's constructions give no matrix of order %" PRId64, m);
-    void *chi;
-    err e = mem_alloc(f.q, 1, "quadratic character", &chi);
+    int8_t *chi;
+    err e = MEM_NEW(&chi, f.q, "quadratic character");
     if (e.code) return e;
     quadratic_character(&f, chi);
     if (kind == HADAMARD_PALEY1)
@@ -193,10 +193,9 @@ err hadamard_matrix(int64_t n, int8_t *out) {
     int64_t m = 0, power = 0;
     err e = hadamard_orders(n, &m, &power, NULL);
     if (e.code) return e;
-    void *memory;
-    e = mem_alloc(m * m, 1, "core of a Hadamard matrix", &memory);
+    int8_t *core;
+    e = MEM_NEW(&core, m * m, "core of a Hadamard matrix");
     if (e.code) return e;
-    int8_t *core = memory;
     e = hadamard_core(m, core);
     for (int64_t i = 0; i < n && !e.code; i++)
         for (int64_t j = 0; j < n; j++) {
@@ -205,6 +204,6 @@ err hadamard_matrix(int64_t n, int8_t *out) {
             int8_t c = core[i % m * m + j % m];
             out[i * n + j] = (int8_t)(odd ? -c : c);
         }
-    mem_free(memory);
+    mem_free(core);
     return e;
 }

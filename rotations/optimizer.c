@@ -35,23 +35,23 @@ double lr_schedule_at(lr_schedule schedule, double lr, int64_t t, int64_t steps)
 }
 
 err optimizer_create(optimizer_kind kind, int64_t n, int64_t count, optimizer **out) {
-    void *body, *numbers = NULL, *M = NULL, *squares = NULL;
+    optimizer *o;
     *out = NULL;
-    err e = mem_alloc(1, sizeof(optimizer), "optimizer", &body);
+    err e = MEM_NEW(&o, 1, "optimizer");
     if (e.code) return e;
-    e = mem_alloc(1 + count, sizeof(double), "second moments of an optimizer", &numbers);
+    *o = (optimizer){.kind = kind, .n = n, .count = count};
+    e = MEM_NEW(&o->numbers, 1 + count, "second moments of an optimizer");
     if (!e.code && kind == OPTIMIZER_ADAM)
-        e = mem_alloc(count * n * n, sizeof(double), "momentum of an optimizer", &M);
-    if (!e.code) e = mem_alloc(3 * count, sizeof(double), "norms of an optimizer", &squares);
-    *out = body;
-    **out = (optimizer){
-        .kind = kind, .n = n, .count = count, .numbers = numbers, .M = M, .squares = squares};
-    if (numbers) (*out)->v = (*out)->numbers + 1;
-    if (squares) {
-        (*out)->angles = (*out)->squares + count;
-        (*out)->promise = (*out)->angles + count;
+        e = MEM_NEW(&o->M, count * n * n, "momentum of an optimizer");
+    if (!e.code) e = MEM_NEW(&o->squares, 3 * count, "norms of an optimizer");
+    if (e.code) {
+        optimizer_destroy(&o);
+        return e;
     }
-    if (e.code) optimizer_destroy(out);
+    o->v = o->numbers + 1;
+    o->angles = o->squares + count;
+    o->promise = o->angles + count;
+    *out = o;
     return e;
 }
 
@@ -132,8 +132,8 @@ static err sgd_direction(const optimizer *o, double lr, double *W, const double 
 static err sgd_directions(const optimizer *o, double lr, double *W, const double *R,
                           double *alpha) {
     const int64_t size = o->n * o->n;
-    void *scratch;
-    err e = mem_alloc(size, sizeof(double), "turned direction", &scratch);
+    double *scratch;
+    err e = MEM_NEW(&scratch, size, "turned direction");
     for (int64_t k = 0; k < o->count && !e.code; k++)
         e = sgd_direction(o, lr, W + k * size, R + k * size, scratch, alpha);
     mem_free(scratch);

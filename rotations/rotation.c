@@ -255,9 +255,9 @@ static double distance_from_unit(const double *x, int64_t n, int64_t i0, int64_t
  * product of its columns with R. */
 err rotation_orthogonality(const rotation *r, double *max) {
     const int64_t n = r->n, per = size_min(n, 256);
-    void *rows;
+    double *rows;
     *max = INFINITY;
-    err e = mem_alloc(per * n, sizeof(double), "rows of R^T R", &rows);
+    err e = MEM_NEW(&rows, per * n, "rows of R^T R");
     if (e.code) return e;
     assert(r->kind != ROTATION_DENSE || r->dense);
     double most = 0;

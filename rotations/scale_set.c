@@ -74,8 +74,9 @@ static void fill(scale_vector *v, const double *from) {
 err scale_set_add(scale_set *s, scale_kind kind) {
     if (s->of[kind]) return err_none();
     const int64_t n = scale_set_length(s, kind), layers = s->sizes.layers;
-    void *vectors, *numbers;
-    err e = mem_alloc(layers, sizeof(scale_vector), "scales of the model", &vectors);
+    void *numbers;
+    scale_vector *vectors;
+    err e = MEM_NEW(&vectors, layers, "scales of the model");
     if (e.code) return e;
     e = mem_alloc(layers * n, 2 * sizeof(double) + 2 * sizeof(float), "scales of the model",
                   &numbers);

@@ -14,10 +14,9 @@ enum { ROWS = FLAT_MIX_ROWS }; /* rows that pass through every rank at a time */
 
 err start_dist_orthogonal(dgrid *g, uint64_t seed, int64_t n, start_sink sink) {
     dmat *Q;
-    void *p;
+    double *p;
     int64_t rows, cols;
-    err e = comm_agree(dgrid_comm(g), mem_alloc(ROWS * n, sizeof(double), "rows of R1", &p),
-                       "random R1", NULL);
+    err e = comm_agree(dgrid_comm(g), MEM_NEW(&p, ROWS * n, "rows of R1"), "random R1", NULL);
     if (!e.code) e = dmat_create(g, n, "random R1", &Q);
     if (e.code) {
         mem_free(p);
@@ -88,13 +87,13 @@ static err pca_with(dgrid *g, dmat *C, int64_t n, const flat_mix *f, double *scr
 }
 
 err start_dist_pca(dgrid *g, dmat *C, int64_t n, start_sink sink) {
-    void *scratch = NULL;
+    double *scratch = NULL;
     flat_mix *f = NULL;
     if (!dmat_finite(C))
         return err_make(ERR_NUMERICS, "start point", NULL,
                         "the second moment of R1 holds NaN or infinity");
     err e = flat_mix_create(n, &f);
-    if (!e.code) e = mem_alloc((2 * ROWS + 3) * n, sizeof(double), "start of R1", &scratch);
+    if (!e.code) e = MEM_NEW(&scratch, (2 * ROWS + 3) * n, "start of R1");
     e = comm_agree(dgrid_comm(g), e, "start of R1", NULL);
     if (!e.code) e = pca_with(g, C, n, f, scratch, sink);
     mem_free(scratch);

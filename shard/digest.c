@@ -84,7 +84,7 @@ static err digest_one(digest_file *f, bool whole, bool ranges) {
     err e = file_open_read(f->path, &fd, &bytes);
     if (e.code) return e;
     e = check_size(f, bytes);
-    if (!e.code) e = mem_alloc_unset(2 * CHUNK, 1, "read buffers", (void **)&buffer);
+    if (!e.code) e = MEM_NEW_UNSET(&buffer, 2 * CHUNK, "read buffers");
     if (!e.code) {
         pass p = {.file = f, .whole = whole ? sha256_create() : NULL, .ranges = ranges};
         char hex[SHA256_HEX];
@@ -135,7 +135,7 @@ err digest_files(const comm *c, digest_file *files, int64_t n) {
             memset(files[i].ranges[k].sha256, 0, SHA256_HEX);
     }
     int64_t n_words = count_hashes(files, n) * WORDS, *words = NULL;
-    err e = mem_alloc(n_words, sizeof *words, "hashes", (void **)&words);
+    err e = MEM_NEW(&words, n_words, "hashes");
     if (!e.code) e = digest_own(c, files, n);
     e = comm_agree(c, e, "reading the archive back", NULL);
     if (!e.code) { /* one rank has each hash, the others zeros: the sum is a union */

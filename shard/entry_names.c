@@ -55,10 +55,9 @@ static int compare_folded(const void *a, const void *b) {
 }
 
 err entry_names_distinct(const char *const *names, int64_t n, const char *where) {
-    void *copy;
-    err e = mem_alloc(n, sizeof *names, "entry names", &copy);
+    const char **sorted;
+    err e = MEM_NEW(&sorted, n, "entry names");
     if (e.code) return e;
-    const char **sorted = copy;
     if (n) memcpy(sorted, names, (size_t)n * sizeof *names);
     qsort(sorted, (size_t)n, sizeof *sorted, compare_folded);
     for (int64_t i = 1; i < n && !e.code; i++) {
@@ -69,6 +68,6 @@ err entry_names_distinct(const char *const *names, int64_t n, const char *where)
                           : "the entries \"%s\" and \"%s\" differ by case alone",
                      sorted[i - 1], sorted[i]);
     }
-    mem_free(copy);
+    mem_free(sorted);
     return e;
 }

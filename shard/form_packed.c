@@ -77,9 +77,9 @@ static err zeros_unpack(const void *from, st_dtype dtype, const char *where, qma
 
 static err zeros_same(const void *from, const qmatrix *q, bool *same, int64_t *row) {
     const int64_t n = q->rows * q->n_groups;
-    void *back;
+    uint8_t *back;
     *row = -1;
-    err e = mem_alloc(n, 1, "zero points", &back);
+    err e = MEM_NEW(&back, n, "zero points");
     if (e.code) return e;
     unpack_zeros(from, q->rows, q->n_groups, q->bits, back);
     *same = !memcmp(back, q->zeros, (size_t)n);

@@ -131,8 +131,7 @@ static err list_slots(layout *l) {
     int64_t n_sources = llama_tensor_count(&l->cfg);
     const form *f = l->opts.linears.form;
     const int64_t more = 1 + 2 * l->cfg.layers; /* R4, and scales of a cache */
-    err e = mem_alloc(n_sources * (f ? f->n_slots : 1) + more, sizeof *l->slots, "layout",
-                      (void **)&l->slots);
+    err e = MEM_NEW(&l->slots, n_sources * (f ? f->n_slots : 1) + more, "layout");
     uint64_t filled = 0, total = 0;
     l->n_parts = 1;
     for (int64_t i = 0; i < n_sources && !e.code; i++) {
@@ -229,11 +228,10 @@ err layout_create(const llama_config *cfg, const layout_options *opts, layout **
     if (opts->untied) l->cfg.tied = false;
     if (cfg->mlp_bias) l->opts.linears.online.r4_block = 0; /* no runtime rotates before a bias */
     e = list_slots(l);
-    size_t word = sizeof(int64_t);
-    if (!e.code) e = mem_alloc(l->n, word, "layout", (void **)&l->by_part);
-    if (!e.code) e = mem_alloc(l->n, word, "layout", (void **)&l->by_name);
-    if (!e.code) e = mem_alloc(l->n_parts + 1, word, "layout", (void **)&l->part_first);
-    if (!e.code) e = mem_alloc(cfg->layers + 3, word, "layout", (void **)&l->unit_first);
+    if (!e.code) e = MEM_NEW(&l->by_part, l->n, "layout");
+    if (!e.code) e = MEM_NEW(&l->by_name, l->n, "layout");
+    if (!e.code) e = MEM_NEW(&l->part_first, l->n_parts + 1, "layout");
+    if (!e.code) e = MEM_NEW(&l->unit_first, cfg->layers + 3, "layout");
     if (e.code) {
         layout_destroy(&l);
         return e;
@@ -357,7 +355,7 @@ err layout_shard_header(const layout *l, int64_t part, char **out, size_t *len) 
     const int64_t n = layout_part_count(l, part);
     st_tensor *tensors;
     *out = NULL;
-    err e = mem_alloc(n, sizeof *tensors, "shard header", (void **)&tensors);
+    err e = MEM_NEW(&tensors, n, "shard header");
     if (e.code) return e;
     for (int64_t i = 0; i < n; i++) {
         const layout_slot *s = layout_part_tensor(l, part, i);

@@ -85,7 +85,7 @@ static err place_entry(tar_plan *p, planned *to, const tar_entry *from) {
     if (from->bytes > INT64_MAX / 2)
         return err_make(ERR_BUG, from->name, NULL, "an entry of %" PRIu64 " bytes", from->bytes);
     char *room;
-    err e = mem_alloc(HEADER_ROOM, 1, "a tar header", (void **)&room);
+    err e = MEM_NEW(&room, HEADER_ROOM, "a tar header");
     if (e.code) return e;
     e = make_header(from->name, from->bytes, room, HEADER_ROOM, &to->header_len);
     to->header = room;
@@ -105,7 +105,7 @@ err tar_plan_create(const tar_entry *entries, int64_t n, tar_plan **out) {
     *out = NULL;
     tar_plan *p = calloc(1, sizeof *p);
     if (!p) abort();
-    err e = mem_alloc(n, sizeof *p->entries, "tar plan", (void **)&p->entries);
+    err e = MEM_NEW(&p->entries, n, "tar plan");
     if (!e.code) p->n = n;
     for (int64_t i = 0; i < p->n && !e.code; i++) e = place_entry(p, &p->entries[i], &entries[i]);
     p->total += TAR_END;

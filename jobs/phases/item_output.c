@@ -116,9 +116,9 @@ static err put_r4(item_output *out, const llama_tensor *t) {
     const layout_slot *place = layout_find_role(out->q->layout, t->role, t->layer, &form_r4_slot);
     if (!place) return err_none();
     const int64_t n = place->shape[1], size = st_dtype_bytes(place->dtype);
-    void *row;
+    float *row;
     err e = piece_reserve(out->piece, (uint64_t)(n * size), place->name);
-    if (!e.code) e = mem_alloc(n, sizeof(float), place->name, &row);
+    if (!e.code) e = MEM_NEW(&row, n, place->name);
     if (e.code) return e;
     for (int64_t i = 0; i < n && !e.code; i++) {
         form_r4_row(i, n, row);

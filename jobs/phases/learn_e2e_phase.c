@@ -296,9 +296,9 @@ static err run(learner *l, int64_t k, const learn_saved *saved, const e2e_phase 
 /* Scales where the phase learns them, by layer: p->o.scale_start, and what it ends with. */
 static err run_with_scales(learner *l, int64_t k, const learn_saved *saved, e2e_phase *p,
                            const llama_stage *stage) {
-    void *scales = NULL;
+    double *scales = NULL;
     if (!p->o.scales) return run(l, k, saved, p, stage, NULL);
-    err e = mem_alloc(l->n_scales - 1, sizeof(double), "scales", &scales);
+    err e = MEM_NEW(&scales, l->n_scales - 1, "scales");
     e = comm_agree(l->q->c, e, p->name, NULL);
     if (!e.code) learn_scales_by_layer(l, scales, false);
     p->o.scale_start = scales;

@@ -27,16 +27,17 @@ enum { NORM_STEPS = 60 };
 /* Collective. R1 in fp32 on every rank; *out NULL where R1 is. */
 static err r1_in_fp32(const learner *l, float **out) {
     const int64_t n = learner_cfg(l)->hidden;
-    void *band = NULL, *R = NULL;
+    void *band = NULL; /* fp32, in room for doubles */
+    float *R = NULL;
     *out = NULL;
     if (!l->R1) return err_none();
     err e = mem_alloc(DEALT_ROWS_BAND * n, sizeof(double), "rows of R1", &band);
-    if (!e.code) e = mem_alloc(n * n, sizeof(float), "R1 in fp32", &R);
+    if (!e.code) e = MEM_NEW(&R, n * n, "R1 in fp32");
     e = comm_agree(l->q->c, e, "scales", NULL);
     for (int64_t row = 0; row < n && !e.code; row += DEALT_ROWS_BAND) {
         const int64_t rows = size_min(DEALT_ROWS_BAND, n - row);
         dealt_rows_get_f32(l->R1, row, rows, band);
-        memcpy((float *)R + row * n, band, (size_t)(rows * n) * sizeof(float));
+        memcpy(R + row * n, band, (size_t)(rows * n) * sizeof(float));
     }
     mem_free(band);
     if (e.code) mem_free(R);

@@ -116,7 +116,7 @@ static void current_clear(current *now) {
 /* Collective. R1 in fp32 from the rows that are dealt. */
 static err take_r1(const learner *l, rotation **out) {
     const int64_t n = learner_cfg(l)->hidden;
-    void *band = NULL;
+    void *band = NULL; /* fp32, in room for doubles */
     if (!l->R1) return err_none();
     err e = mem_alloc(DEALT_ROWS_BAND * n, sizeof(double), "rows of R1", &band);
     if (!e.code) e = rotation_create_dense_f32(n, out);

@@ -102,10 +102,10 @@ static void take_whole(learner *l, const double *R1) {
 
 static err start_r1_whole(learner *l) {
     int64_t n = learner_cfg(l)->hidden;
-    void *C = NULL, *R1 = NULL;
+    double *C = NULL, *R1 = NULL;
     const bool eigen = !starts_at(l, START_POINT_ORTHOGONAL);
-    err e = mem_alloc(n * n, sizeof(double), "start of R1", &R1);
-    if (!e.code && eigen) e = mem_alloc(n * n, sizeof(double), "second moment", &C);
+    err e = MEM_NEW(&R1, n * n, "start of R1");
+    if (!e.code && eigen) e = MEM_NEW(&C, n * n, "second moment");
     e = comm_agree(l->q->c, e, "start points", NULL);
     if (!e.code && eigen)
         e = starts_at(l, START_POINT_WOMI) ? weight_start_moment_r1(l->q->c, &l->stage, C)
@@ -130,8 +130,8 @@ static err start_r1_factored(learner *l) {
 /* Rows of R1 as the set has it, as many at a time as pass. */
 static err start_r1_from_set(learner *l) {
     const int64_t n = learner_cfg(l)->hidden;
-    void *band;
-    err e = mem_alloc(DEALT_ROWS_BAND * n, sizeof(double), "rows of R1", &band);
+    double *band;
+    err e = MEM_NEW(&band, DEALT_ROWS_BAND * n, "rows of R1");
     for (int64_t row = 0; !e.code && row < n; row += DEALT_ROWS_BAND) {
         const int64_t b = size_min(DEALT_ROWS_BAND, n - row);
         rotation_dense_rows(rotation_set_r1(l->q->rotations), row, b, band);

@@ -212,12 +212,10 @@ err learn_recall_cell(quantize_run *q, const learn_saved *k, const byte_piece *c
 
 static err share_common(quantize_run *q, learn_saved *k) {
     err e = err_none();
-    void *p = k->common;
     comm_bcast(q->c, &k->n_common, sizeof k->n_common, 0);
-    if (!q->state) e = mem_alloc(k->n_common, sizeof(double), "state of learning", &p);
-    k->common = p;
+    if (!q->state) e = MEM_NEW(&k->common, k->n_common, "state of learning");
     e = comm_agree(q->c, e, "reading the state of learning", NULL);
-    if (!e.code) comm_bcast(q->c, p, (uint64_t)k->n_common * sizeof(double), 0);
+    if (!e.code) comm_bcast(q->c, k->common, (uint64_t)k->n_common * sizeof(double), 0);
     return e;
 }
 
@@ -270,9 +268,9 @@ static int64_t list_sections(const learner *l, section list[N_SECTIONS]) {
  * l->R1, or the other way. The ranks go on together when root fails. */
 static err pass_r1(learner *l, run_object *to, int from, const char *path) {
     const int64_t n = learner_cfg(l)->hidden;
-    void *band;
+    double *band;
     err failed = err_none();
-    err e = mem_alloc(DEALT_ROWS_BAND * n, sizeof(double), "rows of R1", &band);
+    err e = MEM_NEW(&band, DEALT_ROWS_BAND * n, "rows of R1");
     e = comm_agree(l->q->c, e, "rotations of the run state", NULL);
     for (int64_t row = 0; !e.code && row < n; row += DEALT_ROWS_BAND) {
         const int64_t b = size_min(DEALT_ROWS_BAND, n - row);

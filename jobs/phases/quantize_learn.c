@@ -68,11 +68,11 @@ static err check_replicas(const learner *l, const char *r1) {
  */
 static err whole_r1(const learner *l, rotation **r, char hex[SHA256_HEX]) {
     const int64_t n = learner_cfg(l)->hidden;
-    void *band = NULL;
+    double *band = NULL;
     hex[0] = '\0';
     if (!l->R1) return err_none();
     err e = rotation_create_dense(n, NULL, r);
-    if (!e.code) e = mem_alloc(DEALT_ROWS_BAND * n, sizeof(double), "rows of R1", &band);
+    if (!e.code) e = MEM_NEW(&band, DEALT_ROWS_BAND * n, "rows of R1");
     e = comm_agree(l->q->c, e, "R1", NULL);
     sha256 *hash = sha256_create();
     for (int64_t row = 0; row < n && !e.code; row += DEALT_ROWS_BAND) {

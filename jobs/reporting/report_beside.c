@@ -138,7 +138,7 @@ static void losses(FILE *f, const runs *r) {
             json_object_get(json_array_get(json_object_get(r->run[i], "learning"), 0), "held"),
             "step", "held", 1);
     draw(f, r, s, "Loss of held-out rows, first phase", svg_axis_counted("step"),
-         svg_axis_of("loss", false));
+         svg_axis_linear("loss"));
 }
 
 static void gptq(FILE *f, const runs *r, size_t k, const char *title) {
@@ -151,11 +151,11 @@ static void gptq(FILE *f, const runs *r, size_t k, const char *title) {
 }
 
 static void sites(FILE *f, const runs *r, size_t k, const char *key, const char *title,
-                  const char *unit, bool log) {
+                  svg_axis y) {
     series s[RUNS];
     for (int i = 0; i < r->n; i++)
         s[i] = series_over_layers(json_object_get(r->run[i], "sites"), "sites", k, "after", key, 1);
-    draw(f, r, s, title, svg_axis_counted("layer"), svg_axis_of(unit, log));
+    draw(f, r, s, title, svg_axis_counted("layer"), y);
 }
 
 /* One legend for all charts: names of runs are longer than a chart has room for. */
@@ -192,11 +192,11 @@ void report_beside(FILE *f, const json_t *report) {
     gptq(f, &r, 6, "GPTQ: error of down");
     for (size_t k = 0; k < 4; k++) {
         snprintf(title, sizeof title, "Largest entry, input of %s", inputs[k]);
-        sites(f, &r, k, "max_over_rms", title, "largest |x| / rms", true);
+        sites(f, &r, k, "max_over_rms", title, svg_axis_log("largest |x| / rms"));
         snprintf(title, sizeof title, "Kurtosis, input of %s", inputs[k]);
-        sites(f, &r, k, "kurtosis", title, KURTOSIS, true);
+        sites(f, &r, k, "kurtosis", title, svg_axis_log(KURTOSIS));
         snprintf(title, sizeof title, "Space used, input of %s", inputs[k]);
-        sites(f, &r, k, "log_qsur", title, "log QSUR / d", false);
+        sites(f, &r, k, "log_qsur", title, svg_axis_linear("log QSUR / d"));
     }
     fputs("</div>\n", f);
 }

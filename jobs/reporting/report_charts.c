@@ -38,11 +38,11 @@ static void chart_losses(FILE *f, const json_t *phase) {
     const char *const names[] = {"held-out rows", "rows of the step"};
     series s[] = {series_take(held, "step", "held", 1), series_take(steps, "step", "loss", 1)};
     chart_figure(f, "Loss (R1, or of the whole objective)", svg_axis_counted("step"),
-                 svg_axis_of("loss", false), 2, s, names);
+                 svg_axis_linear("loss"), 2, s, names);
     series r2[] = {series_take(held, "step", "held_r2", 1),
                    series_take(steps, "step", "loss_r2", 1)};
     if (any_positive(&r2[1]))
-        chart_figure(f, "Loss of R2", svg_axis_counted("step"), svg_axis_of("loss", false), 2, r2,
+        chart_figure(f, "Loss of R2", svg_axis_counted("step"), svg_axis_linear("loss"), 2, r2,
                      names);
     for (int i = 0; i < 2; i++) {
         series_clear(&s[i]);
@@ -61,7 +61,7 @@ void chart_learning(FILE *f, const json_t *phase) {
     chart_figure(f, "Angle of the step", svg_axis_counted("step"), y,
                  any_positive(&angle[1]) ? 2 : 1, angle, angles);
     chart_figure(f, "Distance from orthogonal", svg_axis_counted("step"),
-                 svg_axis_of("largest |R\u1d40R \u2212 I|, probed", true), 1, &orth, one);
+                 svg_axis_log("largest |R\u1d40R \u2212 I|, probed"), 1, &orth, one);
     series share = series_take(steps, "step", "peak_share", 100);
     y.label = "% of the measured peak";
     chart_figure(f, "Share of the peak of products", svg_axis_counted("step"), y, 1, &share, one);
@@ -85,9 +85,7 @@ static void two_over_layers(FILE *f, const char *title, svg_axis y, series a, se
 }
 
 static void chart_site(FILE *f, const json_t *layers, size_t k, const char *key, const char *title,
-                       const char *unit, bool log, double times) {
-    svg_axis y = svg_axis_of(unit, log);
-    y.from_zero = times > 1;
+                       svg_axis y, double times) {
     two_over_layers(f, title, y, series_over_layers(layers, "sites", k, sides[0], key, times),
                     series_over_layers(layers, "sites", k, sides[1], key, times), sides);
 }
@@ -116,8 +114,8 @@ static void chart_histograms(FILE *f, const json_t *layers, size_t k) {
                       histogram(json_object_get(site, sides[1]))};
         char title[64];
         snprintf(title, sizeof title, "Entries, layer %.0f", json_real_of(layer, "layer"));
-        chart_figure(f, title, svg_axis_of("|x| / rms", true),
-                     svg_axis_of("share of entries, an octave", true), 2, s, sides);
+        chart_figure(f, title, svg_axis_log("|x| / rms"),
+                     svg_axis_log("share of entries, an octave"), 2, s, sides);
         series_clear(&s[0]);
         series_clear(&s[1]);
     }
@@ -164,13 +162,14 @@ void chart_sites(FILE *f, const json_t *layers) {
                                          "Input of down"};
     for (size_t k = 0; k < 4; k++) {
         fprintf(f, "<h3>%s</h3>\n<div class=\"grid\">\n", titles[k]);
-        chart_site(f, layers, k, "max_over_rms", "Largest entry", "largest |x| / rms", true, 1);
+        chart_site(f, layers, k, "max_over_rms", "Largest entry", svg_axis_log("largest |x| / rms"),
+                   1);
         chart_site(f, layers, k, "token_max_over_rms", "Largest entry of a token",
-                   "mean of largest |x| / rms", true, 1);
-        chart_site(f, layers, k, "kurtosis", "Kurtosis", KURTOSIS, true, 1);
+                   svg_axis_log("mean of largest |x| / rms"), 1);
+        chart_site(f, layers, k, "kurtosis", "Kurtosis", svg_axis_log(KURTOSIS), 1);
         chart_site(f, layers, k, "outlier_tokens", "Outlier tokens (largest above 10 rms)",
-                   "% of tokens", false, 100);
-        chart_site(f, layers, k, "log_qsur", "Space used", "log QSUR / d", false, 1);
+                   svg_axis_from_zero("% of tokens"), 100);
+        chart_site(f, layers, k, "log_qsur", "Space used", svg_axis_linear("log QSUR / d"), 1);
         chart_histograms(f, layers, k);
         chart_maps(f, layers, k);
         fputs("</div>\n", f);
@@ -185,7 +184,7 @@ void chart_noise(FILE *f, const json_t *layers) {
         const char *site = json_string_value(json_object_get(json_array_get(first, k), "site"));
         char title[64];
         snprintf(title, sizeof title, "Cost of the quantizer: %s", site ? site : "");
-        two_over_layers(f, title, svg_axis_of("nats a token / 1000", true),
+        two_over_layers(f, title, svg_axis_log("nats a token / 1000"),
                         series_over_layers(layers, "noise", k, NULL, "nats_unclipped", 1000),
                         series_over_layers(layers, "noise", k, NULL, "nats", 1000), names);
     }
@@ -215,9 +214,9 @@ void chart_spreads(FILE *f, const json_t *items) {
         svg_axis y;
         double times;
     } of[] = {
-        {"Kurtosis of %s", "kurtosis", svg_axis_of(KURTOSIS, true), 1},
-        {"Largest entry of %s", "max_over_rms", svg_axis_of("largest |w| / rms", true), 1},
-        {"Space used by %s", "log_qsur", svg_axis_of("log QSUR / d", false), 1},
+        {"Kurtosis of %s", "kurtosis", svg_axis_log(KURTOSIS), 1},
+        {"Largest entry of %s", "max_over_rms", svg_axis_log("largest |w| / rms"), 1},
+        {"Space used by %s", "log_qsur", svg_axis_linear("log QSUR / d"), 1},
         {"%s rounded to nearest", "nearest_error", svg_axis_from_zero("error, % of the norm"), 100},
     };
     const json_t *first = first_linears(items);
@@ -291,7 +290,7 @@ void chart_gptq_rows(FILE *f, const json_t *layers) {
         legend[i] = names[i];
     }
     chart_figure(f, "Damping", svg_axis_counted("layer"),
-                 svg_axis_of("added to the Hessian's diagonal", true), 4, damping, legend);
+                 svg_axis_log("added to the Hessian's diagonal"), 4, damping, legend);
     for (int i = 0; i < 4; i++) series_clear(&damping[i]);
     series_clear(&rows);
 }
@@ -337,8 +336,8 @@ void chart_starts(FILE *f, const json_t *spread) {
     for (int k = 0; k < 2; k++) {
         svg_chart c = {.f = f,
                        .title = kinds[k].title,
-                       .x = svg_axis_of(kinds[k].unit, false),
-                       .y = svg_axis_of("", false)};
+                       .x = svg_axis_linear(kinds[k].unit),
+                       .y = svg_axis_linear("")};
         const int lanes = strip_lanes(&c, spread, kinds[k].key, kinds[k].times, 0);
         if (!lanes) continue;
         c.x.lo -= 0.6 * (c.x.hi - c.x.lo); /* names of lanes stand there */
@@ -353,8 +352,8 @@ void chart_starts(FILE *f, const json_t *spread) {
 void chart_phases(FILE *f, const json_t *phases) {
     svg_chart c = {.f = f,
                    .title = "Phases",
-                   .x = svg_axis_of("seconds since the first start", false),
-                   .y = svg_axis_of("phases in their order", false)};
+                   .x = svg_axis_linear("seconds since the first start"),
+                   .y = svg_axis_linear("phases in their order")};
     const int n = (int)json_array_size(phases);
     for (int i = 0; i < n; i++) {
         const json_t *p = json_array_get(phases, (size_t)i);
@@ -399,7 +398,7 @@ void chart_memory(FILE *f, const json_t *phases) {
     svg_chart c = {.f = f,
                    .title = "Largest memory of each rank",
                    .x = svg_axis_from_zero("MiB"),
-                   .y = svg_axis_of("phases in their order", false)};
+                   .y = svg_axis_linear("phases in their order")};
     const int lanes = memory_lanes(&c, phases, 0);
     if (!lanes) return;
     lanes_begin(&c, lanes);

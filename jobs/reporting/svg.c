@@ -28,18 +28,24 @@ void svg_text(FILE *f, const char *text) {
 
 /* ---- axes ---- */
 
-svg_axis svg_axis_of(const char *label, bool log) {
-    return (svg_axis){.label = label, .log = log, .lo = INFINITY, .hi = -INFINITY};
+svg_axis svg_axis_linear(const char *label) {
+    return (svg_axis){.label = label, .lo = INFINITY, .hi = -INFINITY};
+}
+
+svg_axis svg_axis_log(const char *label) {
+    svg_axis a = svg_axis_linear(label);
+    a.log = true;
+    return a;
 }
 
 svg_axis svg_axis_from_zero(const char *label) {
-    svg_axis a = svg_axis_of(label, false);
+    svg_axis a = svg_axis_linear(label);
     a.from_zero = true;
     return a;
 }
 
 svg_axis svg_axis_counted(const char *label) {
-    svg_axis a = svg_axis_of(label, false);
+    svg_axis a = svg_axis_linear(label);
     a.whole = true;
     return a;
 }

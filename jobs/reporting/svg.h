@@ -27,10 +27,12 @@ typedef struct svg_chart {
     int legend; /* its width so far */
 } svg_chart;
 
-/* Local. An axis that nothing was taken for. */
-svg_axis svg_axis_of(const char *label, bool log);
-svg_axis svg_axis_from_zero(const char *label); /* local; linear */
-svg_axis svg_axis_counted(const char *label);   /* local; linear, of whole numbers */
+/* Local. An axis that nothing was taken for: logarithmic, or linear, which may hold zero in any
+ * case or count in whole numbers. */
+svg_axis svg_axis_log(const char *label);
+svg_axis svg_axis_linear(const char *label);
+svg_axis svg_axis_from_zero(const char *label);
+svg_axis svg_axis_counted(const char *label);
 
 /* Local. Make the axis hold n values; NAN, and what is not positive on a log axis, are passed over.
  */

@@ -205,8 +205,8 @@ static err random_start(rotation_set *set, bool r1_later) {
     int64_t d = z->head_dim, most = z->hidden > d ? z->hidden : d,
             heads = rotation_set_r2_count(set);
     rotation *r = NULL;
-    void *buf;
-    err e = mem_alloc(most * most, sizeof(double), "random rotation", &buf);
+    double *buf;
+    err e = MEM_NEW(&buf, most * most, "random rotation");
     if (!e.code && rotation_set_r1(set) && !r1_later) {
         e = start_orthogonal(z->hidden, seed, RNG_R1_NORMAL, 0, buf);
         if (!e.code) e = rotation_create_dense(z->hidden, buf, &r);

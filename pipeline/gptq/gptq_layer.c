@@ -133,8 +133,8 @@ void gptq_run_destroy(gptq_run **r) {
 
 static err step_order(gptq_stack *k, const char *what, gptq_order **o) {
     gptq_run *r = k->r;
-    void *diagonal;
-    err e = comm_agree(r->s.c, mem_alloc(k->cols, sizeof(double), what, &diagonal), what, NULL);
+    double *diagonal;
+    err e = comm_agree(r->s.c, MEM_NEW(&diagonal, k->cols, what), what, NULL);
     if (e.code) return e;
     e = gptq_moments_diagonal(&r->moments, k->cols, what, diagonal);
     if (!e.code)
@@ -322,12 +322,9 @@ static err load_full(gptq_run *r, int64_t layer, llama_stage *full) {
 static err load_vector(const gptq_run *r, llama_role role, int64_t layer, const gptq_saved *saved,
                        float **to) {
     llama_tensor t;
-    void *p;
     if (!llama_tensor_of(r->s.job->cfg, role, layer, &t)) return err_none();
-    err e = mem_alloc(t.rows, sizeof(float), t.name, &p);
-    if (e.code) return e;
-    *to = p;
-    return saved->vector(saved->arg, &t, p);
+    err e = MEM_NEW(to, t.rows, t.name);
+    return e.code ? e : saved->vector(saved->arg, &t, *to);
 }
 
 static err load_saved(const gptq_run *r, int64_t layer, const gptq_saved *saved, llama_layer *to) {

@@ -167,13 +167,13 @@ static err reserve(gptq_moments *m) {
 
 err gptq_moments_diagonal(gptq_moments *m, int64_t n, const char *what, double *diagonal) {
     const int64_t length = gptq_windows_get_options(m->windows)->length;
-    void *mine = NULL;
+    double *mine = NULL;
     m->what = what;
     m->n = n;
     m->factor = 2.0 / (double)(windows_taken(m) * length);
     err e = reserve(m);
     if (e.code) return e;
-    e = comm_agree(m->c, mem_alloc(n, sizeof(double), "squares of a window", &mine), what, NULL);
+    e = comm_agree(m->c, MEM_NEW(&mine, n, "squares of a window"), what, NULL);
     if (!e.code) e = sum_squares(m, mine, diagonal);
     mem_free(mine);
     return e;
@@ -194,8 +194,8 @@ static void arrange_rows(bf16 *x, int64_t length, int64_t n, const int64_t *orde
 
 err gptq_moments_arrange(gptq_moments *m, const int64_t *order, bool inverse) {
     const int64_t length = gptq_windows_get_options(m->windows)->length;
-    void *rooms;
-    err e = mem_alloc(gemm_threads() * m->n, sizeof(bf16), "inputs in another order", &rooms);
+    bf16 *rooms;
+    err e = MEM_NEW(&rooms, gemm_threads() * m->n, "inputs in another order");
     for (int64_t i = 0; i < gptq_windows_own(m->windows) && !e.code; i++) {
         bf16 *x;
         e = gptq_windows_get_input(m->windows, GPTQ_QUANTIZED, i, &x);

@@ -53,11 +53,11 @@ static err gather(gptq_windows *w, int stream, int64_t rows, int64_t width, floa
 err gptq_sites_take(gptq_windows *w, int stream, const llama_config *cfg, rotation_set *set,
                     int64_t layer, llama_step step, site_look *out) {
     const int64_t width = llama_step_width(cfg, step), rows = sample_rows(cfg, layer, width);
-    void *x = NULL;
+    float *x = NULL;
     int64_t n;
     *out = (site_look){.there = false};
     if (!gptq_windows_own(w)) return err_none();
-    if (mem_alloc(rows * width, sizeof(float), "sample of a site", &x).code) return err_none();
+    if (MEM_NEW(&x, rows * width, "sample of a site").code) return err_none();
     err e = gather(w, stream, rows, width, x, &n);
     if (!e.code)
         e = site_look_take(cfg, set, layer, step, SITE_AFTER, with_covariance(cfg, layer, width), x,

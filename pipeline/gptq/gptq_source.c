@@ -39,11 +39,9 @@ int gptq_step_count(llama_step step) {
 }
 
 static err copy_vector(const float *from, int64_t n, float **to) {
-    void *p;
-    err e = from ? mem_alloc(n, sizeof *from, "norms and biases", &p) : err_none();
-    if (!from || e.code) return e;
-    memcpy(p, from, (size_t)n * sizeof *from);
-    *to = p;
+    if (!from) return err_none();
+    err e = MEM_NEW(to, n, "norms and biases");
+    if (!e.code) memcpy(*to, from, (size_t)n * sizeof *from);
     return e;
 }
 
@@ -207,9 +205,9 @@ static err fuse_vector(gptq_source *s, int hash, const llama_tensor *t, float *v
 /* Every rank reads norms of heads, as it does the other norms. */
 static err do_head_norm(gptq_source *s, int k, llama_layer *to) {
     llama_tensor t;
-    void *v;
+    float *v;
     if (!llama_tensor_of(s->job->cfg, llama_vectors[k], s->layer, &t)) return err_none();
-    err e = mem_alloc(t.rows, sizeof(float), t.name, &v);
+    err e = MEM_NEW(&v, t.rows, t.name);
     if (e.code) return e;
     *llama_layer_vector(to, k) = v;
     return fuse_vector(s, LLAMA_LINEARS + k, &t, v);
@@ -228,9 +226,9 @@ static err do_own(gptq_source *s, llama_layer *to) {
     for (int k = LLAMA_HEAD_NORMS_AT; k < LLAMA_VECTORS && !e.code; k++) e = do_head_norm(s, k, to);
     for (int k = 0; k < LLAMA_LINEARS && !e.code; k++) {
         llama_tensor bias;
-        void *b = NULL;
+        float *b = NULL;
         const bool biased = has_bias(s, k, &bias);
-        if (biased) e = mem_alloc(bias.rows, sizeof(float), bias.name, &b);
+        if (biased) e = MEM_NEW(&b, bias.rows, bias.name);
         *llama_layer_bias(to, k) = b;
         if (e.code || !mine(s, k)) continue;
         e = fuse_linear(s, k, fused_gain_of(llama_linears[k], gains));
@@ -266,12 +264,12 @@ const fused_spread *gptq_source_spreads(const gptq_source *s) {
 
 err gptq_source_share(gptq_source *s, int k, gptq_band_sink take, void *arg) {
     llama_tensor t;
-    void *band = NULL;
+    float *band = NULL;
     llama_tensor_of(s->job->cfg, llama_linears[k], s->layer, &t);
     const int64_t step =
         size_min(t.rows, size_max(1, BAND_BYTES / (t.cols * (int64_t)sizeof(float))));
     err e = err_none();
-    if (!mine(s, k)) e = mem_alloc(step * t.cols, sizeof(float), "rows of a linear", &band);
+    if (!mine(s, k)) e = MEM_NEW(&band, step * t.cols, "rows of a linear");
     e = comm_agree(s->c, e, t.name, NULL);
     if (e.code) return e;
     for (int64_t row = 0; row < t.rows; row += step) {

@@ -77,15 +77,10 @@ void gptq_stack_clear(gptq_stack *k) {
 }
 
 err gptq_stack_init(gptq_run *r, llama_step step, gptq_stack *k) {
-    void *p = NULL;
     gptq_stack_shape(&r->s, comm_size(r->s.c), comm_rank(r->s.c), step, k);
     k->r = r;
-    err e = mem_alloc(k->own_n * k->cols, sizeof(float), "rows of weights", &p);
-    k->w = p;
-    p = NULL;
-    if (!e.code) e = mem_alloc(k->rows, sizeof(gptq_loss), "losses of rows", &p);
-    k->loss = p;
-    p = NULL;
+    err e = MEM_NEW(&k->w, k->own_n * k->cols, "rows of weights");
+    if (!e.code) e = MEM_NEW(&k->loss, k->rows, "losses of rows");
     if (!e.code) e = MEM_NEW(&k->errors, k->rows, "errors of rows");
     if (!e.code) e = qmatrix_create(k->rows, k->cols, &r->s.job->how, &k->q);
     return comm_agree(r->s.c, e, "rows of weights", NULL);
@@ -93,12 +88,10 @@ err gptq_stack_init(gptq_run *r, llama_step step, gptq_stack *k) {
 
 err gptq_stack_init_cross(gptq_stack *k) {
     const comm *c = k->r->s.c;
-    void *all = NULL;
     if (!gptq_stack_corrects(&k->r->s)) return err_none();
     err e = MEM_NEW(&k->cross, k->own_n * k->cols, "cross terms of rows");
     if (!e.code && comm_size(c) > 1)
-        e = mem_alloc_unset(k->rows * k->cols, sizeof(float), "weights of all rows", &all);
-    k->all = all;
+        e = MEM_NEW_UNSET(&k->all, k->rows * k->cols, "weights of all rows");
     return comm_agree(c, e, "cross terms", NULL);
 }
 
@@ -149,9 +142,9 @@ static qmatrix view_of(const gptq_stack *k, int i) {
 /* The values of the codes, as products take them. */
 err gptq_stack_values(const qmatrix *q, wmat *to) {
     enum { ROWS = 64 };
-    void *wide;
+    float *wide;
     err e = wmat_init(to, WMAT_BF16, q->rows, q->cols, "quantized weights in bf16");
-    if (!e.code) e = mem_alloc(ROWS * q->cols, sizeof(float), "rows of values", &wide);
+    if (!e.code) e = MEM_NEW(&wide, ROWS * q->cols, "rows of values");
     if (e.code) return e;
     for (int64_t row = 0; row < q->rows; row += ROWS) {
         const int64_t n = size_min(ROWS, q->rows - row);
@@ -295,12 +288,11 @@ err gptq_stack_cross(gptq_stack *k) {
 
 /* Of the codes against the fused weights. */
 static err row_errors(gptq_stack *k) {
-    void *p;
-    err e = mem_alloc(k->cols, sizeof(float), "values of a row", &p);
-    const float *v = p;
+    float *v;
+    err e = MEM_NEW(&v, k->cols, "values of a row");
     for (int64_t i = 0; i < k->own_n && !e.code; i++) {
         qerror *sum = &k->errors[k->own0 + i];
-        qmatrix_dequantize_rows(k->q, k->own0 + i, 1, p);
+        qmatrix_dequantize_rows(k->q, k->own0 + i, 1, v);
         *sum = (qerror){.max_error = 0};
         for (int64_t j = 0; j < k->cols; j++) {
             const double w = (double)k->w[i * k->cols + j], d = (double)v[j] - w;
@@ -309,7 +301,7 @@ static err row_errors(gptq_stack *k) {
             sum->max_error = fmax(sum->max_error, fabs(d));
         }
     }
-    mem_free(p);
+    mem_free(v);
     return e;
 }
 
@@ -420,11 +412,12 @@ static err window_outputs(gptq_stack *k, llama_stage *full, const wmat *codes, i
 static err outputs_of(gptq_stack *k, llama_stage *full, const wmat *codes, gptq_outputs *out) {
     const gptq_settings *s = &k->r->s;
     const int64_t n = s->n_windows;
-    void *sums = NULL, *y = NULL;
+    void *sums = NULL; /* doubles, summed over ranks as their bits */
+    float *y = NULL;
     int64_t widest = 0;
     for (int l = 0; l < k->n_linears; l++) widest = size_max(widest, codes[l].rows);
     err e = mem_alloc(2 * k->n_linears * n, sizeof(double), "errors of windows", &sums);
-    if (!e.code) e = mem_alloc(2 * s->length * widest, sizeof(float), "outputs", &y);
+    if (!e.code) e = MEM_NEW(&y, 2 * s->length * widest, "outputs");
     for (int64_t i = 0; i < gptq_windows_own(k->r->windows) && !e.code; i++) {
         const int64_t number = gptq_windows_number(k->r->windows, i);
         if (compares(&k->r->moments, number))

@@ -63,9 +63,7 @@ static void put_panel(const gptq_moments *m, int64_t first, int64_t rows, const 
 static err gather_whole(hessian_factor *s, const char *what) {
     const int64_t n = s->m->n, step = gptq_moments_panel_rows(n);
     const bool mine = comm_rank(s->m->c) == ROOT;
-    void *h = NULL;
-    err e = mine ? mem_alloc(n * n, sizeof(double), "Hessian", &h) : err_none();
-    s->whole = h;
+    err e = mine ? MEM_NEW(&s->whole, n * n, "Hessian") : err_none();
     e = comm_agree(s->m->c, e, what, NULL);
     for (int64_t first = 0; first < n && !e.code; first += step) {
         const int64_t rows = size_min(step, n - first);
@@ -141,11 +139,8 @@ static err fill_grid(hessian_factor *s, double lambda) {
 static err factor_grid(hessian_factor *s, const char *what) {
     const comm *c = s->m->c;
     const int64_t n = s->m->n;
-    void *rows = NULL, *order = NULL;
-    err e = mem_alloc(s->opts.block * n, sizeof(double), "rows of a factor", &rows);
-    if (!e.code) e = mem_alloc(n, sizeof(int64_t), "order of columns", &order);
-    s->rows = rows;
-    s->order = order;
+    err e = MEM_NEW(&s->rows, s->opts.block * n, "rows of a factor");
+    if (!e.code) e = MEM_NEW(&s->order, n, "order of columns");
     e = comm_agree(c, e, what, NULL);
     for (int64_t i = 0; i < n && !e.code; i++) s->order[i] = s->o->column[n - 1 - i];
     if (!e.code) e = comm_agree(c, gptq_moments_arrange(s->m, s->order, false), what, NULL);

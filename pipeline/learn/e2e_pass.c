@@ -68,21 +68,15 @@ uint64_t e2e_pass_bytes(const llama_config *cfg, const llama_sites *sites,
     return bytes + (uint64_t)(teacher_windows * shape->window * shape->top_k) * 8;
 }
 
-static err room_for(int64_t count, size_t size, const char *what, void *out) {
-    void *p = NULL;
-    err e = mem_alloc(count, size, what, &p);
-    memcpy(out, &p, sizeof p);
-    return e;
-}
-
 static err create_slot(e2e_pass *p, int64_t i, const llama_sites *sites) {
     const llama_pass_shape shape = shape_of_rank(&p->s);
     const int64_t rows = shape.window;
     slot *s = &p->slots[i];
-    err e = room_for(rows, p->row_bytes, "residual stream", &s->x);
-    if (!e.code) e = room_for(p->slices, sizeof *s->sent, "messages", &s->sent);
-    if (!e.code) e = room_for(p->n_layers, sizeof *s->saved, "saved activations", &s->saved);
-    if (!e.code && p->recompute) e = room_for(rows, p->row_bytes, "inputs of a stage", &s->inputs);
+    err e = MEM_NEW(&s->x, rows * (int64_t)p->row_bytes, "residual stream");
+    if (!e.code) e = MEM_NEW(&s->sent, p->slices, "messages");
+    if (!e.code) e = MEM_NEW(&s->saved, p->n_layers, "saved activations");
+    if (!e.code && p->recompute)
+        e = MEM_NEW(&s->inputs, rows * (int64_t)p->row_bytes, "inputs of a stage");
     for (int64_t l = 0; l < p->n_layers && !e.code; l++) {
         if (p->recompute && i > 0)
             s->saved[l] = p->slots[0].saved[l];
@@ -94,10 +88,10 @@ static err create_slot(e2e_pass *p, int64_t i, const llama_sites *sites) {
 
 static err create_teacher(e2e_pass *p) {
     const int64_t tokens = p->s.shape.window, k = p->s.top_k;
-    err e = room_for(p->windows, sizeof *p->teacher, "teacher", &p->teacher);
+    err e = MEM_NEW(&p->teacher, p->windows, "teacher");
     for (int64_t i = 0; i < p->windows && !e.code; i++) {
-        e = room_for(tokens * k, sizeof(int32_t), "tokens of the teacher", &p->teacher[i].token);
-        if (!e.code) e = room_for(tokens * k, sizeof(float), "teacher", &p->teacher[i].log_p);
+        e = MEM_NEW(&p->teacher[i].token, tokens * k, "tokens of the teacher");
+        if (!e.code) e = MEM_NEW(&p->teacher[i].log_p, tokens * k, "teacher");
     }
     return e;
 }
@@ -105,18 +99,19 @@ static err create_teacher(e2e_pass *p) {
 static err create_buffers(e2e_pass *p, const llama_sites *sites) {
     const llama_pass_shape shape = shape_of_rank(&p->s);
     const size_t real = llama_real_bytes(shape.compute);
-    err e = room_for(p->n_slots, sizeof *p->slots, "windows in flight", &p->slots);
+    err e = MEM_NEW(&p->slots, p->n_slots, "windows in flight");
     for (int64_t i = 0; i < p->n_slots && !e.code; i++) e = create_slot(p, i, sites);
-    if (!e.code && p->recompute) e = room_for(shape.slice, p->row_bytes, "slice", &p->spare);
+    if (!e.code && p->recompute)
+        e = MEM_NEW(&p->spare, shape.slice * (int64_t)p->row_bytes, "slice");
     if (!e.code) e = llama_work_create(p->s.stage->cfg, sites, &shape, &p->work);
     if (!e.code && shape.top_k) e = create_teacher(p);
     if (!e.code && shape.r1)
-        e = room_for(p->hidden * p->hidden, real, "gradient of R1", &p->unit_r1);
-    if (!e.code && shape.r2) e = room_for(p->s.r2_entries, real, "gradient of R2", &p->unit_r2);
+        e = mem_alloc(p->hidden * p->hidden, real, "gradient of R1", &p->unit_r1);
+    if (!e.code && shape.r2) e = mem_alloc(p->s.r2_entries, real, "gradient of R2", &p->unit_r2);
     if (!e.code && shape.scales)
-        e = room_for(p->scale_at[SCALE_KINDS], real, "gradient of scales", &p->unit_scales);
-    if (!e.code) e = room_for(shape.slice, sizeof *p->ids, "tokens", &p->ids);
-    if (!e.code) e = room_for(p->windows * p->slices, sizeof *p->loss, "losses", &p->loss);
+        e = mem_alloc(p->scale_at[SCALE_KINDS], real, "gradient of scales", &p->unit_scales);
+    if (!e.code) e = MEM_NEW(&p->ids, shape.slice, "tokens");
+    if (!e.code) e = MEM_NEW(&p->loss, p->windows * p->slices, "losses");
     return e;
 }
 

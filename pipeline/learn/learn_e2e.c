@@ -69,13 +69,6 @@ static const comm *stages_of(const learn_e2e *l) {
     return l->stages ? l->stages : l->c;
 }
 
-static err array(int64_t n, size_t size, const char *what, void *out) {
-    void *p = NULL;
-    err e = mem_alloc(n, size, what, &p);
-    memcpy(out, &p, sizeof p);
-    return e;
-}
-
 void learn_e2e_share_r1(learn_e2e *l) {
     const int64_t n = l->cfg->hidden;
     const bool wide = l->w->shape.compute == COMPUTE_F64;
@@ -110,7 +103,7 @@ static err create_r1(learn_e2e *l, const dealt_rows *R1) {
     const int64_t n = l->cfg->hidden;
     const cayley_dist_options co = {
         .n = n, .kind = l->o.kind, .grid = l->o.grid, .blas_threads = l->o.blas_threads};
-    err e = array(E2E_BAND * n, sizeof(int64_t), "rows of R1", &l->band);
+    err e = mem_alloc(E2E_BAND * n, sizeof(int64_t), "rows of R1", &l->band);
     if (!e.code && l->active) e = create_rotation(l, &l->R1);
     if (!e.code && l->active && l->w->shape.r1) e = fixed_sum_init(&l->sums[0], n * n, "sum of R1");
     e = comm_agree(l->c, e, "learning", NULL);
@@ -128,12 +121,12 @@ static err create_r2(learn_e2e *l, const double *R2) {
     const int64_t d = l->cfg->head_dim, heads = l->o.r2_heads, first = l->range.first * heads;
     const int64_t count = l->range.n * heads, entries = entries_of(l->cfg, &l->o);
     err e = r2_part_create(l->o.kind, d, first, count, R2 + first * d * d, &l->r2);
-    if (!e.code) e = array(l->cfg->layers * heads, sizeof *l->R2, "R2", &l->R2);
+    if (!e.code) e = MEM_NEW(&l->R2, l->cfg->layers * heads, "R2");
     for (int64_t m = 0; m < count && !e.code; m++)
         e = rotation_create_dense(d, NULL, &l->R2[first + m]);
     if (!e.code && l->active && l->w->shape.r2)
         e = fixed_sum_init(&l->sums[1], l->range.n * entries, "sum of R2");
-    if (!e.code) e = array(l->range.n * entries, sizeof(double), "gradient of R2", &l->G2);
+    if (!e.code) e = MEM_NEW(&l->G2, l->range.n * entries, "gradient of R2");
     if (!e.code) learn_e2e_share_r2(l);
     return e;
 }
@@ -144,7 +137,7 @@ static err create_scales(learn_e2e *l) {
     err e = scale_part_create(&sizes, l->o.scales, first, n, l->o.scale_start + first * each,
                               &l->scales);
     if (!e.code && l->active) e = fixed_sum_init(&l->sums[SUM_SCALES], n * each, "sum of scales");
-    if (!e.code) e = array(n * each, sizeof(double), "gradient of scales", &l->GS);
+    if (!e.code) e = MEM_NEW(&l->GS, n * each, "gradient of scales");
     if (!e.code) l->o.sites.scales = scale_part_set(l->scales);
     return e;
 }
@@ -166,8 +159,8 @@ static err create_pass(learn_e2e *l, const llama_stage *stage) {
                            .weights = l->weights};
     e = e2e_pass_create(&s, &l->o.sites, &l->pass);
     l->n_mine = e2e_layout_windows(w->batch, l->l->replicas, l->replica);
-    if (!e.code) e = array(l->n_mine, sizeof *l->windows, "windows", &l->windows);
-    if (!e.code) e = array(l->n_mine, sizeof *l->loss, "losses", &l->loss);
+    if (!e.code) e = MEM_NEW(&l->windows, l->n_mine, "windows");
+    if (!e.code) e = MEM_NEW(&l->loss, l->n_mine, "losses");
     return e;
 }
 
@@ -188,8 +181,7 @@ err learn_e2e_create(const comm *c, const learn_e2e_options *o, const e2e_wish *
     for (int i = 0; i < SUMS; i++) l->exponents[i] = FIXED_SUM_UNKNOWN;
     l->judge = learn_judge_new(w->objective->needs_teacher ? JUDGE_NOISE_KL : JUDGE_NOISE, 0, 1);
     err e = comm_agree(c, join(l), "learning", NULL);
-    if (!e.code)
-        e = comm_agree(c, array(w->batch, sizeof *l->pick, "batch", &l->pick), "learning", NULL);
+    if (!e.code) e = comm_agree(c, MEM_NEW(&l->pick, w->batch, "batch"), "learning", NULL);
     if (!e.code && R1) e = create_r1(l, R1);
     if (!e.code && o->r2_heads) e = comm_agree(c, create_r2(l, R2), "learning", NULL);
     if (!e.code && w->shape.scales) e = comm_agree(c, create_scales(l), "learning", NULL);
@@ -348,7 +340,7 @@ static err move_scales(learn_e2e *l, int exponent, learn_report *report) {
 static err mean_loss(const learn_e2e *l, double *mean) {
     const bool mine = l->active && l->number == l->l->stages - 1;
     int64_t *bits;
-    err e = comm_agree(l->c, array(l->w->batch, sizeof *bits, "losses", &bits), "a step", NULL);
+    err e = comm_agree(l->c, MEM_NEW(&bits, l->w->batch, "losses"), "a step", NULL);
     if (e.code) {
         mem_free(bits);
         return e;

@@ -104,9 +104,8 @@ static err create_r1(learn_range *l, const dealt_rows *R1) {
 
 static err create_r2(learn_range *l, const double *R2) {
     int64_t dd = l->d * l->d;
-    void *r = NULL;
     l->n_r2 = l->pool->n_layers * l->o.r2_heads;
-    err e = mem_alloc(l->n_r2 * dd, sizeof(double), "R2", &r);
+    err e = MEM_NEW(&l->R2, l->n_r2 * dd, "R2");
     if (!e.code) e = MEM_NEW(&l->W2, l->n_r2 * dd, "directions of R2");
     if (!e.code) e = MEM_NEW(&l->kept2, l->n_r2 * dd, "R2 as it was");
     if (!e.code) e = MEM_NEW(&l->grad2, dd, "gradient of R2");
@@ -114,8 +113,7 @@ static err create_r2(learn_range *l, const double *R2) {
         e = range_work_create(l->d, 2 * R2_ROWS, l->d / group_of(&l->o.act, l->d), &l->work2);
     if (!e.code && l->n_r2) e = optimizer_create(l->o.kind, l->d, l->n_r2, &l->r2);
     if (!e.code && l->weights) e = MEM_NEW(&l->G2, l->n_r2 * dd, "gradients of R2");
-    l->R2 = r;
-    if (!e.code && l->n_r2) memcpy(r, R2, (size_t)(l->n_r2 * dd) * sizeof(double));
+    if (!e.code && l->n_r2) memcpy(l->R2, R2, (size_t)(l->n_r2 * dd) * sizeof(double));
     return e;
 }
 

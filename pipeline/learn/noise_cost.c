@@ -24,18 +24,16 @@ uint64_t noise_cost_bytes(int64_t rows, int64_t width, int threads) {
 }
 
 err noise_cost_create(int64_t rows, int64_t width, noise_cost **out) {
-    void *p[5] = {NULL};
     *out = NULL;
     noise_cost *c;
     err e = MEM_NEW(&c, 1, "noise of a quantizer");
     if (e.code) return e;
-    e = mem_alloc(rows * width, sizeof(float), "rows of a quantizer", &p[0]);
-    if (!e.code) e = mem_alloc(rows * width, sizeof(float), "their gradients", &p[1]);
-    if (!e.code) e = mem_alloc(gemm_threads() * width, sizeof(float), "errors of a row", &p[2]);
-    if (!e.code) e = mem_alloc(rows, sizeof(double), "noise of rows", &p[3]);
-    if (!e.code) e = mem_alloc(rows, sizeof(double), "weights of rows", &p[4]);
-    *c = (noise_cost){
-        .u = p[0], .h = p[1], .error = p[2], .width = width, .parts = p[3], .weight = p[4]};
+    c->width = width;
+    e = MEM_NEW(&c->u, rows * width, "rows of a quantizer");
+    if (!e.code) e = MEM_NEW(&c->h, rows * width, "their gradients");
+    if (!e.code) e = MEM_NEW(&c->error, gemm_threads() * width, "errors of a row");
+    if (!e.code) e = MEM_NEW(&c->parts, rows, "noise of rows");
+    if (!e.code) e = MEM_NEW(&c->weight, rows, "weights of rows");
     if (e.code) noise_cost_destroy(&c);
     *out = c;
     return e;

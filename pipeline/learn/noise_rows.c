@@ -66,12 +66,11 @@ uint64_t noise_rows_bytes(const llama_config *cfg, int64_t n, uint32_t places, i
 }
 
 static err draw_init(draw *d, int64_t room, int64_t width) {
-    void *p[4] = {NULL};
-    err e = mem_alloc(room * width, sizeof(bf16), "rows of quantizers", &p[0]);
-    if (!e.code) e = mem_alloc(room * width, sizeof(bf16), "their gradients", &p[1]);
-    if (!e.code) e = mem_alloc(room, sizeof(slot), "rows of quantizers", &p[2]);
-    if (!e.code) e = mem_alloc(room, sizeof(double), "rows of quantizers", &p[3]);
-    *d = (draw){.width = width, .x = p[0], .g = p[1], .heap = p[2], .weight = p[3]};
+    *d = (draw){.width = width};
+    err e = MEM_NEW(&d->x, room * width, "rows of quantizers");
+    if (!e.code) e = MEM_NEW(&d->g, room * width, "their gradients");
+    if (!e.code) e = MEM_NEW(&d->heap, room, "rows of quantizers");
+    if (!e.code) e = MEM_NEW(&d->weight, room, "rows of quantizers");
     return e;
 }
 

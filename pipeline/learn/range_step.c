@@ -79,8 +79,8 @@ err range_work_create(int64_t n, int64_t max_rows, int64_t groups, range_work **
     err e = err_none();
     for (int i = 0; i < BUFFERS && !e.code; i++)
         e = mem_alloc(need[i].count, need[i].size, "rows of a step", &p[i]);
-    void *loss = NULL;
-    if (!e.code) e = mem_alloc(size_ceil_div(max_rows, BLOCK) + 1, sizeof(int64_t), "loss", &loss);
+    int64_t *loss = NULL;
+    if (!e.code) e = MEM_NEW(&loss, size_ceil_div(max_rows, BLOCK) + 1, "loss");
     if (e.code) {
         for (int i = 0; i < BUFFERS; i++) mem_free(p[i]);
         return e;

@@ -28,10 +28,8 @@ static int64_t rows_per_token(const row_pool *p, pool_kind kind) {
 }
 
 static err set_init(row_set *s, int64_t n, int64_t width, bf16 *x) {
-    void *w = NULL;
-    err e = mem_alloc(n, sizeof(float), "weights of rows", &w);
-    *s = (row_set){.n = n, .width = width, .x = x, .w = w};
-    return e;
+    *s = (row_set){.n = n, .width = width, .x = x};
+    return MEM_NEW(&s->w, n, "weights of rows");
 }
 
 err row_pool_init(const llama_config *cfg, int64_t first, int64_t n, int64_t tokens,
@@ -50,9 +48,7 @@ err row_pool_init(const llama_config *cfg, int64_t first, int64_t n, int64_t tok
         if (!out->sets[k]) abort();
         const int64_t width = k == POOL_R1 ? cfg->hidden : cfg->head_dim,
                       each = tokens * rows_per_token(out, (pool_kind)k);
-        void *rows = NULL;
-        e = mem_alloc(count * each * width, sizeof(bf16), "sampled rows", &rows);
-        out->rows[k] = rows;
+        e = MEM_NEW(&out->rows[k], count * each * width, "sampled rows");
         for (int64_t i = 0; i < count && !e.code; i++)
             e = set_init(&out->sets[k][i], each, width, out->rows[k] + i * each * width);
     }
@@ -371,21 +367,19 @@ static int moment_exponent(const comm *c, const row_pool *p) {
 
 err row_pool_moment_r1(const comm *c, const row_pool *p, double *out) {
     int64_t n = p->hidden * p->hidden, sets = sets_of(p, POOL_R1);
-    void *wide = NULL, *one = NULL, *sum = NULL;
+    float *wide = NULL, *one = NULL;
+    int64_t *sum = NULL;
     const int exponent = moment_exponent(c, p);
-    err e = mem_alloc(sets ? p->sets[POOL_R1][0].n * p->hidden : 0, sizeof(float), "rows in fp32",
-                      &wide);
-    if (!e.code) e = mem_alloc(n, sizeof(float), "second moment", &one);
-    if (!e.code) e = mem_alloc(n, sizeof(int64_t), "second moment", &sum);
+    err e = MEM_NEW(&wide, sets ? p->sets[POOL_R1][0].n * p->hidden : 0, "rows in fp32");
+    if (!e.code) e = MEM_NEW(&one, n, "second moment");
+    if (!e.code) e = MEM_NEW(&sum, n, "second moment");
     e = comm_agree(c, e, "second moments", NULL);
     for (int64_t i = 0; i < sets && !e.code; i++) {
         moment_of(&p->sets[POOL_R1][i], wide, one);
-        for (int64_t k = 0; k < n; k++)
-            ((int64_t *)sum)[k] += llrint(ldexp(((float *)one)[k], exponent));
+        for (int64_t k = 0; k < n; k++) sum[k] += llrint(ldexp(one[k], exponent));
     }
     if (!e.code) comm_sum_i64(c, sum, n);
-    for (int64_t k = 0; k < n && !e.code; k++)
-        out[k] = ldexp((double)((int64_t *)sum)[k], -exponent);
+    for (int64_t k = 0; k < n && !e.code; k++) out[k] = ldexp((double)sum[k], -exponent);
     for (int64_t i = 0; i < p->hidden && !e.code; i++) /* products of two halves may round apart */
         for (int64_t j = 0; j < i; j++) {
             double m = 0.5 * (out[i * p->hidden + j] + out[j * p->hidden + i]);
@@ -417,12 +411,13 @@ static void moment_rows(const row_pool *p, int64_t row, int64_t b, int exponent,
 err row_pool_moment_r1_dist(const row_pool *p, dmat *out) {
     const comm *c = dgrid_comm(dmat_grid(out));
     const int64_t n = p->hidden;
-    void *wide = NULL, *one = NULL, *sum = NULL;
+    float *wide = NULL, *one = NULL;
+    int64_t *sum = NULL;
     const int exponent = moment_exponent(c, p);
     const int64_t rows = sets_of(p, POOL_R1) ? p->sets[POOL_R1][0].n : 0;
-    err e = mem_alloc(rows * n, sizeof(float), "rows in fp32", &wide);
-    if (!e.code) e = mem_alloc(MOMENT_BAND * n, sizeof(float), "second moment", &one);
-    if (!e.code) e = mem_alloc(MOMENT_BAND * n, sizeof(int64_t), "second moment", &sum);
+    err e = MEM_NEW(&wide, rows * n, "rows in fp32");
+    if (!e.code) e = MEM_NEW(&one, MOMENT_BAND * n, "second moment");
+    if (!e.code) e = MEM_NEW(&sum, MOMENT_BAND * n, "second moment");
     e = comm_agree(c, e, "second moments", NULL);
     for (int64_t row = 0; !e.code && row < n; row += MOMENT_BAND) {
         const int64_t b = n - row < MOMENT_BAND ? n - row : MOMENT_BAND;

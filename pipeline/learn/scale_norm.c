@@ -36,37 +36,30 @@ uint64_t scale_norm_bytes(int64_t n, int64_t max_rows, int64_t groups) {
            (uint64_t)(5 * n + 2 * groups) * sizeof(double);
 }
 
-static err take_room(void **to, int64_t count, size_t size) {
-    return mem_alloc(count, size, "scales of norms", to);
+static err take_room(scale_norm *s) {
+    const char *what = "scales of norms";
+    const int64_t n = s->n, groups = s->max_groups;
+    err e = MEM_NEW(&s->u, s->max_rows * n, what);
+    if (!e.code) e = MEM_NEW(&s->wide, PANEL * n, what);
+    if (!e.code) e = MEM_NEW(&s->rotated, PANEL * n, what);
+    if (!e.code) e = MEM_NEW(&s->inverse, n, what);
+    if (!e.code) e = MEM_NEW(&s->y, gemm_threads() * n, what);
+    if (!e.code) e = MEM_NEW(&s->ends, s->max_rows * groups, what);
+    double **of_row[] = {&s->t, &s->log_s, &s->gradient, &s->m, &s->v};
+    for (size_t i = 0; i < sizeof of_row / sizeof *of_row && !e.code; i++)
+        e = MEM_NEW(of_row[i], n, what);
+    if (!e.code) e = MEM_NEW(&s->noise, groups, what);
+    if (!e.code) e = MEM_NEW(&s->felt, groups, what);
+    return e;
 }
 
 err scale_norm_create(int64_t n, int64_t max_rows, int64_t groups, scale_norm **out) {
-    void *body, *p[13] = {NULL};
+    scale_norm *s;
     *out = NULL;
-    err e = take_room(&body, 1, sizeof(scale_norm));
+    err e = MEM_NEW(&s, 1, "scales of norms");
     if (e.code) return e;
-    const int64_t reals[5] = {max_rows * n, PANEL * n, PANEL * n, n, gemm_threads() * n};
-    for (int i = 0; i < 5 && !e.code; i++) e = take_room(&p[i], reals[i], sizeof(float));
-    if (!e.code) e = take_room(&p[5], max_rows * groups, sizeof(range_ends));
-    for (int i = 6; i < 11 && !e.code; i++) e = take_room(&p[i], n, sizeof(double));
-    for (int i = 11; i < 13 && !e.code; i++) e = take_room(&p[i], groups, sizeof(double));
-    scale_norm *s = body;
-    *s = (scale_norm){.n = n,
-                      .max_rows = max_rows,
-                      .max_groups = groups,
-                      .u = p[0],
-                      .wide = p[1],
-                      .rotated = p[2],
-                      .inverse = p[3],
-                      .y = p[4],
-                      .ends = p[5],
-                      .t = p[6],
-                      .log_s = p[7],
-                      .gradient = p[8],
-                      .m = p[9],
-                      .v = p[10],
-                      .noise = p[11],
-                      .felt = p[12]};
+    *s = (scale_norm){.n = n, .max_rows = max_rows, .max_groups = groups};
+    e = take_room(s);
     if (e.code) scale_norm_destroy(&s);
     *out = s;
     return e;

@@ -160,8 +160,8 @@ err scale_smooth(const scale_peaks *p, scale_kind kind, int64_t layer, const lla
     const int64_t width = width_of(c, kind);
     const int64_t n = kind == SCALE_VO ? c->kv_heads * c->head_dim : width;
     const float *x = peaks_at(p, kind, layer);
-    void *buffer;
-    err e = mem_alloc(2 * width, sizeof(double), "scales", &buffer);
+    double *buffer;
+    err e = MEM_NEW(&buffer, 2 * width, "scales");
     if (e.code) return e;
     double *wx = buffer, *ww = wx + width;
     for (int64_t j = 0; j < width; j++) wx[j] = (double)x[j];

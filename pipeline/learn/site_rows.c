@@ -140,9 +140,9 @@ uint64_t site_rows_saved_bytes(const llama_config *cfg, int64_t first, int64_t n
 err site_rows_look(const site_rows *p, rotation_set *set, int64_t layer, llama_step step,
                    site_look *out) {
     const int64_t width = llama_step_width(p->cfg, step), rows = count(p, layer, width);
-    void *x = NULL;
+    float *x = NULL;
     *out = (site_look){.there = false};
-    if (mem_alloc(rows * width, sizeof(float), "inputs for the report", &x).code) return err_none();
+    if (MEM_NEW(&x, rows * width, "inputs for the report").code) return err_none();
     half_array_from_bf16(p->x[(layer - p->first) * STEP_COUNT + step], rows * width, x);
     err e = site_look_take(p->cfg, set, layer, step, SITE_BEFORE,
                            with_covariance(p->cfg, layer, width), x, rows, out);

@@ -64,33 +64,18 @@ uint64_t weight_moments_bytes(const llama_config *cfg, int64_t n, int64_t window
 
 err weight_moments_create(const llama_config *cfg, int64_t first, int64_t n, int64_t window,
                           weight_moments **out) {
-    void *m = NULL, *sums = NULL, *tokens = NULL, *energy = NULL, *row = NULL;
-    part parts[PARTS];
-    const int64_t each = set_parts(cfg, parts);
+    weight_moments *m;
     *out = NULL;
-    err e = mem_alloc(1, sizeof(weight_moments), "moments of gradients", &m);
-    if (!e.code) e = mem_alloc(n * each, sizeof(wide_sum), "moments of gradients", &sums);
-    if (!e.code) e = mem_alloc(n, sizeof(int64_t), "moments of gradients", &tokens);
-    if (!e.code) e = mem_alloc(window, sizeof(double), "moments of gradients", &energy);
-    if (!e.code) e = mem_alloc(widest(cfg), sizeof(double), "moments of gradients", &row);
-    if (e.code) {
-        mem_free(m);
-        mem_free(sums);
-        mem_free(tokens);
-        mem_free(energy);
-        return e;
-    }
+    err e = MEM_NEW(&m, 1, "moments of gradients");
+    if (e.code) return e;
+    *m = (weight_moments){.cfg = cfg, .first = first, .n = n, .window = window};
+    m->each = set_parts(cfg, m->parts);
+    e = MEM_NEW(&m->sums, n * m->each, "moments of gradients");
+    if (!e.code) e = MEM_NEW(&m->tokens, n, "moments of gradients");
+    if (!e.code) e = MEM_NEW(&m->energy_g, window, "moments of gradients");
+    if (!e.code) e = MEM_NEW(&m->row, widest(cfg), "moments of gradients");
+    if (e.code) weight_moments_destroy(&m);
     *out = m;
-    **out = (weight_moments){.cfg = cfg,
-                             .first = first,
-                             .n = n,
-                             .window = window,
-                             .each = each,
-                             .sums = sums,
-                             .tokens = tokens,
-                             .energy_g = energy,
-                             .row = row};
-    set_parts(cfg, (*out)->parts);
     return e;
 }
 

@@ -155,18 +155,17 @@ uint64_t weight_rows_bytes(const llama_config *cfg, const weight_rows_options *o
 }
 
 static err alloc_buffers(weight_rows *w) {
-    void *p[7] = {NULL};
     const int64_t d = w->stage->cfg->head_dim, n = MIX_ROWS * w->widest;
-    err e = mem_alloc(w->widest, sizeof(float), "a row of weights", &p[0]);
-    if (!e.code) e = mem_alloc(n, sizeof(bf16), "mixed rows of weights", &p[1]);
-    for (int i = 2; i < 5 && !e.code; i++)
-        e = mem_alloc(n, sizeof(float), "mixed rows of weights", &p[i]);
-    if (!e.code) e = mem_alloc(MIX_ROWS, sizeof(int32_t) + sizeof(int64_t), "rows", &p[5]);
-    if (!e.code) e = mem_alloc(w->o.r2_heads * d * d, sizeof(float), "R2 in fp32", &p[6]);
-    w->row = p[0];
-    w->mix = (weight_mix){.a = p[1], .z = p[2], .u = p[3], .da = p[4], .loss = p[5]};
-    w->mix.at = p[5] ? (int32_t *)((int64_t *)p[5] + MIX_ROWS) : NULL;
-    w->R2 = p[6];
+    weight_mix *mix = &w->mix;
+    *mix = (weight_mix){.a = NULL};
+    err e = MEM_NEW(&w->row, w->widest, "a row of weights");
+    if (!e.code) e = MEM_NEW(&mix->a, n, "mixed rows of weights");
+    if (!e.code) e = MEM_NEW(&mix->z, n, "mixed rows of weights");
+    if (!e.code) e = MEM_NEW(&mix->u, n, "mixed rows of weights");
+    if (!e.code) e = MEM_NEW(&mix->da, n, "mixed rows of weights");
+    if (!e.code) e = MEM_NEW(&mix->loss, MIX_ROWS, "rows");
+    if (!e.code) e = MEM_NEW(&mix->at, MIX_ROWS, "rows");
+    if (!e.code) e = MEM_NEW(&w->R2, w->o.r2_heads * d * d, "R2 in fp32");
     return e;
 }
 
@@ -208,7 +207,8 @@ void weight_rows_destroy(weight_rows **w) {
     if (!*w) return;
     weight_rows *x = *w;
     for (int64_t i = 0; i < x->n_matrices; i++) mem_free(x->m[i].edges);
-    void *p[] = {x->m, x->row, x->mix.a, x->mix.z, x->mix.u, x->mix.da, x->mix.loss, x->R2};
+    void *p[] = {x->m,      x->row,    x->mix.a,    x->mix.z, x->mix.u,
+                 x->mix.da, x->mix.at, x->mix.loss, x->R2};
     for (size_t i = 0; i < sizeof p / sizeof p[0]; i++) mem_free(p[i]);
     free(x);
     *w = NULL;

@@ -79,10 +79,11 @@ typedef struct buffers {
 
 static err buffers_init(int64_t n, buffers *b) {
     const int64_t band = size_min(BAND, n);
-    void *wide = NULL, *one = NULL, *sum = NULL;
-    err e = mem_alloc(CHUNK * n, sizeof(float), "weights in fp32", &wide);
-    if (!e.code) e = mem_alloc(band * n, sizeof(float), "second moment", &one);
-    if (!e.code) e = mem_alloc(band * n, sizeof(int64_t), "second moment", &sum);
+    float *wide = NULL, *one = NULL;
+    int64_t *sum = NULL;
+    err e = MEM_NEW(&wide, CHUNK * n, "weights in fp32");
+    if (!e.code) e = MEM_NEW(&one, band * n, "second moment");
+    if (!e.code) e = MEM_NEW(&sum, band * n, "second moment");
     *b = (buffers){wide, one, sum};
     return e;
 }

@@ -37,10 +37,9 @@ err eval_logits(const comm *c, const llama_stage *stage, const llama_sites *site
                 eval_logits_sink take, void *arg) {
     const bool last = comm_rank(c) == comm_size(c) - 1;
     stage_relay *r;
-    void *logits = NULL;
+    double *logits = NULL;
     err e = stage_relay_create(c, stage, sites, compute, rows, w->length, &r);
-    if (!e.code && last)
-        e = mem_alloc(w->length * stage->cfg->vocab, sizeof(double), "logits", &logits);
+    if (!e.code && last) e = MEM_NEW(&logits, w->length * stage->cfg->vocab, "logits");
     e = comm_agree(c, e, "preparing the evaluation", NULL);
     for (int64_t i = 0; !e.code && i < w->n; i++) {
         void *x = stage_relay_pass(r, w->ids[i], w->length, &e);

@@ -68,9 +68,10 @@ static err read_checked(const hf_checkpoint *ck, const char *name, const hf_tens
 
 static err read_vector(const hf_checkpoint *ck, const char *name, int64_t n, float **out) {
     const hf_tensor *t;
-    void *raw, *to = NULL;
+    void *raw;
+    float *to = NULL;
     err e = read_checked(ck, name, &t, &raw);
-    if (!e.code) e = mem_alloc(n, sizeof(float), name, &to);
+    if (!e.code) e = MEM_NEW(&to, n, name);
     if (!e.code) fuse_to_f32(raw, source_tensor_dtype(t->info.dtype), n, to);
     mem_free(raw);
     *out = to;

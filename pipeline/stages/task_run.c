@@ -76,19 +76,15 @@ uint64_t task_run_bytes(const llama_config *cfg, compute_type compute, int64_t t
 static err runner_init(runner *r) {
     const llama_config *cfg = r->stage->cfg;
     const int64_t room = r->packs->tokens + 1;
-    void *rows = NULL, *each = NULL, *logits = NULL, *of_tokens[3] = {NULL};
+    void *rows; /* reals of r->compute */
     err e = mem_alloc(room * cfg->hidden, llama_real_bytes(r->compute), "rows of a pack", &rows);
-    for (int i = 0; i < 3 && !e.code; i++)
-        e = mem_alloc(room, sizeof(int32_t), "tokens of a pack", &of_tokens[i]);
-    if (!e.code) e = mem_alloc(room, sizeof(double), "losses of a pack", &each);
-    if (!e.code && r->exact && r->stage->final_norm)
-        e = mem_alloc(LOGIT_ROWS * cfg->vocab, sizeof(double), "logits", &logits);
     r->picked = rows;
-    r->ids = of_tokens[0];
-    r->positions = of_tokens[1];
-    r->target = of_tokens[2];
-    r->each = each;
-    r->logits = logits;
+    if (!e.code) e = MEM_NEW(&r->ids, room, "tokens of a pack");
+    if (!e.code) e = MEM_NEW(&r->positions, room, "tokens of a pack");
+    if (!e.code) e = MEM_NEW(&r->target, room, "tokens of a pack");
+    if (!e.code) e = MEM_NEW(&r->each, room, "losses of a pack");
+    if (!e.code && r->exact && r->stage->final_norm)
+        e = MEM_NEW(&r->logits, LOGIT_ROWS * cfg->vocab, "logits");
     return e;
 }
 

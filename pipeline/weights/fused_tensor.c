@@ -67,14 +67,11 @@ static err pass_rows(void *arg, int64_t row0, int64_t rows, const float *w) {
 }
 
 static err begin_probe(const fuse_job *job, passage *p) {
-    void *signs;
     if (!rotates(job)) return err_none();
-    err e = mem_alloc(job->cols, sizeof(float), "probe", &signs);
-    p->signs = signs;
+    err e = MEM_NEW(&p->signs, job->cols, "probe");
     if (e.code) return e;
-    fuse_probe_signs(job->cols, signs);
-    e = MEM_NEW(&p->probes, 2 * job->rows, "probe");
-    return e;
+    fuse_probe_signs(job->cols, p->signs);
+    return MEM_NEW(&p->probes, 2 * job->rows, "probe");
 }
 
 /* What came out against what the source and the rotations say must come out. */

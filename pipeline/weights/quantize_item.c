@@ -33,11 +33,11 @@ static err read_source(worker *w, const char *name, const void **out, fuse_dtype
 /* A vector as fp32 in fresh memory (mem_free). */
 static err read_vector(worker *w, const llama_tensor *t, float **out) {
     const void *raw = NULL;
-    void *to = NULL;
+    float *to = NULL;
     fuse_dtype dtype = FUSE_F32;
     err e = read_source(w, t->name, &raw, &dtype);
     if (!e.code) e = source_tensor_refuse(t->name, fuse_count_non_finite(raw, dtype, t->rows));
-    if (!e.code) e = mem_alloc(t->rows, sizeof(float), t->name, &to);
+    if (!e.code) e = MEM_NEW(&to, t->rows, t->name);
     if (!e.code) fuse_to_f32(raw, dtype, t->rows, to);
     *out = to;
     return e;
@@ -57,8 +57,8 @@ static err do_norm(worker *w, llama_role role, int64_t layer, float **gain) {
         *gain = NULL;
         return e;
     }
-    void *left;
-    e = mem_alloc(t.rows, sizeof(float), "norm gains", &left);
+    float *left;
+    e = MEM_NEW(&left, t.rows, "norm gains");
     if (e.code) return e;
     fuse_gain_left(w->job->rotations, role, layer, t.rows, left);
     e = w->sink->plain(w->sink->arg, &t, 0, t.rows, left);

@@ -396,13 +396,13 @@ static err take_scales(const rotation_text *f, const rotation_sizes *z, scale_ki
 static err put_scales(const rotation_text *f, rotation_set *set) {
     const rotation_sizes *z = rotation_set_sizes(set);
     scale_set *scales;
-    void *buf = NULL;
+    double *buf = NULL;
     err e = rotation_set_new_scales(set, &scales);
     for (int k = 0; k < SCALE_KINDS && !e.code; k++) {
         const scale_kind kind = (scale_kind)k;
         if (!holds_scales(f, kind)) continue;
         e = scale_set_add(scales, kind);
-        if (!e.code) e = mem_alloc(scale_set_length(scales, kind), sizeof(double), "scales", &buf);
+        if (!e.code) e = MEM_NEW(&buf, scale_set_length(scales, kind), "scales");
         for (int64_t l = 0; l < z->layers && !e.code; l++)
             e = take_scales(f, z, kind, l, scales, buf);
         mem_free(buf);
