@@ -14,7 +14,7 @@
 #include "quant/gptq.h"
 
 typedef struct hessian_factor_options {
-    double damp;
+    double damp;       /* lambda over the mean diagonal (quant/gptq.h): the recipe's weights.damp */
     int64_t block;     /* rows of a panel at most: gptq_options.block */
     int64_t dist_from; /* orders from here on go over the grid, if it has several cells */
     grid_shape grid;
