@@ -1,22 +1,33 @@
 #!/usr/bin/env bash
-# Build and test in a fresh Debian of another release, made by debootstrap: what a newcomer there would get.
+# Build and test in a fresh Debian or Ubuntu of another release, made by debootstrap: what a newcomer there would get.
 #
-# usage: debian_root.sh SUITE FOLDER [CTEST-ARGUMENT...]      as root; SUITE: bookworm, trixie, ...
+# usage: debian_root.sh SUITE FOLDER [CTEST-ARGUMENT...]      as root; SUITE: bookworm, trixie, noble, ...
 #        debian_root.sh SUITE FOLDER -- COMMAND...
 #
 # With -- the command alone is run in the source folder, and nothing is installed before: "-- bash jobs/demo.sh".
-# Takes packages from where this machine takes its own. FOLDER (3 GB) is made if it is not there, and kept: a second run
-# builds what changed. Without CTEST-ARGUMENTs the unit and rank tests and the main job are run; "none" runs no test.
+# Takes packages from where this machine takes its own, those of Ubuntu from archive.ubuntu.com; MIRROR=URL names another.
+# FOLDER (3 GB) is made if it is not there, and kept: a second run builds what changed. Without CTEST-ARGUMENTs the unit
+# and rank tests and the main job are run; "none" runs no test.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-[ $# -ge 2 ] || { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2; }
 suite=$1 root=$2
 shift 2
 [ $# -gt 0 ] || set -- --tests-regex '^(unit|mpi)\.|^e2e\.test_main_job$'
 
 if [ ! -e "$root/etc/debian_version" ]; then
-    mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | head -n 1)
-    debootstrap --variant=minbase "$suite" "$root" "$mirror"
+    scripts=/usr/share/debootstrap/scripts
+    case $suite in
+    jammy | noble | plucky | questing) # those that debootstrap does not know yet are made as the others of Ubuntu
+        script=$scripts/gutsy parts=main,universe
+        : "${MIRROR:=http://archive.ubuntu.com/ubuntu}"
+        ;;
+    *)
+        script=$scripts/$suite parts=main
+        : "${MIRROR:=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | head -n 1)}"
+        ;;
+    esac
+    debootstrap --variant=minbase --components="$parts" "$suite" "$root" "$MIRROR" "$script"
 fi
 # What leads to the mirror from this machine: proxies, certificates.
 cp -L /etc/resolv.conf "$root/etc/resolv.conf" 2>/dev/null || true
