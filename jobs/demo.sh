@@ -66,6 +66,9 @@ printf 'model %s\ntext  %s, windows of %s tokens, at most %s\n' "$model" "$text"
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 2 ? cores / 2 : 1))}
 
+# Ranks of one machine meet in memory. Open MPI 5 tries TCP all the same and warns at each start where it finds no way.
+export OMPI_MCA_btl=${OMPI_MCA_btl-^tcp}
+
 # on2 COMMAND...: on 2 ranks of this machine; each may use any core.
 on2() { mpirun --oversubscribe --bind-to none -n 2 "$spinshard" "$@"; }
 

@@ -253,7 +253,7 @@ static err read_scaling(const json_t *s, const char *where, llama_config *c) {
     size_t k = 0;
     err e = json_opt_str(s, "type", where, &old); /* of transformers before 4.43 */
     if (!e.code) e = json_opt_str(s, "rope_type", where, &new);
-    if (!e.code && old && new &&strcmp(old, new))
+    if (old && new && !e.code && strcmp(old, new))
         e = err_make(ERR_INPUT, where, "remove the one that is not meant",
                      "the rope scaling has the type \"%.60s\" and the rope_type \"%.60s\"", old,
                      new);

@@ -106,18 +106,16 @@ static void put_f32(int64_t *v, const float *x, int64_t n, double scale) {
 void fixed_sum_add(fixed_sum *s, int64_t at, int64_t count, compute_type compute, void *unit) {
     const bool wide = compute == COMPUTE_F64;
     const double bound = s->bound, scale = s->scale;
+    const bool many = count >= PARALLEL_FROM;
     double max = 0;
-    bool spoilt = false, not_finite = false;
-#pragma omp parallel for schedule(static) reduction(max                                            \
-                                                    : max)                                         \
-    reduction(||                                                                                   \
-              : spoilt, not_finite) if (count >= PARALLEL_FROM)
+    bool spoilt = false, odd = false;
+#pragma omp parallel for schedule(static) reduction(max : max) reduction(|| : spoilt, odd) if (many)
     for (int64_t i = 0; i < count; i += BLOCK) {
         const int64_t n = size_min(BLOCK, count - i);
         float *x = wide ? NULL : (float *)unit + i;
         double *y = wide ? (double *)unit + i : NULL;
         const found f = wide ? look_f64(y, n) : look_f32(x, n);
-        not_finite = not_finite || f.not_finite;
+        odd = odd || f.not_finite;
         if (!f.not_finite) max = f.max > max ? f.max : max;
         if (f.not_finite || f.max > bound) {
             spoilt = true;
@@ -134,7 +132,7 @@ void fixed_sum_add(fixed_sum *s, int64_t at, int64_t count, compute_type compute
     }
     s->max = max > s->max ? max : s->max;
     s->spoilt = s->spoilt || spoilt;
-    s->not_finite = s->not_finite || not_finite;
+    s->not_finite = s->not_finite || odd;
 }
 
 bool fixed_sum_add_tile(const fixed_sum *s, int64_t at, int64_t stride, int64_t rows, int64_t cols,

@@ -72,7 +72,7 @@ static err codes_words(const hf_checkpoint *ck, const hf_tensor *t, int bits, in
 }
 
 static const form_slot slots[] = {
-    FORM_SCALE_SLOT,
+    {FORM_SCALE_SLOT},
     {.part = FORM_CODES,
      .suffix = ".weight",
      .shape = codes_shape,

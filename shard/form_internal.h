@@ -16,9 +16,7 @@ void form_scale_pack(const qmatrix *q, void *to);
 err form_scale_unpack(const void *from, st_dtype dtype, const char *where, qmatrix *q);
 err form_scale_same(const void *from, const qmatrix *q, bool *same, int64_t *row);
 #define FORM_SCALE_SLOT                                                                            \
-    {                                                                                              \
-        .part = FORM_SCALES, .suffix = ".weight_scale", .shape = form_scale_shape,                 \
-        .pack = form_scale_pack, .unpack = form_scale_unpack, .same = form_scale_same              \
-    }
+    .part = FORM_SCALES, .suffix = ".weight_scale", .shape = form_scale_shape,                     \
+    .pack = form_scale_pack, .unpack = form_scale_unpack, .same = form_scale_same
 
 #endif

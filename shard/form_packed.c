@@ -120,7 +120,7 @@ static const form_slot slots[] = {
      .unpack = codes_unpack,
      .same = codes_same,
      .words = codes_words},
-    FORM_SCALE_SLOT,
+    {FORM_SCALE_SLOT},
     {.part = FORM_ZEROS,
      .suffix = ".weight_zero_point",
      .stored = zeros_stored,
