@@ -114,8 +114,8 @@ python3 "$spinshard_root/jobs/demo/demo_table.py" "$out" "$model"
 [ "$group" = channel ] || cat <<END
 SmolLM2 comes here from a file of 4-bit weights (Q4_1), so 4 bits without rotation cost its weights less than
 they would a model in 16 bit; with 4-bit activations rotations decide. What is learned follows the last bit of each
-sum: with the libraries of Debian 13 the last figure came out 4 % below that with those of Debian 12, the others
-within 0.2 %.
+sum: two sets of libraries, on one machine, gave last figures 4 % apart here and 5 % apart, the other way round, on
+another text. The others stayed within 0.2 %.
 END
 cat <<END
 
