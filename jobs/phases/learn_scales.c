@@ -21,6 +21,8 @@
 /* Adam on log s of a norm: DESIGN.md 2.6. */
 enum { NORM_STEPS = 60 };
 #define NORM_RATE 0.02
+/* Vector work of a step, of each number of the rows: it is scaled and compared, all in one go. */
+#define NORM_PASSES 0.6
 
 /* ---- the norms ---- */
 
@@ -235,7 +237,6 @@ static plan_bytes scales_network(const learner *l, const plan_maker *m) {
 }
 
 err learn_scales_plan(learner *l, plan_maker *m) {
-    enum { PASSES = 6 };
     const llama_config *cfg = plan_config(m);
     plan_phase *f;
     int64_t most = 0;
@@ -251,7 +252,7 @@ err learn_scales_plan(learner *l, plan_maker *m) {
     }
     const double numbers = 2.0 * (double)(most * learn_pool_tokens(m->q) * cfg->hidden);
     if ((m->q->set->scale.pairs & PAIR_NORM))
-        f->seconds = NORM_STEPS * PASSES * numbers / (m->rank.rates->vector * m->rank.cores);
+        f->seconds = NORM_STEPS * NORM_PASSES * numbers / (m->rank.rates->vector * m->rank.cores);
     f->units = 1; /* kept when all are known */
     f->blind_s = f->seconds / (double)size_max(1, 2 * most);
     f->again_s = plan_again_seconds(m);
