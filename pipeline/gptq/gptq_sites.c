@@ -6,7 +6,7 @@
 
 /* Tokens of a sample, and of how many layers, spread over the depth, a covariance is made: it takes
  * 2 width^3 operations, and all of this is to cost a run no more than a hundredth. */
-enum { TOKENS = 512, NARROW = 256, MIDDLE = 1024, WIDE = 4096, SOME = 8, FEW = 3 };
+enum { TOKENS = 512, NARROW = 256, MIDDLE = 1024, WIDE = 4096, SOME = 6, FEW = 2 };
 
 static bool with_covariance(const llama_config *cfg, int64_t layer, int64_t width) {
     if (width <= NARROW) return true;
