@@ -40,6 +40,10 @@ err err_errno(const char *path, const char *doing) {
     } else if (number == ENOMEM) {
         code = ERR_NOFIT;
         hint = "use more ranks or nodes with more memory";
+    } else if (number == EMFILE) {
+        hint = "raise the limit on open files (ulimit -n)";
+    } else if (number == ENFILE) {
+        hint = "the processes of this machine together have too many files open";
     } else if (number == EROFS || number == EACCES || number == EPERM) {
         hint = "check the permissions, or choose another folder";
     } else if (number == ENOENT) {

@@ -3,6 +3,7 @@
 #include "jobs/setup/recipe.h"
 
 #include "base/file.h"
+#include "base/file_kind.h"
 #include "base/log.h"
 #include "base/yaml.h"
 #include "jobs/setup/recipe_key.h"
@@ -347,6 +348,8 @@ err recipe_create(const options *o, const char *file_text, const char *file_name
         e = overlay(tree, of_archive, "recipe of the archive");
         json_decref(of_archive);
     }
+    if (!e.code && file_text && *file_text)
+        e = file_kind_refuse(file_name, file_text, strlen(file_text), false, "a recipe");
     if (!e.code && file_text) e = yaml_parse(file_text, strlen(file_text), file_name, &file);
     if (!e.code && json_is_object(file)) rates_of_version_1(file, file_name);
     if (!e.code && file) e = overlay(tree, file, file_name);

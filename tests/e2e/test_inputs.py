@@ -205,6 +205,8 @@ class Inputs(Case):
         self.refused(self.written("pointer.txt", pointer), "LFS pointer[\\s\\S]*git lfs pull")
         self.bad(3, ["LFS pointer[\\s\\S]*git lfs pull"], "eval", "--model", STORIES, "--text", TEXT, "--window", 64, "--recipe",
                  "range-w4a4kv4", "--rotations", self.path("pointer.txt"))
+        self.bad(3, ["LFS pointer, not a recipe[\\s\\S]*git lfs pull"], "quantize", "--model", STORIES, "--out", self.path("no-recipe"),
+                 "--recipe", self.written("pointer.yaml", pointer))
         ids = self.written("ids", "1 2 3 4 5 6 7 8".encode("utf-16-le"))
         self.bad(3, ["UTF-16, not token ids"], "quantize", "--model", STORIES, "--out", self.path("no-ids"), "--calib-ids", ids,
                  *settings("weights.method=gptq", "weights.group=channel"))

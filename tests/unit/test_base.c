@@ -463,6 +463,24 @@ static void faults_come_where_they_are_asked_for(void **state) {
     fault_arm("");
 }
 
+static void limits_of_the_system_name_the_way_out(void **state) {
+    (void)state;
+    static const struct {
+        int number;
+        err_code code;
+        const char *hint;
+    } rows[] = {{EMFILE, ERR_INPUT, "ulimit -n"},       {ENFILE, ERR_INPUT, "too many files open"},
+                {EFBIG, ERR_SPACE, "ulimit -f"},        {ENOSPC, ERR_SPACE, "free some space"},
+                {EDQUOT, ERR_SPACE, "free some space"}, {ENOMEM, ERR_NOFIT, "more memory"}};
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        errno = rows[i].number;
+        const err e = err_errno("a/file", "create it");
+        assert_int_equal(e.code, rows[i].code);
+        assert_non_null(strstr(e.hint, rows[i].hint));
+        assert_true(e.of_system);
+    }
+}
+
 static void json_of_too_many_values_is_refused(void **state) {
     (void)state;
     enum { N = 6 << 20 };
@@ -499,6 +517,7 @@ int main(void) {
         cmocka_unit_test(json_is_strict),
         cmocka_unit_test(json_of_too_many_values_is_refused),
         cmocka_unit_test(faults_come_where_they_are_asked_for),
+        cmocka_unit_test(limits_of_the_system_name_the_way_out),
         cmocka_unit_test(yaml_reads_what_it_writes),
         cmocka_unit_test(a_published_file_is_whole),
     };
