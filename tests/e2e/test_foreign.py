@@ -119,12 +119,11 @@ class Foreign(Case):
             folder = unpack(out, out + "-hf")
             self.linear(folder, bits, 0 if group == "token" else group)
             self.whole(folder)
-            ours, theirs = self.perplexity(out, TEXT, 128, *FP32), oracle(folder, TEXT, 128)
-            self.assertAlmostEqual(ours["ppl"] / theirs["ppl"], 1, delta=0.01 if bits == 8 else 0.03)
 
     def whole(self, folder):
-        """The model in fp64 with scales that make no ties: nothing is left to chance, so the losses are one number. For weights
-        with scales of 16 bits: a code times one of fp32 is rounded here, and not there."""
+        """The model in fp64 with scales that make no ties: nothing is left to chance, so the losses are one number. In fp32 the last
+        bit of a sum decides which of two codes an input gets, and 4-bit perplexities move by percents with the kernels of
+        either side. For weights with scales of 16 bits: a code times one of fp32 is rounded here, and not there."""
         theirs = oracle(folder, TEXT, 128, 4, script="double_oracle.py")["nll"]
         ours = self.perplexity(folder, TEXT, 128, "--limit", 4, "--dtype", "fp64", *settings("activations.scale=published"))["nll"]
         self.assertAlmostEqual(ours, theirs, delta=1e-10)
@@ -134,22 +133,22 @@ class Foreign(Case):
     def test_inputs_of_down(self):
         """Two groups of config_groups: down_proj's inputs have 8 bits, the others' 4; in the folder, and where nothing but
         these groups says so."""
-        out = self.path("a")
-        self.good("quantize", "--model", STORIES, "--out", out, *settings(
+        model, out = make_model.make(self.path("m"), "--dtype", "BF16", "--untied"), self.path("a")
+        self.good("quantize", "--model", model, "--out", out, *settings(
             "activations.bits=4", "activations.down_bits=8", "activations.symmetric=true", "activations.o_group=token",
             "activations.scale=compressed-tensors", "weights.group=channel"))
         self.assertEqual(self.good("inspect", out, "--json").json()["weights"]["input_bits_down"], 8)
         folder = unpack(out, out + "-hf")
         self.linear(folder, 8)
         self.linear(folder, 4, name="mlp.up_proj")
-        ours, theirs = self.perplexity(out, TEXT, 128, *FP32), oracle(folder, TEXT, 128)
-        self.assertAlmostEqual(ours["ppl"] / theirs["ppl"], 1, delta=0.03)
+        self.whole(folder)
+        ours = self.perplexity(out, TEXT, 128, *FP32)
         without_notes(folder)
         self.assertEqual(self.perplexity(folder, TEXT, 128, *FP32), ours)
 
     def test_inputs_by_layer(self):
         """Inputs of 8 bits in some layers, of 4 in others, by groups of 32 and by token: linears of each group, and the
-        folder where nothing but the groups says so. The whole on a trained model: another has no error to speak of."""
+        folder where nothing but the groups says so; and the whole."""
         model = make_model.make(self.path("m"), "--dtype", "BF16", "--untied")
         for group in ("token", 32):
             out = self.path(f"a{group}")
@@ -160,15 +159,10 @@ class Foreign(Case):
             for name, layer, bits in ((("mlp.up_proj", 1, 8), ("mlp.gate_proj", 0, 4)) if group == "token" else
                                       (("self_attn.o_proj", 2, 8), ("self_attn.k_proj", 1, 4))):
                 self.linear(folder, bits, 0 if group == "token" else group, name=name, layer=layer)
+            self.whole(folder)
             ours = self.perplexity(out, TEXT, 128, *FP32)
             without_notes(folder)
             self.assertEqual(self.perplexity(folder, TEXT, 128, *FP32), ours)
-        out = self.path("stories")
-        self.good("quantize", "--model", STORIES, "--out", out, *settings(
-            "activations.bits=4", "activations.eight={mlp: 1-3, down: [0, 4], o: all}", "activations.symmetric=true",
-            "activations.o_group=token", "activations.scale=compressed-tensors", "weights.group=channel"))
-        ours, theirs = self.perplexity(out, TEXT, 128, *FP32), oracle(unpack(out, out + "-hf"), TEXT, 128)
-        self.assertAlmostEqual(ours["ppl"] / theirs["ppl"], 1, delta=0.03)
 
     def test_r4(self):
         """transformers, which ignores transform_config, refuses to load, naming R4; with compressed-tensors' own code
