@@ -463,6 +463,37 @@ static void faults_come_where_they_are_asked_for(void **state) {
     fault_arm("");
 }
 
+/* What a bit pattern of fp16 stands for, from the standard: exact in fp32. */
+static float value_of_fp16(int h) {
+    const int exponent = h >> 10, fraction = h & 0x3ff;
+    return exponent ? ldexpf((float)(1024 + fraction), exponent - 25)
+                    : ldexpf((float)fraction, -24);
+}
+
+/* Between each two neighbours: the middle goes to the even one, all else to the nearer. The next
+ * after the greatest number would be 2^16, which is infinity. */
+static void fp16_rounds_half_to_even(void **state) {
+    (void)state;
+    for (int h = 0; h < 0x7c00; h++) {
+        const float a = value_of_fp16(h), b = value_of_fp16(h + 1), middle = a + (b - a) / 2;
+        const float x[] = {a, nextafterf(middle, 0), middle, nextafterf(middle, INFINITY)};
+        const int want[] = {h, h, h + (h & 1), h + 1};
+        fp16 array[4];
+        half_array_to_fp16(x, 4, array);
+        for (int k = 0; k < 4; k++) {
+            assert_int_equal(half_to_fp16(x[k]), want[k]);
+            assert_int_equal(half_to_fp16(-x[k]), want[k] | 0x8000);
+            assert_int_equal(array[k], want[k]);
+        }
+        assert_true(half_from_fp16((fp16)h) == a && half_from_fp16((fp16)(h | 0x8000)) == -a);
+    }
+    static const float beyond[] = {65536, 1e30f, INFINITY};
+    for (int i = 0; i < 3; i++) assert_int_equal(half_to_fp16(beyond[i]), 0x7c00);
+    assert_int_equal(half_to_fp16(0x1p-26f), 0);
+    assert_true(isinf(half_from_fp16(0xfc00)) && half_from_fp16(0xfc00) < 0);
+    assert_true(isnan(half_from_fp16(half_to_fp16(-NAN))));
+}
+
 static void limits_of_the_system_name_the_way_out(void **state) {
     (void)state;
     static const struct {
@@ -517,6 +548,7 @@ int main(void) {
         cmocka_unit_test(json_is_strict),
         cmocka_unit_test(json_of_too_many_values_is_refused),
         cmocka_unit_test(faults_come_where_they_are_asked_for),
+        cmocka_unit_test(fp16_rounds_half_to_even),
         cmocka_unit_test(limits_of_the_system_name_the_way_out),
         cmocka_unit_test(yaml_reads_what_it_writes),
         cmocka_unit_test(a_published_file_is_whole),
