@@ -107,7 +107,7 @@ typedef struct matmul_cache {
 } matmul_cache;
 
 static dnnl_engine_t engine;
-static bf16_units in_use;
+static bf16_units in_use; /* once started */
 
 /* Those of the CPU that oneDNN knows, and that ONEDNN_MAX_CPU_ISA leaves it. */
 static bf16_units usable_units(void) {
@@ -124,25 +124,20 @@ static void start_onednn(void) {
         in_use = BF16_NONE;
 }
 
-bool gemm_has_bf16(void) {
+static bf16_units units_in_use(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, start_onednn);
-    return in_use != BF16_NONE;
+    return in_use;
 }
 
 void gemm_bf16_kernels(char *buf, size_t size) {
     const dnnl_version_t *v = dnnl_version();
-    if (gemm_has_bf16())
+    if (units_in_use() != BF16_NONE)
         snprintf(buf, size, "oneDNN %d.%d.%d %s bf16", v->major, v->minor, v->patch,
-                 in_use == BF16_AMX ? "AMX" : "AVX-512");
+                 units_in_use() == BF16_AMX ? "AMX" : "AVX-512");
     else
         snprintf(buf, size, "bf16 in fp32%s",
                  cpu_bf16_units() == BF16_NONE ? ", the faster of the two here" : "");
-}
-
-/* AMX gains nothing beyond 256. */
-int64_t gemm_bf16_side(void) {
-    return gemm_has_bf16() && in_use == BF16_AMX ? 256 : 512;
 }
 
 static void need(dnnl_status_t status, const matmul_key *k) {
@@ -304,19 +299,24 @@ static size_t packed_bytes(const matmul_key *k) {
 
 #else
 
-bool gemm_has_bf16(void) {
-    return false;
+static bf16_units units_in_use(void) {
+    return BF16_NONE;
 }
 
 void gemm_bf16_kernels(char *buf, size_t size) {
     snprintf(buf, size, "bf16 in fp32 (built without oneDNN)");
 }
 
-int64_t gemm_bf16_side(void) {
-    return 512;
+#endif
+
+bool gemm_has_bf16(void) {
+    return units_in_use() != BF16_NONE;
 }
 
-#endif
+/* AMX gains nothing beyond 256. */
+int64_t gemm_bf16_side(void) {
+    return units_in_use() == BF16_AMX ? 256 : 512;
+}
 
 void gemm_tile_bf16(gemm_op op_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
                     const bf16 *b, int64_t ldb, gemm_into into, float *c, int64_t ldc) {

@@ -30,7 +30,8 @@ static const struct {
 } jobs[CMD_COUNT] = {COMMANDS(JOB_ROW)};
 
 static int print_version(void) {
-    char kernels[256], slow[256], cpu[128];
+    char kernels[256], slow[256], slow_bf16[256], cpu[128];
+    const bool slower = gemm_slow_bf16(slow_bf16, sizeof slow_bf16);
     gemm_init(1);
     gemm_kernels(kernels, sizeof kernels);
     printf("spinshard %s (%s build)\n", SPINSHARD_VERSION, SPINSHARD_BUILD_TYPE);
@@ -39,14 +40,13 @@ static int print_version(void) {
     printf("ScaLAPACK  %s\n", SPINSHARD_SCALAPACK);
     printf("products   %s\n", kernels);
     printf("bf16       %s\n", gemm_has_bf16() ? "bf16 kernels"
-                              : gemm_slow_bf16(slow, sizeof slow)
-                                  ? "in fp32"
-                                  : "in fp32, the faster of the two here");
+                              : slower        ? "in fp32"
+                                              : "in fp32, the faster of the two here");
     printf("CPU        %s, %d cores for this process\n", machine_cpu_name(cpu, sizeof cpu),
            machine_cores());
     if (restart_said(slow, sizeof slow)) printf("kernels    %s\n", slow);
     if (gemm_slow_kernels(slow, sizeof slow)) printf("warning    %s\n", slow);
-    if (gemm_slow_bf16(slow, sizeof slow)) printf("warning    %s\n", slow);
+    if (slower) printf("warning    %s\n", slow_bf16);
     return ERR_OK;
 }
 

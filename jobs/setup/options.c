@@ -92,10 +92,10 @@ static const struct {
     [OPT_TAKE_OVER] = {"--take-over", NULL,
                        "the run that holds OUT is dead for certain, though nobody here can tell",
                        BIT(CMD_QUANTIZE) | BIT(CMD_COMPARE), false},
-    [OPT_LOST_AFTER] =
-        {"--lost-after", "TIME",
-         "a rank of which nothing is heard for TIME ends the run, exit 9 (default 30s; 0s: never)",
-         BIT(CMD_QUANTIZE) | BIT(CMD_COMPARE), false},
+    [OPT_LOST_AFTER] = {"--lost-after", "TIME",
+                        "a rank of which nothing is heard for TIME ends the run, exit 9 (default "
+                        "30s, least 2s; 0s: never)",
+                        BIT(CMD_QUANTIZE) | BIT(CMD_COMPARE), false},
     [OPT_DRY_RUN] = {"--dry-run", NULL, "print the plan and stop", BIT(CMD_QUANTIZE), false},
     [OPT_REPORT] =
         {"--report", "on|off",
