@@ -158,6 +158,9 @@ static hessian_factor_options factor_of_step(const gptq_run *r, int64_t n) {
     return o;
 }
 
+/* A layer is read and fused in blocks of some MiB that come from the heap. Freed, they leave holes
+ * that a factor or the rows, being larger, cannot use: holes go back to the system before each of
+ * these is taken, or they would stay resident beside it, in no plan. */
 static err quantize_stack(gptq_stack *k, llama_stage *stage, llama_stage *full,
                           const quantize_sink *sink, gptq_layer_report *report) {
     gptq_run *r = k->r;
@@ -169,9 +172,11 @@ static err quantize_stack(gptq_stack *k, llama_stage *stage, llama_stage *full,
     step_name(r, stage->first_layer, k->step, name);
     err e = gptq_stack_take(k, full);
     if (!e.code) e = step_order(k, name, &o);
+    mem_give_back();
     if (!e.code) e = hessian_factor_create(&r->moments, o, &opts, name, &factor);
     if (!e.code && alpha > 0) e = gptq_stack_cross(k);
     gptq_moments_drop(&r->moments);
+    mem_give_back();
     if (!e.code && full)
         e = gptq_stack_round_best(k, o, factor, full, alpha, &alpha);
     else if (!e.code)

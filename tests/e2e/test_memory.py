@@ -16,10 +16,10 @@ FEW = ("calib.windows=2", "calib.window=128", "weights.scale=max")
 
 
 class Memory(Case):
-    def make(self, hidden, intermediate, heads):
+    def make(self, hidden, intermediate, heads, layers=1):
         self.model = self.path("m")
         subprocess.run([os.environ["SPINSHARD_TOOL_MODEL"], self.model, f"hidden={hidden}", f"intermediate={intermediate}",
-                        f"heads={heads}", "kv_heads=2", "layers=1"], check=True)
+                        f"heads={heads}", "kv_heads=2", f"layers={layers}"], check=True)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(os.path.join(STORIES, name), os.path.join(self.model, name))
 
@@ -56,6 +56,11 @@ class Memory(Case):
         self.make(512, 5632, 4)
         phases = self.phases("little", 1, "--mem", "480M", *settings(*FEW))
         self.check_phase(phases, "gptq", 250)
+
+    def test_holes_of_the_heap(self):
+        """What layers were read and fused in is no longer resident when the factor and the rows are taken."""
+        self.make(640, 1600, 10, layers=2)
+        self.check_phase(self.phases("holes", 1, *settings(*FEW)), "gptq", 60)
 
 
 if __name__ == "__main__":
