@@ -144,6 +144,9 @@ static bool cache_fp8_scales(const runtime_facts *f) {
 static bool cache_fp8(const runtime_facts *f) {
     return f->cache == CACHE_FP8_BY_OPTION;
 }
+static bool cache_any_fp8(const runtime_facts *f) {
+    return cache_fp8(f) || cache_fp8_scales(f);
+}
 static bool cache_eval(const runtime_facts *f) {
     return f->cache == CACHE_EVAL;
 }
@@ -227,6 +230,9 @@ static const rule rules[] = {
      "the 4-bit cache takes heads of 32 and more"},
     {ALL & ~ON(VLLM_CUDA), RUNTIME_NOTE, cache_vllm, "the cache stays at 16 bits"},
     {VLLM, RUNTIME_NOTE, cache_fp8, "the FP8 cache is an option: --kv-cache-dtype fp8"},
+    {ON(VLLM_CPU), RUNTIME_NOTE, cache_any_fp8,
+     "cuts what the FP8 cache stores towards zero, where GPUs and spinshard eval round: some 0.6 % "
+     "of a token's nats on a model of 135M"},
     {ALL & ~VLLM, RUNTIME_NOTE, cache_fp8, "the cache stays at 16 bits"},
     {ALL & ~VLLM, RUNTIME_NOTE, cache_fp8_scales,
      "it was not tried whether the cache is kept in FP8 as the archive says"},

@@ -304,6 +304,7 @@ class Forms(Case):
         told = self.good("inspect", outs[0], "--json").json()["runtimes"]
         for runtime, says in told.items():
             self.assertEqual("not tried" in str(says["notes"]), "vllm" not in runtime)
+            self.assertEqual("towards zero" in str(says["notes"]), runtime == "vllm-cpu")
         gguf, _ = self.quantize("g", *cache, "archive.form=gptq", "calib.windows=2", "calib.window=64", text=True,
                                 model=make_model.make(self.path("m"), "--dtype", "BF16"))
         self.assertIn("--kv-cache-dtype fp8", str(self.good("inspect", gguf, "--json").json()["runtimes"]["vllm-cuda"]["notes"]))
