@@ -40,6 +40,7 @@ typedef struct e2e_phase {
     e2e_wish w;
     e2e_layout l;
     embed_rows rows;
+    int64_t passes; /* over a batch, of this start, when it is done */
 } e2e_phase;
 
 /* A bit for each kind of scales that the phase learns. */
@@ -177,7 +178,7 @@ typedef struct estimate {
     int rank; /* number of that stage */
     int replicas, stages;
     double idle; /* share of the time of replicas * stages ranks */
-    int64_t steps, tokens, slice, window;
+    int64_t steps, looks, tokens, slice, window;
     bool recompute, through, teacher, weights;
     grid_shape grid;
 } estimate;
@@ -212,6 +213,7 @@ static err estimate_phase(const quantize_run *q, int64_t k, int ranks, bool one_
         out->idle = p.l.idle;
         out->recompute = g->recompute;
         out->steps = p.o.steps;
+        out->looks = p.o.kind == OPTIMIZER_ADAM ? learn_judge_looks(p.o.steps, E2E_JUDGE_EVERY) : 0;
         out->tokens = p.w.batch * p.w.shape.window;
         out->slice = p.w.shape.slice;
         out->window = p.w.shape.window;
@@ -270,7 +272,7 @@ static uint64_t replica_of(void *self, const void **data) {
     return learn_e2e_replica(self, data);
 }
 
-static err run(learner *l, int64_t k, const learn_saved *saved, const e2e_phase *p,
+static err run(learner *l, int64_t k, const learn_saved *saved, e2e_phase *p,
                const llama_stage *stage, double *scales) {
     learn_e2e *r = NULL;
     err e = learn_e2e_create(l->q->c, &p->o, &p->w, &p->l, stage, l->R1, l->R2, &r);
@@ -289,6 +291,7 @@ static err run(learner *l, int64_t k, const learn_saved *saved, const e2e_phase 
     if (!e.code) e = learn_run_steps(l, &ops, saved);
     if (!e.code) learn_e2e_take(r, l->R1, l->R2);
     if (!e.code) learn_e2e_take_scales(r, scales);
+    if (!e.code) p->passes = learn_e2e_passes(r);
     learn_e2e_destroy(&r);
     return e;
 }
@@ -321,7 +324,7 @@ err learn_e2e_phase(learner *l, int64_t k, const learn_saved *saved) {
     if (!e.code) e = run_with_scales(l, k, saved, &p, active ? &stage : NULL);
     llama_stage_clear(&stage);
     phase_clear(&p);
-    if (!e.code) quantize_phase_end(q, p.name, NULL);
+    if (!e.code) quantize_phase_end(q, p.name, json_pack("{s:I}", "passes", (json_int_t)p.passes));
     return e;
 }
 
@@ -347,6 +350,11 @@ static plan_bytes saved_network(const plan_maker *m, const estimate *t, uint64_t
     return b;
 }
 
+/* The first step takes two passes, a judgement takes one with all that a step does but to move. */
+static int64_t passes_of(const estimate *t) {
+    return t->steps + 1 + t->looks;
+}
+
 /* Streams (also of a teacher) and their gradients of each pass, the steps of R1, of R2 and of
  * scales (`scales`: a bit for each kind that is learned), and of the latter two each commit. */
 static plan_bytes e2e_network(const learner *l, const plan_maker *m, const estimate *t, bool r1,
@@ -363,14 +371,12 @@ static plan_bytes e2e_network(const learner *l, const plan_maker *m, const estim
                    stream =
                        (t->teacher ? 3 : 2) * sizeof(float) * (uint64_t)(t->tokens * cfg->hidden);
     const double steps = (double)t->steps;
-    double passes = 1 + steps; /* the first one twice */
-    for (int64_t i = 0; i <= t->steps; i++) passes += learn_judge_due(i, t->steps, E2E_JUDGE_EVERY);
     const plan_bytes step =
         plan_add(plan_step_network(m, r1, false, sizeof(int64_t), sizeof(float)),
                  plan_add(saved_network(m, t, saved), peers_network(m, t, 2 * (r2 + s))));
     /* Replicas share the tokens. */
-    const plan_bytes streams =
-        plan_times(passes / t->replicas, plan_to_next(m, t->replicas, t->stages, stream));
+    const plan_bytes streams = plan_times((double)passes_of(t) / t->replicas,
+                                          plan_to_next(m, t->replicas, t->stages, stream));
     return plan_add(plan_add(plan_r1_around_steps(m, r1, sizeof(float)), plan_to_all(m, r2 + s)),
                     plan_add(streams, plan_times(steps, step)));
 }
@@ -399,17 +405,20 @@ err learn_e2e_plan(learner *l, plan_maker *m, int64_t k) {
                             .recompute = t.recompute,
                             .teacher = t.teacher};
     const double all = (double)t.tokens * plan_time_pass(&m->rank, cfg, &pass);
-    double step = all / (t.replicas * t.stages * (1 - t.idle));
-    const double params = (double)cfg->layers * (double)llama_layer_params(cfg);
-    if (t.weights)
-        step += (plan_time_round(&m->rank, params, m->q->job.how.search) +
-                 plan_time_fuse(&m->rank, cfg->hidden, params, r1, true)) /
-                t.stages;
-    if (r1) step += plan_time_cayley(&m->rank, cfg->hidden, plan_steppers(m, t.grid));
-    f->seconds = (double)(t.steps + 1) * step; /* the first passes twice */
+    const double pass_s = all / (t.replicas * t.stages * (1 - t.idle)),
+                 params = (double)cfg->layers * (double)llama_layer_params(cfg),
+                 weights = t.weights ? (plan_time_round(&m->rank, params, m->q->job.how.search) +
+                                        plan_time_fuse(&m->rank, cfg->hidden, params, r1, true)) /
+                                           t.stages
+                                     : 0,
+                 move = r1 ? plan_time_cayley(&m->rank, cfg->hidden, plan_steppers(m, t.grid)) : 0;
+    f->passes = passes_of(&t);
+    f->looks = t.looks;
+    f->seconds =
+        (double)f->passes * pass_s + (double)(t.steps + t.looks) * weights + (double)t.steps * move;
     f->units = t.steps;
-    f->blind_s = 2 * step;
-    f->again_s = step;
+    f->blind_s = 4 * pass_s + 3 * weights + move; /* judged, the first step, judged again */
+    f->again_s = pass_s;
     f->busy = 1 - t.idle;
     const learn_settings *phase = &m->q->set->learn[k];
     plan_send(m, f, e2e_network(l, m, &t, r1, phase->optimizer, scales_learned(m->q->set, phase)));

@@ -190,6 +190,12 @@ static plan_bytes range_network(const learner *l, const plan_maker *m, const lea
                     plan_add(state, plan_layers_to_all(m, r2)));
 }
 
+static int64_t looks_of(const learn_settings *phase) {
+    return phase->optimizer == OPTIMIZER_ADAM
+               ? learn_judge_looks(phase->steps, learn_judge_every(phase->steps))
+               : 0;
+}
+
 err learn_range_plan(learner *l, plan_maker *m, int64_t k) {
     const llama_config *cfg = plan_config(m);
     const learn_settings *phase = &m->q->set->learn[k];
@@ -197,7 +203,7 @@ err learn_range_plan(learner *l, plan_maker *m, int64_t k) {
     const double all = (double)phase->rows;
     const bool r1 = rotation_set_r1(m->q->rotations) != NULL;
     const double samples = learn_weights_count(m->q->set, phase) ? 2 * all : all;
-    double slowest = 0, work = 0;
+    double slowest = 0, work = 0, look = 0;
     char name[32];
     plan_phase *f;
     grid_shape grid;
@@ -216,12 +222,14 @@ err learn_range_plan(learner *l, plan_maker *m, int64_t k) {
         const double one = plan_time_range(&m->rank, cfg, l->range.n, rows, l->r2_heads);
         slowest = fmax(slowest, one);
         work += one / m->n_stages;
+        look = fmax(look, plan_time_range_look(&m->rank, cfg, l->range.n, rows, l->r2_heads));
     }
     const int movers = plan_steppers(m, grid);
     const double step = r1 ? plan_time_cayley(&m->rank, cfg->hidden, movers) : 0;
-    f->seconds = steps * (slowest + step);
+    f->looks = looks_of(phase);
+    f->seconds = steps * (slowest + step) + (double)f->looks * look;
     f->units = phase->steps;
-    f->blind_s = slowest + step;
+    f->blind_s = slowest + step + 2 * look; /* before the first step and after it */
     f->again_s = plan_again_seconds(m);
     f->busy = (work + step * movers / m->ranks) / (slowest + step);
     plan_send(m, f, range_network(l, m, phase, r1, f->seconds));

@@ -21,8 +21,6 @@
 /* Adam on log s of a norm: DESIGN.md 2.6. */
 enum { NORM_STEPS = 60 };
 #define NORM_RATE 0.02
-/* Vector work of a step, of each number of the rows: it is scaled and compared, all in one go. */
-#define NORM_PASSES 0.6
 
 /* ---- the norms ---- */
 
@@ -250,9 +248,10 @@ err learn_scales_plan(learner *l, plan_maker *m) {
         plan_offer(f, &p, r);
         most = size_max(most, l->range.n);
     }
-    const double numbers = 2.0 * (double)(most * learn_pool_tokens(m->q) * cfg->hidden);
-    if ((m->q->set->scale.pairs & PAIR_NORM))
-        f->seconds = NORM_STEPS * NORM_PASSES * numbers / (m->rank.rates->vector * m->rank.cores);
+    if (m->q->set->scale.pairs & PAIR_NORM) /* the end is looked at too */
+        f->seconds =
+            plan_time_norms(&m->rank, cfg->hidden, 2 * most, (double)learn_pool_tokens(m->q),
+                            rotation_set_r1(m->q->rotations) != NULL, NORM_STEPS + 1);
     f->units = 1; /* kept when all are known */
     f->blind_s = f->seconds / (double)size_max(1, 2 * most);
     f->again_s = plan_again_seconds(m);

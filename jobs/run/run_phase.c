@@ -29,7 +29,7 @@ static void tell_phase(const quantize_run *q, const char *phase, double seconds,
     char text[32], held[32], bytes[32], planned[64] = "", memory[64] = "";
     if (f) {
         snprintf(planned, sizeof planned, " (planned %.2f to %.2f)",
-                 f->seconds / q->plan->rates.spread, f->seconds * q->plan->rates.spread);
+                 f->seconds / q->plan->rates.faster, f->seconds * q->plan->rates.spread);
         snprintf(memory, sizeof memory, " (planned %s)",
                  size_text(memory_plan_total(&f->memory), bytes));
     }
@@ -139,6 +139,8 @@ void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
     const plan_phase *planned = planned_of(q, phase);
     if (planned) {
         json_object_set_new(more, "planned_seconds", json_real(planned->seconds));
+        if (planned->passes)
+            json_object_set_new(more, "planned_passes", json_integer((json_int_t)planned->passes));
         json_object_set_new(more, "planned_bytes",
                             json_integer((json_int_t)memory_plan_total(&planned->memory)));
         json_object_set_new(more, "planned_sent_bytes", json_integer((json_int_t)planned->sent));

@@ -26,9 +26,10 @@ typedef struct plan_phase {
     memory_plan memory; /* of its largest rank */
     int rank;           /* that one */
     double seconds;
-    double busy;      /* share of the time that the ranks work, on average */
-    uint64_t sent;    /* bytes that ranks send, all together; */
-    uint64_t network; /* and those of them that go from node to node */
+    int64_t passes, looks; /* over a batch, end to end; judgements of what is learned. Else 0 */
+    double busy;           /* share of the time that the ranks work, on average */
+    uint64_t sent;         /* bytes that ranks send, all together; */
+    uint64_t network;      /* and those of them that go from node to node */
     /* What a stop keeps of it. */
     int64_t units;  /* equal parts of seconds that are kept one by one; 0: nothing of it is, and
                        later phases need it */

@@ -258,6 +258,7 @@ static err run_pass(learn_e2e *l, bool *again) {
     for (int i = 0; i < SUMS; i++)
         if (l->sums[i].v) fixed_sum_begin(&l->sums[i], l->exponents[i], units_of(l, i));
     err e = err_none();
+    l->passes++;
     if (l->active) e = e2e_pass_run(l->pass, &l->o.sites, l->windows, weight, l->step, &out);
     e = comm_agree(l->c, e, "a step", NULL);
     if (e.code) return e;
@@ -393,7 +394,6 @@ err learn_e2e_step(learn_e2e *l, learn_report *report) {
         start = clock_now_s();
         memcpy(used, l->exponents, sizeof used);
         e = run_pass(l, &again);
-        l->passes++;
     }
     if (!e.code) e = mean_loss(l, &report->loss);
     if (!e.code && l->w->shape.r1) e = move_r1(l, used[SUM_R1], report);

@@ -80,9 +80,9 @@ void learn_e2e_take_scales(learn_e2e *l, double *scales);
  * next call of this module. */
 uint64_t learn_e2e_replica(learn_e2e *l, const void **data);
 
-/* Local. Number of passes so far. It exceeds the number of steps by the first pass, which finds the
- * exponents of the sums, and by steps that were repeated. For tests.
- */
+/* Local. Number of passes over a batch since it was created: one for each step and each judgement,
+ * one more for the first step, which finds the exponents of the sums, and for steps that were
+ * repeated. What was done before a restart does not count. */
 int64_t learn_e2e_passes(const learn_e2e *l);
 
 #endif

@@ -51,6 +51,12 @@ bool learn_judge_due(int64_t step, int64_t steps, int64_t every) {
     return step < every ? (step & (step - 1)) == 0 : step % every == 0;
 }
 
+int64_t learn_judge_looks(int64_t steps, int64_t every) {
+    int64_t looks = 0;
+    for (int64_t i = 0; i <= steps; i++) looks += learn_judge_due(i, steps, every);
+    return looks;
+}
+
 void learn_judge_save(const learn_judge *j, double *out) {
     const double all[JUDGE_DOUBLES] = {j->begun,     j->start,      j->best,   j->rate,
                                        j->best_step, j->taken_back, j->waited, j->gained};

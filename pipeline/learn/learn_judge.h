@@ -73,6 +73,9 @@ double learn_judge_most(int64_t steps);
  * `every` steps (a power of two; 0: at the start and the end alone). */
 bool learn_judge_due(int64_t step, int64_t steps, int64_t every);
 
+/* Local. How often that is in a phase that is not stopped. */
+int64_t learn_judge_looks(int64_t steps, int64_t every);
+
 /* Local. The state as doubles, JUDGE_DOUBLES of them. */
 enum { JUDGE_DOUBLES = 8 };
 void learn_judge_save(const learn_judge *j, double *out);

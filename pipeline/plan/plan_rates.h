@@ -17,7 +17,8 @@ typedef struct plan_rates {
     double hash;   /* bytes a second of SHA-256 on a core */
     double read, write, network; /* bytes a second of a node */
     double latency;              /* seconds of a short message between nodes */
-    double spread;               /* times may be so many times as long, or as short */
+    double spread;               /* times may be so many times as long, */
+    double faster;               /* or so many times as short, as where few cores are busy */
     bool measured;
     char blas[24];  /* OPENBLAS_CORETYPE that suits; "" where the library knows best */
     char from[128]; /* where the numbers come from, for people; and those of the network */

@@ -4,6 +4,7 @@
 
 #include "model/tensors.h"
 #include "quant/gptq.h"
+#include "quant/scale_search.h"
 
 #include <math.h>
 
@@ -12,10 +13,11 @@
 #define OF_SITES    8.0   /* the same with every site on */
 #define OF_LOGITS   3.0   /* the vocabulary of a token: softmax and loss */
 #define OF_ROWS     2.0   /* a row of range: draw, ends, terms of the gradient */
+#define OF_LOOKED   1.0   /* the same without terms of the gradient */
+#define OF_NORM     0.6   /* a number of the rows that scales of norms see: all in one go */
 #define OF_POOL     3.0   /* a number of the pool: sensitivities, normalising */
 #define OF_TURN     3.0   /* a number of a weight through a fast transform */
 #define OF_ROUND    3.0   /* a number of a weight to its code */
-#define OF_SEARCH   1.8   /* a candidate of a number, against the search alone */
 #define OF_MOMENT   20.0  /* times a product in fp32: plain loops over the moment of R2 */
 #define OF_STEP     8.0   /* n^3 flop of a Cayley step: G R^T, elimination, its product */
 #define OF_STREAM   4.0   /* hidden + intermediate of a token and layer, in GPTQ */
@@ -86,15 +88,32 @@ double plan_time_cayley(const plan_rank *r, int64_t n, int cells) {
     return product(r, r->rates->f64, flop) / cells;
 }
 
-double plan_time_range(const plan_rank *r, const llama_config *cfg, int64_t n_layers, double rows,
-                       int64_t r2_heads) {
+/* Products of all rows with what they are rotated by, and passes over them. */
+static double range_rows(const plan_rank *r, const llama_config *cfg, double rows, double r2,
+                         double passes) {
     enum { R2_ROWS = 1024 };
     const double n = (double)cfg->hidden, d = (double)cfg->head_dim;
-    const double r2 = (double)(n_layers * r2_heads);
-    return product(r, r->rates->bf16, 2 * rows * n * n) + vector(r, OF_ROWS * rows * n) +
-           r2 *
-               (product(r, r->rates->bf16, 2 * R2_ROWS * d * d) + vector(r, OF_ROWS * R2_ROWS * d) +
-                product(r, r->rates->f64, 2 * OF_STEP * d * d * d));
+    return product(r, r->rates->bf16, 2 * rows * n * n) + vector(r, passes * rows * n) +
+           r2 * (product(r, r->rates->bf16, 2 * R2_ROWS * d * d) + vector(r, passes * R2_ROWS * d));
+}
+
+double plan_time_range(const plan_rank *r, const llama_config *cfg, int64_t n_layers, double rows,
+                       int64_t r2_heads) {
+    const double r2 = (double)(n_layers * r2_heads), d = (double)cfg->head_dim;
+    return range_rows(r, cfg, rows, r2, OF_ROWS) +
+           r2 * product(r, r->rates->f64, 2 * OF_STEP * d * d * d);
+}
+
+double plan_time_range_look(const plan_rank *r, const llama_config *cfg, int64_t n_layers,
+                            double rows, int64_t r2_heads) {
+    return range_rows(r, cfg, rows, (double)(n_layers * r2_heads), OF_LOOKED);
+}
+
+double plan_time_norms(const plan_rank *r, int64_t hidden, int64_t sites, double rows, bool r1,
+                       int64_t looks) {
+    const double n = (double)hidden, numbers = (double)sites * rows * n;
+    return product(r, r->rates->f32, r1 ? 2 * 2 * numbers * n : 0) +
+           vector(r, (double)looks * OF_NORM * numbers);
 }
 
 double plan_time_pass(const plan_rank *r, const llama_config *cfg, const plan_pass *p) {
@@ -116,9 +135,8 @@ double plan_time_fuse(const plan_rank *r, int64_t hidden, double numbers, bool r
 }
 
 double plan_time_round(const plan_rank *r, double numbers, bool search) {
-    enum { CANDIDATES = 80 };
     const double tried =
-        search ? OF_SEARCH * CANDIDATES * numbers / (r->rates->search * r->cores) : 0;
+        search ? SCALE_SEARCH_CANDIDATES * numbers / (r->rates->search * r->cores) : 0;
     return tried + vector(r, OF_ROUND * numbers);
 }
 

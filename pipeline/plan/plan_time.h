@@ -33,9 +33,17 @@ double plan_time_forward(const plan_rank *r, const llama_config *cfg, int64_t wi
 double plan_time_pca(const plan_rank *r, const llama_config *cfg, int64_t n_layers, int64_t tokens);
 
 /* A step of range: `rows` rows of R1 on this rank, R2 of n layers with r2_heads matrices each; the
- * step of R1 itself comes on top (plan_time_cayley). */
+ * step of R1 itself comes on top (plan_time_cayley). And a judgement on as many held-out rows, of
+ * which the loss is taken, and no gradient. */
 double plan_time_range(const plan_rank *r, const llama_config *cfg, int64_t n_layers, double rows,
                        int64_t r2_heads);
+double plan_time_range_look(const plan_rank *r, const llama_config *cfg, int64_t n_layers,
+                            double rows, int64_t r2_heads);
+
+/* Scales of the norms of n sites from `rows` rows each: rows and their gradients rotated (r1), then
+ * `looks` looks at all of them. */
+double plan_time_norms(const plan_rank *r, int64_t hidden, int64_t sites, double rows, bool r1,
+                       int64_t looks);
 double plan_time_cayley(const plan_rank *r, int64_t n, int cells);
 
 /* One token forward and backward through all layers and the head with every site on, by one rank

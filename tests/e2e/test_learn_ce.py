@@ -11,6 +11,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tools"))
 import make_model  # noqa: E402
+from kills import events  # noqa: E402
 from spin import STORIES, TEXT, Case, finish, main, settings, sha256, spin, start, tar_hashes  # noqa: E402
 
 SCALES = "scale.pairs=[norm, vo, qk, ud]"
@@ -32,9 +33,7 @@ def hashes(out):
 
 
 def steps_of(out):
-    with open(os.path.join(out, "events.jsonl")) as f:
-        events = [json.loads(line) for line in f if line.startswith("{")]
-    return {(e["phase"], e["step"]): e for e in events if e["event"] == "step"}
+    return {(e["phase"], e["step"]): e for e in events(out) if e["event"] == "step"}
 
 
 def losses(out):
@@ -129,6 +128,22 @@ class LearnCe(Case):
         self.assertFalse(os.path.exists(out))
         r = self.good("quantize", "--model", STORIES, "--out", out, "--dry-run", *how(phase(batch=2)), "--replicas", 3, ranks=4)
         self.assertTrue(re.search(r"2 replicas.*2 ranks are idle", r.err), r)
+
+    def test_passes(self):
+        """A batch passes once a step, twice at the first, and once for each look at held-out windows: as planned. Steps of
+        sgd-published are not judged; those of range are."""
+        chain = how(phase(steps=3), phase("kl-top", steps=5, top_k=20, weights="true"),
+                    phase(steps=2, optimizer="sgd-published", lr_r1=0.1), "{objective: range, steps: 9, rows: 256}")
+        planned = self.good("plan", "--model", STORIES, "--json", *chain).json()["phases"]
+        got = {p["phase"]: (p["passes"], p["looks"]) for p in planned if p["phase"].startswith("learn")}
+        self.assertEqual(got, {"learn.0": (8, 4), "learn.1": (11, 5), "learn.2": (3, 0), "learn.3": (0, 6)})
+        out = self.path("e")
+        self.good("quantize", "--model", STORIES, "--out", out, *chain, ranks=2)
+        seen = events(out)
+        for name, (passes, looks) in got.items():
+            self.assertEqual(sum(e["event"] == "held" and e["phase"] == name for e in seen), looks, name)
+            end = [e for e in seen if e["event"] == "end" and e["phase"] == name][0]
+            self.assertEqual((end.get("passes", 0), end.get("planned_passes", 0)), (passes, passes), name)
 
     def test_bad_input(self):
         for args, code, says in (

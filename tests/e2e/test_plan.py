@@ -48,6 +48,15 @@ class Plan(Case):
         self.assertLess(abs(got["archive_bytes"] / want - 1), 1e-4)
         self.assertTrue(got["fits"])
 
+    def test_ranges(self):
+        """By a table: up to twice as long; as short as counts may err by 1.5 where the core has its highest clock, 1.7 times
+        that of Genoa with all cores busy, which Grace keeps to 1.1."""
+        model = self.published("llama2-70b")
+        for cpu, least in (("genoa", 1.5 * 1.7), ("grace", 1.5 * 1.1)):
+            for p in self.plan(model, "--cpu", cpu, *settings("weights.group=channel"))["phases"]:
+                self.assertAlmostEqual(p["seconds"] / p["seconds_low"], least, places=6)
+                self.assertAlmostEqual(p["seconds_high"] / p["seconds"], 2, places=6)
+
     def test_others(self):
         self.assertEqual(self.plan(self.published("llama1-7b"))["parameters"], 6738415616)
         for name in ("llama3.1-8b", "llama3.2-1b"):

@@ -94,6 +94,9 @@ static void early_and_then_evenly(void **state) {
     assert_string_equal(due, "xxx.x...x.......x...............x..............................."
                              "x...............................x..x");
     assert_string_equal(ends, "x........x");
+    assert_int_equal(learn_judge_looks(99, 32), 10);
+    assert_int_equal(learn_judge_looks(9, 0), 2);
+    assert_int_equal(learn_judge_looks(3, 16), 4);
 }
 
 static void short_phases_are_measured_more_often(void **state) {

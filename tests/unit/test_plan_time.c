@@ -1,8 +1,9 @@
-/* Times of GPTQ, by hand: everything but products in fp64 takes no time, and these one second for
- * each operation. */
+/* Times by hand: what a test does not count takes no time, and the rest one second for each
+ * operation. */
 #include "pipeline/plan/plan_time.h"
 
 #include "quant/gptq.h"
+#include "quant/scale_search.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -49,7 +50,34 @@ static void test_strengths(void **state) {
     assert_true(fabs(seconds(true, true, 3) - one - 8 * pass) < 1e-12 * one);
 }
 
+/* A search tries each of its candidates once, as the rate counts them; no search, none. */
+static void test_search(void **state) {
+    (void)state;
+    const plan_rates rates = {.search = 1, .vector = INFINITY};
+    const plan_rank rank = {.rates = &rates, .cores = 2};
+    assert_true(plan_time_round(&rank, 1000, true) == 1000 * SCALE_SEARCH_CANDIDATES / 2.0);
+    assert_true(plan_time_round(&rank, 1000, false) == 0);
+}
+
+/* A judgement of range makes the products of a step and no step; the scales of norms turn rows and
+ * their gradients by R1. */
+static void test_looks(void **state) {
+    (void)state;
+    const plan_rates rates = {.bf16 = 1, .f32 = 1, .f64 = INFINITY, .vector = INFINITY};
+    const plan_rank rank = {.rates = &rates, .cores = 1};
+    assert_true(plan_time_range_look(&rank, &cfg, 2, 100, 1) ==
+                plan_time_range(&rank, &cfg, 2, 100, 1));
+    assert_true(plan_time_range_look(&rank, &cfg, 2, 100, 0) == 2.0 * 100 * 512 * 512);
+    assert_true(plan_time_norms(&rank, 512, 4, 100, true, 61) == 4 * 100 * (2 * 2.0 * 512 * 512));
+    assert_true(plan_time_norms(&rank, 512, 4, 100, false, 61) == 0);
+    const plan_rates seen = {.f32 = INFINITY, .vector = 1};
+    const plan_rank looks = {.rates = &seen, .cores = 1};
+    const double one = plan_time_norms(&looks, 512, 4, 100, true, 1);
+    assert_true(fabs(plan_time_norms(&looks, 512, 4, 100, true, 61) / one - 61) < 1e-12);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_strengths)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_strengths),
+                                       cmocka_unit_test(test_search), cmocka_unit_test(test_looks)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
