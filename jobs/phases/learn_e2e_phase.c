@@ -414,8 +414,8 @@ err learn_e2e_plan(learner *l, plan_maker *m, int64_t k) {
                  move = r1 ? plan_time_cayley(&m->rank, cfg->hidden, plan_steppers(m, t.grid)) : 0;
     f->passes = passes_of(&t);
     f->looks = t.looks;
-    f->seconds =
-        (double)f->passes * pass_s + (double)(t.steps + t.looks) * weights + (double)t.steps * move;
+    f->seconds = (double)f->passes * pass_s + (double)(t.steps + t.looks) * weights +
+                 (double)t.steps * move + plan_time_peak(&m->rank);
     f->units = t.steps;
     f->blind_s = 4 * pass_s + 3 * weights + move; /* judged, the first step, judged again */
     f->again_s = pass_s;

@@ -227,7 +227,7 @@ err learn_range_plan(learner *l, plan_maker *m, int64_t k) {
     const int movers = plan_steppers(m, grid);
     const double step = r1 ? plan_time_cayley(&m->rank, cfg->hidden, movers) : 0;
     f->looks = looks_of(phase);
-    f->seconds = steps * (slowest + step) + (double)f->looks * look;
+    f->seconds = steps * (slowest + step) + (double)f->looks * look + plan_time_peak(&m->rank);
     f->units = phase->steps;
     f->blind_s = slowest + step + 2 * look; /* before the first step and after it */
     f->again_s = plan_again_seconds(m);

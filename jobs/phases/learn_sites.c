@@ -381,7 +381,9 @@ err learn_sites_adopt(learner *l) {
 }
 
 err learn_sites_plan(learner *l, plan_maker *m) {
-    enum { TRIALS = 40, PASSES = 4 }; /* pairs of ends, and passes over the numbers for each */
+    enum { TRIALS = 40 }; /* pairs of ends: 26 to 50, as the search moves */
+    const settings *s = m->q->set;
+    const int64_t rows = size_min(LEARN_SITE_ROWS, s->calib.windows * s->calib.window);
     const llama_config *cfg = plan_config(m);
     plan_phase *f;
     int64_t most = 0, numbers = 0;
@@ -397,10 +399,9 @@ err learn_sites_plan(learner *l, plan_maker *m) {
     }
     for (int k = 0; k < CLIP_PLACES; k++)
         if (l->noise_places >> k & 1u)
-            numbers += (learn_site_may_be_eight(l, (clip_place)k, 0) ? 2 : 1) * LEARN_SITE_ROWS *
+            numbers += (learn_site_may_be_eight(l, (clip_place)k, 0) ? 2 : 1) * rows *
                        noise_width(cfg, (clip_place)k);
-    f->seconds = (double)(TRIALS * PASSES) * (double)(most * numbers) /
-                 (m->rank.rates->vector * m->rank.cores);
+    f->seconds = plan_time_trials(&m->rank, TRIALS, (double)(most * numbers));
     f->units = 1; /* kept when all are known */
     f->blind_s = f->seconds / (double)size_max(1, most);
     f->again_s = plan_again_seconds(m);

@@ -3,6 +3,7 @@
 #include "pipeline/plan/plan_time.h"
 
 #include "model/tensors.h"
+#include "pipeline/plan/product_peak.h"
 #include "quant/gptq.h"
 #include "quant/scale_search.h"
 
@@ -14,7 +15,7 @@
 #define OF_LOGITS   3.0   /* the vocabulary of a token: softmax and loss */
 #define OF_ROWS     2.0   /* a row of range: draw, ends, terms of the gradient */
 #define OF_LOOKED   1.0   /* the same without terms of the gradient */
-#define OF_NORM     0.6   /* a number of the rows that scales of norms see: all in one go */
+#define OF_NORM     0.6   /* a number that scales of norms or a quantizer are tried on: in one go */
 #define OF_POOL     3.0   /* a number of the pool: sensitivities, normalising */
 #define OF_TURN     3.0   /* a number of a weight through a fast transform */
 #define OF_ROUND    3.0   /* a number of a weight to its code */
@@ -107,6 +108,14 @@ double plan_time_range(const plan_rank *r, const llama_config *cfg, int64_t n_la
 double plan_time_range_look(const plan_rank *r, const llama_config *cfg, int64_t n_layers,
                             double rows, int64_t r2_heads) {
     return range_rows(r, cfg, rows, (double)(n_layers * r2_heads), OF_LOOKED);
+}
+
+double plan_time_peak(const plan_rank *r) {
+    return product(r, r->rates->bf16, product_peak_flop());
+}
+
+double plan_time_trials(const plan_rank *r, double trials, double numbers) {
+    return vector(r, OF_NORM * trials * numbers);
 }
 
 double plan_time_norms(const plan_rank *r, int64_t hidden, int64_t sites, double rows, bool r1,

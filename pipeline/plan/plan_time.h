@@ -40,6 +40,12 @@ double plan_time_range(const plan_rank *r, const llama_config *cfg, int64_t n_la
 double plan_time_range_look(const plan_rank *r, const llama_config *cfg, int64_t n_layers,
                             double rows, int64_t r2_heads);
 
+/* The peak of products in bf16, measured once by each phase of steps. */
+double plan_time_peak(const plan_rank *r);
+
+/* Quantizers of sites tried `trials` times on `numbers` numbers. */
+double plan_time_trials(const plan_rank *r, double trials, double numbers);
+
 /* Scales of the norms of n sites from `rows` rows each: rows and their gradients rotated (r1), then
  * `looks` looks at all of them. */
 double plan_time_norms(const plan_rank *r, int64_t hidden, int64_t sites, double rows, bool r1,

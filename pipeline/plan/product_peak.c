@@ -21,6 +21,10 @@ uint64_t product_peak_bytes(compute_type compute) {
     return (uint64_t)(ROWS * SIDE) * compute_sum_bytes(compute);
 }
 
+double product_peak_flop(void) {
+    return (TIMES + 1) * 2.0 * ROWS * SIDE * SIDE;
+}
+
 double product_peak(compute_type compute) {
     const size_t factor = compute_factor_bytes(compute);
     void *a = NULL, *b = NULL, *c = NULL;

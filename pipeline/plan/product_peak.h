@@ -10,4 +10,7 @@
 double product_peak(compute_type compute);
 uint64_t product_peak_bytes(compute_type compute); /* local; that it takes while it measures */
 
+/* Local. Operations that measuring takes. */
+double product_peak_flop(void);
+
 #endif

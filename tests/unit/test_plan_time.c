@@ -2,6 +2,7 @@
  * operation. */
 #include "pipeline/plan/plan_time.h"
 
+#include "pipeline/plan/product_peak.h"
 #include "quant/gptq.h"
 #include "quant/scale_search.h"
 
@@ -74,6 +75,9 @@ static void test_looks(void **state) {
     const plan_rank looks = {.rates = &seen, .cores = 1};
     const double one = plan_time_norms(&looks, 512, 4, 100, true, 1);
     assert_true(fabs(plan_time_norms(&looks, 512, 4, 100, true, 61) / one - 61) < 1e-12);
+    /* A trial of a quantizer goes over its numbers as often as a look of norms does over theirs. */
+    assert_true(fabs(plan_time_trials(&looks, 1, 4 * 100 * 512) / one - 1) < 1e-12);
+    assert_true(plan_time_peak(&rank) == product_peak_flop());
 }
 
 int main(void) {
