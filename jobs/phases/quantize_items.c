@@ -182,6 +182,8 @@ err quantize_do_items(quantize_run *q) {
         item_report mine = {.item = -1};
         int64_t item = at < n_own ? own[at++] : -1;
         e = do_round(q, item, reader, &bytes, &open[round++ % BEHIND], &mine);
+        /* What is resident beyond the plan: holes of a heap that earlier phases have stretched. */
+        if (mem_rss_bytes() > memory_plan_total(&plan)) mem_give_back();
         e = comm_agree(q->c, e, "quantizing", NULL);
         if (e.code) break;
         e = share_round(q, &mine, &done);
