@@ -20,8 +20,8 @@ the source is converted to bf16 first (weights.bits=16 without rotations), so th
   folder   what is on disk
 
 On CPUs vLLM 0.32 cuts what it stores in an FP8 cache towards zero, where its GPU kernels and `eval` take the nearest value
-(checked by writing known keys and values to its cache). The row fp8-cache is told as it is; in fp8-cache-nearest keys and values are rounded to the nearest
-before vLLM stores them, which then cuts nothing off.
+(checked by writing known keys and values to its cache). The row fp8-cache is told as it is; in fp8-cache-nearest keys and
+values are rounded to the nearest before vLLM stores them, which then cuts nothing off.
 
 With AMX vLLM would round the inputs of 4-bit weights to 8 bits without being asked (VLLM_CPU_INT4_W4A8): it is told not to.
 Times are of this machine at this moment: compare rows of one run. Each row is run once and kept in WORK/vllm_cpu.json.

@@ -1,6 +1,8 @@
 /* Sums and factors of GPTQ over ranks: H and the cross terms against sums in fp64 made here from
  * the same bf16 inputs, the integers the same on any number of ranks (printed sums are held in the
  * test), the factor of one rank and that of a grid against the definition U^T U Hd = I. */
+#include "base/gemm.h"
+#include "base/half.h"
 #include "base/mem.h"
 #include "base/rng.h"
 #include "mpi/dmat.h"
@@ -203,6 +205,21 @@ static void test_cells(gptq_moments *m, grid_shape shape) {
     }
 }
 
+/* False where a product rounds a row by its place among the others, as OpenBLAS's fp32 kernels for
+ * Haswell and Zen do: the moments of a grid and of one rank, whose panels begin at other rows, then
+ * differ by the rounding of a window's TOKENS terms. */
+static bool rows_round_alike(void) {
+    enum { ROWS = 96, COLS = 100, SHIFT = 5 };
+    static bf16 a[(ROWS + SHIFT) * TOKENS], b[TOKENS * COLS];
+    static float c[ROWS * COLS], d[ROWS * COLS];
+    for (int i = 0; i < (ROWS + SHIFT) * TOKENS; i++) a[i] = half_to_bf16((float)sin(i));
+    for (int i = 0; i < TOKENS * COLS; i++) b[i] = half_to_bf16((float)cos(3 * i));
+    gemm_tile_bf16(GEMM_N, ROWS, COLS, TOKENS, a, TOKENS, b, COLS, GEMM_SET, c, COLS);
+    gemm_tile_bf16(GEMM_N, ROWS, COLS, TOKENS, a + SHIFT * TOKENS, TOKENS, b, COLS, GEMM_SET, d,
+                   COLS);
+    return memcmp(c + SHIFT * COLS, d, (ROWS - SHIFT) * COLS * sizeof *c) == 0;
+}
+
 /* U over a grid, of more blocks than one to a cell, against that of one rank. */
 static void test_cells_factor(gptq_moments *m, const double *diagonal, grid_shape shape) {
     enum { PANEL = 100 };
@@ -229,10 +246,9 @@ static void test_cells_factor(gptq_moments *m, const double *diagonal, grid_shap
             }
     }
     /* damp 1: the condition is at most n times the largest entry over the mean of the diagonal. It
-     * multiplies the factor's rounding in fp64 and that of the moments: a window's products have
-     * TOKENS terms in fp32, and kernels may round blocks of a grid and whole rows apart. */
-    const double rounding = 0x1p-52 * WIDE + 0x1p-24 * TOKENS;
-    check(worst <= rounding * WIDE * largest, "U of a grid and of one rank");
+     * multiplies the factor's rounding, and that of the moments where their panels round apart. */
+    const double moments = rows_round_alike() ? 0 : 0x1p-24 * TOKENS;
+    check(worst <= (0x1p-52 * WIDE + moments) * WIDE * largest, "U of a grid and of one rank");
     hessian_factor_destroy(&one);
     hessian_factor_destroy(&dealt);
     gptq_order_destroy(&o);
