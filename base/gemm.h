@@ -92,6 +92,14 @@ void gemm_pack_bf16(gemm_op op_b, int64_t m, int64_t n, int64_t k, const bf16 *b
 void gemm_tile_packed_bf16(int64_t m, int64_t n, int64_t k, const bf16 *a, const void *packed,
                            float *c);
 
+/* Local. As the three above, with b [k,n], of a product in which a row of c has the same bits
+ * wherever it stands in the tile and whatever the other rows are: for callers whose rows lie in
+ * another order on other ranks. Tiles of fewer rows have other bits: fill them up to m. Slower than
+ * the product above where a library does not give this by itself (base/gemm_alike.c). */
+uint64_t gemm_alike_bytes(int64_t m, int64_t n, int64_t k);
+void gemm_alike_pack(int64_t m, int64_t n, int64_t k, const bf16 *b, int64_t ldb, void *packed);
+void gemm_alike_tile(int64_t m, int64_t n, int64_t k, const bf16 *a, const void *packed, float *c);
+
 /* Local. The cut of a product into tiles: rows and columns of a tile, by shape and bytes per factor
  * element alone. */
 void gemm_tile_shape(int64_t m, int64_t n, int64_t k, size_t element, int64_t *tile_m,

@@ -55,8 +55,7 @@ static void make_buffer_key(void) {
     if (pthread_key_create(&buffer_key, free)) abort();
 }
 
-/* Widened copies of a tile's factors, kept by the thread that used them last. */
-static float *widen_buffer(int64_t count, int64_t m, int64_t n, int64_t k) {
+float *gemm_widen_buffer(int64_t count, int64_t m, int64_t n, int64_t k) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     static _Thread_local float *buffer;
     static _Thread_local int64_t room;
@@ -80,7 +79,7 @@ enum { WIDE_COLUMNS = 896 };
 static void tile_widened(gemm_op op_b, int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t lda,
                          const bf16 *b, int64_t ldb, gemm_into into, float *c, int64_t ldc) {
     const int64_t most = size_min(2 * WIDE_COLUMNS - 1, k);
-    float *wide_a = widen_buffer((m + n) * most, m, n, k), *wide_b = wide_a + m * most;
+    float *wide_a = gemm_widen_buffer((m + n) * most, m, n, k), *wide_b = wide_a + m * most;
     int64_t k0 = 0;
     do { /* once where k is 0, for the zeros */
         const int64_t d = k - k0 >= 2 * WIDE_COLUMNS ? WIDE_COLUMNS : k - k0;
@@ -326,7 +325,7 @@ void gemm_tile_bf16(gemm_op op_b, int64_t m, int64_t n, int64_t k, const bf16 *a
         /* oneDNN 3.7.2 writes behind the last column of a row where rows lie apart: it gets rows
          * of its own then, which are copied. */
         const bool apart = SPINSHARD_DNNL == 3 && ldc != n;
-        float *own = apart ? widen_buffer(m * n, m, n, k) : c;
+        float *own = apart ? gemm_widen_buffer(m * n, m, n, k) : c;
         for (int64_t i = 0; apart && into == GEMM_ADD && i < m; i++)
             memcpy(own + i * n, c + i * ldc, (size_t)n * sizeof *c);
         const matmul_key key = {.m = m,
@@ -389,7 +388,7 @@ void gemm_tile_packed_bf16(int64_t m, int64_t n, int64_t k, const bf16 *a, const
         return;
     }
 #endif
-    float *wide = widen_buffer(m * k, m, n, k);
+    float *wide = gemm_widen_buffer(m * k, m, n, k);
     half_array_from_bf16(a, m * k, wide);
     gemm_tile_f32(GEMM_N, GEMM_N, m, n, k, wide, k, packed, n, GEMM_SET, c, n);
 }

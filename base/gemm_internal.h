@@ -1,4 +1,5 @@
-/* gemm_internal - what gemm.c, gemm_bf16.c and lapack.c share. Nobody else includes it. */
+/* gemm_internal - what gemm.c, gemm_bf16.c, gemm_alike.c and lapack.c share. Nobody else includes
+ * it. */
 #ifndef SPINSHARD_BASE_GEMM_INTERNAL_H
 #define SPINSHARD_BASE_GEMM_INTERNAL_H
 
@@ -17,6 +18,11 @@ void gemm_enter_blas(void);
 
 /* Local. The bf16 half of gemm_kernels. */
 void gemm_bf16_kernels(char *buf, size_t size);
+
+/* Local. Room for `count` numbers, of the calling thread: for widened copies of a tile's factors.
+ * It stands until the thread's next call, which may move it; m, n, k: the product, for the message
+ * where there is no memory. Aligned to 64. */
+float *gemm_widen_buffer(int64_t count, int64_t m, int64_t n, int64_t k);
 
 /* Local. Side of the largest tile of a bf16 product that still gains by its size. */
 int64_t gemm_bf16_side(void);

@@ -5,15 +5,16 @@
 # usage: bash tests/kernels.sh [--short] [CTEST-ARGUMENT...]
 #
 # --short: Prescott with AVX2 alone, as tests/run.sh does. Without CTEST-ARGUMENTs all tests are run, on each of
-# 4 kinds of BLAS kernels by oneDNN's default, and on SkylakeX by each of 3 others. One line a set; logs in build/test-logs.
+# 4 kinds of BLAS kernels by oneDNN's default, on SkylakeX by each of 3 others, and on Haswell with AVX2, which is what
+# CPUs without AVX-512 run. One line a set; logs in build/test-logs.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 logs=$root/build/test-logs
-sets=(Prescott:DEFAULT Haswell:DEFAULT SkylakeX:DEFAULT Cooperlake:DEFAULT SkylakeX:AVX2 SkylakeX:AVX512_CORE
+sets=(Prescott:DEFAULT Haswell:DEFAULT SkylakeX:DEFAULT Cooperlake:DEFAULT Haswell:AVX2 SkylakeX:AVX2 SkylakeX:AVX512_CORE
     SkylakeX:AVX512_CORE_BF16)
 case ${1:-} in
 --short) sets=(Prescott:AVX2); shift ;;
--h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+-h | --help) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
 esac
 mkdir -p "$logs"
 failed=0

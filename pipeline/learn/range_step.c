@@ -47,7 +47,7 @@ struct range_work {
 
 uint64_t range_work_bytes(int64_t n, int64_t max_rows, int64_t groups) {
     const uint64_t rows = (uint64_t)max_rows, t = (uint64_t)gemm_threads();
-    return 2 * (uint64_t)(n * n) + gemm_packed_bytes(BLOCK, n, n) +
+    return 2 * (uint64_t)(n * n) + gemm_alike_bytes(BLOCK, n, n) +
            rows * (2 * (uint64_t)n + 4 + sizeof(bf16 *) + sizeof(range_rule) +
                    2 * (uint64_t)groups * (4 + 2 * sizeof(term))) +
            6 * t * BLOCK * (uint64_t)n + 8 * (uint64_t)n;
@@ -74,7 +74,7 @@ err range_work_create(int64_t n, int64_t max_rows, int64_t groups, range_work **
                        {n + 1, sizeof(int64_t)},
                        {slots * max_rows, sizeof(term)},
                        {max_rows, sizeof(bf16 *)},
-                       {(int64_t)gemm_packed_bytes(BLOCK, n, n), 1},
+                       {(int64_t)gemm_alike_bytes(BLOCK, n, n), 1},
                        {(int64_t)threads * BLOCK * n, sizeof(bf16)}};
     err e = err_none();
     for (int i = 0; i < BUFFERS && !e.code; i++)
@@ -118,7 +118,7 @@ void range_work_destroy(range_work **w) {
 }
 
 static void begin(range_work *w) {
-    gemm_pack_bf16(GEMM_N, BLOCK, w->n, w->n, w->R, w->n, w->packed);
+    gemm_alike_pack(BLOCK, w->n, w->n, w->R, w->n, w->packed);
     w->rows = 0;
 }
 
@@ -378,14 +378,15 @@ static const bf16 *gather(const range_work *w, int64_t first, int64_t m, bf16 *x
     return x;
 }
 
-/* The product has whole blocks always: where a rank's rows end is a matter of ranks, and a product
- * of fewer rows may run another kernel, whose sums round otherwise. While the ends of this block
+/* The product has whole blocks always, and its rows round alike: where a rank's rows stand and end
+ * is a matter of ranks, and a product of fewer rows may run another kernel, whose sums round
+ * otherwise. While the ends of this block
  * are looked for, the rows of the next one that this thread is likely to take are fetched. */
 static void do_block(range_work *w, int64_t block, bf16 *x, float *u) {
     const int64_t n = w->n, first = block * BLOCK, m = size_min(BLOCK, w->rows - first),
                   next = first + w->threads * BLOCK;
     int64_t loss = 0;
-    gemm_tile_packed_bf16(BLOCK, n, n, gather(w, first, m, x), w->packed, u);
+    gemm_alike_tile(BLOCK, n, n, gather(w, first, m, x), w->packed, u);
     for (int64_t i = 0; i < m; i++) {
         if (next + i < w->rows) fetch_row(w->from[next + i], n);
         loss += do_row(w, first + i, u + i * n);

@@ -164,6 +164,22 @@ static void run_packed(const problem *p) {
     free(c);
 }
 
+/* The same with rows that round alike. */
+static void run_alike(const problem *p) {
+    const int64_t m = p->s.m, n = p->s.n, k = p->s.k;
+    bf16 *a = to_bf16(p->a, p->na), *b = to_bf16(p->b, p->nb);
+    float *c = to_f32(p->c, p->nc);
+    void *packed = aligned_alloc(64, (gemm_alike_bytes(m, n, k) + 63) / 64 * 64);
+    assert_non_null(packed);
+    gemm_alike_pack(m, n, k, b, p->ldb, packed);
+    gemm_alike_tile(m, n, k, a, packed, c);
+    check_f32(p, c);
+    free(packed);
+    free(a);
+    free(b);
+    free(c);
+}
+
 static void test_products(void **state) {
     (void)state;
     for (int i = 0; i < N_SHAPES; i++) {
@@ -174,8 +190,44 @@ static void test_products(void **state) {
             run_f32(&p);
             if (!p.ta) run_bf16(&p);
             if (!p.ta && !p.add && !p.s.pad) run_packed(&p);
+            if (!p.ta && !p.tb && !p.add && !p.s.pad) run_alike(&p);
             problem_free(&p);
         }
+    }
+}
+
+/* Rows of a tile moved to other places, among other rows, keep their bits. Shapes have short and
+ * whole pieces of columns, and rows that are no multiple of what kernels take at a time. */
+static void test_rows_alike(void **state) {
+    (void)state;
+    const shape moved[] = {{128, 64, 64, 0}, {128, 576, 576, 0}, {128, 300, 129, 0},
+                           {16, 40, 32, 0},  {50, 100, 100, 0},  {7, 200, 2701, 0}};
+    for (size_t s = 0; s < sizeof moved / sizeof *moved; s++) {
+        const int64_t m = moved[s].m, n = moved[s].n, k = moved[s].k, by = m / 2 - 1;
+        problem p;
+        problem_make(&p, moved[s], false, false, false);
+        bf16 *a = to_bf16(p.a, p.na), *b = to_bf16(p.b, p.nb), *other = to_bf16(p.a, p.na);
+        float *c = calloc((size_t)(m * n), sizeof *c), *d = calloc((size_t)(m * n), sizeof *d);
+        void *packed = aligned_alloc(64, (gemm_alike_bytes(m, n, k) + 63) / 64 * 64);
+        assert_true(c && d && packed);
+        gemm_alike_pack(m, n, k, b, n, packed);
+        gemm_alike_tile(m, n, k, a, packed, c);
+        for (int64_t i = by; i < m; i++) /* row i - by to place i; those before are others */
+            memcpy(other + i * k, a + (i - by) * k, (size_t)k * sizeof *a);
+        for (int64_t i = 0; i < by; i++)
+            memcpy(other + i * k, a + (m - 1) * k, (size_t)k * sizeof *a);
+        gemm_alike_tile(m, n, k, other, packed, d);
+        for (int64_t i = by; i < m; i++)
+            assert_memory_equal(d + i * n, c + (i - by) * n, (size_t)n * sizeof *c);
+        for (int64_t i = 0; i < by; i++)
+            assert_memory_equal(d + i * n, c + (m - 1) * n, (size_t)n * sizeof *c);
+        free(packed);
+        free(a);
+        free(b);
+        free(other);
+        free(c);
+        free(d);
+        problem_free(&p);
     }
 }
 
@@ -302,10 +354,10 @@ static void test_init_threads(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_products),          cmocka_unit_test(test_empty),
-        cmocka_unit_test(test_threads_same_bits), cmocka_unit_test(test_many_shapes),
-        cmocka_unit_test(test_machine),           cmocka_unit_test(test_better_kernels),
-        cmocka_unit_test(test_init_threads),
+        cmocka_unit_test(test_products),       cmocka_unit_test(test_rows_alike),
+        cmocka_unit_test(test_empty),          cmocka_unit_test(test_threads_same_bits),
+        cmocka_unit_test(test_many_shapes),    cmocka_unit_test(test_machine),
+        cmocka_unit_test(test_better_kernels), cmocka_unit_test(test_init_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
