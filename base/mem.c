@@ -1,6 +1,6 @@
-/* Blocks of malloc with their size in 64 bytes before them, so that what is held and its peak can
- * be counted without asking the system; the resident peak is read from the process's status file.
- */
+/* Blocks of malloc, and mapped ones, with their size in 64 bytes before them, so that what is held
+ * and its peak can be counted without asking the system; the resident peak is read from the
+ * process's status file. */
 #include "base/mem.h"
 
 #include "base/fault.h"
@@ -21,6 +21,18 @@ enum { ALIGN = 64, HUGE_PAGE = 2 << 20, HUGE_FROM = 4 << 20 };
 static _Atomic uint64_t held, peak;
 static bool huge_aligned; /* large blocks begin on a huge page; until mem_start they do not */
 
+/* Large blocks are mapped by themselves, so that each goes back to the system as it is freed:
+ * malloc would take them from holes of a heap that small blocks have stretched, and leave new ones
+ * there. A sanitizer is to see their ends. */
+static bool is_mapped(uint64_t total) {
+#ifdef __SANITIZE_ADDRESS__
+    (void)total;
+    return false;
+#else
+    return total >= HUGE_FROM;
+#endif
+}
+
 /* Where a block of that size begins. One that begins on a huge page has small ones at its end
  * alone; what is left out before it is address space that nobody touches. */
 static uint64_t boundary_of(uint64_t bytes) {
@@ -33,7 +45,13 @@ static void ask_for_huge_pages(char *p, uint64_t bytes) {
     madvise(page, (size_t)(p + bytes - page) / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
 }
 
-/* The size stands in the 64 bytes before the block. */
+static char *map_pages(uint64_t bytes) {
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+/* In the 64 bytes before the block stand the bytes that were mapped for it (0: it is malloc's), its
+ * size, and where its memory begins. */
 static err take(bool zeroed, int64_t count, size_t size, const char *what, void **out) {
     uint64_t bytes, total;
     *out = NULL;
@@ -44,17 +62,20 @@ static err take(bool zeroed, int64_t count, size_t size, const char *what, void 
     total = total / ALIGN * ALIGN;
     const uint64_t boundary = boundary_of(total);
     char *p = NULL;
-    /* calloc of a large block comes from fresh zero pages: no second pass over the memory. */
+    uint64_t room = total + boundary;
     char *raw = fault_hit("malloc") ? NULL
-                : zeroed            ? calloc(1, total + boundary)
-                                    : malloc(total + boundary);
+                : is_mapped(total)  ? map_pages(room)
+                : zeroed            ? calloc(1, room)
+                                    : malloc(room);
     if (raw) p = raw + (boundary - (uintptr_t)raw % boundary);
     if (!p) {
         char text[32];
         return err_make(ERR_NOFIT, what, "use more ranks or nodes with more memory",
                         "cannot allocate %s", size_text(bytes, text));
     }
-    if ((size_t)(p - raw) < 2 * sizeof(uint64_t)) p += ALIGN;
+    if ((size_t)(p - raw) < 3 * sizeof(uint64_t)) p += ALIGN;
+    if (!is_mapped(total)) room = 0;
+    memcpy(p - 24, &room, 8);
     if (total >= HUGE_FROM) ask_for_huge_pages(p, bytes);
     memcpy(p - 16, &bytes, 8);
     memcpy(p - 8, &raw, 8);
@@ -75,12 +96,16 @@ err mem_alloc_unset(int64_t count, size_t size, const char *what, void **out) {
 
 void mem_free(void *p) {
     if (!p) return;
-    uint64_t bytes;
+    uint64_t bytes, room;
     char *raw;
+    memcpy(&room, (char *)p - 24, 8);
     memcpy(&bytes, (char *)p - 16, 8);
     memcpy(&raw, (char *)p - 8, 8);
     atomic_fetch_sub(&held, bytes);
-    free(raw);
+    if (room)
+        munmap(raw, room);
+    else
+        free(raw);
 }
 
 uint64_t mem_held_bytes(void) {

@@ -113,15 +113,16 @@ const char *st_header_sha256(const st_header *h);
 err st_header_write(const st_tensor *tensors, int64_t n, const char *const *metadata, char **out,
                     size_t *len);
 
-/* Rows of a matrix that is written in pieces: rows [row, row + rows) of tensor i to `to`, where
- * there is room for as many doubles as they have elements. */
+/* Rows of a matrix, or of a stack of matrices one after the other, that is written in pieces: rows
+ * [row, row + rows) of tensor i to `to`, where there is room for as many doubles as they have
+ * elements. */
 typedef struct st_rows {
     void *arg;
     void (*get)(void *arg, int64_t i, int64_t row, int64_t rows, void *to);
 } st_rows;
 
 /* Local. A whole file at once, for small ones (rotations): data[i] holds the bytes of tensor i, or
- * is NULL where it is a matrix that comes from `rows` (NULL: none does); the begin and end of the
+ * is NULL where it comes from `rows` (NULL: none does); the begin and end of the
  * tensors are computed here, in the given order. Published whole or not at all (base/file.h,
  * file_publish). sha256_hex (may be NULL) receives the hash of the file. */
 err st_file_write(const char *path, const st_tensor *tensors, int64_t n, const void *const *data,

@@ -132,14 +132,16 @@ static err write_bytes(const writing *w, const void *bytes, uint64_t n, uint64_t
 
 /* A matrix a few rows at a time. */
 static err write_rows(const writing *w, int64_t i) {
-    enum { PIECE = 1 << 20 }; /* elements */
+    enum { PIECE = 1 << 15 }; /* elements */
     const st_tensor *t = &w->t[i];
-    const int64_t cols = t->shape[1], step = size_max(1, PIECE / size_max(1, cols));
+    const int64_t cols = t->shape[t->n_dims - 1], step = size_max(1, PIECE / size_max(1, cols));
+    int64_t all = 1; /* rows of a stack of matrices, one after the other */
+    for (int d = 0; d < t->n_dims - 1; d++) all *= t->shape[d];
     const uint64_t row_bytes = (uint64_t)cols * (uint64_t)st_dtype_bytes(t->dtype);
     double *piece;
-    err e = MEM_NEW(&piece, size_min(step, t->shape[0]) * cols, t->name);
-    for (int64_t row = 0; row < t->shape[0] && !e.code; row += step) {
-        const int64_t rows = size_min(step, t->shape[0] - row);
+    err e = MEM_NEW(&piece, size_min(step, all) * cols, t->name);
+    for (int64_t row = 0; row < all && !e.code; row += step) {
+        const int64_t rows = size_min(step, all - row);
         w->rows->get(w->rows->arg, i, row, rows, piece);
         e = write_bytes(w, piece, (uint64_t)rows * row_bytes,
                         w->len + t->begin + (uint64_t)row * row_bytes);

@@ -52,7 +52,7 @@ static err read_place(const options *o, uint64_t own, plan_place *p) {
                       .cores_per_rank =
                           cores ? (double)cores : (double)machine_cores() / (double)ranks,
                       .limit = own ? own : memory / (uint64_t)ranks};
-    p->base_bytes = memory_plan_program(PROGRAM_BYTES, p->cores_per_rank);
+    p->base_bytes = memory_plan_program(PROGRAM_BYTES, p->cores_per_rank, true);
     const char *from = own                                ? "--mem"
                        : options_has(o, OPT_MEM_PER_NODE) ? "its share of --mem-per-node"
                                                           : "its share of this machine or cgroup";

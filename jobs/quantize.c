@@ -143,7 +143,7 @@ static err prepare(quantize_run *q) {
     if (e.code) return e;
     e = make_fingerprint(q);
     mem_give_back();
-    q->base_bytes = memory_plan_program(mem_rss_bytes(), gemm_threads());
+    q->base_bytes = memory_plan_program(mem_rss_bytes(), gemm_threads(), quantize_multiplies(q));
     if (!e.code) setup_form_say(q->set);
     if (!e.code) setup_eight_say(q->set, &q->source.cfg);
     if (!e.code) e = quantize_plan(q, &TABLE);

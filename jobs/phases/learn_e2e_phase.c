@@ -21,6 +21,7 @@
 #include "pipeline/learn/learn_e2e_state.h"
 #include "pipeline/learn/r2_part.h"
 #include "pipeline/learn/scale_part.h"
+#include "pipeline/plan/product_peak.h"
 #include "pipeline/stages/schedule.h"
 
 #include <inttypes.h>
@@ -233,6 +234,8 @@ static err load(const learner *l, const e2e_phase *p, bool active, llama_stage *
     err e = err_none();
     if (active) e2e_layout_plan(&p->w, &p->l, number, &plan);
     if (active) memory_plan_add(&plan, "program", q->base_bytes);
+    if (active)
+        memory_plan_add(&plan, "measuring products", product_peak_bytes(COMPUTE_BF16));
     if (active) learn_model_memory(l, comm_size(q->c), &plan);
     if (active && l->looks) learn_looks_memory(l, &plan);
     e = memory_plan_check(q->c, &plan, p->name, p->w.limit);
@@ -394,6 +397,7 @@ err learn_e2e_plan(learner *l, plan_maker *m, int64_t k) {
     if (e.code) return e;
     memory_plan p = t.memory;
     memory_plan_add(&p, "program", place->base_bytes);
+    memory_plan_add(&p, "measuring products", product_peak_bytes(COMPUTE_BF16));
     learn_model_memory(l, m->ranks, &p);
     l->range = (stage_range){.n = m->p->most_layers};
     if (plan_find(m->p, "capture")) learn_looks_memory(l, &p);

@@ -504,7 +504,8 @@ static uint64_t tar_pieces_bytes(const layout *l) {
 
 /* Objects into tars; then they are flushed, read back and hashed. */
 err quantize_pack_plan(plan_maker *m) {
-    enum { LEFT = 3 << 20 }; /* as measured: code of products that are over, holes in the heap */
+    /* As measured: code of products that are over, holes in the heap. */
+    const uint64_t left = quantize_multiplies(m->q) ? 3 << 20 : 1 << 20;
     const plan_place *place = &m->p->place;
     const double bytes = (double)m->p->archive_bytes, nodes = place->nodes;
     const double readers = (double)size_min(m->ranks, m->p->tars);
@@ -514,8 +515,8 @@ err quantize_pack_plan(plan_maker *m) {
     if (!e.code) e = plan_add_phase(m, "verify", &verify);
     if (e.code) return e;
     memory_plan p = plan_fresh(m), v = plan_fresh(m);
-    memory_plan_add(&p, "left by earlier phases", LEFT);
-    memory_plan_add(&v, "left by earlier phases", LEFT);
+    memory_plan_add(&p, "left by earlier phases", left);
+    memory_plan_add(&v, "left by earlier phases", left);
     memory_plan_add(&p, "rotations",
                     quantize_learned_bytes(m->q)); /* until they are in their file */
     memory_plan_add(&p, "pieces of units", pieces_bytes(m->q->layout));

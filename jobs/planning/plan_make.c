@@ -71,6 +71,7 @@ err plan_make(const phase_table *phases, const quantize_run *q, const plan_place
     if (!e.code) count(&m);
     for (int i = 0; i < phases->n && !e.code; i++)
         if (phase_is_wanted(&phases->phases[i], &own)) e = phases->phases[i].plan(&m);
+    for (int i = 0; i < out->n_phases; i++) out->phases[i].seconds += plan_time_fixed();
     /* What is captured goes before the units of the archive come. */
     for (int i = 0; i < out->n_phases; i++)
         if (out->phases[i].saved_bytes > out->run_bytes)

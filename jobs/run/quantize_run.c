@@ -1,6 +1,7 @@
 /* The parts of a run that do not depend on ranks, then the dealing of its items to them by cost. */
 #include "jobs/run/quantize_run.h"
 
+#include "jobs/setup/recipe_asks.h"
 #include "jobs/setup/setup.h"
 #include "jobs/setup/setup_eight.h"
 #include "jobs/setup/setup_form.h"
@@ -54,6 +55,10 @@ err quantize_deal(quantize_run *q, int ranks) {
 uint64_t quantize_r1_bytes(const quantize_run *q) {
     const bool dense = q->set->n_learn || q->set->rotate.start.word != START_POINT_HAD;
     return rotation_set_r1(q->rotations) && dense ? rotation_dense_bytes(q->source.cfg.hidden) : 0;
+}
+
+bool quantize_multiplies(const quantize_run *q) {
+    return quantize_needs_calibration(q->set) || quantize_r1_bytes(q) > 0;
 }
 
 bool quantize_item_done(const quantize_run *q, int64_t item) {

@@ -64,6 +64,9 @@ err quantize_deal(quantize_run *q, int ranks);
 /* Local. Bytes of the R1 that fusion uses, which every rank holds from learning until the archive
  * is packed; 0 where there is none, or only signs of a Hadamard matrix. */
 uint64_t quantize_r1_bytes(const quantize_run *q);
+/* Local. False where no phase multiplies matrices: weights are rounded as they are, or rotated by a
+ * transform. */
+bool quantize_multiplies(const quantize_run *q);
 /* Local. True where all units of an item are objects of the run state. */
 bool quantize_item_done(const quantize_run *q, int64_t item);
 

@@ -29,7 +29,7 @@ static void tell_phase(const quantize_run *q, const char *phase, double seconds,
     char text[32], held[32], bytes[32], planned[64] = "", memory[64] = "";
     if (f) {
         snprintf(planned, sizeof planned, " (planned %.2f to %.2f)",
-                 f->seconds / q->plan->rates.faster, f->seconds * q->plan->rates.spread);
+                 plan_low(q->plan, f), plan_high(q->plan, f));
         snprintf(memory, sizeof memory, " (planned %s)",
                  size_text(memory_plan_total(&f->memory), bytes));
     }
@@ -139,6 +139,8 @@ void quantize_phase_end(quantize_run *q, const char *phase, json_t *more) {
     const plan_phase *planned = planned_of(q, phase);
     if (planned) {
         json_object_set_new(more, "planned_seconds", json_real(planned->seconds));
+        json_object_set_new(more, "planned_seconds_low", json_real(plan_low(q->plan, planned)));
+        json_object_set_new(more, "planned_seconds_high", json_real(plan_high(q->plan, planned)));
         if (planned->passes)
             json_object_set_new(more, "planned_passes", json_integer((json_int_t)planned->passes));
         json_object_set_new(more, "planned_bytes",

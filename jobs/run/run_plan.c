@@ -25,6 +25,14 @@ double plan_seconds(const run_plan *p) {
     return sum;
 }
 
+double plan_low(const run_plan *p, const plan_phase *f) {
+    return f->seconds / p->rates.faster;
+}
+
+double plan_high(const run_plan *p, const plan_phase *f) {
+    return f->seconds * p->rates.spread;
+}
+
 bool plan_fits(const run_plan *p) {
     return !p->place.limit || memory_plan_total(&plan_largest(p)->memory) <= p->place.limit;
 }

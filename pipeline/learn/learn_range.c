@@ -174,9 +174,7 @@ uint64_t learn_range_bytes(const llama_config *cfg, const learn_range_options *o
         bytes += cell ? cayley_dist_plan_bytes(&r1) : cayley_dist_beside_bytes(&r1);
     }
     if (o->r2_heads) bytes += bytes_of_r2(cfg->head_dim, o, n_layers, rows_of_weights > 0);
-    /* Before the first step they are made, and not yet written. */
-    const uint64_t measuring = product_peak_bytes(COMPUTE_BF16);
-    return bytes > measuring ? bytes : measuring;
+    return bytes + product_peak_bytes(COMPUTE_BF16);
 }
 
 /* Collective. */

@@ -34,9 +34,9 @@ static void print_plan(const memory_plan *p, int rank, const char *phase) {
              size_text(memory_plan_total(p), total), line);
 }
 
-uint64_t memory_plan_program(uint64_t resident_bytes, double threads) {
-    enum { LIBRARIES = 7 << 20, THREAD = 2 << 20 }; /* each thread but the first */
-    return resident_bytes + LIBRARIES + (uint64_t)(fmax(0, ceil(threads) - 1) * THREAD);
+uint64_t memory_plan_program(uint64_t resident_bytes, double threads, bool products) {
+    enum { LIBRARIES = 2 << 20, PRODUCTS = 5 << 20, THREAD = 2 << 20 }; /* but the first thread */
+    return resident_bytes + LIBRARIES + (products ? PRODUCTS : 0) + (uint64_t)(fmax(0, ceil(threads) - 1) * THREAD);
 }
 
 uint64_t memory_plan_limit(uint64_t asked) {

@@ -6,6 +6,7 @@
 #include "base/err.h"
 #include "mpi/comm.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum { MEMORY_PLAN_MAX = 16 };
@@ -23,9 +24,9 @@ uint64_t memory_plan_total(const memory_plan *p);                       /* local
 
 /* Local. What a rank with so many threads holds that no phase names: what is resident before the
  * first of them, and what libraries take while they work: their code as it is read and made,
- * buffers of BLAS, oneDNN and MPI, small objects. The latter as measured (docs/MEASUREMENTS.md,
- * Memory of phases). */
-uint64_t memory_plan_program(uint64_t resident_bytes, double threads);
+ * buffers of BLAS, oneDNN and MPI, small objects; less where no matrix is multiplied. The latter as
+ * measured (docs/MEASUREMENTS.md, Memory of phases). */
+uint64_t memory_plan_program(uint64_t resident_bytes, double threads, bool products);
 
 /* Local. Bytes that this rank may take: `asked`, or where that is 0 its share of the node's memory;
  * 0: unknown. */

@@ -15,7 +15,8 @@
 #define OF_LOGITS   3.0   /* the vocabulary of a token: softmax and loss */
 #define OF_ROWS     2.0   /* a row of range: draw, ends, terms of the gradient */
 #define OF_LOOKED   1.0   /* the same without terms of the gradient */
-#define OF_NORM     0.6   /* a number that scales of norms or a quantizer are tried on: in one go */
+#define OF_NORM     0.25  /* a number that scales of norms are tried on: in one go */
+#define OF_TRIAL    0.42  /* the same of a quantizer */
 #define OF_POOL     3.0   /* a number of the pool: sensitivities, normalising */
 #define OF_TURN     3.0   /* a number of a weight through a fast transform */
 #define OF_ROUND    3.0   /* a number of a weight to its code */
@@ -23,6 +24,7 @@
 #define OF_STEP     8.0   /* n^3 flop of a Cayley step: G R^T, elimination, its product */
 #define OF_STREAM   4.0   /* hidden + intermediate of a token and layer, in GPTQ */
 #define OF_SUM      0.5   /* an entry of a window's product to an exact sum */
+#define FIXED_S     0.01  /* seconds: two flushes and their folder, as on a local disk of 2026 */
 #define FIRST_TOUCH 0.5e9 /* bytes a second of fresh memory that a rank fills */
 
 /* Shares of the peak of products: sums of Hessians; their factor on one rank, and on a grid. */
@@ -114,8 +116,12 @@ double plan_time_peak(const plan_rank *r) {
     return product(r, r->rates->bf16, product_peak_flop());
 }
 
+double plan_time_fixed(void) {
+    return FIXED_S;
+}
+
 double plan_time_trials(const plan_rank *r, double trials, double numbers) {
-    return vector(r, OF_NORM * trials * numbers);
+    return vector(r, OF_TRIAL * trials * numbers);
 }
 
 double plan_time_norms(const plan_rank *r, int64_t hidden, int64_t sites, double rows, bool r1,

@@ -1,10 +1,11 @@
-/* Writing collects matrices and scales into one list of F64 tensors. Reading checks origin, shapes
+/* Writing lists matrices and scales as F64 tensors, and copies a few rows at a time. Reading checks origin, shapes
  * and orthogonality, and replaces a matrix that is nearly orthogonal by Newton-Schulz steps from
  * it. */
 #include "pipeline/weights/rotation_file.h"
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/size.h"
 #include "io/safetensors.h"
 #include "rotations/cayley.h"
 
@@ -16,17 +17,30 @@
 enum { NAME_LEN = 80 };
 #define MAX_FILE_BYTES (16ull << 30)
 
+typedef enum matrix_kind { MATRIX_R1, MATRIX_R2, MATRIX_R3 } matrix_kind;
+
+/* What a tensor is asked from when it is written. */
+typedef struct matrix_origin {
+    matrix_kind kind;
+    int64_t layer;
+} matrix_origin;
+
+/* Nothing is copied: numbers are borrowed from the set, and rows of matrices are asked for when
+ * they are written. */
 typedef struct matrix_list {
+    const rotation_set *set;
+    bool fp32;
     st_tensor *tensors;
-    void **data;
+    const void **data; /* NULL: comes in rows from its origin */
+    matrix_origin *origins;
     char (*names)[NAME_LEN];
     int64_t n;
 } matrix_list;
 
 static void list_clear(matrix_list *m) {
-    for (int64_t i = 0; i < m->n; i++) mem_free(m->data[i]);
     free(m->tensors);
     free(m->data);
+    free(m->origins);
     free(m->names);
 }
 
@@ -50,12 +64,14 @@ static bool by_head(scale_kind kind) {
     return kind == SCALE_VO || kind == SCALE_QK;
 }
 
-static err list_init(matrix_list *m, int64_t room) {
-    memset(m, 0, sizeof *m);
+static err list_init(matrix_list *m, const rotation_set *set, bool fp32) {
+    const int64_t room = (2 + SCALE_KINDS + CLIP_PLACES) * rotation_set_sizes(set)->layers + 1;
+    *m = (matrix_list){.set = set, .fp32 = fp32};
     m->tensors = calloc((size_t)room, sizeof *m->tensors);
     m->data = calloc((size_t)room, sizeof *m->data);
+    m->origins = calloc((size_t)room, sizeof *m->origins);
     m->names = calloc((size_t)room, sizeof *m->names);
-    if (m->tensors && m->data && m->names) return err_none();
+    if (m->tensors && m->data && m->origins && m->names) return err_none();
     list_clear(m);
     return err_make(ERR_NOFIT, "rotations", NULL, "no memory");
 }
@@ -68,127 +84,98 @@ static void to_fp32(double *d, int64_t n) {
     }
 }
 
-/* Add `heads` matrices of order n as one tensor: [n, n], or [heads, n, n] with more than one. */
-static err list_add(matrix_list *m, const char *name, const rotation *const *r, int64_t heads,
-                    int64_t n, bool fp32) {
-    int64_t at = m->n;
-    err e = mem_alloc(heads * n * n, sizeof(double), name, &m->data[at]);
-    if (e.code) return e;
-    m->n++;
-    double *d = m->data[at];
-    for (int64_t h = 0; h < heads && !e.code; h++) e = rotation_to_dense(r[h], d + h * n * n);
-    if (fp32) to_fp32(d, heads * n * n);
+/* `heads` matrices of order n as one tensor: [n, n], or [heads, n, n] with more than one. */
+static void list_add(matrix_list *m, const char *name, matrix_origin from, int64_t heads,
+                     int64_t n) {
+    const int64_t at = m->n++;
     snprintf(m->names[at], NAME_LEN, "%s", name);
-    st_tensor t = {.name = m->names[at], .dtype = fp32 ? ST_F32 : ST_F64};
+    st_tensor t = {.name = m->names[at], .dtype = m->fp32 ? ST_F32 : ST_F64};
     if (heads > 1) t.shape[t.n_dims++] = heads;
     t.shape[t.n_dims++] = n;
     t.shape[t.n_dims++] = n;
     m->tensors[at] = t;
-    return e;
+    m->origins[at] = from;
 }
 
-/* A large matrix, which is not copied: its rows are asked for when they are written. */
-static void list_add_rows(matrix_list *m, const char *name, int64_t n, bool fp32) {
-    const int64_t at = m->n++;
-    snprintf(m->names[at], NAME_LEN, "%s", name);
-    m->tensors[at] = (st_tensor){
-        .name = m->names[at], .dtype = fp32 ? ST_F32 : ST_F64, .n_dims = 2, .shape = {n, n}};
+static const rotation *matrix_of(const rotation_set *set, matrix_origin from, int64_t head) {
+    if (from.kind == MATRIX_R1) return rotation_set_r1(set);
+    if (from.kind == MATRIX_R2) return rotation_set_r2(set, from.layer, head);
+    return rotation_set_r3_heads(set)[from.layer * rotation_set_sizes(set)->kv_heads + head];
 }
 
-/* R1 on its way to a file. */
-typedef struct r1_rows {
-    const rotation *r;
-    bool fp32;
-} r1_rows;
-
-static void get_r1(void *arg, int64_t i, int64_t row, int64_t rows, void *to) {
-    const r1_rows *from = arg;
-    (void)i; /* R1 is the only matrix that comes in rows */
-    rotation_dense_rows(from->r, row, rows, to);
-    if (from->fp32) to_fp32(to, rows * rotation_size(from->r));
+/* Rows of a tensor on their way to a file, those of its heads one after the other. */
+static void get_rows(void *arg, int64_t i, int64_t row, int64_t rows, void *to) {
+    const matrix_list *m = arg;
+    const int64_t n = m->tensors[i].shape[m->tensors[i].n_dims - 1];
+    double *d = to;
+    for (int64_t done = 0, some; done < rows; done += some) {
+        const int64_t at = (row + done) % n;
+        some = size_min(rows - done, n - at);
+        rotation_dense_rows(matrix_of(m->set, m->origins[i], (row + done) / n), at, some,
+                            d + done * n);
+    }
+    if (m->fp32) to_fp32(d, rows * n);
 }
 
-static err add_r2(matrix_list *m, rotation_set *set, int64_t layer, bool fp32) {
-    const rotation_sizes *z = rotation_set_sizes(set);
-    int64_t heads = rotation_set_r2_count(set);
-    err e = rotation_set_prepare_r2(set, layer);
-    const rotation **r = calloc((size_t)heads, sizeof *r);
-    if (!r) abort();
-    for (int64_t h = 0; h < heads && !e.code; h++) r[h] = rotation_set_r2(set, layer, h);
+static err add_r2(matrix_list *m, rotation_set *set, int64_t layer) {
     char name[NAME_LEN];
     layer_key(name, layer, "self_attn.R2");
-    if (!e.code) e = list_add(m, name, r, heads, z->head_dim, fp32);
-    free(r);
-    return e;
+    list_add(m, name, (matrix_origin){MATRIX_R2, layer}, rotation_set_r2_count(set),
+             rotation_set_sizes(set)->head_dim);
+    return rotation_set_prepare_r2(set, layer);
 }
 
-static err add_scales(matrix_list *m, const rotation_sizes *z, const scale_set *set,
-                      scale_kind kind, int64_t layer) {
+static void add_scales(matrix_list *m, const rotation_sizes *z, const scale_set *set,
+                       scale_kind kind, int64_t layer) {
     const scale_vector *v = scale_set_get(set, kind, layer);
-    const int64_t at = m->n;
-    char *name = m->names[at];
-    layer_key(name, layer, scale_keys[kind]);
-    err e = mem_alloc(v->n, sizeof(double), name, &m->data[at]);
-    if (e.code) return e;
-    m->n++;
-    memcpy(m->data[at], v->s, (size_t)v->n * sizeof(double));
-    st_tensor t = {.name = name, .dtype = ST_F64};
+    const int64_t at = m->n++;
+    layer_key(m->names[at], layer, scale_keys[kind]);
+    st_tensor t = {.name = m->names[at], .dtype = ST_F64};
     if (by_head(kind)) t.shape[t.n_dims++] = z->kv_heads;
     t.shape[t.n_dims++] = by_head(kind) ? z->head_dim : v->n;
     m->tensors[at] = t;
-    return e;
+    m->data[at] = v->s;
 }
 
-static err add_r3(matrix_list *m, const rotation_set *set, int64_t layer) {
-    const rotation_sizes *z = rotation_set_sizes(set);
+static void add_r3(matrix_list *m, const rotation_sizes *z, int64_t layer) {
     char name[NAME_LEN];
     layer_key(name, layer, "self_attn.R3");
-    return list_add(m, name, rotation_set_r3_heads(set) + layer * z->kv_heads, z->kv_heads,
-                    z->head_dim, false);
+    list_add(m, name, (matrix_origin){MATRIX_R3, layer}, z->kv_heads, z->head_dim);
 }
 
-static err add_clip(matrix_list *m, const clip_set *set, clip_place place, int64_t layer) {
-    const int64_t at = m->n;
+static void add_clip(matrix_list *m, const clip_set *set, clip_place place, int64_t layer) {
+    const int64_t at = m->n++;
     layer_key(m->names[at], layer, clip_keys[place]);
-    err e = mem_alloc(2, sizeof(double), m->names[at], &m->data[at]);
-    if (e.code) return e;
-    m->n++;
-    memcpy(m->data[at], clip_set_get(set, place, layer), 2 * sizeof(double));
     m->tensors[at] = (st_tensor){.name = m->names[at], .dtype = ST_F64, .shape = {2}, .n_dims = 1};
-    return e;
+    m->data[at] = clip_set_get(set, place, layer);
 }
 
 /* What SpinQuant's files do not have. */
-static err add_more(matrix_list *m, const rotation_set *set) {
+static void add_more(matrix_list *m, const rotation_set *set) {
     const rotation_sizes *z = rotation_set_sizes(set);
     const clip_set *clips = rotation_set_clips(set);
     const scale_set *scales = rotation_set_scales(set);
-    err e = err_none();
-    for (int64_t i = 0; i < SCALE_KINDS * z->layers && !e.code; i++) {
+    for (int64_t i = 0; i < SCALE_KINDS * z->layers; i++) {
         const scale_kind kind = (scale_kind)(i % SCALE_KINDS);
-        if (scale_set_has(scales, kind)) e = add_scales(m, z, scales, kind, i / SCALE_KINDS);
+        if (scale_set_has(scales, kind)) add_scales(m, z, scales, kind, i / SCALE_KINDS);
     }
-    for (int64_t l = 0; rotation_set_r3_heads(set) && l < z->layers && !e.code; l++)
-        e = add_r3(m, set, l);
-    for (int64_t i = 0; clips && i < CLIP_PLACES * z->layers && !e.code; i++)
-        e = add_clip(m, clips, (clip_place)(i % CLIP_PLACES), i / CLIP_PLACES);
-    return e;
+    for (int64_t l = 0; rotation_set_r3_heads(set) && l < z->layers; l++) add_r3(m, z, l);
+    for (int64_t i = 0; clips && i < CLIP_PLACES * z->layers; i++)
+        add_clip(m, clips, (clip_place)(i % CLIP_PLACES), i / CLIP_PLACES);
 }
 
 err rotation_file_write(const char *path, rotation_set *set, bool fp32,
                         const char *const *metadata) {
     const rotation_sizes *z = rotation_set_sizes(set);
     matrix_list m;
-    err e = list_init(&m, (2 + SCALE_KINDS + CLIP_PLACES) * z->layers + 1);
+    err e = list_init(&m, set, fp32);
     if (e.code) return e;
-    r1_rows r1 = {rotation_set_r1(set), fp32};
-    const st_rows rows = {.arg = &r1, .get = get_r1};
-    if (r1.r) list_add_rows(&m, "R1", z->hidden, fp32);
+    const st_rows rows = {.arg = &m, .get = get_rows};
+    if (rotation_set_r1(set)) list_add(&m, "R1", (matrix_origin){MATRIX_R1, 0}, 1, z->hidden);
     if (rotation_set_r2_count(set) > 0)
-        for (int64_t l = 0; l < z->layers && !e.code; l++) e = add_r2(&m, set, l, fp32);
-    if (!e.code && !fp32) e = add_more(&m, set);
-    if (!e.code)
-        e = st_file_write(path, m.tensors, m.n, (const void *const *)m.data, &rows, metadata, NULL);
+        for (int64_t l = 0; l < z->layers && !e.code; l++) e = add_r2(&m, set, l);
+    if (!e.code && !fp32) add_more(&m, set);
+    if (!e.code) e = st_file_write(path, m.tensors, m.n, m.data, &rows, metadata, NULL);
     list_clear(&m);
     return e;
 }
