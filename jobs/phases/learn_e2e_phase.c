@@ -234,8 +234,7 @@ static err load(const learner *l, const e2e_phase *p, bool active, llama_stage *
     err e = err_none();
     if (active) e2e_layout_plan(&p->w, &p->l, number, &plan);
     if (active) memory_plan_add(&plan, "program", q->base_bytes);
-    if (active)
-        memory_plan_add(&plan, "measuring products", product_peak_bytes(COMPUTE_BF16));
+    if (active) memory_plan_add(&plan, "measuring products", product_peak_bytes(COMPUTE_BF16));
     if (active) learn_model_memory(l, comm_size(q->c), &plan);
     if (active && l->looks) learn_looks_memory(l, &plan);
     e = memory_plan_check(q->c, &plan, p->name, p->w.limit);

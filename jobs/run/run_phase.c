@@ -28,8 +28,8 @@ static void tell_phase(const quantize_run *q, const char *phase, double seconds,
     const plan_phase *f = planned_of(q, phase);
     char text[32], held[32], bytes[32], planned[64] = "", memory[64] = "";
     if (f) {
-        snprintf(planned, sizeof planned, " (planned %.2f to %.2f)",
-                 plan_low(q->plan, f), plan_high(q->plan, f));
+        snprintf(planned, sizeof planned, " (planned %.2f to %.2f)", plan_low(q->plan, f),
+                 plan_high(q->plan, f));
         snprintf(memory, sizeof memory, " (planned %s)",
                  size_text(memory_plan_total(&f->memory), bytes));
     }

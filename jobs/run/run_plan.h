@@ -64,7 +64,7 @@ double plan_seconds(const run_plan *p); /* local; of all phases */
 /* Local. The ends of the range that the time of a phase is told with. */
 double plan_low(const run_plan *p, const plan_phase *f);
 double plan_high(const run_plan *p, const plan_phase *f);
-bool plan_fits(const run_plan *p);      /* local */
+bool plan_fits(const run_plan *p); /* local */
 
 /* Local. ERR_NOFIT naming phase, buffer and what there is; `hint` tells the way out. */
 err plan_refuse(const run_plan *p, const char *hint);

@@ -36,7 +36,8 @@ static void print_plan(const memory_plan *p, int rank, const char *phase) {
 
 uint64_t memory_plan_program(uint64_t resident_bytes, double threads, bool products) {
     enum { LIBRARIES = 2 << 20, PRODUCTS = 5 << 20, THREAD = 2 << 20 }; /* but the first thread */
-    return resident_bytes + LIBRARIES + (products ? PRODUCTS : 0) + (uint64_t)(fmax(0, ceil(threads) - 1) * THREAD);
+    return resident_bytes + LIBRARIES + (products ? PRODUCTS : 0) +
+           (uint64_t)(fmax(0, ceil(threads) - 1) * THREAD);
 }
 
 uint64_t memory_plan_limit(uint64_t asked) {

@@ -43,8 +43,8 @@ double plan_time_range_look(const plan_rank *r, const llama_config *cfg, int64_t
 /* The peak of products in bf16, measured once by each phase of steps. */
 double plan_time_peak(const plan_rank *r);
 
-/* What every phase takes besides its work: a commit is flushed, ranks meet, small files are written.
- * Of tiny models it is most of packing and verifying. */
+/* What every phase takes besides its work: a commit is flushed, ranks meet, small files are
+ * written. Of tiny models it is most of packing and verifying. */
 double plan_time_fixed(void);
 
 /* Quantizers of sites tried `trials` times on `numbers` numbers. */

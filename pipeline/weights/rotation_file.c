@@ -1,6 +1,6 @@
-/* Writing lists matrices and scales as F64 tensors, and copies a few rows at a time. Reading checks origin, shapes
- * and orthogonality, and replaces a matrix that is nearly orthogonal by Newton-Schulz steps from
- * it. */
+/* Writing lists matrices and scales as F64 tensors, and copies a few rows at a time. Reading checks
+ * origin, shapes and orthogonality, and replaces a matrix that is nearly orthogonal by
+ * Newton-Schulz steps from it. */
 #include "pipeline/weights/rotation_file.h"
 
 #include "base/file.h"

@@ -281,7 +281,9 @@ exec "$@"
             got = {p["phase"]: p for p in self.plan(STORIES, "--ranks-per-node", ranks, *more)["phases"]}
             self.assertEqual(list(ends), list(got))
             for name, end in ends.items():
-                self.assertGreater(end["planned_seconds"], 0)
+                self.assertGreaterEqual(end["planned_seconds"], 0.01)  # the fixed costs of any phase
+                self.assertLess(end["planned_seconds_low"], end["planned_seconds"])
+                self.assertAlmostEqual(end["planned_seconds_high"] / end["planned_seconds"], 2, places=6)
                 base = got[name]["buffers"]
                 program = [b["bytes"] for b in base if b["name"] == "program"][0]
                 self.assertLess(abs(end["planned_bytes"] - got[name]["bytes"]), program, name)
