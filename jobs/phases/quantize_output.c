@@ -515,7 +515,7 @@ err quantize_pack_plan(plan_maker *m) {
     if (!e.code) e = plan_add_phase(m, "verify", &verify);
     if (e.code) return e;
     memory_plan p = plan_fresh(m), v = plan_fresh(m);
-    memory_plan_add(&p, "left by earlier phases", left);
+    memory_plan_add(&p, "left by earlier phases", left - left / 3); /* some comes with hashes */
     memory_plan_add(&v, "left by earlier phases", left);
     memory_plan_add(&p, "rotations",
                     quantize_learned_bytes(m->q)); /* until they are in their file */
@@ -528,6 +528,7 @@ err quantize_pack_plan(plan_maker *m) {
     verify->seconds = bytes / (r->write * nodes) + bytes / (r->hash * readers);
     pack->blind_s = pack->seconds;
     verify->blind_s = verify->seconds;
+    pack->disk = verify->disk = true;
     verify->units = 1; /* a start packs again what was not verified */
     verify->again_s = pack->seconds;
     pack_network(m, pack, verify);

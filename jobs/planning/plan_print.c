@@ -23,10 +23,10 @@ static const char *time_text(double s, char buf[24]) {
     return buf;
 }
 
-static void range_text(double s, const plan_rates *r, char buf[96]) {
+static void range_text(double s, double from, double to, char buf[96]) {
     char low[24], mid[24], high[24];
-    snprintf(buf, 96, "%s (%s to %s)", time_text(s, mid), time_text(s / r->faster, low),
-             time_text(s * r->spread, high));
+    snprintf(buf, 96, "%s (%s to %s)", time_text(s, mid), time_text(from, low),
+             time_text(to, high));
 }
 
 static void buffers_text(const memory_plan *m, char *line, size_t size) {
@@ -50,7 +50,7 @@ static void print_files(const run_plan *p) {
 
 static void print_phase(const run_plan *p, const plan_phase *f) {
     char time[96], bytes[32], net[32], line[1024];
-    range_text(f->seconds, &p->rates, time);
+    range_text(f->seconds, plan_low(p, f), plan_high(p, f), time);
     printf("%-10s %-32s %11s on rank %d; busy %.0f %%", f->name, time,
            size_text(memory_plan_total(&f->memory), bytes), f->rank, 100 * f->busy);
     if (f->sent) printf("; ranks send %s", size_text(f->sent, net));
@@ -76,7 +76,8 @@ void plan_print(const run_plan *p) {
     print_files(p);
     printf("\nphase      time                             largest rank\n");
     for (int i = 0; i < p->n_phases; i++) print_phase(p, &p->phases[i]);
-    range_text(plan_seconds(p), &p->rates, text);
+    const double all = plan_seconds(p);
+    range_text(all, all / p->rates.faster, all * p->rates.spread, text);
     printf("\ntime       %s\n", text);
     printf("memory     %s on rank %d in phase %s",
            size_text(memory_plan_total(&most->memory), bytes), most->rank, most->name);
@@ -93,7 +94,7 @@ void plan_log(const run_plan *p) {
              p->rates.from);
     for (int i = 0; i < p->n_phases; i++) {
         const plan_phase *f = &p->phases[i];
-        range_text(f->seconds, &p->rates, text);
+        range_text(f->seconds, plan_low(p, f), plan_high(p, f), text);
         log_line(LOG_PHASE, "plan: %s %s, %s on rank %d%s%s", f->name, text,
                  size_text(memory_plan_total(&f->memory), bytes), f->rank, f->note[0] ? "; " : "",
                  f->note);
@@ -106,13 +107,12 @@ static json_t *phase_json(const run_plan *p, const plan_phase *f) {
         json_array_append_new(buffers, json_pack("{s:s, s:I}", "name", f->memory.buffers[i].name,
                                                  "bytes", (json_int_t)f->memory.buffers[i].bytes));
     return json_pack("{s:s, s:f, s:f, s:f, s:f, s:I, s:I, s:i, s:I, s:o, s:s, s:I, s:I, s:I}",
-                     "phase", f->name, "seconds", f->seconds, "seconds_low",
-                     f->seconds / p->rates.faster, "seconds_high", f->seconds * p->rates.spread,
-                     "busy", f->busy, "sent_bytes", (json_int_t)f->sent, "network_bytes",
-                     (json_int_t)f->network, "largest_rank", f->rank, "bytes",
-                     (json_int_t)memory_plan_total(&f->memory), "buffers", buffers, "note", f->note,
-                     "kept_bytes", (json_int_t)f->saved_bytes, "passes", (json_int_t)f->passes,
-                     "looks", (json_int_t)f->looks);
+                     "phase", f->name, "seconds", f->seconds, "seconds_low", plan_low(p, f),
+                     "seconds_high", plan_high(p, f), "busy", f->busy, "sent_bytes",
+                     (json_int_t)f->sent, "network_bytes", (json_int_t)f->network, "largest_rank",
+                     f->rank, "bytes", (json_int_t)memory_plan_total(&f->memory), "buffers",
+                     buffers, "note", f->note, "kept_bytes", (json_int_t)f->saved_bytes, "passes",
+                     (json_int_t)f->passes, "looks", (json_int_t)f->looks);
 }
 
 json_t *plan_json(const run_plan *p) {

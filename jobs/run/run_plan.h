@@ -27,6 +27,7 @@ typedef struct plan_phase {
     int rank;           /* that one */
     double seconds;
     int64_t passes, looks; /* over a batch, end to end; judgements of what is learned. Else 0 */
+    bool disk;             /* what it takes is bytes, whose rates nobody measures */
     double busy;           /* share of the time that the ranks work, on average */
     uint64_t sent;         /* bytes that ranks send, all together; */
     uint64_t network;      /* and those of them that go from node to node */

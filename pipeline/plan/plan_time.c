@@ -24,7 +24,7 @@
 #define OF_STEP     8.0   /* n^3 flop of a Cayley step: G R^T, elimination, its product */
 #define OF_STREAM   4.0   /* hidden + intermediate of a token and layer, in GPTQ */
 #define OF_SUM      0.5   /* an entry of a window's product to an exact sum */
-#define FIXED_S     0.01  /* seconds: two flushes and their folder, as on a local disk of 2026 */
+#define FIXED_S     0.005 /* seconds: two flushes and their folder, as on a local disk of 2026 */
 #define FIRST_TOUCH 0.5e9 /* bytes a second of fresh memory that a rank fills */
 
 /* Shares of the peak of products: sums of Hessians; their factor on one rank, and on a grid. */

@@ -103,9 +103,22 @@ static void test_passes(void **state) {
     assert_non_null(s.stuck);
 }
 
+/* What is measured is cores: a phase of bytes keeps the wider range of a table. */
+static void test_range_of_disks(void **state) {
+    (void)state;
+    run_plan p = {.n_phases = 2, .rates = {.spread = 1.5, .faster = 1.5}};
+    p.phases[0] = (plan_phase){.name = "gptq", .seconds = 12};
+    p.phases[1] = (plan_phase){.name = "pack", .seconds = 12, .disk = true};
+    assert_true(plan_low(&p, &p.phases[0]) == 8 && plan_high(&p, &p.phases[0]) == 18);
+    assert_true(plan_low(&p, &p.phases[1]) == 6 && plan_high(&p, &p.phases[1]) == 24);
+    p.rates.spread = p.rates.faster = 3;
+    assert_true(plan_low(&p, &p.phases[1]) == 4 && plan_high(&p, &p.phases[1]) == 36);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_jobs), cmocka_unit_test(test_stuck),
-                                       cmocka_unit_test(test_kept), cmocka_unit_test(test_lead),
-                                       cmocka_unit_test(test_passes)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_jobs),           cmocka_unit_test(test_stuck),
+        cmocka_unit_test(test_kept),           cmocka_unit_test(test_lead),
+        cmocka_unit_test(test_range_of_disks), cmocka_unit_test(test_passes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
