@@ -50,11 +50,12 @@ class Plan(Case):
 
     def test_ranges(self):
         """By a table: up to twice as long; as short as counts may err by 1.5 where the core has its highest clock, 1.7 times
-        that of Genoa with all cores busy, which Grace keeps to 1.1."""
+        that of Genoa with all cores busy, which Grace keeps to 1.1. What a disk takes has nothing to do with clocks: half to twice."""
         model = self.published("llama2-70b")
         for cpu, least in (("genoa", 1.5 * 1.7), ("grace", 1.5 * 1.1)):
             for p in self.plan(model, "--cpu", cpu, *settings("weights.group=channel"))["phases"]:
-                self.assertAlmostEqual(p["seconds"] / p["seconds_low"], least, places=6)
+                want = max(2, least) if p["phase"] in ("pack", "verify") else least
+                self.assertAlmostEqual(p["seconds"] / p["seconds_low"], want, places=6)
                 self.assertAlmostEqual(p["seconds_high"] / p["seconds"], 2, places=6)
 
     def test_others(self):
