@@ -386,7 +386,7 @@ err learn_sites_plan(learner *l, plan_maker *m) {
     const int64_t rows = size_min(LEARN_SITE_ROWS, s->calib.windows * s->calib.window);
     const llama_config *cfg = plan_config(m);
     plan_phase *f;
-    int64_t most = 0, numbers = 0;
+    int64_t most = 0, numbers = 0, turned = 0; /* sites of a layer whose rows R1 turns */
     err e = plan_add_phase(m, "sites", &f);
     if (e.code) return e;
     for (int r = 0; r < m->n_stages; r++) {
@@ -401,7 +401,10 @@ err learn_sites_plan(learner *l, plan_maker *m) {
         if (l->noise_places >> k & 1u)
             numbers += (learn_site_may_be_eight(l, (clip_place)k, 0) ? 2 : 1) * rows *
                        noise_width(cfg, (clip_place)k);
-    f->seconds = plan_time_trials(&m->rank, TRIALS, (double)(most * numbers));
+    for (int k = 0; k < CLIP_PLACES && rotation_set_r1(m->q->rotations); k++)
+        turned += (l->noise_places >> k & 1u) && (k == CLIP_ATTN || k == CLIP_MLP);
+    f->seconds = plan_time_trials(&m->rank, TRIALS, (double)(most * numbers)) +
+                 plan_time_turned(&m->rank, cfg->hidden, most * turned, (double)rows);
     f->units = 1; /* kept when all are known */
     f->blind_s = f->seconds / (double)size_max(1, most);
     f->again_s = plan_again_seconds(m);

@@ -16,7 +16,7 @@
 #define OF_ROWS     2.0   /* a row of range: draw, ends, terms of the gradient */
 #define OF_LOOKED   1.0   /* the same without terms of the gradient */
 #define OF_NORM     0.25  /* a number that scales of norms are tried on: in one go */
-#define OF_TRIAL    0.42  /* the same of a quantizer */
+#define OF_TRIAL    0.3   /* the same of a quantizer */
 #define OF_POOL     3.0   /* a number of the pool: sensitivities, normalising */
 #define OF_TURN     3.0   /* a number of a weight through a fast transform */
 #define OF_ROUND    3.0   /* a number of a weight to its code */
@@ -124,11 +124,15 @@ double plan_time_trials(const plan_rank *r, double trials, double numbers) {
     return vector(r, OF_TRIAL * trials * numbers);
 }
 
+double plan_time_turned(const plan_rank *r, int64_t hidden, int64_t sites, double rows) {
+    const double n = (double)hidden;
+    return product(r, r->rates->f32, 2 * (double)sites * rows * 2 * n * n);
+}
+
 double plan_time_norms(const plan_rank *r, int64_t hidden, int64_t sites, double rows, bool r1,
                        int64_t looks) {
-    const double n = (double)hidden, numbers = (double)sites * rows * n;
-    return product(r, r->rates->f32, r1 ? 2 * 2 * numbers * n : 0) +
-           vector(r, (double)looks * OF_NORM * numbers);
+    return (r1 ? plan_time_turned(r, hidden, sites, rows) : 0) +
+           vector(r, (double)looks * OF_NORM * (double)(sites * hidden) * rows);
 }
 
 double plan_time_pass(const plan_rank *r, const llama_config *cfg, const plan_pass *p) {

@@ -50,6 +50,9 @@ double plan_time_fixed(void);
 /* Quantizers of sites tried `trials` times on `numbers` numbers. */
 double plan_time_trials(const plan_rank *r, double trials, double numbers);
 
+/* Rows of `sites` sites behind norms and their gradients, `rows` of a site, times R1. */
+double plan_time_turned(const plan_rank *r, int64_t hidden, int64_t sites, double rows);
+
 /* Scales of the norms of n sites from `rows` rows each: rows and their gradients rotated (r1), then
  * `looks` looks at all of them. */
 double plan_time_norms(const plan_rank *r, int64_t hidden, int64_t sites, double rows, bool r1,

@@ -60,8 +60,8 @@ static void test_search(void **state) {
     assert_true(plan_time_round(&rank, 1000, false) == 0);
 }
 
-/* A judgement of range makes the products of a step and no step; the scales of norms turn rows and
- * their gradients by R1. */
+/* A judgement of range makes the products of a step and no step; the scales of norms, and
+ * quantizers of sites, turn rows and their gradients by R1. */
 static void test_looks(void **state) {
     (void)state;
     const plan_rates rates = {.bf16 = 1, .f32 = 1, .f64 = INFINITY, .vector = INFINITY};
@@ -71,6 +71,7 @@ static void test_looks(void **state) {
     assert_true(plan_time_range_look(&rank, &cfg, 2, 100, 0) == 2.0 * 100 * 512 * 512);
     assert_true(plan_time_norms(&rank, 512, 4, 100, true, 61) == 4 * 100 * (2 * 2.0 * 512 * 512));
     assert_true(plan_time_norms(&rank, 512, 4, 100, false, 61) == 0);
+    assert_true(plan_time_turned(&rank, 512, 4, 100) == 4 * 100 * (2 * 2.0 * 512 * 512));
     const plan_rates seen = {.f32 = INFINITY, .vector = 1};
     const plan_rank looks = {.rates = &seen, .cores = 1};
     const double one = plan_time_norms(&looks, 512, 4, 100, true, 1);
