@@ -77,21 +77,44 @@ err dmat_norm_1(const dmat *m, double *out) {
     return e;
 }
 
+err dmat_col_squares(const dmat *m, double *out) {
+    const int parts = m->g->shape.rows;
+    double *sums;
+    err e = side_by_side(m, parts, &sums);
+    if (!e.code) {
+#pragma omp parallel for
+        for (int64_t j = 0; j < m->cols; j++) {
+            double s = 0;
+            for (int64_t i = 0; i < m->rows; i++)
+                s += m->part[j * m->rows + i] * m->part[j * m->rows + i];
+            sums[m->g->row * m->n + dmat_col(m, j)] = s;
+        }
+        add_up(m, parts, sums, out);
+    }
+    mem_free(sums);
+    return e;
+}
+
+double dmat_sum_of_cells(const dmat *m, double mine) {
+    const int cells = m->g->shape.rows * m->g->shape.cols;
+    double all = 0;
+    for (int cell = 0; cell < cells; cell++) {
+        double s = mine;
+        comm_bcast(m->g->c, &s, sizeof s, cell);
+        all += s;
+    }
+    return all;
+}
+
 double dmat_dot(const dmat *a, const dmat *b) {
-    const int cells = a->g->shape.rows * a->g->shape.cols;
-    double mine = 0, all = 0;
+    double mine = 0;
     for (int64_t j = 0; j < a->cols; j++) {
         double s = 0;
         for (int64_t i = 0; i < a->rows; i++)
             s += a->part[j * a->rows + i] * b->part[j * a->rows + i];
         mine += s;
     }
-    for (int cell = 0; cell < cells; cell++) {
-        double s = mine;
-        comm_bcast(a->g->c, &s, sizeof s, cell);
-        all += s;
-    }
-    return all;
+    return dmat_sum_of_cells(a, mine);
 }
 
 double dmat_sum_squares(const dmat *m) {

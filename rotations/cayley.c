@@ -342,6 +342,11 @@ double cayley_sum_squares(int64_t n, const double *W) {
     return dot(n * n, W, W);
 }
 
+void cayley_row_squares(int64_t n, const double *W, double *squares) {
+#pragma omp parallel for if (n * n >= PARALLEL_FROM)
+    for (int64_t i = 0; i < n; i++) squares[i] = dot(n, W + i * n, W + i * n);
+}
+
 double cayley_angle_start(int64_t i) {
     return rng_sign(0, RNG_PROBE, (uint64_t)i);
 }

@@ -68,6 +68,8 @@ void cayley_reflect_unit(const cayley_factors *f, int64_t i, double *R);
 double cayley_norm_1(int64_t n, const double *W);
 double cayley_sum_squares(int64_t n, const double *W);
 bool cayley_finite(int64_t count, const double *x); /* local; no NaN, no infinity */
+/* Local, threaded. squares [n]: the sum of squares of each row of W [n, n], in a fixed order. */
+void cayley_row_squares(int64_t n, const double *W, double *squares);
 
 /* Local. *angle = about |W|_2 of a skew W: the largest angle, in radians, by which exp(W) turns any
  * vector. Found by CAYLEY_ANGLE_PRODUCTS products with a vector (n^2 work each): the eigenvalues of

@@ -32,11 +32,12 @@ struct cayley_dist {
     /* grid */
     dgrid *g;
     dmat *dR, *dG, *T;
-    dmat *extra;       /* adam: momentum; sgd-published: scratch */
-    double numbers[2]; /* steps that are done, and v: as the state has them */
+    dmat *extra;     /* adam: momentum; sgd-published: scratch */
+    double *numbers; /* [CHANNELS + n] steps that are done, v and c: as the state has them */
+    double *room;    /* [3 n] */
 };
 
-enum { STEPS, SECOND_MOMENT };
+enum { STEPS, SECOND_MOMENT, CHANNELS };
 
 static bool on_grid(const cayley_dist *d) {
     return d->g != NULL;
@@ -67,6 +68,8 @@ static err create_grid(cayley_dist *d) {
     if (!e.code) e = dmat_create(d->g, d->o.n, "factors of the R1 step", &d->T);
     if (!e.code)
         e = dmat_create(d->g, d->o.n, adam ? "momentum of R1" : "turned direction", &d->extra);
+    if (!e.code) e = MEM_NEW(&d->numbers, CHANNELS + d->o.n, "second moments of R1");
+    if (!e.code) e = MEM_NEW(&d->room, 3 * d->o.n, "channels of R1");
     return e;
 }
 
@@ -104,7 +107,7 @@ void cayley_dist_restore(cayley_dist *d) {
     if (!on_grid(d)) return;
     entries = dmat_part_entries(d->extra);
     if (entries) memset(dmat_part(d->extra), 0, (size_t)entries * sizeof *R);
-    memset(d->numbers, 0, sizeof d->numbers);
+    memset(d->numbers, 0, (size_t)(CHANNELS + d->o.n) * sizeof *d->numbers);
 }
 
 err cayley_dist_create(const comm *c, const cayley_dist_options *o, cayley_dist **out) {
@@ -138,6 +141,8 @@ void cayley_dist_destroy(cayley_dist **d) {
     dmat_destroy(&(*d)->T);
     dmat_destroy(&(*d)->extra);
     dgrid_destroy(&(*d)->g);
+    mem_free((*d)->numbers);
+    mem_free((*d)->room);
     mem_free(*d);
     *d = NULL;
 }
@@ -265,18 +270,33 @@ static err angle_of(const cayley_dist *d, const dmat *m, double *angle) {
     return e;
 }
 
+/* dG: W becomes W', which the momentum takes in. */
+static err adam_take(cayley_dist *d, double sums[2]) {
+    const int64_t n = d->o.n;
+    double *c = d->numbers + CHANNELS, *squares = d->room, *of_line = squares + n,
+           *of_entry = of_line + n;
+    optimizer_part p = {.of_line = of_line, .of_entry = of_entry};
+    err e = dmat_col_squares(d->dG, squares);
+    if (e.code) return e;
+    p.mean = optimizer_adam_channels(n, squares, c);
+    dmat_part_shape(d->dG, &p.length, &p.lines);
+    for (int64_t j = 0; j < p.lines; j++) of_line[j] = c[dmat_col(d->dG, j)];
+    for (int64_t i = 0; i < p.length; i++) of_entry[i] = c[dmat_row(d->dG, i)];
+    optimizer_adam_take(&p, dmat_part(d->dG), dmat_part(d->extra), sums);
+    for (int k = 0; k < 2; k++) sums[k] = dmat_sum_of_cells(d->dG, sums[k]);
+    return e;
+}
+
 /* dG: W becomes A. */
-static err adam_direction(cayley_dist *d, double lr, double loss, double sum_squares,
-                          optimizer_report *said) {
+static err adam_direction(cayley_dist *d, double lr, double loss, optimizer_report *said) {
     const int64_t entries = dmat_part_entries(d->dG);
-    double angle, *W = dmat_part(d->dG), *M = dmat_part(d->extra);
-    err e = angle_of(d, d->dG, &angle);
+    double angle, sums[2], *W = dmat_part(d->dG), *M = dmat_part(d->extra);
+    err e = adam_take(d, sums);
+    if (!e.code) e = angle_of(d, d->dG, &angle);
     if (e.code) return e;
     said->alpha = optimizer_adam_factor(lr, (int64_t)d->numbers[STEPS] + 1, angle,
                                         &d->numbers[SECOND_MOMENT]);
-    optimizer_adam_take(entries, W, M);
-    const double inner =
-        optimizer_adam_inner(entries, dmat_dot(d->dG, d->extra), sum_squares, W, M);
+    const double inner = optimizer_adam_inner(entries, sums[0], sums[1], W, M);
     said->alpha = optimizer_bound_promise(said->alpha, inner, loss, &said->promise);
     optimizer_adam_direct(entries, said->alpha, M, W);
     return e;
@@ -337,10 +357,9 @@ static err step_grid(cayley_dist *d, double lr, double loss, optimizer_report *s
         return err_make(ERR_NUMERICS, "optimizer", "use a smaller learning rate",
                         "gradient of R1 at step %.0f holds NaN or infinity", d->numbers[STEPS]);
     err e = err_none();
-    const double sum_squares = dmat_sum_squares(d->dG);
-    said->gradient = sqrt(sum_squares);
+    said->gradient = sqrt(dmat_sum_squares(d->dG));
     if (d->o.kind == OPTIMIZER_ADAM)
-        e = adam_direction(d, lr, loss, sum_squares, said);
+        e = adam_direction(d, lr, loss, said);
     else
         e = sgd_direction(d, lr, &said->alpha);
     if (e.code) return e;
@@ -407,8 +426,8 @@ err cayley_dist_probe(cayley_dist *d, uint64_t seed, int64_t step, double *max) 
     return e;
 }
 
-/* State: R with its optimiser (on a grid steps, v, R and, of adam, M, as this cell has them); what
- * is remembered of R stands behind it. */
+/* State: R with its optimiser (on a grid steps, v, c, R and, of adam, M, as this cell has them);
+ * what is remembered of R stands behind it. */
 
 int cayley_dist_state_pieces(cayley_dist *d, byte_piece out[CAYLEY_STATE_PIECES]) {
     int64_t entries;
@@ -418,7 +437,7 @@ int cayley_dist_state_pieces(cayley_dist *d, byte_piece out[CAYLEY_STATE_PIECES]
     if (d->team) {
         n = cayley_team_state_pieces(d->team, out);
     } else if (on_grid(d)) {
-        out[n++] = byte_piece_of_doubles(d->numbers, 2);
+        out[n++] = byte_piece_of_doubles(d->numbers, CHANNELS + d->o.n);
         out[n++] = byte_piece_of_doubles(R, entries);
         if (d->o.kind == OPTIMIZER_ADAM)
             out[n++] = byte_piece_of_doubles(dmat_part(d->extra), entries);
@@ -438,7 +457,8 @@ void cayley_dist_state_taken(cayley_dist *d) {
         comm_bcast(d->c, d->snapshot, (uint64_t)entries * sizeof *d->snapshot, 0);
     }
     /* Ranks beside the cells count steps too: the polish is a collective of all. */
-    if (on_grid(d)) comm_bcast(d->c, &d->numbers[STEPS], sizeof d->numbers[STEPS], 0);
+    if (on_grid(d))
+        comm_bcast(d->c, d->numbers, (uint64_t)(CHANNELS + d->o.n) * sizeof *d->numbers, 0);
 }
 
 /* As many for both optimisers: what adam keeps, sgd-published takes within a step. */
@@ -449,7 +469,7 @@ static uint64_t single_bytes(int64_t n) {
 uint64_t cayley_dist_plan_bytes(const cayley_dist_options *o) {
     const int64_t block = o->block > 0 ? o->block : DMAT_BLOCK;
     if ((int64_t)o->grid.rows * o->grid.cols == 1) return single_bytes(o->n);
-    return (uint64_t)(5 * grid_cell_entries(o->grid, o->n, block)) * sizeof(double);
+    return (uint64_t)(5 * grid_cell_entries(o->grid, o->n, block) + 4 * o->n) * sizeof(double);
 }
 
 uint64_t cayley_dist_beside_bytes(const cayley_dist_options *o) {
@@ -471,7 +491,9 @@ uint64_t cayley_dist_get_network(const cayley_dist_options *o, int r_bytes) {
 }
 
 uint64_t cayley_dist_bytes(const cayley_dist *d) {
-    if (on_grid(d)) return (uint64_t)(5 * dmat_part_entries(d->dR)) * sizeof(double);
+    if (on_grid(d) && dgrid_is_cell(d->g))
+        return (uint64_t)(5 * dmat_part_entries(d->dR) + 4 * d->o.n) * sizeof(double);
+    if (on_grid(d)) return 0;
     return is_first(d) || d->team ? single_bytes(d->o.n) : 0;
 }
 

@@ -7,6 +7,7 @@
 #include "base/size.h"
 #include "rotations/cayley.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
@@ -19,12 +20,15 @@ static const double BETA_2 = 0.99;
 struct optimizer {
     optimizer_kind kind;
     int64_t n, count;
-    double *numbers; /* [1 + count] steps that are done, then v: as the state has them */
+    double *numbers; /* steps that are done, then v, then c: as the state has them */
     double *v;       /* [count]; behind the steps */
+    double *c;       /* adam: [count, n]; behind v */
     double *M;       /* adam: [count, n, n]; else NULL */
     double *squares; /* [count] sum of W^2 of the step at hand */
-    double *angles;  /* [count] |W|_2 of the step at hand, then |A|_2; behind squares */
+    double *angles;  /* [count] |W'|_2 of the step at hand, then |A|_2; behind squares */
     double *promise; /* [count] of the step at hand; behind angles */
+    double *sums;    /* [count, 2] <W, M> and <W, W'> of the step at hand; behind promise */
+    double *rows;    /* adam: [count, n] sums of W^2 of its rows; behind sums */
 };
 
 double lr_schedule_at(lr_schedule schedule, double lr, int64_t t, int64_t steps) {
@@ -34,23 +38,35 @@ double lr_schedule_at(lr_schedule schedule, double lr, int64_t t, int64_t steps)
     return lr;
 }
 
+/* Of all matrices. */
+static int64_t count_channels(const optimizer *o) {
+    return o->kind == OPTIMIZER_ADAM ? o->count * o->n : 0;
+}
+
+static int64_t count_numbers(const optimizer *o) {
+    return 1 + o->count + count_channels(o);
+}
+
 err optimizer_create(optimizer_kind kind, int64_t n, int64_t count, optimizer **out) {
     optimizer *o;
     *out = NULL;
     err e = MEM_NEW(&o, 1, "optimizer");
     if (e.code) return e;
     *o = (optimizer){.kind = kind, .n = n, .count = count};
-    e = MEM_NEW(&o->numbers, 1 + count, "second moments of an optimizer");
+    e = MEM_NEW(&o->numbers, count_numbers(o), "second moments of an optimizer");
     if (!e.code && kind == OPTIMIZER_ADAM)
         e = MEM_NEW(&o->M, count * n * n, "momentum of an optimizer");
-    if (!e.code) e = MEM_NEW(&o->squares, 3 * count, "norms of an optimizer");
+    if (!e.code) e = MEM_NEW(&o->squares, 5 * count + count_channels(o), "norms of an optimizer");
     if (e.code) {
         optimizer_destroy(&o);
         return e;
     }
     o->v = o->numbers + 1;
+    o->c = o->v + count;
     o->angles = o->squares + count;
     o->promise = o->angles + count;
+    o->sums = o->promise + count;
+    o->rows = o->sums + 2 * count;
     *out = o;
     return e;
 }
@@ -85,10 +101,45 @@ double optimizer_sgd_factor(double lr, double norm_1) {
     return fmin(lr, 1 / (norm_1 + 1e-8));
 }
 
-void optimizer_adam_take(int64_t count, const double *W, double *M) {
-#pragma omp parallel for if (count >= PARALLEL_FROM)
-    for (int64_t i = 0; i < count; i++)
-        M[i] = OPTIMIZER_BETA_1 * M[i] + (1 - OPTIMIZER_BETA_1) * W[i];
+double optimizer_adam_channels(int64_t n, const double *squares, double *c) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        c[i] = BETA_2 * c[i] + (1 - BETA_2) * squares[i];
+        sum += c[i];
+    }
+    return sum / (double)n;
+}
+
+/* One line of optimizer_adam_take; its sums are added to `sums`. `least` keeps channels that have
+ * no gradient from 0 / 0. */
+static void take_line(const optimizer_part *p, int64_t line, double *W, double *M, double sums[2]) {
+    const double least = 1e-12 * p->mean + DBL_MIN, own = p->of_line[line] + least,
+                 twice = 2 * p->mean;
+    const double *other = p->of_entry;
+    double down = 0, squares = 0;
+#pragma omp simd reduction(+ : down, squares)
+    for (int64_t i = 0; i < p->length; i++) {
+        const double w = W[i], even = w * sqrt(twice / (own + other[i]));
+        const double m = OPTIMIZER_BETA_1 * M[i] + (1 - OPTIMIZER_BETA_1) * even;
+        M[i] = m;
+        W[i] = even;
+        down += w * m;
+        squares += w * even;
+    }
+    sums[0] += down;
+    sums[1] += squares;
+}
+
+void optimizer_adam_take(const optimizer_part *p, double *W, double *M, double sums[2]) {
+    enum { BLOCKS = 64 }; /* of lines, whose sums are added in their order */
+    double of_block[BLOCKS][2] = {{0}};
+#pragma omp parallel for schedule(dynamic) if (p->lines * p->length >= PARALLEL_FROM)
+    for (int b = 0; b < BLOCKS; b++)
+        for (int64_t j = p->lines * b / BLOCKS; j < p->lines * (b + 1) / BLOCKS; j++)
+            take_line(p, j, W + j * p->length, M + j * p->length, of_block[b]);
+    sums[0] = sums[1] = 0;
+    for (int b = 0; b < BLOCKS; b++)
+        for (int k = 0; k < 2; k++) sums[k] += of_block[b][k];
 }
 
 double optimizer_adam_inner(int64_t count, double inner, double squares, const double *W,
@@ -107,13 +158,23 @@ void optimizer_adam_direct(int64_t count, double factor, const double *M, double
         W[i] = factor * (OPTIMIZER_BETA_1 * M[i] + (1 - OPTIMIZER_BETA_1) * W[i]);
 }
 
-/* M takes W in, then W becomes A. */
+/* W becomes W', which M takes in. */
+static void adam_take(optimizer *o, int64_t k, double *W) {
+    double *c = o->c + k * o->n, *rows = o->rows + k * o->n;
+    cayley_row_squares(o->n, W, rows);
+    const double mean = optimizer_adam_channels(o->n, rows, c);
+    const optimizer_part whole = {
+        .lines = o->n, .length = o->n, .of_line = c, .of_entry = c, .mean = mean};
+    optimizer_adam_take(&whole, W, o->M + k * o->n * o->n, o->sums + 2 * k);
+}
+
+/* W' becomes A. */
 static double adam_direction(optimizer *o, int64_t k, double lr, double loss, double *W) {
     const int64_t size = o->n * o->n;
+    const double *sums = o->sums + 2 * k;
     double *M = o->M + k * size;
     double factor = optimizer_adam_factor(lr, optimizer_steps_done(o) + 1, o->angles[k], &o->v[k]);
-    optimizer_adam_take(size, W, M);
-    const double inner = optimizer_adam_inner(size, cayley_dot(o->n, W, M), o->squares[k], W, M);
+    const double inner = optimizer_adam_inner(size, sums[0], sums[1], W, M);
     factor = optimizer_bound_promise(factor, inner, loss, &o->promise[k]);
     optimizer_adam_direct(size, factor, M, W);
     return factor;
@@ -138,6 +199,11 @@ static err sgd_directions(const optimizer *o, double lr, double *W, const double
         e = sgd_direction(o, lr, W + k * size, R + k * size, scratch, alpha);
     mem_free(scratch);
     return e;
+}
+
+static void adam_takes(optimizer *o, double *W) {
+#pragma omp parallel for if (o->count > 1)
+    for (int64_t k = 0; k < o->count; k++) adam_take(o, k, W + k * o->n * o->n);
 }
 
 static void adam_directions(optimizer *o, double lr, const double *loss, double *W,
@@ -204,6 +270,7 @@ err optimizer_direct(optimizer *o, double lr, const double *loss, double *W, con
     memset(o->promise, 0, (size_t)o->count * sizeof *o->promise);
     said.gradient = sqrt(largest(o->count, o->squares));
     if (o->kind == OPTIMIZER_ADAM) {
+        adam_takes(o, W);
         e = take_angles(o, W);
         if (!e.code) adam_directions(o, lr, loss, W, &said.alpha);
     } else {
@@ -228,8 +295,7 @@ err optimizer_step(optimizer *o, double lr, const double *loss, double *W, doubl
 }
 
 void optimizer_forget(optimizer *o) {
-    o->numbers[0] = 0;
-    memset(o->v, 0, (size_t)o->count * sizeof *o->v);
+    memset(o->numbers, 0, (size_t)count_numbers(o) * sizeof *o->numbers);
     if (o->M) memset(o->M, 0, (size_t)(o->count * o->n * o->n) * sizeof *o->M);
 }
 
@@ -237,22 +303,32 @@ int64_t optimizer_steps_done(const optimizer *o) {
     return (int64_t)o->numbers[0];
 }
 
-int64_t optimizer_state_count(const optimizer *o) {
-    return 1 + o->count + (o->M ? o->count * o->n * o->n : 0);
-}
-
 int optimizer_state_pieces(optimizer *o, byte_piece out[OPTIMIZER_PIECES]) {
-    out[0] = byte_piece_of_doubles(o->numbers, 1 + o->count);
+    out[0] = byte_piece_of_doubles(o->numbers, count_numbers(o));
     out[1] = byte_piece_of_doubles(o->M, o->count * o->n * o->n);
     return o->M ? 2 : 1;
 }
 
-void optimizer_state_save(const optimizer *o, double *out) {
-    memcpy(out, o->numbers, (size_t)(1 + o->count) * sizeof *out);
-    if (o->M) memcpy(out + 1 + o->count, o->M, (size_t)(o->count * o->n * o->n) * sizeof *out);
+int64_t optimizer_matrix_count(optimizer_kind kind, int64_t n) {
+    return kind == OPTIMIZER_ADAM ? 1 + n + n * n : 0;
 }
 
-void optimizer_state_load(optimizer *o, const double *in) {
-    memcpy(o->numbers, in, (size_t)(1 + o->count) * sizeof *in);
-    if (o->M) memcpy(o->M, in + 1 + o->count, (size_t)(o->count * o->n * o->n) * sizeof *in);
+void optimizer_matrix_save(const optimizer *o, int64_t k, double *out) {
+    const int64_t n = o->n;
+    if (!o->M) return;
+    *out++ = o->v[k];
+    memcpy(out, o->c + k * n, (size_t)n * sizeof *out);
+    memcpy(out + n, o->M + k * n * n, (size_t)(n * n) * sizeof *out);
+}
+
+void optimizer_matrix_load(optimizer *o, int64_t k, const double *in) {
+    const int64_t n = o->n;
+    if (!o->M) return;
+    o->v[k] = *in++;
+    memcpy(o->c + k * n, in, (size_t)n * sizeof *in);
+    memcpy(o->M + k * n * n, in + n, (size_t)(n * n) * sizeof *in);
+}
+
+void optimizer_put_steps(optimizer *o, int64_t steps) {
+    o->numbers[0] = (double)steps;
 }

@@ -8,16 +8,27 @@
  *   Cayley(alpha W) R; the norm is not invariant, so it is that of W' (Liu et al., SpinQuant, 2024;
  *   Li, Fuxin, Todorovic, Efficient Riemannian optimization on the Stiefel manifold via the Cayley
  *   transform, ICLR 2020).
- * adam: M <- 0.95 M + 0.05 W, v <- 0.99 v + 0.01 |W|_2^2, one scalar a matrix;
- *   A = lr (0.95 M + 0.05 W) / (1 - 0.95^(t+1)) / (sqrt(v / (1 - 0.99^t)) + 1e-12), t from 1.
- *   0.95 M + 0.05 W is what M would be if the gradient came once more: Nesterov's momentum, which
- *   looks a step ahead, in the form of Dozat, Incorporating Nesterov momentum into Adam, 2016. Its
- *   weights add up to 1 - 0.95^(t+1). docs/DECISIONS.md has what it gained.
+ * adam: c_i <- 0.99 c_i + 0.01 sum_j W_ij^2, one number a channel; W'_ij = W_ij / sqrt((c_i + c_j)
+ * / 2 mean(c)); M <- 0.95 M + 0.05 W', v <- 0.99 v + 0.01 |W'|_2^2, one scalar a matrix; A = lr
+ * (0.95 M + 0.05 W') / (1 - 0.95^(t+1)) / (sqrt(v / (1 - 0.99^t)) + 1e-12), t from 1. 0.95 M + 0.05
+ * W' is what M would be if the gradient came once more: Nesterov's momentum, which looks a step
+ * ahead, in the form of Dozat, Incorporating Nesterov momentum into Adam, 2016. Its weights add up
+ * to 1 - 0.95^(t+1). docs/DECISIONS.md has what it gained.
+ *
+ * W' lets all channels turn. Row i of the gradient of R grows with the size of channel i of the
+ * rows that R turns, so in W the planes of a few outlier channels are many times the others, and a
+ * step whose size they bound leaves the others where they are. Adam divides each entry by the root
+ * of its own mean square, which takes n^2 numbers more and knows each from its own noise alone;
+ * here that mean square is (c_i + c_j) / 2 but for a factor that all have in common: what channels
+ * i and j have on average, in n numbers (as Adafactor keeps rows and columns; Shazeer and Stern,
+ * 2018). W' is exactly skew, because c_i + c_j is, to the bit, c_j + c_i. No channel gains a
+ * gradient that it has not: W_ij^2 is at most either row's sum of squares, and W' of one step is
+ * bounded as W is.
  *
  * The rate of adam is an angle. |A|_2, the largest of the angles by which a step turns a vector, is
- * lr while gradients agree, less where they do not, and never above 1.82 lr: A is a sum of c_k
- * W_(t-k) with c_0 = 1 - 0.95^2 and c_k = 0.05 0.95^(k+1), and by Cauchy-Schwarz its norm is at
- * most the root of v times that of sum c_k^2 / (0.01 0.99^k) = 3.278, which is 1.811 (for small t,
+ * lr while gradients agree, less where they do not, and never above 1.82 lr: A is a sum of b_k
+ * W'_(t-k) with b_0 = 1 - 0.95^2 and b_k = 0.05 0.95^(k+1), and by Cauchy-Schwarz its norm is at
+ * most the root of v times that of sum b_k^2 / (0.01 0.99^k) = 3.278, which is 1.811 (for small t,
  * with both corrections, less). So the rate means the same at every order n, and for gradients that
  * turn one plane as for gradients that turn them all; the Frobenius norm or the RMS entry of A,
  * which grow with n and with the number of planes, do not have this property.
@@ -29,16 +40,17 @@
  * OPTIMIZER_PROMISE L (Polyak's step towards the target (1 - OPTIMIZER_PROMISE) L; B. T. Polyak,
  * 1969). This depends on neither n nor the unit of the loss.
  *
- * Where <W, M> < 0 the momentum leads uphill, and M begins anew as 0.05 W (the gradient restart of
+ * Where <W, M> < 0 the momentum leads uphill, and M begins anew as 0.05 W' (the gradient restart of
  * O'Donoghue and Candes, Adaptive restart for accelerated gradient schemes, 2015). So <W, A> is
  * never below 0.
  *
  * Needs no transport: M lives in the Lie algebra, on the left of R. Parallel transport along a step
  * (of the metric that neither side changes) is M -> Q M Q^T with Q = exp(A / 2). To first order
- * that adds [A, M] / 2, and of A = f (0.95 M + 0.05 W) the first part commutes with M. What is
- * left, 0.05 f [W, M] / 2, has a norm of at most 0.05 f |W|_2 |M|_2, about a twentieth of the rate
- * times that of M, since f is the rate over what |W|_2 was of late: gradients of other rows differ
- * by more. v is one number that no rotation changes. docs/DECISIONS.md has what other choices gave.
+ * that adds [A, M] / 2, and of A = f (0.95 M + 0.05 W') the first part commutes with M. What is
+ * left, 0.05 f [W', M] / 2, has a norm of at most 0.05 f |W'|_2 |M|_2, about a twentieth of the
+ * rate times that of M, since f is the rate over what |W'|_2 was of late: gradients of other rows
+ * differ by more. v is one number that no rotation changes, and c belongs to channels that R does
+ * not turn. docs/DECISIONS.md has what other choices gave.
  */
 #ifndef SPINSHARD_ROTATIONS_OPTIMIZER_H
 #define SPINSHARD_ROTATIONS_OPTIMIZER_H
@@ -60,7 +72,7 @@ double lr_schedule_at(lr_schedule schedule, double lr, int64_t t, int64_t steps)
 typedef struct optimizer_report {
     double angle;     /* |A|_2: the largest angle by which a vector turns, radians */
     double rms_angle; /* |A|_F / sqrt(n): the RMS angle by which vectors turn, radians */
-    double alpha;     /* factor on W (sgd-published) or on 0.95 M + 0.05 W (adam); last matrix */
+    double alpha;     /* factor on W (sgd-published) or on 0.95 M + 0.05 W' (adam); last matrix */
     double gradient;  /* |W|_F */
     double promise; /* <W, A> / L, what the step promises as a share of the loss; 0: L not given */
 } optimizer_report;
@@ -95,28 +107,46 @@ void optimizer_forget(optimizer *o);
 
 int64_t optimizer_steps_done(const optimizer *o); /* local; since the start, or optimizer_forget */
 
-/* Local. State as raw doubles, optimizer_state_count of them: steps, v [count], M [count, n, n];
- * the kind and sizes are the caller's to know. A restored state continues bit for bit. */
-int64_t optimizer_state_count(const optimizer *o);
-void optimizer_state_save(const optimizer *o, double *out);
-void optimizer_state_load(optimizer *o, const double *in);
-/* Local. These doubles where they stand, to be read or written there; how many pieces. */
+/* Local. State as raw doubles where they stand, to be read or written there: steps, v [count] and,
+ * of adam, c [count, n] and M [count, n, n]; how many pieces. The kind and sizes are the caller's
+ * to know. A restored state continues bit for bit. */
 enum { OPTIMIZER_PIECES = 2 };
 int optimizer_state_pieces(optimizer *o, byte_piece out[OPTIMIZER_PIECES]);
 
-/* Local. The scalars of a step, shared with the distributed form. adam: factor on 0.95 M + 0.05 W
- * from |W|_2, then shortened by what it promises, `inner` = <W, 0.95 M + 0.05 W>; sgd-published:
+/* Local. State matrix by matrix, for those that another rank may take over: the steps, which all
+ * matrices have in common (optimizer_steps_done), and of matrix k optimizer_matrix_count doubles:
+ * v, c and M of adam, nothing of sgd-published. */
+int64_t optimizer_matrix_count(optimizer_kind kind, int64_t n);
+void optimizer_matrix_save(const optimizer *o, int64_t k, double *out);
+void optimizer_matrix_load(optimizer *o, int64_t k, const double *in);
+void optimizer_put_steps(optimizer *o, int64_t steps);
+
+/* Local. The scalars of a step, shared with the distributed form. adam: factor on 0.95 M + 0.05 W'
+ * from |W'|_2, then shortened by what it promises, `inner` = <W, 0.95 M + 0.05 W'>; sgd-published:
  * factor on W from |W'|_1. `step` counts from 1. */
 double optimizer_adam_factor(double lr, int64_t step, double angle, double *v);
 double optimizer_bound_promise(double factor, double inner, double loss, double *promise);
 double optimizer_sgd_factor(double lr, double norm_1);
 
-/* Local, threaded. The entries of a step of adam, `count` of them, shared likewise: M <- 0.95 M +
- * 0.05 W, and when its factor is known W <- factor (0.95 M + 0.05 W). */
-void optimizer_adam_take(int64_t count, const double *W, double *M);
+/* Local. c [n] takes in `squares` [n], the sums of squares of the rows of W; returns its mean. */
+double optimizer_adam_channels(int64_t n, const double *squares, double *c);
+
+/* Of a matrix the part that a rank has, as lines that lie one behind the other (rows, or columns
+ * where it is stored by columns: W is skew), with c of the channel of each line and of each entry
+ * of a line; mean: of all of c. */
+typedef struct optimizer_part {
+    int64_t lines, length;
+    const double *of_line, *of_entry; /* [lines], [length] */
+    double mean;
+} optimizer_part;
+
+/* Local, threaded. The entries of a step of adam, shared likewise: W becomes W', which M takes in;
+ * sums: <W, M> and <W, W'> over this part, in a fixed order. And when its factor is known, W <-
+ * factor (0.95 M + 0.05 W'), `count` entries of them. */
+void optimizer_adam_take(const optimizer_part *p, double *W, double *M, double sums[2]);
 void optimizer_adam_direct(int64_t count, double factor, const double *M, double *W);
-/* Local, threaded. M begins anew, 0.05 W, where it leads uphill: `inner` = <W, M> below 0, with
- * `squares` = <W, W>. Returns <W, 0.95 M + 0.05 W>. */
+/* Local, threaded. M begins anew, 0.05 W', where it leads uphill: `inner` = <W, M> below 0, with
+ * `squares` = <W, W'>, both over the whole matrix. Returns <W, 0.95 M + 0.05 W'>. */
 double optimizer_adam_inner(int64_t count, double inner, double squares, const double *W,
                             double *M);
 

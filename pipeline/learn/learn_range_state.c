@@ -10,11 +10,10 @@
 /* What stands before the matrices in the common part. */
 enum { STATE_STEP, STATE_STEPS_R2, STATE_JUDGES, STATE_R2 = STATE_JUDGES + 2 * JUDGE_DOUBLES };
 
-/* The optimiser's own order is steps, v of all, M of all. In the file matrices stand one after the
- * other (R2, R2 as it was, v, M), so that a restart on other ranks finds those of its layers. */
+/* In the file matrices stand one after the other (R2, R2 as it was, what the optimiser keeps of
+ * it), so that a restart on other ranks finds those of its layers. */
 static int64_t matrix_state(const learn_range *l) {
-    const int64_t dd = l->d * l->d;
-    return 2 * dd + (l->o.kind == OPTIMIZER_ADAM ? dd + 1 : 0);
+    return 2 * l->d * l->d + optimizer_matrix_count(l->o.kind, l->d);
 }
 
 int64_t learn_range_state_count(const learn_range *l) {
@@ -22,38 +21,24 @@ int64_t learn_range_state_count(const learn_range *l) {
 }
 
 static void pack_r2(const learn_range *l, double *out) {
-    int64_t dd = l->d * l->d, each = matrix_state(l),
-            count = l->r2 ? optimizer_state_count(l->r2) : 0;
-    double *s = malloc((size_t)(count + 1) * sizeof *s);
-    if (!s) abort();
-    if (count) optimizer_state_save(l->r2, s);
+    const int64_t dd = l->d * l->d, each = matrix_state(l);
     for (int64_t m = 0; m < l->n_r2; m++) {
         double *to = out + m * each;
         memcpy(to, l->R2 + m * dd, (size_t)dd * sizeof *out);
         memcpy(to + dd, l->kept2 + m * dd, (size_t)dd * sizeof *out);
-        if (each == 2 * dd) continue;
-        to[2 * dd] = s[1 + m];
-        memcpy(to + 2 * dd + 1, s + 1 + l->n_r2 + m * dd, (size_t)dd * sizeof *out);
+        optimizer_matrix_save(l->r2, m, to + 2 * dd);
     }
-    free(s);
 }
 
 static void unpack_r2(learn_range *l, double steps, const double *in) {
-    int64_t dd = l->d * l->d, each = matrix_state(l),
-            count = l->r2 ? optimizer_state_count(l->r2) : 0;
-    double *s = calloc((size_t)(count + 1), sizeof *s);
-    if (!s) abort();
-    s[0] = steps;
+    const int64_t dd = l->d * l->d, each = matrix_state(l);
     for (int64_t m = 0; m < l->n_r2; m++) {
         const double *from = in + m * each;
-        memcpy(l->R2 + m * dd, from, (size_t)dd * sizeof *s);
-        memcpy(l->kept2 + m * dd, from + dd, (size_t)dd * sizeof *s);
-        if (each == 2 * dd) continue;
-        s[1 + m] = from[2 * dd];
-        memcpy(s + 1 + l->n_r2 + m * dd, from + 2 * dd + 1, (size_t)dd * sizeof *s);
+        memcpy(l->R2 + m * dd, from, (size_t)dd * sizeof *in);
+        memcpy(l->kept2 + m * dd, from + dd, (size_t)dd * sizeof *in);
+        optimizer_matrix_load(l->r2, m, from + 2 * dd);
     }
-    if (count) optimizer_state_load(l->r2, s);
-    free(s);
+    if (l->r2) optimizer_put_steps(l->r2, (int64_t)steps);
 }
 
 /* Root has layers wherever there are any, and all optimisers of R2 have done as many steps. */

@@ -72,52 +72,36 @@ int64_t r2_part_steps_done(const r2_part *p) {
     return p->o ? optimizer_steps_done(p->o) : 0;
 }
 
+/* R, R as it is remembered, and what the optimiser keeps of it. */
 int64_t r2_part_state_each(optimizer_kind kind, int64_t d) {
-    return kind == OPTIMIZER_ADAM ? 3 * d * d + 1 : 2 * d * d;
-}
-
-/* The optimiser's own order is steps, v of all, M of all. */
-static double *optimizer_doubles(const r2_part *p) {
-    const int64_t n = p->o ? optimizer_state_count(p->o) : 0;
-    double *s = calloc((size_t)n + 1, sizeof *s);
-    if (!s) abort();
-    return s;
+    return 2 * d * d + optimizer_matrix_count(kind, d);
 }
 
 void r2_part_state_save(const r2_part *p, const comm *c, bool give, double *out) {
     const int64_t dd = p->d * p->d, each = r2_part_state_each(p->kind, p->d);
     const int64_t count = give ? p->count : 0;
-    double *s = optimizer_doubles(p), *mine = malloc((size_t)(count * each + 1) * sizeof *mine);
+    double *mine = malloc((size_t)(count * each + 1) * sizeof *mine);
     size_t len;
     if (!mine) abort();
-    if (count) optimizer_state_save(p->o, s);
     for (int64_t m = 0; m < count; m++) {
         double *to = mine + m * each;
-        memcpy(to, p->R + m * dd, (size_t)dd * sizeof *s);
-        memcpy(to + dd, p->snapshot + m * dd, (size_t)dd * sizeof *s);
-        if (each == 2 * dd) continue;
-        to[2 * dd] = s[1 + m];
-        memcpy(to + 2 * dd + 1, s + 1 + p->count + m * dd, (size_t)dd * sizeof *s);
+        memcpy(to, p->R + m * dd, (size_t)dd * sizeof *to);
+        memcpy(to + dd, p->snapshot + m * dd, (size_t)dd * sizeof *to);
+        optimizer_matrix_save(p->o, m, to + 2 * dd);
     }
     void *all = comm_gather_joined(c, mine, (size_t)(count * each) * sizeof *mine, &len);
     if (all) memcpy(out, all, len);
     free(all);
     free(mine);
-    free(s);
 }
 
 void r2_part_state_load(r2_part *p, int64_t steps, const double *in) {
     const int64_t dd = p->d * p->d, each = r2_part_state_each(p->kind, p->d);
-    double *s = optimizer_doubles(p);
-    s[0] = (double)steps;
     in += p->first * each;
     for (int64_t m = 0; m < p->count; m++, in += each) {
-        memcpy(p->R + m * dd, in, (size_t)dd * sizeof *s);
-        memcpy(p->snapshot + m * dd, in + dd, (size_t)dd * sizeof *s);
-        if (each == 2 * dd) continue;
-        s[1 + m] = in[2 * dd];
-        memcpy(s + 1 + p->count + m * dd, in + 2 * dd + 1, (size_t)dd * sizeof *s);
+        memcpy(p->R + m * dd, in, (size_t)dd * sizeof *in);
+        memcpy(p->snapshot + m * dd, in + dd, (size_t)dd * sizeof *in);
+        optimizer_matrix_load(p->o, m, in + 2 * dd);
     }
-    if (p->o) optimizer_state_load(p->o, s);
-    free(s);
+    if (p->o) optimizer_put_steps(p->o, steps);
 }
