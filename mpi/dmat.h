@@ -93,12 +93,10 @@ err dmat_times(bool trans, const dmat *m, const double *x, double *y);
 /* Collective. The result is equal on every rank, and does not depend on how many ranks there are
  * beside the cells. */
 double dmat_sum_squares(const dmat *m);
-double dmat_dot(const dmat *a, const dmat *b);        /* sum of products of their entries */
-double dmat_sum_of_cells(const dmat *m, double mine); /* of one number a cell; others' counts not */
+double dmat_sum_of_cells(const dmat *m, double mine); /* of a number of each cell */
 err dmat_norm_1(const dmat *m, double *out);          /* largest column sum of absolute values */
-err dmat_col_squares(const dmat *m,
-                     double *out);             /* [n] sums of squares of its columns; ERR_NOFIT */
-double dmat_max_minus_identity(const dmat *m); /* max |m - I|; NaN gives infinity */
-bool dmat_finite(const dmat *m);               /* no NaN, no infinity */
+err dmat_col_squares(const dmat *m, double *out); /* [n] sums of squares of columns; ERR_NOFIT */
+double dmat_max_minus_identity(const dmat *m);    /* max |m - I|; NaN gives infinity */
+bool dmat_finite(const dmat *m);                  /* no NaN, no infinity */
 
 #endif

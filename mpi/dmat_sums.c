@@ -106,19 +106,15 @@ double dmat_sum_of_cells(const dmat *m, double mine) {
     return all;
 }
 
-double dmat_dot(const dmat *a, const dmat *b) {
+double dmat_sum_squares(const dmat *m) {
     double mine = 0;
-    for (int64_t j = 0; j < a->cols; j++) {
+    for (int64_t j = 0; j < m->cols; j++) {
         double s = 0;
-        for (int64_t i = 0; i < a->rows; i++)
-            s += a->part[j * a->rows + i] * b->part[j * a->rows + i];
+        for (int64_t i = 0; i < m->rows; i++)
+            s += m->part[j * m->rows + i] * m->part[j * m->rows + i];
         mine += s;
     }
-    return dmat_sum_of_cells(a, mine);
-}
-
-double dmat_sum_squares(const dmat *m) {
-    return dmat_dot(m, m);
+    return dmat_sum_of_cells(m, mine);
 }
 
 double dmat_max_minus_identity(const dmat *m) {

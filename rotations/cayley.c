@@ -264,10 +264,6 @@ static double dot(int64_t count, const double *x, const double *y) {
     return sum_of_lanes(sum) + rest;
 }
 
-double cayley_dot(int64_t n, const double *x, const double *y) {
-    return dot(n * n, x, y);
-}
-
 bool cayley_finite(int64_t count, const double *x) {
     int64_t bad = 0;
     for (int64_t i = 0; i < count; i++) bad += !isfinite(x[i]);

@@ -86,7 +86,6 @@ typedef err (*cayley_product)(int64_t n, const void *W, const double *z, double 
 err cayley_angle_by(int64_t n, cayley_product times, const void *W, double *room, double *angle);
 /* Local. Entry i of the vector that the products begin with. */
 double cayley_angle_start(int64_t i);
-double cayley_dot(int64_t n, const double *x, const double *y); /* local; in a fixed order */
 
 /* Local. *max = max |R^T R - I|: one product. Fails with ERR_NOFIT. */
 err cayley_orthogonality(int64_t n, const double *R, double *max);

@@ -61,7 +61,7 @@ static err create_single(cayley_dist *d) {
 }
 
 static err create_grid(cayley_dist *d) {
-    const bool adam = d->o.kind == OPTIMIZER_ADAM;
+    const bool adam = optimizer_is_adam(d->o.kind);
     err e = dgrid_create(d->c, d->o.grid, d->o.block, d->o.blas_threads, &d->g);
     if (!e.code) e = dmat_create(d->g, d->o.n, "R1", &d->dR);
     if (!e.code) e = dmat_create(d->g, d->o.n, "gradient of R1", &d->dG);
@@ -270,18 +270,28 @@ static err angle_of(const cayley_dist *d, const dmat *m, double *angle) {
     return e;
 }
 
-/* dG: W becomes W', which the momentum takes in. */
-static err adam_take(cayley_dist *d, double sums[2]) {
+/* What this cell has of c, by the lines of its part: columns, as W is stored, and their rows. */
+static err channels_of_part(cayley_dist *d, optimizer_part *p) {
     const int64_t n = d->o.n;
     double *c = d->numbers + CHANNELS, *squares = d->room, *of_line = squares + n,
            *of_entry = of_line + n;
-    optimizer_part p = {.of_line = of_line, .of_entry = of_entry};
     err e = dmat_col_squares(d->dG, squares);
     if (e.code) return e;
-    p.mean = optimizer_adam_channels(n, squares, c);
+    p->mean = optimizer_adam_channels(n, squares, c);
+    for (int64_t j = 0; j < p->lines; j++) of_line[j] = c[dmat_col(d->dG, j)];
+    for (int64_t i = 0; i < p->length; i++) of_entry[i] = c[dmat_row(d->dG, i)];
+    p->of_line = of_line;
+    p->of_entry = of_entry;
+    return e;
+}
+
+/* dG: W becomes W', which the momentum takes in. */
+static err adam_take(cayley_dist *d, double sums[2]) {
+    optimizer_part p = {.lines = 0};
+    err e = err_none();
     dmat_part_shape(d->dG, &p.length, &p.lines);
-    for (int64_t j = 0; j < p.lines; j++) of_line[j] = c[dmat_col(d->dG, j)];
-    for (int64_t i = 0; i < p.length; i++) of_entry[i] = c[dmat_row(d->dG, i)];
+    if (d->o.kind == OPTIMIZER_ADAM_CHANNELS) e = channels_of_part(d, &p);
+    if (e.code) return e;
     optimizer_adam_take(&p, dmat_part(d->dG), dmat_part(d->extra), sums);
     for (int k = 0; k < 2; k++) sums[k] = dmat_sum_of_cells(d->dG, sums[k]);
     return e;
@@ -358,7 +368,7 @@ static err step_grid(cayley_dist *d, double lr, double loss, optimizer_report *s
                         "gradient of R1 at step %.0f holds NaN or infinity", d->numbers[STEPS]);
     err e = err_none();
     said->gradient = sqrt(dmat_sum_squares(d->dG));
-    if (d->o.kind == OPTIMIZER_ADAM)
+    if (optimizer_is_adam(d->o.kind))
         e = adam_direction(d, lr, loss, said);
     else
         e = sgd_direction(d, lr, &said->alpha);
@@ -439,7 +449,7 @@ int cayley_dist_state_pieces(cayley_dist *d, byte_piece out[CAYLEY_STATE_PIECES]
     } else if (on_grid(d)) {
         out[n++] = byte_piece_of_doubles(d->numbers, CHANNELS + d->o.n);
         out[n++] = byte_piece_of_doubles(R, entries);
-        if (d->o.kind == OPTIMIZER_ADAM)
+        if (optimizer_is_adam(d->o.kind))
             out[n++] = byte_piece_of_doubles(dmat_part(d->extra), entries);
     } else {
         out[n++] = byte_piece_of_doubles(R, entries);

@@ -63,7 +63,7 @@ void cayley_team_destroy(cayley_team **t) {
 }
 
 uint64_t cayley_team_bytes(int64_t n, optimizer_kind kind) {
-    return (uint64_t)((2 + (kind == OPTIMIZER_ADAM)) * n * n + cayley_factors_count(n)) *
+    return (uint64_t)((2 + optimizer_is_adam(kind)) * n * n + cayley_factors_count(n)) *
            sizeof(double);
 }
 

@@ -22,13 +22,13 @@ struct optimizer {
     int64_t n, count;
     double *numbers; /* steps that are done, then v, then c: as the state has them */
     double *v;       /* [count]; behind the steps */
-    double *c;       /* adam: [count, n]; behind v */
+    double *c;       /* with channels: [count, n]; behind v */
     double *M;       /* adam: [count, n, n]; else NULL */
     double *squares; /* [count] sum of W^2 of the step at hand */
     double *angles;  /* [count] |W'|_2 of the step at hand, then |A|_2; behind squares */
     double *promise; /* [count] of the step at hand; behind angles */
     double *sums;    /* [count, 2] <W, M> and <W, W'> of the step at hand; behind promise */
-    double *rows;    /* adam: [count, n] sums of W^2 of its rows; behind sums */
+    double *rows;    /* with channels: [count, n] sums of W^2 of their rows; behind sums */
 };
 
 double lr_schedule_at(lr_schedule schedule, double lr, int64_t t, int64_t steps) {
@@ -40,7 +40,7 @@ double lr_schedule_at(lr_schedule schedule, double lr, int64_t t, int64_t steps)
 
 /* Of all matrices. */
 static int64_t count_channels(const optimizer *o) {
-    return o->kind == OPTIMIZER_ADAM ? o->count * o->n : 0;
+    return o->kind == OPTIMIZER_ADAM_CHANNELS ? o->count * o->n : 0;
 }
 
 static int64_t count_numbers(const optimizer *o) {
@@ -54,7 +54,7 @@ err optimizer_create(optimizer_kind kind, int64_t n, int64_t count, optimizer **
     if (e.code) return e;
     *o = (optimizer){.kind = kind, .n = n, .count = count};
     e = MEM_NEW(&o->numbers, count_numbers(o), "second moments of an optimizer");
-    if (!e.code && kind == OPTIMIZER_ADAM)
+    if (!e.code && optimizer_is_adam(kind))
         e = MEM_NEW(&o->M, count * n * n, "momentum of an optimizer");
     if (!e.code) e = MEM_NEW(&o->squares, 5 * count + count_channels(o), "norms of an optimizer");
     if (e.code) {
@@ -110,21 +110,35 @@ double optimizer_adam_channels(int64_t n, const double *squares, double *c) {
     return sum / (double)n;
 }
 
-/* One line of optimizer_adam_take; its sums are added to `sums`. `least` keeps channels that have
- * no gradient from 0 / 0. */
+/* W of one line becomes W'. `least` keeps channels that have no gradient from 0 / 0. */
+static void even_line(const optimizer_part *p, int64_t line, const double *W, double *even) {
+    const double least = 1e-12 * p->mean + DBL_MIN, own = p->of_line[line] + least;
+#pragma omp simd
+    for (int64_t i = 0; i < p->length; i++)
+        even[i] = W[i] * sqrt(2 * p->mean / (own + p->of_entry[i]));
+}
+
+enum { PIECE = 256 }; /* entries of a line whose W is kept beside W' */
+
+/* One line of optimizer_adam_take; its sums are added to `sums`. */
 static void take_line(const optimizer_part *p, int64_t line, double *W, double *M, double sums[2]) {
-    const double least = 1e-12 * p->mean + DBL_MIN, own = p->of_line[line] + least,
-                 twice = 2 * p->mean;
-    const double *other = p->of_entry;
-    double down = 0, squares = 0;
+    double down = 0, squares = 0, as_it_was[PIECE];
+    for (int64_t at = 0; at < p->length; at += PIECE) {
+        const int64_t count = size_min(PIECE, p->length - at);
+        double *even = W + at, *m = M + at;
+        memcpy(as_it_was, even, (size_t)count * sizeof *even);
+        if (p->of_line) {
+            optimizer_part piece = *p;
+            piece.length = count;
+            piece.of_entry += at;
+            even_line(&piece, line, as_it_was, even);
+        }
 #pragma omp simd reduction(+ : down, squares)
-    for (int64_t i = 0; i < p->length; i++) {
-        const double w = W[i], even = w * sqrt(twice / (own + other[i]));
-        const double m = OPTIMIZER_BETA_1 * M[i] + (1 - OPTIMIZER_BETA_1) * even;
-        M[i] = m;
-        W[i] = even;
-        down += w * m;
-        squares += w * even;
+        for (int64_t i = 0; i < count; i++) {
+            m[i] = OPTIMIZER_BETA_1 * m[i] + (1 - OPTIMIZER_BETA_1) * even[i];
+            down += as_it_was[i] * m[i];
+            squares += as_it_was[i] * even[i];
+        }
     }
     sums[0] += down;
     sums[1] += squares;
@@ -160,11 +174,13 @@ void optimizer_adam_direct(int64_t count, double factor, const double *M, double
 
 /* W becomes W', which M takes in. */
 static void adam_take(optimizer *o, int64_t k, double *W) {
-    double *c = o->c + k * o->n, *rows = o->rows + k * o->n;
-    cayley_row_squares(o->n, W, rows);
-    const double mean = optimizer_adam_channels(o->n, rows, c);
-    const optimizer_part whole = {
-        .lines = o->n, .length = o->n, .of_line = c, .of_entry = c, .mean = mean};
+    optimizer_part whole = {.lines = o->n, .length = o->n};
+    if (o->kind == OPTIMIZER_ADAM_CHANNELS) {
+        double *c = o->c + k * o->n, *rows = o->rows + k * o->n;
+        cayley_row_squares(o->n, W, rows);
+        whole.mean = optimizer_adam_channels(o->n, rows, c);
+        whole.of_line = whole.of_entry = c;
+    }
     optimizer_adam_take(&whole, W, o->M + k * o->n * o->n, o->sums + 2 * k);
 }
 
@@ -269,7 +285,7 @@ err optimizer_direct(optimizer *o, double lr, const double *loss, double *W, con
     if (e.code) return e;
     memset(o->promise, 0, (size_t)o->count * sizeof *o->promise);
     said.gradient = sqrt(largest(o->count, o->squares));
-    if (o->kind == OPTIMIZER_ADAM) {
+    if (optimizer_is_adam(o->kind)) {
         adam_takes(o, W);
         e = take_angles(o, W);
         if (!e.code) adam_directions(o, lr, loss, W, &said.alpha);
@@ -310,23 +326,24 @@ int optimizer_state_pieces(optimizer *o, byte_piece out[OPTIMIZER_PIECES]) {
 }
 
 int64_t optimizer_matrix_count(optimizer_kind kind, int64_t n) {
-    return kind == OPTIMIZER_ADAM ? 1 + n + n * n : 0;
+    if (!optimizer_is_adam(kind)) return 0;
+    return 1 + (kind == OPTIMIZER_ADAM_CHANNELS ? n : 0) + n * n;
 }
 
 void optimizer_matrix_save(const optimizer *o, int64_t k, double *out) {
-    const int64_t n = o->n;
+    const int64_t n = o->n, channels = o->kind == OPTIMIZER_ADAM_CHANNELS ? n : 0;
     if (!o->M) return;
     *out++ = o->v[k];
-    memcpy(out, o->c + k * n, (size_t)n * sizeof *out);
-    memcpy(out + n, o->M + k * n * n, (size_t)(n * n) * sizeof *out);
+    memcpy(out, o->c + k * channels, (size_t)channels * sizeof *out);
+    memcpy(out + channels, o->M + k * n * n, (size_t)(n * n) * sizeof *out);
 }
 
 void optimizer_matrix_load(optimizer *o, int64_t k, const double *in) {
-    const int64_t n = o->n;
+    const int64_t n = o->n, channels = o->kind == OPTIMIZER_ADAM_CHANNELS ? n : 0;
     if (!o->M) return;
     o->v[k] = *in++;
-    memcpy(o->c + k * n, in, (size_t)n * sizeof *in);
-    memcpy(o->M + k * n * n, in + n, (size_t)(n * n) * sizeof *in);
+    memcpy(o->c + k * channels, in, (size_t)channels * sizeof *in);
+    memcpy(o->M + k * n * n, in + channels, (size_t)(n * n) * sizeof *in);
 }
 
 void optimizer_put_steps(optimizer *o, int64_t steps) {

@@ -8,22 +8,24 @@
  *   Cayley(alpha W) R; the norm is not invariant, so it is that of W' (Liu et al., SpinQuant, 2024;
  *   Li, Fuxin, Todorovic, Efficient Riemannian optimization on the Stiefel manifold via the Cayley
  *   transform, ICLR 2020).
- * adam: c_i <- 0.99 c_i + 0.01 sum_j W_ij^2, one number a channel; W'_ij = W_ij / sqrt((c_i + c_j)
- * / 2 mean(c)); M <- 0.95 M + 0.05 W', v <- 0.99 v + 0.01 |W'|_2^2, one scalar a matrix; A = lr
- * (0.95 M + 0.05 W') / (1 - 0.95^(t+1)) / (sqrt(v / (1 - 0.99^t)) + 1e-12), t from 1. 0.95 M + 0.05
- * W' is what M would be if the gradient came once more: Nesterov's momentum, which looks a step
- * ahead, in the form of Dozat, Incorporating Nesterov momentum into Adam, 2016. Its weights add up
- * to 1 - 0.95^(t+1). docs/DECISIONS.md has what it gained.
+ * adam: M <- 0.95 M + 0.05 W', v <- 0.99 v + 0.01 |W'|_2^2, one scalar a matrix;
+ *   A = lr (0.95 M + 0.05 W') / (1 - 0.95^(t+1)) / (sqrt(v / (1 - 0.99^t)) + 1e-12), t from 1.
+ *   0.95 M + 0.05 W' is what M would be if the gradient came once more: Nesterov's momentum, which
+ *   looks a step ahead, in the form of Dozat, Incorporating Nesterov momentum into Adam, 2016. Its
+ *   weights add up to 1 - 0.95^(t+1). docs/DECISIONS.md has what it gained.
+ *   W' is W; with channels it is W_ij / sqrt((c_i + c_j) / 2 mean(c)),
+ *   where c_i <- 0.99 c_i + 0.01 sum_j W_ij^2 is one number a channel.
  *
- * W' lets all channels turn. Row i of the gradient of R grows with the size of channel i of the
- * rows that R turns, so in W the planes of a few outlier channels are many times the others, and a
- * step whose size they bound leaves the others where they are. Adam divides each entry by the root
- * of its own mean square, which takes n^2 numbers more and knows each from its own noise alone;
- * here that mean square is (c_i + c_j) / 2 but for a factor that all have in common: what channels
- * i and j have on average, in n numbers (as Adafactor keeps rows and columns; Shazeer and Stern,
- * 2018). W' is exactly skew, because c_i + c_j is, to the bit, c_j + c_i. No channel gains a
- * gradient that it has not: W_ij^2 is at most either row's sum of squares, and W' of one step is
- * bounded as W is.
+ * With channels all of them turn. Row i of the gradient of R grows with the size of channel i of
+ * the rows that R turns, so in W the planes of a few outlier channels are many times the others,
+ * and a step whose size they bound leaves the others where they are. Adam divides each entry by the
+ * root of its own mean square, which takes n^2 numbers more and knows each from its own noise
+ * alone; here that mean square is (c_i + c_j) / 2 but for a factor that all have in common: what
+ * channels i and j have on average, in n numbers (as Adafactor keeps rows and columns; Shazeer and
+ * Stern, 2018). W' is exactly skew, because c_i + c_j is, to the bit, c_j + c_i. It is for R1 in
+ * `range`, whose loss has corners: the largest entry of a row changes as R1 turns, so a step that
+ * few planes make is soon of no use. End-to-end objectives must first turn the outliers themselves,
+ * which one scalar a matrix does faster.
  *
  * The rate of adam is an angle. |A|_2, the largest of the angles by which a step turns a vector, is
  * lr while gradients agree, less where they do not, and never above 1.82 lr: A is a sum of b_k
@@ -49,7 +51,7 @@
  * that adds [A, M] / 2, and of A = f (0.95 M + 0.05 W') the first part commutes with M. What is
  * left, 0.05 f [W', M] / 2, has a norm of at most 0.05 f |W'|_2 |M|_2, about a twentieth of the
  * rate times that of M, since f is the rate over what |W'|_2 was of late: gradients of other rows
- * differ by more. v is one number that no rotation changes, and c belongs to channels that R does
+ * differ by more. v is one number that no rotation changes; c belongs to channels, which R does
  * not turn. docs/DECISIONS.md has what other choices gave.
  */
 #ifndef SPINSHARD_ROTATIONS_OPTIMIZER_H
@@ -61,7 +63,18 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-typedef enum optimizer_kind { OPTIMIZER_ADAM, OPTIMIZER_SGD_PUBLISHED } optimizer_kind;
+/* The first two have names in a recipe; `range` takes the third where the recipe says adam. */
+typedef enum optimizer_kind {
+    OPTIMIZER_ADAM,
+    OPTIMIZER_SGD_PUBLISHED,
+    OPTIMIZER_ADAM_CHANNELS
+} optimizer_kind;
+
+/* Local. Whether it has momentum: adam of either form. */
+static inline bool optimizer_is_adam(optimizer_kind kind) {
+    return kind != OPTIMIZER_SGD_PUBLISHED;
+}
+
 typedef enum lr_schedule { SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT } lr_schedule;
 
 /* Local. Rate of step t = 0 .. steps - 1. cosine: lr (1 + cos(pi t / steps)) / 2; linear:
@@ -107,15 +120,15 @@ void optimizer_forget(optimizer *o);
 
 int64_t optimizer_steps_done(const optimizer *o); /* local; since the start, or optimizer_forget */
 
-/* Local. State as raw doubles where they stand, to be read or written there: steps, v [count] and,
- * of adam, c [count, n] and M [count, n, n]; how many pieces. The kind and sizes are the caller's
- * to know. A restored state continues bit for bit. */
+/* Local. State as raw doubles where they stand, to be read or written there: steps, v [count],
+ * c [count, n] where there are channels, and M [count, n, n] of adam; how many pieces. The kind and
+ * sizes are the caller's to know. A restored state continues bit for bit. */
 enum { OPTIMIZER_PIECES = 2 };
 int optimizer_state_pieces(optimizer *o, byte_piece out[OPTIMIZER_PIECES]);
 
 /* Local. State matrix by matrix, for those that another rank may take over: the steps, which all
  * matrices have in common (optimizer_steps_done), and of matrix k optimizer_matrix_count doubles:
- * v, c and M of adam, nothing of sgd-published. */
+ * v, c and M as far as the kind has them, nothing of sgd-published. */
 int64_t optimizer_matrix_count(optimizer_kind kind, int64_t n);
 void optimizer_matrix_save(const optimizer *o, int64_t k, double *out);
 void optimizer_matrix_load(optimizer *o, int64_t k, const double *in);
@@ -133,7 +146,7 @@ double optimizer_adam_channels(int64_t n, const double *squares, double *c);
 
 /* Of a matrix the part that a rank has, as lines that lie one behind the other (rows, or columns
  * where it is stored by columns: W is skew), with c of the channel of each line and of each entry
- * of a line; mean: of all of c. */
+ * of a line; mean: of all of c. Without channels of_line is NULL, and W' is W. */
 typedef struct optimizer_part {
     int64_t lines, length;
     const double *of_line, *of_entry; /* [lines], [length] */

@@ -79,9 +79,15 @@ static void put_start_r1(learn_range *l, const dealt_rows *R1) {
     learn_range_share_r1(l);
 }
 
+/* R2 has no channels of its own to let turn: with them its losses moved in no digit that matters.
+ */
+static optimizer_kind kind_of_r1(const learn_range_options *o) {
+    return optimizer_is_adam(o->kind) ? OPTIMIZER_ADAM_CHANNELS : o->kind;
+}
+
 static err create_r1(learn_range *l, const dealt_rows *R1) {
     cayley_dist_options co = {.n = l->n,
-                              .kind = l->o.kind,
+                              .kind = kind_of_r1(&l->o),
                               .grid = l->o.grid,
                               .blas_threads = l->o.blas_threads,
                               .rough_gradient = true};
@@ -163,7 +169,7 @@ uint64_t learn_range_bytes(const llama_config *cfg, const learn_range_options *o
     const int64_t n = cfg->hidden, per_site = size_ceil_div(o->rows, 2 * o->layers);
     const uint64_t n2 = (uint64_t)(n * n);
     const bool act = aquant_on(&o->act);
-    const cayley_dist_options r1 = {.n = n, .kind = o->kind, .grid = o->grid};
+    const cayley_dist_options r1 = {.n = n, .kind = kind_of_r1(o), .grid = o->grid};
     uint64_t bytes = 0;
     if (o->r1 && (act || rows_of_weights)) {
         const int64_t rows = (act ? per_site * 2 * n_layers : 0) + rows_of_weights;

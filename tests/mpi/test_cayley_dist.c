@@ -47,7 +47,7 @@ static cayley_dist *make(const comm *c, grid_shape shape, optimizer_kind kind) {
     return d;
 }
 
-static const double rates[] = {0.05, 1.5}; /* of adam and sgd-published */
+static const double rates[] = {0.05, 1.5, 0.05}; /* of adam, sgd-published, adam with channels */
 
 static void go(cayley_dist *d, optimizer_kind kind, int64_t first, int64_t steps) {
     for (int64_t t = first; t < first + steps; t++) {
@@ -124,8 +124,8 @@ static void bits_depend_on_the_grid_alone(const comm *c, grid_shape shape) {
         check_ok(comm_split(c, comm_rank(c) < k ? 0 : -1, "first ranks", &part), "split");
         double *got = room(N * N);
         if (part) {
-            cayley_dist *d = make(part, shape, OPTIMIZER_ADAM);
-            go(d, OPTIMIZER_ADAM, 0, 4);
+            cayley_dist *d = make(part, shape, OPTIMIZER_ADAM_CHANNELS);
+            go(d, OPTIMIZER_ADAM_CHANNELS, 0, 4);
             free(got);
             got = result(d);
             check(cayley_dist_is_cell(d) == (comm_rank(part) < cells), "cells are the first ranks");
@@ -203,7 +203,7 @@ static void check_sent(const comm *c, uint64_t before, int64_t bytes, const char
 
 /* As they are after rounding to fp32 and from there, in two bytes each. */
 static void rows_go_in_bf16(const comm *c, grid_shape shape) {
-    cayley_dist *d = make(c, shape, OPTIMIZER_ADAM);
+    cayley_dist *d = make(c, shape, OPTIMIZER_ADAM_CHANNELS);
     float *f = calloc(N * N, sizeof *f);
     bf16 *got = calloc(N * N, sizeof *got);
     if (!f || !got) abort();
@@ -219,7 +219,8 @@ static void rows_go_in_bf16(const comm *c, grid_shape shape) {
 }
 
 static void contributions_are_summed(const comm *c, grid_shape shape) {
-    cayley_dist *a = make(c, shape, OPTIMIZER_ADAM), *b = make(c, shape, OPTIMIZER_ADAM);
+    cayley_dist *a = make(c, shape, OPTIMIZER_ADAM_CHANNELS),
+                *b = make(c, shape, OPTIMIZER_ADAM_CHANNELS);
     int64_t *v = calloc(N * N, sizeof *v);
     double *G = room(N * N);
     const int64_t size = comm_size(c);
@@ -251,13 +252,16 @@ static void rough_gradients_step_alike(const comm *c) {
         check_ok(comm_split(c, comm_rank(c) < k ? 0 : -1, "first ranks", &part), "split");
         double *got = room(N * N);
         if (part) {
-            const cayley_dist_options o = {
-                .n = N, .grid = {1, 1}, .blas_threads = 1, .rough_gradient = true};
-            cayley_dist *d, *fine = make(part, o.grid, OPTIMIZER_ADAM);
+            const cayley_dist_options o = {.n = N,
+                                           .kind = OPTIMIZER_ADAM_CHANNELS,
+                                           .grid = {1, 1},
+                                           .blas_threads = 1,
+                                           .rough_gradient = true};
+            cayley_dist *d, *fine = make(part, o.grid, OPTIMIZER_ADAM_CHANNELS);
             check_ok(cayley_dist_create(part, &o, &d), "create");
             cayley_dist_put_rows(d, 0, N, R);
-            go(d, OPTIMIZER_ADAM, 0, 4);
-            go(fine, OPTIMIZER_ADAM, 0, 4);
+            go(d, OPTIMIZER_ADAM_CHANNELS, 0, 4);
+            go(fine, OPTIMIZER_ADAM_CHANNELS, 0, 4);
             double *want = result(fine);
             free(got);
             got = result(d);
@@ -307,7 +311,7 @@ static void put_start(void *to, int64_t row, int64_t rows, const double *R) {
 
 /* Against the start points of one rank, held by another test against their definitions. */
 static void start_points_are_those_of_one_rank(const comm *c, grid_shape shape, int block) {
-    cayley_dist *d = make(c, shape, OPTIMIZER_ADAM);
+    cayley_dist *d = make(c, shape, OPTIMIZER_ADAM_CHANNELS);
     const start_sink sink = {.to = d, .put = put_start};
     dgrid *g;
     dmat *C;
@@ -337,8 +341,9 @@ static void start_points_are_those_of_one_rank(const comm *c, grid_shape shape, 
 }
 
 static void nan_is_refused(const comm *c, grid_shape shape) {
-    cayley_dist *d = make(c, shape, OPTIMIZER_ADAM), *whole = make(c, shape, OPTIMIZER_ADAM);
-    go(d, OPTIMIZER_ADAM, 0, 2);
+    cayley_dist *d = make(c, shape, OPTIMIZER_ADAM_CHANNELS),
+                *whole = make(c, shape, OPTIMIZER_ADAM_CHANNELS);
+    go(d, OPTIMIZER_ADAM_CHANNELS, 0, 2);
     double *before = result(d), *G = gradient(7);
     G[N * N / 2] = NAN;
     cayley_dist_put_gradient(d, 0, N, G);
@@ -346,8 +351,8 @@ static void nan_is_refused(const comm *c, grid_shape shape) {
     check(e.code == ERR_NUMERICS, "NaN is refused on every rank");
     double *after = result(d);
     check(same_bits(before, after), "R is as before");
-    go(d, OPTIMIZER_ADAM, 2, 1);
-    go(whole, OPTIMIZER_ADAM, 0, 3);
+    go(d, OPTIMIZER_ADAM_CHANNELS, 2, 1);
+    go(whole, OPTIMIZER_ADAM_CHANNELS, 0, 3);
     double *x = result(d), *y = result(whole);
     check(same_bits(x, y), "the optimiser is as before");
     cayley_dist_destroy(&d), cayley_dist_destroy(&whole);
@@ -363,7 +368,7 @@ int main(int argc, char **argv) {
     static const grid_shape shapes[] = {{1, 1}, {2, 1}, {1, 2}, {2, 2}, {3, 2}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         if (shapes[i].rows * shapes[i].cols > comm_size(c)) continue;
-        for (int kind = 0; kind < 2; kind++) {
+        for (int kind = 0; kind < 3; kind++) {
             steps_are_those_of_one_rank(c, shapes[i], (optimizer_kind)kind);
             restart_continues(c, shapes[i], (optimizer_kind)kind);
         }

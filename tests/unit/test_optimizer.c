@@ -274,8 +274,8 @@ static void forgetting_is_a_new_beginning(void **state) {
     const int64_t n = 20, size = n * n;
     double *R = orthogonal(n, 1), *S = copy(size, R), *start = copy(size, R), *W = room(size);
     optimizer *used, *fresh;
-    assert_ok(optimizer_create(OPTIMIZER_ADAM, n, 1, &used));
-    assert_ok(optimizer_create(OPTIMIZER_ADAM, n, 1, &fresh));
+    assert_ok(optimizer_create(OPTIMIZER_ADAM_CHANNELS, n, 1, &used));
+    assert_ok(optimizer_create(OPTIMIZER_ADAM_CHANNELS, n, 1, &fresh));
     for (uint64_t t = 0; t < 7; t++) {
         fill_skew(n, 100 + t, 3, W);
         assert_ok(optimizer_step(used, 0.1, NULL, W, R, NULL));
@@ -309,8 +309,8 @@ static void gauss(int64_t n, double *M, double *B) {
         }
 }
 
-static void slow_adam(int64_t n, int64_t t, double lr, const double *W, double *c, double *M,
-                      double *v, double *R) {
+static void slow_adam(bool channels, int64_t n, int64_t t, double lr, const double *W, double *c,
+                      double *M, double *v, double *R) {
     double *L = room(n * n), *B = room(n * n), *even = room(n * n), angle, mean = 0;
     for (int64_t i = 0; i < n; i++) {
         double squares = 0;
@@ -320,7 +320,7 @@ static void slow_adam(int64_t n, int64_t t, double lr, const double *W, double *
     }
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0; j < n; j++)
-            even[i * n + j] = W[i * n + j] / sqrt((c[i] + c[j]) / 2 / mean);
+            even[i * n + j] = W[i * n + j] / (channels ? sqrt((c[i] + c[j]) / 2 / mean) : 1);
     assert_ok(cayley_angle(n, even, &angle)); /* held by a test of its own */
     *v = 0.99 * *v + 0.01 * angle * angle;
     double inner = 0;
@@ -341,18 +341,17 @@ static void slow_adam(int64_t n, int64_t t, double lr, const double *W, double *
 }
 
 /* The planes of one channel are many times the others, and channel 7 has no gradient. */
-static void adam_is_its_formula(void **state) {
-    (void)state;
+static void adam_is(optimizer_kind kind) {
     const int64_t n = 33, size = n * n;
     double *R = orthogonal(n, 1), *slow = copy(size, R), *M = room(size), *W = room(size),
            *c = room(n), v = 0;
     optimizer *o;
-    assert_ok(optimizer_create(OPTIMIZER_ADAM, n, 1, &o));
+    assert_ok(optimizer_create(kind, n, 1, &o));
     for (int64_t t = 1; t <= 40; t++) {
         fill_skew(n, 100 + (uint64_t)t, t == 20 ? 50 : 1, W); /* one gradient far too large */
         for (int64_t i = 0; i < n; i++) W[3 * n + i] *= 300, W[i * n + 3] *= 300;
         for (int64_t i = 0; i < n; i++) W[7 * n + i] = W[i * n + 7] = 0;
-        slow_adam(n, t, 0.02, W, c, M, &v, slow);
+        slow_adam(kind == OPTIMIZER_ADAM_CHANNELS, n, t, 0.02, W, c, M, &v, slow);
         assert_ok(optimizer_step(o, 0.02, NULL, W, R, NULL));
         assert_true(distance(size, R, slow) < 1e-12);
     }
@@ -361,10 +360,16 @@ static void adam_is_its_formula(void **state) {
     free(R), free(slow), free(M), free(W), free(c);
 }
 
+static void adam_is_its_formula(void **state) {
+    (void)state;
+    adam_is(OPTIMIZER_ADAM);
+    adam_is(OPTIMIZER_ADAM_CHANNELS);
+}
+
 static void orthogonal_after_1099_steps(void **state) {
     (void)state;
     for (int64_t n = 64; n <= 96; n += 32)
-        for (int kind = 0; kind < 2; kind++) {
+        for (int kind = 0; kind < 3; kind++) {
             const int64_t size = n * n;
             double *R = orthogonal(n, 2), *G = room(size), *W = room(size), max;
             optimizer *o;
@@ -373,12 +378,16 @@ static void orthogonal_after_1099_steps(void **state) {
                 for (int64_t i = 0; i < size; i++)
                     G[i] = rng_normal(3, RNG_TEST, (uint64_t)(t * size + i));
                 assert_ok(cayley_skew(n, G, R, W));
-                assert_ok(optimizer_step(o, kind == OPTIMIZER_ADAM ? 0.05 : 1.5, NULL, W, R, NULL));
+                assert_ok(optimizer_step(o, optimizer_is_adam((optimizer_kind)kind) ? 0.05 : 1.5,
+                                         NULL, W, R, NULL));
             }
             assert_ok(cayley_orthogonality(n, R, &max));
             assert_true(max <= 1e-12); /* 99 steps after the last polish */
             print_message("order %d, %s: |R^T R - I| %.1e after 1099 steps\n", (int)n,
-                          kind == OPTIMIZER_ADAM ? "adam" : "sgd-published", max);
+                          kind == OPTIMIZER_SGD_PUBLISHED ? "sgd-published"
+                          : kind == OPTIMIZER_ADAM        ? "adam"
+                                                          : "adam, channels",
+                          max);
             optimizer_destroy(&o);
             free(R), free(G), free(W);
         }
@@ -408,7 +417,7 @@ static double *starts(int64_t n, int64_t count) {
 static void restart_continues_bit_for_bit(void **state) {
     (void)state;
     const int64_t n = 20, count = 3, size = count * n * n;
-    for (int kind = 0; kind < 2; kind++) {
+    for (int kind = 0; kind < 3; kind++) {
         double *whole = starts(n, count), *cut = copy(size, whole);
         optimizer *a, *b, *c;
         assert_ok(optimizer_create((optimizer_kind)kind, n, count, &a));
@@ -417,7 +426,10 @@ static void restart_continues_bit_for_bit(void **state) {
         run(a, n, count, 0, 120, whole); /* over a polish */
         run(b, n, count, 0, 47, cut);
         const int64_t doubles = optimizer_matrix_count((optimizer_kind)kind, n);
-        assert_int_equal(doubles, kind == OPTIMIZER_ADAM ? 1 + n + n * n : 0);
+        const int64_t of_kind[] = {[OPTIMIZER_ADAM] = 1 + n * n,
+                                   [OPTIMIZER_SGD_PUBLISHED] = 0,
+                                   [OPTIMIZER_ADAM_CHANNELS] = 1 + n + n * n};
+        assert_int_equal(doubles, of_kind[kind]);
         double *kept = room(count * doubles + 1);
         for (int64_t k = 0; k < count; k++) {
             optimizer_matrix_save(b, k, kept + k * doubles);
@@ -437,7 +449,7 @@ static void batch_is_single_matrices(void **state) {
     (void)state;
     const int64_t n = 40, count = 4, size = n * n;
     const int before = omp_get_max_threads();
-    for (int kind = 0; kind < 2; kind++)
+    for (int kind = 0; kind < 3; kind++)
         for (int threads = 1; threads <= 3; threads++) {
             omp_set_num_threads(threads);
             double *R = starts(n, count), *W = room(size);
@@ -466,7 +478,7 @@ static void nan_leaves_all_as_it_was(void **state) {
     const int64_t n = 16, count = 2, size = count * n * n;
     double *R = starts(n, count), *W = room(size);
     optimizer *o;
-    assert_ok(optimizer_create(OPTIMIZER_ADAM, n, count, &o));
+    assert_ok(optimizer_create(OPTIMIZER_ADAM_CHANNELS, n, count, &o));
     run(o, n, count, 0, 3, R);
     byte_piece state_of[OPTIMIZER_PIECES];
     const int pieces = optimizer_state_pieces(o, state_of);
