@@ -49,7 +49,8 @@ static double *orthogonal(int64_t n, uint64_t seed) {
 
 static double distance(int64_t count, const double *a, const double *b) {
     double most = 0;
-    for (int64_t i = 0; i < count; i++) most = fmax(most, fabs(a[i] - b[i]));
+    for (int64_t i = 0; i < count; i++)
+        most = isfinite(a[i] - b[i]) ? fmax(most, fabs(a[i] - b[i])) : INFINITY;
     return most;
 }
 
@@ -320,7 +321,9 @@ static void slow_adam(bool channels, int64_t n, int64_t t, double lr, const doub
     }
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0; j < n; j++)
-            even[i * n + j] = W[i * n + j] / (channels ? sqrt((c[i] + c[j]) / 2 / mean) : 1);
+            even[i * n + j] = !channels         ? W[i * n + j]
+                              : c[i] + c[j] > 0 ? W[i * n + j] / sqrt((c[i] + c[j]) / 2 / mean)
+                                                : 0;
     assert_ok(cayley_angle(n, even, &angle)); /* held by a test of its own */
     *v = 0.99 * *v + 0.01 * angle * angle;
     double inner = 0;
