@@ -24,8 +24,8 @@
 enum { LANES = 16, COLUMNS = 128, HEAD = 64 };
 
 /* The packed factor where there are no bf16 kernels. Rows `together` in a call: all m of a tile,
- * and the factor is [k, n]; or LANES or 1, and it is in pieces [k, COLUMNS] (the last one
- * narrower), one behind the other. */
+ * and the factor is as gemm_pack_bf16 packs it; or LANES or 1, and it is in pieces [k, COLUMNS]
+ * (the last one narrower), one behind the other. */
 typedef struct wide_factor {
     int64_t together;
 } wide_factor;
@@ -62,13 +62,10 @@ static void multiply_pieces(int64_t together, int64_t m, int64_t n, int64_t k, c
 static void multiply(int64_t m, int64_t n, int64_t k, const bf16 *a, const void *packed, float *c) {
     const int64_t together = ((const wide_factor *)packed)->together;
     const float *b = const_numbers_of(packed);
-    if (together != m) {
+    if (together == m)
+        gemm_tile_packed_bf16(m, n, k, a, b, c);
+    else
         multiply_pieces(together, m, n, k, a, b, c);
-        return;
-    }
-    float *wide = gemm_widen_buffer(m * k, m, n, k);
-    half_array_from_bf16(a, m * k, wide);
-    gemm_tile_f32(GEMM_N, GEMM_N, m, n, k, wide, k, b, n, GEMM_SET, c, n);
 }
 
 /* The trial: the product of m equal rows with a factor of random numbers has equal rows, to the
@@ -132,11 +129,15 @@ void gemm_alike_pack(int64_t m, int64_t n, int64_t k, const bf16 *b, int64_t ldb
         gemm_pack_bf16(GEMM_N, m, n, k, b, ldb, packed);
         return;
     }
-    const int64_t together = rows_together(m, n, k, packed), piece = together == m ? n : COLUMNS;
+    const int64_t together = rows_together(m, n, k, packed);
     float *to = numbers_of(packed);
     ((wide_factor *)packed)->together = together;
-    for (int64_t j = 0; j < n; j += piece) {
-        const int64_t cols = size_min(piece, n - j);
+    if (together == m) {
+        gemm_pack_bf16(GEMM_N, m, n, k, b, ldb, to);
+        return;
+    }
+    for (int64_t j = 0; j < n; j += COLUMNS) {
+        const int64_t cols = size_min(COLUMNS, n - j);
         for (int64_t i = 0; i < k; i++)
             half_array_from_bf16(b + i * ldb + j, cols, to + j * k + i * cols);
     }

@@ -58,41 +58,39 @@ err dmat_times(bool trans, const dmat *m, const double *x, double *y) {
     return e;
 }
 
-err dmat_norm_1(const dmat *m, double *out) {
-    const int parts = m->g->shape.rows;
-    double *sums;
-    *out = 0;
-    err e = side_by_side(m, parts, &sums);
-    if (!e.code) {
-        for (int64_t j = 0; j < m->cols; j++) {
-            double s = 0;
-            for (int64_t i = 0; i < m->rows; i++) s += fabs(m->part[j * m->rows + i]);
-            sums[m->g->row * m->n + dmat_col(m, j)] = s;
-        }
-        add_up(m, parts, sums, sums);
-        for (int64_t j = 0; j < m->n; j++)
-            if (sums[j] > *out || isnan(sums[j])) *out = sums[j];
-    }
-    mem_free(sums);
-    return e;
-}
-
-err dmat_col_squares(const dmat *m, double *out) {
+/* out [n]: of each column the sum of its absolute values, or squares. */
+static err column_sums(const dmat *m, bool squares, double *out) {
     const int parts = m->g->shape.rows;
     double *sums;
     err e = side_by_side(m, parts, &sums);
     if (!e.code) {
 #pragma omp parallel for
         for (int64_t j = 0; j < m->cols; j++) {
+            const double *column = m->part + j * m->rows;
             double s = 0;
             for (int64_t i = 0; i < m->rows; i++)
-                s += m->part[j * m->rows + i] * m->part[j * m->rows + i];
+                s += squares ? column[i] * column[i] : fabs(column[i]);
             sums[m->g->row * m->n + dmat_col(m, j)] = s;
         }
         add_up(m, parts, sums, out);
     }
     mem_free(sums);
     return e;
+}
+
+err dmat_norm_1(const dmat *m, double *out) {
+    double *sums;
+    *out = 0;
+    err e = side_by_side(m, 1, &sums);
+    if (!e.code) e = column_sums(m, false, sums);
+    for (int64_t j = 0; j < m->n && !e.code; j++)
+        if (sums[j] > *out || isnan(sums[j])) *out = sums[j];
+    mem_free(sums);
+    return e;
+}
+
+err dmat_col_squares(const dmat *m, double *out) {
+    return column_sums(m, true, out);
 }
 
 double dmat_sum_of_cells(const dmat *m, double mine) {

@@ -110,12 +110,12 @@ double optimizer_adam_channels(int64_t n, const double *squares, double *c) {
     return sum / (double)n;
 }
 
-/* W of one line becomes W'. `least` keeps channels that have no gradient from 0 / 0. */
-static void even_line(const optimizer_part *p, int64_t line, const double *W, double *even) {
-    const double least = 1e-12 * p->mean + DBL_MIN, own = p->of_line[line] + least;
+/* Entries of a line of W become those of W': `own` is c of the line, other [count] that of each
+ * entry. `least` keeps channels that have no gradient from 0 / 0. */
+static void even_out(double mean, double own, const double *other, int64_t count, double *W) {
+    const double least = 1e-12 * mean + DBL_MIN;
 #pragma omp simd
-    for (int64_t i = 0; i < p->length; i++)
-        even[i] = W[i] * sqrt(2 * p->mean / (own + p->of_entry[i]));
+    for (int64_t i = 0; i < count; i++) W[i] *= sqrt(2 * mean / (own + least + other[i]));
 }
 
 enum { PIECE = 256 }; /* entries of a line whose W is kept beside W' */
@@ -127,12 +127,7 @@ static void take_line(const optimizer_part *p, int64_t line, double *W, double *
         const int64_t count = size_min(PIECE, p->length - at);
         double *even = W + at, *m = M + at;
         memcpy(as_it_was, even, (size_t)count * sizeof *even);
-        if (p->of_line) {
-            optimizer_part piece = *p;
-            piece.length = count;
-            piece.of_entry += at;
-            even_line(&piece, line, as_it_was, even);
-        }
+        if (p->of_line) even_out(p->mean, p->of_line[line], p->of_entry + at, count, even);
 #pragma omp simd reduction(+ : down, squares)
         for (int64_t i = 0; i < count; i++) {
             m[i] = OPTIMIZER_BETA_1 * m[i] + (1 - OPTIMIZER_BETA_1) * even[i];

@@ -397,12 +397,12 @@ err learn_sites_plan(learner *l, plan_maker *m) {
         plan_offer(f, &p, r);
         most = size_max(most, l->range.n);
     }
-    for (int k = 0; k < CLIP_PLACES; k++)
-        if (l->noise_places >> k & 1u)
-            numbers += (learn_site_may_be_eight(l, (clip_place)k, 0) ? 2 : 1) * rows *
-                       noise_width(cfg, (clip_place)k);
-    for (int k = 0; k < CLIP_PLACES && rotation_set_r1(m->q->rotations); k++)
-        turned += (l->noise_places >> k & 1u) && (k == CLIP_ATTN || k == CLIP_MLP);
+    for (int k = 0; k < CLIP_PLACES; k++) {
+        if (!(l->noise_places >> k & 1u)) continue;
+        numbers += (learn_site_may_be_eight(l, (clip_place)k, 0) ? 2 : 1) * rows *
+                   noise_width(cfg, (clip_place)k);
+        turned += rotation_set_r1(m->q->rotations) && (k == CLIP_ATTN || k == CLIP_MLP);
+    }
     f->seconds = plan_time_trials(&m->rank, TRIALS, (double)(most * numbers)) +
                  plan_time_turned(&m->rank, cfg->hidden, most * turned, (double)rows);
     f->units = 1; /* kept when all are known */

@@ -148,31 +148,22 @@ static void run_bf16(const problem *p) {
     free(c);
 }
 
-/* The product with its second factor packed first; contiguous rows alone. */
-static void run_packed(const problem *p) {
+/* The product with its second factor packed first; contiguous rows alone. `alike`: by the one whose
+ * rows round alike, which takes a second factor as it is. */
+static void run_packed(const problem *p, bool alike) {
     const int64_t m = p->s.m, n = p->s.n, k = p->s.k;
     bf16 *a = to_bf16(p->a, p->na), *b = to_bf16(p->b, p->nb);
     float *c = to_f32(p->c, p->nc);
-    void *packed = aligned_alloc(64, (gemm_packed_bytes(m, n, k) + 63) / 64 * 64);
+    const uint64_t bytes = alike ? gemm_alike_bytes(m, n, k) : gemm_packed_bytes(m, n, k);
+    void *packed = aligned_alloc(64, (bytes + 63) / 64 * 64);
     assert_non_null(packed);
-    gemm_pack_bf16(gemm_op_of(p->tb), m, n, k, b, p->ldb, packed);
-    gemm_tile_packed_bf16(m, n, k, a, packed, c);
-    check_f32(p, c);
-    free(packed);
-    free(a);
-    free(b);
-    free(c);
-}
-
-/* The same with rows that round alike. */
-static void run_alike(const problem *p) {
-    const int64_t m = p->s.m, n = p->s.n, k = p->s.k;
-    bf16 *a = to_bf16(p->a, p->na), *b = to_bf16(p->b, p->nb);
-    float *c = to_f32(p->c, p->nc);
-    void *packed = aligned_alloc(64, (gemm_alike_bytes(m, n, k) + 63) / 64 * 64);
-    assert_non_null(packed);
-    gemm_alike_pack(m, n, k, b, p->ldb, packed);
-    gemm_alike_tile(m, n, k, a, packed, c);
+    if (alike) {
+        gemm_alike_pack(m, n, k, b, p->ldb, packed);
+        gemm_alike_tile(m, n, k, a, packed, c);
+    } else {
+        gemm_pack_bf16(gemm_op_of(p->tb), m, n, k, b, p->ldb, packed);
+        gemm_tile_packed_bf16(m, n, k, a, packed, c);
+    }
     check_f32(p, c);
     free(packed);
     free(a);
@@ -189,8 +180,8 @@ static void test_products(void **state) {
             run_f64(&p);
             run_f32(&p);
             if (!p.ta) run_bf16(&p);
-            if (!p.ta && !p.add && !p.s.pad) run_packed(&p);
-            if (!p.ta && !p.tb && !p.add && !p.s.pad) run_alike(&p);
+            if (!p.ta && !p.add && !p.s.pad) run_packed(&p, false);
+            if (!p.ta && !p.tb && !p.add && !p.s.pad) run_packed(&p, true);
             problem_free(&p);
         }
     }
